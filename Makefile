@@ -1,0 +1,47 @@
+# make run and make test do everything on a fresh machine with Python 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SCENARIO ?= demo
+
+.PHONY: run test lint plain cluster-tests gpu-tests cluster bench clean
+
+run: $(STAMP)
+ifneq ($(REAL_KUBECONFIG)$(NODE),)
+	$(if $(and $(REAL_KUBECONFIG),$(NODE)),,$(error REAL_KUBECONFIG and NODE go together))
+	$(BIN)/gpu-health-agent simulate $(SCENARIO) --kubeconfig "$(REAL_KUBECONFIG)" --node "$(NODE)"
+else
+	$(BIN)/gpu-health-agent simulate $(SCENARIO)
+endif
+
+test: lint plain cluster-tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+plain: $(STAMP)
+	$(BIN)/pytest --ignore=tests/cluster --ignore=tests/gpu --ignore=tests/bench
+
+cluster-tests: $(STAMP)
+	$(BIN)/python -m tests.cluster.build
+	$(BIN)/pytest tests/cluster
+
+gpu-tests: $(STAMP)
+	$(BIN)/pytest tests/gpu
+
+cluster: $(STAMP)
+	$(BIN)/python -m tests.cluster
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@

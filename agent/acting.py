@@ -1,0 +1,205 @@
+"""The act loop: look, plan, do each step; a failure is recorded and the next round is the retry."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from agent.config import Config
+from agent.model import Severity, Verdict
+from agent.policy.plan import HARD_TAINT, plan
+from agent.policy.stored import MalformedError, Stored, load
+from agent.world import (
+    Announce,
+    CredentialsError,
+    Evict,
+    GiveSlot,
+    Hands,
+    RefusedError,
+    Report,
+    Retaint,
+    Step,
+    TakeSlot,
+    UnreachableError,
+    Wait,
+    World,
+)
+
+_BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
+_MOST_ROUNDS = 20  # in one go: a plan that never comes to rest is a bug, not a reason to flood the API server
+_CONFLICT = 409
+
+Tell = Callable[..., None]
+
+
+class Actor:
+    """One thread that writes to the cluster. It reads the judge's verdict and keeps no lock with it."""
+
+    def __init__(self, config: Config, connect: Callable[[], Hands], dry_run: bool, tell: Tell) -> None:
+        self._config, self._connect, self._dry_run, self._tell = config, connect, dry_run, tell
+        self._hands: Hands | None = None
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._verdict: Verdict | None = None
+        self._gather_until = 0.0
+        self._world: World | None = None
+        self._failures = 0
+        self._told: tuple[str, ...] = ()
+        self.restored: Stored | None = None  # what the Node held when it was first read
+        self.started = False  # the Node was read once
+        self.steps: tuple[str, ...] = ()
+        self.waits: tuple[str, ...] = ("the Node was not read yet",)
+        self.done: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.look_s = 0.0
+
+    def start(self) -> None:
+        threading.Thread(target=self._loop, name="act", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._wake.set()
+
+    def judged(self, verdict: Verdict, changed: bool) -> None:
+        """The judge's latest word; a changed one is acted on at once."""
+        self._verdict = verdict
+        if changed:
+            self._wake.set()
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            pause_s = self._round()
+            # While the server is down the growing pause is not cut short by news.
+            (self._stop if self._failures else self._wake).wait(pause_s)
+            self._wake.clear()
+
+    def _round(self) -> float:
+        """Look, plan and do until nothing is left to do; seconds until the next round."""
+        try:
+            for _ in range(_MOST_ROUNDS):
+                if not self._once():
+                    break
+            self._failures = 0
+        except (CredentialsError, RefusedError, UnreachableError) as error:
+            self._failures += 1
+            self.failed["look"] += 1
+            self._waiting((str(error),))
+            longest = min(_LONGEST_PAUSE_S, 2.0 ** min(self._failures - 1, 6))
+            return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+        except Exception as error:  # noqa: BLE001 - a bug must not end the thread that untaints
+            self.failed["bug"] += 1
+            self._tell("unexpected error while acting; please report it", error=repr(error), exc_info=True)
+            return _BUSY_S
+        remaining_s = self._gather_until - time.monotonic()
+        if remaining_s > 0:
+            return min(_BUSY_S, remaining_s + 0.05)
+        return _BUSY_S if self.waits or self._standing() else _IDLE_S
+
+    def _standing(self) -> bool:
+        return self._world is not None and any(taint.key == HARD_TAINT for taint in self._world.taints)
+
+    def _once(self) -> bool:
+        """One round; whether it changed something and another look may find more to do."""
+        hands = self._hands = self._hands or self._connect()
+        verdict = self._verdict
+        began = time.monotonic()
+        world = self._world = hands.look(
+            closely=not self.started or self._standing() or (verdict is not None and verdict.withdraw)
+        )
+        self.look_s = time.monotonic() - began
+        self._restore(world)
+        if verdict is None or any(why.endswith("not heard yet") for why in verdict.blind):
+            self._waiting(("every source must be heard once before anything is concluded",))
+            return False
+        steps = plan(verdict, world, self._config, self._gathered(verdict))
+        waits = tuple(step.why for step in steps if isinstance(step, Wait))
+        if self._dry_run:
+            would = tuple(f"dry run: would {describe(s)}" for s in steps if not isinstance(s, Wait))
+            self._waiting((*would, *waits))
+            return False
+        done, refused = self._do_all(hands, steps)
+        self._waiting((*waits, *refused))
+        return done
+
+    def _do_all(self, hands: Hands, steps: tuple[Step, ...]) -> tuple[bool, tuple[str, ...]]:
+        """Each step in order; the first that is refused ends the round."""
+        told: list[str] = []
+        again = False
+        for step in steps:
+            if isinstance(step, Wait):
+                continue
+            kind = type(step).__name__.lower()
+            try:
+                hands.do(step)
+            except RefusedError as refused:
+                self.failed[kind] += 1
+                if refused.status == _CONFLICT:
+                    return True, ()  # somebody else was quicker: look again at once
+                return False, (f"could not {describe(step)}: {refused}",)
+            self.done[kind] += 1
+            told.append(describe(step))
+            if not isinstance(step, Report):
+                self._tell("done", step=describe(step))
+            # An eviction's effect is not there at once, and a refused one is asked again in a while.
+            again = again or not isinstance(step, Evict)
+        if told:
+            self.steps = tuple(told)
+        return again, ()
+
+    def _gathered(self, verdict: Verdict) -> bool:
+        began = [f.began for f in verdict.faults if f.finding.severity is Severity.FATAL]
+        self._gather_until = min(began) + self._config.drain.gather_s if began else 0.0
+        return time.monotonic() >= self._gather_until
+
+    def _restore(self, world: World) -> None:
+        if self.started:
+            return
+        try:
+            self.restored = load(world.stored, time.monotonic()) if world.stored is not None else None
+        except MalformedError:
+            self.restored = None  # the plan says so, and acts on nothing
+        self.started = True
+
+    def _waiting(self, waits: tuple[str, ...]) -> None:
+        self.waits = waits
+        if waits != self._told:
+            for why in waits:
+                if why not in self._told:
+                    self._tell("waiting", why=why)
+            self._told = waits
+
+
+def describe(step: Step) -> str:
+    """A step in words, for logs and people."""
+    match step:
+        case Report(conditions, labels, _):
+            parts = [f"{c.type}={c.status}" for c in conditions] + [f"{k}={v}" for k, v in labels.items()]
+            return f"report {', '.join(parts) or 'its stored state'}"
+        case Retaint(taints):
+            return f"taint the node {', '.join(f'{t.key}={t.value}:{t.effect}' for t in taints)}" if taints else (
+                "remove our taint from the node"
+            )  # fmt: skip
+        case TakeSlot(kind, index):
+            return f"take {kind} permit {index}"
+        case GiveSlot(kind, index):
+            return f"give {kind} permit {index} back"
+        case Evict(pod):
+            return f"ask for the eviction of pod {pod.key}"
+        case Announce(reason=reason):
+            return f"send Event {reason}"
+        case Wait(why):
+            return f"wait: {why}"
+
+
+def view(actor: Actor) -> dict[str, Any]:
+    """The actor's part of a Snapshot."""
+    return {
+        "steps": actor.steps,
+        "waits": actor.waits,
+        "done": dict(actor.done),
+        "failed": dict(actor.failed),
+        "look_s": actor.look_s,
+    }

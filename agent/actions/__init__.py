@@ -1,0 +1,1 @@
+"""What we do: the only code that writes to cluster or hardware."""

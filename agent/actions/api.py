@@ -1,0 +1,80 @@
+"""The one way to a Kubernetes API server: a request with plain dicts in, a status and a plain dict out."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Protocol
+
+from agent.world import CredentialsError, RefusedError, UnreachableError
+
+TIMEOUT_S = 10.0
+JSON = "application/json"
+JSON_PATCH = "application/json-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+
+
+class Api(Protocol):
+    """HTTP to an API server, real or in memory. Raises Unreachable when no answer came."""
+
+    def __call__(self, method: str, path: str, body: Any = None, content_type: str = JSON) -> tuple[int, Any]: ...
+
+
+def connect(kubeconfig: str | None) -> Api:
+    """Credentials from a kubeconfig file, else from the pod's service account.
+
+    An exported KUBECONFIG is not looked at: an agent must never land on a cluster that nobody named.
+    """
+    # The typed models of this library cost 20 MB and a second of CPU at start, so only its ApiClient is used.
+    from kubernetes.client.api_client import ApiClient
+    from kubernetes.client.configuration import Configuration
+    from kubernetes.config import incluster_config, kube_config
+    from kubernetes.config.config_exception import ConfigException
+    from urllib3.exceptions import HTTPError
+
+    configuration = Configuration()
+    configuration.retries = False  # the next round is the retry
+    try:
+        if kubeconfig:
+            if not os.path.isfile(kubeconfig):
+                raise CredentialsError(f"--kubeconfig: {kubeconfig} is not a file")
+            kube_config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+        else:
+            incluster_config.load_incluster_config(client_configuration=configuration)
+    except ConfigException as error:
+        where = f"--kubeconfig {kubeconfig}" if kubeconfig else "the pod's service account"
+        raise CredentialsError(f"no credentials from {where}: {error}") from error
+    client = ApiClient(configuration)
+    client.user_agent = "gpu-health-agent"
+
+    def request(method: str, path: str, body: Any = None, content_type: str = JSON) -> tuple[int, Any]:
+        headers = {"Accept": JSON, "Content-Type": content_type, "User-Agent": "gpu-health-agent"}
+        # The token is read anew: a projected one is renewed on disk every hour.
+        if authorization := configuration.get_api_key_with_prefix("BearerToken", alias="authorization"):
+            headers["authorization"] = authorization
+        try:
+            response = client.call_api(
+                method, configuration.host + path, headers, body=body, _request_timeout=TIMEOUT_S
+            )
+            text = response.read()
+        except (HTTPError, OSError) as error:
+            raise UnreachableError(f"{configuration.host} does not answer: {error}"[:300]) from error
+        try:
+            return response.status, json.loads(text) if text else {}
+        except ValueError:
+            return response.status, {"message": text[:300].decode(errors="replace")}
+
+    return request
+
+
+def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = JSON) -> Any:
+    """A request that must succeed; RefusedError carries the server's sentence otherwise."""
+    status, answer = api(method, path, body, content_type)
+    if 200 <= status < 300:
+        return answer
+    answer = answer if isinstance(answer, dict) else {}
+    message = str(answer.get("message") or f"HTTP {status}")
+    causes = (answer.get("details") or {}).get("causes") or ()
+    told = "; ".join(str(cause.get("message", "")) for cause in causes if cause.get("message"))
+    raise RefusedError(status, f"{message} {told}".strip())

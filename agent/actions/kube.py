@@ -1,0 +1,241 @@
+"""The hands on the cluster: what the world looks like, and each step as one write."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, assert_never
+from urllib.parse import quote
+
+from agent.actions.api import JSON_PATCH, STRATEGIC_PATCH, Api, ask
+from agent.actions.permits import Permits
+from agent.config import Config
+from agent.world import (
+    Announce,
+    Condition,
+    Evict,
+    GiveSlot,
+    Pod,
+    RefusedError,
+    Report,
+    Retaint,
+    Slot,
+    Step,
+    Taint,
+    TakeSlot,
+    Wait,
+    World,
+)
+
+FAULTS_ANNOTATION = "gpu-health-agent/faults"
+MANAGED_LABEL = "gpu-health-agent/managed"
+_OUR_TAINTS = ("gpu-health-agent/unhealthy", "gpu-health-agent/degraded")
+_MIRROR = "kubernetes.io/config.mirror"
+_CONFLICT, _GONE, _BLOCKED = 409, 404, (429, 500)
+
+
+class KubeHands:
+    """Looks at the cluster and does one step at a time, for one node."""
+
+    def __init__(self, api: Api, node: str, config: Config) -> None:
+        self._api, self._node, self._config = api, node, config
+        self._path = f"/api/v1/nodes/{quote(node, safe='')}"
+        self._permits = Permits(api, config.budget)
+        self._raw: dict[str, Any] = {}
+        self._blocked: dict[str, str] = {}
+        self._announced: frozenset[str] = frozenset()
+
+    def look(self, closely: bool) -> World:
+        """Read the Node; ``closely`` also the pool's permits and, once our taint stands, the node's pods.
+
+        RefusedError, UnreachableError.
+        """
+        try:
+            self._raw = ask(self._api, "GET", self._path)
+        except RefusedError as refused:
+            if refused.status == _GONE:
+                raise RefusedError(
+                    _GONE, f"node {self._node} does not exist: check node, --node or NODE_NAME"
+                ) from None
+            raise
+        metadata, spec, status = (self._raw.get(part) or {} for part in ("metadata", "spec", "status"))
+        slots: tuple[Slot, ...] | None = None
+        pods: tuple[Pod, ...] | None = None
+        pool_size = 0
+        if closely:
+            slots, pool_size = self._permits.look(), self._pool_size()
+            if any(taint["key"] == _OUR_TAINTS[0] for taint in spec.get("taints") or ()):
+                pods = self._pods()
+        labels = metadata.get("labels") or {}
+        return World(
+            node=self._node,
+            uid=metadata["uid"],
+            managed=labels.get(MANAGED_LABEL) != "false",
+            taints=tuple(Taint(t["key"], t.get("value", ""), t["effect"]) for t in spec.get("taints") or ()),
+            labels=labels,
+            conditions={
+                c["type"]: Condition(c["type"], c["status"], c.get("reason", ""), c.get("message", ""))
+                for c in status.get("conditions") or ()
+            },
+            stored=(metadata.get("annotations") or {}).get(FAULTS_ANNOTATION),
+            slots=slots,
+            pool_size=pool_size,
+            pods=pods,
+            blocked=dict(self._blocked),
+            announced=self._announced,
+        )
+
+    def do(self, step: Step) -> None:
+        """One step, one write. RefusedError 409 means look again; nothing is retried here."""
+        match step:
+            case Report():
+                self._report(step)
+            case Retaint():
+                self._retaint(step)
+            case TakeSlot(kind, index):
+                self._permits.take(kind, index, self._holder)
+            case GiveSlot(kind, index):
+                self._permits.give(kind, index, self._holder)
+            case Evict(pod):
+                self._evict(pod)
+            case Announce():
+                self._announce(step)
+            case Wait():
+                pass
+            case _:
+                assert_never(step)
+
+    @property
+    def _holder(self) -> str:
+        return f"{self._node}/{self._raw['metadata']['uid']}"
+
+    def _pool_size(self) -> int:
+        selector = quote(self._config.budget.pool_selector, safe="")
+        return len(ask(self._api, "GET", f"/api/v1/nodes?labelSelector={selector}&resourceVersion=0")["items"])
+
+    def _pods(self) -> tuple[Pod, ...]:
+        selector = quote(f"spec.nodeName={self._node}", safe="")
+        answer = ask(self._api, "GET", f"/api/v1/pods?fieldSelector={selector}")
+        pods = tuple(_pod(item, self._config.drain.resource_prefixes) for item in answer.get("items", ()))
+        self._blocked = {k: v for k, v in self._blocked.items() if any(p.key == k for p in pods)}
+        return pods
+
+    def _report(self, step: Report) -> None:
+        body: dict[str, Any] = {"metadata": {}}
+        if step.labels:
+            body["metadata"]["labels"] = dict(step.labels)
+        if step.stored is not None:
+            body["metadata"]["annotations"] = {FAULTS_ANNOTATION: step.stored}
+        if step.conditions:
+            body["status"] = {"conditions": [self._condition(c) for c in step.conditions]}
+        # The status subresource takes conditions, labels and annotations in one write, and no spec.
+        self._raw = ask(self._api, "PATCH", f"{self._path}/status", body, STRATEGIC_PATCH)
+
+    def _condition(self, condition: Condition) -> dict[str, Any]:
+        now = _now()
+        old: dict[str, Any] = next(
+            (c for c in self._raw["status"].get("conditions") or () if c["type"] == condition.type), {}
+        )
+        # Repair controllers measure from the last flip: it must not move while the status stays.
+        flipped = old.get("status") != condition.status
+        return {
+            "type": condition.type,
+            "status": condition.status,
+            "reason": condition.reason,
+            "message": condition.message,
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": now if flipped else old.get("lastTransitionTime", now),
+        }
+
+    def _retaint(self, step: Retaint) -> None:
+        """JSON Patch with a test on the list last seen: others write the same list, and theirs must survive."""
+        metadata, seen = self._raw["metadata"], self._raw["spec"].get("taints")
+        ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
+        wanted = [t for t in seen or () if t["key"] not in _OUR_TAINTS] + ours
+        patch: list[dict[str, Any]] = [
+            {"op": "test", "path": "/spec/taints", "value": seen}
+            if seen
+            else {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
+            {"op": "add", "path": "/spec/taints", "value": wanted}
+            if wanted
+            else {"op": "remove", "path": "/spec/taints"},
+        ]
+        for part, items in (("labels", step.labels), ("annotations", {FAULTS_ANNOTATION: step.stored})):
+            known = metadata.get(part) or {}
+            changes = {k: v for k, v in items.items() if (v is not None or k in known) and v != known.get(k)}
+            if changes and not known:
+                patch.append({"op": "add", "path": f"/metadata/{part}", "value": {}})
+            for key, value in changes.items():
+                path = f"/metadata/{part}/{key.replace('~', '~0').replace('/', '~1')}"
+                patch.append({"op": "remove", "path": path} if value is None else
+                             {"op": "add", "path": path, "value": value})  # fmt: skip
+        try:
+            self._raw = ask(self._api, "PATCH", self._path, patch, JSON_PATCH)
+        except RefusedError as refused:
+            if refused.status == 422 and "testing" in refused.sentence:  # the list is another one by now
+                raise RefusedError(_CONFLICT, "the node's taints changed meanwhile") from refused
+            raise
+
+    def _evict(self, pod: Pod) -> None:
+        """The Eviction API asks the PodDisruptionBudgets; the UID keeps us from a namesake's successor."""
+        path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/eviction"
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod.name, "namespace": pod.namespace},
+            "deleteOptions": {"preconditions": {"uid": pod.uid}},
+        }
+        try:
+            ask(self._api, "POST", path, body)
+            self._blocked.pop(pod.key, None)
+        except RefusedError as refused:
+            if refused.status in _BLOCKED:  # 429: a budget says wait; 500: two budgets claim the pod
+                self._blocked[pod.key] = refused.sentence
+            elif refused.status not in (_GONE, _CONFLICT):
+                raise
+
+    def _announce(self, step: Announce) -> None:
+        now = _now()
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": step.name, "namespace": "default"},
+            "type": "Warning" if step.warning else "Normal",
+            "reason": step.reason,
+            "message": step.message,
+            "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node},
+            "source": {"component": "gpu-health-agent", "host": self._node},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        try:
+            ask(self._api, "POST", "/api/v1/namespaces/default/events", event)
+        except RefusedError as refused:
+            if refused.status != _CONFLICT:  # told before a restart
+                raise
+        self._announced |= {step.name}
+
+
+def _pod(item: dict[str, Any], gpu_prefixes: tuple[str, ...]) -> Pod:
+    metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
+    owner = next((o["kind"] for o in metadata.get("ownerReferences") or () if o.get("controller")), "")
+    asked = [
+        name
+        for container in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
+        for name in ((container.get("resources") or {}).get("limits") or {})
+    ]
+    return Pod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        owner=owner,
+        gpu=any(name.startswith(gpu_prefixes) for name in asked),
+        static=_MIRROR in (metadata.get("annotations") or {}),
+        finished=status.get("phase") in ("Succeeded", "Failed"),
+        terminating=bool(metadata.get("deletionTimestamp")),
+        priority=spec.get("priority") or 0,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

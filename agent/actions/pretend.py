@@ -1,0 +1,154 @@
+"""A cluster in memory that answers the requests of ``actions/`` as an API server would, for simulate and tests."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from agent.actions.api import JSON, JSON_PATCH
+
+_OBJECTS = {"nodes", "pods", "leases", "events"}
+
+
+class PretendCluster:
+    """An Api. Nodes, pods, Leases and Events only; evicted pods start again on the next free node."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._version = 0
+        self._objects: dict[tuple[str, str, str], dict[str, Any]] = {}  # (kind, namespace, name)
+        self.evicted: list[str] = []
+        self.requests: list[tuple[str, str]] = []
+
+    def add_node(self, name: str) -> None:
+        labels = {"nvidia.com/gpu.present": "true"}
+        body = {"metadata": {"name": name, "labels": labels}, "spec": {}, "status": {"conditions": []}}
+        self._store("nodes", "", body)
+
+    def add_pod(self, namespace: str, name: str, node: str, gpus: int = 1, owner: str = "ReplicaSet") -> None:
+        container = {"name": "main", "resources": {"limits": {"nvidia.com/gpu": str(gpus)} if gpus else {}}}
+        owners = [{"kind": owner, "name": name, "controller": True}] if owner else []
+        metadata = {"name": name, "namespace": namespace, "ownerReferences": owners}
+        spec = {"nodeName": node, "containers": [container]}
+        self._store("pods", namespace, {"metadata": metadata, "spec": spec, "status": {"phase": "Running"}})
+
+    def read(self, kind: str, name: str, namespace: str = "") -> dict[str, Any]:
+        with self._lock:
+            return copy.deepcopy(self._objects[kind, namespace, name])
+
+    def pods_on(self, node: str) -> list[str]:
+        with self._lock:
+            return [name for (kind, _, name), o in self._objects.items()
+                    if kind == "pods" and o["spec"]["nodeName"] == node]  # fmt: skip
+
+    def __call__(self, method: str, path: str, body: Any = None, content_type: str = JSON) -> tuple[int, Any]:
+        url = urlsplit(path)
+        parts = [unquote(part) for part in url.path.split("/") if part]
+        at = next(i for i, part in enumerate(parts) if part in _OBJECTS)
+        kind, rest = parts[at], parts[at + 1 :]
+        namespace = parts[at - 1] if parts[at - 2] == "namespaces" else ""
+        query = {k: v[0] for k, v in parse_qs(url.query).items()}
+        with self._lock:
+            self.requests.append((method, url.path))
+            if method == "POST" and rest[1:] == ["eviction"]:
+                return self._evict(namespace, rest[0], body)
+            if method == "POST":
+                return self._create(kind, namespace, body)
+            if not rest:
+                return 200, {"items": copy.deepcopy(self._select(kind, namespace, query))}
+            old = self._objects.get((kind, namespace, rest[0]))
+            if old is None:
+                return _status(404, f'{kind} "{rest[0]}" not found')
+            if method == "PUT":
+                if body["metadata"].get("resourceVersion") != old["metadata"]["resourceVersion"]:
+                    return _status(409, "the object has been modified")
+                return 200, self._store(kind, namespace, body)
+            if method == "PATCH":
+                return self._patch(kind, namespace, old, body, content_type)
+            return 200, copy.deepcopy(old)
+
+    def _select(self, kind: str, namespace: str, query: dict[str, str]) -> list[dict[str, Any]]:
+        label, _, wanted = query.get("labelSelector", "").partition("=")
+        node = query.get("fieldSelector", "").partition("spec.nodeName=")[2]
+        return [
+            o
+            for (k, ns, _), o in self._objects.items()
+            if k == kind
+            and (not namespace or ns == namespace)
+            and (not label or (o["metadata"].get("labels") or {}).get(label) == wanted)
+            and (not node or o["spec"]["nodeName"] == node)
+        ]
+
+    def _create(self, kind: str, namespace: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if (kind, namespace, body["metadata"]["name"]) in self._objects:
+            return _status(409, "already exists")
+        return 201, self._store(kind, namespace, body)
+
+    def _store(self, kind: str, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
+        self._version += 1
+        stored = copy.deepcopy(body)
+        stored["metadata"]["resourceVersion"] = str(self._version)
+        stored["metadata"].setdefault("uid", f"uid-{self._version}")
+        self._objects[kind, namespace, body["metadata"]["name"]] = stored
+        return copy.deepcopy(stored)
+
+    def _evict(self, namespace: str, name: str, body: dict[str, Any]) -> tuple[int, Any]:
+        pod = self._objects.get(("pods", namespace, name))
+        if pod is None:
+            return _status(404, f'pods "{name}" not found')
+        if body["deleteOptions"]["preconditions"]["uid"] != pod["metadata"]["uid"]:
+            return _status(409, "the UID in the precondition does not match")
+        self.evicted.append(f"{namespace}/{name}")
+        del self._objects["pods", namespace, name]
+        free = [n for (k, _, n), node in self._objects.items() if k == "nodes" and not node["spec"].get("taints")]
+        if free:  # its controller starts another one where nothing keeps it away
+            moved = copy.deepcopy(pod)
+            del moved["metadata"]["uid"]
+            moved["metadata"]["name"] = f"{name}-again"
+            moved["spec"]["nodeName"] = free[0]
+            self._store("pods", namespace, moved)
+        return 201, {}
+
+    def _patch(self, kind: str, namespace: str, old: dict[str, Any], body: Any, content_type: str) -> tuple[int, Any]:
+        new = copy.deepcopy(old)
+        if content_type == JSON_PATCH:
+            for operation in body:
+                if not _json_patch(new, operation):
+                    return _status(422, f"testing value {operation['path']} failed")
+        else:
+            _merge(new, body)
+        return 200, self._store(kind, namespace, new)
+
+
+def _status(code: int, message: str) -> tuple[int, Any]:
+    return code, {"kind": "Status", "status": "Failure", "message": message, "code": code}
+
+
+def _json_patch(target: dict[str, Any], operation: dict[str, Any]) -> bool:
+    *parents, last = [p.replace("~1", "/").replace("~0", "~") for p in operation["path"].split("/")[1:]]
+    for part in parents:
+        target = target[part]
+    match operation["op"]:
+        case "test":
+            return bool(target.get(last) == operation["value"])
+        case "remove":
+            del target[last]
+        case _:
+            target[last] = copy.deepcopy(operation["value"])
+    return True
+
+
+def _merge(target: dict[str, Any], patch: dict[str, Any]) -> None:
+    """Strategic merge as far as a Node needs it: null removes, conditions merge by type."""
+    for key, value in patch.items():
+        if value is None:
+            target.pop(key, None)
+        elif key == "conditions":
+            changed = {c["type"] for c in value}
+            target[key] = [c for c in target.get(key, ()) if c["type"] not in changed] + copy.deepcopy(value)
+        elif isinstance(value, dict):
+            _merge(target.setdefault(key, {}), value)
+        else:
+            target[key] = copy.deepcopy(value)

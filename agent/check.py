@@ -1,0 +1,50 @@
+"""One verdict for a person or a script: the running agent's, else one reading of our own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from typing import Any
+
+from agent.config import Config
+from agent.daemon import Daemon
+from agent.state import state
+
+_ASK_S = 3.0
+_READ_S = 15.0  # the first poll of eight GPUs without persistence mode takes seconds
+
+
+def check(config: Config) -> dict[str, Any]:
+    """The state as /state has it."""
+    return _ask(config) or _read(config)
+
+
+def _ask(config: Config) -> dict[str, Any] | None:
+    """The running agent's state; None if no agent answers on its port."""
+    connection = http.client.HTTPConnection(config.http.address or "localhost", config.http.port, timeout=_ASK_S)
+    try:
+        connection.request("GET", "/state")
+        answer = json.loads(connection.getresponse().read())
+        return answer if isinstance(answer, dict) and "verdict" not in answer and "gpus" in answer else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+
+
+def _read(config: Config) -> dict[str, Any]:
+    """Read every source once. There is no second reading to confirm a flag by, so the first one counts."""
+    limits = config.policy.model_copy(update={"flag_confirm_s": 0.0, "temperature_confirm_s": 0.0})
+    daemon = Daemon(config.model_copy(update={"policy": limits, "poll_s": 1.0}), "", None, lambda *_, **__: None)
+    stop = threading.Event()
+    timer = threading.Timer(_READ_S, stop.set)
+    timer.daemon = True
+    timer.start()
+    # A round that has heard every source, or has heard from each why it can't see, is the verdict.
+    daemon.judged = lambda verdict: stop.set() if all("not heard" not in why for why in verdict.blind) else None
+    daemon.run(stop)
+    timer.cancel()
+    if daemon.snapshot is None:
+        return {"status": "unknown", "gpus": {}, "faults": [], "blind": [], "waits": ["no source spoke in time"]}
+    return state(daemon.snapshot)

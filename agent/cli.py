@@ -1,0 +1,196 @@
+"""The command line: run, check, simulate, inject. Exit codes follow sysexits: 64 usage, 78 configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from agent import __version__, log
+from agent.config import Config, ConfigError, load
+from agent.world import CredentialsError, Hands
+
+_USAGE, _CONFIG, _FAILED = 64, 78, 1
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """argparse's own exit code 2 would read as the verdict 'unhealthy'."""
+        self.print_usage(sys.stderr)
+        sys.stderr.write(f"{self.prog}: {message}\n")
+        sys.exit(_USAGE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script; the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except ConfigError as error:
+        return _say(_CONFIG, str(error))
+    except CredentialsError as error:
+        return _say(_CONFIG, str(error))
+    except (ValueError, FileNotFoundError) as error:  # an unknown scenario, a missing file, a bad request
+        return _say(_USAGE, str(error))
+    except ConnectionError as error:
+        return _say(_FAILED, str(error))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="gpu-health-agent", description="Keeps broken GPUs away from pods, and says why.")
+    parser.add_argument("--version", action="version", version=f"gpu-health-agent {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    run = commands.add_parser("run", help="watch this node's GPUs and act on its Node object")
+    _common(run)
+    run.add_argument("--simulate", metavar="SCENARIO", nargs="?", const="idle", help="simulated GPUs instead of NVML")
+    run.add_argument("--dry-run", action="store_true", help="look and plan, write nothing at all")
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser("check", help="this node's verdict: exit 0 healthy, 1 degraded, 2 unhealthy, 3 unknown")
+    check.add_argument("--config", metavar="F")
+    check.add_argument("--json", action="store_true", help="the whole state, as /state has it")
+    check.set_defaults(command=_check)
+
+    simulate = commands.add_parser("simulate", help="the main job on simulated GPUs, told live on the terminal")
+    simulate.add_argument("scenario", nargs="?", default="demo", help="a scenario's name or file (demo)")
+    simulate.add_argument("--json", action="store_true", help="one JSON object a line")
+    simulate.add_argument("--kubeconfig", metavar="F", help="a real cluster instead of the embedded one; needs --node")
+    simulate.add_argument("--node", metavar="N", help="the Node object that the simulation writes to")
+    _directory(simulate)
+    simulate.set_defaults(command=_simulate)
+
+    inject = commands.add_parser("inject", help="change a running simulation")
+    inject.add_argument("--gpu", type=int, metavar="I", help="the GPU's index (with --clear: default all)")
+    what = inject.add_mutually_exclusive_group(required=True)
+    what.add_argument("--xid", type=int, metavar="CODE")
+    what.add_argument("--temperature", type=float, metavar="C", help="°C")
+    what.add_argument("--ecc-uncorrected", type=int, metavar="N", help="new uncorrectable memory errors")
+    what.add_argument("--lost", action="store_true", help="the GPU falls off the bus")
+    what.add_argument("--recovery-action", type=int, metavar="A", help="NVML field 230: 1 reset, 2 reboot …")
+    what.add_argument("--clear", action="store_true", help="the proved remedy: new counters, and a boot if need be")
+    _directory(inject)
+    inject.set_defaults(command=_inject)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="F", help="the YAML configuration (default: all defaults, mode observe)")
+    parser.add_argument("--node", metavar="N", help="the Node object to write to (default: NODE_NAME)")
+    parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: the pod's service account)")
+    _directory(parser)
+
+
+def _directory(parser: argparse.ArgumentParser) -> None:
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"  # noqa: S108 - the folder in it is made private
+    default = Path(runtime) / f"gpu-health-agent-{os.getuid()}"
+    parser.add_argument("--simulation-dir", type=Path, default=default, metavar="D", help=argparse.SUPPRESS)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from agent.acting import Actor
+    from agent.daemon import Daemon, serve
+
+    config = load(arguments.config)
+    node = arguments.node or config.node or os.environ.get("NODE_NAME")
+    if not node:
+        raise ConfigError("node: not named; set it in the file, with --node, or in the environment's NODE_NAME")
+    scenario = arguments.simulate or config.sources.simulated.scenario
+    directory = None
+    if scenario:
+        config = simulated(config, scenario)
+        directory = private(arguments.simulation_dir)
+    log.configure(node)
+    actor = Actor(config, partial(hands, arguments.kubeconfig, node, config), arguments.dry_run, log.tell)
+    daemon = Daemon(config, node, actor, log.tell, directory)
+    server = serve(config, daemon)
+    log.tell("started", version=__version__, mode=str(config.mode), port=server.port, dry_run=arguments.dry_run)
+    daemon.run(_stop_on_signals())
+    server.shutdown()
+    return 0
+
+
+def simulated(config: Config, scenario: str) -> Config:
+    """The configuration with simulated GPUs; an unknown scenario is said before anything starts."""
+    from agent.sources.simulated import load_scenario
+
+    load_scenario(scenario)
+    section = config.sources.simulated.model_copy(update={"scenario": scenario})
+    return config.model_copy(update={"sources": config.sources.model_copy(update={"simulated": section})})
+
+
+def private(directory: Path) -> Path:
+    """A folder that nobody else may write to: whoever can, can inject faults."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory.stat().st_uid != os.getuid() or directory.is_symlink():
+        raise ConfigError(f"--simulation-dir: {directory} belongs to somebody else; name another folder")
+    return directory
+
+
+def hands(kubeconfig: str | None, node: str, config: Config) -> Hands:
+    from agent.actions.api import connect
+    from agent.actions.kube import KubeHands
+
+    return KubeHands(connect(kubeconfig), node, config)
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from agent.check import check
+
+    state = check(load(arguments.config))
+    if arguments.json:
+        sys.stdout.write(json.dumps(state, indent=2) + "\n")
+    else:
+        sys.stdout.write(_in_words(state))
+    return {"healthy": 0, "degraded": 1, "unhealthy": 2}.get(str(state["status"]), 3)
+
+
+def _in_words(state: dict[str, Any]) -> str:
+    lines = [f"{state['status']}: {len(state['gpus'])} GPUs read"]
+    lines += [f"  {f['severity']}: {f['id']}: {f['message']} (remedy {f['remedy']})" for f in state["faults"]]
+    lines += [f"  blind: {why}" for why in state["blind"]]
+    lines += [f"  waiting: {why}" for why in state["waits"]]
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines) + "\n"
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from agent.simulate import simulate
+
+    if bool(arguments.kubeconfig) != bool(arguments.node):
+        raise ValueError("--kubeconfig and --node go together: name both, or neither for the embedded cluster")
+    connect = partial(hands, arguments.kubeconfig, arguments.node) if arguments.kubeconfig else None
+    private(arguments.simulation_dir)
+    return simulate(
+        arguments.scenario, arguments.simulation_dir, _stop_on_signals(), arguments.json, connect, arguments.node
+    )
+
+
+def _inject(arguments: argparse.Namespace) -> int:
+    from agent.sources.simulated import inject
+
+    fields = ("gpu", "xid", "temperature", "ecc_uncorrected", "lost", "recovery_action", "clear")
+    request = {key: value for key in fields if (value := getattr(arguments, key)) is not None and value is not False}
+    if "gpu" not in request and not arguments.clear:
+        raise ValueError("--gpu: name the GPU's index")
+    reply = inject(arguments.simulation_dir, request)
+    sys.stdout.write(json.dumps(reply) + "\n")
+    return 0
+
+
+def _say(code: int, sentence: str) -> int:
+    sys.stderr.write(f"gpu-health-agent: {sentence}\n")
+    return code

@@ -1,0 +1,208 @@
+"""The only wiring: starts the sources, judges what they say, hands verdicts to the act loop, and ends cleanly."""
+
+from __future__ import annotations
+
+import selectors
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from agent.acting import Actor, Tell, view
+from agent.config import Config
+from agent.metrics import registry
+from agent.model import Fault, Observation, Verdict
+from agent.policy.verdict import Memory, judge
+from agent.server import Server
+from agent.snapshot import Snapshot, SourceView
+from agent.sources import Source
+from agent.state import state
+
+_TICK_S = 1.0
+_HUNG_POLLS = 12  # a source that said nothing for so many polls is ended: 60 s at the default poll
+_STALLED_S = 30.0  # /healthz fails when the judge loop did not turn for so long
+
+
+class Daemon:
+    """Judges in the calling thread; acting and HTTP have threads of their own."""
+
+    def __init__(self, config: Config, node: str, actor: Actor | None, tell: Tell, sim_dir: Path | None = None) -> None:
+        self._config, self._node, self._actor, self._tell = config, node, actor, tell
+        self._memory = Memory()
+        self._sources = {name: self._source(name, argv) for name, argv in self._commands(sim_dir).items()}
+        self._selector = selectors.DefaultSelector()
+        self._registered: dict[str, tuple[int, int]] = {}
+        self._turned = time.monotonic()
+        self._key: object = None
+        self._restored = actor is None
+        self.seen: Callable[[Observation], None] | None = None  # for a recording or a narrator
+        self.judged: Callable[[Verdict], object] | None = None  # for one that waits for a verdict
+        self.snapshot: Snapshot | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Until ``stop``. Nothing on the node changes because the agent ends."""
+        if self._actor:
+            self._actor.start()
+        try:
+            while not stop.is_set():
+                self._turn()
+        finally:
+            if self._actor:
+                self._actor.stop()
+            for source in self._sources.values():
+                source.close()
+
+    def alive(self) -> bool:
+        return time.monotonic() - self._turned < _STALLED_S
+
+    def _source(self, name: str, argv: Callable[[], Sequence[str]]) -> Source:
+        return Source(name, argv, hung_s=max(30.0, _HUNG_POLLS * self._config.poll_s))
+
+    def _commands(self, sim_dir: Path | None) -> dict[str, Callable[[], Sequence[str]]]:
+        """Each source's command line; the kernel log's is asked anew at each start, so that it resumes."""
+        sources, poll = self._config.sources, ["--poll-s", str(self._config.poll_s)]
+        python = [sys.executable, "-m"]
+        commands: dict[str, Callable[[], Sequence[str]]] = {}
+        if sim_dir is not None:
+            (sim_dir / "kmsg").touch()  # the kernel log's source may be quicker than the simulation
+            scenario = ["--scenario", sources.simulated.scenario or "idle", "--dir", str(sim_dir)]
+            commands["nvml"] = lambda: [*python, "agent.sources.simulated", *scenario, *poll]
+        elif sources.nvml.enabled:
+            commands["nvml"] = lambda: [*python, "agent.sources.nvml", *poll]
+        if sources.kmsg.enabled:
+            path = str(sources.kmsg.path if sim_dir is None else sim_dir / "kmsg")
+            boot = [] if sim_dir is None else ["--boot-id-file", str(sim_dir / "boot_id")]
+            userspace = ["--accept-userspace"] if sources.kmsg.accept_userspace else []
+            beat = ["--heartbeat-s", str(self._config.poll_s)]
+            command = [*python, "agent.sources.kmsg", "--path", path, *boot, *beat, *userspace]
+            commands["kmsg"] = lambda: [*command, *self._resume()]
+        return commands
+
+    def _resume(self) -> list[str]:
+        history = self._memory.history
+        if history.kernel_seq is None:
+            return []
+        return ["--after-boot-id", history.boot_id, "--after-seq", str(history.kernel_seq)]
+
+    def _turn(self) -> None:
+        self._restore()
+        now = time.monotonic()
+        # The kernel log waits for the stored position: without it every old record would look like news.
+        for name, source in self._sources.items():
+            if self._restored or name != "kmsg":
+                source.tick(now)
+            self._register(name, source)
+        ready = self._selector.select(max(0.0, self._turned + _TICK_S - now))
+        now = time.monotonic()
+        seen = [o for key, _ in ready for o in self._sources[key.data].read(now)]
+        if not seen and now - self._turned < _TICK_S:
+            return
+        self._judge(seen, now)
+        self._turned = now
+
+    def _register(self, name: str, source: Source) -> None:
+        fd, old = source.fileno(), self._registered.pop(name, None)
+        new = None if fd is None else (fd, source.status.starts)  # a new process may get the old one's number
+        if new != old:
+            if old is not None:
+                self._selector.unregister(old[0])
+            if new is not None:
+                self._selector.register(new[0], selectors.EVENT_READ, name)
+        if new is not None:
+            self._registered[name] = new
+
+    def _restore(self) -> None:
+        """Once, when the Node was first read: the faults and the kernel position of our last life."""
+        if self._restored or self._actor is None or not self._actor.started:
+            return
+        stored = self._actor.restored
+        if stored is not None:
+            old = self._memory.history
+            history = replace(old, boot_id=stored.boot_id, kernel_seq=stored.kernel_seq)
+            faults = {fault.finding.id: fault for fault in stored.faults}
+            self._memory = Memory(history, {**self._memory.faults, **faults})
+            self._tell("resumed", faults=sorted(faults), kernel_seq=stored.kernel_seq)
+        self._restored = True
+
+    def _judge(self, seen: list[Observation], now: float) -> None:
+        if self.seen:
+            for observation in seen:
+                self.seen(observation)
+        before = self.snapshot.verdict if self.snapshot else None
+        self._memory, verdict = judge(self._memory, seen, now, time.time(), self._config.policy, tuple(self._sources))
+        self._tell_changes(before, verdict)
+        self.snapshot = self._show(verdict, now)
+        key = (verdict.status, verdict.remedy, tuple(f.finding.id for f in verdict.faults), verdict.boot_id)
+        if self._actor and self._restored:
+            self._actor.judged(verdict, key != self._key)
+        self._key = key
+        if self.judged:
+            self.judged(verdict)
+
+    def _tell_changes(self, before: Verdict | None, verdict: Verdict) -> None:
+        old = {f.finding.id: f for f in before.faults} if before else {}
+        new = {f.finding.id: f for f in verdict.faults}
+        for key in new.keys() - old.keys():
+            self._tell("fault confirmed", **_facts(new[key]))
+        for key in old.keys() - new.keys():
+            self._tell("fault cleared", **_facts(old[key]))
+        for key in new.keys() & old.keys():
+            if new[key].proved and not old[key].proved:
+                self._tell("cure proved, soaking", fault=key, soak_s=self._config.policy.soak_s)
+        if before is None or before.status is not verdict.status or before.blind[:1] != verdict.blind[:1]:
+            self._tell("status", status=str(verdict.status), blind=list(verdict.blind))
+
+    def _show(self, verdict: Verdict, now: float) -> Snapshot:
+        history = self._memory.history
+        acted = view(self._actor) if self._actor else {}
+        return Snapshot(
+            node=self._node,
+            mode=self._config.mode,
+            verdict=verdict,
+            readings=history.readings,
+            xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
+            sources=tuple(_view(source, verdict, now) for source in self._sources.values()),
+            **acted,
+        )
+
+
+def serve(config: Config, daemon: Daemon) -> Server:
+    """HTTP over a daemon's snapshots, from before the first GPU is opened."""
+    server = Server(
+        config.http,
+        registry(lambda: daemon.snapshot),
+        lambda: state(daemon.snapshot)
+        if daemon.snapshot
+        else {"status": "unknown", "faults": [], "waits": ["no verdict yet"]},
+        daemon.alive,
+        lambda: daemon.snapshot is not None,
+    )
+    server.start()
+    return server
+
+
+def _view(source: Source, verdict: Verdict, now: float) -> SourceView:
+    status = source.status
+    blind = next((why for why in verdict.blind if why.startswith(f"{status.name}: ")), "")
+    return SourceView(
+        name=status.name,
+        up=status.running and not blind,
+        age_s=None if status.last_seen is None else now - status.last_seen,
+        starts=status.starts,
+        garbage=status.garbage,
+        pid=status.pid,
+        trouble=status.trouble or blind,
+    )
+
+
+def _facts(fault: Fault) -> dict[str, str]:
+    finding = fault.finding
+    return {
+        "fault": finding.id,
+        "severity": finding.severity.name.lower(),
+        "remedy": finding.remedy,
+        "message": finding.message,
+        "evidence": finding.evidence.raw,
+    }

@@ -1,0 +1,1 @@
+"""What we conclude: pure. No clock, no I/O, no threads, no logging."""

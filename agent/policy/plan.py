@@ -1,0 +1,196 @@
+"""What to do next about a verdict. Pure and level-triggered: it looks at the world and names the next safe steps."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+
+from agent.config import Config, Mode
+from agent.model import Fault, Remedy, Severity, Status, Verdict
+from agent.policy.budget import free_slot, slot_limit
+from agent.policy.drain import drain, leaving
+from agent.policy.stored import MalformedError, Stored, dump, load
+from agent.world import Announce, Condition, GiveSlot, Report, Retaint, SlotKind, Step, Taint, TakeSlot, Wait, World
+
+HARD_TAINT = "gpu-health-agent/unhealthy"
+SOFT_TAINT = "gpu-health-agent/degraded"
+STATE_LABEL = "gpu-health-agent/state"
+ERROR_LABEL = "node.kubernetes.io/gpu-error"
+UNHEALTHY, DEGRADED = "GpuUnhealthy", "GpuDegraded"
+
+_POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
+_MESSAGE_CHARS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """What the Node should say."""
+
+    taints: tuple[Taint, ...]
+    labels: dict[str, str | None]
+    conditions: tuple[Condition, ...]
+    stored: str
+
+
+def plan(verdict: Verdict, world: World, config: Config, gathered: bool) -> tuple[Step, ...]:
+    """The next steps, in order; a step that fails ends the round. ``gathered``: the faults had time to gather."""
+    if not world.managed:
+        return (Wait("the node's label gpu-health-agent/managed=false opts it out: nothing is written to it"),)
+    try:
+        stored = load(world.stored, 0.0) if world.stored is not None else None
+    except MalformedError as error:
+        return (Wait(f"annotation gpu-health-agent/faults: {error}; remove it to let the agent act again"),)
+    tainted = any(taint.key == HARD_TAINT for taint in world.taints)
+    withdraw = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN)
+    aim = _aim(verdict, world, config, stored)
+    if verdict.withdraw and config.mode is not Mode.OBSERVE:
+        steps = _withdraw(verdict, world, config, aim, tainted, gathered)
+    elif withdraw:
+        steps = (*_report(world, aim), Wait("blind, or in mode observe: the node's taint is held as it is"))
+    else:
+        steps = _return(world, aim)
+    return (*steps, *_announce(verdict, world))
+
+
+def _withdraw(
+    verdict: Verdict, world: World, config: Config, aim: _Aim, tainted: bool, gathered: bool
+) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    if not world.held(SlotKind.WITHDRAWN):
+        slot = free_slot(world, SlotKind.WITHDRAWN, config.budget.max_withdrawn)
+        if slot is None:
+            return (*_report(world, aim), Wait(_spent(world, SlotKind.WITHDRAWN, config.budget.max_withdrawn)))
+        steps.append(TakeSlot(SlotKind.WITHDRAWN, slot))
+    steps += _retaint(world, aim)
+    steps += _report(world, aim, told=bool(steps) and not tainted)
+    if config.mode is Mode.EVICT and tainted:
+        steps += _drain(verdict, world, config, gathered)
+    return tuple(steps)
+
+
+def _drain(verdict: Verdict, world: World, config: Config, gathered: bool) -> tuple[Step, ...]:
+    if world.pods is None:
+        return (Wait("the node's pods were not read yet"),)
+    held = world.held(SlotKind.DRAINING)
+    if not leaving(world.pods, verdict.remedy):
+        return (GiveSlot(SlotKind.DRAINING, held.index),) if held else ()
+    if not gathered:
+        return (Wait("the node's faults are gathered before the first eviction, so that a gang restarts once"),)
+    steps = drain(world.pods, verdict.remedy, config.drain, dict(world.blocked))
+    if held or all(isinstance(step, Wait) for step in steps):
+        return steps
+    slot = free_slot(world, SlotKind.DRAINING, config.budget.max_draining)
+    if slot is None:
+        return (Wait(_spent(world, SlotKind.DRAINING, config.budget.max_draining)),)
+    return (TakeSlot(SlotKind.DRAINING, slot), *steps)
+
+
+def _return(world: World, aim: _Aim) -> tuple[Step, ...]:
+    """Taint first, permit last: between the two a crash costs a slot for a moment, never the budget."""
+    held = tuple(GiveSlot(kind, slot.index) for kind in reversed(SlotKind) if (slot := world.held(kind)))
+    return (*_retaint(world, aim), *_report(world, aim), *held)
+
+
+def _spent(world: World, kind: SlotKind, setting: int | str) -> str:
+    if world.slots is None:
+        return f"the cluster's {kind} slots were not read: nothing is withdrawn without a permit"
+    limit = slot_limit(setting, world.pool_size)
+    holders = ", ".join(s.holder.split("/")[0] for s in world.slots if s.kind is kind and s.holder) or "nobody"
+    return f"the budget is spent: {limit} {kind} of {world.pool_size} nodes allowed, held by {holders}"
+
+
+def _aim(verdict: Verdict, world: World, config: Config, stored: Stored | None) -> _Aim:
+    hard = Taint(HARD_TAINT, verdict.remedy, "NoSchedule")
+    soft = Taint(SOFT_TAINT, "", "PreferNoSchedule")
+    bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)
+    taints: tuple[Taint, ...] = ()
+    if config.mode is not Mode.OBSERVE:
+        taints = (hard,) if verdict.withdraw else (soft,) if bad else ()
+    if verdict.status is Status.UNKNOWN and not bad:  # blind: whatever stands, stands
+        taints = tuple(t for t in world.taints if t.key in (HARD_TAINT, SOFT_TAINT))
+    labels: dict[str, str | None] = {
+        STATE_LABEL: _state(verdict, world, config, bad),
+        ERROR_LABEL: "true" if verdict.withdraw else None,
+    }
+    return _Aim(taints, labels, _conditions(verdict, world), _stored(verdict, stored))
+
+
+def _state(verdict: Verdict, world: World, config: Config, bad: bool) -> str:
+    if verdict.withdraw:
+        tainted = any(t.key == HARD_TAINT for t in world.taints)
+        if config.mode is not Mode.EVICT or not tainted or world.pods is None:
+            return "unhealthy"
+        return "draining" if leaving(world.pods, verdict.remedy) else "drained"
+    return "degraded" if bad else str(verdict.status)
+
+
+def _conditions(verdict: Verdict, world: World) -> tuple[Condition, ...]:
+    wanted = []
+    for kind, severity in ((UNHEALTHY, Severity.FATAL), (DEGRADED, Severity.DEGRADED)):
+        faults = [f for f in verdict.faults if f.finding.severity is severity]
+        if faults:
+            told = "; ".join(f"{f.finding.id}: {f.finding.message}" for f in faults)
+            wanted.append(Condition(kind, "True", camel(faults[0].finding.rule), plain(told)))
+        elif not verdict.blind:
+            wanted.append(Condition(kind, "False", "NoGpuFault", "no GPU fault of this severity stands"))
+        elif kind in world.conditions:  # blind: keep what was said
+            wanted.append(world.conditions[kind])
+    return tuple(wanted)
+
+
+def _stored(verdict: Verdict, old: Stored | None) -> str:
+    """The new annotation; the kernel position alone is carried along at most once a minute."""
+    if old is not None:
+        same = dump(verdict, old.kernel_seq, old.at)
+        moved = verdict.boot_id != old.boot_id or verdict.kernel_seq != old.kernel_seq
+        recent = 0 <= verdict.at - old.at < _POSITION_EVERY_S
+        if same == _unchanged(old) and (not moved or recent):
+            return same
+    return dump(verdict, verdict.kernel_seq, verdict.at)
+
+
+def _unchanged(old: Stored) -> str:
+    """What was stored, written anew: the measure of whether anything changed."""
+    return dump(Verdict(old.at, Status.HEALTHY, Remedy.NONE, old.faults, boot_id=old.boot_id), old.kernel_seq, old.at)
+
+
+def _retaint(world: World, aim: _Aim) -> tuple[Step, ...]:
+    ours = {t for t in world.taints if t.key in (HARD_TAINT, SOFT_TAINT)}
+    if ours == set(aim.taints):
+        return ()
+    return (Retaint(aim.taints, aim.labels, aim.stored),)
+
+
+def _report(world: World, aim: _Aim, told: bool = False) -> tuple[Step, ...]:
+    """One write for what differs; ``told``: labels and stored state travel with the taint already."""
+    conditions = tuple(c for c in aim.conditions if world.conditions.get(c.type) != c)
+    labels = {} if told else {k: v for k, v in aim.labels.items() if world.labels.get(k) != v}
+    stored = None if told or world.stored == aim.stored else aim.stored
+    return (Report(conditions, labels, stored),) if conditions or labels or stored else ()
+
+
+def _announce(verdict: Verdict, world: World) -> tuple[Step, ...]:
+    return tuple(step for fault in verdict.faults if (step := announcement(fault, world)).name not in world.announced)
+
+
+def announcement(fault: Fault, world: World) -> Announce:
+    """The one Event of a fault; the same fault after a restart has the same name and is not told twice."""
+    told = f"{world.uid} {fault.finding.id} {fault.since:.3f}"
+    finding = fault.finding
+    return Announce(
+        name=f"{world.node}.{sha256(told.encode()).hexdigest()[:16]}",
+        warning=finding.severity > Severity.NOTICE or finding.rule.startswith("xid-"),
+        reason=camel(finding.rule),
+        message=plain(f"{finding.id} ({finding.severity.name.lower()}, remedy {finding.remedy}): {finding.message}"),
+    )
+
+
+def camel(rule: str) -> str:
+    """``row-remap-failure`` as a condition's reason: ``RowRemapFailure``."""
+    return "".join(part.capitalize() for part in re.split(r"[^A-Za-z0-9]+", rule))
+
+
+def plain(text: str) -> str:
+    """Text for an API object: printable, one line, bounded. Kernel lines are hostile input."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:_MESSAGE_CHARS]

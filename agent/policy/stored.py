@@ -1,0 +1,94 @@
+"""The little that can't be read back from the cluster, as one JSON annotation: faults, boot id, kernel position."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from agent.model import Evidence, Fault, Finding, Remedy, Severity, Verdict
+
+VERSION = 1
+_MOST_FAULTS = 32  # with 200 characters of raw text each, far below the 256 KiB that annotations may hold
+_RAW_CHARS = 200
+
+
+class MalformedError(Exception):
+    """Stored state that can't be understood: the agent reports and acts on nothing until a person mends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    boot_id: str = ""
+    kernel_seq: int | None = None
+    at: float = 0.0
+    faults: tuple[Fault, ...] = ()
+
+
+def dump(verdict: Verdict, kernel_seq: int | None, at: float) -> str:
+    """Only what a restart must know; nothing in it changes while the node stays as it is."""
+    faults = [_fault(f) for f in verdict.faults if f.finding.severity > Severity.NOTICE][:_MOST_FAULTS]
+    data = {"version": VERSION, "boot_id": verdict.boot_id, "kernel_seq": kernel_seq, "at": int(at), "faults": faults}
+    return json.dumps(data, separators=(",", ":"), sort_keys=True)
+
+
+def _fault(fault: Fault) -> dict[str, Any]:
+    finding = fault.finding
+    return {
+        "rule": finding.rule,
+        "pci": finding.pci,
+        "severity": finding.severity.name.lower(),
+        "remedy": finding.remedy,
+        "message": finding.message,
+        "witness": finding.witness,
+        "clear_s": finding.clear_s,
+        "since": round(fault.since, 3),
+        "uuid": fault.uuid,
+        "boot_id": fault.boot_id,
+        "proved": fault.proved,
+        "seen_by": [[w.source, round(w.at, 3), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
+    }
+
+
+def load(text: str, now: float) -> Stored:
+    """Read the annotation back; ``now`` is monotonic seconds, from which restored faults age."""
+    try:
+        data = json.loads(text)
+        if data["version"] != VERSION:
+            raise MalformedError(f"it was written by another version of the agent (schema {data['version']!r})")
+        seq = data["kernel_seq"]
+        return Stored(
+            boot_id=str(data["boot_id"]),
+            kernel_seq=None if seq is None else int(seq),
+            at=float(data["at"]),
+            faults=tuple(_restore(fault, now) for fault in data["faults"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise MalformedError(f"it is not what this agent writes ({type(error).__name__}: {error})"[:200]) from error
+
+
+def _restore(data: dict[str, Any], now: float) -> Fault:
+    seen_by = tuple(Evidence(float(at), str(source), str(raw)) for source, at, raw in data["seen_by"])
+    clear_s = data["clear_s"]
+    finding = Finding(
+        rule=str(data["rule"]),
+        pci=str(data["pci"]),
+        severity=Severity[data["severity"].upper()],
+        remedy=Remedy(data["remedy"]),
+        message=str(data["message"]),
+        evidence=seen_by[-1],
+        seen=now,
+        witness=str(data["witness"]),
+        clear_s=None if clear_s is None else float(clear_s),
+    )
+    return Fault(
+        finding=finding,
+        since=float(data["since"]),
+        began=now,
+        last=now,
+        uuid=str(data["uuid"]),
+        boot_id=str(data["boot_id"]),
+        confirmed=True,
+        proved=bool(data["proved"]),
+        witnesses=seen_by,
+    )

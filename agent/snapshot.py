@@ -1,0 +1,38 @@
+"""What is shown to the outside: one frozen value, swapped whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from agent.model import Observation, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class SourceView:
+    """A source process as the agent sees it."""
+
+    name: str
+    up: bool  # it runs, spoke lately, and says that it can see
+    age_s: float | None  # since it last said anything; None: never
+    starts: int
+    garbage: int  # lines that were no source lines
+    pid: int | None
+    trouble: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that is shown to the outside: swapped whole, never changed."""
+
+    node: str
+    mode: str
+    verdict: Verdict
+    readings: Mapping[str, Observation] = field(default_factory=dict)
+    xids: Mapping[tuple[str, int], tuple[int, float]] = field(default_factory=dict)  # count, last (Unix seconds)
+    sources: tuple[SourceView, ...] = ()
+    steps: tuple[str, ...] = ()  # done in the last round that did anything
+    waits: tuple[str, ...] = ()
+    done: Mapping[str, int] = field(default_factory=dict)  # steps done since start, by kind
+    failed: Mapping[str, int] = field(default_factory=dict)  # rounds and steps that failed, by kind
+    look_s: float = 0.0  # how long the reads before the last steps took

@@ -1,0 +1,247 @@
+"""Simulated GPUs that follow a scenario and take injections, read by the very loop that reads real ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pynvml as nv
+import yaml
+
+from agent.model import normalise_pci
+from agent.sources import nvml
+from agent.sources.simulated_library import Library, SimulatedGpu, h100_8
+
+PROFILES = {"h100-8": h100_8}
+_REQUEST_KEYS = frozenset(
+    {"gpu", "xid", "pid", "name", "temperature", "ecc_uncorrected", "lost", "recovery_action", "clear"}
+)
+_STEP_KEYS = _REQUEST_KEYS | {"at_s", "say"}
+_REBOOT_XIDS, _RESET_XIDS = (79,), (46, 48, 62, 64, 95, 110, 119, 120, 140, 143, 158, 169)
+_REBOOT_ACTIONS = (2, 7)
+_REPLY_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    at_s: float
+    request: Mapping[str, Any]
+    say: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What happens to which GPUs and when; ``expect_*`` is how the story of ``simulate`` should end."""
+
+    profile: str
+    duration_s: float | None = None
+    steps: tuple[Step, ...] = ()
+    expect_faults: tuple[str, ...] = ()
+    expect_steps: Mapping[str, int] = field(default_factory=dict)
+    expect_status: str = ""
+
+
+def load_scenario(name: str) -> Scenario:
+    """A shipped scenario by name, or a file. ValueError names the field, or the scenarios there are."""
+    folder = files("agent.sources").joinpath("scenarios")
+    shipped = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    if name in shipped:
+        text = folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"scenario: {name!r} is neither a file nor one of {', '.join(shipped)}")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"scenario {name}: not valid YAML: {str(error).splitlines()[0]}") from error
+    return _scenario(name, data)
+
+
+def _scenario(name: str, data: Any) -> Scenario:
+    if not isinstance(data, dict) or data.keys() - {"profile", "duration_s", "steps", "expect"}:
+        raise ValueError(f"scenario {name}: use the keys profile, duration_s, steps and expect")
+    profile = data.get("profile")
+    if profile not in PROFILES:
+        raise ValueError(f"scenario {name}: profile: {profile!r} is none of {', '.join(PROFILES)}")
+    gpus = PROFILES[profile]()
+    steps = []
+    for number, step in enumerate(data.get("steps") or ()):
+        where = f"scenario {name}: steps.{number}"
+        if not isinstance(step, dict) or step.keys() - _STEP_KEYS:
+            raise ValueError(f"{where}: use the keys {', '.join(sorted(_STEP_KEYS))}")
+        if not isinstance(step.get("at_s"), int | float):
+            raise ValueError(f"{where}.at_s: must be seconds from the start")
+        request = {key: value for key, value in step.items() if key in _REQUEST_KEYS}
+        if error := wrong(request, profile, len(gpus)):
+            raise ValueError(f"{where}.{error}")
+        steps.append(Step(float(step["at_s"]), request, str(step.get("say", ""))))
+    expect = data.get("expect") or {}
+    return Scenario(
+        profile,
+        data.get("duration_s"),
+        tuple(sorted(steps, key=lambda step: step.at_s)),
+        tuple(expect.get("faults", ())),
+        dict(expect.get("steps", {})),
+        str(expect.get("status", "")),
+    )
+
+
+def wrong(request: Mapping[str, Any], profile: str, count: int) -> str:
+    """What is wrong with a request, in a sentence that names the field; empty if nothing is."""
+    if unknown := request.keys() - _REQUEST_KEYS:
+        return f"{min(unknown)}: not known; use {', '.join(sorted(_REQUEST_KEYS))}"
+    gpu = request.get("gpu")
+    if gpu is None:
+        return "" if request.get("clear") else "gpu: name the GPU's index"
+    if not isinstance(gpu, int) or not 0 <= gpu < count:
+        return f"gpu: {gpu!r} is not in the profile {profile}, use 0..{count - 1}"
+    for key in ("xid", "temperature", "ecc_uncorrected", "recovery_action"):
+        value = request.get(key)
+        if value is not None and (not isinstance(value, int | float) or value < 0):
+            return f"{key}: {value!r} is not a number from 0 on"
+    return ""
+
+
+class Simulation:
+    """The GPUs, the simulated kernel log and the boot id in one folder."""
+
+    def __init__(self, scenario: Scenario, directory: Path) -> None:
+        self.scenario, self.directory = scenario, directory
+        self.library = Library(PROFILES[scenario.profile]())
+        self._sequence = 1000
+        self._lock = threading.Lock()
+        self._needs_reboot: set[int] = set()
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "kmsg").write_text("")
+        self._boot()
+
+    def request(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Change the simulation; the reply says what was done or what is wrong."""
+        gpus = self.library.gpus
+        if error := wrong(request, self.scenario.profile, len(gpus)):
+            return {"error": error}
+        with self._lock:
+            for gpu in gpus if request.get("gpu") is None else [gpus[request["gpu"]]]:
+                self._change(gpu, request)
+        return {"done": dict(request)}
+
+    def _change(self, gpu: SimulatedGpu, request: Mapping[str, Any]) -> None:
+        if request.get("clear"):
+            if gpu.lost or gpu.recovery_action in _REBOOT_ACTIONS or gpu.index in self._needs_reboot:
+                self._boot()
+            self._needs_reboot.discard(gpu.index)
+            gpu.new_epoch()
+        if "temperature" in request:
+            gpu.temperature_c = float(request["temperature"])
+        if "ecc_uncorrected" in request:
+            gpu.ecc_uncorrected += int(request["ecc_uncorrected"])
+            gpu.ecc_uncorrected_aggregate += int(request["ecc_uncorrected"])
+            self.library.event(gpu, nv.nvmlEventTypeDoubleBitEccError)
+        if "recovery_action" in request:
+            gpu.recovery_action = int(request["recovery_action"])
+            self.library.event(gpu, nv.nvmlEventTypeGpuRecoveryAction)
+        if request.get("lost"):
+            gpu.lost = True
+            self._needs_reboot.add(gpu.index)
+        if "xid" in request:
+            self._xid(gpu, int(request["xid"]), request)
+
+    def _xid(self, gpu: SimulatedGpu, code: int, request: Mapping[str, Any]) -> None:
+        if code in _REBOOT_XIDS:
+            gpu.lost, gpu.recovery_action = True, 2
+            self._needs_reboot.add(gpu.index)
+        elif code in _RESET_XIDS:
+            gpu.recovery_action = 1
+        address = normalise_pci(gpu.pci).rpartition(".")[0]
+        pid, name = request.get("pid", "'<unknown>'"), request.get("name", "<unknown>")
+        self._kernel(f"NVRM: Xid (PCI:{address}): {code}, pid={pid}, name={name}, simulated")
+        self.library.event(gpu, nv.nvmlEventTypeXidCriticalError, code)
+
+    def _kernel(self, text: str) -> None:
+        self._sequence += 1
+        with (self.directory / "kmsg").open("a") as log:
+            log.write(f"3,{self._sequence},{int(time.monotonic() * 1e6)},-;{text}\n")
+
+    def _boot(self) -> None:
+        """A new boot id, whole at any instant that it is read."""
+        fresh = self.directory / "boot_id.new"
+        fresh.write_text(f"{uuid.uuid4()}\n")
+        fresh.rename(self.directory / "boot_id")
+
+    def play(self) -> None:
+        """The scenario's steps, each at its time."""
+        began = time.monotonic()
+        for step in self.scenario.steps:
+            time.sleep(max(0.0, began + step.at_s - time.monotonic()))
+            self.request(step.request)
+
+    def listen(self) -> None:
+        """Serve injections: one JSON request a connection, one JSON reply."""
+        path = self.directory / "control"
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+            path.chmod(0o600)
+            server.listen()
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.settimeout(_REPLY_S)
+                    try:
+                        request = json.loads(connection.makefile().readline())
+                        reply = self.request(request) if isinstance(request, dict) else {"error": "not an object"}
+                    except (OSError, ValueError) as error:
+                        reply = {"error": str(error)}
+                    try:
+                        connection.sendall(json.dumps(reply).encode() + b"\n")
+                    except OSError:
+                        continue  # whoever asked is gone
+
+
+def inject(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Change the simulation that runs in this folder. ConnectionError if none does, ValueError if it refuses."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(_REPLY_S)
+        try:
+            client.connect(str(directory / "control"))
+        except OSError as error:
+            raise ConnectionError(f"no simulation runs in {directory}: start one with 'simulate' or 'run --simulate'"
+                                  ) from error  # fmt: skip
+        client.sendall(json.dumps(request).encode() + b"\n")
+        reply = json.loads(client.makefile().readline())
+    if "error" in reply:
+        raise ValueError(str(reply["error"]))
+    return dict(reply)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    simulation = Simulation(load_scenario(options.scenario), options.dir)
+    options.boot_id_file = options.dir / "boot_id"
+    simulation.library.install()
+    for work in (simulation.listen, simulation.play):
+        threading.Thread(target=work, name=work.__name__, daemon=True).start()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m agent.sources.simulated", description=__doc__)
+    parser.add_argument("--scenario", required=True)
+    parser.add_argument("--dir", type=Path, required=True)
+    return nvml.main(_prepare, parser)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # the listener waits for ever by design

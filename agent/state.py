@@ -1,0 +1,51 @@
+"""Snapshot → the JSON of /state and of ``check --json``: verdict, faults, steps, what is waited for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.model import Fault, rfc3339
+from agent.snapshot import Snapshot
+
+
+def state(shot: Snapshot) -> dict[str, Any]:
+    """Plain data; status and severity in lower case, times RFC 3339 in UTC."""
+    verdict = shot.verdict
+    return {
+        "node": shot.node,
+        "mode": shot.mode,
+        "at": rfc3339(verdict.at),
+        "status": verdict.status,
+        "remedy": verdict.remedy,
+        "withdraw": verdict.withdraw,
+        "blind": list(verdict.blind),
+        "faults": [fault(f) for f in verdict.faults],
+        "steps": list(shot.steps),
+        "waits": list(shot.waits),
+        "gpus": {pci: {"at": rfc3339(o.at), **o.values} for pci, o in sorted(shot.readings.items())},
+        "xids": [
+            {"pci": pci, "code": code, "count": count, "last": rfc3339(at)}
+            for (pci, code), (count, at) in sorted(shot.xids.items())
+        ],
+        "sources": [
+            {"name": s.name, "up": s.up, "age_s": s.age_s, "starts": s.starts, "garbage": s.garbage,
+             "pid": s.pid, "trouble": s.trouble}
+            for s in shot.sources
+        ],
+    }  # fmt: skip
+
+
+def fault(one: Fault) -> dict[str, Any]:
+    finding = one.finding
+    return {
+        "id": finding.id,
+        "pci": finding.pci,
+        "uuid": one.uuid,
+        "severity": finding.severity.name.lower(),
+        "remedy": finding.remedy,
+        "message": finding.message,
+        "since": rfc3339(one.since),
+        "latched": finding.clear_s is None,
+        "cure_proved": one.proved,
+        "evidence": [{"at": rfc3339(w.at), "source": w.source, "raw": w.raw} for w in one.witnesses],
+    }

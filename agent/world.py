@@ -1,0 +1,166 @@
+"""The words for the cluster: the World that is looked at, the Steps that change it. Imports nothing from the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A node condition; when its status last flipped is the API object's own business."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod bound to this node, as far as a drain asks."""
+
+    namespace: str
+    name: str
+    uid: str
+    owner: str = ""  # the controller's kind; empty for a pod that nobody would start again
+    gpu: bool = False  # it requests a GPU
+    static: bool = False  # a mirror of a file on the node
+    finished: bool = False  # Succeeded or Failed
+    terminating: bool = False
+    priority: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class SlotKind(StrEnum):
+    """What a permit allows."""
+
+    WITHDRAWN = "withdrawn"  # the hard taint
+    DRAINING = "draining"  # evictions
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One numbered permit of the pool: a Lease, held by at most one node."""
+
+    kind: SlotKind
+    index: int
+    holder: str  # "<node name>/<node UID>", empty when free
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The cluster as this node sees it, read once per round."""
+
+    node: str
+    uid: str
+    managed: bool = True  # False: a person opted this node out
+    taints: tuple[Taint, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    stored: str | None = None  # our annotation, as text; None before the first start on this node
+    slots: tuple[Slot, ...] | None = None  # None: not asked, which allows nothing
+    pool_size: int = 0
+    pods: tuple[Pod, ...] | None = None
+    blocked: Mapping[str, str] = field(default_factory=dict)  # pod -> why its last eviction was refused
+    announced: frozenset[str] = frozenset()  # Events that were sent
+
+    @property
+    def holder(self) -> str:
+        return f"{self.node}/{self.uid}"
+
+    def held(self, kind: SlotKind) -> Slot | None:
+        return next((s for s in self.slots or () if s.kind is kind and s.holder == self.holder), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Write conditions, labels and the stored state; nothing that keeps a pod away."""
+
+    conditions: tuple[Condition, ...] = ()
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    stored: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retaint:
+    """Set our taints to exactly these, with labels and stored state in the same write."""
+
+    taints: tuple[Taint, ...]
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    stored: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSlot:
+    kind: SlotKind
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveSlot:
+    kind: SlotKind
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    pod: Pod
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """An Event on the Node. The name is derived from what it tells, so that it is told once."""
+
+    name: str
+    warning: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing may be done about this now, and why."""
+
+    why: str
+
+
+Step = Report | Retaint | TakeSlot | GiveSlot | Evict | Announce | Wait
+
+
+class UnreachableError(Exception):
+    """No answer from the API server; the next round tries again."""
+
+
+class CredentialsError(Exception):
+    """No usable credentials for the API server: one sentence for a person."""
+
+
+class RefusedError(Exception):
+    """The API server answered and said no, in its own sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence = status, sentence
+
+
+class Hands(Protocol):
+    """What touches the cluster. Both raise RefusedError or UnreachableError; neither retries."""
+
+    def look(self, closely: bool) -> World:
+        """The world now; ``closely`` also the permits and, once our taint stands, the node's pods."""
+
+    def do(self, step: Step) -> None:
+        """One step, one write."""

@@ -1,0 +1,280 @@
+"""What the hands promise, against a cluster in memory: the plan is driven until it rests, and can be cut anywhere."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from agent.actions.kube import KubeHands
+from agent.actions.pretend import PretendCluster
+from agent.config import Budget, Config, Mode
+from agent.model import Remedy, Status, Verdict
+from agent.policy.plan import plan
+from agent.world import Evict, RefusedError, Retaint, Step, TakeSlot, Wait
+from tests.observe import Judge, alive, lost, reading, xid
+
+EVICT = Config(mode=Mode.EVICT)
+FOREIGN = {"key": "example.com/maintenance", "effect": "NoSchedule", "value": "theirs"}
+
+
+def fatal() -> Verdict:
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    return judge.after(1, xid(79))
+
+
+def healthy() -> Verdict:
+    return Judge().after(0, alive(), reading())
+
+
+def cluster(*nodes: str) -> PretendCluster:
+    made = PretendCluster()
+    for node in nodes or ("n1", "n2"):
+        made.add_node(node)
+    made.add_pod("research", "train", "n1", owner="Job")
+    made.add_pod("kube-system", "exporter", "n1", gpus=0, owner="DaemonSet")
+    return made
+
+
+def drive(
+    hands: KubeHands, verdict: Verdict, config: Config = EVICT, cuts: Iterable[int] = (), rounds: int = 12
+) -> list[Step]:
+    """Rounds of look, plan and do; ``cuts`` kills the agent after so many steps of each round."""
+    done: list[Step] = []
+    limits = iter(cuts)
+    for _ in range(rounds):
+        steps = plan(verdict, hands.look(closely=True), config, gathered=True)
+        for step in steps[: next(limits, len(steps))]:
+            try:
+                hands.do(step)
+            except RefusedError as refused:
+                if refused.status != 409:
+                    raise
+                break
+            done.append(step)
+        if all(isinstance(step, Wait) for step in steps):
+            break
+    return done
+
+
+def node(made: PretendCluster, name: str = "n1") -> dict[str, Any]:
+    return made.read("nodes", name)
+
+
+def taints(made: PretendCluster, name: str = "n1") -> list[str]:
+    return [t["key"] for t in node(made, name)["spec"].get("taints") or ()]
+
+
+def holders(made: PretendCluster) -> dict[str, str]:
+    leases = made("GET", "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases")[1]["items"]
+    return {lease["metadata"]["name"]: lease["spec"]["holderIdentity"].partition("/")[0] for lease in leases}
+
+
+def test_a_fatal_fault_becomes_condition_label_taint_and_eviction() -> None:
+    made = cluster()
+    drive(KubeHands(made, "n1", EVICT), fatal())
+    now = node(made)
+    assert {c["type"]: (c["status"], c["reason"]) for c in now["status"]["conditions"]} == {
+        "GpuUnhealthy": ("True", "Xid79"),
+        "GpuDegraded": ("False", "NoGpuFault"),
+    }
+    assert now["spec"]["taints"] == [
+        {"key": "gpu-health-agent/unhealthy", "value": "reboot_node", "effect": "NoSchedule"}
+    ]
+    assert now["metadata"]["labels"]["node.kubernetes.io/gpu-error"] == "true"
+    assert now["metadata"]["labels"]["gpu-health-agent/state"] == "drained"
+    assert made.evicted == ["research/train"]
+    assert made.pods_on("n2") == ["train-again"]
+
+
+def test_the_permit_comes_before_the_taint_and_both_before_any_other_write() -> None:
+    steps = plan(fatal(), KubeHands(cluster(), "n1", EVICT).look(closely=True), EVICT, gathered=False)
+    assert [type(step) for step in steps[:2]] == [TakeSlot, Retaint]
+
+
+def test_observe_writes_conditions_and_labels_but_never_a_taint_or_an_eviction() -> None:
+    made = cluster()
+    drive(KubeHands(made, "n1", Config()), fatal(), Config())
+    assert (taints(made), made.evicted, holders(made)) == ([], [], {})
+    assert node(made)["metadata"]["labels"]["node.kubernetes.io/gpu-error"] == "true"
+
+
+def test_taint_mode_evicts_nobody() -> None:
+    made, config = cluster(), Config(mode=Mode.TAINT)
+    drive(KubeHands(made, "n1", config), fatal(), config)
+    assert (taints(made), made.evicted) == (["gpu-health-agent/unhealthy"], [])
+
+
+def test_without_a_free_permit_nothing_but_the_report_is_written() -> None:
+    made = cluster()
+    made.add_pod("research", "train-2", "n2", owner="Job")
+    drive(KubeHands(made, "n1", EVICT), fatal())
+    hands = KubeHands(made, "n2", EVICT)
+    drive(hands, fatal())
+    assert (taints(made, "n2"), made.evicted) == ([], ["research/train"])
+    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, gathered=True) if isinstance(s, Wait)]
+    assert waits == ["the budget is spent: 1 withdrawn of 2 nodes allowed, held by n1"]
+    drive(KubeHands(made, "n1", EVICT), healthy())
+    drive(hands, fatal())
+    assert taints(made, "n2") == ["gpu-health-agent/unhealthy"], "the permit passes on once n1 is back"
+
+
+def test_a_cured_node_is_left_clean_but_for_what_others_put_there() -> None:
+    made = cluster()
+    hands = KubeHands(made, "n1", EVICT)
+    drive(hands, fatal())
+    patch = [{"op": "add", "path": "/spec/taints", "value": [*node(made)["spec"]["taints"], FOREIGN]}]
+    made("PATCH", "/api/v1/nodes/n1", patch, "application/json-patch+json")
+    drive(hands, healthy())
+    now = node(made)
+    assert now["spec"]["taints"] == [FOREIGN]
+    assert {c["status"] for c in now["status"]["conditions"]} == {"False"}
+    assert now["metadata"]["labels"] == {"nvidia.com/gpu.present": "true", "gpu-health-agent/state": "healthy"}
+    assert set(holders(made).values()) == {""}
+
+
+def test_anothers_taint_added_in_between_survives() -> None:
+    made = cluster()
+    hands = KubeHands(made, "n1", EVICT)
+    steps = plan(fatal(), hands.look(closely=True), EVICT, gathered=False)
+    made("PATCH", "/api/v1/nodes/n1", [{"op": "add", "path": "/spec/taints", "value": [FOREIGN]}],
+         "application/json-patch+json")  # fmt: skip
+    hands.do(steps[0])
+    with pytest.raises(RefusedError) as refused:
+        hands.do(steps[1])
+    assert refused.value.status == 409
+    drive(hands, fatal())
+    assert taints(made) == ["example.com/maintenance", "gpu-health-agent/unhealthy"]
+
+
+def test_a_healthy_node_at_rest_is_read_with_one_request_and_never_written() -> None:
+    made = cluster()
+    hands = KubeHands(made, "n1", EVICT)
+    drive(hands, healthy())
+    made.requests.clear()
+    for _ in range(5):
+        world = hands.look(closely=False)
+        assert plan(healthy(), world, EVICT, gathered=True) == ()
+    assert made.requests == [("GET", "/api/v1/nodes/n1")] * 5
+
+
+def test_a_condition_that_stays_keeps_its_transition_time() -> None:
+    made = cluster()
+    hands = KubeHands(made, "n1", EVICT)
+    drive(hands, fatal())
+    unhealthy = {"type": "GpuUnhealthy", "lastTransitionTime": "2020-01-01T00:00:00Z", "status": "True"}
+    made("PATCH", "/api/v1/nodes/n1/status", {"status": {"conditions": [unhealthy]}}, "application/merge-patch+json")
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    drive(hands, judge.after(1, xid(95)))
+    now = {c["type"]: c for c in node(made)["status"]["conditions"]}["GpuUnhealthy"]
+    assert (now["reason"], now["lastTransitionTime"]) == ("Xid95", "2020-01-01T00:00:00Z")
+
+
+def test_blind_keeps_everything_as_it_is() -> None:
+    made = cluster()
+    hands = KubeHands(made, "n1", EVICT)
+    drive(hands, fatal())
+    before = node(made)
+    blind = Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=("nvml: silent for 90 s",))
+    drive(hands, blind)
+    now = node(made)
+    assert now["spec"] == before["spec"]
+    assert now["status"]["conditions"] == before["status"]["conditions"]
+
+
+def test_malformed_stored_state_stops_the_agent_and_resets_nothing() -> None:
+    for text in ("{", "[]", '{"version":1}', '{"version":99,"faults":[]}', "null"):
+        made = cluster()
+        body = {"metadata": {"annotations": {"gpu-health-agent/faults": text}}}
+        made("PATCH", "/api/v1/nodes/n1", body, "application/merge-patch+json")
+        steps = drive(KubeHands(made, "n1", EVICT), fatal(), rounds=3)
+        assert all(isinstance(step, Wait) for step in steps)
+        assert node(made)["metadata"]["annotations"] == {"gpu-health-agent/faults": text}
+        assert taints(made) == []
+
+
+def test_an_opted_out_node_is_not_written_to() -> None:
+    made = cluster()
+    made("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": {"gpu-health-agent/managed": "false"}}},
+         "application/merge-patch+json")  # fmt: skip
+    made.requests.clear()
+    drive(KubeHands(made, "n1", EVICT), fatal())
+    assert {method for method, _ in made.requests} == {"GET"}
+
+
+def test_pods_that_nobody_would_start_again_wait_for_a_person() -> None:
+    made = cluster()
+    made.add_pod("research", "notebook", "n1", owner="")
+    hands = KubeHands(made, "n1", EVICT)
+    drive(hands, fatal())
+    assert made.evicted == ["research/train"]
+    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, gathered=True) if isinstance(s, Wait)]
+    assert waits == ["pod research/notebook has no controller to start it again: a person must move it"]
+
+
+def test_degraded_gets_the_soft_taint_without_permit_and_moves_nobody() -> None:
+    judge = Judge()
+    verdict = judge.each_poll(10, alive(), reading(remapped_rows_pending=1))
+    made = cluster()
+    drive(KubeHands(made, "n1", EVICT), verdict)
+    assert node(made)["spec"]["taints"] == [{"key": "gpu-health-agent/degraded", "effect": "PreferNoSchedule"}]
+    assert (holders(made), made.evicted) == ({}, [])
+
+
+def test_an_event_is_told_once_even_by_a_restarted_agent() -> None:
+    made, verdict = cluster(), fatal()
+    for _ in range(3):
+        drive(KubeHands(made, "n1", EVICT), verdict)
+    events = made("GET", "/api/v1/namespaces/default/events")[1]["items"]
+    assert [e["reason"] for e in events] == ["Xid79"]
+
+
+def test_kernel_text_reaches_the_api_server_printable_and_bounded() -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    verdict = judge.after(1, lost("0000:1b:00.0"), xid(79, raw="\x1b[31m<script>" + "x" * 9000))
+    made = cluster()
+    drive(KubeHands(made, "n1", EVICT), verdict)
+    stored = json.loads(node(made)["metadata"]["annotations"]["gpu-health-agent/faults"])
+    assert max(len(raw) for f in stored["faults"] for _, _, raw in f["seen_by"]) <= 200
+    assert all(c["message"].isprintable() for c in node(made)["status"]["conditions"])
+
+
+def test_killed_after_any_write_the_node_is_withdrawn_and_returned_all_the_same() -> None:
+    for cuts in itertools.product((0, 1, 2, 9), repeat=4):
+        made = cluster()
+        for verdict in (fatal(), healthy()):
+            limits = iter(cuts)
+            for _ in range(20):  # a new process each time: only the cluster remembers
+                drive(KubeHands(made, "n1", EVICT), verdict, cuts=[next(limits, 9)], rounds=1)
+                tainted = "gpu-health-agent/unhealthy" in taints(made)
+                assert not tainted or "n1" in holders(made).values(), "a hard taint without a permit"
+                assert not made.evicted or tainted or not verdict.withdraw, "an eviction from an untainted node"
+            if verdict.withdraw:
+                assert (tainted, made.evicted) == (True, ["research/train"])
+        assert (taints(made), set(holders(made).values())) == ([], {""})
+
+
+def test_the_share_of_a_pool_is_at_least_one_and_rounds_down() -> None:
+    made = cluster(*(f"n{i}" for i in range(1, 26)))
+    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn="10%"))
+    for i in range(1, 26):
+        drive(KubeHands(made, f"n{i}", config), fatal(), config)
+    assert sum(bool(taints(made, f"n{i}")) for i in range(1, 26)) == 2
+
+
+def test_evictions_are_asked_with_the_pods_own_uid() -> None:
+    made = cluster()
+    hands = KubeHands(made, "n1", EVICT)
+    drive(hands, fatal(), rounds=1)
+    steps = plan(fatal(), hands.look(closely=True), EVICT, gathered=True)
+    made.add_pod("research", "train", "n1", owner="Job")  # a namesake's successor
+    for step in steps:
+        hands.do(step)
+    assert any(isinstance(step, Evict) for step in steps)
+    assert made.evicted == []

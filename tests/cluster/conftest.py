@@ -1,0 +1,202 @@
+"""Fixtures: one control plane for the run, nodes and a namespace of its own for each test, an agent process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.build import assets
+from tests.cluster.control_plane import ControlPlane, environment
+
+_NUMBERS = itertools.count(1)
+_MANIFESTS = Path(__file__).parents[2] / "daemonset"
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """The control plane; building it the first time takes minutes and is said."""
+    made = ControlPlane(tmp_path_factory.mktemp("plane"), assets())
+    made.up(nodes=0)
+    made.kubectl("apply", "-k", str(_MANIFESTS))
+    made.wait("service account", lambda: made.account_kubeconfig("gpu-health-agent", "gpu-health-agent"))
+    yield made
+    made.down()
+
+
+class Site:
+    """Two nodes, a namespace and a pool that belong to one test alone."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.plane, self.name = plane, f"t{next(_NUMBERS)}"
+        self.nodes = (f"{self.name}-a", f"{self.name}-b")
+        for node in self.nodes:
+            plane.add_node(node, labels={"site": self.name})
+        plane.wait("nodes Ready", lambda: all(plane.ready(node) for node in self.nodes))
+        plane.add_namespace(self.name)
+
+    def remove(self) -> None:
+        for node in self.nodes:
+            self.plane.request("DELETE", f"/api/v1/nodes/{node}")
+
+    def node(self, index: int = 0) -> dict[str, Any]:
+        return dict(self.plane.must("GET", f"/api/v1/nodes/{self.nodes[index]}"))
+
+    def taints(self, index: int = 0) -> list[str]:
+        return [t["key"] for t in self.node(index)["spec"].get("taints") or ()]
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        return next((c for c in self.node()["status"]["conditions"] if c["type"] == kind), {"status": "absent"})
+
+    def deploy(self, name: str, replicas: int, gpus: int = 1, pin: str | None = None) -> None:
+        """A Deployment on this site's nodes; ``pin`` names the node that its pods start on."""
+        for node in self.nodes if pin else ():
+            self._cordon(node, node != pin)
+        limits = {"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}} if gpus else {}
+        self.plane.must("POST", f"/apis/apps/v1/namespaces/{self.name}/deployments", {
+            "metadata": {"name": name},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"nodeSelector": {"site": self.name}, "terminationGracePeriodSeconds": 1,
+                         "containers": [{"name": "main", "image": "none", **limits}]}}},
+        })  # fmt: skip
+        self.plane.wait("pods run", lambda: len(self.running(name)) == replicas)
+        for node in self.nodes if pin else ():
+            self._cordon(node, False)
+
+    def _cordon(self, node: str, cordoned: bool) -> None:
+        body = {"spec": {"unschedulable": cordoned or None}}
+        self.plane.must("PATCH", f"/api/v1/nodes/{node}", body, "application/merge-patch+json")
+
+    def budget(self, name: str, min_available: int) -> None:
+        """A PodDisruptionBudget over a Deployment's pods; returns once the controller has counted them."""
+        path = f"/apis/policy/v1/namespaces/{self.name}/poddisruptionbudgets"
+        spec = {"minAvailable": min_available, "selector": {"matchLabels": {"app": name}}}
+        self.plane.must("POST", path, {"metadata": {"name": name}, "spec": spec})
+        self.plane.wait(
+            "budget counted",
+            lambda: (
+                self.plane.must("GET", f"{path}/{name}").get("status", {}).get("currentHealthy", 0) >= min_available
+            ),
+        )
+
+    def running(self, app: str) -> list[str]:
+        """The nodes of the Deployment's running pods."""
+        path = f"/api/v1/namespaces/{self.name}/pods?labelSelector=app%3D{app}"
+        return [p["spec"]["nodeName"] for p in self.plane.must("GET", path)["items"]
+                if p["status"].get("phase") == "Running" and not p["metadata"].get("deletionTimestamp")]  # fmt: skip
+
+
+@pytest.fixture
+def site(plane: ControlPlane) -> Iterator[Site]:
+    made = Site(plane)
+    yield made
+    made.remove()
+
+
+class AgentProcess:
+    """``gpu-health-agent run`` as an operator starts it."""
+
+    def __init__(self, site: Site, folder: Path, simulate: str | None, mode: str, settings: dict[str, Any]) -> None:
+        self.site, self.folder = site, folder
+        self.kernel_log = folder / "kmsg.log"
+        self.kernel_log.touch()
+        self._sequence = itertools.count(100)
+        self.simulation = folder / "simulation"
+        # The ServiceAccount of the manifests: what its RBAC forgets fails here.
+        self.kubeconfig = site.plane.account_kubeconfig("gpu-health-agent", "gpu-health-agent")
+        self.port = 0
+        config: dict[str, Any] = {
+            "mode": mode,
+            "poll_s": 0.5,
+            "sources": {"nvml": {"enabled": simulate is not None}, "kmsg": {"path": str(self.kernel_log)}},
+            "budget": {"pool": site.name, "pool_selector": f"site={site.name}"},
+            "drain": {"gather_s": 0.5},
+            "policy": {"soak_s": 1, "flag_confirm_s": 0.3},
+            "http": {"address": "127.0.0.1", "port": 0},
+        }
+        for section, values in settings.items():
+            config[section] = {**config[section], **values} if isinstance(values, dict) else values
+        self.config = folder / "config.yaml"
+        self.config.write_text(yaml.safe_dump(config))
+        self._simulate = ["--simulate", simulate] if simulate else []
+        self.log = folder / "agent.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *extra: str) -> None:
+        command = [sys.executable, "-m", "agent", "run", "--config", str(self.config), "--node", self.site.nodes[0],
+                   "--kubeconfig", str(self.kubeconfig), "--simulation-dir", str(self.simulation),
+                   *self._simulate, *extra]  # fmt: skip
+        with self.log.open("ab") as out:
+            began = out.tell()
+            self._process = subprocess.Popen(command, stdout=out, stderr=out, env=environment())
+        self.site.plane.wait("the agent listens", lambda: self._listens(began))
+
+    def _listens(self, began: int) -> bool:
+        for line in self.log.read_bytes()[began:].splitlines():
+            if b'"event": "started"' in line:
+                self.port = json.loads(line)["port"]
+                return True
+        return False
+
+    def kill(self) -> None:
+        """As the kernel's out-of-memory killer would."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGKILL)
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(10)
+
+    def kernel(self, text: str) -> None:
+        """The kernel says something."""
+        with self.kernel_log.open("ab") as log:
+            log.write(f"3,{next(self._sequence)},{int(time.monotonic() * 1e6)},-;{text}\n".encode())
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def state(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.get("/state")))
+        except (urllib.error.URLError, OSError):
+            return {"status": "no answer", "waits": [], "faults": []}
+
+    def inject(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "agent", "inject", "--simulation-dir", str(self.simulation), *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+StartAgent = Callable[..., AgentProcess]
+
+
+@pytest.fixture
+def agent(site: Site, tmp_path: Path) -> Iterator[StartAgent]:
+    """Starts the agent on the site's first node; shows its log when the test fails."""
+    started: list[AgentProcess] = []
+
+    def start(simulate: str | None = None, mode: str = "evict", **settings: Any) -> AgentProcess:
+        made = AgentProcess(site, tmp_path, simulate, mode, settings)
+        started.append(made)
+        made.start()
+        return made
+
+    yield start
+    for one in started:
+        one.stop()
+        print(one.log.read_text())

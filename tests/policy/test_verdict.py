@@ -1,0 +1,203 @@
+"""What the judge promises about faults over time."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.config import Limits
+from agent.model import Missing, Remedy, Severity, Status
+from agent.policy.stored import dump, load
+from agent.policy.verdict import Memory
+from tests.observe import GPU, OTHER, Judge, alive, ids, lost, reading, xid
+
+HOT = {"margin_c": -4, "slowdown_tlimit_c": -2, "shutdown_tlimit_c": -9, "temperature_c": 95}
+COOL = {"margin_c": 40, "slowdown_tlimit_c": -2, "shutdown_tlimit_c": -9, "temperature_c": 45}
+
+
+def test_a_fatal_xid_withdraws_at_once_and_silence_does_not_cure_it() -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    verdict = judge.after(1, xid(79))
+    assert (verdict.status, verdict.remedy, verdict.withdraw) == (Status.UNHEALTHY, Remedy.REBOOT_NODE, True)
+    verdict = judge.each_poll(3 * 3600, alive(), reading())
+    assert ids(verdict) == [f"xid-79@{GPU}"]
+
+
+@pytest.mark.parametrize("code", [13, 31, 43, 45])
+def test_application_xids_in_any_number_never_withdraw(code: int) -> None:
+    judge = Judge()
+    for _ in range(2000):
+        verdict = judge.after(0.5, alive(), reading(), xid(code))
+        assert not verdict.withdraw
+        assert verdict.status is Status.HEALTHY
+    assert [f.finding.severity for f in verdict.faults] == [Severity.NOTICE]
+
+
+def test_every_listed_code_has_an_entry_and_an_unlisted_one_is_a_notice() -> None:
+    judge = Judge()
+    verdict = judge.after(0, alive(), reading(), *(xid(code, source="nvml") for code in range(1, 1000)))
+    assert len(verdict.faults) == 999
+    assert next(f for f in verdict.faults if f.finding.rule == "xid-999").finding.severity is Severity.NOTICE
+
+
+def test_two_context_switch_timeouts_an_hour_degrade() -> None:
+    judge = Judge()
+    assert judge.after(0, alive(), reading(), xid(109)).status is Status.HEALTHY
+    verdict = judge.after(40, alive(), reading(), xid(109))
+    assert (verdict.status, verdict.withdraw) == (Status.DEGRADED, False)
+
+
+def test_one_error_told_by_two_witnesses_is_one_fault_and_counts_once() -> None:
+    judge = Judge(expected=("nvml", "kmsg"))
+    judge.after(0, alive(), alive("kmsg"), reading())
+    judge.after(1, xid(95, source="kmsg"))
+    verdict = judge.after(0.2, xid(95, source="nvml"))
+    assert ids(verdict) == [f"xid-95@{GPU}"]
+    assert [w.source for w in verdict.faults[0].witnesses] == ["kmsg", "nvml"]
+    assert judge.memory.history.tallies[GPU, 95].count == 1
+
+
+def test_brief_heat_is_ignored() -> None:
+    judge = Judge()
+    judge.each_poll(55, alive(), reading(**HOT))
+    assert judge.each_poll(100, alive(), reading(**COOL)).faults == ()
+
+
+def test_lasting_heat_degrades_and_clears_only_below_the_hysteresis() -> None:
+    judge = Judge()
+    verdict = judge.each_poll(60, alive(), reading(**HOT))
+    assert (verdict.status, verdict.withdraw, ids(verdict)) == (Status.DEGRADED, False, [f"temperature@{GPU}"])
+    barely = {**COOL, "margin_c": 0}  # 2 °C better than the limit: inside the 3 °C of hysteresis
+    assert judge.each_poll(1200, alive(), reading(**barely)).status is Status.DEGRADED
+    assert judge.each_poll(590, alive(), reading(**COOL)).status is Status.DEGRADED
+    assert judge.each_poll(15, alive(), reading(**COOL)).status is Status.HEALTHY
+
+
+def test_heat_up_to_ampere_is_judged_by_absolute_limits() -> None:
+    judge = Judge()
+    old = {"temperature_c": 96, "temperature_slowdown_c": 95, "temperature_shutdown_c": 101}
+    assert ids(judge.each_poll(60, alive(), reading(**old, margin_c=Missing.UNSUPPORTED))) == [f"temperature@{GPU}"]
+
+
+def test_margin_offsets_are_never_taken_for_degrees() -> None:
+    verdict = Judge().each_poll(600, alive(), reading(temperature_c=60, slowdown_tlimit_c=-2, shutdown_tlimit_c=-5))
+    assert verdict.status is Status.HEALTHY
+
+
+def test_heat_close_to_shutdown_withdraws() -> None:
+    judge = Judge()
+    assert judge.each_poll(5, alive(), reading(**{**HOT, "margin_c": -8})).withdraw
+
+
+def test_blind_agent_never_clears_a_fault() -> None:
+    judge = Judge()
+    judge.each_poll(60, alive(), reading(**HOT))
+    verdict = judge.after(7200)
+    assert verdict.status is Status.UNKNOWN
+    assert f"temperature@{GPU}" in ids(verdict)
+
+
+def test_a_silent_source_alone_never_withdraws() -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    for _ in range(100):
+        verdict = judge.after(600)
+        assert not verdict.withdraw
+    assert (verdict.status, ids(verdict)) == (Status.UNKNOWN, ["nvml-silent@node"])
+
+
+def test_a_lost_gpu_withdraws_at_once_for_a_reboot() -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading(), reading(OTHER))
+    verdict = judge.after(5, alive(), lost(), reading(OTHER))
+    assert (verdict.withdraw, verdict.remedy, ids(verdict)) == (True, Remedy.REBOOT_NODE, [f"gpu-lost@{GPU}"])
+
+
+def test_a_reading_that_is_judged_twice_is_no_second_reading() -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    judge.after(5, alive(), reading(recovery_action=1))
+    for _ in range(4):
+        assert not judge.after(1).withdraw
+    assert judge.after(1, alive(), reading(recovery_action=1)).withdraw
+
+
+def test_a_reset_fault_ends_with_new_counters_no_recovery_action_and_a_soak() -> None:
+    judge = Judge(Limits(soak_s=60))
+    judge.each_poll(10, alive(), reading(energy_j=500.0))
+    judge.after(1, xid(95))
+    judge.each_poll(300, alive(), reading(energy_j=600.0, recovery_action=1))
+    assert judge.after(5, alive(), reading(energy_j=1.0, recovery_action=1)).withdraw, "the driver still asks"
+    assert judge.each_poll(55, alive(), reading(energy_j=2.0)).withdraw, "it soaks first"
+    assert judge.each_poll(30, alive(), reading(energy_j=3.0)).status is Status.HEALTHY
+
+
+def test_a_reset_does_not_cure_what_needs_a_reboot() -> None:
+    judge = Judge(Limits(soak_s=0))
+    judge.after(0, alive(), reading(energy_j=500.0))
+    judge.after(1, xid(79))
+    assert judge.each_poll(600, alive(), reading(energy_j=1.0)).withdraw
+
+
+def test_a_reboot_cures_a_lost_gpu_only_if_it_answers_again() -> None:
+    judge = Judge(Limits(soak_s=10))
+    judge.after(0, alive(), reading())
+    judge.after(5, alive(), lost(), xid(79))
+    assert judge.each_poll(100, alive(boot_id="boot-2"), lost()).withdraw
+    judge = Judge(Limits(soak_s=10))
+    judge.after(0, alive(), reading())
+    judge.after(5, alive(), lost(), xid(79))
+    assert judge.each_poll(30, alive(boot_id="boot-2"), reading()).status is Status.HEALTHY
+
+
+def test_another_card_in_the_slot_ends_its_predecessors_faults() -> None:
+    judge = Judge()
+    judge.each_poll(10, alive(), reading(remapped_rows_failure=1))
+    assert judge.each_poll(9000, alive(boot_id="boot-2"), reading(remapped_rows_failure=0)).withdraw
+    assert judge.after(5, alive(), reading(uuid="GPU-new")).status is Status.HEALTHY
+
+
+def test_records_older_than_the_first_start_withdraw_only_with_present_evidence() -> None:
+    judge = Judge(expected=("nvml", "kmsg"))
+    verdict = judge.each_poll(60, alive(), alive("kmsg"), reading(), xid(79, past=True))
+    assert (verdict.status, verdict.faults, judge.memory.history.tallies) == (Status.HEALTHY, (), {})
+    assert ids(judge.after(5, alive(), reading(recovery_action=2))) == [f"xid-79@{GPU}"]
+
+
+@pytest.mark.parametrize("jump_s", [-31_536_000, 31_536_000])
+def test_a_clock_jump_neither_creates_nor_clears_a_fault(jump_s: float) -> None:
+    judge = Judge()
+    judge.each_poll(60, alive(), reading(**HOT), reading(OTHER))
+    judge.wall += jump_s
+    assert ids(judge.each_poll(100, alive(), reading(**COOL), reading(OTHER))) == [f"temperature@{GPU}"]
+
+
+def test_uncorrectable_errors_withdraw_where_the_chip_does_not_contain_them() -> None:
+    for name, architecture, withdraw in (("NVIDIA L40S", 8, True), ("NVIDIA H100", 9, False), ("NVIDIA A10", 7, True)):
+        judge = Judge()
+        card = {"name": name, "architecture": architecture}
+        judge.after(0, alive(), reading(**card, ecc_uncorrected_volatile=3))
+        verdict = judge.after(5, alive(), reading(**card, ecc_uncorrected_volatile=4))
+        assert (ids(verdict), verdict.withdraw) == ([f"ecc-uncorrected@{GPU}"], withdraw), name
+
+
+def test_errors_counted_before_our_first_reading_are_no_news() -> None:
+    assert Judge().each_poll(60, alive(), reading(ecc_uncorrected_volatile=12)).faults == ()
+
+
+def test_an_unsupported_value_is_neither_good_nor_bad() -> None:
+    judge = Judge()
+    judge.each_poll(10, alive(), reading(remapped_rows_failure=1))
+    assert judge.each_poll(600, alive(), reading(remapped_rows_failure=Missing.UNSUPPORTED)).withdraw
+
+
+def test_a_restart_forgets_no_standing_fault_and_its_cure_counts() -> None:
+    judge = Judge(Limits(soak_s=0))
+    judge.after(0, alive(), reading())
+    verdict = judge.after(1, xid(79))
+    stored = load(dump(verdict, 7, verdict.at), 50.0)
+    assert (stored.kernel_seq, stored.boot_id) == (7, "boot-1")
+    again = Judge(Limits(soak_s=0))
+    again.memory = Memory(again.memory.history, {f.finding.id: f for f in stored.faults})
+    assert again.each_poll(60, alive(), reading()).withdraw
+    assert again.each_poll(10, alive(boot_id="boot-2"), reading()).status is Status.HEALTHY
