@@ -161,7 +161,12 @@ class Daemon:
             node=self._node,
             mode=self._config.mode,
             verdict=verdict,
-            readings=history.readings,
+            readings={
+                # What is lost or was not read lately has no value now, and must leave no stale series.
+                pci: reading
+                for pci, reading in history.readings.items()
+                if pci not in history.lost and now - reading.seen <= self._config.policy.silent_s
+            },
             xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
             sources=tuple(_view(source, verdict, now) for source in self._sources.values()),
             **acted,

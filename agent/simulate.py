@@ -43,14 +43,14 @@ def simulate(
     """Play a scenario; 0 if the story went as the scenario expects, else 1."""
     scenario = load_scenario(name)
     config = _config(name)
-    story = Story(as_json)
     if connect is None:
         cluster = _embedded()
         hands: Callable[[], Hands] = lambda: KubeHands(cluster, _NODE, config)  # noqa: E731
     else:
-        real = connect
-        hands = lambda: real(config)  # noqa: E731
+        real = connect(config)  # a story that can't reach its cluster is not begun
+        hands = lambda: real  # noqa: E731
     node = node or _NODE
+    story = Story(as_json)
     actor = Actor(config, hands, dry_run=False, tell=story.tell)
     daemon = Daemon(config, node, actor, story.tell, directory)
     daemon.seen = story.see

@@ -5,93 +5,18 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import re
 import select
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from agent.model import Failure, Observation, Signal, Value, normalise_pci
+from agent.model import Failure, Observation, Signal, Value
+from agent.sources.kernel_text import Facts, Record, parse_record
 
 _RECORD_BYTES = 16 * 1024  # /dev/kmsg answers EINVAL to a buffer smaller than its record
 _FILE_PAUSE_S = 0.02  # a regular file tells nobody that it grew
 _RAW_CHARS = 500
-
-_XID = re.compile(
-    r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?)([^)]*)\): (\d{1,6})\b"
-)
-_INSTANCE = re.compile(r"GPU-I:([0-9a-fA-F]+)(?:\s+GPU-CI:([0-9a-fA-F]+))?")
-_PID = re.compile(r"\bpid='?(\d{1,10})'?")
-_NAME = re.compile(r"\bname=(.*?), ")
-_ACTION = re.compile(r"to 0x([0-9a-fA-F]{1,8})")
-_ADDRESS = r"([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?)"
-_OFF_THE_BUS = re.compile(rf"NVRM: GPU {_ADDRESS}: GPU has fallen off the bus")
-_PROBE_BEGIN = re.compile(rf"NVRM: The NVIDIA GPU {_ADDRESS}")
-_PROBE_LOST = "fallen off the bus and is not responding to commands"
-_PROBE_RECORDS = 3  # the multi-line form may come as so many records one after the other
-_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One kernel record: facility 0 is the kernel's own, anything else was written by user space."""
-
-    facility: int
-    seq: int
-    usec: int
-    text: str
-
-
-def parse_record(raw: bytes) -> Record:
-    """``PRIO,SEQ,USEC,FLAGS[,...];TEXT`` and continuation lines. ValueError for anything else."""
-    head, found, rest = raw.partition(b";")
-    fields = head.split(b",")
-    if not found or len(fields) < 4:
-        raise ValueError("not a kernel record")
-    text = _ESCAPE.sub(lambda m: bytes([int(m[1], 16)]), rest.split(b"\n", 1)[0])
-    return Record(int(fields[0]) >> 3, int(fields[1]), int(fields[2]), text.decode(errors="replace"))
-
-
-class Facts:
-    """Kernel text → what it states about GPUs. Remembers a multi-record form for a few records."""
-
-    def __init__(self) -> None:
-        self._address, self._left = "", 0
-
-    def of(self, text: str) -> Iterator[tuple[Signal, str, Value, dict[str, Value]]]:
-        """Signal, PCI address, value and further values; ValueError for an address that is none."""
-        if xid := _XID.search(text):
-            code = int(xid[3])
-            yield Signal.XID, normalise_pci(xid[1]), code, _details(xid[2], text[xid.end() :], code)
-            return
-        if lost := _OFF_THE_BUS.search(text):
-            yield Signal.LOST, normalise_pci(lost[1]), None, {}
-            return
-        if begin := _PROBE_BEGIN.search(text):
-            self._address, self._left = normalise_pci(begin[1]), _PROBE_RECORDS
-        if self._left and _PROBE_LOST in " ".join(text.replace("NVRM:", "").split()):
-            yield Signal.LOST, self._address, None, {}
-            self._left = 0
-        elif self._left:
-            self._left -= 1
-
-
-def _details(instance: str, rest: str, code: int) -> dict[str, Value]:
-    values: dict[str, Value] = {}
-    if found := _INSTANCE.search(instance):
-        values["gpu_instance"] = int(found[1], 16)
-        if found[2]:
-            values["compute_instance"] = int(found[2], 16)
-    if found := _PID.search(rest):
-        values["pid"] = int(found[1])
-    if (found := _NAME.search(rest)) and found[1] != "<unknown>":
-        values["name"] = found[1][:64]
-    if code == 154 and (found := _ACTION.search(rest)):
-        values["recovery_action"] = int(found[1], 16)
-    return values
 
 
 class Log:
@@ -105,6 +30,7 @@ class Log:
         self._fd = os.open(path, (os.O_RDWR if self.fifo else os.O_RDONLY) | os.O_NONBLOCK)
         self._inode = os.fstat(self._fd).st_ino
         self._buffer = b""
+        self.read_bytes = os.read
 
     def pollable(self) -> int | None:
         return None if not (self.device or self.fifo) else self._fd
@@ -112,7 +38,7 @@ class Log:
     def read(self) -> list[bytes]:
         """The records that are there; empty when nothing is new."""
         try:
-            data = os.read(self._fd, _RECORD_BYTES if self.device else 4 * _RECORD_BYTES)
+            data = self.read_bytes(self._fd, _RECORD_BYTES if self.device else 4 * _RECORD_BYTES)
         except BlockingIOError:
             return []
         except OSError as error:

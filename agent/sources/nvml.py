@@ -18,6 +18,7 @@ from typing import Any
 import pynvml as nv
 
 from agent.model import Failure, Missing, Observation, Signal, Value, normalise_pci
+from agent.sources.nvml_signals import CALLS, FIELDS, STATIC, UNION, Handle, Read
 
 _WAIT_S = 0.5  # one wait for events: short, so that SIGTERM is prompt
 _NONE = 0xFFFFFFFF  # an event that belongs to no MIG instance
@@ -42,92 +43,6 @@ _EVENTS = (
     nv.nvmlEventTypeDramRetirementFailure, nv.nvmlEventTypeNonFatalPoisonError, nv.nvmlEventTypeFatalPoisonError,
     nv.nvmlEventTypeGpuUnavailableError, nv.nvmlEventTypeGpuRecoveryAction,
 )  # fmt: skip
-
-Handle = Any
-Read = Callable[[Handle], Any]
-
-
-def _ecc(kind: int, counter: int) -> Read:
-    return lambda h: nv.nvmlDeviceGetTotalEccErrors(h, kind, counter)
-
-
-def _threshold(which: int) -> Read:
-    return lambda h: nv.nvmlDeviceGetTemperatureThreshold(h, which)
-
-
-def _temperature(h: Handle) -> Any:
-    try:
-        return nv.nvmlDeviceGetTemperatureV(h, nv.NVML_TEMPERATURE_GPU)
-    except nv.NVMLError_FunctionNotFound:  # an older driver
-        return nv.nvmlDeviceGetTemperature(h, nv.NVML_TEMPERATURE_GPU)
-
-
-def _sram(h: Handle) -> tuple[Any, ...]:
-    status = nv.c_nvmlEccSramErrorStatus_v1_t()
-    nv.nvmlDeviceGetSramEccErrorStatus(h, nv.byref(status))
-    return status.bThresholdExceeded, status.aggregateUncParity, status.aggregateUncSecDed
-
-
-def _processes(h: Handle) -> str:
-    return ",".join(str(p.pid) for p in nv.nvmlDeviceGetComputeRunningProcesses(h))
-
-
-# What stays while a GPU is enumerated: read once.
-_STATIC: tuple[tuple[str, Read], ...] = (
-    ("uuid", nv.nvmlDeviceGetUUID),
-    ("name", nv.nvmlDeviceGetName),
-    ("serial", nv.nvmlDeviceGetSerial),
-    ("index", nv.nvmlDeviceGetIndex),
-    ("architecture", nv.nvmlDeviceGetArchitecture),
-    ("minor_number", nv.nvmlDeviceGetMinorNumber),
-    ("temperature_shutdown_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)),
-    ("temperature_slowdown_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)),
-    ("temperature_mem_max_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_MEM_MAX)),
-    ("temperature_gpu_max_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_GPU_MAX)),
-    ("pcie_max_generation", nv.nvmlDeviceGetMaxPcieLinkGeneration),
-    ("pcie_max_width", nv.nvmlDeviceGetMaxPcieLinkWidth),
-)
-# One row per signal, read at each poll; a row with several names is one call with several results.
-_CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (
-    (("temperature_c",), _temperature),
-    (("margin_c",), nv.nvmlDeviceGetMarginTemperature),
-    (("clocks_event_reasons",), nv.nvmlDeviceGetCurrentClocksEventReasons),
-    (("ecc_mode", "ecc_mode_pending"), nv.nvmlDeviceGetEccMode),
-    (("ecc_corrected_volatile",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_CORRECTED, nv.NVML_VOLATILE_ECC)),
-    (("ecc_uncorrected_volatile",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nv.NVML_VOLATILE_ECC)),
-    (("ecc_corrected_aggregate",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_CORRECTED, nv.NVML_AGGREGATE_ECC)),
-    (("ecc_uncorrected_aggregate",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nv.NVML_AGGREGATE_ECC)),
-    (("sram_threshold_exceeded", "sram_uncorrected_parity", "sram_uncorrected_secded"), _sram),
-    (("remapped_rows_corrected", "remapped_rows_uncorrected", "remapped_rows_pending", "remapped_rows_failure"),
-     nv.nvmlDeviceGetRemappedRows),
-    (("retired_pages_sbe",), lambda h: len(nv.nvmlDeviceGetRetiredPages(h, 0))),
-    (("retired_pages_dbe",), lambda h: len(nv.nvmlDeviceGetRetiredPages(h, 1))),
-    (("retired_pages_pending",), nv.nvmlDeviceGetRetiredPagesPendingStatus),
-    (("power_w",), lambda h: nv.nvmlDeviceGetPowerUsage(h) / 1000),
-    (("power_limit_w",), lambda h: nv.nvmlDeviceGetEnforcedPowerLimit(h) / 1000),
-    (("energy_j",), lambda h: nv.nvmlDeviceGetTotalEnergyConsumption(h) / 1000),
-    (("pcie_generation",), nv.nvmlDeviceGetCurrPcieLinkGeneration),
-    (("pcie_width",), nv.nvmlDeviceGetCurrPcieLinkWidth),
-    (("pcie_replays",), nv.nvmlDeviceGetPcieReplayCounter),
-    (("persistence_mode",), nv.nvmlDeviceGetPersistenceMode),
-    (("mig_mode", "mig_mode_pending"), nv.nvmlDeviceGetMigMode),
-    (("processes",), _processes),
-)  # fmt: skip
-# Field values, all in one call. The *_tlimit_c are signed offsets in the margin's scale, never °C.
-_FIELDS: dict[int, str] = {
-    nv.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION: "recovery_action",
-    nv.NVML_FI_DEV_MEMORY_TEMP: "memory_temperature_c",
-    nv.NVML_FI_DEV_TEMPERATURE_SHUTDOWN_TLIMIT: "shutdown_tlimit_c",
-    nv.NVML_FI_DEV_TEMPERATURE_SLOWDOWN_TLIMIT: "slowdown_tlimit_c",
-    nv.NVML_FI_DEV_TEMPERATURE_MEM_MAX_TLIMIT: "mem_max_tlimit_c",
-    nv.NVML_FI_DEV_TEMPERATURE_GPU_MAX_TLIMIT: "gpu_max_tlimit_c",
-    nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN: "sw_thermal_ns",
-    nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN: "hw_thermal_ns",
-    nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN: "hw_power_brake_ns",
-    nv.NVML_FI_DEV_PERF_POLICY_POWER: "power_violation_ns",
-    nv.NVML_FI_DEV_PERF_POLICY_THERMAL: "thermal_violation_ns",
-}
-_UNION = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 
 @dataclass(slots=True)
@@ -238,8 +153,8 @@ class Nvml:
     def _read(self, gpu: _Gpu) -> Iterator[Observation]:
         try:
             if not gpu.static:
-                gpu.static = dict(self._values(gpu, (((name,), read) for name, read in _STATIC)))
-            values = {**gpu.static, **dict(self._values(gpu, _CALLS)), **self._fields(gpu)}
+                gpu.static = dict(self._values(gpu, (((name,), read) for name, read in STATIC)))
+            values = {**gpu.static, **dict(self._values(gpu, CALLS)), **self._fields(gpu)}
         except nv.NVMLError_GpuIsLost:
             yield _observe(Signal.LOST, gpu.pci, raw="NVML error 15: the GPU is lost")
         except nv.NVMLError_ResetRequired:
@@ -267,15 +182,15 @@ class Nvml:
             return Missing.UNREADABLE
 
     def _fields(self, gpu: _Gpu) -> dict[str, Value]:
-        wanted = [number for number, name in _FIELDS.items() if name not in gpu.unsupported]
-        values: dict[str, Value] = dict.fromkeys(gpu.unsupported & set(_FIELDS.values()), Missing.UNSUPPORTED)
+        wanted = [number for number, name in FIELDS.items() if name not in gpu.unsupported]
+        values: dict[str, Value] = dict.fromkeys(gpu.unsupported & set(FIELDS.values()), Missing.UNSUPPORTED)
         answer = self._value(gpu, "fields", lambda: nv.nvmlDeviceGetFieldValues(gpu.handle, wanted))
         if isinstance(answer, Missing):
-            return {**values, **{_FIELDS[number]: answer for number in wanted}}
+            return {**values, **{FIELDS[number]: answer for number in wanted}}
         for entry in answer:  # the call succeeds while single entries fail
-            name = _FIELDS[entry.fieldId]
+            name = FIELDS[entry.fieldId]
             if entry.nvmlReturn == nv.NVML_SUCCESS:
-                values[name] = getattr(entry.value, _UNION[entry.valueType])
+                values[name] = getattr(entry.value, UNION[entry.valueType])
             elif entry.nvmlReturn in _UNSUPPORTED:
                 gpu.unsupported.add(name)
                 values[name] = Missing.UNSUPPORTED

@@ -1,0 +1,94 @@
+"""What is read of each GPU: one table row per signal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pynvml as nv
+
+Handle = Any
+Read = Callable[[Handle], Any]
+
+
+def _ecc(kind: int, counter: int) -> Read:
+    return lambda h: nv.nvmlDeviceGetTotalEccErrors(h, kind, counter)
+
+
+def _threshold(which: int) -> Read:
+    return lambda h: nv.nvmlDeviceGetTemperatureThreshold(h, which)
+
+
+def _temperature(h: Handle) -> Any:
+    try:
+        return nv.nvmlDeviceGetTemperatureV(h, nv.NVML_TEMPERATURE_GPU)
+    except nv.NVMLError_FunctionNotFound:  # an older driver
+        return nv.nvmlDeviceGetTemperature(h, nv.NVML_TEMPERATURE_GPU)
+
+
+def _sram(h: Handle) -> tuple[Any, ...]:
+    status = nv.c_nvmlEccSramErrorStatus_v1_t()
+    nv.nvmlDeviceGetSramEccErrorStatus(h, nv.byref(status))
+    return status.bThresholdExceeded, status.aggregateUncParity, status.aggregateUncSecDed
+
+
+def _processes(h: Handle) -> str:
+    return ",".join(str(p.pid) for p in nv.nvmlDeviceGetComputeRunningProcesses(h))
+
+
+# What stays while a GPU is enumerated: read once.
+STATIC: tuple[tuple[str, Read], ...] = (
+    ("uuid", nv.nvmlDeviceGetUUID),
+    ("name", nv.nvmlDeviceGetName),
+    ("serial", nv.nvmlDeviceGetSerial),
+    ("index", nv.nvmlDeviceGetIndex),
+    ("architecture", nv.nvmlDeviceGetArchitecture),
+    ("minor_number", nv.nvmlDeviceGetMinorNumber),
+    ("temperature_shutdown_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)),
+    ("temperature_slowdown_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)),
+    ("temperature_mem_max_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_MEM_MAX)),
+    ("temperature_gpu_max_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_GPU_MAX)),
+    ("pcie_max_generation", nv.nvmlDeviceGetMaxPcieLinkGeneration),
+    ("pcie_max_width", nv.nvmlDeviceGetMaxPcieLinkWidth),
+)
+# One row per signal, read at each poll; a row with several names is one call with several results.
+CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (
+    (("temperature_c",), _temperature),
+    (("margin_c",), nv.nvmlDeviceGetMarginTemperature),
+    (("clocks_event_reasons",), nv.nvmlDeviceGetCurrentClocksEventReasons),
+    (("ecc_mode", "ecc_mode_pending"), nv.nvmlDeviceGetEccMode),
+    (("ecc_corrected_volatile",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_CORRECTED, nv.NVML_VOLATILE_ECC)),
+    (("ecc_uncorrected_volatile",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nv.NVML_VOLATILE_ECC)),
+    (("ecc_corrected_aggregate",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_CORRECTED, nv.NVML_AGGREGATE_ECC)),
+    (("ecc_uncorrected_aggregate",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nv.NVML_AGGREGATE_ECC)),
+    (("sram_threshold_exceeded", "sram_uncorrected_parity", "sram_uncorrected_secded"), _sram),
+    (("remapped_rows_corrected", "remapped_rows_uncorrected", "remapped_rows_pending", "remapped_rows_failure"),
+     nv.nvmlDeviceGetRemappedRows),
+    (("retired_pages_sbe",), lambda h: len(nv.nvmlDeviceGetRetiredPages(h, 0))),
+    (("retired_pages_dbe",), lambda h: len(nv.nvmlDeviceGetRetiredPages(h, 1))),
+    (("retired_pages_pending",), nv.nvmlDeviceGetRetiredPagesPendingStatus),
+    (("power_w",), lambda h: nv.nvmlDeviceGetPowerUsage(h) / 1000),
+    (("power_limit_w",), lambda h: nv.nvmlDeviceGetEnforcedPowerLimit(h) / 1000),
+    (("energy_j",), lambda h: nv.nvmlDeviceGetTotalEnergyConsumption(h) / 1000),
+    (("pcie_generation",), nv.nvmlDeviceGetCurrPcieLinkGeneration),
+    (("pcie_width",), nv.nvmlDeviceGetCurrPcieLinkWidth),
+    (("pcie_replays",), nv.nvmlDeviceGetPcieReplayCounter),
+    (("persistence_mode",), nv.nvmlDeviceGetPersistenceMode),
+    (("mig_mode", "mig_mode_pending"), nv.nvmlDeviceGetMigMode),
+    (("processes",), _processes),
+)  # fmt: skip
+# Field values, all in one call. The *_tlimit_c are signed offsets in the margin's scale, never °C.
+FIELDS: dict[int, str] = {
+    nv.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION: "recovery_action",
+    nv.NVML_FI_DEV_MEMORY_TEMP: "memory_temperature_c",
+    nv.NVML_FI_DEV_TEMPERATURE_SHUTDOWN_TLIMIT: "shutdown_tlimit_c",
+    nv.NVML_FI_DEV_TEMPERATURE_SLOWDOWN_TLIMIT: "slowdown_tlimit_c",
+    nv.NVML_FI_DEV_TEMPERATURE_MEM_MAX_TLIMIT: "mem_max_tlimit_c",
+    nv.NVML_FI_DEV_TEMPERATURE_GPU_MAX_TLIMIT: "gpu_max_tlimit_c",
+    nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN: "sw_thermal_ns",
+    nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN: "hw_thermal_ns",
+    nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN: "hw_power_brake_ns",
+    nv.NVML_FI_DEV_PERF_POLICY_POWER: "power_violation_ns",
+    nv.NVML_FI_DEV_PERF_POLICY_THERMAL: "thermal_violation_ns",
+}
+UNION = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")

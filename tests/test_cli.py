@@ -1,0 +1,99 @@
+"""The command line as a person meets it: one clear sentence and the right exit code for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def cli(*arguments: str, timeout_s: float = 20, **environment: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("NODE_NAME", "KUBECONFIG")}
+    done = subprocess.run([sys.executable, "-m", "agent", *arguments], capture_output=True, text=True,
+                          timeout=timeout_s, env={**inherited, **environment})  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("mode: evic", "mode: Input should be 'observe', 'taint' or 'evict', not 'evic'"),
+        ("pol_s: 5", "pol_s: no such setting; did you mean poll_s?"),
+        ("budget: {max_withdrawn: 200%}", "budget.max_withdrawn"),
+        ("http: {port: 99999}", "http.port: Input should be less than or equal to 65535, not 99999"),
+        ("policy: {temprature_confirm_s: 3}", "did you mean temperature_confirm_s?"),
+        ("- a", "must hold a mapping"),
+        ("mode: [", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_fix(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    code, _, said = cli("run", "--config", str(path), "--node", "n")
+    assert code == 78
+    assert sentence in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("run",), 78, "node: not named"),
+        (("run", "--config", "/none", "--node", "n"), 78, "/none: can't be read"),
+        (("run", "--node", "n", "--simulate", "nonesuch"), 64, "one of demo, idle"),
+        (("simulate", "nonesuch"), 64, "one of demo, idle"),
+        (("simulate", "demo", "--kubeconfig", "/none"), 64, "--kubeconfig and --node go together"),
+        (("simulate", "demo", "--kubeconfig", "/none", "--node", "n"), 78, "/none is not a file"),
+        (("inject", "--gpu", "3"), 64, "one of the arguments"),
+        (("inject", "--xid", "79"), 64, "--gpu: name the GPU's index"),
+        (("inject", "--gpu", "3", "--xid", "79", "--simulation-dir", "/none"), 1, "no simulation runs in /none"),
+        (("dance",), 64, "invalid choice"),
+        ((), 64, "required"),
+    ],
+)
+def test_wrong_arguments_end_with_a_sentence(arguments: tuple[str, ...], code: int, sentence: str) -> None:
+    got, _, said = cli(*arguments)
+    assert (got, sentence in said) == (code, True), said
+    assert "Traceback" not in said
+
+
+def test_check_without_a_driver_cannot_tell(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"sources: {{kmsg: {{path: {tmp_path}/none}}}}\nhttp: {{address: 127.0.0.1, port: 1}}")
+    code, out, _ = cli("check", "--json", "--config", str(config))
+    state = json.loads(out)
+    assert any("kmsg" in why for why in state["blind"])
+    assert (code, state["status"]) == (3, "unknown")
+    code, out, _ = cli("check", "--config", str(config))
+    assert out.startswith("unknown: ")
+
+
+def test_a_story_that_goes_wrong_ends_with_one(tmp_path: Path) -> None:
+    path = tmp_path / "story.yaml"
+    path.write_text("profile: h100-8\nduration_s: 3\nexpect: {faults: [xid-79]}\n")
+    code, out, _ = cli("simulate", str(path), "--json", "--simulation-dir", str(tmp_path / "sim"))
+    told = [json.loads(line) for line in out.splitlines()]
+    assert (code, told[-1]["text"]) == (1, "WRONG: fault xid-79 was not found")
+
+
+def test_the_main_job_on_simulated_gpus_goes_as_it_should(tmp_path: Path) -> None:
+    path = tmp_path / "story.yaml"
+    path.write_text("""
+profile: h100-8
+duration_s: 11
+steps:
+  - {at_s: 1, gpu: 2, xid: 31, pid: 4711, name: python}
+  - {at_s: 1.5, gpu: 3, lost: true}
+  - {at_s: 4, gpu: 3, clear: true}
+expect:
+  faults: [xid-31, gpu-lost]
+  steps: {taint: 1, evict: 3, untaint: 1}
+  status: healthy
+""")
+    code, out, said = cli("simulate", str(path), "--simulation-dir", str(tmp_path / "sim"), timeout_s=40)
+    assert code == 0, out + said

@@ -1,0 +1,60 @@
+"""/metrics against a golden file: names and labels are what dashboards and alerts rely on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.registry import Collector
+
+from agent.metrics import families
+from agent.model import Missing
+from agent.snapshot import Snapshot, SourceView
+from tests.observe import GPU, OTHER, Judge, alive, lost, reading, xid
+
+GOLDEN = Path(__file__).parent / "metrics.golden"
+
+
+def snapshot() -> Snapshot:
+    judge = Judge()
+    judge.after(0, alive(), reading(index=0, temperature_c=41, margin_c=46, power_w=96.0), reading(OTHER, index=1))
+    verdict = judge.after(1, xid(79), lost(), reading(OTHER, index=1, margin_c=Missing.UNSUPPORTED))
+    history = judge.memory.history
+    return Snapshot(
+        node="n1",
+        mode="evict",
+        verdict=verdict,
+        readings=history.readings,
+        xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
+        sources=(SourceView("nvml", True, 1.5, 1, 0, 42, ""), SourceView("kmsg", False, None, 3, 2, None, "gone")),
+        waits=("pod a/b may not be evicted yet",),
+        done={"retaint": 1, "evict": 2},
+        failed={"look": 1},
+        look_s=0.25,
+    )
+
+
+def render(shot: Snapshot) -> str:
+    class One(Collector):
+        def collect(self):  # type: ignore[no-untyped-def]
+            return families(shot)
+
+    registry = CollectorRegistry()
+    registry.register(One())
+    return generate_latest(registry).decode()
+
+
+def test_metrics_are_what_the_golden_file_says() -> None:
+    """To accept a change: delete the file and run the test twice."""
+    text = render(snapshot())
+    if not GOLDEN.exists():
+        GOLDEN.write_text(text)
+        raise AssertionError("the golden file was missing and is written anew: read it, then run again")
+    assert text == GOLDEN.read_text()
+
+
+def test_a_gpu_that_is_gone_leaves_no_series() -> None:
+    shot = snapshot()
+    assert OTHER in render(shot)
+    assert OTHER not in render(replace(shot, readings={GPU: shot.readings[GPU]}))
