@@ -85,7 +85,7 @@ def test_the_main_job_on_simulated_gpus_goes_as_it_should(tmp_path: Path) -> Non
     path = tmp_path / "story.yaml"
     path.write_text("""
 profile: h100-8
-duration_s: 11
+duration_s: 14
 steps:
   - {at_s: 1, gpu: 2, xid: 31, pid: 4711, name: python}
   - {at_s: 1.5, gpu: 3, lost: true}

@@ -222,11 +222,12 @@ def follow(poll_s: float, boot_id: Path, stop: threading.Event, say: Callable[[O
         due = time.monotonic() + poll_s
         try:
             session = session or Nvml()
+            boot = _boot_id(boot_id)  # before the GPUs: what is read after it can't be older than this boot
             for observation in session.poll():
-                say(_with_boot(observation, boot_id))
+                say(replace(observation, boot_id=boot) if observation.signal is Signal.ALIVE else observation)
             while not stop.is_set() and (left := due - time.monotonic()) > 0:
                 for observation in session.events(min(_WAIT_S, left), stop.wait):
-                    say(_with_boot(observation, boot_id))
+                    say(observation)
         except nv.NVMLError as error:
             if session:
                 session.close()
@@ -241,12 +242,10 @@ def follow(poll_s: float, boot_id: Path, stop: threading.Event, say: Callable[[O
     return 0
 
 
-def _with_boot(observation: Observation, boot_id: Path) -> Observation:
-    if observation.signal is not Signal.ALIVE:
-        return observation
+def _boot_id(path: Path) -> str:
     with contextlib.suppress(OSError):
-        return replace(observation, boot_id=boot_id.read_text(encoding="ascii").strip())
-    return observation
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    return ""
 
 
 def main(prepare: Callable[[argparse.Namespace], None] | None = None, parser: Any = None) -> int:

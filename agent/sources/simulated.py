@@ -139,10 +139,11 @@ class Simulation:
 
     def _change(self, gpu: SimulatedGpu, request: Mapping[str, Any]) -> None:
         if request.get("clear"):
-            if gpu.lost or gpu.recovery_action in _REBOOT_ACTIONS or gpu.index in self._needs_reboot:
-                self._boot()
+            reboots = gpu.lost or gpu.recovery_action in _REBOOT_ACTIONS or gpu.index in self._needs_reboot
             self._needs_reboot.discard(gpu.index)
             gpu.new_epoch()
+            if reboots:  # last: whoever sees the new boot id sees a GPU that is well
+                self._boot()
         if "temperature" in request:
             gpu.temperature_c = float(request["temperature"])
         if "ecc_uncorrected" in request:
