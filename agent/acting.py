@@ -63,6 +63,10 @@ class Actor:
         self._stop.set()
         self._wake.set()
 
+    def requests(self) -> dict[str, int]:
+        """Requests sent to the API server so far, by HTTP method."""
+        return dict(self._hands.requests) if self._hands else {}
+
     def judged(self, verdict: Verdict, changed: bool) -> None:
         """The judge's latest word; a changed one is acted on at once."""
         self._verdict = verdict
@@ -109,7 +113,7 @@ class Actor:
         world = self._world = hands.look(
             closely=not self.started or self._standing() or (verdict is not None and verdict.withdraw)
         )
-        self.look_s = time.monotonic() - began
+        look_s = time.monotonic() - began
         self._restore(world)
         if verdict is None or any(why.endswith("not heard yet") for why in verdict.blind):
             self._waiting(("every source must be heard once before anything is concluded",))
@@ -121,12 +125,24 @@ class Actor:
             self._waiting((*would, *waits))
             return False
         done, refused = self._do_all(hands, steps)
+        if done:
+            self.look_s = look_s
         self._waiting((*waits, *refused))
         return done
 
     def _do_all(self, hands: Hands, steps: tuple[Step, ...]) -> tuple[bool, tuple[str, ...]]:
         """Each step in order; the first that is refused ends the round."""
-        told: list[str] = []
+        done: list[Step] = []
+        try:
+            return self._do_each(hands, steps, done)
+        finally:  # told after the writes, not between them: the taint waits for no log line
+            for step in done:
+                if not isinstance(step, Report):
+                    self._tell("done", step=describe(step))
+            if done:
+                self.steps = tuple(describe(step) for step in done)
+
+    def _do_each(self, hands: Hands, steps: tuple[Step, ...], done: list[Step]) -> tuple[bool, tuple[str, ...]]:
         again = False
         for step in steps:
             if isinstance(step, Wait):
@@ -140,13 +156,9 @@ class Actor:
                     return True, ()  # somebody else was quicker: look again at once
                 return False, (f"could not {describe(step)}: {refused}",)
             self.done[kind] += 1
-            told.append(describe(step))
-            if not isinstance(step, Report):
-                self._tell("done", step=describe(step))
+            done.append(step)
             # An eviction's effect is not there at once, and a refused one is asked again in a while.
             again = again or not isinstance(step, Evict)
-        if told:
-            self.steps = tuple(told)
         return again, ()
 
     def _gathered(self, verdict: Verdict) -> bool:
@@ -201,5 +213,6 @@ def view(actor: Actor) -> dict[str, Any]:
         "waits": actor.waits,
         "done": dict(actor.done),
         "failed": dict(actor.failed),
+        "requests": actor.requests(),
         "look_s": actor.look_s,
     }

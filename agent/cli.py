@@ -18,6 +18,7 @@ from agent.config import Config, ConfigError, load
 from agent.world import CredentialsError, Hands
 
 _USAGE, _CONFIG, _FAILED = 64, 78, 1
+_SWITCH_S = 0.0005
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,6 +113,8 @@ def _run(arguments: argparse.Namespace) -> int:
     daemon = Daemon(config, node, actor, log.tell, directory)
     server = serve(config, daemon)
     log.tell("started", version=__version__, mode=str(config.mode), port=server.port, dry_run=arguments.dry_run)
+    # The act thread must not wait Python's default 5 ms for the judge to let go of the interpreter.
+    sys.setswitchinterval(_SWITCH_S)
     daemon.run(_stop_on_signals())
     server.shutdown()
     return 0

@@ -133,11 +133,11 @@ class Daemon:
         before = self.snapshot.verdict if self.snapshot else None
         self._memory, verdict = judge(self._memory, seen, now, time.time(), self._config.policy, tuple(self._sources))
         self._tell_changes(before, verdict)
-        self.snapshot = self._show(verdict, now)
         key = (verdict.status, verdict.remedy, tuple(f.finding.id for f in verdict.faults), verdict.boot_id)
         if self._actor and self._restored:
             self._actor.judged(verdict, key != self._key)
         self._key = key
+        self.snapshot = self._show(verdict, now)
         if self.judged:
             self.judged(verdict)
 

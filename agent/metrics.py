@@ -123,11 +123,17 @@ def _actions(shot: Snapshot) -> Iterator[Metric]:
         for kind, number in sorted(counts.items()):
             family.add_metric([shot.node, kind], number)
         yield family
+    sent = CounterMetricFamily("gpu_health_api_requests", "Requests to the API server.", labels=["node", "method"])
+    for method, number in sorted(shot.requests.items()):
+        sent.add_metric([shot.node, method], number)
+    yield sent
     waits = GaugeMetricFamily("gpu_health_waits", "Things that the agent waits for; /state names them.",
                               labels=["node"])  # fmt: skip
     waits.add_metric([shot.node], len(shot.waits))
     yield waits
-    look = GaugeMetricFamily("gpu_health_look_seconds", "How long the last read of the cluster took.", labels=["node"])
+    look = GaugeMetricFamily(
+        "gpu_health_look_seconds", "How long the reads before the last steps took.", labels=["node"]
+    )
     look.add_metric([shot.node], shot.look_s)
     yield look
 

@@ -35,4 +35,5 @@ class Snapshot:
     waits: tuple[str, ...] = ()
     done: Mapping[str, int] = field(default_factory=dict)  # steps done since start, by kind
     failed: Mapping[str, int] = field(default_factory=dict)  # rounds and steps that failed, by kind
+    requests: Mapping[str, int] = field(default_factory=dict)  # to the API server since start, by HTTP method
     look_s: float = 0.0  # how long the reads before the last steps took

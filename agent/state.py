@@ -22,6 +22,8 @@ def state(shot: Snapshot) -> dict[str, Any]:
         "faults": [fault(f) for f in verdict.faults],
         "steps": list(shot.steps),
         "waits": list(shot.waits),
+        "requests": dict(shot.requests),
+        "look_s": shot.look_s,
         "gpus": {pci: {"at": rfc3339(o.at), **o.values} for pci, o in sorted(shot.readings.items())},
         "xids": [
             {"pci": pci, "code": code, "count": count, "last": rfc3339(at)}

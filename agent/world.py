@@ -159,6 +159,10 @@ class RefusedError(Exception):
 class Hands(Protocol):
     """What touches the cluster. Both raise RefusedError or UnreachableError; neither retries."""
 
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """Requests sent to the API server so far, by HTTP method."""
+
     def look(self, closely: bool) -> World:
         """The world now; ``closely`` also the permits and, once our taint stands, the node's pods."""
 

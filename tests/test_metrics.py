@@ -31,6 +31,7 @@ def snapshot() -> Snapshot:
         waits=("pod a/b may not be evicted yet",),
         done={"retaint": 1, "evict": 2},
         failed={"look": 1},
+        requests={"GET": 3, "PATCH": 1},
         look_s=0.25,
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any, assert_never
 from urllib.parse import quote
 
-from agent.actions.api import JSON_PATCH, STRATEGIC_PATCH, Api, ask
+from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask
 from agent.actions.permits import Permits
 from agent.config import Config
 from agent.world import (
@@ -37,12 +38,20 @@ class KubeHands:
     """Looks at the cluster and does one step at a time, for one node."""
 
     def __init__(self, api: Api, node: str, config: Config) -> None:
-        self._api, self._node, self._config = api, node, config
+        self.requests: Counter[str] = Counter()
+        self._api, self._node, self._config = self._counted(api), node, config
         self._path = f"/api/v1/nodes/{quote(node, safe='')}"
-        self._permits = Permits(api, config.budget)
+        self._permits = Permits(self._api, config.budget)
         self._raw: dict[str, Any] = {}
         self._blocked: dict[str, str] = {}
         self._announced: frozenset[str] = frozenset()
+
+    def _counted(self, api: Api) -> Api:
+        def request(method: str, path: str, body: Any = None, content_type: str = JSON) -> tuple[int, Any]:
+            self.requests[method] += 1
+            return api(method, path, body, content_type)
+
+        return request
 
     def look(self, closely: bool) -> World:
         """Read the Node; ``closely`` also the pool's permits and, once our taint stands, the node's pods.

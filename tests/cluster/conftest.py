@@ -177,6 +177,9 @@ class AgentProcess:
         except (urllib.error.URLError, OSError):
             return {"status": "no answer", "waits": [], "faults": []}
 
+    def wait_for_simulation(self) -> None:
+        self.site.plane.wait("the GPUs are read", lambda: len(self.state().get("gpus", ())) == 8)
+
     def inject(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "agent", "inject", "--simulation-dir", str(self.simulation), *arguments]
         subprocess.run(command, check=True, capture_output=True)
@@ -190,10 +193,17 @@ def agent(site: Site, tmp_path: Path) -> Iterator[StartAgent]:
     """Starts the agent on the site's first node; shows its log when the test fails."""
     started: list[AgentProcess] = []
 
-    def start(simulate: str | None = None, mode: str = "evict", **settings: Any) -> AgentProcess:
+    def start(
+        simulate: str | None = None,
+        mode: str = "evict",
+        kubeconfig: Path | None = None,
+        extra: tuple[str, ...] = (),
+        **settings: Any,
+    ) -> AgentProcess:
         made = AgentProcess(site, tmp_path, simulate, mode, settings)
+        made.kubeconfig = kubeconfig or made.kubeconfig
         started.append(made)
-        made.start()
+        made.start(*extra)
         return made
 
     yield start

@@ -1,0 +1,225 @@
+"""``make bench``: kernel-log line → taint against a bare PATCH, and what an idle agent on 8 GPUs takes."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agent.actions.api import connect
+from tests.cluster.build import assets
+from tests.cluster.control_plane import ControlPlane, environment
+
+TRIALS, IDLE_S = 50, 130
+XID = "NVRM: Xid (PCI:0000:1b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+MANIFESTS = Path(__file__).parents[2] / "daemonset"
+NODE = "node-0"
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="gpu-health-agent-bench-") as name:
+        folder = Path(name)
+        plane = ControlPlane(folder / "plane", assets())
+        plane.up(nodes=2)
+        try:
+            plane.kubectl("apply", "-k", str(MANIFESTS))
+            plane.wait("account", lambda: plane.account_kubeconfig("gpu-health-agent", "gpu-health-agent"))
+            latency(plane, folder)
+            footprint(plane, folder)
+        finally:
+            plane.down()
+    return 0
+
+
+class Taints(threading.Thread):
+    """Watches the node and notes when its taint was seen."""
+
+    def __init__(self, plane: ControlPlane, ca: Path, token: str) -> None:
+        super().__init__(daemon=True)
+        context = ssl.create_default_context(cafile=str(ca))
+        self._connection = http.client.HTTPSConnection("127.0.0.1", plane.port, context=context)
+        path = f"/api/v1/nodes?watch=true&fieldSelector=metadata.name%3D{NODE}"
+        self._connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+        self._response = self._connection.getresponse()
+        self.seen_at: float | None = None
+        self.changed = threading.Event()
+
+    def run(self) -> None:
+        for line in self._lines():
+            taints = json.loads(line)["object"]["spec"].get("taints") or ()
+            if any(t["key"] == "gpu-health-agent/unhealthy" for t in taints):
+                self.seen_at = self.seen_at or time.monotonic()
+                self.changed.set()
+
+    def _lines(self) -> Iterator[bytes]:
+        while line := self._response.readline():
+            yield line
+
+
+def latency(plane: ControlPlane, folder: Path) -> None:
+    config = folder / "config.yaml"
+    fifo = folder / "kmsg"
+    os.mkfifo(fifo)
+    config.write_text(yaml.safe_dump({
+        "mode": "taint", "sources": {"nvml": {"enabled": False}, "kmsg": {"path": str(fifo)}},
+        "http": {"address": "127.0.0.1", "port": 0},
+    }))  # fmt: skip
+    admin = json.loads(plane.kubeconfig.read_text())
+    ca = Path(admin["clusters"][0]["cluster"]["certificate-authority"])
+    taints = Taints(plane, ca, admin["users"][0]["user"]["token"])
+    taints.start()
+    bare, whole, reads = [], [], []
+    api = connect(str(plane.kubeconfig))
+    for trial in range(TRIALS):
+        agent = Agent(plane, folder, config)
+        agent.until(lambda state: state["status"] == "healthy" and not state["waits"])
+        time.sleep(0.3)
+        taints.seen_at = None
+        taints.changed.clear()
+        began = time.monotonic()
+        fifo.write_bytes(f"3,{trial + 1},1,-;{XID}\n".encode())
+        if not taints.changed.wait(30) or taints.seen_at is None:
+            raise RuntimeError("no taint came")
+        took = taints.seen_at - began
+        look_s = agent.until(lambda state: "taint the node" in " ".join(state["steps"]))["look_s"]
+        whole.append(took - look_s)
+        reads.append(look_s)
+        agent.kill()
+        forget(plane)
+        for _ in range(5):  # spread over the run, so that both meet the same machine
+            body = [{"op": "add", "path": "/metadata/annotations", "value": {"bench": str(time.monotonic())}}]
+            began = time.monotonic()
+            api("PATCH", "/api/v1/nodes/node-1", body, "application/json-patch+json")
+            bare.append(time.monotonic() - began)
+    print(f"kernel-log line → taint seen by a watch, {TRIALS} trials, against a bare PATCH of a Node")
+    print(f"  bare PATCH                    p50 {ms(bare, 50)}  p99 {ms(bare, 99)}")
+    print(f"  line → permit → taint         p50 {ms(whole, 50)}  p99 {ms(whole, 99)}")
+    print(f"  preceding reads, apart        p50 {ms(reads, 50)}  p99 {ms(reads, 99)}")
+    print(f"  ratio                         p50 {ratio(whole, bare, 50)}  p99 {ratio(whole, bare, 99)}", flush=True)
+
+
+def footprint(plane: ControlPlane, folder: Path) -> None:
+    config = folder / "idle.yaml"
+    config.write_text(yaml.safe_dump({"mode": "evict", "http": {"address": "127.0.0.1", "port": 0}}))
+    agent = Agent(plane, folder, config, "--simulate", "idle", "--simulation-dir", str(folder / "simulation"))
+    agent.until(lambda state: state["status"] == "healthy" and not state["waits"])
+    time.sleep(5)
+    pids = [agent.pid, *children(agent.pid)]
+    cpu, sent, began = cpu_s(pids), agent.state()["requests"], time.monotonic()
+    time.sleep(IDLE_S)
+    elapsed = time.monotonic() - began
+    after = agent.state()["requests"]
+    print(f"idle, 8 simulated GPUs, 5 s poll, {elapsed:.0f} s")
+    for pid in pids:
+        print(f"  {command(pid):<28}  RSS {rollup(pid, 'Rss'):5.1f} MiB  PSS {rollup(pid, 'Pss'):5.1f} MiB")
+    print(f"  whole tree                    PSS {sum(rollup(pid, 'Pss') for pid in pids):5.1f} MiB")
+    print(f"  CPU                           {100 * (cpu_s(pids) - cpu) / elapsed:.2f} % of a core")
+    asked = sum(after.values()) - sum(sent.values())
+    written = asked - (after.get("GET", 0) - sent.get("GET", 0))
+    print(f"  API requests                  {60 * asked / elapsed:.2f} a minute, {written} of them writes", flush=True)
+    agent.kill()
+
+
+class Agent:
+    """``gpu-health-agent run`` with the ServiceAccount's own credentials."""
+
+    def __init__(self, plane: ControlPlane, folder: Path, config: Path, *extra: str) -> None:
+        credentials = plane.directory / "gpu-health-agent-gpu-health-agent.kubeconfig"
+        self._log = folder / "agent.log"
+        with self._log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "agent", "run", "--config", str(config), "--node", NODE,
+                 "--kubeconfig", str(credentials), *extra], stderr=out, env=environment(),
+            )  # fmt: skip
+        self.pid = self._process.pid
+        self._port = 0
+
+    def state(self) -> dict[str, Any]:
+        for line in self._log.read_text().splitlines():
+            if '"event": "started"' in line:
+                self._port = json.loads(line)["port"]
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+        try:
+            connection.request("GET", "/state")
+            return dict(json.loads(connection.getresponse().read()))
+        finally:
+            connection.close()
+
+    def until(self, wanted: Any, timeout_s: float = 60) -> dict[str, Any]:
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            try:
+                state = self.state()
+                if wanted(state):
+                    return state
+            except (OSError, ValueError):
+                pass
+            time.sleep(0.02)
+        raise RuntimeError(f"the agent did not get there:\n{self._log.read_text()[-3000:]}")
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(10)
+
+
+def forget(plane: ControlPlane) -> None:
+    """The node as it was before the trial."""
+    merge = "application/merge-patch+json"
+    plane.must("PATCH", f"/api/v1/nodes/{NODE}", {"spec": {"taints": None}, "metadata": {"annotations": {
+        "gpu-health-agent/faults": None}}}, merge)  # fmt: skip
+    leases = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
+    for lease in plane.must("GET", leases)["items"]:
+        plane.must("PATCH", f"{leases}/{lease['metadata']['name']}", {"spec": {"holderIdentity": None}}, merge)
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command(pid: int) -> str:
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return words[words.index("-m") + 1]
+
+
+def rollup(pid: int, kind: str) -> float:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(f"{kind}:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def cpu_s(pids: list[int]) -> float:
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def ms(values: list[float], percent: int) -> str:
+    return f"{1000 * percentile(values, percent):6.2f} ms"
+
+
+def ratio(values: list[float], base: list[float], percent: int) -> str:
+    return f"{percentile(values, percent) / percentile(base, percent):6.2f} x  "
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What the agent says and does when the cluster refuses, is gone, or was never there."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cluster.conftest import Site, StartAgent
+from tests.cluster.test_spine import UNHEALTHY, XID_79
+
+
+def test_a_node_that_does_not_exist_is_said_and_waited_for(site: Site, agent: StartAgent) -> None:
+    site.nodes = ("nonesuch", site.nodes[1])
+    running = agent()
+    site.plane.wait("said", lambda: any("node nonesuch does not exist" in why for why in running.state()["waits"]))
+    site.plane.add_node("nonesuch")
+    running.kernel(XID_79)
+    site.plane.wait("found", lambda: "NoGpuFault" in json.dumps(site.node()["status"]) or site.taints() == [UNHEALTHY])
+
+
+def test_without_permission_it_says_so_and_goes_on_judging(site: Site, agent: StartAgent) -> None:
+    site.plane.must("POST", f"/api/v1/namespaces/{site.name}/serviceaccounts", {"metadata": {"name": "nobody"}})
+    credentials = site.plane.account_kubeconfig(site.name, "nobody")
+    running = agent(kubeconfig=credentials)
+    site.plane.wait("said", lambda: any("forbidden" in why for why in running.state()["waits"]))
+    assert "ok" not in running.state()["status"]
+    assert running.get("/healthz") == "the judge loop turns\n"
+
+
+def test_without_an_api_server_it_keeps_its_verdict_and_tries_again(site: Site, agent: StartAgent) -> None:
+    gone = site.plane.directory / "gone.kubeconfig"
+    text = site.plane.kubeconfig.read_text().replace(site.plane.url, "https://127.0.0.1:9")
+    gone.write_text(text)
+    running = agent(simulate="idle", kubeconfig=gone)
+    running.wait_for_simulation()
+    running.inject("--gpu", "1", "--lost")
+    site.plane.wait("judged", lambda: running.state()["status"] == "unhealthy")
+    assert any("does not answer" in why for why in running.state()["waits"])
+    assert "gpu_health_step_failures_total" in running.get("/metrics")
+
+
+def test_dry_run_looks_and_plans_and_writes_nothing(site: Site, agent: StartAgent) -> None:
+    running = agent(simulate="idle", extra=("--dry-run",))
+    running.wait_for_simulation()
+    before = site.node()["metadata"]["managedFields"]
+    running.inject("--gpu", "1", "--lost")
+    site.plane.wait("planned", lambda: any("dry run: would taint" in why for why in running.state()["waits"]))
+    assert site.taints() == []
+    ours = [f["manager"] for f in site.node()["metadata"]["managedFields"]]
+    assert ours == [f["manager"] for f in before]

@@ -1,0 +1,46 @@
+"""The README is true: its commands exist, its settings load, its exit codes are the program's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from agent import cli
+from agent.config import Config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_of_the_readme_is_one(line: str) -> None:
+    """make targets are resolved by make itself; make run and make test are what CI and the story test run."""
+    program, *arguments = shlex.split(line)
+    if program == "make":
+        subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+    elif program == "gpu-health-agent":
+        assert cli._parser().parse_args(arguments).command
+    else:
+        assert line == "kubectl apply -k daemonset/", "the control plane's fixture applies it"
+
+
+def test_every_setting_of_the_readme_is_one() -> None:
+    for kind, text in BLOCKS:
+        if kind == "yaml":
+            assert Config.model_validate(yaml.safe_load(text))
+
+
+def test_the_shipped_configuration_loads() -> None:
+    assert cli.load(ROOT / "daemonset" / "config.yaml").mode == "evict"
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)", README)) <= targets
