@@ -120,7 +120,7 @@ class Daemon:
         stored = self._actor.restored
         if stored is not None:
             old = self._memory.history
-            history = replace(old, boot_id=stored.boot_id, kernel_seq=stored.kernel_seq)
+            history = replace(old, boots={"kmsg": stored.boot_id, **old.boots}, kernel_seq=stored.kernel_seq)
             faults = {fault.finding.id: fault for fault in stored.faults}
             self._memory = Memory(history, {**self._memory.faults, **faults})
             self._tell("resumed", faults=sorted(faults), kernel_seq=stored.kernel_seq)

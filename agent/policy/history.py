@@ -30,8 +30,8 @@ class History:
     """Everything that a rule may ask."""
 
     now: float = 0.0  # monotonic seconds
-    boot_id: str = ""
-    kernel_seq: int | None = None
+    boots: Mapping[str, str] = field(default_factory=dict)  # the boot that each source last named
+    kernel_seq: int | None = None  # in the boot that the kernel log last named
     fresh: tuple[Observation, ...] = ()  # events of this round
     past: Mapping[tuple[str, int], Observation] = field(default_factory=dict)  # Xids older than our first start
     readings: Mapping[str, Observation] = field(default_factory=dict)  # the last of each GPU
@@ -42,6 +42,11 @@ class History:
     heard: Mapping[str, float] = field(default_factory=dict)  # when each source last saw something
     epochs: Mapping[str, float] = field(default_factory=dict)  # when each GPU's counters were seen to start anew
     tallies: Mapping[tuple[str, int], Tally] = field(default_factory=dict)
+
+    @property
+    def boot_id(self) -> str:
+        """The boot that ``kernel_seq`` counts in; without the kernel log, NVML's."""
+        return self.boots.get("kmsg") or self.boots.get("nvml", "")
 
     def number(self, pci: str, signal: str) -> float | None:
         """A GPU's last value; None if unsupported, unreadable or not yet read."""
@@ -76,15 +81,17 @@ class _Draft:
 
     def __init__(self, old: History) -> None:
         self._old = old
-        self._boot_id, self._seq = old.boot_id, old.kernel_seq
+        self._boots, self._seq = dict(old.boots), old.kernel_seq
         self._fresh: list[Observation] = []
         self._past, self._readings, self._first = dict(old.past), dict(old.readings), dict(old.first)
         self._lost, self._alive, self._failed = dict(old.lost), dict(old.alive), dict(old.failed)
         self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
 
     def add(self, o: Observation) -> None:
-        if o.boot_id and o.boot_id != self._boot_id:
-            self._boot_id, self._seq = o.boot_id, None
+        if o.boot_id and o.boot_id != self._boots.get(o.source):
+            self._boots[o.source] = o.boot_id
+            if o.source == "kmsg":
+                self._seq = None  # each boot counts its records anew
         if o.signal is Signal.FAILED:
             self._failed[o.source] = o
             return
@@ -93,7 +100,7 @@ class _Draft:
         match o.signal:
             case Signal.ALIVE:
                 self._alive[o.source] = o
-                if self._seq is None:
+                if self._seq is None and o.source == "kmsg":
                     self._seq = o.seq  # what was there when the log was opened is taken in
             case Signal.READING:
                 self._read(o)
@@ -135,7 +142,7 @@ class _Draft:
     def finish(self, now: float) -> History:
         return History(
             now,
-            self._boot_id,
+            self._boots,
             self._seq,
             tuple(self._fresh),
             self._past,

@@ -88,7 +88,7 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
             began=finding.seen,
             last=finding.seen,
             uuid=history.uuid(finding.pci),
-            boot_id=history.boot_id,
+            boot_id=history.boots.get(finding.witness, history.boot_id),
             confirmed=finding.confirm_s <= 0,
             witnesses=(finding.evidence,),
         )
@@ -100,7 +100,7 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
         finding=finding,
         last=max(old.last, finding.seen),
         uuid=old.uuid or history.uuid(finding.pci),
-        boot_id=history.boot_id or old.boot_id,
+        boot_id=history.boots.get(finding.witness) or old.boot_id,
         count=old.count + fresh,
         absent_s=0.0,
         proved=False,
@@ -127,7 +127,8 @@ def _proved_cure(fault: Fault, history: History) -> bool:
         return False  # the GPU must be there and answer again
     if history.number(pci, "recovery_action"):
         return False
-    rebooted = bool(fault.boot_id and history.boot_id and fault.boot_id != history.boot_id)
+    boot_id = history.boots.get("nvml", "")  # by the witness that reads the GPU well again, in that boot
+    rebooted = bool(fault.boot_id and boot_id and fault.boot_id != boot_id)
     was_reset = history.epochs.get(pci, 0.0) > fault.last
     return (rebooted and remedy in _CURED_BY_REBOOT) or (was_reset and remedy is Remedy.RESET_GPU)
 

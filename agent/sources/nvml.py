@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import os
 import signal
 import sys
 import threading
@@ -18,26 +19,15 @@ from typing import Any
 import pynvml as nv
 
 from agent.model import Failure, Missing, Observation, Signal, Value, normalise_pci
+from agent.sources.nvml_errors import ENDED, FAILURES, SICK, UNSUPPORTED
 from agent.sources.nvml_signals import CALLS, FIELDS, STATIC, UNION, Handle, Read
 
 _WAIT_S = 0.5  # one wait for events: short, so that SIGTERM is prompt
+_BREATH_S = 0.01  # after each wait without an event: it may come back earlier than asked, and must not spin
+_AGAIN = Missing.UNREADABLE  # also for what was never read
 _NONE = 0xFFFFFFFF  # an event that belongs to no MIG instance
 _EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new process can load another library
 
-# Never there on this GPU with this driver, against a read that failed this time.
-_UNSUPPORTED = (
-    nv.NVML_ERROR_NOT_SUPPORTED, nv.NVML_ERROR_FUNCTION_NOT_FOUND, nv.NVML_ERROR_INVALID_ARGUMENT,
-    nv.NVML_ERROR_DEPRECATED, nv.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-)  # fmt: skip
-_FAILURES = {
-    nv.NVML_ERROR_LIBRARY_NOT_FOUND: (Failure.NO_LIBRARY, "libnvidia-ml.so.1 is not in this container: run it with "
-                                      "the NVIDIA runtime, or mount the driver's libraries"),
-    nv.NVML_ERROR_DRIVER_NOT_LOADED: (Failure.DRIVER_NOT_LOADED, "the NVIDIA kernel module is not loaded"),
-    nv.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (Failure.LIBRARY_MISMATCH, "the NVML library and the kernel module are of "
-                                            "different driver versions: a driver upgrade is under way"),
-    nv.NVML_ERROR_NO_PERMISSION: (Failure.NO_PERMISSION, "no permission on the NVIDIA devices: give the container "
-                                  "/dev/nvidiactl and the GPUs"),
-}  # fmt: skip
 _EVENTS = (
     nv.nvmlEventTypeXidCriticalError, nv.nvmlEventTypeDoubleBitEccError, nv.nvmlEventTypeDramRetirementEvent,
     nv.nvmlEventTypeDramRetirementFailure, nv.nvmlEventTypeNonFatalPoisonError, nv.nvmlEventTypeFatalPoisonError,
@@ -45,9 +35,9 @@ _EVENTS = (
 )  # fmt: skip
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # a GPU that was enumerated anew is another one
 class _Gpu:
-    """A GPU of the present enumeration."""
+    """A GPU as it was enumerated; what was learnt of it lasts until it is enumerated anew."""
 
     pci: str
     handle: Handle
@@ -58,52 +48,56 @@ class _Gpu:
 class Nvml:
     """One NVML session; ``poll`` and ``events`` raise only what ends it (NVMLError of the whole library)."""
 
-    def __init__(self) -> None:
+    def __init__(self, ever: set[str] | None = None) -> None:
+        """``ever`` holds the addresses that earlier sessions of this process saw, and takes in this one's."""
         nv.nvmlInit()
-        self._known: dict[str, _Gpu] = {}
-        self._ever: set[str] = set()
+        self._ever = set() if ever is None else ever
+        self._present: dict[str, _Gpu] = {}
+        self._gone: dict[str, _Gpu] = {}  # of this session: their old handles may still tell why
         self._events: Any = None
         self._versions: dict[str, Value] = {
-            "driver_version": nv.nvmlSystemGetDriverVersion(),
-            "nvml_version": nv.nvmlSystemGetNVMLVersion(),
-            "cuda_driver_version": nv.nvmlSystemGetCudaDriverVersion_v2(),
+            "driver_version": _version(nv.nvmlSystemGetDriverVersion),
+            "nvml_version": _version(nv.nvmlSystemGetNVMLVersion),
+            "cuda_driver_version": _version(nv.nvmlSystemGetCudaDriverVersion_v2),
         }
 
     def close(self) -> None:
+        self._release()
         with contextlib.suppress(nv.NVMLError):
-            if self._events is not None:
-                nv.nvmlEventSetFree(self._events)
             nv.nvmlShutdown()
 
     def poll(self) -> Iterator[Observation]:
         """Every GPU's reading, or that it is lost, then the heartbeat."""
-        began = time.monotonic()
-        count = nv.nvmlDeviceGetCount()
+        began, cpu_began = time.monotonic(), time.thread_time()
         found: dict[str, _Gpu] = {}
-        for index in range(count):
+        unopened = []
+        for index in range(nv.nvmlDeviceGetCount()):
             try:
                 handle = nv.nvmlDeviceGetHandleByIndex(index)
                 pci = normalise_pci(nv.nvmlDeviceGetPciInfo(handle).busId)
             except nv.NVMLError as error:
-                if error.value in (nv.NVML_ERROR_UNINITIALIZED, nv.NVML_ERROR_DRIVER_NOT_LOADED):
+                if error.value in ENDED:
                     raise
-                continue  # it has no address to speak of; the GPUs known before are asked below
-            found[pci] = self._known.get(pci) or _Gpu(pci, handle)
-        gone = self._known.keys() - found.keys()
-        for pci in gone:  # a lost GPU's handle lookup fails, and its old handle tells how
-            with contextlib.suppress(nv.NVMLError_InvalidArgument, nv.NVMLError_NotFound):
-                yield from self._read(self._known[pci])
-        if found.keys() != self._known.keys():
-            self._known |= found
-            self._register()
+                unopened.append(f"{index}:{error.value}")  # it has no address to speak of
+                continue
+            old = self._present.get(pci)
+            found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else _Gpu(pci, handle)
+        self._gone = {pci: gpu for pci, gpu in {**self._gone, **self._present}.items() if pci not in found}
+        changed, self._present = found != self._present, found
         self._ever |= found.keys()
+        if changed or self._events is None:
+            self._register()
+        for gpu in self._gone.values():  # not enumerated, so it has no readings, whatever the old handle answers
+            yield from (o for o in self._read(gpu) if o.signal is not Signal.READING)
         for gpu in found.values():
             yield from self._read(gpu)
         values: dict[str, Value] = {
             **self._versions,
-            "gpu_count": count,
+            "gpu_count": len(found),
             "lost_pcis": ",".join(sorted(self._ever - found.keys())),
+            "unopened": ",".join(unopened),  # index:NVML error
             "poll_ms": round(1000 * (time.monotonic() - began), 3),
+            "poll_cpu_ms": round(1000 * (time.thread_time() - cpu_began), 3),
         }
         yield _observe(Signal.ALIVE, values=values)
 
@@ -115,9 +109,16 @@ class Nvml:
         try:
             event = nv.nvmlEventSetWait_v2(self._events, int(1000 * wait_s))
         except nv.NVMLError_Timeout:
+            sleep(_BREATH_S)
             return
         except nv.NVMLError_GpuIsLost:  # it does not say which one
             yield from self.poll()
+            sleep(wait_s)
+            return
+        except nv.NVMLError as error:
+            if error.value in ENDED:
+                raise
+            self._release()  # polls still see; the next one registers anew
             sleep(wait_s)
             return
         gpu = self._gpu_of(event.device)
@@ -134,26 +135,32 @@ class Nvml:
 
     def _gpu_of(self, handle: Handle) -> _Gpu | None:
         address = _pointer(handle)
-        return next((g for g in self._known.values() if _pointer(g.handle) == address), None)
+        return next((g for g in self._present.values() if _pointer(g.handle) == address), None)
 
     def _register(self) -> None:
         """A new event set for the GPUs of this enumeration; one unsupported bit would fail them all."""
-        try:
-            if self._events is not None:
-                nv.nvmlEventSetFree(self._events)
+        self._release()
+        registered = 0
+        with contextlib.suppress(nv.NVMLError):
             self._events = nv.nvmlEventSetCreate()
-        except nv.NVMLError:
-            self._events = None
-            return
-        for gpu in self._known.values():
+            for gpu in self._present.values():
+                with contextlib.suppress(nv.NVMLError):
+                    if wanted := sum(_EVENTS) & nv.nvmlDeviceGetSupportedEventTypes(gpu.handle):
+                        nv.nvmlDeviceRegisterEvents(gpu.handle, wanted, self._events)
+                        registered += 1
+        if not registered:
+            self._release()
+
+    def _release(self) -> None:
+        if self._events is not None:
             with contextlib.suppress(nv.NVMLError):
-                wanted = sum(_EVENTS) & nv.nvmlDeviceGetSupportedEventTypes(gpu.handle)
-                nv.nvmlDeviceRegisterEvents(gpu.handle, wanted, self._events)
+                nv.nvmlEventSetFree(self._events)
+            self._events = None
 
     def _read(self, gpu: _Gpu) -> Iterator[Observation]:
         try:
-            if not gpu.static:
-                gpu.static = dict(self._values(gpu, (((name,), read) for name, read in STATIC)))
+            unread = [((name,), read) for name, read in STATIC if gpu.static.get(name, _AGAIN) is _AGAIN]
+            gpu.static.update(self._values(gpu, unread))
             values = {**gpu.static, **dict(self._values(gpu, CALLS)), **self._fields(gpu)}
         except nv.NVMLError_GpuIsLost:
             yield _observe(Signal.LOST, gpu.pci, raw="NVML error 15: the GPU is lost")
@@ -174,9 +181,9 @@ class Nvml:
         try:
             return read()
         except nv.NVMLError as error:
-            if error.value in (nv.NVML_ERROR_GPU_IS_LOST, nv.NVML_ERROR_RESET_REQUIRED):
+            if error.value in SICK:
                 raise
-            if error.value in _UNSUPPORTED:
+            if error.value in UNSUPPORTED:
                 gpu.unsupported.add(name)
                 return Missing.UNSUPPORTED
             return Missing.UNREADABLE
@@ -189,16 +196,26 @@ class Nvml:
             return {**values, **{FIELDS[number]: answer for number in wanted}}
         for entry in answer:  # the call succeeds while single entries fail
             name = FIELDS[entry.fieldId]
-            if entry.nvmlReturn == nv.NVML_SUCCESS:
+            if entry.nvmlReturn == nv.NVML_SUCCESS and entry.valueType < len(UNION):
                 values[name] = getattr(entry.value, UNION[entry.valueType])
-            elif entry.nvmlReturn in _UNSUPPORTED:
+            elif entry.nvmlReturn in UNSUPPORTED:
                 gpu.unsupported.add(name)
                 values[name] = Missing.UNSUPPORTED
-            elif entry.nvmlReturn in (nv.NVML_ERROR_GPU_IS_LOST, nv.NVML_ERROR_RESET_REQUIRED):
+            elif entry.nvmlReturn in SICK:
                 raise nv.NVMLError(entry.nvmlReturn)
             else:
                 values[name] = Missing.UNREADABLE
         return values
+
+
+def _version(read: Callable[[], str | int]) -> Value:
+    """Never a reason not to read GPUs: CUDA's needs libcuda, which a container with only the driver
+    capability ``utility`` lacks, and answers LIBRARY_NOT_FOUND though NVML itself is there."""
+    try:
+        return read()
+    except nv.NVMLError as error:
+        absent = error.value in (*UNSUPPORTED, nv.NVML_ERROR_LIBRARY_NOT_FOUND)
+        return Missing.UNSUPPORTED if absent else Missing.UNREADABLE
 
 
 def _pointer(handle: Handle) -> int | None:
@@ -211,35 +228,40 @@ def _observe(signal_: Signal, pci: str = "", **fields: Any) -> Observation:
 
 def failure(error: nv.NVMLError) -> Observation:
     """A whole-library error as a fact; never a GPU's fault by itself."""
-    value, sentence = _FAILURES.get(error.value, (Failure.UNREADABLE, "NVML can't be used"))
+    value, sentence = FAILURES.get(error.value, (Failure.UNREADABLE, "NVML can't be used"))
     return _observe(Signal.FAILED, value=value, raw=f"{sentence} (NVML error {error.value})")
 
 
 def follow(poll_s: float, boot_id: Path, stop: threading.Event, say: Callable[[Observation], None]) -> int:
-    """Poll and wait for events until ``stop``; the exit code."""
+    """Poll and wait for events until ``stop``; the exit code. Nothing waits on ``stop`` itself: a signal's
+    handler sets it in this very thread, and would then wait for a lock that the thread already holds."""
     session: Nvml | None = None
-    while not stop.is_set():
+    ever: set[str] = set()
+    code = 0
+    while not stop.is_set() and not code:
         due = time.monotonic() + poll_s
         try:
-            session = session or Nvml()
+            session = session or Nvml(ever)
             boot = _boot_id(boot_id)  # before the GPUs: what is read after it can't be older than this boot
-            for observation in session.poll():
-                say(replace(observation, boot_id=boot) if observation.signal is Signal.ALIVE else observation)
-            while not stop.is_set() and (left := due - time.monotonic()) > 0:
-                for observation in session.events(min(_WAIT_S, left), stop.wait):
-                    say(observation)
+            seen = session.poll()
+            while not stop.is_set():
+                for observation in seen:
+                    say(replace(observation, boot_id=boot) if observation.signal is Signal.ALIVE else observation)
+                if (left := due - time.monotonic()) <= 0:
+                    break
+                seen = session.events(min(_WAIT_S, left), time.sleep)
         except nv.NVMLError as error:
             if session:
                 session.close()
                 session = None
             failed = failure(error)
             say(failed)
-            stop.wait(max(0.0, due - time.monotonic()))
-            if failed.value in (Failure.NO_LIBRARY, Failure.LIBRARY_MISMATCH):
-                return _EXIT_RENEW
+            code = _EXIT_RENEW if failed.value in (Failure.NO_LIBRARY, Failure.LIBRARY_MISMATCH) else 0
+            while not stop.is_set() and (left := due - time.monotonic()) > 0:
+                time.sleep(min(_WAIT_S, left))
     if session:
         session.close()
-    return 0
+    return code
 
 
 def _boot_id(path: Path) -> str:
@@ -260,7 +282,10 @@ def main(prepare: Callable[[argparse.Namespace], None] | None = None, parser: An
         prepare(options)
     try:
         return follow(options.poll_s, options.boot_id_file, stop, _say)
-    except (BrokenPipeError, KeyboardInterrupt):
+    except BrokenPipeError:  # nobody reads any more; nor must the last flush of the interpreter fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
         return 0
 
 

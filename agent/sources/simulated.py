@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import socket
 import sys
@@ -27,6 +28,7 @@ PROFILES = {"h100-8": h100_8}
 _REQUEST_KEYS = frozenset(
     {"gpu", "xid", "pid", "name", "temperature", "ecc_uncorrected", "lost", "recovery_action", "clear"}
 )
+_ACTIONS = _REQUEST_KEYS - {"gpu", "pid", "name"}
 _STEP_KEYS = _REQUEST_KEYS | {"at_s", "say"}
 _REBOOT_XIDS, _RESET_XIDS = (79,), (46, 48, 62, 64, 95, 110, 119, 120, 140, 143, 158, 169)
 _REBOOT_ACTIONS = (2, 7)
@@ -75,22 +77,28 @@ def _scenario(name: str, data: Any) -> Scenario:
     profile = data.get("profile")
     if profile not in PROFILES:
         raise ValueError(f"scenario {name}: profile: {profile!r} is none of {', '.join(PROFILES)}")
-    gpus = PROFILES[profile]()
+    duration_s, expect = data.get("duration_s"), data.get("expect") or {}
+    if duration_s is not None and not _is_number(duration_s):
+        raise ValueError(f"scenario {name}: duration_s: {duration_s!r} is not a number from 0 on")
+    if not isinstance(expect, dict):
+        raise ValueError(f"scenario {name}: expect: use the keys faults, steps and status")
+    listed = data.get("steps") or []
+    if not isinstance(listed, list):
+        raise ValueError(f"scenario {name}: steps: must be a list, each with at_s")
     steps = []
-    for number, step in enumerate(data.get("steps") or ()):
+    for number, step in enumerate(listed):
         where = f"scenario {name}: steps.{number}"
         if not isinstance(step, dict) or step.keys() - _STEP_KEYS:
             raise ValueError(f"{where}: use the keys {', '.join(sorted(_STEP_KEYS))}")
-        if not isinstance(step.get("at_s"), int | float):
+        if not _is_number(step.get("at_s")):
             raise ValueError(f"{where}.at_s: must be seconds from the start")
         request = {key: value for key, value in step.items() if key in _REQUEST_KEYS}
-        if error := wrong(request, profile, len(gpus)):
+        if error := wrong(request, profile, len(PROFILES[profile]())):
             raise ValueError(f"{where}.{error}")
         steps.append(Step(float(step["at_s"]), request, str(step.get("say", ""))))
-    expect = data.get("expect") or {}
     return Scenario(
         profile,
-        data.get("duration_s"),
+        duration_s,
         tuple(sorted(steps, key=lambda step: step.at_s)),
         tuple(expect.get("faults", ())),
         dict(expect.get("steps", {})),
@@ -102,16 +110,25 @@ def wrong(request: Mapping[str, Any], profile: str, count: int) -> str:
     """What is wrong with a request, in a sentence that names the field; empty if nothing is."""
     if unknown := request.keys() - _REQUEST_KEYS:
         return f"{min(unknown)}: not known; use {', '.join(sorted(_REQUEST_KEYS))}"
+    actions = request.keys() & _ACTIONS
     gpu = request.get("gpu")
-    if gpu is None:
-        return "" if request.get("clear") else "gpu: name the GPU's index"
-    if not isinstance(gpu, int) or not 0 <= gpu < count:
+    if gpu is None and actions != {"clear"}:
+        return "gpu: name the GPU's index"
+    if gpu is not None and (type(gpu) is not int or not 0 <= gpu < count):
         return f"gpu: {gpu!r} is not in the profile {profile}, use 0..{count - 1}"
-    for key in ("xid", "temperature", "ecc_uncorrected", "recovery_action"):
-        value = request.get(key)
-        if value is not None and (not isinstance(value, int | float) or value < 0):
-            return f"{key}: {value!r} is not a number from 0 on"
+    if not actions:
+        return f"gpu: say what happens to it, use {', '.join(sorted(_ACTIONS))}"
+    for key in actions & {"lost", "clear"}:
+        if request[key] is not True:
+            return f"{key}: {request[key]!r} is not true; clear is what ends a fault"
+    for key in ("xid", "temperature", "ecc_uncorrected", "recovery_action", "pid"):
+        if key in request and not _is_number(request[key]):
+            return f"{key}: {request[key]!r} is not a number from 0 on"
     return ""
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
 class Simulation:
@@ -123,12 +140,16 @@ class Simulation:
         self._sequence = 1000
         self._lock = threading.Lock()
         self._needs_reboot: set[int] = set()
+        self._injected: dict[int, dict[str, Any]] = {}  # since the last clear
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "kmsg").write_text("")
         self._boot()
 
     def request(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Change the simulation; the reply says what was done or what is wrong."""
+        if request == {"state": True}:
+            with self._lock:
+                return {"state": {str(gpu): dict(what) for gpu, what in sorted(self._injected.items())}}
         gpus = self.library.gpus
         if error := wrong(request, self.scenario.profile, len(gpus)):
             return {"error": error}
@@ -138,12 +159,16 @@ class Simulation:
         return {"done": dict(request)}
 
     def _change(self, gpu: SimulatedGpu, request: Mapping[str, Any]) -> None:
+        injected = {key: value for key, value in request.items() if key not in ("gpu", "clear")}
         if request.get("clear"):
+            self._injected.pop(gpu.index, None)
             reboots = gpu.lost or gpu.recovery_action in _REBOOT_ACTIONS or gpu.index in self._needs_reboot
             self._needs_reboot.discard(gpu.index)
             gpu.new_epoch()
             if reboots:  # last: whoever sees the new boot id sees a GPU that is well
                 self._boot()
+        if injected:
+            self._injected.setdefault(gpu.index, {}).update(injected)
         if "temperature" in request:
             gpu.temperature_c = float(request["temperature"])
         if "ecc_uncorrected" in request:
@@ -172,6 +197,7 @@ class Simulation:
 
     def _kernel(self, text: str) -> None:
         self._sequence += 1
+        text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)  # as the kernel does
         with (self.directory / "kmsg").open("a") as log:
             log.write(f"3,{self._sequence},{int(time.monotonic() * 1e6)},-;{text}\n")
 
@@ -188,14 +214,19 @@ class Simulation:
             time.sleep(max(0.0, began + step.at_s - time.monotonic()))
             self.request(step.request)
 
-    def listen(self) -> None:
-        """Serve injections: one JSON request a connection, one JSON reply."""
+    def listen(self) -> socket.socket:
+        """Take the folder's control socket: from now on injections are heard."""
         path = self.directory / "control"
         path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(path))
-            path.chmod(0o600)
-            server.listen()
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(str(path))
+        path.chmod(0o600)
+        server.listen()
+        return server
+
+    def serve(self, server: socket.socket) -> None:
+        """Answer injections: one JSON request a connection, one JSON reply."""
+        with server:
             while True:
                 connection, _ = server.accept()
                 with connection:
@@ -228,18 +259,25 @@ def inject(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    simulation = Simulation(load_scenario(options.scenario), options.dir)
+    try:
+        simulation = Simulation(load_scenario(options.scenario), options.dir)
+        server = simulation.listen()
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
     options.boot_id_file = options.dir / "boot_id"
     simulation.library.install()
-    for work in (simulation.listen, simulation.play):
-        threading.Thread(target=work, name=work.__name__, daemon=True).start()
+    threading.Thread(target=simulation.serve, args=(server,), name="control", daemon=True).start()
+    threading.Thread(target=simulation.play, name="scenario", daemon=True).start()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m agent.sources.simulated", description=__doc__)
-    parser.add_argument("--scenario", required=True)
-    parser.add_argument("--dir", type=Path, required=True)
-    return nvml.main(_prepare, parser)
+    parser.add_argument("--scenario", required=True, help="a shipped scenario's name, or a file")
+    parser.add_argument("--dir", type=Path, required=True, help="where kmsg, boot_id and control are kept")
+    options, _ = parser.parse_known_args()
+    code = nvml.main(_prepare, parser)
+    (options.dir / "control").unlink(missing_ok=True)
+    return code
 
 
 if __name__ == "__main__":

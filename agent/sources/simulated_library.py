@@ -18,6 +18,7 @@ _NONE = 0xFFFFFFFF
 _IDLE_C = 34.0
 _LIMIT_C = 87.0  # the margin counts down to here
 _POWER_W = 96.0
+_SUPPORTED_EVENTS = 0x1F | nv.nvmlEventTypeGpuRecoveryAction
 _EPOCH_J = 1_000_000.0  # energy used before the simulation began
 
 
@@ -58,14 +59,19 @@ class Library:
     def __init__(self, gpus: list[SimulatedGpu], driver: str = "580.95.05") -> None:
         self.gpus, self.driver = gpus, driver
         self.init_error = 0  # an NVML error code that nvmlInit answers
+        self.cuda_error = 0  # and that the question for CUDA's version answers
+        self.unopenable: dict[int, int] = {}  # index → the error code that opening that GPU answers
         self._events: deque[tuple[int, int, int]] = deque()  # handle, type, data
+        self._wanted: dict[int, int] = {}  # handle → the event types registered for it
         self._news = threading.Condition()
 
     def event(self, gpu: SimulatedGpu, kind: int, data: int = 0) -> None:
-        """Deliver an event to whoever waits."""
+        """Deliver an event to whoever waits; like the driver, drop what nobody registered for."""
+        handle = _HANDLE_BASE + gpu.index
         with self._news:
-            self._events.append((_HANDLE_BASE + gpu.index, kind, data))
-            self._news.notify()
+            if self._wanted.get(handle, 0) & kind:
+                self._events.append((handle, kind, data))
+                self._news.notify()
 
     def install(self) -> None:
         """Stand in for the library that pynvml loads."""
@@ -78,17 +84,34 @@ class Library:
             "nvmlShutdown": lambda: 0,
             "nvmlSystemGetDriverVersion": lambda out, _: _text(out, self.driver),
             "nvmlSystemGetNVMLVersion": lambda out, _: _text(out, f"13.{self.driver}"),
-            "nvmlSystemGetCudaDriverVersion_v2": lambda out: _out(out, 13000),
+            "nvmlSystemGetCudaDriverVersion_v2": lambda out: self.cuda_error or _out(out, 13000),
             "nvmlDeviceGetCount_v2": lambda out: _out(out, len(self.gpus)),
             "nvmlDeviceGetHandleByIndex_v2": self._handle,
-            "nvmlEventSetCreate": lambda _: 0,
-            "nvmlEventSetFree": lambda _: 0,
+            "nvmlEventSetCreate": self._event_set,
+            "nvmlEventSetFree": self._event_set,
+            "nvmlDeviceRegisterEvents": self._register,
             "nvmlEventSetWait_v2": self._wait,
         }
 
     def _handle(self, index: Any, out: Any) -> int:
         number = int(getattr(index, "value", index))
+        if number in self.unopenable:
+            return self.unopenable[number]
         ctypes.c_void_p.from_buffer(out._obj).value = _HANDLE_BASE + number
+        return 0
+
+    def _event_set(self, _: Any) -> int:
+        """There is one set; making and freeing it both leave it empty."""
+        with self._news:
+            self._events.clear()
+            self._wanted.clear()
+        return 0
+
+    def _register(self, handle: Any, kinds: Any, _set: Any) -> int:
+        if kinds.value & ~_SUPPORTED_EVENTS:
+            return int(nv.NVML_ERROR_NOT_SUPPORTED)
+        with self._news:
+            self._wanted[ctypes.cast(handle, ctypes.c_void_p).value or 0] = kinds.value
         return 0
 
     def _wait(self, _set: Any, out: Any, timeout: Any) -> int:
@@ -109,7 +132,10 @@ class Library:
 
     def _guarded(self, symbol: str, answer: Callable[..., int]) -> Callable[..., int]:
         def call(handle: Any, *arguments: Any) -> int:
-            gpu = self.gpus[(ctypes.cast(handle, ctypes.c_void_p).value or 0) - _HANDLE_BASE]
+            number = (ctypes.cast(handle, ctypes.c_void_p).value or 0) - _HANDLE_BASE
+            if number >= len(self.gpus):  # it was there when the handle was given
+                return int(nv.NVML_ERROR_INVALID_ARGUMENT)
+            gpu = self.gpus[number]
             if symbol != "nvmlDeviceGetPciInfo_v3":
                 if gpu.lost:
                     return int(nv.NVML_ERROR_GPU_IS_LOST)
@@ -160,7 +186,7 @@ _VALUES: dict[str, Callable[..., int]] = {
     "nvmlDeviceGetEnforcedPowerLimit": _one(lambda _: 700_000),
     "nvmlDeviceGetTotalEnergyConsumption": _one(lambda gpu: int(1000 * gpu.energy_j)),
     "nvmlDeviceGetPersistenceMode": _one(lambda _: 1),
-    "nvmlDeviceGetSupportedEventTypes": _one(lambda _: 0x1F | nv.nvmlEventTypeGpuRecoveryAction),
+    "nvmlDeviceGetSupportedEventTypes": _one(lambda _: _SUPPORTED_EVENTS),
 }
 
 
@@ -225,7 +251,6 @@ _SHAPED: dict[str, Callable[..., int]] = {
     "nvmlDeviceGetRemappedRows": _several(0, 0, 0, 0),
     "nvmlDeviceGetMigMode": _several(0, 0),
     "nvmlDeviceGetComputeRunningProcesses_v3": lambda _, *out: _out(out[0], 0),
-    "nvmlDeviceRegisterEvents": lambda *_: 0,
     "nvmlDeviceGetFieldValues": _fields,
 }
 

@@ -150,6 +150,14 @@ def test_a_reboot_cures_a_lost_gpu_only_if_it_answers_again() -> None:
     assert judge.each_poll(30, alive(boot_id="boot-2"), reading()).status is Status.HEALTHY
 
 
+def test_a_fault_seen_just_before_a_reboot_is_not_dated_into_the_next_boot() -> None:
+    judge = Judge(Limits(soak_s=0), expected=("nvml", "kmsg"))
+    judge.after(0, alive(), alive("kmsg"), reading())
+    judge.after(5, lost(), alive())
+    judge.after(5, alive("kmsg", boot_id="boot-2"), lost(), alive())  # the kernel log was read last, NVML first
+    assert judge.each_poll(10, alive("kmsg", boot_id="boot-2"), reading(), alive(boot_id="boot-2")).faults == ()
+
+
 def test_another_card_in_the_slot_ends_its_predecessors_faults() -> None:
     judge = Judge()
     judge.each_poll(10, alive(), reading(remapped_rows_failure=1))
