@@ -84,7 +84,7 @@ class Nvml:
             found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else _Gpu(pci, handle)
         self._gone = {pci: gpu for pci, gpu in {**self._gone, **self._present}.items() if pci not in found}
         changed, self._present = found != self._present, found
-        self._ever |= found.keys()
+        self._ever.update(found)
         if changed or self._events is None:
             self._register()
         for gpu in self._gone.values():  # not enumerated, so it has no readings, whatever the old handle answers
@@ -270,18 +270,12 @@ def _boot_id(path: Path) -> str:
     return ""
 
 
-def main(prepare: Callable[[argparse.Namespace], None] | None = None, parser: Any = None) -> int:
-    """The program; the simulated source adds its options and prepares its GPUs first."""
-    parser = parser or argparse.ArgumentParser(prog="python -m agent.sources.nvml", description=__doc__)
-    parser.add_argument("--poll-s", type=float, default=5.0)
-    parser.add_argument("--boot-id-file", type=Path, default=Path("/proc/sys/kernel/random/boot_id"))
-    options = parser.parse_args()
+def run(poll_s: float, boot_id_file: Path) -> int:
+    """The program behind its options; the exit code."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    if prepare:
-        prepare(options)
     try:
-        return follow(options.poll_s, options.boot_id_file, stop, _say)
+        return follow(poll_s, boot_id_file, stop, _say)
     except BrokenPipeError:  # nobody reads any more; nor must the last flush of the interpreter fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -292,6 +286,14 @@ def main(prepare: Callable[[argparse.Namespace], None] | None = None, parser: An
 def _say(observation: Observation) -> None:
     sys.stdout.write(observation.to_json() + "\n")
     sys.stdout.flush()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m agent.sources.nvml", description=__doc__)
+    parser.add_argument("--poll-s", type=float, default=5.0)
+    parser.add_argument("--boot-id-file", type=Path, default=Path("/proc/sys/kernel/random/boot_id"))
+    options = parser.parse_args()
+    return run(options.poll_s, options.boot_id_file)
 
 
 if __name__ == "__main__":

@@ -258,24 +258,21 @@ def inject(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     return dict(reply)
 
 
-def _prepare(options: argparse.Namespace) -> None:
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m agent.sources.simulated", description=__doc__)
+    parser.add_argument("--scenario", required=True, help="a shipped scenario's name, or a file")
+    parser.add_argument("--dir", type=Path, required=True, help="where kmsg, boot_id and control are kept")
+    parser.add_argument("--poll-s", type=float, default=5.0)
+    options = parser.parse_args()
     try:
         simulation = Simulation(load_scenario(options.scenario), options.dir)
         server = simulation.listen()
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    options.boot_id_file = options.dir / "boot_id"
     simulation.library.install()
     threading.Thread(target=simulation.serve, args=(server,), name="control", daemon=True).start()
     threading.Thread(target=simulation.play, name="scenario", daemon=True).start()
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m agent.sources.simulated", description=__doc__)
-    parser.add_argument("--scenario", required=True, help="a shipped scenario's name, or a file")
-    parser.add_argument("--dir", type=Path, required=True, help="where kmsg, boot_id and control are kept")
-    options, _ = parser.parse_known_args()
-    code = nvml.main(_prepare, parser)
+    code = nvml.run(options.poll_s, options.dir / "boot_id")
     (options.dir / "control").unlink(missing_ok=True)
     return code
 

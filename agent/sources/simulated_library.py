@@ -59,7 +59,7 @@ class Library:
     def __init__(self, gpus: list[SimulatedGpu], driver: str = "580.95.05") -> None:
         self.gpus, self.driver = gpus, driver
         self.init_error = 0  # an NVML error code that nvmlInit answers
-        self.cuda_error = 0  # and that the question for CUDA's version answers
+        self.cuda_error = self.count_error = self.wait_error = 0  # and that one system call answers
         self.unopenable: dict[int, int] = {}  # index → the error code that opening that GPU answers
         self._events: deque[tuple[int, int, int]] = deque()  # handle, type, data
         self._wanted: dict[int, int] = {}  # handle → the event types registered for it
@@ -85,7 +85,7 @@ class Library:
             "nvmlSystemGetDriverVersion": lambda out, _: _text(out, self.driver),
             "nvmlSystemGetNVMLVersion": lambda out, _: _text(out, f"13.{self.driver}"),
             "nvmlSystemGetCudaDriverVersion_v2": lambda out: self.cuda_error or _out(out, 13000),
-            "nvmlDeviceGetCount_v2": lambda out: _out(out, len(self.gpus)),
+            "nvmlDeviceGetCount_v2": lambda out: self.count_error or _out(out, len(self.gpus)),
             "nvmlDeviceGetHandleByIndex_v2": self._handle,
             "nvmlEventSetCreate": self._event_set,
             "nvmlEventSetFree": self._event_set,
@@ -115,6 +115,8 @@ class Library:
         return 0
 
     def _wait(self, _set: Any, out: Any, timeout: Any) -> int:
+        if self.wait_error:
+            return self.wait_error
         with self._news:
             if not self._news.wait_for(lambda: bool(self._events), timeout.value / 1000):
                 return int(nv.NVML_ERROR_TIMEOUT)

@@ -16,6 +16,15 @@ from agent.model import Failure, Missing, Observation, Signal
 from agent.sources.nvml import Nvml, follow
 from agent.sources.simulated_library import Library, h100_8
 
+SIMULATED = """
+import sys
+from pathlib import Path
+from agent.sources import nvml
+from agent.sources.simulated_library import Library, h100_8
+Library(h100_8()).install()
+sys.exit(nvml.run(float(sys.argv[1]), Path("/nonexistent")))
+"""
+
 
 @pytest.fixture
 def library() -> Iterator[Library]:
@@ -57,6 +66,30 @@ def test_what_is_unsupported_is_not_asked_again_and_what_was_unreadable_is(libra
     assert (values["ecc_mode"], values["mig_mode"]) == (Missing.UNSUPPORTED, 0)
 
 
+def test_what_stays_with_a_gpu_is_read_again_until_it_could_be_read(library: Library) -> None:
+    gpu, session = library.gpus[0], Nvml()
+    gpu.unreadable = frozenset({"nvmlDeviceGetUUID"})
+    assert poll(session)["0000:1b:00.0"].values["uuid"] is Missing.UNREADABLE
+    gpu.unreadable = frozenset()
+    assert poll(session)["0000:1b:00.0"].values["uuid"] == gpu.uuid
+
+
+def test_an_older_board_has_absolute_limits_and_a_newer_one_signed_offsets(library: Library) -> None:
+    library.gpus[0].unsupported = frozenset({"nvmlDeviceGetMarginTemperature"})
+    library.gpus[1].temperature_c = 95
+    values = poll(Nvml())
+    old, new = values["0000:1b:00.0"].values, values["0000:43:00.0"].values
+    assert (old["margin_c"], old["temperature_c"]) == (Missing.UNSUPPORTED, 34)
+    assert (new["margin_c"], new["slowdown_tlimit_c"], new["shutdown_tlimit_c"]) == (-8, -2, -12)
+
+
+def test_without_libcuda_the_gpus_are_read_all_the_same(library: Library) -> None:
+    library.cuda_error = 12  # a container with the driver capability utility only
+    seen = list(Nvml().poll())
+    assert sum(o.signal is Signal.READING for o in seen) == 8
+    assert seen[-1].values["cuda_driver_version"] is Missing.UNSUPPORTED
+
+
 @pytest.mark.parametrize("known_before", [True, False])
 def test_a_lost_gpu_is_a_fact_and_the_others_are_still_read(library: Library, known_before: bool) -> None:
     session = Nvml()
@@ -66,6 +99,40 @@ def test_a_lost_gpu_is_a_fact_and_the_others_are_still_read(library: Library, kn
     seen = poll(session)
     assert seen["0000:61:00.0"].signal is Signal.LOST
     assert sum(o.signal is Signal.READING for o in seen.values()) == 7
+
+
+def test_a_gpu_that_left_the_enumeration_has_no_reading_and_is_named(library: Library) -> None:
+    session = Nvml()
+    poll(session)
+    library.gpus.pop()
+    for _ in range(2):
+        seen = poll(session)
+        assert "0000:df:00.0" not in seen, "a reading would prove that it is back"
+        assert (seen["node"].values["gpu_count"], seen["node"].values["lost_pcis"]) == (7, "0000:df:00.0")
+
+
+def test_a_gpu_that_cannot_be_opened_is_lost_if_it_was_known_and_else_counted_out(library: Library) -> None:
+    session = Nvml()
+    poll(session)
+    library.gpus[3].lost, library.unopenable = True, {3: nv.NVML_ERROR_GPU_IS_LOST}
+    known, anew = poll(session), poll(Nvml())
+    assert known["0000:61:00.0"].signal is Signal.LOST
+    assert "0000:61:00.0" not in anew
+    assert (anew["node"].values["gpu_count"], anew["node"].values["unopened"]) == (7, "3:15")
+
+
+def test_a_gpu_that_came_back_is_asked_again_for_all_it_has(library: Library) -> None:
+    session = Nvml()
+    library.gpus[7].unsupported = frozenset({"nvmlDeviceGetEccMode"})
+    poll(session)
+    gpu = library.gpus.pop()
+    poll(session)
+    gpu.unsupported = frozenset()
+    library.gpus.append(gpu)
+    seen = poll(session)
+    assert (seen["0000:df:00.0"].values["ecc_mode"], seen["node"].values["lost_pcis"]) == (1, "")
+    library.event(gpu, nv.nvmlEventTypeXidCriticalError, 31)
+    assert [o.signal for o in session.events(0.1, time.sleep)] == [Signal.XID, Signal.READING]
 
 
 def test_a_gpu_that_requires_a_reset_is_told_apart_from_a_lost_one(library: Library) -> None:
@@ -88,6 +155,42 @@ def test_an_xid_event_arrives_at_once_and_the_recovery_action_is_read_again(libr
     assert time.monotonic() - began < 1.0
     assert (xid.signal, xid.value, xid.pci) == (Signal.XID, 31, "0000:52:00.0")
     assert (reading.pci, reading.values["recovery_action"]) == ("0000:52:00.0", 1)
+
+
+def test_an_event_that_waits_while_a_gpu_is_missing_is_not_lost(library: Library) -> None:
+    session = Nvml()
+    poll(session)
+    library.gpus.pop()
+    poll(session)
+    library.event(library.gpus[0], nv.nvmlEventTypeXidCriticalError, 13)
+    poll(session)
+    assert next(session.events(0.1, time.sleep)).value == 13
+
+
+def test_an_event_other_than_an_xid_is_only_a_reason_to_read(library: Library) -> None:
+    session = Nvml()
+    poll(session)
+    library.event(library.gpus[1], nv.nvmlEventTypeGpuRecoveryAction)
+    assert [(o.signal, o.pci) for o in session.events(0.1, time.sleep)] == [(Signal.READING, "0000:43:00.0")]
+
+
+@pytest.mark.parametrize("error", [nv.NVML_ERROR_UNKNOWN, nv.NVML_ERROR_NOT_SUPPORTED])
+def test_a_wait_that_fails_costs_the_events_until_the_next_poll_and_no_reading(library: Library, error: int) -> None:
+    session = Nvml()
+    poll(session)
+    library.wait_error = error
+    assert list(session.events(0.01, time.sleep)) == []
+    library.wait_error = 0
+    assert poll(session)["0000:1b:00.0"].signal is Signal.READING
+    library.event(library.gpus[0], nv.nvmlEventTypeXidCriticalError, 43)
+    assert next(session.events(0.1, time.sleep)).value == 43
+
+
+def test_a_lost_gpu_that_ends_the_wait_has_all_of_them_read(library: Library) -> None:
+    session = Nvml()
+    poll(session)
+    library.wait_error, library.gpus[5].lost = nv.NVML_ERROR_GPU_IS_LOST, True
+    assert [o.signal for o in session.events(0.01, time.sleep)].count(Signal.LOST) == 1
 
 
 def test_no_event_is_no_observation(library: Library) -> None:
@@ -129,6 +232,44 @@ def test_a_driver_that_comes_back_is_read_again(library: Library, tmp_path: Path
 
     follow(0.01, tmp_path / "boot_id", stop, say)
     assert (seen[0], seen[-1]) == (Signal.FAILED, Signal.ALIVE)
+
+
+def test_a_session_that_ended_is_begun_anew_and_still_knows_who_is_gone(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "boot_id").write_text("b1\n")
+    stop, alive = threading.Event(), []
+
+    def say(observation: Observation) -> None:
+        if observation.signal is Signal.ALIVE:
+            alive.append(observation)
+            library.count_error = nv.NVML_ERROR_UNINITIALIZED
+        elif observation.signal is Signal.FAILED:
+            library.count_error = 0
+            library.gpus.pop()
+        if len(alive) == 2:
+            stop.set()
+
+    follow(0.01, tmp_path / "boot_id", stop, say)
+    assert [(o.values["lost_pcis"], o.boot_id) for o in alive] == [("", "b1"), ("0000:df:00.0", "b1")]
+
+
+def test_a_reader_that_went_away_ends_the_program_quietly() -> None:
+    command = [sys.executable, "-c", SIMULATED, "0.02"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(5), process.stderr.read()) == (0, b"")
+
+
+def test_sigterm_ends_the_program_promptly() -> None:
+    with subprocess.Popen([sys.executable, "-c", SIMULATED, "60"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        began = time.monotonic()
+        process.terminate()
+        assert process.wait(5) == 0
+        assert time.monotonic() - began < 2
 
 
 def test_without_the_library_the_program_says_so_and_ends_for_a_new_one() -> None:

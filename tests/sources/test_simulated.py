@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -54,6 +58,11 @@ def test_clear_is_a_reset_with_new_counters_and_a_reboot_only_where_it_takes_one
         ({"xid": 79}, "gpu: name the GPU's index"),
         ({"gpu": 1, "xid": "79"}, "xid: '79' is not a number from 0 on"),
         ({"gpu": 1, "heat": 3}, "heat: not known"),
+        ({"gpu": True, "xid": 79}, "gpu: True is not in the profile"),
+        ({"gpu": 1}, "gpu: say what happens to it"),
+        ({"gpu": 1, "temperature": float("nan")}, "temperature: nan is not a number"),
+        ({"gpu": 1, "lost": False}, "lost: False is not true"),
+        ({"clear": True, "xid": 79}, "gpu: name the GPU's index"),
     ],
 )
 def test_a_bad_request_names_the_field(simulation: Simulation, request_: dict[str, Any], sentence: str) -> None:
@@ -63,15 +72,51 @@ def test_a_bad_request_names_the_field(simulation: Simulation, request_: dict[st
 def test_a_running_simulation_is_changed_over_its_socket(simulation: Simulation) -> None:
     with pytest.raises(ConnectionError, match="no simulation runs"):
         inject(simulation.directory, {"gpu": 0, "lost": True})
-    threading.Thread(target=simulation.listen, daemon=True).start()
-    end = time.monotonic() + 5
-    while not (simulation.directory / "control").exists() and time.monotonic() < end:
-        time.sleep(0.01)
-    time.sleep(0.05)
+    threading.Thread(target=simulation.serve, args=(simulation.listen(),), daemon=True).start()
     assert inject(simulation.directory, {"gpu": 0, "lost": True}) == {"done": {"gpu": 0, "lost": True}}
     assert simulation.library.gpus[0].lost
     with pytest.raises(ValueError, match="not in the profile"):
         inject(simulation.directory, {"gpu": 9, "lost": True})
+
+
+def test_the_state_is_what_was_injected_since_the_last_clear(simulation: Simulation) -> None:
+    simulation.request({"gpu": 3, "xid": 95})
+    simulation.request({"gpu": 5, "temperature": 95})
+    simulation.request({"gpu": 3, "clear": True})
+    assert simulation.request({"state": True}) == {"state": {"5": {"temperature": 95}}}
+
+
+def test_the_kernel_log_has_the_kernels_format_and_one_line_a_record(simulation: Simulation) -> None:
+    simulation.request({"gpu": 3, "xid": 79})
+    simulation.request({"gpu": 2, "xid": 31, "pid": 4711, "name": "a\n3,1,1,-;b"})
+    first, second = (simulation.directory / "kmsg").read_text().splitlines()
+    head = r"3,100{},\d+,-;NVRM: Xid \(PCI:0000:{}:00\): {}, "
+    assert re.fullmatch(head.format(1, 61, 79) + "pid='<unknown>', name=<unknown>, .+", first)
+    assert re.fullmatch(head.format(2, 52, 31) + r"pid=4711, name=a\\x0a3,1,1,-;b, .+", second)
+
+
+def test_the_program_reads_an_injection_at_once_and_leaves_no_socket(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agent.sources.simulated", "--scenario", "idle", "--dir", str(tmp_path)]
+    with subprocess.Popen([*command, "--poll-s", "60"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while '"alive"' not in (line := process.stdout.readline()):
+            assert line
+        assert json.loads(line)["boot_id"] == (tmp_path / "boot_id").read_text().strip()
+        began = time.monotonic()
+        inject(tmp_path, {"gpu": 3, "xid": 95})
+        xid, reading = (json.loads(process.stdout.readline()) for _ in range(2))
+        assert time.monotonic() - began < 1
+        assert (xid["value"], reading["pci"], reading["values"]["recovery_action"]) == (95, "0000:61:00.0", 1)
+        process.terminate()
+        assert process.wait(5) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boot_id", "kmsg"]
+
+
+def test_an_unknown_scenario_ends_the_program_in_a_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agent.sources.simulated", "--scenario", "nonesuch", "--dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "scenario: 'nonesuch' is neither a file nor one of demo, idle\n"
 
 
 def test_every_shipped_scenario_loads() -> None:
@@ -87,6 +132,9 @@ def test_every_shipped_scenario_loads() -> None:
         ("profile: h100-8\nsteps: [{at_s: 1, gpu: 8, xid: 79}]", "steps.0.gpu: 8 is not in the profile"),
         ("profile: h100-8\nsteps: [{gpu: 1, xid: 79}]", "steps.0.at_s: must be seconds"),
         ("profile: [", "not valid YAML"),
+        ("profile: h100-8\nsteps: 5", "steps: must be a list"),
+        ("profile: h100-8\nduration_s: long", "duration_s: 'long' is not a number"),
+        ("profile: h100-8\nexpect: [1]", "expect: use the keys"),
     ],
 )
 def test_a_bad_scenario_is_refused_in_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
