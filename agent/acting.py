@@ -30,6 +30,7 @@ from agent.world import (
 )
 
 _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
+_FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
 _MOST_ROUNDS = 20  # in one go: a plan that never comes to rest is a bug, not a reason to flood the API server
 _CONFLICT = 409
 
@@ -46,6 +47,7 @@ class Actor:
         self._verdict: Verdict | None = None
         self._gather_until = 0.0
         self._world: World | None = None
+        self._began = time.monotonic()
         self._failures = 0
         self._told: tuple[str, ...] = ()
         self.restored: Stored | None = None  # what the Node held when it was first read
@@ -115,7 +117,8 @@ class Actor:
         )
         look_s = time.monotonic() - began
         self._restore(world)
-        if verdict is None or any(why.endswith("not heard yet") for why in verdict.blind):
+        unheard = verdict is None or any(why.endswith("not heard yet") for why in verdict.blind)
+        if verdict is None or (unheard and time.monotonic() - self._began < _FIRST_WORDS_S):
             self._waiting(("every source must be heard once before anything is concluded",))
             return False
         steps = plan(verdict, world, self._config, self._gathered(verdict))

@@ -13,7 +13,7 @@ from pathlib import Path
 from agent.acting import Actor, Tell, view
 from agent.config import Config
 from agent.metrics import registry
-from agent.model import Fault, Observation, Verdict
+from agent.model import Fault, Observation, Status, Verdict
 from agent.policy.verdict import Memory, judge
 from agent.server import Server
 from agent.snapshot import Snapshot, SourceView
@@ -131,15 +131,29 @@ class Daemon:
             for observation in seen:
                 self.seen(observation)
         before = self.snapshot.verdict if self.snapshot else None
-        self._memory, verdict = judge(self._memory, seen, now, time.time(), self._config.policy, tuple(self._sources))
-        self._tell_changes(before, verdict)
+        try:
+            self._memory, verdict = judge(
+                self._memory, seen, now, time.time(), self._config.policy, tuple(self._sources)
+            )
+        except Exception as error:  # noqa: BLE001 - a rule's bug must neither end the agent nor cure anything
+            self._misjudged(before, error)
+            return
         key = (verdict.status, verdict.remedy, tuple(f.finding.id for f in verdict.faults), verdict.boot_id)
-        if self._actor and self._restored:
+        if self._actor and self._restored:  # first of all: the taint waits for no log line
             self._actor.judged(verdict, key != self._key)
         self._key = key
+        self._tell_changes(before, verdict)
         self.snapshot = self._show(verdict, now)
         if self.judged:
             self.judged(verdict)
+
+    def _misjudged(self, before: Verdict | None, error: Exception) -> None:
+        """Keep the last good verdict, and say that it is the last."""
+        why = f"judge: unexpected {type(error).__name__}; please report it"
+        if self.snapshot and before and why not in before.blind:
+            self._tell(why, error=repr(error), exc_info=True)
+            status = before.status if before.status is Status.UNHEALTHY else Status.UNKNOWN
+            self.snapshot = replace(self.snapshot, verdict=replace(before, status=status, blind=(*before.blind, why)))
 
     def _tell_changes(self, before: Verdict | None, verdict: Verdict) -> None:
         old = {f.finding.id: f for f in before.faults} if before else {}

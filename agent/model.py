@@ -79,6 +79,9 @@ class Observation:
         return json.dumps(line, separators=(",", ":"))
 
 
+_LARGEST = 2**64  # NVML's largest counters; a longer number is no reading
+
+
 def parse_line(line: bytes | str, seen: float) -> Observation:
     """Read one source line; ValueError with a reason for anything that is not one."""
     try:
@@ -86,7 +89,9 @@ def parse_line(line: bytes | str, seen: float) -> Observation:
         values: dict[str, Value] = dict(data.get("values", {}))
         for missing in Missing:
             values.update(dict.fromkeys(data.get(missing, ()), missing))
-        if any(not isinstance(v, int | float | str) for v in values.values()):
+        if any(
+            not isinstance(v, int | float | str) or (isinstance(v, int) and abs(v) > _LARGEST) for v in values.values()
+        ):
             raise ValueError("values must be plain")
         if not isinstance(data.get("value"), int | float | str | None):
             raise ValueError("value must be plain")
@@ -104,7 +109,7 @@ def parse_line(line: bytes | str, seen: float) -> Observation:
             past=bool(data.get("past", False)),
             seen=seen,
         )
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a source line: {error!r}") from error
 
 

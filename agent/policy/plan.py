@@ -11,7 +11,20 @@ from agent.model import Fault, Remedy, Severity, Status, Verdict
 from agent.policy.budget import free_slot, slot_limit
 from agent.policy.drain import drain, leaving
 from agent.policy.stored import MalformedError, Stored, dump, load
-from agent.world import Announce, Condition, GiveSlot, Report, Retaint, SlotKind, Step, Taint, TakeSlot, Wait, World
+from agent.world import (
+    Announce,
+    Condition,
+    Evict,
+    GiveSlot,
+    Report,
+    Retaint,
+    SlotKind,
+    Step,
+    Taint,
+    TakeSlot,
+    Wait,
+    World,
+)
 
 HARD_TAINT = "gpu-health-agent/unhealthy"
 SOFT_TAINT = "gpu-health-agent/degraded"
@@ -47,7 +60,10 @@ def plan(verdict: Verdict, world: World, config: Config, gathered: bool) -> tupl
     if verdict.withdraw and config.mode is not Mode.OBSERVE:
         steps = _withdraw(verdict, world, config, aim, tainted, gathered)
     elif withdraw:
-        steps = (*_report(world, aim), Wait("blind, or in mode observe: the node's taint is held as it is"))
+        why = "blind: the taint is held as it is" if not verdict.withdraw else (
+            "mode observe: the node would be withdrawn, and is only reported"
+        )  # fmt: skip
+        steps = (*_report(world, aim), Wait(why))
     else:
         steps = _return(world, aim)
     return (*steps, *_announce(verdict, world))
@@ -78,7 +94,11 @@ def _drain(verdict: Verdict, world: World, config: Config, gathered: bool) -> tu
     if not gathered:
         return (Wait("the node's faults are gathered before the first eviction, so that a gang restarts once"),)
     steps = drain(world.pods, verdict.remedy, config.drain, dict(world.blocked))
-    if held or all(isinstance(step, Wait) for step in steps):
+    if not any(isinstance(step, Evict) for step in steps):
+        # What is left waits for a person, maybe for weeks: that must block no other node's drain.
+        idle = held and not any(pod.terminating for pod in leaving(world.pods, verdict.remedy))
+        return (*steps, GiveSlot(SlotKind.DRAINING, held.index)) if held and idle else steps
+    if held:
         return steps
     slot = free_slot(world, SlotKind.DRAINING, config.budget.max_draining)
     if slot is None:

@@ -217,6 +217,13 @@ def test_pods_that_nobody_would_start_again_wait_for_a_person() -> None:
     assert waits == ["pod research/notebook has no controller to start it again: a person must move it"]
 
 
+def test_a_pod_that_waits_for_a_person_blocks_no_other_nodes_drain() -> None:
+    made = cluster()
+    made.add_pod("research", "notebook", "n1", owner="")
+    drive(KubeHands(made, "n1", EVICT), fatal())
+    assert holders(made) == {"gpu-health-agent-withdrawn-gpu-0": "n1", "gpu-health-agent-draining-gpu-0": ""}
+
+
 def test_degraded_gets_the_soft_taint_without_permit_and_moves_nobody() -> None:
     judge = Judge()
     verdict = judge.each_poll(10, alive(), reading(remapped_rows_pending=1))
