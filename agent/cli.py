@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from agent import __version__, log
 from agent.config import Config, ConfigError, load
-from agent.world import CredentialsError, Hands
+from agent.world import CredentialsError, Hands, UnreachableError
 
 _USAGE, _CONFIG, _FAILED = 64, 78, 1
 _SWITCH_S = 0.0005
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(_CONFIG, str(error))
     except (ValueError, FileNotFoundError) as error:  # an unknown scenario, a missing file, a bad request
         return _say(_USAGE, str(error))
-    except ConnectionError as error:
+    except (ConnectionError, UnreachableError) as error:
         return _say(_FAILED, str(error))
 
 
@@ -175,11 +175,21 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
     if bool(arguments.kubeconfig) != bool(arguments.node):
         raise ValueError("--kubeconfig and --node go together: name both, or neither for the embedded cluster")
-    connect = partial(hands, arguments.kubeconfig, arguments.node) if arguments.kubeconfig else None
+    connect = partial(_stage, arguments.kubeconfig, arguments.node) if arguments.kubeconfig else None
     private(arguments.simulation_dir)
     return simulate(
         arguments.scenario, arguments.simulation_dir, _stop_on_signals(), arguments.json, connect, arguments.node
     )
+
+
+def _stage(kubeconfig: str, node: str, config: Config) -> Hands:
+    """The hands on a real cluster, which may lack the namespace that keeps the permits."""
+    from agent.actions.api import connect
+    from agent.actions.kube import KubeHands
+
+    api = connect(kubeconfig)
+    api("POST", "/api/v1/namespaces", {"metadata": {"name": config.budget.namespace}})
+    return KubeHands(api, node, config)
 
 
 def _inject(arguments: argparse.Namespace) -> int:

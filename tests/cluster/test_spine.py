@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 from tests.cluster.conftest import Site, StartAgent
+from tests.cluster.control_plane import environment
 
 XID_79 = "NVRM: Xid (PCI:0000:1b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 UNHEALTHY = "gpu-health-agent/unhealthy"
@@ -111,6 +116,23 @@ def test_records_from_before_the_first_start_withdraw_nothing(site: Site, agent:
     running.start()
     site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
     assert (running.state()["xids"], site.taints()) == ([], [])
+
+
+def test_the_story_can_be_told_on_a_real_cluster(site: Site, tmp_path: Path) -> None:
+    site.deploy("train", 1, pin=site.nodes[0])
+    story = tmp_path / "story.yaml"
+    story.write_text("""
+profile: h100-8
+duration_s: 14
+steps: [{at_s: 1, gpu: 3, xid: 95}, {at_s: 4, gpu: 3, clear: true}]
+expect: {faults: [xid-95], steps: {taint: 1, evict: 9, untaint: 1}, status: healthy}
+""")
+    command = [sys.executable, "-m", "agent", "simulate", str(story), "--kubeconfig", str(site.plane.kubeconfig),
+               "--node", site.nodes[0], "--simulation-dir", str(tmp_path / "simulation")]  # fmt: skip
+    told = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert site.running("train") == [site.nodes[1]]
+    assert site.taints() == []
 
 
 def _holders(site: Site) -> set[str]:
