@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -165,3 +166,30 @@ def test_an_overwritten_record_is_no_end(tmp_path: Path) -> None:
 
     log.read_bytes, log.device = read, True
     assert [log.read() for _ in range(4)] == [[b""], [b""], [b"3,9,1,-;x\n"], []]
+
+
+@pytest.mark.parametrize("believe", [False, True])
+def test_the_machines_own_kernel_log_is_followed_and_its_user_space_records_only_when_told(
+    believe: bool, ended: list[subprocess.Popen[bytes]]
+) -> None:
+    """Where the kernel log may not be read or written, the source says so instead."""
+    process, stream = lines(Path("/dev/kmsg"), *(["--accept-userspace"] if believe else []))
+    ended.append(process)
+    first = next(stream)
+    if first.signal is Signal.FAILED:
+        assert first.value in (Failure.NO_PERMISSION, Failure.UNREADABLE)
+        return
+    beat = first if first.signal is Signal.ALIVE else until(stream, Signal.ALIVE)
+    before = beat.values["discarded_userspace"]
+    text = f"NVRM: Xid (PCI:0000:3b:00): 31, pid={os.getpid()}, name=rehearsal, of gpu-health-agent's tests\n"
+    try:
+        Path("/dev/kmsg").write_text(text)
+    except OSError:
+        assert os.getuid() != 0
+        return
+    if believe:
+        seen = until(stream, Signal.XID)
+        assert (seen.value, seen.values["pid"], seen.past) == (31, os.getpid(), False)
+    else:
+        beats = (o for o in stream if o.signal is Signal.ALIVE)
+        assert any(o.values["discarded_userspace"] > before for o in itertools.islice(beats, 25))
