@@ -23,7 +23,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 plain: $(STAMP)
-	$(BIN)/pytest --ignore=tests/cluster --ignore=tests/gpu --ignore=tests/bench
+	$(BIN)/pytest -n 2 --ignore=tests/cluster --ignore=tests/gpu --ignore=tests/bench
 
 cluster-tests: $(STAMP)
 	$(BIN)/python -m tests.cluster.build

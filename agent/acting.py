@@ -13,6 +13,7 @@ from agent.config import Config
 from agent.model import Severity, Verdict
 from agent.policy.plan import HARD_TAINT, plan
 from agent.policy.stored import MalformedError, Stored, load
+from agent.policy.verdict import Orders
 from agent.world import (
     Announce,
     CredentialsError,
@@ -64,6 +65,11 @@ class Actor:
     def stop(self) -> None:
         self._stop.set()
         self._wake.set()
+
+    def orders(self) -> Orders:
+        """What the Node says to the judge, as last read."""
+        world = self._world
+        return Orders(world.labels, world.dismissed) if world else Orders()
 
     def requests(self) -> dict[str, int]:
         """Requests sent to the API server so far, by HTTP method."""

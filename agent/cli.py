@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--ecc-uncorrected", type=int, metavar="N", help="new uncorrectable memory errors")
     what.add_argument("--lost", action="store_true", help="the GPU falls off the bus")
     what.add_argument("--recovery-action", type=int, metavar="A", help="NVML field 230: 1 reset, 2 reboot …")
+    what.add_argument("--set", metavar="SIGNAL=N", help="another reading, as remapped_rows_pending=1")
     what.add_argument("--clear", action="store_true", help="the proved remedy: new counters, and a boot if need be")
     _directory(inject)
     inject.set_defaults(command=_inject)
@@ -122,7 +123,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def simulated(config: Config, scenario: str) -> Config:
     """The configuration with simulated GPUs; an unknown scenario is said before anything starts."""
-    from agent.sources.simulated import load_scenario
+    from agent.sources.scenario import load_scenario
 
     load_scenario(scenario)
     section = config.sources.simulated.model_copy(update={"scenario": scenario})
@@ -197,6 +198,9 @@ def _inject(arguments: argparse.Namespace) -> int:
 
     fields = ("gpu", "xid", "temperature", "ecc_uncorrected", "lost", "recovery_action", "clear")
     request = {key: value for key in fields if (value := getattr(arguments, key)) is not None and value is not False}
+    if arguments.set:
+        name, _, number = arguments.set.partition("=")
+        request["set"] = {name: int(number) if number.isdecimal() else number}
     if "gpu" not in request and not arguments.clear:
         raise ValueError("--gpu: name the GPU's index")
     reply = inject(arguments.simulation_dir, request)

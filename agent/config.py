@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agent.model import Remedy
 
 
 class ConfigError(Exception):
@@ -22,6 +24,8 @@ class _Section(BaseModel):
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])%$")]
 Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Mode(StrEnum):
@@ -55,8 +59,28 @@ class Sources(_Section):
     simulated: SimulatedSource = SimulatedSource()
 
 
+class Override(_Section):
+    """Another opinion on one rule, for all GPUs or those of a model or node label; a later one wins."""
+
+    rule: str
+    gpu_model: str | None = None
+    """A pattern on NVML's product name: "*H100*"."""
+    node_label: Annotated[str, Field(pattern=r"^[^=]+=.*$")] | None = None
+    disabled: bool = False
+    severity: Literal["notice", "degraded", "fatal"] | None = None
+    remedy: Remedy | None = None
+    count: Annotated[int, Field(ge=1, le=64)] | None = None
+    window_s: Seconds = 3600
+    """Xids only: below so many within the window it is a notice."""
+    confirm_s: Seconds | None = None
+    clear_s: Seconds | Literal["latched"] | None = None
+    """How long it must be gone, or "latched": only a proved cure ends it."""
+
+
 class Limits(_Section):
     """The thresholds of the rules; durations in seconds, temperatures in °C."""
+
+    overrides: tuple[Override, ...] = ()
 
     silent_s: Seconds = 60
     """A source that said nothing for this long is blind (and for three times as long, degraded)."""
@@ -67,6 +91,43 @@ class Limits(_Section):
     temperature_hysteresis_c: Annotated[float, Field(ge=0)] = 3
     flag_confirm_s: Seconds = 3
     """For flags that NVML reads at each poll (recovery action, remap failure): two reads this far apart."""
+    throttle_clear_s: Seconds = 600
+    """How long clocks must be free of a slowdown (under 5 % of the time) before its fault clears."""
+    hw_thermal_notice_share: Fraction = 0.1
+    hw_thermal_degraded_share: Fraction = 0.5
+    """Shares of the last 5 and 10 minutes under hardware thermal slowdown; single bursts are common."""
+    sw_thermal_share: Fraction = 0.5
+    power_brake_share: Fraction = 0.1
+    """Shares of the last 15 minutes under software thermal slowdown, of the last 5 under the power brake."""
+    rate_clear_s: Seconds = 1800
+    """How long an error rate must stay under half its limit before its fault clears."""
+    ecc_corrected_per_hour: Positive = 100
+    """Correctable memory errors an hour, two hours running; correction is normal, no vendor gives a limit."""
+    pcie_replays_per_minute: Positive = 31
+    """In 3 of 5 minutes a notice, at ten times as many degraded. DCGM's table: 16 for generation 4 x16, 31 for 5."""
+    nvlink_errors_per_minute: Positive = 1
+    """NVLink 4 and older: replays or recoveries, in 3 of 5 minutes."""
+    nvlink_crc_per_second: Positive = 100
+    nvlink_ber: Annotated[float, Field(gt=0, lt=1)] = 1e-12
+    """NVLink 5: the effective bit error rate above which the link is worth a look. No vendor limit is public."""
+    link_confirm_s: Seconds = 10
+    """Three polls for a link's width or state; the generation falls when idle and is never judged."""
+    nvlink_down_fatal: bool = False
+    """Whether a missing NVLink withdraws the node (training that uses all of them) or only degrades it."""
+    fabric_confirm_s: Seconds = 600
+    """How long the fabric may take to come up after a boot."""
+    row_remaps_uncorrected: Count = 512
+    retired_pages: Count = 63
+    retired_pages_dbe: Count = 15
+    """NVIDIA's limits for replacement: pages in all, and pages by double-bit errors while new ones come."""
+    driver_confirm_s: Seconds = 600
+    """A driver roll-out unloads the driver for minutes: no fault before this."""
+    app_window_s: Seconds = 86400
+    app_workloads: Annotated[int, Field(ge=2)] = 3
+    """So many distinct workloads that failed alike on one GPU within the window, and not elsewhere, suspect it."""
+    relapse_window_s: Seconds = 86400
+    relapses: Annotated[int, Field(ge=2)] = 3
+    """A GPU that turned fatal so often within the window waits for a person."""
     notice_clear_s: Seconds = 600
     degraded_xid_clear_s: Seconds = 3600
     xid_count_window_s: Seconds = 3600

@@ -14,6 +14,7 @@ from agent.acting import Actor, Tell, view
 from agent.config import Config
 from agent.metrics import registry
 from agent.model import Fault, Observation, Status, Verdict
+from agent.policy.overrides import resettled
 from agent.policy.verdict import Memory, judge
 from agent.server import Server
 from agent.snapshot import Snapshot, SourceView
@@ -122,8 +123,12 @@ class Daemon:
             old = self._memory.history
             history = replace(old, boots={"kmsg": stored.boot_id, **old.boots}, kernel_seq=stored.kernel_seq)
             faults = {fault.finding.id: fault for fault in stored.faults}
-            self._memory = Memory(history, {**self._memory.faults, **faults})
+            self._memory = Memory(history, {**self._memory.faults, **faults}, stored.onsets, stored.dismissed)
             self._tell("resumed", faults=sorted(faults), kernel_seq=stored.kernel_seq)
+        # What was found before the Node's labels, or under another configuration, is judged by this one.
+        memory, labels = self._memory, self._actor.orders().labels
+        faults = resettled(memory.faults, memory.history, self._config.policy, labels)
+        self._memory = replace(memory, faults=faults)
         self._restored = True
 
     def _judge(self, seen: list[Observation], now: float) -> None:
@@ -132,13 +137,19 @@ class Daemon:
                 self.seen(observation)
         before = self.snapshot.verdict if self.snapshot else None
         try:
+            orders = self._actor.orders() if self._actor else None
             self._memory, verdict = judge(
-                self._memory, seen, now, time.time(), self._config.policy, tuple(self._sources)
+                self._memory, seen, now, time.time(), self._config.policy, tuple(self._sources), orders
             )
         except Exception as error:  # noqa: BLE001 - a rule's bug must neither end the agent nor cure anything
             self._misjudged(before, error)
             return
-        key = (verdict.status, verdict.remedy, tuple(f.finding.id for f in verdict.faults), verdict.boot_id)
+        key = (
+            verdict.status,
+            verdict.remedy,
+            tuple((f.finding.id, f.finding.severity) for f in verdict.faults),
+            verdict.boot_id,
+        )
         if self._actor and self._restored:  # first of all: the taint waits for no log line
             self._actor.judged(verdict, key != self._key)
         self._key = key

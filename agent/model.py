@@ -17,10 +17,20 @@ class Signal(StrEnum):
     ALIVE = "alive"  # a heartbeat: the source polled or waited and came back
     READING = "reading"  # the values of one GPU at one poll
     XID = "xid"  # an Xid error; value is its code
+    SXID = "sxid"  # an NVSwitch error; value is its code, pci the switch's address
+    DRIVER = "driver"  # the kernel module's other words; value is one of Words
     LOST = "lost"  # a GPU no longer answers
     RESET_REQUIRED = "reset_required"  # NVML error 16
     FAILED = "failed"  # the source as a whole can't see; value is a Failure
     GAP = "gap"  # records were overwritten before they were read; value is how many
+
+
+class Words(StrEnum):
+    """What the kernel module says besides Xids."""
+
+    UVM_FATAL = "uvm_fatal"  # unified memory met an error that only a reboot ends
+    INIT_FAILED = "init_failed"  # a GPU's adapter could not be initialised
+    API_MISMATCH = "api_mismatch"  # a client's library is of another version than the module
 
 
 class Failure(StrEnum):
@@ -30,6 +40,7 @@ class Failure(StrEnum):
     DRIVER_NOT_LOADED = "driver_not_loaded"  # 9
     LIBRARY_MISMATCH = "library_mismatch"  # 18
     NO_PERMISSION = "no_permission"  # 4, or EPERM on a device
+    HUNG = "hung"  # a call into the driver has not returned; raw says which
     UNREADABLE = "unreadable"  # anything else; raw says what
 
 
@@ -175,11 +186,13 @@ class Finding:
     confirm_s: float = 0.0
     clear_s: float | None = None  # None is latched: only a proof of cure ends it
     holds_only: bool = False  # inside the hysteresis: keeps a fault standing, begins none
+    signals: tuple[str, ...] = ()  # the readings without which its absence can't be seen
+    instance: int | None = None  # the MIG GPU instance that it stays on
 
     @property
     def id(self) -> str:
-        """``xid-79@0000:1b:00.0``, or ``rule@node`` for a fault of the node's own."""
-        return f"{self.rule}@{self.pci or 'node'}"
+        """``xid-79@0000:1b:00.0``, with ``/gi5`` on MIG instance 5, or ``rule@node`` for a node's own."""
+        return f"{self.rule}@{self.pci or 'node'}" + ("" if self.instance is None else f"/gi{self.instance}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +210,8 @@ class Fault:
     confirmed: bool = False
     proved: bool = False  # the cure of a latched fault was proved; it now soaks
     witnesses: tuple[Evidence, ...] = ()  # the first word of each source that saw it
+    joined: tuple[Fault, ...] = ()  # its symptoms: faults of their own that this one explains
+    doubts: tuple[str, ...] = ()  # where the witnesses disagree
 
 
 class Status(StrEnum):
@@ -208,7 +223,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is wrong now. ``faults`` are confirmed, worst first."""
+    """What is wrong now. ``faults`` are confirmed, worst first, each with its symptoms joined to it."""
 
     at: float  # Unix seconds
     status: Status
@@ -217,6 +232,9 @@ class Verdict:
     blind: tuple[str, ...] = ()  # sources that should speak and don't, with the reason
     boot_id: str = ""
     kernel_seq: int | None = None  # the last kernel record that this verdict has taken in
+    standing: tuple[Fault, ...] = ()  # the same faults before any was joined to another: what a restart must know
+    onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
+    dismissed: frozenset[str] = frozenset()  # the fault ids of the operator's words that were obeyed
 
     @property
     def withdraw(self) -> bool:

@@ -17,7 +17,7 @@ from agent.config import Config, ConfigError, Drain, Http, Limits, Mode, Simulat
 from agent.daemon import Daemon, serve
 from agent.model import Observation, Signal
 from agent.server import Server
-from agent.sources.simulated import Scenario, load_scenario
+from agent.sources.scenario import Scenario, load_scenario
 from agent.world import Hands
 
 # A minute's story needs shorter limits than a node in service; they are said at the start.

@@ -70,6 +70,7 @@ class World:
     taints: tuple[Taint, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     conditions: Mapping[str, Condition] = field(default_factory=dict)
+    dismissed: frozenset[str] = frozenset()  # fault ids that a person declared ended
     stored: str | None = None  # our annotation, as text; None before the first start on this node
     slots: tuple[Slot, ...] | None = None  # None: not asked, which allows nothing
     pool_size: int = 0

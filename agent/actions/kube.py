@@ -28,6 +28,7 @@ from agent.world import (
 )
 
 FAULTS_ANNOTATION = "gpu-health-agent/faults"
+DISMISS_ANNOTATION = "gpu-health-agent/dismiss"
 MANAGED_LABEL = "gpu-health-agent/managed"
 _OUR_TAINTS = ("gpu-health-agent/unhealthy", "gpu-health-agent/degraded")
 _MIRROR = "kubernetes.io/config.mirror"
@@ -74,7 +75,7 @@ class KubeHands:
             slots, pool_size = self._permits.look(), self._pool_size()
             if any(taint["key"] == _OUR_TAINTS[0] for taint in spec.get("taints") or ()):
                 pods = self._pods()
-        labels = metadata.get("labels") or {}
+        labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
         return World(
             node=self._node,
             uid=metadata["uid"],
@@ -85,7 +86,8 @@ class KubeHands:
                 c["type"]: Condition(c["type"], c["status"], c.get("reason", ""), c.get("message", ""))
                 for c in status.get("conditions") or ()
             },
-            stored=(metadata.get("annotations") or {}).get(FAULTS_ANNOTATION),
+            dismissed=frozenset(annotations.get(DISMISS_ANNOTATION, "").replace(",", " ").split()),
+            stored=annotations.get(FAULTS_ANNOTATION),
             slots=slots,
             pool_size=pool_size,
             pods=pods,

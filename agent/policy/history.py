@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from agent.model import Missing, Observation, Signal
 
@@ -12,6 +13,11 @@ _EPOCH_COUNTERS = ("energy_j", "ecc_uncorrected_volatile", "ecc_corrected_volati
 # One Xid reaches us by the kernel log and by NVML: the same code on the same GPU from the other
 # witness within this many seconds is the same error.
 _SAME_EVENT_S = 5.0
+# Counters of which rates and shares of time are judged, kept once a minute for two hours.
+TREND = ("hw_thermal_ns", "sw_thermal_ns", "hw_power_brake_ns", "ecc_corrected_volatile", "pcie_replays",
+         "nvlink_replay", "nvlink_recovery", "nvlink_crc")  # fmt: skip
+_TREND_EVERY_S, _TREND_SAMPLES = 60.0, 121
+_MOST_REPEATS = 10_000_000  # of one error in one second: more is no count
 _WINDOW_EVENTS = 64  # per GPU and code: enough for any count that a rule asks for, bounded in a storm
 
 
@@ -26,6 +32,14 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """A GPU's counters at one time; None where a counter was not readable."""
+
+    seen: float
+    counters: tuple[float | None, ...]  # as TREND has them
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     """Everything that a rule may ask."""
 
@@ -35,13 +49,17 @@ class History:
     fresh: tuple[Observation, ...] = ()  # events of this round
     past: Mapping[tuple[str, int], Observation] = field(default_factory=dict)  # Xids older than our first start
     readings: Mapping[str, Observation] = field(default_factory=dict)  # the last of each GPU
+    before: Mapping[str, Observation] = field(default_factory=dict)  # the one before the last, in the same epoch
     first: Mapping[str, Observation] = field(default_factory=dict)  # the first of each GPU in its epoch
+    nvlinks: Mapping[str, int] = field(default_factory=dict)  # the most links that were ever seen up
     lost: Mapping[str, Observation] = field(default_factory=dict)  # GPUs that don't answer, until one reads again
     alive: Mapping[str, Observation] = field(default_factory=dict)  # the last heartbeat of each source
     failed: Mapping[str, Observation] = field(default_factory=dict)  # sources that say they can't see
     heard: Mapping[str, float] = field(default_factory=dict)  # when each source last saw something
     epochs: Mapping[str, float] = field(default_factory=dict)  # when each GPU's counters were seen to start anew
     tallies: Mapping[tuple[str, int], Tally] = field(default_factory=dict)
+    trends: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)  # of each GPU in its epoch, oldest first
+    began: float = 0.0  # monotonic seconds of the first round
 
     @property
     def boot_id(self) -> str:
@@ -56,6 +74,40 @@ class History:
         """How many Xids of this code this GPU had within the window."""
         tally = self.tallies.get((pci, code))
         return sum(self.now - seen <= window_s for seen in tally.seen) if tally else 0
+
+    def growth(self, pci: str, counter: str, window_s: float, ended_s: float = 0.0) -> tuple[float, float] | None:
+        """How much a counter grew over the window that ended so long ago, and the seconds that it really spans.
+
+        None until the whole window was watched, and where the counter is not readable.
+        """
+        end = self._counter(pci, counter, ended_s) if ended_s else self._latest(pci, counter)
+        begin = self._counter(pci, counter, ended_s + window_s)
+        if begin is None or end is None or end[0] <= begin[0]:
+            return None
+        return end[1] - begin[1], end[0] - begin[0]
+
+    def minutes(self, pci: str, counter: str, count: int) -> tuple[float, ...]:
+        """A counter's growth a minute between its last samples, newest last, at most ``count``."""
+        index = TREND.index(counter)
+        samples = [(s.seen, s.counters[index]) for s in self.trends.get(pci, ())[-count - 1 :]]
+        return tuple(
+            60 * (new - old) / (after - before)
+            for (before, old), (after, new) in pairwise(samples)
+            if old is not None and new is not None
+        )
+
+    def _counter(self, pci: str, counter: str, age_s: float) -> tuple[float, float] | None:
+        """The youngest sample that is at least so old."""
+        index = TREND.index(counter)
+        for sample in reversed(self.trends.get(pci, ())):
+            if self.now - sample.seen >= age_s:
+                value = sample.counters[index]
+                return None if value is None else (sample.seen, value)
+        return None
+
+    def _latest(self, pci: str, counter: str) -> tuple[float, float] | None:
+        value, reading = self.number(pci, counter), self.readings.get(pci)
+        return None if value is None or reading is None else (reading.seen, value)
 
     def uuid(self, pci: str) -> str:
         reading = self.readings.get(pci)
@@ -84,8 +136,10 @@ class _Draft:
         self._boots, self._seq = dict(old.boots), old.kernel_seq
         self._fresh: list[Observation] = []
         self._past, self._readings, self._first = dict(old.past), dict(old.readings), dict(old.first)
+        self._before, self._nvlinks = dict(old.before), dict(old.nvlinks)
         self._lost, self._alive, self._failed = dict(old.lost), dict(old.alive), dict(old.failed)
         self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
+        self._trends = dict(old.trends)
 
     def add(self, o: Observation) -> None:
         if o.boot_id and o.boot_id != self._boots.get(o.source):
@@ -106,7 +160,7 @@ class _Draft:
                 self._read(o)
             case Signal.XID if isinstance(o.value, int):
                 self._xid(o, o.value)
-            case Signal.LOST | Signal.RESET_REQUIRED:
+            case Signal.LOST | Signal.RESET_REQUIRED | Signal.SXID | Signal.DRIVER:
                 if o.signal is Signal.LOST and o.source == "nvml":
                     self._lost[o.pci] = o
                 if not o.past:
@@ -117,12 +171,22 @@ class _Draft:
     def _read(self, o: Observation) -> None:
         before = self._readings.get(o.pci)
         self._lost.pop(o.pci, None)
+        links = int(number(o, "nvlink_active") or 0)
+        if links > self._nvlinks.get(o.pci, 0):
+            self._nvlinks[o.pci] = links
+        self._before[o.pci] = before or o
         if before is None:
             self._first[o.pci] = o
         elif any(_fell(before, o, name) for name in _EPOCH_COUNTERS):
             self._first[o.pci] = o
             self._epochs[o.pci] = o.seen
+            self._before[o.pci] = o
+            self._trends[o.pci] = ()  # what fell can't be subtracted from
         self._readings[o.pci] = o
+        trend = self._trends.get(o.pci, ())
+        if not trend or o.seen - trend[-1].seen >= _TREND_EVERY_S:
+            sample = Sample(o.seen, tuple(number(o, name) for name in TREND))
+            self._trends[o.pci] = (*trend[-_TREND_SAMPLES + 1 :], sample)
 
     def _xid(self, o: Observation, code: int) -> None:
         if o.past:
@@ -130,14 +194,16 @@ class _Draft:
             return
         self._fresh.append(o)
         old = self._tallies.get((o.pci, code)) or Tally(0, o.at, (), {})
-        by = {**old.by, o.source: old.by.get(o.source, 0) + 1}
+        repeats = min(max(int(number(o, "repeats") or 1), 1), _MOST_REPEATS)
+        by = {**old.by, o.source: old.by.get(o.source, 0) + repeats}
         told = bool(old.seen) and by[o.source] <= old.count and o.seen - old.seen[-1] <= _SAME_EVENT_S
         if told:  # the other witness of an error that is counted already
             self._tallies[o.pci, code] = replace(old, by=by)
         else:
-            by[o.source] = max(by[o.source], old.count + 1)
-            seen = (*old.seen, o.seen)[-_WINDOW_EVENTS:]
-            self._tallies[o.pci, code] = Tally(old.count + 1, o.at, seen, by)
+            count = max(by[o.source], old.count + 1)
+            by[o.source] = count
+            seen = (*old.seen, *(o.seen for _ in range(min(count - old.count, _WINDOW_EVENTS))))[-_WINDOW_EVENTS:]
+            self._tallies[o.pci, code] = Tally(count, o.at, seen, by)
 
     def finish(self, now: float) -> History:
         return History(
@@ -147,13 +213,17 @@ class _Draft:
             tuple(self._fresh),
             self._past,
             self._readings,
+            self._before,
             self._first,
+            self._nvlinks,
             self._lost,
             self._alive,
             self._failed,
             self._heard,
             self._epochs,
             self._tallies,
+            self._trends,
+            self._old.began or now,
         )
 
 

@@ -172,7 +172,9 @@ def _stored(verdict: Verdict, old: Stored | None) -> str:
 
 def _unchanged(old: Stored) -> str:
     """What was stored, written anew: the measure of whether anything changed."""
-    return dump(Verdict(old.at, Status.HEALTHY, Remedy.NONE, old.faults, boot_id=old.boot_id), old.kernel_seq, old.at)
+    same = Verdict(old.at, Status.HEALTHY, Remedy.NONE, standing=old.faults, boot_id=old.boot_id, onsets=old.onsets,
+                   dismissed=old.dismissed)  # fmt: skip
+    return dump(same, old.kernel_seq, old.at)
 
 
 def _retaint(world: World, aim: _Aim) -> tuple[Step, ...]:
@@ -191,19 +193,28 @@ def _report(world: World, aim: _Aim, told: bool = False) -> tuple[Step, ...]:
 
 
 def _announce(verdict: Verdict, world: World) -> tuple[Step, ...]:
-    return tuple(step for fault in verdict.faults if (step := announcement(fault, world)).name not in world.announced)
+    """One Event an incident: whichever of its symptoms came first has told it already."""
+    return tuple(
+        announcement(fault, world)
+        for fault in verdict.faults
+        if not any(_event_name(part, world) in world.announced for part in (fault, *fault.joined))
+    )
 
 
 def announcement(fault: Fault, world: World) -> Announce:
     """The one Event of a fault; the same fault after a restart has the same name and is not told twice."""
-    told = f"{world.uid} {fault.finding.id} {fault.since:.3f}"
     finding = fault.finding
     return Announce(
-        name=f"{world.node}.{sha256(told.encode()).hexdigest()[:16]}",
+        name=_event_name(fault, world),
         warning=finding.severity > Severity.NOTICE or finding.rule.startswith("xid-"),
         reason=camel(finding.rule),
         message=plain(f"{finding.id} ({finding.severity.name.lower()}, remedy {finding.remedy}): {finding.message}"),
     )
+
+
+def _event_name(fault: Fault, world: World) -> str:
+    told = f"{world.uid} {fault.finding.id} {fault.since:.3f}"
+    return f"{world.node}.{sha256(told.encode()).hexdigest()[:16]}"
 
 
 def camel(rule: str) -> str:

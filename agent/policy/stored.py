@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from agent.model import Evidence, Fault, Finding, Remedy, Severity, Verdict
+from agent.policy.rules import ROWS
 
 VERSION = 1
 _MOST_FAULTS = 32  # with 200 characters of raw text each, far below the 256 KiB that annotations may hold
@@ -23,12 +25,18 @@ class Stored:
     kernel_seq: int | None = None
     at: float = 0.0
     faults: tuple[Fault, ...] = ()
+    onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
+    dismissed: frozenset[str] = frozenset()  # the operator's words that were obeyed
 
 
 def dump(verdict: Verdict, kernel_seq: int | None, at: float) -> str:
     """Only what a restart must know; nothing in it changes while the node stays as it is."""
-    faults = [_fault(f) for f in verdict.faults if f.finding.severity > Severity.NOTICE][:_MOST_FAULTS]
+    faults = [_fault(f) for f in verdict.standing if f.finding.severity > Severity.NOTICE][:_MOST_FAULTS]
     data = {"version": VERSION, "boot_id": verdict.boot_id, "kernel_seq": kernel_seq, "at": int(at), "faults": faults}
+    if verdict.onsets:
+        data["onsets"] = {pci: list(times) for pci, times in verdict.onsets.items()}
+    if verdict.dismissed:
+        data["dismissed"] = sorted(verdict.dismissed)
     return json.dumps(data, separators=(",", ":"), sort_keys=True)
 
 
@@ -42,6 +50,7 @@ def _fault(fault: Fault) -> dict[str, Any]:
         "message": finding.message,
         "witness": finding.witness,
         "clear_s": finding.clear_s,
+        "instance": finding.instance,
         "since": round(fault.since, 3),
         "uuid": fault.uuid,
         "boot_id": fault.boot_id,
@@ -62,6 +71,8 @@ def load(text: str, now: float) -> Stored:
             kernel_seq=None if seq is None else int(seq),
             at=float(data["at"]),
             faults=tuple(_restore(fault, now) for fault in data["faults"]),
+            onsets={str(pci): tuple(int(at) for at in times) for pci, times in data.get("onsets", {}).items()},
+            dismissed=frozenset(str(key) for key in data.get("dismissed", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MalformedError(f"it is not what this agent writes ({type(error).__name__}: {error})"[:200]) from error
@@ -70,6 +81,7 @@ def load(text: str, now: float) -> Stored:
 def _restore(data: dict[str, Any], now: float) -> Fault:
     seen_by = tuple(Evidence(float(at), str(source), str(raw)) for source, at, raw in data["seen_by"])
     clear_s = data["clear_s"]
+    instance, row = data.get("instance"), ROWS.get(str(data["rule"]))
     finding = Finding(
         rule=str(data["rule"]),
         pci=str(data["pci"]),
@@ -80,6 +92,8 @@ def _restore(data: dict[str, Any], now: float) -> Fault:
         seen=now,
         witness=str(data["witness"]),
         clear_s=None if clear_s is None else float(clear_s),
+        signals=row.signals if row else (),
+        instance=None if instance is None else int(instance),
     )
     return Fault(
         finding=finding,

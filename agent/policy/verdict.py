@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from agent.config import Limits
 from agent.model import Evidence, Fault, Finding, Observation, Remedy, Severity, Status, Verdict
-from agent.policy.history import History, renew
+from agent.policy import relapse
+from agent.policy.correlate import incidents, order, overruled
+from agent.policy.history import History, number, renew
+from agent.policy.overrides import settle
 from agent.policy.rules import RULES
 from agent.policy.rules.silence import blind
 
@@ -15,11 +18,21 @@ _CURED_BY_REBOOT = (Remedy.NONE, Remedy.RESTART_WORKLOAD, Remedy.RESET_GPU, Reme
 
 
 @dataclass(frozen=True, slots=True)
+class Orders:
+    """What the Node says to the judge: its labels, and the operator's word on single faults."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    dismissed: frozenset[str] = frozenset()  # fault ids in the annotation gpu-health-agent/dismiss
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
-    """What the judge carries from round to round; all of it can be lost but the stored faults."""
+    """What the judge carries from round to round; all of it can be lost but what the Node stores."""
 
     history: History = field(default_factory=History)
     faults: Mapping[str, Fault] = field(default_factory=dict)
+    onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
+    dismissed: frozenset[str] = frozenset()  # the operator's words that were obeyed
 
 
 def judge(
@@ -29,27 +42,49 @@ def judge(
     wall: float,
     limits: Limits,
     expected: tuple[str, ...],
+    orders: Orders | None = None,
 ) -> tuple[Memory, Verdict]:
     """One round: ``now`` is monotonic seconds and decides, ``wall`` is Unix seconds and is only told."""
+    orders = orders or Orders()
     before = memory.history.now
     history = renew(memory.history, seen, now)
     elapsed_s = history.now - before if before else 0.0
     unseen = dict(blind(history, expected, limits.silent_s))
-    found = _strongest(finding for rule in RULES for finding in rule(history, limits))
+    found = _strongest(
+        settled
+        for rule in RULES
+        for finding in rule(history, limits)
+        if (settled := settle(finding, history, limits, orders.labels))
+        # A word on a state that lasts holds while it is said; a new event is news even so.
+        and not (finding.id in orders.dismissed and _lasts(finding))
+    )
+    released = orders.dismissed - memory.dismissed
+    old = {key: fault for key, fault in memory.faults.items() if key not in released}
     faults: dict[str, Fault] = {}
-    for key in {**memory.faults, **found}:
-        fault = _age(memory.faults.get(key), found.get(key), history, elapsed_s, unseen, limits)
+    for key in {**old, **found}:
+        fault = _age(old.get(key), found.get(key), history, elapsed_s, unseen, limits)
         if fault:
             faults[key] = fault
-    return Memory(history, faults), _verdict(faults, unseen, history, wall)
+    faults = overruled(faults, history)
+    onsets = {pci: times for pci, times in memory.onsets.items() if relapse.fault_id(pci) not in released}
+    onsets = relapse.counted(onsets, old, faults, wall, limits)
+    for key, finding in relapse.findings(onsets, history.now, limits).items():
+        faults.setdefault(key, _found(None, finding, history))
+    memory = Memory(history, faults, onsets, orders.dismissed)
+    return memory, _verdict(memory, unseen, wall)
+
+
+def _lasts(finding: Finding) -> bool:
+    """Whether the finding is read anew at each poll, as states are, and not an event that passed."""
+    return bool(finding.signals) or finding.confirm_s > 0
 
 
 def _strongest(findings: Iterable[Finding]) -> dict[str, Finding]:
-    """One finding per fault id: the most severe, then the last."""
+    """One finding per fault id: the most severe, then the last; one that begins a fault before one that holds it."""
     found: dict[str, Finding] = {}
     for finding in findings:
         old = found.get(finding.id)
-        if old is None or finding.severity >= old.severity:
+        if old is None or (not finding.holds_only, finding.severity) >= (not old.holds_only, old.severity):
             found[finding.id] = finding
     return found
 
@@ -68,7 +103,7 @@ def _age(
         return _found(old, finding, history)
     if old is None or not old.confirmed:
         return None
-    if old.finding.witness in unseen:
+    if not _could_be_seen(old, history, unseen, limits):
         return old  # absence proves nothing while we are blind
     if old.finding.clear_s is None:
         if not old.proved:
@@ -78,6 +113,19 @@ def _age(
         clear_s = old.finding.clear_s
     absent_s = old.absent_s + elapsed_s
     return None if absent_s >= clear_s else replace(old, absent_s=absent_s)
+
+
+def _could_be_seen(fault: Fault, history: History, unseen: Mapping[str, str], limits: Limits) -> bool:
+    """Whether the fault would show if it still were: its witness speaks, and the GPU gives the very readings."""
+    finding = fault.finding
+    if finding.witness in unseen:
+        return False
+    if not (finding.signals and finding.pci):
+        return True
+    reading = history.readings.get(finding.pci)
+    if reading is None or finding.pci in history.lost or history.now - reading.seen > limits.silent_s:
+        return False
+    return all(number(reading, signal) is not None for signal in finding.signals)
 
 
 def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
@@ -122,36 +170,44 @@ def _another_card(fault: Fault, history: History) -> bool:
 def _proved_cure(fault: Fault, history: History) -> bool:
     """A latched fault is cured by a proved act, never by silence: a reboot, or a reset of this GPU."""
     pci, remedy = fault.finding.pci, fault.finding.remedy
-    reading = history.readings.get(pci)
-    if reading is None or reading.seen <= fault.last or pci in history.lost:
-        return False  # the GPU must be there and answer again
-    if history.number(pci, "recovery_action"):
+    gpus = [pci] if pci else list(history.readings)  # the node's own fault is cured when all of its GPUs are
+    if not gpus or any(not _is_well(gpu, fault.last, history) for gpu in gpus):
         return False
     boot_id = history.boots.get("nvml", "")  # by the witness that reads the GPU well again, in that boot
     rebooted = bool(fault.boot_id and boot_id and fault.boot_id != boot_id)
-    was_reset = history.epochs.get(pci, 0.0) > fault.last
+    was_reset = all(history.epochs.get(gpu, 0.0) > fault.last for gpu in gpus)
     return (rebooted and remedy in _CURED_BY_REBOOT) or (was_reset and remedy is Remedy.RESET_GPU)
 
 
-def _verdict(faults: Mapping[str, Fault], unseen: Mapping[str, str], history: History, wall: float) -> Verdict:
-    confirmed = sorted(
-        (f for f in faults.values() if f.confirmed),
-        key=lambda f: (-f.finding.severity, -f.finding.remedy.rank, f.since, f.finding.id),
-    )
-    worst = confirmed[0].finding.severity if confirmed else Severity.NOTICE
+def _is_well(pci: str, after: float, history: History) -> bool:
+    """The GPU is there and answers again, and the driver asks for nothing."""
+    reading = history.readings.get(pci)
+    if reading is None or reading.seen <= after or pci in history.lost:
+        return False
+    return not number(reading, "recovery_action")
+
+
+def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float) -> Verdict:
+    history = memory.history
+    standing = tuple(sorted((f for f in memory.faults.values() if f.confirmed), key=order))
+    whole = incidents(standing, history)
+    worst = whole[0].finding.severity if whole else Severity.NOTICE
     if worst is Severity.FATAL:
         status = Status.UNHEALTHY
     elif unseen:
         status = Status.UNKNOWN
     else:
         status = Status.DEGRADED if worst is Severity.DEGRADED else Status.HEALTHY
-    acting = [f.finding.remedy for f in confirmed if f.finding.severity is worst and worst > Severity.NOTICE]
+    acting = [f.finding.remedy for f in whole if f.finding.severity is worst and worst > Severity.NOTICE]
     return Verdict(
         at=wall,
         status=status,
         remedy=max(acting, key=lambda remedy: remedy.rank, default=Remedy.NONE),
-        faults=tuple(confirmed),
+        faults=whole,
         blind=tuple(f"{source}: {why}" for source, why in sorted(unseen.items())),
         boot_id=history.boot_id,
         kernel_seq=history.kernel_seq,
+        standing=standing,
+        onsets=memory.onsets,
+        dismissed=memory.dismissed,
     )

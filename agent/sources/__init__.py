@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from agent.model import Observation, parse_line
+from agent.model import Failure, Observation, parse_line
 
 _READ_BYTES = 64 * 1024  # a call; the pipe holds the rest back in the source
 _LONGEST_LINE_BYTES = 16 * 1024
@@ -114,7 +114,8 @@ class Source:
                 seen.append(observation)
             except ValueError:
                 self._garbage += 1
-        if seen:
+        # A source that only says that it hangs is ended like one that says nothing.
+        if any(o.value != Failure.HUNG for o in seen):
             self._spoke = self._last_seen = now
             if now - self._started > _GOOD_S:
                 self._pause_s, self._trouble = 1.0, ""

@@ -1,4 +1,4 @@
-"""What the kernel's words state about GPUs: Xid lines and lost-GPU records, in every form they are known to take."""
+"""What the kernel's words state about GPUs: Xid, SXid, lost-GPU and driver records, in every form they take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.model import Signal, Value, normalise_pci
+from agent.model import Signal, Value, Words, normalise_pci
 
 _XID = re.compile(
     r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?)([^)]*)\): (\d{1,6})\b"
@@ -20,6 +20,13 @@ _OFF_THE_BUS = re.compile(rf"NVRM: GPU {_ADDRESS}: GPU has fallen off the bus")
 _PROBE_BEGIN = re.compile(rf"NVRM: The NVIDIA GPU {_ADDRESS}")
 _PROBE_LOST = "fallen off the bus and is not responding to commands"
 _PROBE_RECORDS = 3  # the multi-line form may come as so many records one after the other
+# Of an SXid's three records only the first says how bad it is; the two others bear details of the same error.
+_SXID = re.compile(rf"SXid \(PCI:{_ADDRESS}\): (\d{{1,6}}), (Fatal|Non-fatal)\b(?:.*?\bLink (\d{{1,3}}))?")
+_INIT_FAILED = re.compile(rf"NVRM: GPU {_ADDRESS}: (?:RmInitAdapter|rm_init_adapter) failed")
+_UVM_FATAL = "uvm encountered global fatal error"
+_API_MISMATCH = "NVRM: API mismatch"
+_NVLINK5 = range(144, 151)
+_NVLINK5_WORD = re.compile(r"\b(Nonfatal|Fatal)\b")
 _ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
 
@@ -58,6 +65,19 @@ class Facts:
         if lost := _OFF_THE_BUS.search(text):
             yield Signal.LOST, normalise_pci(lost[1]), None, {}
             return
+        if switch := _SXID.search(text):
+            values: dict[str, Value] = {"fatal": int(switch[3] == "Fatal")}
+            if switch[4]:
+                values["link"] = int(switch[4])
+            yield Signal.SXID, normalise_pci(switch[1]), int(switch[2]), values
+            return
+        if failed := _INIT_FAILED.search(text):
+            yield Signal.DRIVER, normalise_pci(failed[1]), Words.INIT_FAILED, {}
+            return
+        for words, sign in ((Words.UVM_FATAL, _UVM_FATAL), (Words.API_MISMATCH, _API_MISMATCH)):
+            if sign in text:
+                yield Signal.DRIVER, "", words, {}
+                return
         if begin := _PROBE_BEGIN.search(text):
             self._address, self._left = normalise_pci(begin[1]), _PROBE_RECORDS
         if self._left and _PROBE_LOST in " ".join(text.replace("NVRM:", "").split()):
@@ -79,4 +99,6 @@ def _details(instance: str, rest: str, code: int) -> dict[str, Value]:
         values["name"] = found[1][:64]
     if code == 154 and (found := _ACTION.search(rest)):
         values["recovery_action"] = int(found[1], 16)
+    if code in _NVLINK5 and (found := _NVLINK5_WORD.search(rest)):
+        values["fatal"] = int(found[1] == "Fatal")
     return values

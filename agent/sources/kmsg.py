@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent.model import Failure, Observation, Signal, Value
 from agent.sources.kernel_text import Facts, Record, parse_record
+from agent.sources.storm import Storm
 
 _RECORD_BYTES = 16 * 1024  # /dev/kmsg answers EINVAL to a buffer smaller than its record
 _FILE_PAUSE_S = 0.02  # a regular file tells nobody that it grew
@@ -179,22 +180,28 @@ def _follow(options: argparse.Namespace) -> None:
         poller.register(fd, select.POLLIN)
     pause_s = options.heartbeat_s if fd is not None else _FILE_PAUSE_S
     due = 0.0
+    storm = Storm()
     while True:
         now = time.monotonic()
-        if now >= due and not reader.backlog:
+        beats = now >= due and not reader.backlog
+        for observation in storm.gathered(now, all_of_them=beats):
+            _say(observation)
+        if beats:  # last: its position says that everything up to it was told
             reader.boot_id = _boot_id(options.boot_id_file)
             _say(reader.heartbeat())
             due = now + options.heartbeat_s
         records = log.read()
         for raw in records:
             for observation in reader.take(raw, None if log.device else time.time()):
-                _say(observation)
+                if storm.passes(observation, now):
+                    _say(observation)
         if records:
             continue
         if reader.backlog:
             reader.caught_up()
             continue
-        events = poller.poll(1000 * min(pause_s, max(0.0, due - time.monotonic())))
+        pause = min(pause_s, max(0.0, due - time.monotonic()), 1.0 if storm.gathers else pause_s)
+        events = poller.poll(1000 * pause)
         if any(number == sys.stdout.fileno() for number, _ in events):
             raise BrokenPipeError
 

@@ -10,21 +10,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pynvml as nv
 
 from agent.model import Failure, Missing, Observation, Signal, Value, normalise_pci
-from agent.sources.nvml_errors import ENDED, FAILURES, SICK, UNSUPPORTED
-from agent.sources.nvml_signals import CALLS, FIELDS, STATIC, UNION, Handle, Read
+from agent.sources.doing import Doing
+from agent.sources.nvml_errors import ENDED, FAILURES, UNSUPPORTED
+from agent.sources.nvml_gpu import Gpu
+from agent.sources.nvml_signals import Handle
+from agent.sources.pci_bus import SYSFS, missing
 
 _WAIT_S = 0.5  # one wait for events: short, so that SIGTERM is prompt
 _BREATH_S = 0.01  # after each wait without an event: it may come back earlier than asked, and must not spin
-_AGAIN = Missing.UNREADABLE  # also for what was never read
 _NONE = 0xFFFFFFFF  # an event that belongs to no MIG instance
 _EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new process can load another library
 
@@ -35,25 +36,17 @@ _EVENTS = (
 )  # fmt: skip
 
 
-@dataclass(slots=True, eq=False)  # a GPU that was enumerated anew is another one
-class _Gpu:
-    """A GPU as it was enumerated; what was learnt of it lasts until it is enumerated anew."""
-
-    pci: str
-    handle: Handle
-    static: dict[str, Value] = field(default_factory=dict)
-    unsupported: set[str] = field(default_factory=set)  # never asked again
-
-
 class Nvml:
     """One NVML session; ``poll`` and ``events`` raise only what ends it (NVMLError of the whole library)."""
 
-    def __init__(self, ever: set[str] | None = None) -> None:
+    def __init__(self, ever: set[str] | None = None, devices: Path = SYSFS, doing: Doing | None = None) -> None:
         """``ever`` holds the addresses that earlier sessions of this process saw, and takes in this one's."""
+        self._devices, self._doing = devices, doing or Doing()
+        self._doing.now("initialising NVML")
         nv.nvmlInit()
         self._ever = set() if ever is None else ever
-        self._present: dict[str, _Gpu] = {}
-        self._gone: dict[str, _Gpu] = {}  # of this session: their old handles may still tell why
+        self._present: dict[str, Gpu] = {}
+        self._gone: dict[str, Gpu] = {}  # of this session: their old handles may still tell why
         self._events: Any = None
         self._versions: dict[str, Value] = {
             "driver_version": _version(nv.nvmlSystemGetDriverVersion),
@@ -69,8 +62,9 @@ class Nvml:
     def poll(self) -> Iterator[Observation]:
         """Every GPU's reading, or that it is lost, then the heartbeat."""
         began, cpu_began = time.monotonic(), time.thread_time()
-        found: dict[str, _Gpu] = {}
+        found: dict[str, Gpu] = {}
         unopened = []
+        self._doing.now("enumerating the GPUs")
         for index in range(nv.nvmlDeviceGetCount()):
             try:
                 handle = nv.nvmlDeviceGetHandleByIndex(index)
@@ -81,7 +75,7 @@ class Nvml:
                 unopened.append(f"{index}:{error.value}")  # it has no address to speak of
                 continue
             old = self._present.get(pci)
-            found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else _Gpu(pci, handle)
+            found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else Gpu(pci, handle, self._doing)
         self._gone = {pci: gpu for pci, gpu in {**self._gone, **self._present}.items() if pci not in found}
         changed, self._present = found != self._present, found
         self._ever.update(found)
@@ -94,7 +88,7 @@ class Nvml:
         values: dict[str, Value] = {
             **self._versions,
             "gpu_count": len(found),
-            "lost_pcis": ",".join(sorted(self._ever - found.keys())),
+            "missing": missing(self._ever, set(found), self._devices),  # pci=driver
             "unopened": ",".join(unopened),  # index:NVML error
             "poll_ms": round(1000 * (time.monotonic() - began), 3),
             "poll_cpu_ms": round(1000 * (time.thread_time() - cpu_began), 3),
@@ -106,6 +100,7 @@ class Nvml:
         if self._events is None:
             sleep(wait_s)
             return
+        self._doing.now("waiting for events")
         try:
             event = nv.nvmlEventSetWait_v2(self._events, int(1000 * wait_s))
         except nv.NVMLError_Timeout:
@@ -133,7 +128,7 @@ class Nvml:
             yield _observe(Signal.XID, gpu.pci, value=code, values=values, raw=f"NVML event: Xid {code}")
         yield from self._read(gpu)
 
-    def _gpu_of(self, handle: Handle) -> _Gpu | None:
+    def _gpu_of(self, handle: Handle) -> Gpu | None:
         address = _pointer(handle)
         return next((g for g in self._present.values() if _pointer(g.handle) == address), None)
 
@@ -157,55 +152,15 @@ class Nvml:
                 nv.nvmlEventSetFree(self._events)
             self._events = None
 
-    def _read(self, gpu: _Gpu) -> Iterator[Observation]:
+    def _read(self, gpu: Gpu) -> Iterator[Observation]:
         try:
-            unread = [((name,), read) for name, read in STATIC if gpu.static.get(name, _AGAIN) is _AGAIN]
-            gpu.static.update(self._values(gpu, unread))
-            values = {**gpu.static, **dict(self._values(gpu, CALLS)), **self._fields(gpu)}
+            values = gpu.read()
         except nv.NVMLError_GpuIsLost:
             yield _observe(Signal.LOST, gpu.pci, raw="NVML error 15: the GPU is lost")
         except nv.NVMLError_ResetRequired:
             yield _observe(Signal.RESET_REQUIRED, gpu.pci, raw="NVML error 16: the GPU requires a reset")
         else:
             yield _observe(Signal.READING, gpu.pci, values=values)
-
-    def _values(self, gpu: _Gpu, rows: Iterable[tuple[tuple[str, ...], Read]]) -> Iterator[tuple[str, Value]]:
-        for names, read in rows:
-            result: Any = Missing.UNSUPPORTED
-            if names[0] not in gpu.unsupported:
-                result = self._value(gpu, names[0], partial(read, gpu.handle))
-            several = result if isinstance(result, tuple | list) else [result] * len(names)
-            yield from zip(names, several, strict=False)
-
-    def _value(self, gpu: _Gpu, name: str, read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except nv.NVMLError as error:
-            if error.value in SICK:
-                raise
-            if error.value in UNSUPPORTED:
-                gpu.unsupported.add(name)
-                return Missing.UNSUPPORTED
-            return Missing.UNREADABLE
-
-    def _fields(self, gpu: _Gpu) -> dict[str, Value]:
-        wanted = [number for number, name in FIELDS.items() if name not in gpu.unsupported]
-        values: dict[str, Value] = dict.fromkeys(gpu.unsupported & set(FIELDS.values()), Missing.UNSUPPORTED)
-        answer = self._value(gpu, "fields", lambda: nv.nvmlDeviceGetFieldValues(gpu.handle, wanted))
-        if isinstance(answer, Missing):
-            return {**values, **{FIELDS[number]: answer for number in wanted}}
-        for entry in answer:  # the call succeeds while single entries fail
-            name = FIELDS[entry.fieldId]
-            if entry.nvmlReturn == nv.NVML_SUCCESS and entry.valueType < len(UNION):
-                values[name] = getattr(entry.value, UNION[entry.valueType])
-            elif entry.nvmlReturn in UNSUPPORTED:
-                gpu.unsupported.add(name)
-                values[name] = Missing.UNSUPPORTED
-            elif entry.nvmlReturn in SICK:
-                raise nv.NVMLError(entry.nvmlReturn)
-            else:
-                values[name] = Missing.UNREADABLE
-        return values
 
 
 def _version(read: Callable[[], str | int]) -> Value:
@@ -232,16 +187,20 @@ def failure(error: nv.NVMLError) -> Observation:
     return _observe(Signal.FAILED, value=value, raw=f"{sentence} (NVML error {error.value})")
 
 
-def follow(poll_s: float, boot_id: Path, stop: threading.Event, say: Callable[[Observation], None]) -> int:
+def follow(
+    poll_s: float, boot_id: Path, stop: threading.Event, say: Callable[[Observation], None], devices: Path = SYSFS
+) -> int:
     """Poll and wait for events until ``stop``; the exit code. Nothing waits on ``stop`` itself: a signal's
     handler sets it in this very thread, and would then wait for a lock that the thread already holds."""
     session: Nvml | None = None
     ever: set[str] = set()
     code = 0
+    doing = Doing()
+    threading.Thread(target=doing.watch, args=(poll_s, stop, say), name="stuck", daemon=True).start()
     while not stop.is_set() and not code:
         due = time.monotonic() + poll_s
         try:
-            session = session or Nvml(ever)
+            session = session or Nvml(ever, devices, doing)
             boot = _boot_id(boot_id)  # before the GPUs: what is read after it can't be older than this boot
             seen = session.poll()
             while not stop.is_set():
@@ -258,7 +217,9 @@ def follow(poll_s: float, boot_id: Path, stop: threading.Event, say: Callable[[O
             say(failed)
             code = _EXIT_RENEW if failed.value in (Failure.NO_LIBRARY, Failure.LIBRARY_MISMATCH) else 0
             while not stop.is_set() and (left := due - time.monotonic()) > 0:
+                doing.now("")
                 time.sleep(min(_WAIT_S, left))
+    doing.now("")
     if session:
         session.close()
     return code
@@ -270,12 +231,12 @@ def _boot_id(path: Path) -> str:
     return ""
 
 
-def run(poll_s: float, boot_id_file: Path) -> int:
+def run(poll_s: float, boot_id_file: Path, devices: Path = SYSFS) -> int:
     """The program behind its options; the exit code."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        return follow(poll_s, boot_id_file, stop, _say)
+        return follow(poll_s, boot_id_file, stop, _say, devices)
     except BrokenPipeError:  # nobody reads any more; nor must the last flush of the interpreter fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pynvml as nv
@@ -32,6 +33,28 @@ def _sram(h: Handle) -> tuple[Any, ...]:
     return status.bThresholdExceeded, status.aggregateUncParity, status.aggregateUncSecDed
 
 
+def _inforom(h: Handle) -> int:
+    """Whether the board's InfoROM fails its checksum; NVML says so by an error."""
+    try:
+        nv.nvmlDeviceValidateInforom(h)
+    except nv.NVMLError_CorruptedInforom:
+        return 1
+    return 0
+
+
+def _fabric(h: Handle) -> tuple[Any, ...]:
+    info = nv.c_nvmlGpuFabricInfo_v3_t()
+    nv.nvmlDeviceGetGpuFabricInfoV(h, nv.byref(info))
+    return info.state, info.status, info.healthMask, info.healthSummary
+
+
+def _link_count(h: Handle) -> int:
+    entry = nv.nvmlDeviceGetFieldValues(h, [nv.NVML_FI_DEV_NVLINK_LINK_COUNT])[0]
+    if entry.nvmlReturn != nv.NVML_SUCCESS:
+        raise nv.NVMLError(entry.nvmlReturn)
+    return int(entry.value.uiVal)
+
+
 def _processes(h: Handle) -> str:
     return ",".join(str(p.pid) for p in nv.nvmlDeviceGetComputeRunningProcesses(h))
 
@@ -50,6 +73,8 @@ STATIC: tuple[tuple[str, Read], ...] = (
     ("temperature_gpu_max_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_GPU_MAX)),
     ("pcie_max_generation", nv.nvmlDeviceGetMaxPcieLinkGeneration),
     ("pcie_max_width", nv.nvmlDeviceGetMaxPcieLinkWidth),
+    ("inforom_corrupt", _inforom),
+    ("nvlink_count", _link_count),
 )
 # One row per signal, read at each poll; a row with several names is one call with several results.
 CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (
@@ -64,6 +89,10 @@ CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (
     (("sram_threshold_exceeded", "sram_uncorrected_parity", "sram_uncorrected_secded"), _sram),
     (("remapped_rows_corrected", "remapped_rows_uncorrected", "remapped_rows_pending", "remapped_rows_failure"),
      nv.nvmlDeviceGetRemappedRows),
+    (("remap_banks_without_spares",), lambda h: nv.nvmlDeviceGetRowRemapperHistogram(h).none),
+    (("channel_repair_pending", "tpc_repair_pending"), nv.nvmlDeviceGetRepairStatus),
+    (("memory_unrepairable",), nv.nvmlDeviceGetUnrepairableMemoryFlag_v1),
+    (("fabric_state", "fabric_status", "fabric_health_mask", "fabric_health_summary"), _fabric),
     (("retired_pages_sbe",), lambda h: len(nv.nvmlDeviceGetRetiredPages(h, 0))),
     (("retired_pages_dbe",), lambda h: len(nv.nvmlDeviceGetRetiredPages(h, 1))),
     (("retired_pages_pending",), nv.nvmlDeviceGetRetiredPagesPendingStatus),
@@ -88,7 +117,34 @@ FIELDS: dict[int, str] = {
     nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN: "sw_thermal_ns",
     nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN: "hw_thermal_ns",
     nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN: "hw_power_brake_ns",
+    nv.NVML_FI_DEV_PCIE_COUNT_FATAL_ERROR: "pcie_fatal_errors",
     nv.NVML_FI_DEV_PERF_POLICY_POWER: "power_violation_ns",
     nv.NVML_FI_DEV_PERF_POLICY_THERMAL: "thermal_violation_ns",
 }
 UNION = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+
+
+def bit_error_rate(encoded: int) -> float:
+    """NVLink 5's rates are a mantissa (bits 8 to 11) and a negative power of ten (bits 0 to 7)."""
+    return float(((encoded >> 8) & 0xF) * 10.0 ** -(encoded & 0xFF))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkField:
+    """A field value of each NVLink, and how those of one GPU become one value."""
+
+    field: int
+    name: str
+    folded: Callable[[list[int]], float]
+    total: bool = False  # NVLink 5 gives the sum over the links itself
+
+
+LINK_FIELDS = (
+    LinkField(nv.NVML_FI_DEV_NVLINK_GET_STATE, "nvlink_active", lambda states: sum(state > 0 for state in states)),
+    LinkField(nv.NVML_FI_DEV_NVLINK_ERROR_DL_REPLAY, "nvlink_replay", sum),
+    LinkField(nv.NVML_FI_DEV_NVLINK_ERROR_DL_RECOVERY, "nvlink_recovery", sum),
+    LinkField(nv.NVML_FI_DEV_NVLINK_ERROR_DL_CRC, "nvlink_crc", sum),
+    LinkField(nv.NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_FAILED_EVENTS, "nvlink_recovery_failed", sum, total=True),
+    LinkField(nv.NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_BER, "nvlink_effective_ber",
+              lambda rates: max(bit_error_rate(rate) for rate in rates)),
+)  # fmt: skip

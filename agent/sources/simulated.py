@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import socket
 import sys
@@ -12,123 +11,20 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pynvml as nv
-import yaml
 
 from agent.model import normalise_pci
 from agent.sources import nvml
-from agent.sources.simulated_library import Library, SimulatedGpu, h100_8
+from agent.sources.scenario import PROFILES, Scenario, load_scenario, numbers, wrong
+from agent.sources.simulated_gpu import SimulatedGpu
+from agent.sources.simulated_library import Library
 
-PROFILES = {"h100-8": h100_8}
-_REQUEST_KEYS = frozenset(
-    {"gpu", "xid", "pid", "name", "temperature", "ecc_uncorrected", "lost", "recovery_action", "clear"}
-)
-_ACTIONS = _REQUEST_KEYS - {"gpu", "pid", "name"}
-_STEP_KEYS = _REQUEST_KEYS | {"at_s", "say"}
 _REBOOT_XIDS, _RESET_XIDS = (79,), (46, 48, 62, 64, 95, 110, 119, 120, 140, 143, 158, 169)
 _REBOOT_ACTIONS = (2, 7)
 _REPLY_S = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    at_s: float
-    request: Mapping[str, Any]
-    say: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """What happens to which GPUs and when; ``expect_*`` is how the story of ``simulate`` should end."""
-
-    profile: str
-    duration_s: float | None = None
-    steps: tuple[Step, ...] = ()
-    expect_faults: tuple[str, ...] = ()
-    expect_steps: Mapping[str, int] = field(default_factory=dict)
-    expect_status: str = ""
-
-
-def load_scenario(name: str) -> Scenario:
-    """A shipped scenario by name, or a file. ValueError names the field, or the scenarios there are."""
-    folder = files("agent.sources").joinpath("scenarios")
-    shipped = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    if name in shipped:
-        text = folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
-    else:
-        raise ValueError(f"scenario: {name!r} is neither a file nor one of {', '.join(shipped)}")
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"scenario {name}: not valid YAML: {str(error).splitlines()[0]}") from error
-    return _scenario(name, data)
-
-
-def _scenario(name: str, data: Any) -> Scenario:
-    if not isinstance(data, dict) or data.keys() - {"profile", "duration_s", "steps", "expect"}:
-        raise ValueError(f"scenario {name}: use the keys profile, duration_s, steps and expect")
-    profile = data.get("profile")
-    if profile not in PROFILES:
-        raise ValueError(f"scenario {name}: profile: {profile!r} is none of {', '.join(PROFILES)}")
-    duration_s, expect = data.get("duration_s"), data.get("expect") or {}
-    if duration_s is not None and not _is_number(duration_s):
-        raise ValueError(f"scenario {name}: duration_s: {duration_s!r} is not a number from 0 on")
-    if not isinstance(expect, dict):
-        raise ValueError(f"scenario {name}: expect: use the keys faults, steps and status")
-    listed = data.get("steps") or []
-    if not isinstance(listed, list):
-        raise ValueError(f"scenario {name}: steps: must be a list, each with at_s")
-    steps = []
-    for number, step in enumerate(listed):
-        where = f"scenario {name}: steps.{number}"
-        if not isinstance(step, dict) or step.keys() - _STEP_KEYS:
-            raise ValueError(f"{where}: use the keys {', '.join(sorted(_STEP_KEYS))}")
-        if not _is_number(step.get("at_s")):
-            raise ValueError(f"{where}.at_s: must be seconds from the start")
-        request = {key: value for key, value in step.items() if key in _REQUEST_KEYS}
-        if error := wrong(request, profile, len(PROFILES[profile]())):
-            raise ValueError(f"{where}.{error}")
-        steps.append(Step(float(step["at_s"]), request, str(step.get("say", ""))))
-    return Scenario(
-        profile,
-        duration_s,
-        tuple(sorted(steps, key=lambda step: step.at_s)),
-        tuple(expect.get("faults", ())),
-        dict(expect.get("steps", {})),
-        str(expect.get("status", "")),
-    )
-
-
-def wrong(request: Mapping[str, Any], profile: str, count: int) -> str:
-    """What is wrong with a request, in a sentence that names the field; empty if nothing is."""
-    if unknown := request.keys() - _REQUEST_KEYS:
-        return f"{min(unknown)}: not known; use {', '.join(sorted(_REQUEST_KEYS))}"
-    actions = request.keys() & _ACTIONS
-    gpu = request.get("gpu")
-    if gpu is None and actions != {"clear"}:
-        return "gpu: name the GPU's index"
-    if gpu is not None and (type(gpu) is not int or not 0 <= gpu < count):
-        return f"gpu: {gpu!r} is not in the profile {profile}, use 0..{count - 1}"
-    if not actions:
-        return f"gpu: say what happens to it, use {', '.join(sorted(_ACTIONS))}"
-    for key in actions & {"lost", "clear"}:
-        if request[key] is not True:
-            return f"{key}: {request[key]!r} is not true; clear is what ends a fault"
-    for key in ("xid", "temperature", "ecc_uncorrected", "recovery_action", "pid"):
-        if key in request and not _is_number(request[key]):
-            return f"{key}: {request[key]!r} is not a number from 0 on"
-    return ""
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
 class Simulation:
@@ -144,6 +40,17 @@ class Simulation:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "kmsg").write_text("")
         self._boot()
+        self._bus()
+
+    def _bus(self) -> None:
+        """The PCI bus as sysfs shows it, with every GPU held by the NVIDIA driver."""
+        for gpu in self.library.gpus:
+            device = self.directory / "bus" / normalise_pci(gpu.pci)
+            device.mkdir(parents=True, exist_ok=True)
+            (device / "vendor").write_text("0x10de\n")
+            (device / "class").write_text("0x030200\n")
+            (device / "driver").unlink(missing_ok=True)
+            (device / "driver").symlink_to("../../drivers/nvidia")
 
     def request(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Change the simulation; the reply says what was done or what is wrong."""
@@ -178,6 +85,7 @@ class Simulation:
         if "recovery_action" in request:
             gpu.recovery_action = int(request["recovery_action"])
             self.library.event(gpu, nv.nvmlEventTypeGpuRecoveryAction)
+        gpu.numbers.update(numbers(request))
         if request.get("lost"):
             gpu.lost = True
             self._needs_reboot.add(gpu.index)
@@ -272,7 +180,7 @@ def main() -> int:
     simulation.library.install()
     threading.Thread(target=simulation.serve, args=(server,), name="control", daemon=True).start()
     threading.Thread(target=simulation.play, name="scenario", daemon=True).start()
-    code = nvml.run(options.poll_s, options.dir / "boot_id")
+    code = nvml.run(options.poll_s, options.dir / "boot_id", options.dir / "bus")
     (options.dir / "control").unlink(missing_ok=True)
     return code
 

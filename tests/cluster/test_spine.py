@@ -139,3 +139,15 @@ def _holders(site: Site) -> set[str]:
     path = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
     leases = site.plane.must("GET", f"{path}?labelSelector=gpu-health-agent%2Fpool%3D{site.name}")["items"]
     return {lease["spec"]["holderIdentity"] for lease in leases}
+
+
+def test_a_persons_word_ends_a_fault_and_a_new_event_is_news_even_so(site: Site, agent: StartAgent) -> None:
+    running = agent()
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.kernel(XID_79)
+    site.plane.wait("taint", lambda: site.taints() == [UNHEALTHY])
+    site.plane.kubectl("annotate", "node", site.nodes[0], "gpu-health-agent/dismiss=xid-79@0000:1b:00.0")
+    site.plane.wait("untaint", lambda: site.taints() == [])
+    site.plane.wait("healthy again", lambda: running.state()["status"] == "healthy")
+    running.kernel(XID_79)
+    site.plane.wait("taint again", lambda: site.taints() == [UNHEALTHY])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.model import Signal
+from agent.model import Signal, Words
 from agent.sources.kernel_text import Facts, parse_record
 
 G, NINE = "0000:3b:00.0", "0009:01:00.0"
@@ -18,9 +18,10 @@ FORMS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
      "function 76 (GSP_RM_CONTROL) (0x20800110 0x84).", G, 119, {"pid": 1346198, "name": "nvidia-smi"}),
     ("NVRM: Xid (PCI:0000:3b:00): 45, pid=1496200, name=distprovers-gpu, Ch 0000000a", G, 45,
      {"pid": 1496200, "name": "distprovers-gpu"}),
-    ("NVRM: Xid (PCI:0009:01:00): 149, NETIR_LINK_EVT  Fatal   XC0 i0 Link 01 (0x021425c6 0x00000000)", NINE, 149, {}),
+    ("NVRM: Xid (PCI:0009:01:00): 149, NETIR_LINK_EVT  Fatal   XC0 i0 Link 01 (0x021425c6 0x00000000)", NINE, 149,
+     {"fatal": 1}),
     ("NVRM: Xid (PCI:0009:01:00): 145, pid=876767, name=ray::WorkerDict, RLW_RXPIPE Nonfatal XC0 i0", NINE, 145,
-     {"pid": 876767, "name": "ray::WorkerDict"}),
+     {"pid": 876767, "name": "ray::WorkerDict", "fatal": 0}),
     ("NVRM: Xid (PCI:0009:01:00): 154, GPU recovery action changed from 0x0 (None) to 0x4 (Drain and Reset)", NINE, 154,
      {"recovery_action": 4}),
     ("NVRM: Xid (PCI:0009:01:00): 154, GPU recovery action changed from 0x0 (None) to 0x1 (PF FLR)", NINE, 154,
@@ -92,3 +93,29 @@ def test_no_bytes_crash_the_parser() -> None:
             list(facts.of(parse_record(raw).text))
         except ValueError:
             continue
+
+
+SXID = "nvidia-nvswitch0: SXid (PCI:0000:05:00.0): 20034, "
+
+
+def test_of_a_switch_errors_three_records_one_counts() -> None:
+    told = ("Fatal, Link 62 LTSSM Fault Up", "Severity 1 Engine instance 60 Sub-engine instance 00", "Data {0x1, 0x0}")
+    facts = [fact for text in told for fact in Facts().of(SXID + text)]
+    assert facts == [(Signal.SXID, "0000:05:00.0", 20034, {"fatal": 1, "link": 62})]
+    one = "nvidia-nvswitch3: SXid (PCI:0000:05:00.0): 12028, Non-fatal, Link 32 egress non-posted PRIV error (First)"
+    assert list(Facts().of(one)) == [(Signal.SXID, "0000:05:00.0", 12028, {"fatal": 0, "link": 32})]
+
+
+DRIVER = (
+    ("NVRM: GPU 0000:0a:00.0: RmInitAdapter failed! (0x24:0x72:1568)", "0000:0a:00.0", Words.INIT_FAILED),
+    ("NVRM: GPU 0000:0a:00.0: rm_init_adapter failed, device minor number 5", "0000:0a:00.0", Words.INIT_FAILED),
+    ("NVRM: nvGpuOpsReportFatalError: uvm encountered global fatal error 0x60, requiring os reboot to recover.", "",
+     Words.UVM_FATAL),
+    ("NVRM: API mismatch: the client has the version 580.95.05, but this kernel module has 570.1.", "",
+     Words.API_MISMATCH),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "pci", "words"), DRIVER)
+def test_the_drivers_other_words_are_understood(text: str, pci: str, words: Words) -> None:
+    assert list(Facts().of(text)) == [(Signal.DRIVER, pci, words, {})]

@@ -14,13 +14,15 @@ import pytest
 
 from agent.model import Failure, Missing, Observation, Signal
 from agent.sources.nvml import Nvml, follow
-from agent.sources.simulated_library import Library, h100_8
+from agent.sources.simulated_gpu import h100_8
+from agent.sources.simulated_library import Library
 
 SIMULATED = """
 import sys
 from pathlib import Path
 from agent.sources import nvml
-from agent.sources.simulated_library import Library, h100_8
+from agent.sources.simulated_gpu import h100_8
+from agent.sources.simulated_library import Library
 Library(h100_8()).install()
 sys.exit(nvml.run(float(sys.argv[1]), Path("/nonexistent")))
 """
@@ -108,7 +110,7 @@ def test_a_gpu_that_left_the_enumeration_has_no_reading_and_is_named(library: Li
     for _ in range(2):
         seen = poll(session)
         assert "0000:df:00.0" not in seen, "a reading would prove that it is back"
-        assert (seen["node"].values["gpu_count"], seen["node"].values["lost_pcis"]) == (7, "0000:df:00.0")
+        assert (seen["node"].values["gpu_count"], seen["node"].values["missing"]) == (7, "0000:df:00.0=absent")
 
 
 def test_a_gpu_that_cannot_be_opened_is_lost_if_it_was_known_and_else_counted_out(library: Library) -> None:
@@ -130,7 +132,7 @@ def test_a_gpu_that_came_back_is_asked_again_for_all_it_has(library: Library) ->
     gpu.unsupported = frozenset()
     library.gpus.append(gpu)
     seen = poll(session)
-    assert (seen["0000:df:00.0"].values["ecc_mode"], seen["node"].values["lost_pcis"]) == (1, "")
+    assert (seen["0000:df:00.0"].values["ecc_mode"], seen["node"].values["missing"]) == (1, "")
     library.event(gpu, nv.nvmlEventTypeXidCriticalError, 31)
     assert [o.signal for o in session.events(0.1, time.sleep)] == [Signal.XID, Signal.READING]
 
@@ -249,7 +251,7 @@ def test_a_session_that_ended_is_begun_anew_and_still_knows_who_is_gone(library:
             stop.set()
 
     follow(0.01, tmp_path / "boot_id", stop, say)
-    assert [(o.values["lost_pcis"], o.boot_id) for o in alive] == [("", "b1"), ("0000:df:00.0", "b1")]
+    assert [(o.values["missing"], o.boot_id) for o in alive] == [("", "b1"), ("0000:df:00.0=absent", "b1")]
 
 
 def test_a_reader_that_went_away_ends_the_program_quietly() -> None:

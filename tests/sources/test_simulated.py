@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from agent.sources.kernel_text import Facts, parse_record
-from agent.sources.simulated import Scenario, Simulation, inject, load_scenario
+from agent.sources.scenario import Scenario, load_scenario
+from agent.sources.simulated import Simulation, inject
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_the_program_reads_an_injection_at_once_and_leaves_no_socket(tmp_path: P
         assert (xid["value"], reading["pci"], reading["values"]["recovery_action"]) == (95, "0000:61:00.0", 1)
         process.terminate()
         assert process.wait(5) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["boot_id", "kmsg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boot_id", "bus", "kmsg"]
 
 
 def test_an_unknown_scenario_ends_the_program_in_a_sentence(tmp_path: Path) -> None:

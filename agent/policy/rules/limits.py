@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from agent.config import Limits
-from agent.model import Evidence, Finding, Observation, Remedy, Severity
+from agent.model import Finding, Observation, Remedy, Severity
 from agent.policy.history import History, number
+from agent.policy.row import Row
 
 _NEAR_SHUTDOWN_MARGIN_C = 1
 _NEAR_SHUTDOWN_C = 2
+
+SHUTDOWN = Row("temperature-shutdown", Severity.FATAL, Remedy.CONTACT_SUPPORT,
+               "close to the temperature at which the board cuts its power",
+               "flag_confirm_s", "temperature_clear_s", ("temperature_c",))  # fmt: skip
+SLOWDOWN = Row("temperature", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "hotter than its slowdown limit",
+               "temperature_confirm_s", "temperature_clear_s", ("temperature_c",))  # fmt: skip
+MEMORY = Row("memory-temperature", Severity.DEGRADED, Remedy.CONTACT_SUPPORT,
+             "GPU memory is hotter than its highest operating temperature",
+             "temperature_confirm_s", "temperature_clear_s", ("memory_temperature_c",))  # fmt: skip
+ROWS = (SHUTDOWN, SLOWDOWN, MEMORY)
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
     for reading in history.readings.values():
         slowdown, shutdown = headroom(reading)
         if shutdown is not None and shutdown <= 0:
-            yield _hot(reading, "temperature-shutdown", Severity.FATAL, Remedy.CONTACT_SUPPORT,
-                       "close to the temperature at which the board cuts its power", limits.flag_confirm_s,
-                       limits)  # fmt: skip
+            yield _hot(SHUTDOWN, reading, limits)
         if slowdown is not None and slowdown <= limits.temperature_hysteresis_c:
-            yield _hot(reading, "temperature", Severity.DEGRADED, Remedy.CONTACT_SUPPORT,
-                       "hotter than its slowdown limit", limits.temperature_confirm_s, limits,
-                       holds_only=slowdown > 0)  # fmt: skip
+            yield _hot(SLOWDOWN, reading, limits, holds_only=slowdown > 0)
+        memory, most = number(reading, "memory_temperature_c"), number(reading, "temperature_mem_max_c")
+        if memory and most and memory >= most - limits.temperature_hysteresis_c:
+            yield MEMORY.found(reading, limits, holds_only=memory < most)
 
 
 def headroom(reading: Observation) -> tuple[float | None, float | None]:
@@ -41,14 +52,10 @@ def headroom(reading: Observation) -> tuple[float | None, float | None]:
     return None if not slow else slow - heat, None if not shut else shut - _NEAR_SHUTDOWN_C - heat
 
 
-def _hot(
-    reading: Observation, rule: str, severity: Severity, remedy: Remedy, message: str, confirm_s: float,
-    limits: Limits, holds_only: bool = False,
-) -> Finding:  # fmt: skip
+def _hot(row: Row, reading: Observation, limits: Limits, holds_only: bool = False) -> Finding:
+    """The heat itself belongs to the evidence: a message that changed with each degree would be written each time."""
     heat = number(reading, "temperature_c")
-    said = message if heat is None else f"{heat:.0f} °C, {message}"
-    evidence = Evidence(reading.at, reading.source, said)
-    return Finding(
-        rule, reading.pci, severity, remedy, message, evidence, reading.seen, "nvml",
-        confirm_s=confirm_s, clear_s=limits.temperature_clear_s, holds_only=holds_only,
-    )  # fmt: skip
+    said = row.found(reading, limits, holds_only=holds_only)
+    if heat is None:
+        return said
+    return replace(said, evidence=replace(said.evidence, raw=f"{heat:.0f} °C, {row.meaning}"))

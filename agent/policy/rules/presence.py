@@ -1,49 +1,56 @@
-"""GPUs that are gone: lost by NVML's word, by the kernel's, or missing from the count."""
+"""GPUs that are gone: lost by NVML's word, by the kernel's, missing from the enumeration or from the count."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from agent.config import Limits
-from agent.model import Evidence, Finding, Observation, Remedy, Severity, Signal
+from agent.model import Finding, Observation, Remedy, Severity, Signal
 from agent.policy.history import History, number
+from agent.policy.row import Row
+
+LOST = Row("gpu-lost", Severity.FATAL, Remedy.REBOOT_NODE, "the GPU no longer answers on the bus")
+RESET_REQUIRED = Row("gpu-reset-required", Severity.FATAL, Remedy.RESET_GPU,
+                     "the GPU answers nothing but that it needs a reset (NVML error 16)",
+                     "flag_confirm_s")  # fmt: skip
+MISSING = Row("gpu-missing", Severity.FATAL, Remedy.REBOOT_NODE, "the GPU left NVML's enumeration",
+              "missing_confirm_s", "flag_confirm_s")  # fmt: skip
+COUNT = Row("gpu-count", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "fewer GPUs than expected",
+            "missing_confirm_s", "flag_confirm_s")  # fmt: skip
+ROWS = (LOST, RESET_REQUIRED, MISSING, COUNT)
+
+_ABSENT, _NVIDIA, _UNBOUND = "absent", "nvidia", "none"  # what holds a PCI address, as the source says it
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
-    for pci, seen in history.lost.items():
-        yield _lost(pci, seen)
+    for seen in history.lost.values():
+        yield LOST.found(seen, limits)
     for seen in history.fresh:
         if seen.signal is Signal.LOST and seen.pci not in history.lost:
-            yield _lost(seen.pci, seen)
+            yield LOST.found(seen, limits)
         elif seen.signal is Signal.RESET_REQUIRED:
-            yield Finding(
-                "gpu-reset-required", seen.pci, Severity.FATAL, Remedy.RESET_GPU,
-                "the GPU answers nothing but that it needs a reset (NVML error 16)",
-                Evidence(seen.at, seen.source, seen.raw), seen.seen, seen.source, limits.flag_confirm_s,
-            )  # fmt: skip
+            yield RESET_REQUIRED.found(seen, limits)
     alive = history.alive.get("nvml")
     if alive is None or "nvml" in history.failed:
         return
-    # Until an address can be told from one that was given to vfio on purpose, a GPU that left the
-    # enumeration without a word from NVML or the kernel is reported, not withdrawn for.
-    for pci in str(alive.values.get("lost_pcis") or "").split(","):
-        if pci:
-            yield _missing(pci, alive, "left NVML's enumeration", limits)
     count = number(alive, "gpu_count")
+    yield from _missing(history, alive, count or 0, limits)
     if limits.expected_gpus is not None and count is not None and count < limits.expected_gpus:
-        yield _missing("", alive, f"{count:.0f} GPUs where {limits.expected_gpus} are expected", limits)
+        yield COUNT.found(alive, limits, f"{count:.0f} GPUs where {limits.expected_gpus} are expected", pci="")
 
 
-def _lost(pci: str, seen: Observation) -> Finding:
-    return Finding(
-        "gpu-lost", pci, Severity.FATAL, Remedy.REBOOT_NODE, "the GPU no longer answers on the bus",
-        Evidence(seen.at, seen.source, seen.raw), seen.seen, seen.source,
-    )  # fmt: skip
+def _missing(history: History, alive: Observation, count: float, limits: Limits) -> Iterator[Finding]:
+    """Each address that NVML doesn't enumerate, with what holds it by the kernel's word (``pci=driver``).
 
-
-def _missing(pci: str, seen: Observation, message: str, limits: Limits) -> Finding:
-    return Finding(
-        "gpu-missing", pci, Severity.DEGRADED, Remedy.REBOOT_NODE, message,
-        Evidence(seen.at, seen.source, message), seen.seen, "nvml",
-        confirm_s=limits.missing_confirm_s, clear_s=limits.flag_confirm_s,
-    )  # fmt: skip
+    A GPU that was given to vfio or another driver isn't missing. Withdrawn for is only one that we
+    read before and that the NVIDIA driver still holds or the bus lost, while others are read: if all
+    are gone at once it is more likely our own access to them.
+    """
+    for entry in str(alive.values.get("missing") or "").split(","):
+        pci, _, driver = entry.partition("=")
+        if not pci or driver not in (_ABSENT, _NVIDIA, _UNBOUND, "unknown"):
+            continue
+        ours = pci in history.readings and count > 0 and driver in (_ABSENT, _NVIDIA)
+        where = {_ABSENT: "and the PCI bus", _UNBOUND: "and is bound to no driver"}.get(driver, "")
+        message = f"{MISSING.meaning} {where}".strip()
+        yield MISSING.found(alive, limits, message, severity=None if ours else Severity.DEGRADED, pci=pci)

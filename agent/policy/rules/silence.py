@@ -7,24 +7,40 @@ from collections.abc import Iterable, Iterator
 from agent.config import Limits
 from agent.model import Evidence, Failure, Finding, Remedy, Severity
 from agent.policy.history import History
+from agent.policy.row import Row
 
-# A driver roll-out unloads the driver for minutes: no fault before this.
-_FAILED_DEGRADED_S = 600.0
+_SILENT = {
+    source: Row(f"{source}-silent", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, f"the source {source} has said nothing")
+    for source in ("nvml", "kmsg", "dcgm")
+}
+_FAILED: dict[str, Row] = {
+    Failure.DRIVER_NOT_LOADED: Row("driver-not-loaded", Severity.DEGRADED, Remedy.REBOOT_NODE,
+                                   "the NVIDIA kernel module is not loaded"),
+    Failure.LIBRARY_MISMATCH: Row("driver-mismatch", Severity.DEGRADED, Remedy.REBOOT_NODE,
+                                  "the driver's library and kernel module are of different versions"),
+    Failure.HUNG: Row("driver-hung", Severity.DEGRADED, Remedy.REBOOT_NODE,
+                      "a call into the driver does not come back"),
+}  # fmt: skip
+ROWS = (*_SILENT.values(), *_FAILED.values())
 # A library that was never injected is this pod's configuration, not the node's health.
 _CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION)
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
-    for source, heard in history.heard.items():
-        silent_s, failed = history.now - heard, history.failed.get(source)
+    for source in {**history.heard, **history.failed}:
+        failed = history.failed.get(source)
         if failed and failed.value in _CONFIGURATION:
             continue
-        limit_s = _FAILED_DEGRADED_S if failed else 3 * limits.silent_s
+        silent_s = history.now - history.heard.get(source, history.began)
+        hung = failed is not None and failed.value == Failure.HUNG
+        limit_s = 3 * limits.silent_s if hung or not failed else limits.driver_confirm_s
         if silent_s > limit_s:
-            message = failed.raw if failed else f"{source} has said nothing for over {limit_s:.0f} s"
+            row = _FAILED.get(str(failed.value)) if failed else None
+            row = row or _SILENT[source]
+            message = failed.raw if failed and not hung else f"{row.meaning} for over {limit_s:.0f} s"
+            evidence = Evidence(failed.at if failed else 0.0, source, failed.raw if failed else message)
             yield Finding(
-                f"{source}-silent", "", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, message,
-                Evidence(failed.at if failed else 0.0, source, message), history.now, "", clear_s=0.0,
+                row.rule, "", row.severity, row.remedy, message, evidence, history.now, "", clear_s=0.0,
             )  # fmt: skip
 
 

@@ -1,0 +1,47 @@
+"""The PCI bus by the kernel's word: which NVIDIA GPUs are on it, and which driver holds each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+SYSFS = Path("/sys/bus/pci/devices")
+ABSENT, UNBOUND, UNKNOWN = "absent", "none", "unknown"
+_NVIDIA = "0x10de"
+_DISPLAY = ("0x0300", "0x0302")  # VGA and 3D controllers; the rest are audio, USB and bridges
+
+
+def holders(devices: Path) -> Mapping[str, str] | None:
+    """PCI address → its driver, or ``none``; None where sysfs can't be read."""
+    try:
+        found = sorted(devices.iterdir())
+    except OSError:
+        return None
+    return {device.name: _driver(device) for device in found if _is_gpu(device)}
+
+
+def _is_gpu(device: Path) -> bool:
+    try:
+        vendor, kind = ((device / name).read_text(encoding="ascii").strip() for name in ("vendor", "class"))
+    except (OSError, UnicodeDecodeError):
+        return False
+    return vendor == _NVIDIA and kind[:6] in _DISPLAY
+
+
+def _driver(device: Path) -> str:
+    try:
+        return (device / "driver").readlink().name
+    except OSError:
+        return UNBOUND
+
+
+def missing(ever: set[str], found: set[str], devices: Path) -> str:
+    """``pci=driver`` of each GPU that NVML should enumerate and doesn't, joined by commas.
+
+    That is each one that it enumerated before, and each one that the NVIDIA driver holds.
+    """
+    held = holders(devices)
+    if held is None:
+        return ",".join(f"{pci}={UNKNOWN}" for pci in sorted(ever - found))
+    ours = {pci for pci, driver in held.items() if driver == "nvidia"}
+    return ",".join(f"{pci}={held.get(pci, ABSENT)}" for pci in sorted((ever | ours) - found))
