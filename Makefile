@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SCENARIO ?= demo
 
-.PHONY: run test lint plain cluster-tests gpu-tests cluster bench clean
+.PHONY: run test lint plain incidents cluster-tests gpu-tests cluster bench clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -24,6 +24,9 @@ lint: $(STAMP)
 
 plain: $(STAMP)
 	$(BIN)/pytest -n 2 --ignore=tests/cluster --ignore=tests/gpu --ignore=tests/bench
+
+incidents: $(STAMP)
+	$(BIN)/python -m tests.incident
 
 cluster-tests: $(STAMP)
 	$(BIN)/python -m tests.cluster.build

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import threading
 from typing import Any
 
 from agent.config import Config
 from agent.daemon import Daemon
+from agent.explain import running
 from agent.state import state
 
-_ASK_S = 3.0
 _READ_S = 15.0  # the first poll of eight GPUs without persistence mode takes seconds
 
 
 def check(config: Config) -> dict[str, Any]:
     """The state as /state has it."""
-    return _ask(config) or _read(config)
-
-
-def _ask(config: Config) -> dict[str, Any] | None:
-    """The running agent's state; None if no agent answers on its port."""
-    connection = http.client.HTTPConnection(config.http.address or "localhost", config.http.port, timeout=_ASK_S)
-    try:
-        connection.request("GET", "/state")
-        answer = json.loads(connection.getresponse().read())
-        return answer if isinstance(answer, dict) and "gpus" in answer else None
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    finally:
-        connection.close()
+    return running(config) or _read(config)
 
 
 def _read(config: Config) -> dict[str, Any]:
@@ -47,4 +32,4 @@ def _read(config: Config) -> dict[str, Any]:
     timer.cancel()
     if daemon.snapshot is None:
         return {"status": "unknown", "gpus": {}, "faults": [], "blind": [], "waits": ["no source spoke in time"]}
-    return state(daemon.snapshot)
+    return state(daemon.snapshot, config.policy)

@@ -1,4 +1,4 @@
-"""The command line: run, check, simulate, inject. Exit codes follow sysexits: 64 usage, 78 configuration."""
+"""The command line, a function a command. Exit codes follow sysexits: 64 usage, 78 configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from agent import __version__, log
 from agent.config import Config, ConfigError, load
-from agent.world import CredentialsError, Hands, UnreachableError
+from agent.world import CredentialsError, Hands, RefusedError, UnreachableError
 
 _USAGE, _CONFIG, _FAILED = 64, 78, 1
 _SWITCH_S = 0.0005
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(_CONFIG, str(error))
     except (ValueError, FileNotFoundError) as error:  # an unknown scenario, a missing file, a bad request
         return _say(_USAGE, str(error))
-    except (ConnectionError, UnreachableError) as error:
+    except (ConnectionError, RefusedError, UnreachableError) as error:
         return _say(_FAILED, str(error))
 
 
@@ -59,6 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--config", metavar="F")
     check.add_argument("--json", action="store_true", help="the whole state, as /state has it")
     check.set_defaults(command=_check)
+
+    explain = commands.add_parser("explain", help="each fault: evidence, what would clear it, what happens next")
+    explain.add_argument("fault", nargs="?", metavar="FAULT", help="one fault's id (default: all that stand)")
+    explain.add_argument("--config", metavar="F")
+    explain.add_argument("--node", metavar="N", help="from this Node's annotation, instead of the agent that runs here")
+    explain.add_argument("--kubeconfig", metavar="F", help="credentials for --node")
+    explain.add_argument("--json", action="store_true")
+    explain.set_defaults(command=_explain)
+
+    policy = commands.add_parser("policy", help="the rules in force: the defaults with the configuration's overrides")
+    policy.add_argument("--config", metavar="F", help="validated without a cluster or a GPU")
+    policy.add_argument("--gpu-model", default="", metavar="X", help="NVML's product name, for overrides by model")
+    policy.add_argument("--node-label", default=[], action="append", metavar="K=V", help="for overrides by node label")
+    form = policy.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true")
+    form.add_argument("--markdown", action="store_true", help="the table of the README")
+    policy.set_defaults(command=_policy)
 
     simulate = commands.add_parser("simulate", help="the main job on simulated GPUs, told live on the terminal")
     simulate.add_argument("scenario", nargs="?", default="demo", help="a scenario's name or file (demo)")
@@ -100,7 +117,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from agent.acting import Actor
     from agent.daemon import Daemon, serve
 
-    config = load(arguments.config)
+    config = configured(arguments.config)
     node = arguments.node or config.node or os.environ.get("NODE_NAME")
     if not node:
         raise ConfigError("node: not named; set it in the file, with --node, or in the environment's NODE_NAME")
@@ -155,7 +172,7 @@ def _stop_on_signals() -> threading.Event:
 def _check(arguments: argparse.Namespace) -> int:
     from agent.check import check
 
-    state = check(load(arguments.config))
+    state = check(configured(arguments.config))
     if arguments.json:
         sys.stdout.write(json.dumps(state, indent=2) + "\n")
     else:
@@ -169,6 +186,47 @@ def _in_words(state: dict[str, Any]) -> str:
     lines += [f"  blind: {why}" for why in state["blind"]]
     lines += [f"  waiting: {why}" for why in state["waits"]]
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines) + "\n"
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from agent.explain import in_words, running, stored
+
+    config = configured(arguments.config)
+    if arguments.node:
+        world = hands(arguments.kubeconfig, arguments.node, config).look(closely=False)
+        state = stored(world, config)
+    elif (answer := running(config)) is not None:
+        state = answer
+    else:
+        raise ConnectionError(f"no agent answers on port {config.http.port}: name a node with --node")
+    text = in_words(state, arguments.fault)
+    faults = [fault for fault in state["faults"] if arguments.fault in (None, fault["id"])]
+    sys.stdout.write(json.dumps(faults, indent=2) + "\n" if arguments.json else text)
+    return 0
+
+
+def _policy(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from agent.policy.effective import entries, markdown, table
+
+    labels = dict(label.partition("=")[::2] for label in arguments.node_label)
+    listed = list(entries(configured(arguments.config).policy, arguments.gpu_model, labels))
+    if arguments.json:
+        sys.stdout.write("".join(json.dumps(asdict(entry)) + "\n" for entry in listed))
+    else:
+        sys.stdout.write(markdown(listed) if arguments.markdown else table(listed))
+    return 0
+
+
+def configured(path: str | None) -> Config:
+    """The configuration file, its overrides checked against the rules that there are."""
+    from agent.policy.effective import unknown_rule
+
+    config = load(path)
+    if wrong := unknown_rule(config.policy):
+        raise ConfigError(f"{path}: {wrong}")
+    return config
 
 
 def _simulate(arguments: argparse.Namespace) -> int:

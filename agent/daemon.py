@@ -203,7 +203,7 @@ def serve(config: Config, daemon: Daemon) -> Server:
     server = Server(
         config.http,
         registry(lambda: daemon.snapshot),
-        lambda: state(daemon.snapshot)
+        lambda: state(daemon.snapshot, config.policy)
         if daemon.snapshot
         else {"status": "unknown", "faults": [], "waits": ["no verdict yet"]},
         daemon.alive,

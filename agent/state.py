@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from agent.config import Limits
 from agent.model import Fault, rfc3339
+from agent.policy.explain import clears, next_step
 from agent.snapshot import Snapshot
 
 
-def state(shot: Snapshot) -> dict[str, Any]:
+def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
     """Plain data; status and severity in lower case, times RFC 3339 in UTC."""
     verdict = shot.verdict
     return {
@@ -19,7 +21,7 @@ def state(shot: Snapshot) -> dict[str, Any]:
         "remedy": verdict.remedy,
         "withdraw": verdict.withdraw,
         "blind": list(verdict.blind),
-        "faults": [fault(f) for f in verdict.faults],
+        "faults": [fault(f, limits) for f in verdict.faults],
         "steps": list(shot.steps),
         "waits": list(shot.waits),
         "requests": dict(shot.requests),
@@ -37,7 +39,7 @@ def state(shot: Snapshot) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fault(one: Fault) -> dict[str, Any]:
+def fault(one: Fault, limits: Limits) -> dict[str, Any]:
     finding = one.finding
     return {
         "id": finding.id,
@@ -47,7 +49,13 @@ def fault(one: Fault) -> dict[str, Any]:
         "remedy": finding.remedy,
         "message": finding.message,
         "since": rfc3339(one.since),
+        "last": rfc3339(finding.evidence.at),
+        "count": one.count,
         "latched": finding.clear_s is None,
         "cure_proved": one.proved,
         "evidence": [{"at": rfc3339(w.at), "source": w.source, "raw": w.raw} for w in one.witnesses],
+        "explains": [symptom.finding.id for symptom in one.joined],
+        "doubts": list(one.doubts),
+        "clears": clears(finding, limits),
+        "next": next_step(one),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -10,13 +12,31 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli import main
 
-def cli(*arguments: str, timeout_s: float = 20, **environment: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
+
+def program(*arguments: str, timeout_s: float = 20) -> tuple[int, str, str]:
+    """The program as a process of its own: exit code, standard output, standard error."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("NODE_NAME", "KUBECONFIG")}
     done = subprocess.run([sys.executable, "-m", "agent", *arguments], capture_output=True, text=True,
-                          timeout=timeout_s, env={**inherited, **environment})  # fmt: skip
+                          timeout=timeout_s, env=inherited)  # fmt: skip
     return done.returncode, done.stdout, done.stderr
+
+
+def cli(*arguments: str) -> tuple[int, str, str]:
+    """The same within this process, for what starts nothing."""
+    out, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = int(str(end.code))
+    return code, out.getvalue(), said.getvalue()
+
+
+def test_the_exit_code_is_the_process_own() -> None:
+    code, _, said = program("run")
+    assert (code, "node: not named" in said) == (78, True)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +47,12 @@ def cli(*arguments: str, timeout_s: float = 20, **environment: str) -> tuple[int
         ("budget: {max_withdrawn: 200%}", "budget.max_withdrawn"),
         ("http: {port: 99999}", "http.port: Input should be less than or equal to 65535, not 99999"),
         ("policy: {temprature_confirm_s: 3}", "did you mean temperature_confirm_s?"),
+        (
+            "policy: {overrides: [{rule: temperatur, disabled: true}]}",
+            "no rule 'temperatur'; did you mean temperature?",
+        ),
+        ("policy: {overrides: [{rule: xid-63, severty: notice}]}", "policy.overrides.0.severty: no such setting"),
+        ("policy: {overrides: [{rule: xid-63, severity: bad}]}", "policy.overrides.0.severity: Input should be"),
         ("- a", "must hold a mapping"),
         ("mode: [", "is not valid YAML"),
     ],
@@ -65,18 +91,18 @@ def test_wrong_arguments_end_with_a_sentence(arguments: tuple[str, ...], code: i
 def test_check_without_a_driver_cannot_tell(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"sources: {{kmsg: {{path: {tmp_path}/none}}}}\nhttp: {{address: 127.0.0.1, port: 1}}")
-    code, out, _ = cli("check", "--json", "--config", str(config))
+    code, out, _ = program("check", "--json", "--config", str(config))
     state = json.loads(out)
     assert any("kmsg" in why for why in state["blind"])
     assert (code, state["status"]) == (3, "unknown")
-    code, out, _ = cli("check", "--config", str(config))
+    code, out, _ = program("check", "--config", str(config))
     assert out.startswith("unknown: ")
 
 
 def test_a_story_that_goes_wrong_ends_with_one(tmp_path: Path) -> None:
     path = tmp_path / "story.yaml"
     path.write_text("profile: h100-8\nduration_s: 3\nexpect: {faults: [xid-79]}\n")
-    code, out, _ = cli("simulate", str(path), "--json", "--simulation-dir", str(tmp_path / "sim"))
+    code, out, _ = program("simulate", str(path), "--json", "--simulation-dir", str(tmp_path / "sim"))
     told = [json.loads(line) for line in out.splitlines()]
     assert (code, told[-1]["text"]) == (1, "WRONG: fault xid-79 was not found")
 
@@ -95,5 +121,22 @@ expect:
   steps: {taint: 1, evict: 3, untaint: 1}
   status: healthy
 """)
-    code, out, said = cli("simulate", str(path), "--simulation-dir", str(tmp_path / "sim"), timeout_s=40)
+    code, out, said = program("simulate", str(path), "--simulation-dir", str(tmp_path / "sim"), timeout_s=40)
     assert code == 0, out + said
+
+
+def test_the_policy_in_force_shows_overrides_in_their_scope(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("policy: {overrides: [{rule: xid-62, gpu_model: '*H100*', severity: notice, count: 3}, "
+                    "{rule: xid-74, node_label: a=b, disabled: true}, {rule: xid-63, clear_s: latched}]}")  # fmt: skip
+    code, out, _ = cli("policy", "--config", str(path), "--gpu-model", "NVIDIA H100 PCIe", "--json")
+    rules = {entry["rule"]: entry for entry in map(json.loads, out.splitlines())}
+    assert code == 0
+    assert (rules["xid-62"]["severity"], rules["xid-62"]["count"], rules["xid-62"]["overridden"]) == ("notice", 3, True)
+    assert (rules["xid-74"]["disabled"], rules["xid-63"]["clear_s"]) == (False, None)
+    assert "disabled" in cli("policy", "--config", str(path), "--node-label", "a=b")[1]
+
+
+def test_explain_without_an_agent_says_what_else_to_ask() -> None:
+    code, _, said = cli("explain")
+    assert (code, "name a node with --node" in said) == (1, True)

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from agent import cli
-from agent.config import Config
+from agent.config import Config, Limits
+from agent.policy.effective import entries, markdown
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,3 +48,7 @@ def test_the_shipped_configuration_loads() -> None:
 def test_every_make_target_of_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z-]+)", README)) <= targets
+
+
+def test_the_table_of_faults_is_what_the_program_prints() -> None:
+    assert markdown(list(entries(Limits(), "", {}))) in README

@@ -110,7 +110,8 @@ def _corrected(history: History, reading: Observation, limits: Limits) -> Iterat
 
 def _too_many_pages(history: History, reading: Observation, limits: Limits) -> bool:
     sbe, dbe = (number(reading, f"retired_pages_{kind}") or 0 for kind in ("sbe", "dbe"))
-    grows = dbe > (number(history.first.get(reading.pci), "retired_pages_dbe") or dbe)
+    before = number(history.first.get(reading.pci), "retired_pages_dbe")
+    grows = before is not None and dbe > before
     return 0 < limits.retired_pages <= sbe + dbe or (grows and dbe > limits.retired_pages_dbe)
 
 

@@ -1,0 +1,50 @@
+"""A fault in sentences: what would clear it, and what a person does next."""
+
+from __future__ import annotations
+
+from agent.config import Limits
+from agent.model import Fault, Finding, Remedy, Severity
+
+_ENDS = {
+    Remedy.NONE: "a reboot",
+    Remedy.RESTART_WORKLOAD: "a reboot",
+    Remedy.RESET_GPU: "a GPU reset or a reboot",
+    Remedy.REBOOT_NODE: "a reboot (another boot id)",
+}
+_WHAT_TO_DO = {
+    Remedy.NONE: "nothing has to be done",
+    Remedy.RESTART_WORKLOAD: "look at the program that ran on the GPU; the GPU itself needs nothing",
+    Remedy.CONTACT_SUPPORT: "run nvidia-bug-report.sh on the node and open a case with the hardware's vendor",
+    Remedy.RESET_GPU: "when its pods have left, stop what else holds the GPU (device plugin, DCGM, persistence daemon) "
+    "and run: nvidia-smi --gpu-reset -i {gpu}",
+    Remedy.REBOOT_NODE: "when its pods have left, reboot the node",
+    Remedy.REPLACE_NODE: "have the card or the node replaced; a reset or reboot does not mend it",
+}
+
+
+def clears(finding: Finding, limits: Limits) -> str:
+    """What would end the fault."""
+    dismissal = f"or a person's word: annotation gpu-health-agent/dismiss={finding.id} on the node"
+    if finding.clear_s is not None:
+        witness = f", as {finding.witness} sees it" if finding.witness else ""
+        return f"{finding.clear_s:g} s without it{witness}; {dismissal}"
+    card = "another card in the slot" if finding.pci else ""
+    if finding.remedy not in _ENDS or finding.rule == "gpu-relapsing":
+        return f"{card}; {dismissal}" if card else dismissal.removeprefix("or ")
+    seen = "with every GPU answering" if not finding.pci else "with the GPU answering"
+    proof = f"{_ENDS[finding.remedy]}, proved {seen} and the driver asking for nothing, then {limits.soak_s:g} s well"
+    return "; ".join(part for part in (proof, card, dismissal) if part)
+
+
+def next_step(fault: Fault) -> str:
+    """What happens by itself, and what a person does."""
+    finding = fault.finding
+    if fault.proved:
+        return "the cure is proved; the node returns to service by itself after the soak"
+    gpu = fault.uuid or finding.pci or "GPU"
+    to_do = _WHAT_TO_DO[finding.remedy].format(gpu=gpu)
+    if finding.severity is Severity.NOTICE:
+        return f"no pod is moved; {to_do}"
+    if finding.severity is Severity.DEGRADED:
+        return f"running pods stay, new ones prefer other nodes; {to_do}"
+    return f"the node is withdrawn under a permit and its pods are evicted as their budgets allow; {to_do}"

@@ -1,0 +1,225 @@
+"""An incident: what a node with GPUs shows over time, and what the judge must make of it at each point.
+
+A file's keys: ``story`` (one sentence), ``complaint`` (what it answers, where users of other agents asked),
+``card`` (h100, a100, a100-mig, l40s, t4), ``poll_s`` (5), ``policy`` (limits), ``labels``, ``timeline``.
+Each step of the timeline has ``at`` (seconds) and any of:
+  set {gpu: {signal: value}} · kernel [lines] · old [lines that were there at the first start] ·
+  xid {gpu: code} by NVML's event · lost [gpus] · needs_reset [gpus] · back [gpus] · missing {gpu: driver} ·
+  silent [sources] · speaks [sources] · failed {source: failure} · boot id ·
+  reset [gpus] · card {gpu: uuid} · clock seconds to jump · restart true · dismiss [ids]
+  expect: status, remedy, faults {id: severity} (all that stand), never_withdrawn (up to here), doubts
+GPUs are numbers; polls of every source happen each ``poll_s`` in between.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agent.config import Limits
+from agent.model import Failure, Missing, Observation, Signal, Value, Verdict
+from agent.policy.stored import dump, load
+from agent.policy.verdict import Memory, Orders, judge
+from agent.sources.kernel_text import Facts
+
+FOLDER = Path(__file__).parent / "incidents"
+GPUS = ("0000:1b:00.0", "0000:43:00.0")
+SOURCES = ("kmsg", "nvml")
+_START = 1_760_000_000.0
+_MARGIN: dict[str, Value] = {"margin_c": 40, "slowdown_tlimit_c": -2, "shutdown_tlimit_c": -9, "temperature_c": 45}
+_DEGREES: dict[str, Value] = {
+    "temperature_c": 45, "temperature_slowdown_c": 93, "temperature_shutdown_c": 96, "temperature_mem_max_c": 95,
+    "margin_c": Missing.UNSUPPORTED,
+}  # fmt: skip
+_COMMON: dict[str, Value] = {
+    "recovery_action": 0, "ecc_mode": 1, "ecc_mode_pending": 1, "ecc_uncorrected_volatile": 0,
+    "ecc_uncorrected_aggregate": 0, "ecc_corrected_volatile": 0, "remapped_rows_pending": 0, "pcie_width": 16,
+    "remapped_rows_failure": 0, "remapped_rows_uncorrected": 0, "sram_threshold_exceeded": 0, "pcie_max_width": 16,
+    "pcie_replays": 0, "pcie_fatal_errors": 0, "persistence_mode": 1, "inforom_corrupt": 0, "hw_thermal_ns": 0,
+    "sw_thermal_ns": 0, "hw_power_brake_ns": 0, "clocks_event_reasons": 1, "memory_temperature_c": 50,
+}  # fmt: skip
+_NVLINK: dict[str, Value] = {"nvlink_active": 18, "nvlink_replay": 0, "nvlink_recovery": 0, "nvlink_crc": 0,
+                             "nvlink_recovery_failed": 0, "fabric_state": 3, "fabric_health_mask": 0x1AA,
+                             "fabric_health_summary": 1}  # fmt: skip
+_HIDDEN = dict.fromkeys(("ecc_uncorrected_volatile", "ecc_corrected_volatile", "remapped_rows_pending",
+                         "remapped_rows_failure"), Missing.UNSUPPORTED)  # fmt: skip
+CARDS: dict[str, dict[str, Value]] = {
+    "h100": {"name": "NVIDIA H100 80GB HBM3", "architecture": 9, **_MARGIN, **_COMMON, **_NVLINK},
+    "a100": {"name": "NVIDIA A100-SXM4-80GB", "architecture": 7, **_COMMON, **_DEGREES, **_NVLINK},
+    "a100-mig": {"name": "NVIDIA A100-SXM4-80GB", "architecture": 7, **_COMMON, **_DEGREES, **_HIDDEN, "mig_mode": 1},
+    "l40s": {"name": "NVIDIA L40S", "architecture": 8, **_MARGIN, **_COMMON},
+    "t4": {"name": "Tesla T4", "architecture": 6, **_COMMON, **_DEGREES, "retired_pages_sbe": 0,
+           "retired_pages_dbe": 0, "retired_pages_pending": 0},
+}  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """How one incident went."""
+
+    name: str
+    faults: set[str] = field(default_factory=set)  # that the file expects, and that were found
+    wrong: list[str] = field(default_factory=list)
+    false_withdrawals: int = 0
+    missed: int = 0
+
+
+class Machine:
+    """A node whose sources are polled along a made-up clock."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.limits = Limits.model_validate(data.get("policy") or {})
+        self.poll_s = float(data.get("poll_s", 5))
+        self.labels = data.get("labels") or {}
+        self.memory, self.now, self.jumped = Memory(), 0.0, 0.0
+        self.values: dict[int, dict[str, Value]] = {
+            i: {**CARDS[data.get("card", "h100")], "uuid": f"GPU-{i}", "energy_j": 1000.0} for i in range(len(GPUS))
+        }
+        self.boot, self.seq = "boot-1", 0
+        self.lost: set[int] = set()
+        self.needs_reset: set[int] = set()
+        self.missing: dict[int, str] = {}
+        self.silent: set[str] = set()
+        self.failed: dict[str, str] = {}
+        self.dismissed: frozenset[str] = frozenset()
+        self.facts = Facts()
+
+    @property
+    def wall(self) -> float:
+        return _START + self.now + self.jumped
+
+    def round(self, *seen: Observation) -> Verdict:
+        stamped = [replace(o, at=self.wall, seen=1000 + self.now) for o in seen]
+        orders = Orders(self.labels, self.dismissed)
+        self.memory, verdict = judge(self.memory, stamped, 1000 + self.now, self.wall, self.limits, SOURCES, orders)
+        return verdict
+
+    def poll(self) -> Verdict:
+        """What each source says at a poll, as far as it speaks."""
+        return self.round(*self._said())
+
+    def _said(self) -> Iterator[Observation]:
+        for source in SOURCES:
+            if source in self.failed:
+                failure = Failure(self.failed[source])
+                yield Observation(0, source, Signal.FAILED, value=failure, raw=f"{source}: {failure}")
+            elif source not in self.silent:
+                yield from self._heard(source)
+
+    def _heard(self, source: str) -> Iterator[Observation]:
+        if source == "kmsg":
+            yield Observation(0, "kmsg", Signal.ALIVE, boot_id=self.boot, seq=self.seq)
+            return
+        here = [i for i in self.values if i not in self.missing]
+        for i in here:
+            self.values[i]["energy_j"] = float(str(self.values[i]["energy_j"])) + 1
+            if i in self.needs_reset:
+                yield Observation(0, "nvml", Signal.RESET_REQUIRED, GPUS[i], raw="NVML error 16: a reset is required")
+            elif i in self.lost:
+                yield Observation(0, "nvml", Signal.LOST, GPUS[i], raw="NVML error 15: the GPU is lost")
+            else:
+                yield Observation(0, "nvml", Signal.READING, GPUS[i], values=dict(self.values[i]))
+        missing = ",".join(f"{GPUS[i]}={driver}" for i, driver in self.missing.items())
+        heartbeat: dict[str, Value] = {"gpu_count": len(here), "missing": missing}
+        yield Observation(0, "nvml", Signal.ALIVE, boot_id=self.boot, values=heartbeat)
+
+    def kernel(self, text: str, past: bool = False) -> Iterator[Observation]:
+        self.seq += 1
+        for signal, pci, value, values in self.facts.of(text):
+            yield Observation(0, "kmsg", signal, pci, value, values, text[:500], self.boot, self.seq, past)
+
+    def happen(self, step: Mapping[str, Any]) -> Verdict:
+        """One step of the timeline, judged at once."""
+        for gpu, values in (step.get("set") or {}).items():
+            known = {"unsupported": Missing.UNSUPPORTED, "unreadable": Missing.UNREADABLE}
+            self.values[gpu].update({k: known.get(v, v) if isinstance(v, str) else v for k, v in values.items()})
+        self.needs_reset = (self.needs_reset | set(step.get("needs_reset", ()))) - set(step.get("reset", ()))
+        for gpu in step.get("reset", ()):
+            self.values[gpu].update(energy_j=0.0, recovery_action=0, ecc_uncorrected_volatile=0)
+        for gpu, uuid in (step.get("card") or {}).items():
+            self.values[gpu]["uuid"] = uuid
+        self.lost = (self.lost | set(step.get("lost", ()))) - set(step.get("back", ()))
+        for gpu in step.get("back", ()):
+            self.missing.pop(gpu, None)
+        self.missing.update(step.get("missing") or {})
+        self.silent = (self.silent | set(step.get("silent", ()))) - set(step.get("speaks", ()))
+        for source in step.get("speaks", ()):
+            self.failed.pop(source, None)
+        self.failed.update(step.get("failed") or {})
+        if "boot" in step:
+            self.boot, self.seq = step["boot"], 0
+        self.jumped += step.get("clock", 0)
+        if "dismiss" in step:
+            self.dismissed = frozenset(step["dismiss"])
+        if step.get("restart"):
+            self._restart()
+        events = [o for text in step.get("old", ()) for o in self.kernel(text, past=True)]
+        events += [o for text in step.get("kernel", ()) for o in self.kernel(text)]
+        events += [
+            Observation(0, "nvml", Signal.XID, GPUS[gpu], value=code, raw=f"NVML event: Xid {code}")
+            for gpu, code in (step.get("xid") or {}).items()
+        ]
+        return self.round(*events, *self._said())
+
+    def _restart(self) -> None:
+        """kill -9 and a new start: only what the Node stores comes back."""
+        verdict = self.round()
+        stored = load(dump(verdict, verdict.kernel_seq, verdict.at), 1000 + self.now)
+        fresh = Memory()
+        history = replace(fresh.history, boots={"kmsg": stored.boot_id}, kernel_seq=stored.kernel_seq)
+        self.memory = Memory(history, {f.finding.id: f for f in stored.faults}, stored.onsets, stored.dismissed)
+
+
+def play(path: Path) -> Outcome:
+    """Run an incident file."""
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    machine, outcome = Machine(data), Outcome(path.stem)
+    withdrawn = False
+    for step in data["timeline"]:
+        while machine.now + machine.poll_s < step["at"]:
+            machine.now += machine.poll_s
+            withdrawn |= machine.poll().withdraw
+        machine.now = float(step["at"])
+        verdict = machine.happen(step)
+        withdrawn |= verdict.withdraw
+        if "expect" in step:
+            _compare(step["at"], step["expect"], verdict, withdrawn, outcome)
+    return outcome
+
+
+def _compare(at: float, expect: Mapping[str, Any], verdict: Verdict, withdrawn: bool, outcome: Outcome) -> None:
+    found = {f.finding.id: f.finding.severity.name.lower() for f in verdict.faults}
+    got: dict[str, Any] = {
+        "status": str(verdict.status), "remedy": str(verdict.remedy), "faults": found,
+        "never_withdrawn": not withdrawn, "doubts": [doubt for f in verdict.faults for doubt in f.doubts],
+    }  # fmt: skip
+    for key, wanted in expect.items():
+        if got[key] != wanted:
+            outcome.wrong.append(f"at {at} s: {key}: expected {wanted}, got {got[key]}")
+    wanted_faults = expect.get("faults", found)
+    outcome.missed += len(wanted_faults.keys() - found.keys())
+    outcome.faults |= wanted_faults.keys() & found.keys()
+    if verdict.withdraw and (expect.get("never_withdrawn") or expect.get("status") in ("healthy", "degraded")):
+        outcome.false_withdrawals += 1
+
+
+def main() -> int:
+    """``make incidents``: one line each, and what they add up to."""
+    outcomes = [play(path) for path in sorted(FOLDER.glob("*.yaml"))]
+    for outcome in outcomes:
+        print(f"{'WRONG' if outcome.wrong else 'ok':<6}{outcome.name}")
+        for wrong in outcome.wrong:
+            print(f"      {wrong}")
+    faults = sum(len(outcome.faults) for outcome in outcomes)
+    withdrawals, missed = sum(o.false_withdrawals for o in outcomes), sum(o.missed for o in outcomes)
+    print(f"{len(outcomes)} incidents, {faults} faults found, {withdrawals} false withdrawals, {missed} missed")
+    return int(any(outcome.wrong for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

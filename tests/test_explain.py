@@ -1,0 +1,62 @@
+"""``explain`` tells a person everything about a fault, from a state and from what a Node stores."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.config import Config, Limits
+from agent.explain import in_words, stored
+from agent.model import Remedy, Severity
+from agent.policy.explain import clears, next_step
+from agent.policy.rules import ROWS
+from agent.policy.stored import dump
+from agent.state import fault
+from agent.world import World
+from tests.observe import GPU, Judge, alive, lost, reading, xid
+
+LINE = "NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus.\x1b[2J"
+
+
+def lost_gpu() -> Judge:
+    judge = Judge(expected=("nvml", "kmsg"))
+    judge.after(0, alive(), alive("kmsg"), reading())
+    judge.after(1, xid(79, source="kmsg", raw=LINE), lost())
+    return judge
+
+
+def test_a_fault_is_told_with_its_lines_its_end_and_what_to_do() -> None:
+    verdict = lost_gpu().after(1, alive())
+    state = {"node": "n", "status": "unhealthy", "at": "", "blind": [], "waits": ["pod a/b may not be evicted yet"]}
+    text = in_words({**state, "faults": [fault(f, Limits()) for f in verdict.faults]}, None)
+    for part in (f"xid-79@{GPU}: fatal, remedy reboot_node", "GPU has fallen off the bus", f"explains:  gpu-lost@{GPU}",
+                 "a reboot (another boot id)", f"gpu-health-agent/dismiss=xid-79@{GPU}", "reboot the node",
+                 "waiting: pod a/b"):  # fmt: skip
+        assert part in text
+    assert "\x1b" not in text, "kernel text never reaches a terminal as it came"
+
+
+def test_the_nodes_annotation_explains_without_the_agent() -> None:
+    verdict = lost_gpu().after(1, alive())
+    world = World("n", "uid", stored=dump(verdict, 7, verdict.at), labels={"gpu-health-agent/state": "drained"})
+    state = stored(world, Config())
+    assert "n is drained" in in_words(state, f"xid-79@{GPU}")
+    with pytest.raises(ValueError, match="no such fault stands"):
+        in_words(state, "xid-1@0000:00:00.0")
+    with pytest.raises(ValueError, match="no agent ran there"):
+        stored(World("n", "uid"), Config())
+    with pytest.raises(ValueError, match="it is not what this agent writes"):
+        stored(World("n", "uid", stored="{}"), Config())
+
+
+@pytest.mark.parametrize("rule", sorted(ROWS))
+def test_every_rule_says_what_ends_it_and_what_comes_next(rule: str) -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    seen = judge.memory.history.readings[GPU]
+    finding = ROWS[rule].found(seen, Limits())
+    assert f"dismiss={rule}@{GPU}" in clears(finding, Limits())
+    standing = judge.after(1, xid(79)).faults[0]
+    told = next_step(standing.__class__(finding, 0, 0, 0))
+    acts = {Severity.NOTICE: "no pod is moved", Severity.DEGRADED: "running pods stay", Severity.FATAL: "withdrawn"}
+    assert acts[finding.severity] in told
+    assert finding.remedy is Remedy.NONE or len(told) > 60
