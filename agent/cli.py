@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--lost", action="store_true", help="the GPU falls off the bus")
     what.add_argument("--recovery-action", type=int, metavar="A", help="NVML field 230: 1 reset, 2 reboot …")
     what.add_argument("--set", metavar="SIGNAL=N", help="another reading, as remapped_rows_pending=1")
+    what.add_argument("--hang", metavar="CALL", help="this call about the GPU does not return, as nvmlDeviceGetEccMode")
     what.add_argument("--clear", action="store_true", help="the proved remedy: new counters, and a boot if need be")
     _directory(inject)
     inject.set_defaults(command=_inject)
@@ -254,7 +255,7 @@ def _stage(kubeconfig: str, node: str, config: Config) -> Hands:
 def _inject(arguments: argparse.Namespace) -> int:
     from agent.sources.simulated import inject
 
-    fields = ("gpu", "xid", "temperature", "ecc_uncorrected", "lost", "recovery_action", "clear")
+    fields = ("gpu", "xid", "temperature", "ecc_uncorrected", "lost", "recovery_action", "hang", "clear")
     request = {key: value for key in fields if (value := getattr(arguments, key)) is not None and value is not False}
     if arguments.set:
         name, _, number = arguments.set.partition("=")

@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
+from agent.sources.simulated_answers import SYMBOLS
 from agent.sources.simulated_gpu import SIGNALS, a100_8_mig, h100_8, t4_1
 
 PROFILES = {"h100-8": h100_8, "a100-8-mig": a100_8_mig, "t4-1": t4_1}
 _REQUEST_KEYS = frozenset(
-    {"gpu", "xid", "pid", "name", "temperature", "ecc_uncorrected", "lost", "recovery_action", "set", "clear"}
+    {"gpu", "xid", "pid", "name", "temperature", "ecc_uncorrected", "lost", "recovery_action", "set", "hang", "clear"}
 )
 _ACTIONS = _REQUEST_KEYS - {"gpu", "pid", "name"}
 _STEP_KEYS = _REQUEST_KEYS | {"at_s", "say"}
@@ -110,6 +111,8 @@ def wrong(request: Mapping[str, Any], profile: str, count: int) -> str:
     for key in ("xid", "temperature", "ecc_uncorrected", "recovery_action", "pid"):
         if key in request and not _is_number(request[key]):
             return f"{key}: {request[key]!r} is not a number from 0 on"
+    if "hang" in request and request["hang"] not in SYMBOLS:
+        return f"hang: {request['hang']!r} is none of the calls about a GPU, such as nvmlDeviceGetEccMode"
     for name, value in numbers(request).items():
         if name not in SIGNALS or type(value) is not int or value < 0:
             return f"set: {name}={value!r} is not a whole number for one of {', '.join(sorted(SIGNALS))}"

@@ -86,6 +86,8 @@ class Simulation:
             gpu.recovery_action = int(request["recovery_action"])
             self.library.event(gpu, nv.nvmlEventTypeGpuRecoveryAction)
         gpu.numbers.update(numbers(request))
+        if "hang" in request:
+            gpu.hanging.add(str(request["hang"]))
         if request.get("lost"):
             gpu.lost = True
             self._needs_reboot.add(gpu.index)

@@ -186,3 +186,5 @@ SHAPED: dict[str, Callable[..., int]] = {
     "nvmlDeviceGetComputeRunningProcesses_v3": lambda _, *out: put(out[0], 0),
     "nvmlDeviceGetFieldValues": _fields,
 }
+
+SYMBOLS = frozenset({*VALUES, *SHAPED})

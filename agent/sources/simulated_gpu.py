@@ -31,6 +31,7 @@ class SimulatedGpu:
     nvlinks: int = 18
     thresholds: bool = False  # heat by absolute limits (up to Ampere), not by a margin
     mig: bool = False
+    hanging: set[str] = field(default_factory=set)  # C symbols that don't return
     unsupported: frozenset[str] = frozenset()  # C symbols that answer NOT_SUPPORTED
     unreadable: frozenset[str] = frozenset()  # C symbols that answer UNKNOWN
 
@@ -44,6 +45,7 @@ class SimulatedGpu:
         self.ecc_uncorrected = self.recovery_action = 0
         self.temperature_c, self.lost, self.reset_required = IDLE_C, False, False
         self.numbers.clear()
+        self.hanging.clear()
 
     def number(self, signal: str, healthy: int = 0) -> int:
         return self.numbers.get(signal, healthy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from agent.sources.simulated_gpu import SimulatedGpu
 
 _HANDLE_BASE = 0x10000
 _NONE = 0xFFFFFFFF
+_BREATH_S = 0.005
 
 
 class Library:
@@ -103,6 +105,8 @@ class Library:
             if number >= len(self.gpus):  # it was there when the handle was given
                 return int(nv.NVML_ERROR_INVALID_ARGUMENT)
             gpu = self.gpus[number]
+            while symbol in gpu.hanging:
+                time.sleep(_BREATH_S)  # like ctypes, it lets other threads run
             if symbol != "nvmlDeviceGetPciInfo_v3":
                 if gpu.lost:
                     return int(nv.NVML_ERROR_GPU_IS_LOST)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pynvml as nv
@@ -14,6 +14,7 @@ import pytest
 
 from agent.model import Failure, Missing, Observation, Signal
 from agent.sources.nvml import Nvml, follow
+from agent.sources.simulated_answers import SYMBOLS
 from agent.sources.simulated_gpu import h100_8
 from agent.sources.simulated_library import Library
 
@@ -284,3 +285,37 @@ def test_without_the_library_the_program_says_so_and_ends_for_a_new_one() -> Non
         process.terminate()
         assert b'"source":"nvml"' in line
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("symbol", sorted(SYMBOLS))
+def test_whichever_call_hangs_is_named_while_it_hangs_and_read_again_when_it_returns(
+    library: Library, tmp_path: Path, symbol: str
+) -> None:
+    said: list[Observation] = []
+    stop = threading.Event()
+    library.gpus = library.gpus[:2]
+    poll_s = 0.04
+    reader = threading.Thread(target=follow, args=(poll_s, tmp_path / "none", stop, said.append))
+    if symbol in {"nvmlDeviceGetRetiredPagesPendingStatus", "nvmlDeviceGetTemperatureThreshold"}:
+        library.gpus[1].thresholds = True
+    library.gpus[1].hanging.add(symbol)
+    reader.start()
+    try:
+        assert _until(lambda: any(o.value == Failure.HUNG for o in said)), symbol
+        hung = next(o for o in said if o.value == Failure.HUNG)
+        assert "does not answer: " in hung.raw
+        library.gpus[1].hanging.clear()
+        came = len(said)
+        assert _until(lambda: any(o.signal is Signal.ALIVE for o in said[came:]))
+    finally:
+        library.gpus[1].hanging.clear()
+        stop.set()
+        reader.join(5)
+    assert not reader.is_alive()
+
+
+def _until(true: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+    due = time.monotonic() + timeout_s
+    while not true() and time.monotonic() < due:
+        time.sleep(0.005)
+    return true()
