@@ -12,22 +12,18 @@ from typing import Any
 from agent.config import Config
 from agent.model import Severity, Verdict
 from agent.policy.plan import HARD_TAINT, plan
-from agent.policy.stored import MalformedError, Stored, load
 from agent.policy.verdict import Orders
 from agent.world import (
-    Announce,
     CredentialsError,
     Evict,
-    GiveSlot,
     Hands,
     RefusedError,
     Report,
-    Retaint,
     Step,
-    TakeSlot,
     UnreachableError,
     Wait,
     World,
+    describe,
 )
 
 _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
@@ -51,7 +47,8 @@ class Actor:
         self._began = time.monotonic()
         self._failures = 0
         self._told: tuple[str, ...] = ()
-        self.restored: Stored | None = None  # what the Node held when it was first read
+        self.planned: Callable[[Verdict, World, bool, tuple[Step, ...]], None] | None = None  # for a recording
+        self.stored_text: str | None = None  # what the Node held when it was first read
         self.started = False  # the Node was read once
         self.steps: tuple[str, ...] = ()
         self.waits: tuple[str, ...] = ("the Node was not read yet",)
@@ -127,7 +124,10 @@ class Actor:
         if verdict is None or (unheard and time.monotonic() - self._began < _FIRST_WORDS_S):
             self._waiting(("every source must be heard once before anything is concluded",))
             return False
-        steps = plan(verdict, world, self._config, self._gathered(verdict))
+        gathered = self._gathered(verdict)
+        steps = plan(verdict, world, self._config, gathered)
+        if self.planned:
+            self.planned(verdict, world, gathered, steps)
         waits = tuple(step.why for step in steps if isinstance(step, Wait))
         if self._dry_run:
             would = tuple(f"dry run: would {describe(s)}" for s in steps if not isinstance(s, Wait))
@@ -178,10 +178,7 @@ class Actor:
     def _restore(self, world: World) -> None:
         if self.started:
             return
-        try:
-            self.restored = load(world.stored, time.monotonic()) if world.stored is not None else None
-        except MalformedError:
-            self.restored = None  # the plan says so, and acts on nothing
+        self.stored_text = world.stored
         self.started = True
 
     def _waiting(self, waits: tuple[str, ...]) -> None:
@@ -191,28 +188,6 @@ class Actor:
                 if why not in self._told:
                     self._tell("waiting", why=why)
             self._told = waits
-
-
-def describe(step: Step) -> str:
-    """A step in words, for logs and people."""
-    match step:
-        case Report(conditions, labels, _):
-            parts = [f"{c.type}={c.status}" for c in conditions] + [f"{k}={v}" for k, v in labels.items()]
-            return f"report {', '.join(parts) or 'its stored state'}"
-        case Retaint(taints):
-            return f"taint the node {', '.join(f'{t.key}={t.value}:{t.effect}' for t in taints)}" if taints else (
-                "remove our taint from the node"
-            )  # fmt: skip
-        case TakeSlot(kind, index):
-            return f"take {kind} permit {index}"
-        case GiveSlot(kind, index):
-            return f"give {kind} permit {index} back"
-        case Evict(pod):
-            return f"ask for the eviction of pod {pod.key}"
-        case Announce(reason=reason):
-            return f"send Event {reason}"
-        case Wait(why):
-            return f"wait: {why}"
 
 
 def view(actor: Actor) -> dict[str, Any]:

@@ -33,3 +33,11 @@ def _read(config: Config) -> dict[str, Any]:
     if daemon.snapshot is None:
         return {"status": "unknown", "gpus": {}, "faults": [], "blind": [], "waits": ["no source spoke in time"]}
     return state(daemon.snapshot, config.policy)
+
+
+def in_words(state: dict[str, Any]) -> str:
+    lines = [f"{state['status']}: {len(state['gpus'])} GPUs read"]
+    lines += [f"  {f['severity']}: {f['id']}: {f['message']} (remedy {f['remedy']})" for f in state["faults"]]
+    lines += [f"  blind: {why}" for why in state["blind"]]
+    lines += [f"  waiting: {why}" for why in state["waits"]]
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines) + "\n"

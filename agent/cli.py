@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import signal
@@ -11,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from agent import __version__, log
 from agent.config import Config, ConfigError, load
@@ -52,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="watch this node's GPUs and act on its Node object")
     _common(run)
     run.add_argument("--simulate", metavar="SCENARIO", nargs="?", const="idle", help="simulated GPUs instead of NVML")
+    run.add_argument("--record", type=Path, metavar="F", help="write down what is seen and decided, for replay")
     run.add_argument("--dry-run", action="store_true", help="look and plan, write nothing at all")
     run.set_defaults(command=_run)
 
@@ -76,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true")
     form.add_argument("--markdown", action="store_true", help="the table of the README")
     policy.set_defaults(command=_policy)
+
+    replay = commands.add_parser("replay", help="what was decided, or would be, from a recording or a kernel log")
+    replay.add_argument("file", metavar="FILE", help="a recording, a source's lines or a raw kernel log; - for stdin")
+    replay.add_argument("--config", metavar="OTHER", help="another policy than the recording's own")
+    replay.add_argument("--profile", default="h100-8", metavar="P", help="the healthy GPUs beside a raw kernel log")
+    replay.add_argument("--json", action="store_true", help="one JSON object a line and change, the only form there is")
+    replay.set_defaults(command=_replay)
 
     simulate = commands.add_parser("simulate", help="the main job on simulated GPUs, told live on the terminal")
     simulate.add_argument("scenario", nargs="?", default="demo", help="a scenario's name or file (demo)")
@@ -117,6 +127,7 @@ def _directory(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from agent.acting import Actor
     from agent.daemon import Daemon, serve
+    from agent.recording import recorder
 
     config = configured(arguments.config)
     node = arguments.node or config.node or os.environ.get("NODE_NAME")
@@ -130,6 +141,8 @@ def _run(arguments: argparse.Namespace) -> int:
     log.configure(node)
     actor = Actor(config, partial(hands, arguments.kubeconfig, node, config), arguments.dry_run, log.tell)
     daemon = Daemon(config, node, actor, log.tell, directory)
+    if arguments.record:
+        daemon.record(recorder(arguments.record, config, node, daemon.sources))
     server = serve(config, daemon)
     log.tell("started", version=__version__, mode=str(config.mode), port=server.port, dry_run=arguments.dry_run)
     # The act thread must not wait Python's default 5 ms for the judge to let go of the interpreter.
@@ -171,22 +184,14 @@ def _stop_on_signals() -> threading.Event:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from agent.check import check
+    from agent.check import check, in_words
 
     state = check(configured(arguments.config))
     if arguments.json:
         sys.stdout.write(json.dumps(state, indent=2) + "\n")
     else:
-        sys.stdout.write(_in_words(state))
+        sys.stdout.write(in_words(state))
     return {"healthy": 0, "degraded": 1, "unhealthy": 2}.get(str(state["status"]), 3)
-
-
-def _in_words(state: dict[str, Any]) -> str:
-    lines = [f"{state['status']}: {len(state['gpus'])} GPUs read"]
-    lines += [f"  {f['severity']}: {f['id']}: {f['message']} (remedy {f['remedy']})" for f in state["faults"]]
-    lines += [f"  blind: {why}" for why in state["blind"]]
-    lines += [f"  waiting: {why}" for why in state["waits"]]
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines) + "\n"
 
 
 def _explain(arguments: argparse.Namespace) -> int:
@@ -217,6 +222,25 @@ def _policy(arguments: argparse.Namespace) -> int:
         sys.stdout.write("".join(json.dumps(asdict(entry)) + "\n" for entry in listed))
     else:
         sys.stdout.write(markdown(listed) if arguments.markdown else table(listed))
+    return 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from agent.replay import replay
+    from agent.sources.scenario import PROFILES
+
+    if arguments.profile not in PROFILES:
+        raise ValueError(f"--profile: {arguments.profile!r} is none of {', '.join(PROFILES)}")
+    config = configured(arguments.config) if arguments.config else None
+    with contextlib.ExitStack() as stack:
+        if arguments.file == "-":
+            lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")
+        else:
+            if not Path(arguments.file).is_file():
+                raise FileNotFoundError(f"{arguments.file}: no such file")
+            lines = stack.enter_context(open(arguments.file, encoding="utf-8", errors="replace"))
+        for decision in replay(lines, config, arguments.profile):
+            sys.stdout.write(decision + "\n")
     return 0
 
 

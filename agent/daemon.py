@@ -14,8 +14,9 @@ from agent.acting import Actor, Tell, view
 from agent.config import Config
 from agent.metrics import registry
 from agent.model import Fault, Observation, Status, Verdict
-from agent.policy.overrides import resettled
-from agent.policy.verdict import Memory, judge
+from agent.policy.resume import resumed
+from agent.policy.verdict import Memory, Orders, judge
+from agent.recording import Recorder
 from agent.server import Server
 from agent.snapshot import Snapshot, SourceView
 from agent.sources import Source
@@ -38,8 +39,9 @@ class Daemon:
         self._turned = time.monotonic()
         self._key: object = None
         self._restored = actor is None
-        self.seen: Callable[[Observation], None] | None = None  # for a recording or a narrator
+        self.seen: Callable[[Observation], None] | None = None  # for a narrator
         self.judged: Callable[[Verdict], object] | None = None  # for one that waits for a verdict
+        self._recorder: Recorder | None = None
         self.snapshot: Snapshot | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -54,6 +56,16 @@ class Daemon:
                 self._actor.stop()
             for source in self._sources.values():
                 source.close()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(self._sources)
+
+    def record(self, recorder: Recorder) -> None:
+        """From now on what is seen and decided is written down."""
+        self._recorder = recorder
+        if self._actor:
+            self._actor.planned = recorder.planned
 
     def alive(self) -> bool:
         return time.monotonic() - self._turned < _STALLED_S
@@ -118,17 +130,12 @@ class Daemon:
         """Once, when the Node was first read: the faults and the kernel position of our last life."""
         if self._restored or self._actor is None or not self._actor.started:
             return
-        stored = self._actor.restored
-        if stored is not None:
-            old = self._memory.history
-            history = replace(old, boots={"kmsg": stored.boot_id, **old.boots}, kernel_seq=stored.kernel_seq)
-            faults = {fault.finding.id: fault for fault in stored.faults}
-            self._memory = Memory(history, {**self._memory.faults, **faults}, stored.onsets, stored.dismissed)
-            self._tell("resumed", faults=sorted(faults), kernel_seq=stored.kernel_seq)
-        # What was found before the Node's labels, or under another configuration, is judged by this one.
-        memory, labels = self._memory, self._actor.orders().labels
-        faults = resettled(memory.faults, memory.history, self._config.policy, labels)
-        self._memory = replace(memory, faults=faults)
+        text, now = self._actor.stored_text, time.monotonic()
+        self._memory = resumed(self._memory, text, now, self._config.policy, self._actor.orders().labels)
+        if self._recorder:
+            self._recorder.restored(text, now, self._actor.orders())
+        if text is not None:
+            self._tell("resumed", faults=sorted(self._memory.faults), kernel_seq=self._memory.history.kernel_seq)
         self._restored = True
 
     def _judge(self, seen: list[Observation], now: float) -> None:
@@ -137,9 +144,9 @@ class Daemon:
                 self.seen(observation)
         before = self.snapshot.verdict if self.snapshot else None
         try:
-            orders = self._actor.orders() if self._actor else None
+            orders, wall = self._actor.orders() if self._actor else Orders(), time.time()
             self._memory, verdict = judge(
-                self._memory, seen, now, time.time(), self._config.policy, tuple(self._sources), orders
+                self._memory, seen, now, wall, self._config.policy, tuple(self._sources), orders
             )
         except Exception as error:  # noqa: BLE001 - a rule's bug must neither end the agent nor cure anything
             self._misjudged(before, error)
@@ -153,6 +160,8 @@ class Daemon:
         if self._actor and self._restored:  # first of all: the taint waits for no log line
             self._actor.judged(verdict, key != self._key)
         self._key = key
+        if self._recorder:
+            self._recorder.judged(now, wall, seen, orders, verdict)
         self._tell_changes(before, verdict)
         self.snapshot = self._show(verdict, now)
         if self.judged:

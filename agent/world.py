@@ -141,6 +141,28 @@ class Wait:
 Step = Report | Retaint | TakeSlot | GiveSlot | Evict | Announce | Wait
 
 
+def describe(step: Step) -> str:
+    """A step in words, for logs and people."""
+    match step:
+        case Report(conditions, labels, _):
+            parts = [f"{c.type}={c.status}" for c in conditions] + [f"{k}={v}" for k, v in labels.items()]
+            return f"report {', '.join(parts) or 'its stored state'}"
+        case Retaint(taints):
+            return f"taint the node {', '.join(f'{t.key}={t.value}:{t.effect}' for t in taints)}" if taints else (
+                "remove our taint from the node"
+            )  # fmt: skip
+        case TakeSlot(kind, index):
+            return f"take {kind} permit {index}"
+        case GiveSlot(kind, index):
+            return f"give {kind} permit {index} back"
+        case Evict(pod):
+            return f"ask for the eviction of pod {pod.key}"
+        case Announce(reason=reason):
+            return f"send Event {reason}"
+        case Wait(why):
+            return f"wait: {why}"
+
+
 class UnreachableError(Exception):
     """No answer from the API server; the next round tries again."""
 

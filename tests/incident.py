@@ -184,6 +184,10 @@ def play(path: Path) -> Outcome:
         while machine.now + machine.poll_s < step["at"]:
             machine.now += machine.poll_s
             withdrawn |= machine.poll().withdraw
+            machine.now += 1
+            withdrawn |= machine.round().withdraw
+            machine.now -= 1
+        machine.round()  # as the daemon judges in between, though nothing came
         machine.now = float(step["at"])
         verdict = machine.happen(step)
         withdrawn |= verdict.withdraw

@@ -7,7 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "agent"
-WIRING = {"daemon.py", "acting.py", "cli.py", "check.py", "explain.py", "simulate.py", "state.py", "__main__.py"}
+WIRING = {
+    "daemon.py",
+    "acting.py",
+    "cli.py",
+    "check.py",
+    "decisions.py",
+    "explain.py",
+    "recording.py",
+    "replay.py",
+    "simulate.py",
+    "state.py",
+    "__main__.py",
+}
 ROOMS = {"sources", "policy", "actions"}
 IMPURE = {"time", "threading", "socket", "subprocess", "os", "random", "logging", "structlog", "kubernetes", "pynvml"}
 ONLY_IN = {"kubernetes": "actions", "pynvml": "sources", "pydcgm": "sources", "urllib3": "actions"}

@@ -53,6 +53,7 @@ class History:
     first: Mapping[str, Observation] = field(default_factory=dict)  # the first of each GPU in its epoch
     nvlinks: Mapping[str, int] = field(default_factory=dict)  # the most links that were ever seen up
     lost: Mapping[str, Observation] = field(default_factory=dict)  # GPUs that don't answer, until one reads again
+    resets: Mapping[str, Observation] = field(default_factory=dict)  # GPUs that answer only that they need a reset
     alive: Mapping[str, Observation] = field(default_factory=dict)  # the last heartbeat of each source
     failed: Mapping[str, Observation] = field(default_factory=dict)  # sources that say they can't see
     heard: Mapping[str, float] = field(default_factory=dict)  # when each source last saw something
@@ -99,8 +100,9 @@ class History:
     def _counter(self, pci: str, counter: str, age_s: float) -> tuple[float, float] | None:
         """The youngest sample that is at least so old."""
         index = TREND.index(counter)
+        now = self.readings[pci].seen  # not the round's time: judging more often must conclude nothing else
         for sample in reversed(self.trends.get(pci, ())):
-            if self.now - sample.seen >= age_s:
+            if now - sample.seen >= age_s:
                 value = sample.counters[index]
                 return None if value is None else (sample.seen, value)
         return None
@@ -137,6 +139,7 @@ class _Draft:
         self._fresh: list[Observation] = []
         self._past, self._readings, self._first = dict(old.past), dict(old.readings), dict(old.first)
         self._before, self._nvlinks = dict(old.before), dict(old.nvlinks)
+        self._resets = dict(old.resets)
         self._lost, self._alive, self._failed = dict(old.lost), dict(old.alive), dict(old.failed)
         self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
         self._trends = dict(old.trends)
@@ -163,6 +166,8 @@ class _Draft:
             case Signal.LOST | Signal.RESET_REQUIRED | Signal.SXID | Signal.DRIVER:
                 if o.signal is Signal.LOST and o.source == "nvml":
                     self._lost[o.pci] = o
+                if o.signal is Signal.RESET_REQUIRED:
+                    self._resets[o.pci] = o
                 if not o.past:
                     self._fresh.append(o)
         if o.seq is not None and o.signal is not Signal.ALIVE:
@@ -171,6 +176,7 @@ class _Draft:
     def _read(self, o: Observation) -> None:
         before = self._readings.get(o.pci)
         self._lost.pop(o.pci, None)
+        self._resets.pop(o.pci, None)
         links = int(number(o, "nvlink_active") or 0)
         if links > self._nvlinks.get(o.pci, 0):
             self._nvlinks[o.pci] = links
@@ -217,6 +223,7 @@ class _Draft:
             self._first,
             self._nvlinks,
             self._lost,
+            self._resets,
             self._alive,
             self._failed,
             self._heard,

@@ -46,9 +46,7 @@ def judge(
 ) -> tuple[Memory, Verdict]:
     """One round: ``now`` is monotonic seconds and decides, ``wall`` is Unix seconds and is only told."""
     orders = orders or Orders()
-    before = memory.history.now
     history = renew(memory.history, seen, now)
-    elapsed_s = history.now - before if before else 0.0
     unseen = dict(blind(history, expected, limits.silent_s))
     found = _strongest(
         settled
@@ -62,7 +60,7 @@ def judge(
     old = {key: fault for key, fault in memory.faults.items() if key not in released}
     faults: dict[str, Fault] = {}
     for key in {**old, **found}:
-        fault = _age(old.get(key), found.get(key), history, elapsed_s, unseen, limits)
+        fault = _age(old.get(key), found.get(key), memory.history, history, unseen, limits)
         if fault:
             faults[key] = fault
     faults = overruled(faults, history)
@@ -92,8 +90,8 @@ def _strongest(findings: Iterable[Finding]) -> dict[str, Finding]:
 def _age(
     old: Fault | None,
     finding: Finding | None,
+    was: History,
     history: History,
-    elapsed_s: float,
     unseen: Mapping[str, str],
     limits: Limits,
 ) -> Fault | None:
@@ -103,16 +101,29 @@ def _age(
         return _found(old, finding, history)
     if old is None or not old.confirmed:
         return None
-    if not _could_be_seen(old, history, unseen, limits):
-        return old  # absence proves nothing while we are blind
-    if old.finding.clear_s is None:
-        if not old.proved:
-            return replace(old, absent_s=0.0, proved=_proved_cure(old, history))
+    clear_s, blind_now = old.finding.clear_s, not _could_be_seen(old, history, unseen, limits)
+    if clear_s is None:
+        if not old.proved:  # absence proves nothing here, and nothing at all while we are blind
+            return old if blind_now else replace(old, absent_s=0.0, proved=_proved_cure(old, history))
         clear_s = limits.soak_s
-    else:
-        clear_s = old.finding.clear_s
-    absent_s = old.absent_s + elapsed_s
-    return None if absent_s >= clear_s else replace(old, absent_s=absent_s)
+    absent_s = old.absent_s + _watched_s(old, was, history.now, limits)
+    return None if absent_s >= clear_s and not blind_now else replace(old, absent_s=absent_s)
+
+
+def _watched_s(fault: Fault, was: History, now: float, limits: Limits) -> float:
+    """Seconds since the last round in which the fault would have shown, however many rounds there were."""
+    finding = fault.finding
+    until = now
+    if finding.witness:
+        if finding.witness in was.failed:
+            return 0.0
+        until = min(until, was.heard.get(finding.witness, 0.0) + limits.silent_s)
+    if finding.signals and finding.pci:
+        reading = was.readings.get(finding.pci)
+        if reading is None or finding.pci in was.lost or any(number(reading, s) is None for s in finding.signals):
+            return 0.0
+        until = min(until, reading.seen + limits.silent_s)
+    return max(0.0, until - was.now) if was.now else 0.0
 
 
 def _could_be_seen(fault: Fault, history: History, unseen: Mapping[str, str], limits: Limits) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from agent.model import normalise_pci
+
 IDLE_C = 34.0
 POWER_W = 96.0
 _EPOCH_J = 1_000_000.0  # energy used before the simulation began
@@ -38,6 +40,10 @@ class SimulatedGpu:
     @property
     def energy_j(self) -> float:
         return self.energy_base_j + POWER_W * (time.monotonic() - self.epoch)
+
+    @property
+    def address(self) -> str:
+        return normalise_pci(self.pci)
 
     def new_epoch(self) -> None:
         """What a reset or a reboot does to a GPU's counters and flags."""

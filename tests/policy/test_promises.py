@@ -32,12 +32,14 @@ bad_readings = st.fixed_dictionaries(
 @st.composite
 def anything(draw: st.DrawFn) -> Observation:
     """One observation of any kind."""
-    kind = draw(st.sampled_from(("xid", "reading", "lost", "switch")))
+    kind = draw(st.sampled_from(("xid", "reading", "lost", "reset", "switch")))
     pci = draw(gpus)
     if kind == "xid":
         return xid(draw(st.sampled_from(sorted(CATALOG))), pci, draw(sources))
     if kind == "lost":
         return lost(pci, draw(sources))
+    if kind == "reset":
+        return Observation(0, "nvml", Signal.RESET_REQUIRED, pci, raw="NVML error 16")
     if kind == "switch":
         fatal = draw(st.integers(0, 1))
         return Observation(0, "kmsg", Signal.SXID, pci, draw(st.integers(10001, 24007)), {"fatal": fatal}, "SXid")
@@ -128,3 +130,23 @@ def test_a_batch_is_judged_as_its_parts_would_be(batch: list[Observation], data:
     parts.after(0, *batch[cut:])
     ids = [{f.finding.id for f in judge.after(0.1, alive()).standing} for judge in (whole, parts)]
     assert ids[0] == ids[1]
+
+
+@EXAMPLES
+@given(st.lists(st.tuples(waits, anything()), max_size=8), st.floats(1.0, 20.0))
+def test_judging_more_often_concludes_nothing_else(events: list[tuple[float, Observation]], tick_s: float) -> None:
+    """What a recording leaves out, rounds in which nothing came and nothing changed, changes nothing."""
+    seldom, often = Judge(expected=SOURCES), Judge(expected=SOURCES)
+    for judge in (seldom, often):
+        judge.after(0, *healthy())
+    last = told(often.after(0))
+    for wait, seen in events:
+        for _ in range(int(wait / tick_s)):
+            judged = told(often.after(tick_s))
+            if judged != last:  # a recording has this round, for it changed something
+                assert told(seldom.after(often.now - seldom.now)) == judged
+                last = judged
+        seldom.now = often.now = often.now + 0.1
+        verdicts = [judge.after(0, alive(), alive("kmsg"), seen) for judge in (seldom, often)]
+        assert told(verdicts[0]) == told(verdicts[1])
+        last = told(verdicts[1])

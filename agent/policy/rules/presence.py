@@ -25,11 +25,11 @@ _ABSENT, _NVIDIA, _UNBOUND = "absent", "nvidia", "none"  # what holds a PCI addr
 def find(history: History, limits: Limits) -> Iterator[Finding]:
     for seen in history.lost.values():
         yield LOST.found(seen, limits)
+    for seen in history.resets.values():
+        yield RESET_REQUIRED.found(seen, limits)
     for seen in history.fresh:
         if seen.signal is Signal.LOST and seen.pci not in history.lost:
             yield LOST.found(seen, limits)
-        elif seen.signal is Signal.RESET_REQUIRED:
-            yield RESET_REQUIRED.found(seen, limits)
     alive = history.alive.get("nvml")
     if alive is None or "nvml" in history.failed:
         return

@@ -1,0 +1,25 @@
+"""A life of the agent begins with what the last one stored, judged by this one's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from agent.config import Limits
+from agent.policy.overrides import resettled
+from agent.policy.stored import MalformedError, load
+from agent.policy.verdict import Memory
+
+
+def resumed(memory: Memory, text: str | None, now: float, limits: Limits, labels: Mapping[str, str]) -> Memory:
+    """``text`` is the Node's annotation; one that can't be understood restores nothing, and the plan says so."""
+    try:
+        stored = None if text is None else load(text, now)
+    except MalformedError:
+        stored = None
+    if stored:
+        old = memory.history
+        history = replace(old, boots={"kmsg": stored.boot_id, **old.boots}, kernel_seq=stored.kernel_seq)
+        faults = {fault.finding.id: fault for fault in stored.faults}
+        memory = Memory(history, {**memory.faults, **faults}, stored.onsets, stored.dismissed)
+    return replace(memory, faults=resettled(memory.faults, memory.history, limits, labels))
