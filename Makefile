@@ -23,7 +23,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 plain: $(STAMP)
-	$(BIN)/pytest -n 2 --ignore=tests/cluster --ignore=tests/gpu --ignore=tests/bench
+	$(BIN)/pytest -n 4 --dist worksteal --ignore=tests/cluster --ignore=tests/gpu --ignore=tests/bench
 
 incidents: $(STAMP)
 	$(BIN)/python -m tests.incident

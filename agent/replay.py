@@ -59,7 +59,7 @@ def _recorded(recording: Recording, other: Config | None) -> Iterator[str]:
         decision = None
         if isinstance(entry, Planned):
             # Another configuration may judge otherwise: its plan is made from the verdict of that time.
-            verdict = verdicts.get(entry.at)
+            verdict = _verdict_at(entry.at, verdicts)
             if verdict is not None:
                 decision = planned.planned(verdict, plan(verdict, entry.world, config, entry.gathered))
         elif isinstance(entry, Restored):
@@ -74,6 +74,13 @@ def _recorded(recording: Recording, other: Config | None) -> Iterator[str]:
             decision = judged.judged(verdict)
         if decision is not None:
             yield decision
+
+
+def _verdict_at(at: float, verdicts: OrderedDict[float, Verdict]) -> Verdict | None:
+    """That of a round which was left out is the one before it, but for its time."""
+    exact = verdicts.get(at)
+    before = next((v for known, v in reversed(verdicts.items()) if known <= at), None)
+    return exact or (replace(before, at=at) if before else None)
 
 
 def _said(lines: Iterable[str]) -> Iterator[Observation]:

@@ -137,6 +137,8 @@ def test_the_policy_in_force_shows_overrides_in_their_scope(tmp_path: Path) -> N
     assert "disabled" in cli("policy", "--config", str(path), "--node-label", "a=b")[1]
 
 
-def test_explain_without_an_agent_says_what_else_to_ask() -> None:
-    code, _, said = cli("explain")
+def test_explain_without_an_agent_says_what_else_to_ask(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("http: {address: 127.0.0.1, port: 1}")
+    code, _, said = cli("explain", "--config", str(config))
     assert (code, "name a node with --node" in said) == (1, True)

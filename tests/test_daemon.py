@@ -71,3 +71,4 @@ def test_a_hung_driver_is_named_and_hides_nothing_and_withdraws_nothing(
     assert daemon.snapshot
     assert [source.starts for source in daemon.snapshot.sources] == [1, 1]
     assert [fault.finding.rule for fault in daemon.snapshot.verdict.faults] == ["xid-79"]
+    inject(folder, {"clear": True})

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from agent.model import Missing, Observation, Signal
+from agent.model import Missing, Observation, Signal, Value
 
 # Counters that only a driver reload, a GPU reset or a reboot takes back: one that falls is a new epoch.
 _EPOCH_COUNTERS = ("energy_j", "ecc_uncorrected_volatile", "ecc_corrected_volatile", "pcie_replays")
@@ -16,6 +16,9 @@ _SAME_EVENT_S = 5.0
 # Counters of which rates and shares of time are judged, kept once a minute for two hours.
 TREND = ("hw_thermal_ns", "sw_thermal_ns", "hw_power_brake_ns", "ecc_corrected_volatile", "pcie_replays",
          "nvlink_replay", "nvlink_recovery", "nvlink_crc")  # fmt: skip
+# Values that move with the load and that no rule but those of heat looks at.
+_RESTLESS = frozenset({"temperature_c", "margin_c", "memory_temperature_c", "power_w", "energy_j", "processes",
+                       "pcie_generation"})  # fmt: skip
 _TREND_EVERY_S, _TREND_SAMPLES = 60.0, 121
 _MOST_REPEATS = 10_000_000  # of one error in one second: more is no count
 _WINDOW_EVENTS = 64  # per GPU and code: enough for any count that a rule asks for, bounded in a storm
@@ -51,6 +54,8 @@ class History:
     readings: Mapping[str, Observation] = field(default_factory=dict)  # the last of each GPU
     before: Mapping[str, Observation] = field(default_factory=dict)  # the one before the last, in the same epoch
     first: Mapping[str, Observation] = field(default_factory=dict)  # the first of each GPU in its epoch
+    well: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)  # GPUs found well, and by which values
+    suspects: Mapping[str, Observation] = field(default_factory=dict)  # the readings that rules must look at
     nvlinks: Mapping[str, int] = field(default_factory=dict)  # the most links that were ever seen up
     lost: Mapping[str, Observation] = field(default_factory=dict)  # GPUs that don't answer, until one reads again
     resets: Mapping[str, Observation] = field(default_factory=dict)  # GPUs that answer only that they need a reset
@@ -70,6 +75,15 @@ class History:
     def number(self, pci: str, signal: str) -> float | None:
         """A GPU's last value; None if unsupported, unreadable or not yet read."""
         return number(self.readings.get(pci), signal)
+
+    def without(self, found: set[str]) -> History:
+        """Remembers as well the GPUs on which nothing was found: while they read the same there is nothing new.
+
+        Counters that moved lately are looked at again, for what they did counts by the time that has passed.
+        """
+        well = {pci: _settled(reading) for pci, reading in self.suspects.items() if pci not in found}
+        flat = {pci: key for pci, key in well.items() if len({s.counters for s in self.trends.get(pci, ())}) < 2}
+        return replace(self, well={**self.well, **flat}) if flat else self
 
     def within(self, pci: str, code: int, window_s: float) -> int:
         """How many Xids of this code this GPU had within the window."""
@@ -120,6 +134,10 @@ class History:
 def number(reading: Observation | None, signal: str) -> float | None:
     value = reading.values.get(signal) if reading else None
     return float(value) if isinstance(value, int | float) else None
+
+
+def _settled(reading: Observation) -> tuple[Value, ...]:
+    return tuple(value for name, value in reading.values.items() if name not in _RESTLESS)
 
 
 def renew(history: History, seen: Iterable[Observation], now: float) -> History:
@@ -221,6 +239,8 @@ class _Draft:
             self._readings,
             self._before,
             self._first,
+            self._old.well,
+            {pci: o for pci, o in self._readings.items() if self._old.well.get(pci) != _settled(o)},
             self._nvlinks,
             self._lost,
             self._resets,

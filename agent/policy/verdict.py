@@ -48,10 +48,11 @@ def judge(
     orders = orders or Orders()
     history = renew(memory.history, seen, now)
     unseen = dict(blind(history, expected, limits.silent_s))
+    findings = [finding for rule in RULES for finding in rule(history, limits)]
+    history = history.without({finding.pci for finding in findings})
     found = _strongest(
         settled
-        for rule in RULES
-        for finding in rule(history, limits)
+        for finding in findings
         if (settled := settle(finding, history, limits, orders.labels))
         # A word on a state that lasts holds while it is said; a new event is news even so.
         and not (finding.id in orders.dismissed and _lasts(finding))

@@ -27,7 +27,7 @@ ROWS = (HW_THERMAL, SW_THERMAL, POWER_BRAKE, HW_SLOWDOWN)
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
     braked: list[tuple[Observation, bool]] = []
-    for pci, reading in history.readings.items():
+    for pci, reading in history.suspects.items():
         short = _share(history, pci, "hw_thermal_ns", 300)
         degraded = _share(history, pci, "hw_thermal_ns", 600) >= limits.hw_thermal_degraded_share
         if degraded or short >= _HOLDS_SHARE:

@@ -45,7 +45,7 @@ _SUMMARY_UNHEALTHY = 2
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
-    for pci, reading in history.readings.items():
+    for pci, reading in history.suspects.items():
         first = history.first.get(pci)
         width, widest = number(reading, "pcie_width"), number(reading, "pcie_max_width")
         if width and widest and width < widest:

@@ -73,7 +73,7 @@ ROWS = (*(flag.row for flag in _FLAGS), UNCORRECTED, CORRECTED, PAGES)
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
-    for reading in history.readings.values():
+    for reading in history.suspects.values():
         for flag in _FLAGS:
             if flag.raised(reading, limits):
                 yield flag.row.found(reading, limits)

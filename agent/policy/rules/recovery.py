@@ -28,7 +28,7 @@ ROWS = (ROW,)
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
-    for reading in history.readings.values():
+    for reading in history.suspects.values():
         if action := int(number(reading, "recovery_action") or 0):
             yield _finding(ROW, reading, action, limits)
     for seen in history.fresh:
