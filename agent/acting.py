@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 from agent.config import Config
@@ -30,6 +30,7 @@ _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
 _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
 _MOST_ROUNDS = 20  # in one go: a plan that never comes to rest is a bug, not a reason to flood the API server
 _CONFLICT = 409
+_MOST_WORKLOADS = 1024
 
 Tell = Callable[..., None]
 
@@ -45,6 +46,9 @@ class Actor:
         self._gather_until = 0.0
         self._world: World | None = None
         self._began = time.monotonic()
+        self._workloads: dict[str, str] = {}  # pod UID → namespace/Kind/name
+        self._asked: set[str] = set()
+        self._answered: set[str] = set()
         self._failures = 0
         self._told: tuple[str, ...] = ()
         self.planned: Callable[[Verdict, World, bool, tuple[Step, ...]], None] | None = None  # for a recording
@@ -66,7 +70,16 @@ class Actor:
     def orders(self) -> Orders:
         """What the Node says to the judge, as last read."""
         world = self._world
-        return Orders(world.labels, world.dismissed) if world else Orders()
+        if world is None:
+            return Orders()
+        return Orders(world.labels, dict(self._workloads), world.dismissed)
+
+    def ask(self, pods: Set[str]) -> None:
+        """Whose these pods are is asked of the cluster once, while they are still there to be asked for."""
+        unknown = pods - self._workloads.keys() - self._asked
+        if unknown:
+            self._asked |= unknown
+            self._wake.set()
 
     def requests(self) -> dict[str, int]:
         """Requests sent to the API server so far, by HTTP method."""
@@ -91,6 +104,7 @@ class Actor:
             for _ in range(_MOST_ROUNDS):
                 if not self._once():
                     break
+            self._learn()
             self._failures = 0
         except (CredentialsError, RefusedError, UnreachableError) as error:
             self._failures += 1
@@ -106,6 +120,21 @@ class Actor:
         if remaining_s > 0:
             return min(_BUSY_S, remaining_s + 0.05)
         return _BUSY_S if self.waits or self._standing() else _IDLE_S
+
+    def _learn(self) -> None:
+        """Whose the pods on the GPUs are, once everything else is done: no act waits for it."""
+        asked = self._asked - self._answered
+        if not asked or not self._hands:
+            return
+        self._answered |= asked  # a pod that is gone by now is not asked for again
+        try:
+            found = self._hands.workloads()
+        except RefusedError as refused:
+            self._tell("the workloads of GPU processes are not known", why=str(refused))
+            return
+        self._workloads = dict(list({**self._workloads, **found}.items())[-_MOST_WORKLOADS:])
+        if len(self._answered) > _MOST_WORKLOADS:  # years of pods; what still runs is asked for again
+            self._asked, self._answered = set(), set()
 
     def _standing(self) -> bool:
         return self._world is not None and any(taint.key == HARD_TAINT for taint in self._world.taints)

@@ -159,6 +159,8 @@ class Daemon:
         )
         if self._actor and self._restored:  # first of all: the taint waits for no log line
             self._actor.judged(verdict, key != self._key)
+        if self._actor:
+            self._actor.ask(set(self._memory.history.pods.values()))
         self._key = key
         if self._recorder:
             self._recorder.judged(now, wall, seen, orders, verdict)

@@ -68,7 +68,8 @@ class Recorder:
         if orders == self._orders:
             return {}
         self._orders = orders
-        return {"orders": {"labels": dict(orders.labels), "dismissed": sorted(orders.dismissed)}}
+        return {"orders": {"labels": dict(orders.labels), "workloads": dict(orders.workloads),
+                           "dismissed": sorted(orders.dismissed)}}  # fmt: skip
 
     def close(self) -> None:
         self._file.close()
@@ -190,7 +191,7 @@ class Recording:
 def _orders(line: dict[str, Any]) -> Orders | None:
     """None: as before."""
     new = line.get("orders")
-    return Orders(new["labels"], frozenset(new["dismissed"])) if new else None
+    return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"])) if new else None
 
 
 def _world(data: dict[str, Any]) -> World:

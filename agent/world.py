@@ -189,5 +189,8 @@ class Hands(Protocol):
     def look(self, closely: bool) -> World:
         """The world now; ``closely`` also the permits and, once our taint stands, the node's pods."""
 
+    def workloads(self) -> Mapping[str, str]:
+        """Pod UID → ``namespace/Kind/name`` of what controls it, for the pods of this node."""
+
     def do(self, step: Step) -> None:
         """One step, one write."""

@@ -1,7 +1,8 @@
 """An incident: what a node with GPUs shows over time, and what the judge must make of it at each point.
 
 A file's keys: ``story`` (one sentence), ``complaint`` (what it answers, where users of other agents asked),
-``card`` (h100, a100, a100-mig, l40s, t4), ``poll_s`` (5), ``policy`` (limits), ``labels``, ``timeline``.
+``card`` (h100, a100, a100-mig, l40s, t4), ``poll_s`` (5), ``policy`` (limits), ``labels``, ``workloads``
+({pid: namespace/Kind/name}), ``timeline``.
 Each step of the timeline has ``at`` (seconds) and any of:
   set {gpu: {signal: value}} · kernel [lines] · old [lines that were there at the first start] ·
   xid {gpu: code} by NVML's event · lost [gpus] · needs_reset [gpus] · back [gpus] · missing {gpu: driver} ·
@@ -76,9 +77,12 @@ class Machine:
         self.limits = Limits.model_validate(data.get("policy") or {})
         self.poll_s = float(data.get("poll_s", 5))
         self.labels = data.get("labels") or {}
+        self.workloads = {f"uid-{pid}": name for pid, name in (data.get("workloads") or {}).items()}
+        pods = ",".join(f"{pid}=uid-{pid}" for pid in data.get("workloads") or {})
         self.memory, self.now, self.jumped = Memory(), 0.0, 0.0
         self.values: dict[int, dict[str, Value]] = {
-            i: {**CARDS[data.get("card", "h100")], "uuid": f"GPU-{i}", "energy_j": 1000.0} for i in range(len(GPUS))
+            i: {**CARDS[data.get("card", "h100")], "uuid": f"GPU-{i}", "energy_j": 1000.0, "pods": pods}
+            for i in range(len(GPUS))
         }
         self.boot, self.seq = "boot-1", 0
         self.lost: set[int] = set()
@@ -95,7 +99,7 @@ class Machine:
 
     def round(self, *seen: Observation) -> Verdict:
         stamped = [replace(o, at=self.wall, seen=1000 + self.now) for o in seen]
-        orders = Orders(self.labels, self.dismissed)
+        orders = Orders(self.labels, self.workloads, self.dismissed)
         self.memory, verdict = judge(self.memory, stamped, 1000 + self.now, self.wall, self.limits, SOURCES, orders)
         return verdict
 

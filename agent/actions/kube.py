@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, assert_never
 from urllib.parse import quote
@@ -31,6 +33,7 @@ FAULTS_ANNOTATION = "gpu-health-agent/faults"
 DISMISS_ANNOTATION = "gpu-health-agent/dismiss"
 MANAGED_LABEL = "gpu-health-agent/managed"
 _OUR_TAINTS = ("gpu-health-agent/unhealthy", "gpu-health-agent/degraded")
+_SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
 _MIRROR = "kubernetes.io/config.mirror"
 _CONFLICT, _GONE, _BLOCKED = 409, 404, (429, 500)
 
@@ -95,6 +98,10 @@ class KubeHands:
             announced=self._announced,
         )
 
+    def workloads(self) -> Mapping[str, str]:
+        """Pod UID → what controls it, for the pods of this node; RefusedError, UnreachableError."""
+        return {item["metadata"]["uid"]: _workload(item["metadata"]) for item in self._items()}
+
     def do(self, step: Step) -> None:
         """One step, one write. RefusedError 409 means look again; nothing is retried here."""
         match step:
@@ -124,11 +131,13 @@ class KubeHands:
         return len(ask(self._api, "GET", f"/api/v1/nodes?labelSelector={selector}&resourceVersion=0")["items"])
 
     def _pods(self) -> tuple[Pod, ...]:
-        selector = quote(f"spec.nodeName={self._node}", safe="")
-        answer = ask(self._api, "GET", f"/api/v1/pods?fieldSelector={selector}")
-        pods = tuple(_pod(item, self._config.drain.resource_prefixes) for item in answer.get("items", ()))
+        pods = tuple(_pod(item, self._config.drain.resource_prefixes) for item in self._items())
         self._blocked = {k: v for k, v in self._blocked.items() if any(p.key == k for p in pods)}
         return pods
+
+    def _items(self) -> list[dict[str, Any]]:
+        selector = quote(f"spec.nodeName={self._node}", safe="")
+        return list(ask(self._api, "GET", f"/api/v1/pods?fieldSelector={selector}").get("items", ()))
 
     def _report(self, step: Report) -> None:
         body: dict[str, Any] = {"metadata": {}}
@@ -246,6 +255,18 @@ def _pod(item: dict[str, Any], gpu_prefixes: tuple[str, ...]) -> Pod:
         terminating=bool(metadata.get("deletionTimestamp")),
         priority=spec.get("priority") or 0,
     )
+
+
+def _workload(metadata: dict[str, Any]) -> str:
+    """The controller that a person knows: a Deployment behind its ReplicaSet, a CronJob behind its Job."""
+    owner = next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), None)
+    kind, name = (owner["kind"], owner["name"]) if owner else ("Pod", metadata["name"])
+    template = (metadata.get("labels") or {}).get("pod-template-hash")
+    if kind == "ReplicaSet" and template and name.endswith(f"-{template}"):
+        kind, name = "Deployment", name.removesuffix(f"-{template}")
+    elif kind == "Job" and (scheduled := _SCHEDULED.fullmatch(name)):
+        kind, name = "CronJob", scheduled[1]
+    return f"{metadata['namespace']}/{kind}/{name}"
 
 
 def _now() -> str:

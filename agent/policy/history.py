@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -17,10 +17,11 @@ _SAME_EVENT_S = 5.0
 TREND = ("hw_thermal_ns", "sw_thermal_ns", "hw_power_brake_ns", "ecc_corrected_volatile", "pcie_replays",
          "nvlink_replay", "nvlink_recovery", "nvlink_crc")  # fmt: skip
 # Values that move with the load and that no rule but those of heat looks at.
-_RESTLESS = frozenset({"temperature_c", "margin_c", "memory_temperature_c", "power_w", "energy_j", "processes",
+_RESTLESS = frozenset({"temperature_c", "margin_c", "memory_temperature_c", "power_w", "energy_j", "processes", "pods",
                        "pcie_generation"})  # fmt: skip
 _TREND_EVERY_S, _TREND_SAMPLES = 60.0, 121
 _MOST_REPEATS = 10_000_000  # of one error in one second: more is no count
+_MOST_BLAMES, _MOST_PIDS = 512, 1024
 _WINDOW_EVENTS = 64  # per GPU and code: enough for any count that a rule asks for, bounded in a storm
 
 
@@ -40,6 +41,16 @@ class Sample:
 
     seen: float
     counters: tuple[float | None, ...]  # as TREND has them
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """An Xid that named the process which made it."""
+
+    seen: float
+    pci: str
+    code: int
+    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,9 @@ class History:
     epochs: Mapping[str, float] = field(default_factory=dict)  # when each GPU's counters were seen to start anew
     tallies: Mapping[tuple[str, int], Tally] = field(default_factory=dict)
     trends: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)  # of each GPU in its epoch, oldest first
+    blames: tuple[Blame, ...] = ()  # the last Xids with a process
+    pods: Mapping[int, str] = field(default_factory=dict)  # pid → pod UID, as the last polls had it
+    workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name, as the cluster has it
     began: float = 0.0  # monotonic seconds of the first round
 
     @property
@@ -136,6 +150,13 @@ def number(reading: Observation | None, signal: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def _pods(reading: Observation) -> Iterator[tuple[int, str]]:
+    for entry in str(reading.values.get("pods") or "").split(","):
+        pid, _, pod = entry.partition("=")
+        if pid.isdecimal() and pod:
+            yield int(pid), pod
+
+
 def _settled(reading: Observation) -> tuple[Value, ...]:
     return tuple(value for name, value in reading.values.items() if name not in _RESTLESS)
 
@@ -160,7 +181,7 @@ class _Draft:
         self._resets = dict(old.resets)
         self._lost, self._alive, self._failed = dict(old.lost), dict(old.alive), dict(old.failed)
         self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
-        self._trends = dict(old.trends)
+        self._trends, self._blames, self._pods = dict(old.trends), list(old.blames), dict(old.pods)
 
     def add(self, o: Observation) -> None:
         if o.boot_id and o.boot_id != self._boots.get(o.source):
@@ -195,6 +216,9 @@ class _Draft:
         before = self._readings.get(o.pci)
         self._lost.pop(o.pci, None)
         self._resets.pop(o.pci, None)
+        for pid, pod in _pods(o):
+            self._pods.pop(pid, None)  # the youngest last
+            self._pods[pid] = pod
         links = int(number(o, "nvlink_active") or 0)
         if links > self._nvlinks.get(o.pci, 0):
             self._nvlinks[o.pci] = links
@@ -217,6 +241,8 @@ class _Draft:
             self._past[o.pci, code] = o
             return
         self._fresh.append(o)
+        if (pid := number(o, "pid")) is not None:
+            self._blames = [*self._blames[-_MOST_BLAMES + 1 :], Blame(o.seen, o.pci, code, int(pid))]
         old = self._tallies.get((o.pci, code)) or Tally(0, o.at, (), {})
         repeats = min(max(int(number(o, "repeats") or 1), 1), _MOST_REPEATS)
         by = {**old.by, o.source: old.by.get(o.source, 0) + repeats}
@@ -250,6 +276,9 @@ class _Draft:
             self._epochs,
             self._tallies,
             self._trends,
+            tuple(self._blames),
+            dict(list(self._pods.items())[-_MOST_PIDS:]) if len(self._pods) > _MOST_PIDS else self._pods,
+            self._old.workloads,
             self._old.began or now,
         )
 

@@ -22,6 +22,7 @@ class Orders:
     """What the Node says to the judge: its labels, and the operator's word on single faults."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
+    workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name
     dismissed: frozenset[str] = frozenset()  # fault ids in the annotation gpu-health-agent/dismiss
 
 
@@ -46,7 +47,7 @@ def judge(
 ) -> tuple[Memory, Verdict]:
     """One round: ``now`` is monotonic seconds and decides, ``wall`` is Unix seconds and is only told."""
     orders = orders or Orders()
-    history = renew(memory.history, seen, now)
+    history = replace(renew(memory.history, seen, now), workloads=orders.workloads)
     unseen = dict(blind(history, expected, limits.silent_s))
     findings = [finding for rule in RULES for finding in rule(history, limits)]
     history = history.without({finding.pci for finding in findings})

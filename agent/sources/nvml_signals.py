@@ -8,6 +8,8 @@ from typing import Any
 
 import pynvml as nv
 
+from agent.sources.owners import pod_of
+
 Handle = Any
 Read = Callable[[Handle], Any]
 
@@ -55,8 +57,11 @@ def _link_count(h: Handle) -> int:
     return int(entry.value.uiVal)
 
 
-def _processes(h: Handle) -> str:
-    return ",".join(str(p.pid) for p in nv.nvmlDeviceGetComputeRunningProcesses(h))
+def _processes(h: Handle) -> tuple[str, str]:
+    """The pids on the GPU, and those whose pod is known as ``pid=pod UID``: by the time of an Xid it may be gone."""
+    pids = [p.pid for p in nv.nvmlDeviceGetComputeRunningProcesses(h)]
+    pods = {pid: pod for pid in pids if (pod := pod_of(pid))}
+    return ",".join(map(str, pids)), ",".join(f"{pid}={pod}" for pid, pod in pods.items())
 
 
 # What stays while a GPU is enumerated: read once.
@@ -104,7 +109,7 @@ CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (
     (("pcie_replays",), nv.nvmlDeviceGetPcieReplayCounter),
     (("persistence_mode",), nv.nvmlDeviceGetPersistenceMode),
     (("mig_mode", "mig_mode_pending"), nv.nvmlDeviceGetMigMode),
-    (("processes",), _processes),
+    (("processes", "pods"), _processes),
 )  # fmt: skip
 # Field values, all in one call. The *_tlimit_c are signed offsets in the margin's scale, never °C.
 FIELDS: dict[int, str] = {

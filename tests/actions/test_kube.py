@@ -285,3 +285,24 @@ def test_evictions_are_asked_with_the_pods_own_uid() -> None:
         hands.do(step)
     assert any(isinstance(step, Evict) for step in steps)
     assert made.evicted == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "labels", "workload"),
+    [
+        ("ReplicaSet", "web-5d58d48758", {"pod-template-hash": "5d58d48758"}, "a/Deployment/web"),
+        ("ReplicaSet", "web", {}, "a/ReplicaSet/web"),
+        ("Job", "nightly-29384756", {}, "a/CronJob/nightly"),
+        ("Job", "train-7", {}, "a/Job/train-7"),
+        ("", "alone", {}, "a/Pod/alone"),
+    ],
+)
+def test_a_pod_is_named_by_the_controller_that_a_person_knows(
+    kind: str, name: str, labels: dict[str, str], workload: str
+) -> None:
+    made = PretendCluster()
+    made.add_node("n1")
+    made.add_pod("a", name, "n1", owner=kind)
+    pod = made._objects["pods", "a", name]
+    pod["metadata"]["labels"] = labels
+    assert list(KubeHands(made, "n1", EVICT).workloads().values()) == [workload]

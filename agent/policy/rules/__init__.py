@@ -10,6 +10,7 @@ from agent.policy import relapse
 from agent.policy.history import History
 from agent.policy.row import Row
 from agent.policy.rules import (
+    blame,
     clocks,
     kernel,
     limits,
@@ -23,7 +24,7 @@ from agent.policy.rules import (
 
 Rule = Callable[[History, Limits], Iterable[Finding]]
 RULES: tuple[Rule, ...] = (
-    presence.find, xid.find, recovery.find, memory.find, limits.find, clocks.find, links.find, kernel.find,
+    presence.find, xid.find, recovery.find, memory.find, limits.find, clocks.find, links.find, kernel.find, blame.find,
     silence.find,
 )  # fmt: skip
 ROWS: Mapping[str, Row] = {
@@ -37,6 +38,7 @@ ROWS: Mapping[str, Row] = {
         clocks.ROWS,
         links.ROWS,
         kernel.ROWS,
+        blame.ROWS,
         silence.ROWS,
         (relapse.ROW,),
     )

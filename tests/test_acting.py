@@ -1,0 +1,50 @@
+"""The act loop on a cluster in memory: what it learns, and that learning never stands in the way of acting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.acting import Actor
+from agent.actions.kube import KubeHands
+from agent.actions.pretend import PretendCluster
+from agent.config import Config, Mode
+from tests.observe import Judge, alive, reading, xid
+
+CONFIG = Config(mode=Mode.EVICT)
+
+
+def made() -> PretendCluster:
+    cluster = PretendCluster()
+    cluster.add_node("n1")
+    cluster.add_pod("a", "train", "n1", owner="Job")
+    return cluster
+
+
+def test_whose_a_pod_is_is_asked_once_and_kept() -> None:
+    cluster = made()
+    uid = cluster.read("pods", "train", "a")["metadata"]["uid"]
+    actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+    judge = Judge()
+    actor.judged(judge.after(0, alive(), reading()), True)
+    for _ in range(5):
+        actor.ask({uid, "gone"})
+        actor._round()
+    assert actor.orders().workloads == {uid: "a/Job/train"}
+    assert sum(path == "/api/v1/pods" for _, path in cluster.requests) == 1
+
+
+def test_pods_that_may_not_be_read_keep_no_taint_waiting() -> None:
+    cluster = made()
+
+    def forbidden(method: str, path: str, body: Any = None, content_type: str = "application/json") -> tuple[int, Any]:
+        if path.startswith("/api/v1/pods?"):
+            return 403, {"message": "pods is forbidden"}
+        return cluster(method, path, body, content_type)
+
+    actor = Actor(Config(mode=Mode.TAINT), lambda: KubeHands(forbidden, "n1", CONFIG), False, lambda *_, **__: None)
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    actor.judged(judge.after(1, xid(79)), True)
+    actor.ask({"uid"})
+    actor._round()
+    assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == ["gpu-health-agent/unhealthy"]
