@@ -26,6 +26,7 @@ _NODE = "node"
 _POLL_S, _WATCHED_S, _SELDOM_S = 5.0, 30.0, 60.0
 _MOST_ROUNDS = 20
 _RECORD = re.compile(rb"^\d+,\d+,\d+,[^;]*;")
+_SYSLOG = re.compile(r"^\S.{0,80}? kernel: (.*)")  # syslog's or journalctl's header
 _DMESG = re.compile(r"^\s*(?:<\d+>)?\[\s*(\d+(?:\.\d+)?)\]\s?(.*)")
 
 
@@ -108,6 +109,10 @@ def _logged(lines: Iterable[str], userspace: bool) -> Iterator[Observation]:
             at, text = max(at, record.usec / 1e6), record.text
             if record.facility != 0 and not userspace:
                 continue
+        elif syslog := _SYSLOG.match(text):
+            text = syslog[1]
+            if stamped := _DMESG.match(text):
+                at, text = max(at, float(stamped[1])), stamped[2]
         elif stamped := _DMESG.match(text):
             at, text = max(at, float(stamped[1])), stamped[2]
         try:

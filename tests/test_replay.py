@@ -35,7 +35,16 @@ def decisions(text: str, **options: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in replay(io.StringIO(text), None, profile)]
 
 
-@pytest.mark.parametrize("form", ["{text}", "[ {s}.25] {text}", "3,{n},{s}250000,-;{text}", "<3>[{s}.25] {text}"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{text}",
+        "[ {s}.25] {text}",
+        "3,{n},{s}250000,-;{text}",
+        "<3>[{s}.25] {text}",
+        "Nov 24 10:00:{n:02} gpu-7 kernel: [{s}.25] {text}",
+    ],
+)
 def test_a_raw_kernel_log_in_any_form_is_judged_as_if_watched_live(form: str) -> None:
     lines = [form.format(text=text, n=n, s=10 * n) for n, text in enumerate((APP, LOST), 1)]
     first, last = decisions("\n".join(lines) + "\n")[0], decisions("\n".join(lines) + "\n")[-1]

@@ -119,3 +119,28 @@ DRIVER = (
 @pytest.mark.parametrize(("text", "pci", "words"), DRIVER)
 def test_the_drivers_other_words_are_understood(text: str, pci: str, words: Words) -> None:
     assert list(Facts().of(text)) == [(Signal.DRIVER, pci, words, {})]
+
+
+FORGED = (
+    'audit: type=1400 audit(1.2:3): apparmor="DENIED" name="/NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off"',
+    "x\nNVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.",
+    "python[7]: NVRM: GPU 0000:3b:00.0: GPU has fallen off the bus.",
+    "audit: exe=uvm encountered global fatal error",
+    "audit: nvidia-nvswitch0: SXid (PCI:0000:05:00.0): 22003, Fatal, Link 1 x",
+)
+
+
+@pytest.mark.parametrize("text", FORGED)
+def test_what_another_record_quotes_is_not_the_drivers_word(text: str) -> None:
+    assert list(Facts().of(text)) == []
+
+
+def test_a_process_can_not_name_itself_into_a_worse_error() -> None:
+    named = "NVRM: Xid (PCI:0000:3b:00): 145, pid=8, name=Fatal XC0, RLW_RXPIPE Nonfatal XC0 i0 Link 13 (0x0)"
+    assert next(Facts().of(named))[3]["fatal"] == 0
+    named = "NVRM: Xid (PCI:0000:3b:00): 13, pid=8, name=to 0x2): 79, Graphics"
+    assert (next(Facts().of(named))[2], "recovery_action" in next(Facts().of(named))[3]) == (13, False)
+    named = (
+        "NVRM: Xid (PCI:0000:3b:00): 154, pid=8, name=to 0x2, GPU recovery action changed from 0x0 (None) to 0x4 (D)"
+    )
+    assert next(Facts().of(named))[3]["recovery_action"] == 4
