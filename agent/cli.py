@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("fault", nargs="?", metavar="FAULT", help="one fault's id (default: all that stand)")
     explain.add_argument("--config", metavar="F")
     explain.add_argument("--node", metavar="N", help="from this Node's annotation, instead of the agent that runs here")
+    explain.add_argument("--recording", type=Path, metavar="F", help="as a recording of 'run --record' ends")
     explain.add_argument("--kubeconfig", metavar="F", help="credentials for --node")
     explain.add_argument("--json", action="store_true")
     explain.set_defaults(command=_explain)
@@ -195,12 +196,14 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from agent.explain import in_words, running, stored
+    from agent.explain import in_words, recorded, running, stored
 
     config = configured(arguments.config)
     if arguments.node:
         world = hands(arguments.kubeconfig, arguments.node, config).look(closely=False)
         state = stored(world, config)
+    elif arguments.recording:
+        state = recorded(arguments.recording, config if arguments.config else None)
     elif (answer := running(config)) is not None:
         state = answer
     else:

@@ -1,16 +1,18 @@
-"""``explain``: every standing fault in sentences, from the running agent or from what a Node stores."""
+"""``explain``: every standing fault in sentences, from the running agent, a Node or a recording."""
 
 from __future__ import annotations
 
 import http.client
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from agent.config import Config
 from agent.model import rfc3339
 from agent.policy.plan import plain
 from agent.policy.stored import MalformedError, load
+from agent.replay import ending
 from agent.state import fault
 from agent.world import World
 
@@ -45,6 +47,20 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "faults": [fault(one, config.policy) for one in kept.faults],
         "waits": [],
         "blind": [],
+    }
+
+
+def recorded(path: Path, other: Config | None) -> dict[str, Any]:
+    """How a recording ends. ValueError for a file that is none."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        verdict, config = ending(lines, other)
+    return {
+        "node": path.name,
+        "status": str(verdict.status),
+        "at": rfc3339(verdict.at),
+        "faults": [fault(one, config.policy) for one in verdict.faults],
+        "waits": [],
+        "blind": list(verdict.blind),
     }
 
 

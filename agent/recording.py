@@ -132,6 +132,9 @@ class Restored:
     orders: Orders | None
 
 
+Entry = Round | Planned | Restored
+
+
 @dataclass
 class Recording:
     """A recording being read; ValueError names the line that is none."""
@@ -144,12 +147,15 @@ class Recording:
 
     @classmethod
     def open(cls, lines: Iterator[str]) -> Recording:
-        head = json.loads(next(lines))
-        if head.get("recording") != VERSION:
-            raise ValueError(f"line 1: a recording of another version ({head.get('recording')!r})")
-        return cls(Config.model_validate(head["config"]), tuple(head["sources"]), lines)
+        try:
+            head = json.loads(next(lines, ""))
+            if head["recording"] != VERSION:
+                raise ValueError(f"another version ({head['recording']!r})")
+            return cls(Config.model_validate(head["config"]), tuple(head["sources"]), lines)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"line 1: not the head of a recording ({error})") from error
 
-    def __iter__(self) -> Iterator[Round | Planned | Restored]:
+    def __iter__(self) -> Iterator[Entry]:
         for number, text in enumerate(self._lines, 2):
             try:
                 line = json.loads(text)
@@ -158,7 +164,7 @@ class Recording:
             except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
                 raise ValueError(f"line {number}: not a line of a recording ({error})") from error
 
-    def _entry(self, line: dict[str, Any]) -> Round | Planned | Restored:
+    def _entry(self, line: dict[str, Any]) -> Entry:
         if "restored" in line:
             return Restored(line["t"], line["restored"], _orders(line))
         if "plan" in line:

@@ -15,7 +15,7 @@ from agent.model import Observation, Signal, Value, Verdict, parse_line
 from agent.policy.plan import plan
 from agent.policy.resume import resumed
 from agent.policy.verdict import Memory, Orders, judge
-from agent.recording import Planned, Recording, Restored
+from agent.recording import Entry, Planned, Recording, Restored, Round
 from agent.sources.kernel_text import Facts, parse_record
 from agent.sources.scenario import PROFILES
 from agent.sources.simulated_gpu import SimulatedGpu
@@ -51,30 +51,48 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield from rest
 
 
+def ending(lines: Iterable[str], other: Config | None) -> tuple[Verdict, Config]:
+    """The last verdict of a recording and the configuration it was judged by; ValueError if there is none."""
+    recording = Recording.open(iter(lines))
+    config = other or recording.config
+    last = None
+    for _, verdict in _judged(recording, config):
+        last = verdict or last
+    if last is None:
+        raise ValueError("the recording ends before its first round")
+    return last, config
+
+
 def _recorded(recording: Recording, other: Config | None) -> Iterator[str]:
     config = other or recording.config
-    memory, orders = Memory(), Orders()
     verdicts: OrderedDict[float, Verdict] = OrderedDict()
     judged, planned = Decisions(), Decisions()
-    for entry in recording:
+    for entry, verdict in _judged(recording, config):
         decision = None
-        if isinstance(entry, Planned):
-            # Another configuration may judge otherwise: its plan is made from the verdict of that time.
-            verdict = _verdict_at(entry.at, verdicts)
-            if verdict is not None:
-                decision = planned.planned(verdict, plan(verdict, entry.world, config, entry.gathered))
-        elif isinstance(entry, Restored):
-            orders = entry.orders or orders
-            memory = resumed(memory, entry.stored, entry.t, config.policy, orders.labels)
-        else:
-            orders = entry.orders or orders
-            memory, verdict = judge(memory, entry.seen, entry.t, entry.wall, config.policy, recording.sources, orders)
+        if verdict is not None:
             verdicts[verdict.at] = verdict
             if len(verdicts) > _LATEST_VERDICTS:
                 verdicts.popitem(last=False)
             decision = judged.judged(verdict)
+        elif isinstance(entry, Planned) and (then := _verdict_at(entry.at, verdicts)):
+            # Another configuration may judge otherwise: its plan is made from its own verdict of that time.
+            decision = planned.planned(then, plan(then, entry.world, config, entry.gathered))
         if decision is not None:
             yield decision
+
+
+def _judged(recording: Recording, config: Config) -> Iterator[tuple[Entry, Verdict | None]]:
+    """Each entry of a recording, with the verdict where it is a round of the judge."""
+    memory, orders = Memory(), Orders()
+    for entry in recording:
+        verdict = None
+        if isinstance(entry, Restored):
+            orders = entry.orders or orders
+            memory = resumed(memory, entry.stored, entry.t, config.policy, orders.labels)
+        elif isinstance(entry, Round):
+            orders = entry.orders or orders
+            memory, verdict = judge(memory, entry.seen, entry.t, entry.wall, config.policy, recording.sources, orders)
+        yield entry, verdict
 
 
 def _verdict_at(at: float, verdicts: OrderedDict[float, Verdict]) -> Verdict | None:

@@ -126,6 +126,22 @@ def test_a_replay_decides_byte_for_byte_what_the_live_agent_did(recording: Path)
     assert any("ask for the eviction of pod a/train" in json.loads(line)["steps"] for line in live)
 
 
+def test_a_recording_is_explained_as_it_ends(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = recording.read_text().splitlines()
+    until = next(i for i, line in enumerate(lines) if line.startswith('{"decision"') and "xid-95@" in line)
+    cut = tmp_path / "cut"
+    cut.write_text("\n".join(lines[: until + 1]) + "\n")
+    assert main(["explain", "--recording", str(cut)]) == 0
+    told = capsys.readouterr().out
+    assert "xid-95@0000:61:00.0: fatal, remedy reset_gpu" in told
+    assert "nvidia-smi --gpu-reset -i GPU-" in told
+    cut.write_text("nothing\n")
+    assert main(["explain", "--recording", str(cut)]) == 64
+    assert "line 1: not the head of a recording" in capsys.readouterr().err
+
+
 def test_another_policy_on_the_same_recording_decides_otherwise(recording: Path) -> None:
     lenient = [{"rule": "xid-95", "severity": "notice"}, {"rule": "recovery-action", "disabled": True}]
     other = Config.model_validate({"policy": {"overrides": lenient}})
