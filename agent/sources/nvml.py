@@ -23,6 +23,7 @@ from agent.sources.nvml_errors import ENDED, FAILURES, UNSUPPORTED
 from agent.sources.nvml_gpu import Gpu
 from agent.sources.nvml_signals import Handle
 from agent.sources.pci_bus import SYSFS, missing
+from agent.sources.storm import Storm
 
 _WAIT_S = 0.5  # one wait for events: short, so that SIGTERM is prompt
 _BREATH_S = 0.01  # after each wait without an event: it may come back earlier than asked, and must not spin
@@ -42,6 +43,7 @@ class Nvml:
     def __init__(self, ever: set[str] | None = None, devices: Path = SYSFS, doing: Doing | None = None) -> None:
         """``ever`` holds the addresses that earlier sessions of this process saw, and takes in this one's."""
         self._devices, self._doing = devices, doing or Doing()
+        self._storm = Storm()
         self._doing.now("initialising NVML")
         nv.nvmlInit()
         self._ever = set() if ever is None else ever
@@ -65,6 +67,7 @@ class Nvml:
         found: dict[str, Gpu] = {}
         unopened = []
         self._doing.now("enumerating the GPUs")
+        yield from self._storm.gathered(began, all_of_them=True)
         for index in range(nv.nvmlDeviceGetCount()):
             try:
                 handle = nv.nvmlDeviceGetHandleByIndex(index)
@@ -125,7 +128,10 @@ class Nvml:
                 if number != _NONE:
                     values[name] = int(number)
             code = int(event.eventData)
-            yield _observe(Signal.XID, gpu.pci, value=code, values=values, raw=f"NVML event: Xid {code}")
+            seen = _observe(Signal.XID, gpu.pci, value=code, values=values, raw=f"NVML event: Xid {code}")
+            if not self._storm.passes(seen, time.monotonic()):
+                return  # counted, and told with the next poll; the GPU was read within this second
+            yield seen
         yield from self._read(gpu)
 
     def _gpu_of(self, handle: Handle) -> Gpu | None:

@@ -209,3 +209,13 @@ def test_a_restart_forgets_no_standing_fault_and_its_cure_counts() -> None:
     again.memory = Memory(again.memory.history, {f.finding.id: f for f in stored.faults})
     assert again.each_poll(60, alive(), reading()).withdraw
     assert again.each_poll(10, alive(boot_id="boot-2"), reading()).status is Status.HEALTHY
+
+
+def test_a_storm_that_two_witnesses_count_is_counted_once() -> None:
+    judge = Judge(expected=("nvml", "kmsg"))
+    judge.after(0, alive(), alive("kmsg"), reading())
+    judge.after(1, xid(13, source="kmsg"), xid(13))
+    judge.after(1, xid(13, source="kmsg", values={"repeats": 499}))
+    judge.after(2, xid(13, values={"repeats": 499}), alive())
+    assert judge.memory.history.tallies[GPU, 13].count == 500
+    assert judge.memory.history.within(GPU, 13, 60) == 64, "bounded, and enough for any count that a rule asks for"

@@ -319,3 +319,15 @@ def _until(true: Callable[[], bool], timeout_s: float = 5.0) -> bool:
     while not true() and time.monotonic() < due:
         time.sleep(0.005)
     return true()
+
+
+def test_a_storm_of_events_is_read_once_a_second_and_counted_with_the_next_poll(library: Library) -> None:
+    session = Nvml()
+    list(session.poll())
+    for code in (13,) * 500 + (79,):
+        library.event(library.gpus[2], nv.nvmlEventTypeXidCriticalError, code)
+    seen = [o for _ in range(501) for o in session.events(0.1, lambda _: None)]
+    assert [o.value for o in seen if o.signal is Signal.XID] == [13, 79]
+    assert sum(o.signal is Signal.READING for o in seen) == 2
+    told = [o for o in session.poll() if o.signal is Signal.XID]
+    assert [(o.value, o.values["repeats"]) for o in told] == [(13, 499)]
