@@ -163,6 +163,10 @@ class _Alone:
                 batch = []
             batch.append(event)
         yield from self._round(batch)
+        end = self._now or 0.0
+        for later in range(1, int(_WATCHED_S // _POLL_S) + 1):  # what the last lines led to
+            at = end + later * _POLL_S
+            yield from self._judged(at, self._polls(at))
 
     def _round(self, batch: list[Observation]) -> Iterator[str]:
         """What came at one instant, after the polls since the last."""

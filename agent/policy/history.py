@@ -20,6 +20,7 @@ TREND = ("hw_thermal_ns", "sw_thermal_ns", "hw_power_brake_ns", "ecc_corrected_v
 _RESTLESS = frozenset({"temperature_c", "margin_c", "memory_temperature_c", "power_w", "energy_j", "processes", "pods",
                        "pcie_generation"})  # fmt: skip
 _TREND_EVERY_S, _TREND_SAMPLES = 60.0, 121
+UNCORRECTABLE_XID = 48
 _MOST_REPEATS = 10_000_000  # of one error in one second: more is no count
 _MOST_BLAMES, _MOST_PIDS = 512, 1024
 _WINDOW_EVENTS = 64  # per GPU and code: enough for any count that a rule asks for, bounded in a storm
@@ -76,6 +77,7 @@ class History:
     epochs: Mapping[str, float] = field(default_factory=dict)  # when each GPU's counters were seen to start anew
     tallies: Mapping[tuple[str, int], Tally] = field(default_factory=dict)
     trends: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)  # of each GPU in its epoch, oldest first
+    uncorrectable: Mapping[str, Observation] = field(default_factory=dict)  # the last Xid 48 of each GPU
     blames: tuple[Blame, ...] = ()  # the last Xids with a process
     pods: Mapping[int, str] = field(default_factory=dict)  # pid → pod UID, as the last polls had it
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name, as the cluster has it
@@ -139,6 +141,11 @@ class History:
         value, reading = self.number(pci, counter), self.readings.get(pci)
         return None if value is None or reading is None else (reading.seen, value)
 
+    def times(self, pci: str, code: int) -> tuple[float, ...]:
+        """When this GPU had this Xid lately, monotonic seconds."""
+        tally = self.tallies.get((pci, code))
+        return tally.seen if tally else ()
+
     def uuid(self, pci: str) -> str:
         reading = self.readings.get(pci)
         value = reading.values.get("uuid") if reading else None
@@ -178,7 +185,7 @@ class _Draft:
         self._fresh: list[Observation] = []
         self._past, self._readings, self._first = dict(old.past), dict(old.readings), dict(old.first)
         self._before, self._nvlinks = dict(old.before), dict(old.nvlinks)
-        self._resets = dict(old.resets)
+        self._resets, self._uncorrectable = dict(old.resets), dict(old.uncorrectable)
         self._lost, self._alive, self._failed = dict(old.lost), dict(old.alive), dict(old.failed)
         self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
         self._trends, self._blames, self._pods = dict(old.trends), list(old.blames), dict(old.pods)
@@ -241,6 +248,8 @@ class _Draft:
             self._past[o.pci, code] = o
             return
         self._fresh.append(o)
+        if code == UNCORRECTABLE_XID:
+            self._uncorrectable[o.pci] = o
         if (pid := number(o, "pid")) is not None:
             self._blames = [*self._blames[-_MOST_BLAMES + 1 :], Blame(o.seen, o.pci, code, int(pid))]
         old = self._tallies.get((o.pci, code)) or Tally(0, o.at, (), {})
@@ -276,6 +285,7 @@ class _Draft:
             self._epochs,
             self._tallies,
             self._trends,
+            self._uncorrectable,
             tuple(self._blames),
             dict(list(self._pods.items())[-_MOST_PIDS:]) if len(self._pods) > _MOST_PIDS else self._pods,
             self._old.workloads,

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 from agent.config import Limits
 from agent.model import Finding, Observation, Remedy, Severity, Signal
-from agent.policy.history import History, number
+from agent.policy.history import UNCORRECTABLE_XID, History, number
 from agent.policy.row import Row
 from agent.policy.rules.memory import contains_errors
 
@@ -18,7 +18,9 @@ _CURED_BY_US = (Remedy.RESET_GPU, Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
 _SPEAK_FOR_THEMSELVES = range(144, 151)
 # With MIG these stay on the instance that they name; every other error is the whole GPU's.
 _ON_INSTANCE = (13, 31, 43, 45, 68, 94)
-_UNCORRECTABLE, _CONTAINED, _UNCONTAINED, _TOGETHER_S = 48, 94, 95, 60.0
+_UNCORRECTABLE, _CONTAINED, _UNCONTAINED, _TOGETHER_S = UNCORRECTABLE_XID, 94, 95, 60.0
+_LOOKED_AGAIN_S = 10.0  # two polls: time enough for one more round of the judge
+_WORD_S = 2.0  # so long a GPU that contains errors may take to say whether it contained this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,10 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     for seen in history.fresh:
         if seen.signal is Signal.XID and isinstance(seen.value, int):
             yield _finding(history, limits, seen, seen.value)
+    for seen in history.uncorrectable.values():
+        had_time = _WORD_S <= history.now - seen.seen <= _WORD_S + _LOOKED_AGAIN_S
+        if had_time and contains_errors(history.readings.get(seen.pci)) and not contained(history, seen.pci):
+            yield _finding(history, limits, seen, _UNCORRECTABLE)
     for (pci, code), seen in history.past.items():
         if code in CATALOG and CATALOG[code].row.severity is Severity.FATAL and _present_evidence(history, pci):
             yield _finding(history, limits, seen, code)
@@ -68,7 +74,7 @@ def _finding(history: History, limits: Limits, seen: Observation, code: int) -> 
     if code in _SPEAK_FOR_THEMSELVES and (fatal := number(seen, "fatal")) is not None:
         severity = Severity.FATAL if fatal else Severity.NOTICE
         row = _row(code, severity, Remedy.RESET_GPU if fatal else row.remedy, row.meaning.partition(": ")[2])
-    elif code == _UNCORRECTABLE and contained(history, seen.pci):
+    elif code == _UNCORRECTABLE and _may_be_contained(history, seen):
         severity = Severity.DEGRADED
     elif entry.count > 1 and history.within(seen.pci, code, limits.xid_count_window_s) < entry.count:
         return replace(row.found(seen, limits, severity=Severity.NOTICE), clear_s=limits.notice_clear_s)
@@ -77,9 +83,22 @@ def _finding(history: History, limits: Limits, seen: Observation, code: int) -> 
 
 
 def contained(history: History, pci: str) -> bool:
-    """Whether the GPU's uncorrectable error of just now was kept to its victim: Xid 94 and no 95 with it."""
-    within = {code: history.within(pci, code, _TOGETHER_S) for code in (_CONTAINED, _UNCONTAINED)}
-    return bool(contains_errors(history.readings.get(pci)) and within[_CONTAINED] and not within[_UNCONTAINED])
+    """Whether the GPU's last uncorrectable error was kept to its victim: Xid 94 and no 95 about that time."""
+    error = history.uncorrectable.get(pci)
+    if error is None or not contains_errors(history.readings.get(pci)):
+        return False
+    near = {
+        code: any(abs(at - error.seen) <= _TOGETHER_S for at in history.times(pci, code))
+        for code in (_CONTAINED, _UNCONTAINED)
+    }
+    return near[_CONTAINED] and not near[_UNCONTAINED]
+
+
+def _may_be_contained(history: History, seen: Observation) -> bool:
+    """It was, or the GPU had no time yet to say so: a node is not withdrawn for want of two seconds."""
+    if history.times(seen.pci, _UNCONTAINED) or not contains_errors(history.readings.get(seen.pci)):
+        return contained(history, seen.pci)
+    return history.now - seen.seen < _WORD_S or contained(history, seen.pci)
 
 
 def _present_evidence(history: History, pci: str) -> bool:
