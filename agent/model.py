@@ -188,6 +188,7 @@ class Finding:
     holds_only: bool = False  # inside the hysteresis: keeps a fault standing, begins none
     signals: tuple[str, ...] = ()  # the readings without which its absence can't be seen
     instance: int | None = None  # the MIG GPU instance that it stays on
+    pod: str = ""  # the UID of the pod whose fault it is
 
     @property
     def id(self) -> str:

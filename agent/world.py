@@ -123,12 +123,13 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """An Event on the Node. The name is derived from what it tells, so that it is told once."""
+    """An Event on the Node, or on a pod of it. The name is derived from what it tells, so that it is told once."""
 
     name: str
     warning: bool
     reason: str
     message: str
+    pod: str = ""  # its UID
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class KubeHands:
         self._raw: dict[str, Any] = {}
         self._blocked: dict[str, str] = {}
         self._announced: frozenset[str] = frozenset()
+        self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
 
     def _counted(self, api: Api) -> Api:
         def request(method: str, path: str, body: Any = None, content_type: str = JSON) -> tuple[int, Any]:
@@ -100,7 +101,9 @@ class KubeHands:
 
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → what controls it, for the pods of this node; RefusedError, UnreachableError."""
-        return {item["metadata"]["uid"]: _workload(item["metadata"]) for item in self._items()}
+        found = [item["metadata"] for item in self._items()]
+        self._pod_names = {pod["uid"]: (pod["namespace"], pod["name"]) for pod in found}
+        return {pod["uid"]: _workload(pod) for pod in found}
 
     def do(self, step: Step) -> None:
         """One step, one write. RefusedError 409 means look again; nothing is retried here."""
@@ -215,23 +218,29 @@ class KubeHands:
 
     def _announce(self, step: Announce) -> None:
         now = _now()
+        # A Node has no namespace: its Events are kept in "default". Its uid is its name, as the kubelet has it.
+        namespace, about = "default", {"kind": "Node", "name": self._node, "uid": self._node}
+        if step.pod in self._pod_names:
+            namespace, name = self._pod_names[step.pod]
+            about = {"kind": "Pod", "namespace": namespace, "name": name, "uid": step.pod}
         event = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": step.name, "namespace": "default"},
+            "metadata": {"name": step.name, "namespace": namespace},
             "type": "Warning" if step.warning else "Normal",
             "reason": step.reason,
             "message": step.message,
-            "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node},
+            "involvedObject": {"apiVersion": "v1", **about},
             "source": {"component": "gpu-health-agent", "host": self._node},
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,
         }
         try:
-            ask(self._api, "POST", "/api/v1/namespaces/default/events", event)
+            ask(self._api, "POST", f"/api/v1/namespaces/{quote(namespace)}/events", event)
         except RefusedError as refused:
-            if refused.status != _CONFLICT:  # told before a restart
+            # 409: told before a restart; a pod whose namespace ends takes no Events any more.
+            if refused.status != _CONFLICT and not step.pod:
                 raise
         self._announced |= {step.name}
 

@@ -209,6 +209,7 @@ def announcement(fault: Fault, world: World) -> Announce:
         warning=finding.severity > Severity.NOTICE or finding.rule.startswith("xid-"),
         reason=camel(finding.rule),
         message=plain(f"{finding.id} ({finding.severity.name.lower()}, remedy {finding.remedy}): {finding.message}"),
+        pod=finding.pod,
     )
 
 

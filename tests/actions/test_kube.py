@@ -14,7 +14,7 @@ from agent.actions.pretend import PretendCluster
 from agent.config import Budget, Config, Mode
 from agent.model import Remedy, Status, Verdict
 from agent.policy.plan import plan
-from agent.world import Evict, RefusedError, Retaint, Step, TakeSlot, Wait
+from agent.world import Announce, Evict, RefusedError, Retaint, Step, TakeSlot, Wait
 from tests.observe import Judge, alive, lost, reading, xid
 
 EVICT = Config(mode=Mode.EVICT)
@@ -306,3 +306,16 @@ def test_a_pod_is_named_by_the_controller_that_a_person_knows(
     pod = made._objects["pods", "a", name]
     pod["metadata"]["labels"] = labels
     assert list(KubeHands(made, "n1", EVICT).workloads().values()) == [workload]
+
+
+def test_the_word_about_a_program_is_an_event_on_its_pod_and_what_nobody_knows_is_on_the_node() -> None:
+    made = cluster()
+    hands = KubeHands(made, "n1", EVICT)
+    hands.look(closely=False)
+    uid = made.read("pods", "train", "research")["metadata"]["uid"]
+    hands.workloads()
+    hands.do(Announce("one", False, "WorkloadErrors", "it is the program", uid))
+    hands.do(Announce("two", False, "WorkloadErrors", "it is the program", "gone"))
+    about = made.read("events", "one", "research")["involvedObject"]
+    assert (about["kind"], about["name"], about["uid"]) == ("Pod", "train", uid)
+    assert made.read("events", "two", "default")["involvedObject"]["kind"] == "Node"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from agent.config import Limits
 from agent.model import Finding, Remedy, Severity
@@ -33,7 +34,9 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
         for one in sorted(here):
             gpus = {b.pci for b in alike if workload(b, history) == one}
             if len(gpus) >= _SEVERAL_GPUS:
-                yield PROGRAM.found(seen, limits, f"{one}: Xid {code} on {len(gpus)} GPUs: it is the program", pci="")
+                message = f"{one}: Xid {code} on {len(gpus)} GPUs: it is the program"
+                pod = next(history.pods[b.pid] for b in reversed(alike) if workload(b, history) == one)
+                yield replace(PROGRAM.found(seen, limits, message, pci=""), pod=pod)
 
 
 def workload(blame: Blame, history: History) -> str:
