@@ -23,7 +23,7 @@ from agent.world import Wait, describe
 
 _LATEST_VERDICTS = 64
 _NODE = "node"
-_POLL_S, _WATCHED_S, _SELDOM_S = 5.0, 30.0, 60.0
+_POLL_S, _WATCHED_S, _SELDOM_S, _SETTLED_S = 5.0, 30.0, 60.0, 4 * 3600.0
 _MOST_ROUNDS = 20
 _RECORD = re.compile(rb"^\d+,\d+,\d+,[^;]*;")
 _SYSLOG = re.compile(r"^\S.{0,80}? kernel: (.*)")  # syslog's or journalctl's header
@@ -173,8 +173,10 @@ class _Alone:
         at = batch[0].seen if batch else 0.0
         polled = self._now if self._now is not None else at
         while self._values and polled + _POLL_S < at:
-            calm = self._now is not None and polled - self._now > _WATCHED_S
-            polled = min(at, polled + (_SELDOM_S if calm else _POLL_S))
+            quiet_s = 0.0 if self._now is None else polled - self._now
+            if quiet_s > _SETTLED_S:  # whatever clears by itself has cleared
+                break
+            polled = min(at, polled + (_SELDOM_S if quiet_s > _WATCHED_S else _POLL_S))
             yield from self._judged(polled, self._polls(polled))
         for event in batch:
             if event.pci and event.signal in (Signal.XID, Signal.LOST) and self._values:

@@ -67,6 +67,12 @@ def test_notices_of_a_long_log_pass_and_rubbish_in_it_is_nothing() -> None:
     assert [len(one["faults"]) for one in decisions(text)] == [1, 0, 1]  # type: ignore[arg-type]
 
 
+def test_a_year_between_two_lines_is_no_year_of_judging() -> None:
+    began = time.process_time()
+    assert len(decisions(f"[ 1.0] {APP}\n[ 31536000.0] {APP}\n")) == 3, "seen, passed, seen again"
+    assert time.process_time() - began < 5
+
+
 def test_an_empty_log_and_a_broken_recording_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert decisions("") == [] or decisions("")[0]["status"] == "healthy"
     broken = tmp_path / "broken"
