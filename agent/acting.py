@@ -11,9 +11,10 @@ from typing import Any
 
 from agent.config import Config
 from agent.model import Severity, Verdict
-from agent.policy.plan import HARD_TAINT, plan
+from agent.policy.plan import plan
 from agent.policy.verdict import Orders
 from agent.world import (
+    HARD_TAINT,
     CredentialsError,
     Evict,
     Hands,

@@ -206,8 +206,9 @@ def _world(data: dict[str, Any]) -> World:
         **data,
         "taints": tuple(Taint(**t) for t in data["taints"]),
         "conditions": {k: Condition(**c) for k, c in data["conditions"].items()},
-        "slots": None if slots is None else tuple(Slot(SlotKind(s["kind"]), s["index"], s["holder"]) for s in slots),
+        "slots": None if slots is None else tuple(Slot(**{**s, "kind": SlotKind(s["kind"])}) for s in slots),
         "pods": None if pods is None else tuple(Pod(**p) for p in pods),
+        "out": frozenset(data["out"]),
         "announced": frozenset(data["announced"]),
         "dismissed": frozenset(data["dismissed"]),
     })  # fmt: skip

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+HARD_TAINT = "gpu-health-agent/unhealthy"
+SOFT_TAINT = "gpu-health-agent/degraded"
+
 
 @dataclass(frozen=True, slots=True)
 class Taint:
@@ -58,6 +61,9 @@ class Slot:
     kind: SlotKind
     index: int
     holder: str  # "<node name>/<node UID>", empty when free
+    stale: bool = False  # ours, and to be confirmed before anything else is written
+    abandoned: bool = False  # another's who is gone: it may be taken over
+    taken_s: int = 0  # seconds since it was last taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,8 @@ class World:
     stored: str | None = None  # our annotation, as text; None before the first start on this node
     slots: tuple[Slot, ...] | None = None  # None: not asked, which allows nothing
     pool_size: int = 0
+    out: frozenset[str] = frozenset()  # other nodes of the pool that are NotReady or cordoned and hold no slot
+    paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
     blocked: Mapping[str, str] = field(default_factory=dict)  # pod -> why its last eviction was refused
     announced: frozenset[str] = frozenset()  # Events that were sent

@@ -36,10 +36,10 @@ def test_whose_a_pod_is_is_asked_once_and_kept() -> None:
 def test_pods_that_may_not_be_read_keep_no_taint_waiting() -> None:
     cluster = made()
 
-    def forbidden(method: str, path: str, body: Any = None, content_type: str = "application/json") -> tuple[int, Any]:
+    def forbidden(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         if path.startswith("/api/v1/pods?"):
             return 403, {"message": "pods is forbidden"}
-        return cluster(method, path, body, content_type)
+        return cluster(method, path, *rest, **more)
 
     actor = Actor(Config(mode=Mode.TAINT), lambda: KubeHands(forbidden, "n1", CONFIG), False, lambda *_, **__: None)
     judge = Judge()

@@ -10,6 +10,7 @@ from agent.world import CredentialsError, RefusedError, UnreachableError
 
 TIMEOUT_S = 10.0
 JSON = "application/json"
+TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
@@ -18,7 +19,9 @@ STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 class Api(Protocol):
     """HTTP to an API server, real or in memory. Raises Unreachable when no answer came."""
 
-    def __call__(self, method: str, path: str, body: Any = None, content_type: str = JSON) -> tuple[int, Any]: ...
+    def __call__(
+        self, method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
+    ) -> tuple[int, Any]: ...
 
 
 def connect(kubeconfig: str | None) -> Api:
@@ -48,8 +51,10 @@ def connect(kubeconfig: str | None) -> Api:
     client = ApiClient(configuration)
     client.user_agent = "gpu-health-agent"
 
-    def request(method: str, path: str, body: Any = None, content_type: str = JSON) -> tuple[int, Any]:
-        headers = {"Accept": JSON, "Content-Type": content_type, "User-Agent": "gpu-health-agent"}
+    def request(
+        method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
+    ) -> tuple[int, Any]:
+        headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": "gpu-health-agent"}
         # The token is read anew: a projected one is renewed on disk every hour.
         if authorization := configuration.get_api_key_with_prefix("BearerToken", alias="authorization"):
             headers["authorization"] = authorization
@@ -68,9 +73,9 @@ def connect(kubeconfig: str | None) -> Api:
     return request
 
 
-def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = JSON) -> Any:
+def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON) -> Any:
     """A request that must succeed; RefusedError carries the server's sentence otherwise."""
-    status, answer = api(method, path, body, content_type)
+    status, answer = api(method, path, body, content_type, accept)
     if 200 <= status < 300:
         return answer
     answer = answer if isinstance(answer, dict) else {}

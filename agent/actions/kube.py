@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,9 +11,11 @@ from typing import Any, assert_never
 from urllib.parse import quote
 
 from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask
-from agent.actions.permits import Permits
+from agent.actions.permits import Clock, Permits, Pool
 from agent.config import Config
 from agent.world import (
+    HARD_TAINT,
+    SOFT_TAINT,
     Announce,
     Condition,
     Evict,
@@ -22,6 +25,7 @@ from agent.world import (
     Report,
     Retaint,
     Slot,
+    SlotKind,
     Step,
     Taint,
     TakeSlot,
@@ -32,7 +36,7 @@ from agent.world import (
 FAULTS_ANNOTATION = "gpu-health-agent/faults"
 DISMISS_ANNOTATION = "gpu-health-agent/dismiss"
 MANAGED_LABEL = "gpu-health-agent/managed"
-_OUR_TAINTS = ("gpu-health-agent/unhealthy", "gpu-health-agent/degraded")
+_OUR_TAINTS = (HARD_TAINT, SOFT_TAINT)
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
 _MIRROR = "kubernetes.io/config.mirror"
 _CONFLICT, _GONE, _BLOCKED = 409, 404, (429, 500)
@@ -41,20 +45,22 @@ _CONFLICT, _GONE, _BLOCKED = 409, 404, (429, 500)
 class KubeHands:
     """Looks at the cluster and does one step at a time, for one node."""
 
-    def __init__(self, api: Api, node: str, config: Config) -> None:
+    def __init__(self, api: Api, node: str, config: Config, clock: Clock = time.monotonic) -> None:
         self.requests: Counter[str] = Counter()
         self._api, self._node, self._config = self._counted(api), node, config
         self._path = f"/api/v1/nodes/{quote(node, safe='')}"
-        self._permits = Permits(self._api, config.budget)
+        self._permits = Permits(self._api, config.budget, clock)
         self._raw: dict[str, Any] = {}
         self._blocked: dict[str, str] = {}
         self._announced: frozenset[str] = frozenset()
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
 
     def _counted(self, api: Api) -> Api:
-        def request(method: str, path: str, body: Any = None, content_type: str = JSON) -> tuple[int, Any]:
+        def request(
+            method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
+        ) -> tuple[int, Any]:
             self.requests[method] += 1
-            return api(method, path, body, content_type)
+            return api(method, path, body, content_type, accept)
 
         return request
 
@@ -74,9 +80,10 @@ class KubeHands:
         metadata, spec, status = (self._raw.get(part) or {} for part in ("metadata", "spec", "status"))
         slots: tuple[Slot, ...] | None = None
         pods: tuple[Pod, ...] | None = None
-        pool_size = 0
+        pool, paused = Pool(0, frozenset()), ""
         if closely:
-            slots, pool_size = self._permits.look(), self._pool_size()
+            slots = self._permits.look(self._holder)
+            pool, paused = self._permits.pool(self._node), self._permits.paused()
             if any(taint["key"] == _OUR_TAINTS[0] for taint in spec.get("taints") or ()):
                 pods = self._pods()
         labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
@@ -93,7 +100,9 @@ class KubeHands:
             dismissed=frozenset(annotations.get(DISMISS_ANNOTATION, "").replace(",", " ").split()),
             stored=annotations.get(FAULTS_ANNOTATION),
             slots=slots,
-            pool_size=pool_size,
+            pool_size=pool.size,
+            out=pool.out,
+            paused=paused,
             pods=pods,
             blocked=dict(self._blocked),
             announced=self._announced,
@@ -128,10 +137,6 @@ class KubeHands:
     @property
     def _holder(self) -> str:
         return f"{self._node}/{self._raw['metadata']['uid']}"
-
-    def _pool_size(self) -> int:
-        selector = quote(self._config.budget.pool_selector, safe="")
-        return len(ask(self._api, "GET", f"/api/v1/nodes?labelSelector={selector}&resourceVersion=0")["items"])
 
     def _pods(self) -> tuple[Pod, ...]:
         pods = tuple(_pod(item, self._config.drain.resource_prefixes) for item in self._items())
@@ -172,6 +177,8 @@ class KubeHands:
     def _retaint(self, step: Retaint) -> None:
         """JSON Patch with a test on the list last seen: others write the same list, and theirs must survive."""
         metadata, seen = self._raw["metadata"], self._raw["spec"].get("taints")
+        if any(taint.key == HARD_TAINT for taint in step.taints):
+            self._permits.require(SlotKind.WITHDRAWN)
         ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
         wanted = [t for t in seen or () if t["key"] not in _OUR_TAINTS] + ours
         patch: list[dict[str, Any]] = [
@@ -200,6 +207,7 @@ class KubeHands:
 
     def _evict(self, pod: Pod) -> None:
         """The Eviction API asks the PodDisruptionBudgets; the UID keeps us from a namesake's successor."""
+        self._permits.require(SlotKind.DRAINING)
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/eviction"
         body = {
             "apiVersion": "policy/v1",

@@ -1,64 +1,181 @@
-"""Withdrawal permits: numbered slot Leases that one node at a time holds. No controller, no leader."""
+"""Withdrawal permits: numbered slot Leases that one node at a time holds. No controller, no leader.
+
+A holder confirms its slot every two minutes and acts only within five of a confirmation; an observer frees a slot
+after ten minutes without one. What lies between is the time that a request may take to arrive.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
-from agent.actions.api import Api, ask
+from agent.actions.api import TABLE, Api, ask
 from agent.config import Budget
-from agent.world import RefusedError, Slot, SlotKind
+from agent.world import HARD_TAINT, RefusedError, Slot, SlotKind
 
 _POOL_LABEL = "gpu-health-agent/pool"
 _KIND_LABEL = "gpu-health-agent/slot"
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
+_PAUSE = "/api/v1/namespaces/{}/configmaps/gpu-health-agent-pause"
+_RENEW_S, _VALID_S, _ABANDONED_S = 120.0, 300.0, 600.0
+_ASK_S = 60.0  # how often a holder's Node is asked for
+_POOL_S = 15.0  # how long a reading of the pool serves
+_CONFLICT, _GONE = 409, 404
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The pool's nodes: all of them, and those out of service by no doing of ours."""
+
+    size: int
+    out: frozenset[str]
+
+
+@dataclass
+class _Watched:
+    """A Lease of another as first seen in this version."""
+
+    version: str
+    since: float  # monotonic seconds
+    asked: float = float("-inf")
+    gone: bool = False  # no Node has its holder's UID
+    tainted: bool = True  # unknown is tainted: then it is kept
 
 
 class Permits:
     """The pool's Leases as last read; a write is bound to the version that was read."""
 
-    def __init__(self, api: Api, budget: Budget) -> None:
-        self._api, self._pool = api, budget.pool
+    def __init__(self, api: Api, budget: Budget, clock: Clock = time.monotonic) -> None:
+        self._api, self._budget, self._clock = api, budget, clock
         self._path = _LEASES.format(budget.namespace)
         self._seen: dict[str, dict[str, Any]] = {}
+        self._watched: dict[str, _Watched] = {}
+        self._confirmed: dict[str, float] = {}  # our own slots: when the request was sent that confirmed them
+        self._pool: tuple[float, Pool] | None = None
 
-    def look(self) -> tuple[Slot, ...]:
+    def look(self, own: str) -> tuple[Slot, ...]:
         """Every slot that was ever taken. RefusedError or UnreachableError: then nothing is allowed."""
-        answer = ask(self._api, "GET", f"{self._path}?labelSelector={_POOL_LABEL}%3D{self._pool}")
+        answer = ask(self._api, "GET", f"{self._path}?labelSelector={_POOL_LABEL}%3D{self._budget.pool}")
         self._seen = {lease["metadata"]["name"]: lease for lease in answer.get("items", ())}
-        return tuple(slot for lease in self._seen.values() if (slot := _slot(lease)))
+        self._watched = {name: watched for name, watched in self._watched.items() if name in self._seen}
+        self._confirmed = {
+            n: at for n, at in self._confirmed.items() if n in self._seen and _holder(self._seen[n]) == own
+        }
+        needed = not any(_holder(lease) == own for lease in self._seen.values())
+        return tuple(slot for lease in self._seen.values() if (slot := self._slot(lease, own, needed)))
+
+    def pool(self, own: str) -> Pool:
+        """How many nodes the pool has, and which others are NotReady or cordoned without a slot of ours.
+
+        Asked as a table: a thousand Nodes whole are 20 MB, and in a bad hour every agent asks at once.
+        """
+        now = self._clock()
+        if self._pool is None or now - self._pool[0] > _POOL_S:
+            selector = quote(self._budget.pool_selector, safe="")
+            path = f"/api/v1/nodes?labelSelector={selector}&includeObject=None&resourceVersion=0"
+            table = ask(self._api, "GET", path, accept=TABLE)
+            columns = [column["name"] for column in table["columnDefinitions"]]
+            name, status = columns.index("Name"), columns.index("Status")
+            rows = [(str(row["cells"][name]), str(row["cells"][status])) for row in table.get("rows") or ()]
+            out = frozenset(node for node, said in rows if said != "Ready" and node != own)
+            self._pool = (now, Pool(len(rows), out))
+        holders = {_holder(lease).partition("/")[0] for lease in self._seen.values()}
+        return Pool(self._pool[1].size, self._pool[1].out - holders)
+
+    def paused(self) -> str:
+        """Why the whole cluster's agents are to pause; empty while they run."""
+        path = _PAUSE.format(self._budget.namespace)
+        try:
+            data = ask(self._api, "GET", path).get("data") or {}
+        except RefusedError as refused:
+            return "" if refused.status == _GONE else f"ConfigMap gpu-health-agent-pause can't be read: {refused}"
+        said = str(data.get("paused", "false")).strip().lower()
+        return "" if said in ("", "false") else "ConfigMap gpu-health-agent-pause says so"
 
     def take(self, kind: SlotKind, index: int, holder: str) -> None:
-        """Take a slot; RefusedError 409 if another node was quicker."""
-        name = self._name(kind, index)
-        lease = self._seen.get(name)
-        spec = {"holderIdentity": holder, "acquireTime": _now(), "renewTime": _now()}
+        """Take a slot, or confirm our own; RefusedError 409 if another node was quicker."""
+        name, sent = self._name(kind, index), self._clock()
+        lease, now = self._seen.get(name), _now()
         if lease is None:
-            self._seen[name] = ask(
-                self._api,
-                "POST",
-                self._path,
-                {
-                    "apiVersion": "coordination.k8s.io/v1",
-                    "kind": "Lease",
-                    "metadata": {
-                        "name": name,
-                        "labels": {_POOL_LABEL: self._pool, _KIND_LABEL: str(kind)},
-                    },
-                    "spec": spec,
-                },
-            )
-        elif (lease.get("spec") or {}).get("holderIdentity"):
-            raise RefusedError(409, f"slot {name} is held")
+            labels = {_POOL_LABEL: self._budget.pool, _KIND_LABEL: str(kind)}
+            body = {
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": {"name": name, "labels": labels},
+                "spec": {"holderIdentity": holder, "acquireTime": now, "renewTime": now},
+            }
+            self._seen[name] = ask(self._api, "POST", self._path, body)
+        elif _holder(lease) == holder:
+            self._put(lease, {"renewTime": now})
+        elif not _holder(lease) or self._abandoned(lease):
+            self._put(lease, {"holderIdentity": holder, "acquireTime": now, "renewTime": now})
         else:
-            self._put(lease, spec)
+            raise RefusedError(_CONFLICT, f"slot {name} is held")
+        self._confirmed[name] = sent
 
     def give(self, kind: SlotKind, index: int, holder: str) -> None:
         """Free our own slot; one that is another's by now is left alone."""
         lease = self._seen.get(self._name(kind, index))
-        if lease and (lease.get("spec") or {}).get("holderIdentity") == holder:
+        if lease and _holder(lease) == holder:
             self._put(lease, {"holderIdentity": "", "renewTime": _now()})
+            self._confirmed.pop(self._name(kind, index), None)
+
+    def require(self, kind: SlotKind) -> None:
+        """RefusedError 409 unless a slot of this kind was confirmed to be ours within five minutes."""
+        prefix, now = self._name(kind, 0)[:-1], self._clock()
+        if not any(n.startswith(prefix) and now - at < _VALID_S for n, at in self._confirmed.items()):
+            raise RefusedError(_CONFLICT, f"no {kind} permit was confirmed lately: it is asked for again")
+
+    def _slot(self, lease: Mapping[str, Any], own: str, needed: bool) -> Slot | None:
+        """A Lease as a slot; one that only looks like ours is none."""
+        metadata = lease["metadata"]
+        name, kind = metadata["name"], (metadata.get("labels") or {}).get(_KIND_LABEL)
+        index = name.rpartition("-")[2]
+        if kind not in tuple(SlotKind) or not index.isdigit() or name != self._name(SlotKind(kind), int(index)):
+            return None
+        holder, now = _holder(lease), self._clock()
+        watched = self._watched.get(name)
+        if watched is None or watched.version != metadata["resourceVersion"]:
+            watched = self._watched[name] = _Watched(metadata["resourceVersion"], now)
+        if holder and holder != own and needed:
+            self._ask_holder(watched, holder)
+        return Slot(
+            SlotKind(kind),
+            int(index),
+            holder,
+            stale=holder == own and now - self._confirmed.get(name, float("-inf")) > _RENEW_S,
+            abandoned=bool(holder) and holder != own and self._abandoned(lease),
+            taken_s=int(max(_age_s(lease), now - watched.since)),
+        )
+
+    def _ask_holder(self, watched: _Watched, holder: str) -> None:
+        """Whether the Node that holds a slot is still there, and bears our taint; asked once a minute."""
+        if self._clock() - watched.asked < _ASK_S:
+            return
+        watched.asked = self._clock()
+        name, _, uid = holder.partition("/")
+        try:
+            node = ask(self._api, "GET", f"/api/v1/nodes/{quote(name, safe='')}")
+        except RefusedError as refused:
+            watched.gone = refused.status == _GONE
+            return
+        watched.gone = node["metadata"]["uid"] != uid
+        watched.tainted = any(t["key"] == HARD_TAINT for t in (node.get("spec") or {}).get("taints") or ())
+
+    def _abandoned(self, lease: Mapping[str, Any]) -> bool:
+        """Whether its holder's Node is gone, or bears no taint of ours and has not confirmed it for ten minutes."""
+        watched = self._watched.get(lease["metadata"]["name"])
+        if watched is None or watched.version != lease["metadata"]["resourceVersion"]:
+            return False
+        # The answer about the taint must itself be from after the ten minutes.
+        unseen_s = watched.asked - watched.since
+        return watched.gone or (not watched.tainted and unseen_s >= _ABANDONED_S)
 
     def _put(self, lease: dict[str, Any], spec: Mapping[str, Any]) -> None:
         name = lease["metadata"]["name"]
@@ -66,17 +183,20 @@ class Permits:
         self._seen[name] = ask(self._api, "PUT", f"{self._path}/{name}", renewed)
 
     def _name(self, kind: SlotKind, index: int) -> str:
-        return f"gpu-health-agent-{kind}-{self._pool}-{index}"
+        return f"gpu-health-agent-{kind}-{self._budget.pool}-{index}"
 
 
-def _slot(lease: Mapping[str, Any]) -> Slot | None:
-    """A Lease as a slot; one that only looks like ours is none."""
-    metadata = lease["metadata"]
-    kind = (metadata.get("labels") or {}).get(_KIND_LABEL)
-    index = metadata["name"].rpartition("-")[2]
-    if kind not in tuple(SlotKind) or not index.isdigit():
-        return None
-    return Slot(SlotKind(kind), int(index), str((lease.get("spec") or {}).get("holderIdentity") or ""))
+def _holder(lease: Mapping[str, Any]) -> str:
+    return str((lease.get("spec") or {}).get("holderIdentity") or "")
+
+
+def _age_s(lease: Mapping[str, Any]) -> float:
+    """Since it was last taken, by the clocks of two nodes: good enough for a rate, and for nothing else."""
+    try:
+        taken = datetime.fromisoformat((lease.get("spec") or {})["acquireTime"])
+        return (datetime.now(UTC) - taken).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
 
 
 def _now() -> str:

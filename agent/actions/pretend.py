@@ -7,9 +7,9 @@ import threading
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from agent.actions.api import JSON, JSON_PATCH
+from agent.actions.api import JSON, JSON_PATCH, TABLE
 
-_OBJECTS = {"nodes", "pods", "leases", "events"}
+_OBJECTS = {"nodes", "pods", "leases", "events", "configmaps"}
 
 
 class PretendCluster:
@@ -43,7 +43,9 @@ class PretendCluster:
             return [name for (kind, _, name), o in self._objects.items()
                     if kind == "pods" and o["spec"]["nodeName"] == node]  # fmt: skip
 
-    def __call__(self, method: str, path: str, body: Any = None, content_type: str = JSON) -> tuple[int, Any]:
+    def __call__(
+        self, method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
+    ) -> tuple[int, Any]:
         url = urlsplit(path)
         parts = [unquote(part) for part in url.path.split("/") if part]
         at = next(i for i, part in enumerate(parts) if part in _OBJECTS)
@@ -57,7 +59,8 @@ class PretendCluster:
             if method == "POST":
                 return self._create(kind, namespace, body)
             if not rest:
-                return 200, {"items": copy.deepcopy(self._select(kind, namespace, query))}
+                items = copy.deepcopy(self._select(kind, namespace, query))
+                return 200, _table(items) if accept == TABLE else {"items": items}
             old = self._objects.get((kind, namespace, rest[0]))
             if old is None:
                 return _status(404, f'{kind} "{rest[0]}" not found')
@@ -120,6 +123,16 @@ class PretendCluster:
         else:
             _merge(new, body)
         return 200, self._store(kind, namespace, new)
+
+
+def _table(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Nodes as kubectl shows them."""
+    rows = []
+    for node in nodes:
+        ready = next((c["status"] for c in node["status"]["conditions"] if c["type"] == "Ready"), "True")
+        cordoned = ",SchedulingDisabled" if node["spec"].get("unschedulable") else ""
+        rows.append({"cells": [node["metadata"]["name"], ("Ready" if ready == "True" else "NotReady") + cordoned]})
+    return {"columnDefinitions": [{"name": "Name"}, {"name": "Status"}], "rows": rows}
 
 
 def _status(code: int, message: str) -> tuple[int, Any]:

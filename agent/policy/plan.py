@@ -8,10 +8,12 @@ from hashlib import sha256
 
 from agent.config import Config, Mode
 from agent.model import Fault, Remedy, Severity, Status, Verdict
-from agent.policy.budget import free_slot, slot_limit
+from agent.policy.budget import free_slot, spent
 from agent.policy.drain import drain, leaving
 from agent.policy.stored import MalformedError, Stored, dump, load
 from agent.world import (
+    HARD_TAINT,
+    SOFT_TAINT,
     Announce,
     Condition,
     Evict,
@@ -26,8 +28,6 @@ from agent.world import (
     World,
 )
 
-HARD_TAINT = "gpu-health-agent/unhealthy"
-SOFT_TAINT = "gpu-health-agent/degraded"
 STATE_LABEL = "gpu-health-agent/state"
 ERROR_LABEL = "node.kubernetes.io/gpu-error"
 UNHEALTHY, DEGRADED = "GpuUnhealthy", "GpuDegraded"
@@ -72,14 +72,16 @@ def plan(verdict: Verdict, world: World, config: Config, gathered: bool) -> tupl
 def _withdraw(
     verdict: Verdict, world: World, config: Config, aim: _Aim, tainted: bool, gathered: bool
 ) -> tuple[Step, ...]:
-    steps: list[Step] = []
+    if world.paused:
+        return (*_report(world, aim), Wait(f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"))
+    steps: list[Step] = [TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale]
     if not world.held(SlotKind.WITHDRAWN):
-        slot = free_slot(world, SlotKind.WITHDRAWN, config.budget.max_withdrawn)
+        slot = free_slot(world, SlotKind.WITHDRAWN, config.budget)
         if slot is None:
-            return (*_report(world, aim), Wait(_spent(world, SlotKind.WITHDRAWN, config.budget.max_withdrawn)))
+            return (*_report(world, aim), Wait(spent(world, SlotKind.WITHDRAWN, config.budget)))
         steps.append(TakeSlot(SlotKind.WITHDRAWN, slot))
-    steps += _retaint(world, aim)
-    steps += _report(world, aim, told=bool(steps) and not tainted)
+    retaint = _retaint(world, aim)
+    steps += [*retaint, *_report(world, aim, told=bool(retaint))]
     if config.mode is Mode.EVICT and tainted:
         steps += _drain(verdict, world, config, gathered)
     return tuple(steps)
@@ -100,9 +102,9 @@ def _drain(verdict: Verdict, world: World, config: Config, gathered: bool) -> tu
         return (*steps, GiveSlot(SlotKind.DRAINING, held.index)) if held and idle else steps
     if held:
         return steps
-    slot = free_slot(world, SlotKind.DRAINING, config.budget.max_draining)
+    slot = free_slot(world, SlotKind.DRAINING, config.budget)
     if slot is None:
-        return (Wait(_spent(world, SlotKind.DRAINING, config.budget.max_draining)),)
+        return (Wait(spent(world, SlotKind.DRAINING, config.budget)),)
     return (TakeSlot(SlotKind.DRAINING, slot), *steps)
 
 
@@ -110,14 +112,6 @@ def _return(world: World, aim: _Aim) -> tuple[Step, ...]:
     """Taint first, permit last: between the two a crash costs a slot for a moment, never the budget."""
     held = tuple(GiveSlot(kind, slot.index) for kind in reversed(SlotKind) if (slot := world.held(kind)))
     return (*_retaint(world, aim), *_report(world, aim), *held)
-
-
-def _spent(world: World, kind: SlotKind, setting: int | str) -> str:
-    if world.slots is None:
-        return f"the cluster's {kind} slots were not read: nothing is withdrawn without a permit"
-    limit = slot_limit(setting, world.pool_size)
-    holders = ", ".join(s.holder.split("/")[0] for s in world.slots if s.kind is kind and s.holder) or "nobody"
-    return f"the budget is spent: {limit} {kind} of {world.pool_size} nodes allowed, held by {holders}"
 
 
 def _aim(verdict: Verdict, world: World, config: Config, stored: Stored | None) -> _Aim:

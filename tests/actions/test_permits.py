@@ -1,0 +1,248 @@
+"""Permits: never more than the budget, whoever dies, lags or asks at once; and no slot is lost for ever."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.actions.kube import KubeHands
+from agent.actions.pretend import PretendCluster
+from agent.config import Budget, Config, Mode
+from agent.policy.plan import plan
+from agent.world import Evict, RefusedError, Retaint, Step, TakeSlot, UnreachableError, Wait
+from tests.actions.test_kube import EVICT, cluster, drive, fatal, healthy, holders, node, taints
+
+MERGE = "application/merge-patch+json"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def waits(hands: KubeHands, config: Config = EVICT) -> list[str]:
+    return [s.why for s in plan(fatal(), hands.look(closely=True), config, gathered=True) if isinstance(s, Wait)]
+
+
+def bare(made: PretendCluster, name: str) -> None:
+    """Its taints are gone, as when a person removed them."""
+    made("PATCH", f"/api/v1/nodes/{name}", {"spec": {"taints": None}}, MERGE)
+
+
+def test_a_slot_whose_node_is_gone_is_taken_over() -> None:
+    made = cluster()
+    drive(KubeHands(made, "n1", EVICT), fatal())
+    assert waits(KubeHands(made, "n2", EVICT)) != []
+    del made._objects["nodes", "", "n1"]
+    drive(KubeHands(made, "n2", EVICT), fatal())
+    assert holders(made)["gpu-health-agent-withdrawn-gpu-0"] == "n2"
+
+
+def test_a_node_made_anew_under_the_same_name_is_another_node() -> None:
+    made = cluster()
+    drive(KubeHands(made, "n1", EVICT), fatal())
+    made.add_node("n1")
+    drive(KubeHands(made, "n2", EVICT), fatal())
+    assert holders(made)["gpu-health-agent-withdrawn-gpu-0"] == "n2"
+
+
+def test_a_silent_holder_that_bears_our_taint_keeps_its_slot_for_ever() -> None:
+    made, clock = cluster(), Clock()
+    drive(KubeHands(made, "n1", EVICT), fatal())
+    hands = KubeHands(made, "n2", EVICT, clock)
+    for _ in range(100):
+        clock.now += 600
+        drive(hands, fatal(), rounds=1)
+    assert (taints(made, "n2"), holders(made)["gpu-health-agent-withdrawn-gpu-0"]) == ([], "n1")
+
+
+def test_a_silent_holder_without_our_taint_loses_its_slot_after_ten_minutes_of_the_observers_clock() -> None:
+    made, clock = cluster(), Clock()
+    drive(KubeHands(made, "n1", EVICT), fatal(), rounds=1, cuts=[1])  # it took the slot and died
+    hands = KubeHands(made, "n2", EVICT, clock)
+    for _ in range(60):
+        drive(hands, fatal(), rounds=1)
+        assert taints(made, "n2") == []
+        clock.now += 10
+    clock.now += 60
+    drive(hands, fatal())
+    assert taints(made, "n2") == ["gpu-health-agent/unhealthy"]
+
+
+def test_a_holder_that_confirms_its_slot_keeps_it() -> None:
+    made, clock = cluster(), Clock()
+    one, two = KubeHands(made, "n1", EVICT, clock), KubeHands(made, "n2", EVICT, clock)
+    drive(one, fatal())
+    bare(made, "n1")
+    for _ in range(20):
+        clock.now += 125
+        steps = plan(fatal(), one.look(closely=True), EVICT, gathered=True)
+        assert isinstance(steps[0], TakeSlot)
+        one.do(steps[0])
+        drive(two, fatal(), rounds=1)
+    assert taints(made, "n2") == []
+
+
+def test_nothing_is_tainted_or_evicted_on_a_permit_that_was_not_confirmed_lately() -> None:
+    made, clock = cluster(), Clock()
+    hands = KubeHands(made, "n1", EVICT, clock)
+    steps = plan(fatal(), hands.look(closely=True), EVICT, gathered=True)
+    hands.do(steps[0])
+    clock.now += 301  # it was stopped here, and goes on with what it had planned
+    with pytest.raises(RefusedError, match="confirmed lately"):
+        hands.do(next(step for step in steps if isinstance(step, Retaint)))
+    assert taints(made) == []
+    hands.do(steps[0])
+    drive(hands, fatal(), rounds=1)
+    slot, eviction = plan(fatal(), hands.look(closely=True), EVICT, gathered=True)[-2:]
+    assert isinstance(eviction, Evict)
+    hands.do(slot)
+    clock.now += 301
+    with pytest.raises(RefusedError, match="confirmed lately"):
+        hands.do(eviction)
+
+
+@pytest.mark.parametrize("trouble", ["NotReady", "cordoned"])
+def test_a_node_that_is_out_of_service_otherwise_counts_against_the_budget(trouble: str) -> None:
+    made = cluster("n1", "n2", "n3")
+    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=1))
+    change: dict[str, Any] = {"spec": {"unschedulable": True}}
+    if trouble == "NotReady":
+        change = {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+    made("PATCH", "/api/v1/nodes/n3", change, MERGE)
+    drive(KubeHands(made, "n1", config), fatal(), config)
+    assert taints(made) == []
+    assert waits(KubeHands(made, "n1", config), config) == [
+        "the budget is spent: 1 withdrawn of 3 nodes allowed; out of service otherwise: n3"
+    ]
+    two = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=2))
+    drive(KubeHands(made, "n1", two), fatal(), two)
+    assert taints(made) == ["gpu-health-agent/unhealthy"]
+
+
+def test_so_many_an_hour_and_no_more() -> None:
+    made, clock = cluster("n1", "n2", "n3"), Clock()
+    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=1, per_hour=2))
+    drive(KubeHands(made, "n1", config), fatal(), config)
+    drive(KubeHands(made, "n1", config), healthy(), config)
+    hands = KubeHands(made, "n2", config, clock)
+    drive(hands, fatal(), config)
+    assert taints(made, "n2") == []
+    assert waits(hands, config)[0].endswith("2 withdrawals an hour allowed")
+    clock.now += 1801  # half an hour as the observer saw it, whatever the clocks of the nodes say
+    drive(hands, fatal(), config)
+    assert taints(made, "n2") == ["gpu-health-agent/unhealthy"]
+
+
+def pause(made: PretendCluster, said: str | None) -> None:
+    data = {} if said is None else {"paused": said}
+    made._store("configmaps", "gpu-health-agent", {"metadata": {"name": "gpu-health-agent-pause"}, "data": data})
+
+
+@pytest.mark.parametrize(("said", "acts"), [("true", False), ("yes", False), ("?", False), ("false", True),
+                                            ("", True), (None, True)])  # fmt: skip
+def test_one_config_map_pauses_every_agent_of_the_cluster(said: str | None, acts: bool) -> None:
+    made = cluster()
+    pause(made, said)
+    drive(KubeHands(made, "n1", EVICT), fatal())
+    assert bool(taints(made)) is acts
+    assert {c["type"]: c["status"] for c in node(made)["status"]["conditions"]}["GpuUnhealthy"] == "True"
+
+
+def test_a_pause_that_can_not_be_read_is_a_pause_and_a_withdrawn_node_evicts_nobody_more() -> None:
+    made = cluster()
+    drive(KubeHands(made, "n1", EVICT), fatal(), rounds=1)
+    assert made.evicted == []
+
+    def forbidden(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        return (403, {"message": "no"}) if "configmaps" in path else made(method, path, *rest, **more)
+
+    hands = KubeHands(forbidden, "n1", EVICT)
+    drive(hands, fatal())
+    assert made.evicted == []
+    assert "can't be read" in waits(hands)[0]
+
+
+class Fleet:
+    """Agents that take turns, one write each, in any order, over a server that loses, delays and repeats."""
+
+    def __init__(self, size: int, config: Config, chance: random.Random) -> None:
+        self.cluster, self.config, self.chance = PretendCluster(), config, chance
+        self.clock = Clock()
+        for i in range(size):
+            self.cluster.add_node(f"n{i}")
+        self.late: list[Callable[[], Any]] = []
+        self.hands = [KubeHands(self._unsteady, f"n{i}", config, self.clock) for i in range(size)]
+        self.plans: list[list[Step]] = [[] for _ in range(size)]
+
+    def _unsteady(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        luck = self.chance.random()
+        if luck < 0.05:  # it never arrived
+            raise UnreachableError("timed out")
+        if luck < 0.10 and method != "GET":  # it arrives after all, a while later
+            self.late.append(lambda: self.cluster(method, path, *rest, **more))
+            raise UnreachableError("timed out")
+        answer = self.cluster(method, path, *rest, **more)
+        if luck > 0.95:  # done, and the answer got lost
+            raise UnreachableError("timed out")
+        return answer
+
+    def turn(self, i: int, verdict: Any) -> None:
+        try:
+            if not self.plans[i]:
+                steps = plan(verdict, self.hands[i].look(closely=True), self.config, gathered=True)
+                self.plans[i] = [step for step in steps if not isinstance(step, Wait)]
+            elif self.plans[i]:
+                self.hands[i].do(self.plans[i].pop(0))
+        except (RefusedError, UnreachableError):
+            self.plans[i] = []
+        if self.late and self.chance.random() < 0.5:
+            self.late.pop(self.chance.randrange(len(self.late)))()
+
+    def withdrawn(self) -> list[int]:
+        return [i for i in range(len(self.hands)) if taints(self.cluster, f"n{i}")]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**9), size=st.integers(2, 12), limit=st.integers(1, 4))
+def test_a_false_fault_everywhere_at_once_never_takes_more_than_the_budget(seed: int, size: int, limit: int) -> None:
+    chance = random.Random(seed)
+    fleet = Fleet(size, Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=limit)), chance)
+    bad, dead = fatal(), set[int]()
+    for _ in range(size * 25):
+        i = chance.randrange(size)
+        if i not in dead:
+            fleet.turn(i, bad)
+        if chance.random() < 0.005:
+            dead.add(i)
+        fleet.clock.now += chance.random()
+        assert len(fleet.withdrawn()) <= limit
+
+
+def test_of_fifty_that_ask_at_once_everyone_is_served_in_the_end() -> None:
+    chance = random.Random(7)
+    fleet = Fleet(50, Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=3)), chance)
+    bad, well, served = fatal(), healthy(), set[int]()
+    cured: dict[int, int] = {}
+    for turns in range(60_000):
+        i = chance.randrange(50)
+        fleet.turn(i, well if i in served else bad)
+        withdrawn = fleet.withdrawn() if turns % 5 == 0 else []
+        assert len(withdrawn) <= 3
+        for one in withdrawn:
+            cured.setdefault(one, turns)
+            if turns - cured[one] > 100 and one not in served:
+                served.add(one)
+                fleet.plans[one] = []
+        fleet.clock.now += 0.05
+        if len(served) == 50 and not fleet.withdrawn():
+            break
+    assert (len(served), fleet.withdrawn()) == (50, [])

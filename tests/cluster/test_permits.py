@@ -1,0 +1,71 @@
+"""Permits on a real API server: fifty agents ask in the same second."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from agent.actions.api import connect
+from agent.actions.kube import KubeHands
+from agent.config import Budget, Config, Mode
+from agent.policy.plan import plan
+from agent.world import HARD_TAINT, RefusedError, UnreachableError, Wait
+from tests.actions.test_kube import fatal, healthy
+from tests.cluster.control_plane import ControlPlane
+
+_AGENTS, _LIMIT = 50, 3
+
+
+def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_everyone_is_served(
+    plane: ControlPlane,
+) -> None:
+    nodes = [f"race-{i}" for i in range(_AGENTS)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda node: plane.add_node(node, labels={"site": "race"}), nodes))
+    plane.wait("nodes Ready", lambda: all(plane.ready(node) for node in nodes))
+    config = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=_LIMIT, pool="race", pool_selector="site=race"))
+    account = str(plane.account_kubeconfig("gpu-health-agent", "gpu-health-agent"))
+    start, done = threading.Barrier(_AGENTS + 1), threading.Event()
+    bad, well = fatal(), healthy()
+    most: list[int] = []
+
+    def watch() -> None:
+        while not done.is_set():
+            listed = plane.must("GET", "/api/v1/nodes?labelSelector=site%3Drace")["items"]
+            tainted = [n for n in listed for t in n["spec"].get("taints") or () if t["key"] == HARD_TAINT]
+            most.append(len(tainted))
+
+    def serve(node: str) -> bool:
+        hands = KubeHands(connect(account), node, config)
+        start.wait()
+        for verdict, wanted in ((bad, True), (well, False)):
+            for _ in range(2000):
+                try:
+                    world = hands.look(closely=True)
+                    steps = plan(verdict, world, config, gathered=True)
+                    if any(t.key == HARD_TAINT for t in world.taints) is wanted and all(
+                        isinstance(step, Wait) for step in steps
+                    ):
+                        break
+                    for step in steps:
+                        hands.do(step)
+                except (RefusedError, UnreachableError):
+                    pass  # another was quicker: look again
+                done.wait(0.05)
+            else:
+                return False
+        return True
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with ThreadPoolExecutor(_AGENTS) as pool:
+            served = pool.map(serve, nodes)
+            start.wait()
+            assert all(served)
+    finally:
+        done.set()
+        watcher.join()
+        for node in nodes:
+            plane.request("DELETE", f"/api/v1/nodes/{node}")
+    assert 0 < max(most) <= _LIMIT
