@@ -15,7 +15,9 @@ from agent.policy.plan import plan
 from agent.policy.verdict import Orders
 from agent.world import (
     HARD_TAINT,
+    AskCheckpoint,
     CredentialsError,
+    Delete,
     Evict,
     Hands,
     RefusedError,
@@ -85,6 +87,11 @@ class Actor:
     def requests(self) -> dict[str, int]:
         """Requests sent to the API server so far, by HTTP method."""
         return dict(self._hands.requests) if self._hands else {}
+
+    def checkpoints(self) -> tuple[dict[str, int], float]:
+        """How the evicted pods' checkpoints ended, and the seconds that were waited for them."""
+        outcomes, waited_s = self._hands.checkpoints if self._hands else ({}, 0.0)
+        return dict(outcomes), waited_s
 
     def judged(self, verdict: Verdict, changed: bool) -> None:
         """The judge's latest word; a changed one is acted on at once."""
@@ -197,7 +204,7 @@ class Actor:
             self.done[kind] += 1
             done.append(step)
             # An eviction's effect is not there at once, and a refused one is asked again in a while.
-            again = again or not isinstance(step, Evict)
+            again = again or not isinstance(step, AskCheckpoint | Evict | Delete)
         return again, ()
 
     def _gathered(self, verdict: Verdict) -> bool:
@@ -222,7 +229,10 @@ class Actor:
 
 def view(actor: Actor) -> dict[str, Any]:
     """The actor's part of a Snapshot."""
+    outcomes, waited_s = actor.checkpoints()
     return {
+        "checkpoints": outcomes,
+        "checkpoint_wait_s": waited_s,
         "steps": actor.steps,
         "waits": actor.waits,
         "done": dict(actor.done),

@@ -153,9 +153,28 @@ class Budget(_Section):
     namespace: str = "gpu-health-agent"
 
 
+class Deadlines(_Section):
+    """How long a drain waits for budgets and protected pods before ``on_deadline``, by remedy."""
+
+    contact_support: Seconds = 3600
+    reset_gpu: Seconds = 3600
+    reboot_node: Seconds = 3600
+    replace_node: Seconds = 3600
+
+    def of(self, remedy: Remedy) -> float:
+        return float(getattr(self, remedy, self.contact_support))
+
+
 class Drain(_Section):
     gather_s: Seconds = 10
     """From the taint to the first eviction: a node's faults are gathered, so that a gang restarts once."""
+    deadline_s: Deadlines = Deadlines()
+    on_deadline: Literal["wait", "delete"] = "wait"
+    """delete: what a budget still protects is deleted, with its own grace period."""
+    unmanaged: Literal["wait", "delete"] = "wait"
+    """Pods without a controller, or with a volume on this node's own disk: wait for a person, or let them go."""
+    checkpoint_s: Seconds = 300
+    """The longest wait for a pod's checkpoint, whatever it declares; on a lost GPU nobody waits."""
     exclude_namespaces: tuple[str, ...] = ("kube-system",)
     resource_prefixes: tuple[str, ...] = ("nvidia.com/",)
     """A pod that requests an extended resource with one of these prefixes holds a GPU."""

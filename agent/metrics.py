@@ -127,6 +127,14 @@ def _actions(shot: Snapshot) -> Iterator[Metric]:
     for method, number in sorted(shot.requests.items()):
         sent.add_metric([shot.node, method], number)
     yield sent
+    saved = CounterMetricFamily("gpu_health_checkpoints", "Evicted pods that declare a checkpoint, by how it ended.",
+                                labels=["node", "outcome"])  # fmt: skip
+    for outcome, number in sorted(shot.checkpoints.items()):
+        saved.add_metric([shot.node, outcome], number)
+    yield saved
+    waited = CounterMetricFamily("gpu_health_checkpoint_wait_seconds", "Waited for checkpoints.", labels=["node"])
+    waited.add_metric([shot.node], shot.checkpoint_wait_s)
+    yield waited
     waits = GaugeMetricFamily("gpu_health_waits", "Things that the agent waits for; /state names them.",
                               labels=["node"])  # fmt: skip
     waits.add_metric([shot.node], len(shot.waits))

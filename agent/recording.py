@@ -200,6 +200,11 @@ def _orders(line: dict[str, Any]) -> Orders | None:
     return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"])) if new else None
 
 
+def _pod(data: dict[str, Any]) -> Pod:
+    gpus = data["gpus"]
+    return Pod(**{**data, "gpus": None if gpus is None else frozenset(gpus)})
+
+
 def _world(data: dict[str, Any]) -> World:
     slots, pods = data["slots"], data["pods"]
     return World(**{
@@ -207,7 +212,7 @@ def _world(data: dict[str, Any]) -> World:
         "taints": tuple(Taint(**t) for t in data["taints"]),
         "conditions": {k: Condition(**c) for k, c in data["conditions"].items()},
         "slots": None if slots is None else tuple(Slot(**{**s, "kind": SlotKind(s["kind"])}) for s in slots),
-        "pods": None if pods is None else tuple(Pod(**p) for p in pods),
+        "pods": None if pods is None else tuple(_pod(p) for p in pods),
         "out": frozenset(data["out"]),
         "announced": frozenset(data["announced"]),
         "dismissed": frozenset(data["dismissed"]),

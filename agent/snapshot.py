@@ -36,4 +36,6 @@ class Snapshot:
     done: Mapping[str, int] = field(default_factory=dict)  # steps done since start, by kind
     failed: Mapping[str, int] = field(default_factory=dict)  # rounds and steps that failed, by kind
     requests: Mapping[str, int] = field(default_factory=dict)  # to the API server since start, by HTTP method
+    checkpoints: Mapping[str, int] = field(default_factory=dict)  # evicted pods that declared one, by how it ended
+    checkpoint_wait_s: float = 0.0
     look_s: float = 0.0  # how long the reads before the last steps took

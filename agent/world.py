@@ -40,7 +40,18 @@ class Pod:
     static: bool = False  # a mirror of a file on the node
     finished: bool = False  # Succeeded or Failed
     terminating: bool = False
+    stuck: bool = False  # terminating, and long past its grace period
     priority: int = 0
+    workload: str = ""  # namespace/Kind/name of what a person knows as its controller
+    gpus: frozenset[str] | None = None  # UUIDs of the GPUs that it holds; None: not known
+    tolerates: bool = False  # our hard taint
+    protected: bool = False  # an annotation asks to leave it alone
+    pinned: bool = False  # a volume of it is this node's own disk
+    checkpoint: str = ""  # how it saves when asked: http, annotation, sigterm; empty: it declares nothing
+    checkpoint_timeout_s: float = 0.0
+    checkpoint_said: str = ""  # what it last answered, or what is wrong with its declaration
+    asked_s: int | None = None  # seconds since it was asked to save
+    saved: bool = False
 
     @property
     def key(self) -> str:
@@ -83,7 +94,8 @@ class World:
     out: frozenset[str] = frozenset()  # other nodes of the pool that are NotReady or cordoned and hold no slot
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
-    blocked: Mapping[str, str] = field(default_factory=dict)  # pod -> why its last eviction was refused
+    blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why its last eviction was refused
+    returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     announced: frozenset[str] = frozenset()  # Events that were sent
 
     @property
@@ -127,6 +139,20 @@ class GiveSlot:
 @dataclass(frozen=True, slots=True)
 class Evict:
     pod: Pod
+    checkpoint: str = "none"  # how its checkpoint ended: none, saved, expired, unconfirmed
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Past its budget, after the drain's deadline and where the configuration says so."""
+
+    pod: Pod
+    checkpoint: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class AskCheckpoint:
+    pod: Pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +173,7 @@ class Wait:
     why: str
 
 
-Step = Report | Retaint | TakeSlot | GiveSlot | Evict | Announce | Wait
+Step = Report | Retaint | TakeSlot | GiveSlot | AskCheckpoint | Evict | Delete | Announce | Wait
 
 
 def describe(step: Step) -> str:
@@ -164,8 +190,12 @@ def describe(step: Step) -> str:
             return f"take {kind} permit {index}"
         case GiveSlot(kind, index):
             return f"give {kind} permit {index} back"
+        case AskCheckpoint(pod):
+            return f"ask pod {pod.key} to save a checkpoint"
         case Evict(pod):
             return f"ask for the eviction of pod {pod.key}"
+        case Delete(pod):
+            return f"delete pod {pod.key} past its budget"
         case Announce(reason=reason):
             return f"send Event {reason}"
         case Wait(why):
@@ -194,6 +224,10 @@ class Hands(Protocol):
     @property
     def requests(self) -> Mapping[str, int]:
         """Requests sent to the API server so far, by HTTP method."""
+
+    @property
+    def checkpoints(self) -> tuple[Mapping[str, int], float]:
+        """How the evicted pods' checkpoints ended, and the seconds that were waited for them."""
 
     def look(self, closely: bool) -> World:
         """The world now; ``closely`` also the permits and, once our taint stands, the node's pods."""

@@ -32,6 +32,8 @@ def snapshot() -> Snapshot:
         done={"retaint": 1, "evict": 2},
         failed={"look": 1},
         requests={"GET": 3, "PATCH": 1},
+        checkpoints={"saved": 2, "expired": 1},
+        checkpoint_wait_s=12.5,
         look_s=0.25,
     )
 

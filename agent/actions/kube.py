@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -12,12 +11,15 @@ from urllib.parse import quote
 
 from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask
 from agent.actions.permits import Clock, Permits, Pool
+from agent.actions.pods import Pods, workload
 from agent.config import Config
 from agent.world import (
     HARD_TAINT,
     SOFT_TAINT,
     Announce,
+    AskCheckpoint,
     Condition,
+    Delete,
     Evict,
     GiveSlot,
     Pod,
@@ -37,9 +39,7 @@ FAULTS_ANNOTATION = "gpu-health-agent/faults"
 DISMISS_ANNOTATION = "gpu-health-agent/dismiss"
 MANAGED_LABEL = "gpu-health-agent/managed"
 _OUR_TAINTS = (HARD_TAINT, SOFT_TAINT)
-_SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
-_MIRROR = "kubernetes.io/config.mirror"
-_CONFLICT, _GONE, _BLOCKED = 409, 404, (429, 500)
+_CONFLICT, _GONE = 409, 404
 
 
 class KubeHands:
@@ -51,7 +51,7 @@ class KubeHands:
         self._path = f"/api/v1/nodes/{quote(node, safe='')}"
         self._permits = Permits(self._api, config.budget, clock)
         self._raw: dict[str, Any] = {}
-        self._blocked: dict[str, str] = {}
+        self._pods = Pods(self._api, node, config.drain, clock)
         self._announced: frozenset[str] = frozenset()
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
 
@@ -63,6 +63,11 @@ class KubeHands:
             return api(method, path, body, content_type, accept)
 
         return request
+
+    @property
+    def checkpoints(self) -> tuple[Mapping[str, int], float]:
+        """How the evicted pods' checkpoints ended, and the seconds that were waited for them."""
+        return self._pods.checkpoints, self._pods.checkpoint_wait_s
 
     def look(self, closely: bool) -> World:
         """Read the Node; ``closely`` also the pool's permits and, once our taint stands, the node's pods.
@@ -85,7 +90,9 @@ class KubeHands:
             slots = self._permits.look(self._holder)
             pool, paused = self._permits.pool(self._node), self._permits.paused()
             if any(taint["key"] == _OUR_TAINTS[0] for taint in spec.get("taints") or ()):
-                pods = self._pods()
+                pods = self._pods.look()
+            else:
+                self._pods.forget()
         labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
         return World(
             node=self._node,
@@ -104,15 +111,16 @@ class KubeHands:
             out=pool.out,
             paused=paused,
             pods=pods,
-            blocked=dict(self._blocked),
+            blocked=dict(self._pods.blocked),
+            returns=dict(self._pods.returns),
             announced=self._announced,
         )
 
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → what controls it, for the pods of this node; RefusedError, UnreachableError."""
-        found = [item["metadata"] for item in self._items()]
-        self._pod_names = {pod["uid"]: (pod["namespace"], pod["name"]) for pod in found}
-        return {pod["uid"]: _workload(pod) for pod in found}
+        found = self._pods.workloads()
+        self._pod_names = {uid: (pod["namespace"], pod["name"]) for uid, pod in found.items()}
+        return {uid: workload(pod) for uid, pod in found.items()}
 
     def do(self, step: Step) -> None:
         """One step, one write. RefusedError 409 means look again; nothing is retried here."""
@@ -125,8 +133,15 @@ class KubeHands:
                 self._permits.take(kind, index, self._holder)
             case GiveSlot(kind, index):
                 self._permits.give(kind, index, self._holder)
-            case Evict(pod):
-                self._evict(pod)
+            case AskCheckpoint(pod):
+                self._permits.require(SlotKind.DRAINING)
+                self._pods.ask_checkpoint(pod)
+            case Evict(pod, outcome):
+                self._permits.require(SlotKind.DRAINING)
+                self._pods.evict(pod, outcome)
+            case Delete(pod, outcome):
+                self._permits.require(SlotKind.DRAINING)
+                self._pods.delete(pod, outcome)
             case Announce():
                 self._announce(step)
             case Wait():
@@ -137,15 +152,6 @@ class KubeHands:
     @property
     def _holder(self) -> str:
         return f"{self._node}/{self._raw['metadata']['uid']}"
-
-    def _pods(self) -> tuple[Pod, ...]:
-        pods = tuple(_pod(item, self._config.drain.resource_prefixes) for item in self._items())
-        self._blocked = {k: v for k, v in self._blocked.items() if any(p.key == k for p in pods)}
-        return pods
-
-    def _items(self) -> list[dict[str, Any]]:
-        selector = quote(f"spec.nodeName={self._node}", safe="")
-        return list(ask(self._api, "GET", f"/api/v1/pods?fieldSelector={selector}").get("items", ()))
 
     def _report(self, step: Report) -> None:
         body: dict[str, Any] = {"metadata": {}}
@@ -205,25 +211,6 @@ class KubeHands:
                 raise RefusedError(_CONFLICT, "the node's taints changed meanwhile") from refused
             raise
 
-    def _evict(self, pod: Pod) -> None:
-        """The Eviction API asks the PodDisruptionBudgets; the UID keeps us from a namesake's successor."""
-        self._permits.require(SlotKind.DRAINING)
-        path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/eviction"
-        body = {
-            "apiVersion": "policy/v1",
-            "kind": "Eviction",
-            "metadata": {"name": pod.name, "namespace": pod.namespace},
-            "deleteOptions": {"preconditions": {"uid": pod.uid}},
-        }
-        try:
-            ask(self._api, "POST", path, body)
-            self._blocked.pop(pod.key, None)
-        except RefusedError as refused:
-            if refused.status in _BLOCKED:  # 429: a budget says wait; 500: two budgets claim the pod
-                self._blocked[pod.key] = refused.sentence
-            elif refused.status not in (_GONE, _CONFLICT):
-                raise
-
     def _announce(self, step: Announce) -> None:
         now = _now()
         # A Node has no namespace: its Events are kept in "default". Its uid is its name, as the kubelet has it.
@@ -251,39 +238,6 @@ class KubeHands:
             if refused.status != _CONFLICT and not step.pod:
                 raise
         self._announced |= {step.name}
-
-
-def _pod(item: dict[str, Any], gpu_prefixes: tuple[str, ...]) -> Pod:
-    metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
-    owner = next((o["kind"] for o in metadata.get("ownerReferences") or () if o.get("controller")), "")
-    asked = [
-        name
-        for container in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
-        for name in ((container.get("resources") or {}).get("limits") or {})
-    ]
-    return Pod(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        owner=owner,
-        gpu=any(name.startswith(gpu_prefixes) for name in asked),
-        static=_MIRROR in (metadata.get("annotations") or {}),
-        finished=status.get("phase") in ("Succeeded", "Failed"),
-        terminating=bool(metadata.get("deletionTimestamp")),
-        priority=spec.get("priority") or 0,
-    )
-
-
-def _workload(metadata: dict[str, Any]) -> str:
-    """The controller that a person knows: a Deployment behind its ReplicaSet, a CronJob behind its Job."""
-    owner = next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), None)
-    kind, name = (owner["kind"], owner["name"]) if owner else ("Pod", metadata["name"])
-    template = (metadata.get("labels") or {}).get("pod-template-hash")
-    if kind == "ReplicaSet" and template and name.endswith(f"-{template}"):
-        kind, name = "Deployment", name.removesuffix(f"-{template}")
-    elif kind == "Job" and (scheduled := _SCHEDULED.fullmatch(name)):
-        kind, name = "CronJob", scheduled[1]
-    return f"{metadata['namespace']}/{kind}/{name}"
 
 
 def _now() -> str:

@@ -70,6 +70,10 @@ class PretendCluster:
                 return 200, self._store(kind, namespace, body)
             if method == "PATCH":
                 return self._patch(kind, namespace, old, body, content_type)
+            if method == "DELETE":
+                if body and body["preconditions"]["uid"] != old["metadata"]["uid"]:
+                    return _status(409, "the UID in the precondition does not match")
+                del self._objects[kind, namespace, rest[0]]
             return 200, copy.deepcopy(old)
 
     def _select(self, kind: str, namespace: str, query: dict[str, str]) -> list[dict[str, Any]]:

@@ -15,7 +15,9 @@ from agent.world import (
     HARD_TAINT,
     SOFT_TAINT,
     Announce,
+    AskCheckpoint,
     Condition,
+    Delete,
     Evict,
     GiveSlot,
     Report,
@@ -91,14 +93,14 @@ def _drain(verdict: Verdict, world: World, config: Config, gathered: bool) -> tu
     if world.pods is None:
         return (Wait("the node's pods were not read yet"),)
     held = world.held(SlotKind.DRAINING)
-    if not leaving(world.pods, verdict.remedy):
+    if not leaving(world.pods, verdict):
         return (GiveSlot(SlotKind.DRAINING, held.index),) if held else ()
     if not gathered:
         return (Wait("the node's faults are gathered before the first eviction, so that a gang restarts once"),)
-    steps = drain(world.pods, verdict.remedy, config.drain, dict(world.blocked))
-    if not any(isinstance(step, Evict) for step in steps):
+    steps = drain(verdict, world, config.drain)
+    if not any(isinstance(step, Evict | Delete | AskCheckpoint) for step in steps):
         # What is left waits for a person, maybe for weeks: that must block no other node's drain.
-        idle = held and not any(pod.terminating for pod in leaving(world.pods, verdict.remedy))
+        idle = held and not any(pod.terminating for pod in leaving(world.pods, verdict))
         return (*steps, GiveSlot(SlotKind.DRAINING, held.index)) if held and idle else steps
     if held:
         return steps
@@ -135,7 +137,7 @@ def _state(verdict: Verdict, world: World, config: Config, bad: bool) -> str:
         tainted = any(t.key == HARD_TAINT for t in world.taints)
         if config.mode is not Mode.EVICT or not tainted or world.pods is None:
             return "unhealthy"
-        return "draining" if leaving(world.pods, verdict.remedy) else "drained"
+        return "draining" if leaving(world.pods, verdict) else "drained"
     return "degraded" if bad else str(verdict.status)
 
 

@@ -18,6 +18,7 @@ from agent.world import Announce, Evict, RefusedError, Retaint, Step, TakeSlot, 
 from tests.observe import Judge, alive, lost, reading, xid
 
 EVICT = Config(mode=Mode.EVICT)
+MERGE = "application/merge-patch+json"
 FOREIGN = {"key": "example.com/maintenance", "effect": "NoSchedule", "value": "theirs"}
 
 

@@ -15,9 +15,7 @@ from agent.actions.pretend import PretendCluster
 from agent.config import Budget, Config, Mode
 from agent.policy.plan import plan
 from agent.world import Evict, RefusedError, Retaint, Step, TakeSlot, UnreachableError, Wait
-from tests.actions.test_kube import EVICT, cluster, drive, fatal, healthy, holders, node, taints
-
-MERGE = "application/merge-patch+json"
+from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, holders, node, taints
 
 
 class Clock:

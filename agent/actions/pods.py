@@ -1,0 +1,263 @@
+"""The node's pods: what a drain must know of each, and the ways in which one leaves."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from agent.actions.api import MERGE_PATCH, Api, ask
+from agent.actions.checkpoint import REQUESTED, SAVED, declared, post
+from agent.actions.permits import Clock
+from agent.config import Drain
+from agent.world import HARD_TAINT, Pod, RefusedError
+
+_KEEP = {"gpu-health-agent/do-not-evict": "true", "karpenter.sh/do-not-disrupt": "true"}
+_SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
+_MIRROR = "kubernetes.io/config.mirror"
+_CONFLICT, _GONE, _BLOCKED, _SERVER = 409, 404, 429, 500
+_STUCK_S = 60.0  # after the grace period, by which the kubelet should have ended it
+
+
+class Pods:
+    """The pods of one node, as last listed. Every write is bound to the pod's UID."""
+
+    def __init__(self, api: Api, node: str, drain: Drain, clock: Clock) -> None:
+        self._api, self._node, self._drain, self._clock = api, node, drain, clock
+        self._raw: dict[str, dict[str, Any]] = {}  # by UID
+        self._pinned: dict[str, bool] = {}
+        self._asked: dict[str, float] = {}
+        self._saved: dict[str, tuple[bool, str]] = {}
+        self._sizes: dict[str, int] = {}
+        self._draining = False
+        self.returns: Counter[str] = Counter()
+        self.blocked: dict[str, str] = {}
+        self.checkpoints: Counter[str] = Counter()  # pods that declared one, by how it ended
+        self.checkpoint_wait_s = 0.0
+
+    def look(self) -> tuple[Pod, ...]:
+        """Every pod of the node, while it is being drained. RefusedError, UnreachableError."""
+        known = set(self._raw)
+        self._list()
+        there = Counter(workload(raw["metadata"]) for raw in self._raw.values())
+        for name, size in there.items():
+            fresh = sum(workload(raw["metadata"]) == name for uid, raw in self._raw.items() if uid not in known)
+            if self._draining and fresh:  # the taint keeps others away: what is new tolerates it, and came back
+                self.returns[name] += -(-fresh // max(size, self._sizes.get(name, 1)))
+            self._sizes[name] = max(size, self._sizes.get(name, 1))
+        self._draining = True
+        pods = tuple(self._pod(raw) for raw in self._raw.values())
+        keys = {pod.key for pod in pods}
+        self.blocked = {key: why for key, why in self.blocked.items() if key in keys}
+        for memory in (self._pinned, self._asked, self._saved):
+            for uid in memory.keys() - self._raw.keys():
+                memory.pop(uid)
+        return pods
+
+    def forget(self) -> None:
+        """The drain is over."""
+        self._raw, self._sizes, self._draining = {}, {}, False
+        self.returns, self.blocked = Counter(), {}
+
+    def workloads(self) -> Mapping[str, dict[str, Any]]:
+        """UID → metadata, for the pods of this node."""
+        return {item["metadata"]["uid"]: item["metadata"] for item in self._items()}
+
+    def evict(self, pod: Pod, outcome: str) -> None:
+        """The Eviction API asks the PodDisruptionBudgets; the UID keeps us from a namesake's successor."""
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod.name, "namespace": pod.namespace},
+            "deleteOptions": {"preconditions": {"uid": pod.uid}},
+        }
+        try:
+            ask(self._api, "POST", f"{_path(pod)}/eviction", body)
+            self.blocked.pop(pod.key, None)
+            self._left(pod, outcome)
+        except RefusedError as refused:
+            if refused.status == _BLOCKED:
+                self.blocked[pod.key] = refused.sentence
+            elif refused.status == _SERVER:  # two budgets on one pod can't both be asked
+                self.blocked[pod.key] = f"{refused.sentence} {self._budgets(pod)}".strip()
+            elif refused.status not in (_GONE, _CONFLICT):
+                raise
+
+    def delete(self, pod: Pod, outcome: str) -> None:
+        """Past its budget, with its own grace period; only where the configuration says so."""
+        try:
+            ask(self._api, "DELETE", _path(pod), {"preconditions": {"uid": pod.uid}})
+            self._left(pod, outcome)
+        except RefusedError as refused:
+            if refused.status not in (_GONE, _CONFLICT):
+                raise
+
+    def ask_checkpoint(self, pod: Pod) -> None:
+        """Once the annotation that says since when, then the way that the pod declared."""
+        raw = self._raw[pod.uid]
+        annotations = raw["metadata"].get("annotations") or {}
+        if REQUESTED not in annotations:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            body = {"metadata": {"uid": pod.uid, "annotations": {REQUESTED: now}}}
+            try:
+                ask(self._api, "PATCH", _path(pod), body, MERGE_PATCH)
+            except RefusedError as refused:
+                if refused.status not in (_GONE, _CONFLICT):
+                    raise
+                return
+            self._asked[pod.uid] = self._clock()
+        wish = declared(annotations)
+        if wish.way == "http" and not self._saved.get(pod.uid, (False, ""))[0]:
+            if raw["spec"].get("hostNetwork"):
+                self._saved[pod.uid] = False, "it uses the node's network, so its port may be another's"
+            else:
+                ip = str((raw.get("status") or {}).get("podIP") or "")
+                self._saved[pod.uid] = post(ip, wish.port, wish.path)
+
+    def _left(self, pod: Pod, outcome: str) -> None:
+        if pod.checkpoint:
+            self.checkpoints[outcome] += 1
+            self.checkpoint_wait_s += pod.asked_s or 0
+
+    def _list(self) -> None:
+        self._raw = {item["metadata"]["uid"]: item for item in self._items()}
+
+    def _items(self) -> list[dict[str, Any]]:
+        selector = quote(f"spec.nodeName={self._node}", safe="")
+        return list(ask(self._api, "GET", f"/api/v1/pods?fieldSelector={selector}").get("items", ()))
+
+    def _pod(self, item: dict[str, Any]) -> Pod:
+        metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
+        annotations = metadata.get("annotations") or {}
+        asked = [
+            name
+            for container in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
+            for name in ((container.get("resources") or {}).get("limits") or {})
+        ]
+        wish, saved = declared(annotations), self._saved.get(metadata["uid"], (False, ""))
+        deleted = _when(metadata.get("deletionTimestamp"))
+        owner = _controller(metadata)
+        return Pod(
+            namespace=metadata["namespace"],
+            name=metadata["name"],
+            uid=metadata["uid"],
+            owner=owner["kind"] if owner else "",
+            workload=workload(metadata),
+            gpu=any(name.startswith(self._drain.resource_prefixes) for name in asked)
+            or bool(spec.get("resourceClaims")),
+            static=_MIRROR in annotations,
+            finished=status.get("phase") in ("Succeeded", "Failed"),
+            terminating=bool(metadata.get("deletionTimestamp")),
+            stuck=deleted is not None and (datetime.now(UTC) - deleted).total_seconds() > _STUCK_S,
+            priority=spec.get("priority") or 0,
+            tolerates=any(_tolerates(one) for one in spec.get("tolerations") or ()),
+            protected=any(annotations.get(key) == value for key, value in _KEEP.items()),
+            pinned=self._is_pinned(metadata, spec),
+            checkpoint=wish.way,
+            checkpoint_timeout_s=wish.timeout_s,
+            checkpoint_said=wish.said or saved[1],
+            asked_s=self._asked_s(metadata["uid"], annotations),
+            saved=saved[0] or (wish.way == "annotation" and _answered(annotations)),
+        )
+
+    def _asked_s(self, uid: str, annotations: Mapping[str, str]) -> int | None:
+        """By our own clock where we asked, by the annotation's after a restart."""
+        requested = _when(annotations.get(REQUESTED))
+        if uid in self._asked:
+            return int(self._clock() - self._asked[uid])
+        return None if requested is None else max(0, int((datetime.now(UTC) - requested).total_seconds()))
+
+    def _is_pinned(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
+        """Whether one of its volumes is a disk of this node: it could start nowhere else."""
+        claims = [
+            v["persistentVolumeClaim"]["claimName"] for v in spec.get("volumes") or () if "persistentVolumeClaim" in v
+        ]
+        uid = metadata["uid"]
+        if uid not in self._pinned:
+            self._pinned[uid] = any(self._is_local(metadata["namespace"], claim) for claim in claims)
+        return self._pinned[uid]
+
+    def _is_local(self, namespace: str, claim: str) -> bool:
+        try:
+            path = f"/api/v1/namespaces/{quote(namespace)}/persistentvolumeclaims/{quote(claim)}"
+            volume = (ask(self._api, "GET", path).get("spec") or {}).get("volumeName")
+            spec = ask(self._api, "GET", f"/api/v1/persistentvolumes/{quote(volume)}")["spec"] if volume else {}
+        except RefusedError:
+            return True  # in doubt a person decides
+        return "local" in spec or "hostPath" in spec
+
+    def _budgets(self, pod: Pod) -> str:
+        """The names of the budgets over a pod, as far as they may be read."""
+        labels = self._raw[pod.uid]["metadata"].get("labels") or {}
+        try:
+            path = f"/apis/policy/v1/namespaces/{quote(pod.namespace)}/poddisruptionbudgets"
+            found = ask(self._api, "GET", path).get("items", ())
+        except RefusedError:
+            return ""
+        names = [b["metadata"]["name"] for b in found if _selects((b.get("spec") or {}).get("selector"), labels)]
+        return f"({', '.join(sorted(names))})" if names else ""
+
+
+def workload(metadata: Mapping[str, Any]) -> str:
+    """The controller that a person knows: a Deployment behind its ReplicaSet, a CronJob behind its Job."""
+    owner = _controller(metadata)
+    kind, name = (owner["kind"], owner["name"]) if owner else ("Pod", metadata["name"])
+    template = (metadata.get("labels") or {}).get("pod-template-hash")
+    if kind == "ReplicaSet" and template and name.endswith(f"-{template}"):
+        kind, name = "Deployment", name.removesuffix(f"-{template}")
+    elif kind == "Job" and (scheduled := _SCHEDULED.fullmatch(name)):
+        kind, name = "CronJob", scheduled[1]
+    return f"{metadata['namespace']}/{kind}/{name}"
+
+
+def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), None)
+
+
+def _path(pod: Pod) -> str:
+    return f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}"
+
+
+def _tolerates(toleration: Mapping[str, Any]) -> bool:
+    key, effect = toleration.get("key") or HARD_TAINT, toleration.get("effect") or "NoSchedule"
+    return bool(key == HARD_TAINT and effect == "NoSchedule")
+
+
+def _answered(annotations: Mapping[str, str]) -> bool:
+    """Saved after it was asked; both clocks are of this cluster, and both times of the pod's own object."""
+    requested, saved = _when(annotations.get(REQUESTED)), _when(annotations.get(SAVED))
+    return requested is not None and saved is not None and saved >= requested
+
+
+def _when(text: str | None) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return at if at.tzinfo else None
+
+
+def _selects(selector: Any, labels: Mapping[str, str]) -> bool:
+    """A label selector as the API server reads it; an absent one selects nothing, an empty one everything."""
+    if not isinstance(selector, dict):
+        return False
+    wanted: Mapping[str, str] = selector.get("matchLabels") or {}
+    if any(labels.get(key) != value for key, value in wanted.items()):
+        return False
+    return all(_matches(one, labels) for one in selector.get("matchExpressions") or ())
+
+
+def _matches(one: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    there, values = one["key"] in labels, one.get("values") or ()
+    match one["operator"]:
+        case "In":
+            return bool(labels.get(one["key"]) in values)
+        case "NotIn":
+            return bool(labels.get(one["key"]) not in values)
+        case "Exists":
+            return there
+        case _:
+            return not there

@@ -1,0 +1,316 @@
+"""What a drain promises to pods and their owners, on a cluster in memory."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from agent.actions.checkpoint import declared, post
+from agent.actions.kube import KubeHands
+from agent.actions.pretend import PretendCluster
+from agent.config import Config, Mode
+from agent.model import Verdict
+from agent.policy.plan import plan
+from agent.world import Wait
+from tests.actions.test_kube import MERGE, cluster, drive, fatal, node
+from tests.actions.test_permits import Clock
+from tests.observe import Judge, alive, reading, xid
+
+DO_NOT_EVICT = {"gpu-health-agent/do-not-evict": "true"}
+
+
+def reset() -> Verdict:
+    """A GPU's own remedy, on a GPU that still works."""
+    judge = Judge()
+    judge.after(0, alive(), reading(uuid="GPU-a"))
+    return judge.after(1, xid(95))
+
+
+def config(**drain: Any) -> Config:
+    return Config.model_validate({"mode": "evict", "drain": drain})
+
+
+def change(made: PretendCluster, name: str, body: dict[str, Any], namespace: str = "research") -> None:
+    assert made("PATCH", f"/api/v1/namespaces/{namespace}/pods/{name}", body, MERGE)[0] == 200
+
+
+def annotate(made: PretendCluster, name: str, **annotations: str | None) -> None:
+    change(
+        made,
+        name,
+        {"metadata": {"annotations": {f"gpu-health-agent/{k.replace('_', '-')}": v for k, v in annotations.items()}}},
+    )
+
+
+def said(hands: KubeHands, verdict: Verdict, settings: Config) -> list[str]:
+    steps = plan(verdict, hands.look(closely=True), settings, gathered=True)
+    return [step.why for step in steps if isinstance(step, Wait)]
+
+
+@pytest.mark.parametrize("annotations", [DO_NOT_EVICT, {"karpenter.sh/do-not-disrupt": "true"}])
+def test_a_protected_pod_is_left_alone_until_the_deadline(annotations: dict[str, str]) -> None:
+    made, clock, settings = cluster(), Clock(), config()
+    change(made, "train", {"metadata": {"annotations": annotations}})
+    hands = KubeHands(made, "n1", settings, clock)
+    drive(hands, reset(), settings)
+    assert made.evicted == []
+    assert said(hands, reset(), settings) == [
+        "pod research/train asks by annotation to be left alone; it is, for 3600 s"
+    ]
+    clock.now += 3601
+    drive(hands, reset(), settings)
+    assert made.evicted == ["research/train"]
+
+
+@pytest.mark.parametrize(("on_deadline", "gone"), [("wait", False), ("delete", True)])
+def test_what_a_budget_protects_is_deleted_only_after_the_deadline_and_only_where_it_was_chosen(
+    on_deadline: str, gone: bool
+) -> None:
+    made, clock, settings = cluster(), Clock(), config(on_deadline=on_deadline)
+
+    def protected(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/eviction"):
+            return 429, {"message": "Cannot evict pod", "details": {"causes": [{"message": "budget web needs 3"}]}}
+        return made(method, path, *rest, **more)
+
+    hands = KubeHands(protected, "n1", settings, clock)
+    drive(hands, reset(), settings)
+    assert said(hands, reset(), settings) == [
+        "pod research/train may not be evicted yet: Cannot evict pod budget web needs 3"
+    ]
+    assert "train" in made.pods_on("n1")
+    clock.now += 3601
+    drive(hands, reset(), settings, rounds=5)
+    assert ("train" not in made.pods_on("n1")) is gone
+
+
+def test_two_budgets_on_one_pod_are_named() -> None:
+    made, settings = cluster(), config()
+    change(made, "train", {"metadata": {"labels": {"app": "train", "team": "a"}}})
+    budgets = [
+        {"metadata": {"name": "one"}, "spec": {"selector": {"matchLabels": {"app": "train"}}}},
+        {"metadata": {"name": "two"}, "spec": {"selector": {"matchExpressions": [
+            {"key": "team", "operator": "In", "values": ["a", "b"]}]}}},
+        {"metadata": {"name": "other"}, "spec": {"selector": {"matchLabels": {"app": "web"}}}},
+    ]  # fmt: skip
+
+    def twice(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/eviction"):
+            return 500, {"message": "This pod has more than one PodDisruptionBudget."}
+        if path.endswith("/poddisruptionbudgets"):
+            return 200, {"items": budgets}
+        return made(method, path, *rest, **more)
+
+    hands = KubeHands(twice, "n1", settings)
+    drive(hands, reset(), settings)
+    assert said(hands, reset(), settings) == [
+        "pod research/train may not be evicted yet: This pod has more than one PodDisruptionBudget. (one, two)"
+    ]
+
+
+@pytest.mark.parametrize(("unmanaged", "evicted"), [("wait", []), ("delete", ["research/notebook"])])
+def test_a_pod_that_nobody_would_start_again_leaves_only_where_it_was_chosen(
+    unmanaged: str, evicted: list[str]
+) -> None:
+    made, settings = PretendCluster(), config(unmanaged=unmanaged)
+    made.add_node("n1")
+    made.add_pod("research", "notebook", "n1", owner="")
+    drive(KubeHands(made, "n1", settings), reset(), settings)
+    assert made.evicted == evicted
+
+
+@pytest.mark.parametrize(("volume", "stays"), [({"local": {"path": "/d"}}, True), ({"nfs": {}}, False), (None, True)])
+def test_a_pod_with_its_data_on_this_nodes_disk_waits_for_a_person(volume: dict[str, Any] | None, stays: bool) -> None:
+    made, settings = cluster(), config()
+    change(made, "train", {"spec": {"volumes": [{"persistentVolumeClaim": {"claimName": "data"}}]}})
+
+    def storage(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/persistentvolumeclaims/data"):
+            return 200, {"spec": {"volumeName": "pv-1"}}
+        if path.endswith("/persistentvolumes/pv-1"):
+            return (200, {"spec": volume}) if volume else (403, {"message": "no"})
+        return made(method, path, *rest, **more)
+
+    hands = KubeHands(storage, "n1", settings)
+    drive(hands, reset(), settings)
+    assert (made.evicted == []) is stays
+    assert any("own disk" in why for why in said(hands, reset(), settings)) is stays
+
+
+@pytest.mark.parametrize("whole_node", [False, True])
+def test_pods_that_tolerate_the_taint_leave_for_a_reboot_and_not_for_a_gpus_reset(whole_node: bool) -> None:
+    made, settings = cluster(), config()
+    change(made, "train", {"spec": {"tolerations": [{"operator": "Exists"}]}})
+    drive(KubeHands(made, "n1", settings), fatal() if whole_node else reset(), settings)
+    assert bool(made.evicted) is whole_node
+
+
+def test_after_three_returns_of_one_a_person_decides() -> None:
+    made, settings = PretendCluster(), config()
+    made.add_node("n1")
+    hands = KubeHands(made, "n1", settings)
+    for number in range(6):
+        made.add_pod("a", f"daemon-{number}", "n1", gpus=0)
+        change(made, f"daemon-{number}", {"metadata": {"ownerReferences": [
+            {"kind": "StatefulSet", "name": "daemon", "controller": True}]}}, "a")  # fmt: skip
+        drive(hands, fatal(), settings)
+    assert made.evicted == ["a/daemon-0", "a/daemon-1", "a/daemon-2"]
+    assert "came back 3 times" in " ".join(said(hands, fatal(), settings))
+
+
+def test_the_lowest_priority_leaves_first() -> None:
+    made, settings = cluster(), config()
+    for name, priority in (("high", 1000), ("low", -5)):
+        made.add_pod("research", name, "n1")
+        change(made, name, {"spec": {"priority": priority}})
+    drive(KubeHands(made, "n1", settings), reset(), settings)
+    assert made.evicted == ["research/low", "research/train", "research/high"]
+
+
+def test_a_pod_that_should_have_ended_long_ago_is_named_and_never_forced() -> None:
+    made, settings = cluster(), config(on_deadline="delete")
+    change(made, "train", {"metadata": {"deletionTimestamp": "2020-01-01T00:00:00Z"}})
+    hands = KubeHands(made, "n1", settings)
+    drive(hands, reset(), settings, rounds=3)
+    assert said(hands, reset(), settings) == [
+        "pod research/train should have ended and did not: see the node's kubelet"
+    ]
+    assert "DELETE" not in {method for method, _ in made.requests}
+
+
+class Trainer(BaseHTTPRequestHandler):
+    """Saves at the third POST."""
+
+    asked = 0
+
+    def do_POST(self) -> None:
+        Trainer.asked += 1
+        self.send_response(200 if Trainer.asked >= 3 else 202)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def trainer() -> Iterator[int]:
+    Trainer.asked = 0
+    server = HTTPServer(("127.0.0.1", 0), Trainer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_pod_that_saves_over_http_is_evicted_once_it_has_and_not_before(trainer: int) -> None:
+    made, settings = cluster(), config()
+    annotate(made, "train", checkpoint=f"http:{trainer}/save")
+    change(made, "train", {"status": {"podIP": "127.0.0.1"}})
+    hands = KubeHands(made, "n1", settings)
+    for asked in (1, 2, 3):
+        assert made.evicted == []
+        drive(hands, reset(), settings, rounds=3 if asked == 1 else 1)
+    drive(hands, reset(), settings, rounds=2)
+    assert (made.evicted, hands.checkpoints[0]) == (["research/train"], {"saved": 1})
+    assert Trainer.asked >= 3
+
+
+def test_a_pod_that_saves_by_annotation_is_evicted_once_it_says_so() -> None:
+    made, settings = cluster(), config()
+    annotate(made, "train", checkpoint="annotation", checkpoint_saved_at="2020-01-01T00:00:00Z")
+    hands = KubeHands(made, "n1", settings)
+    drive(hands, reset(), settings, rounds=5)
+    asked = made.read("pods", "train", "research")["metadata"]["annotations"]
+    assert made.evicted == [], "what it saved before it was asked is not what it was asked for"
+    annotate(made, "train", checkpoint_saved_at=asked["gpu-health-agent/checkpoint-requested-at"])
+    drive(hands, reset(), settings)
+    assert (made.evicted, hands.checkpoints[0]) == (["research/train"], {"saved": 1})
+
+
+def test_a_pod_that_never_saves_is_evicted_when_its_time_is_over() -> None:
+    made, clock, settings = cluster(), Clock(), config()
+    annotate(made, "train", checkpoint="annotation", checkpoint_timeout_s="120")
+    hands = KubeHands(made, "n1", settings, clock)
+    drive(hands, reset(), settings, rounds=5)
+    clock.now += 119
+    drive(hands, reset(), settings, rounds=2)
+    assert made.evicted == []
+    clock.now += 2
+    drive(hands, reset(), settings)
+    assert (made.evicted, hands.checkpoints) == (["research/train"], ({"expired": 1}, 121))
+
+
+def test_the_wait_for_a_checkpoint_outlives_the_agent() -> None:
+    made, settings = cluster(), config()
+    annotate(made, "train", checkpoint="annotation", checkpoint_timeout_s="120")
+    drive(KubeHands(made, "n1", settings), reset(), settings, rounds=5)
+    annotate(made, "train", checkpoint_requested_at="2020-01-01T00:00:00Z")
+    drive(KubeHands(made, "n1", settings), reset(), settings)
+    assert made.evicted == ["research/train"]
+
+
+def test_nobody_waits_on_a_lost_gpu() -> None:
+    made, settings = cluster(), config()
+    annotate(made, "train", checkpoint="annotation")
+    drive(KubeHands(made, "n1", settings), fatal(), settings)
+    assert made.evicted == ["research/train"]
+
+
+def test_a_pod_that_saves_on_sigterm_is_evicted_at_once_and_reported_as_unconfirmed() -> None:
+    made, settings = cluster(), config()
+    annotate(made, "train", checkpoint="sigterm")
+    hands = KubeHands(made, "n1", settings)
+    drive(hands, reset(), settings)
+    assert (made.evicted, hands.checkpoints[0]) == (["research/train"], {"unconfirmed": 1})
+
+
+@pytest.mark.parametrize("text", ["http:0/x", "http:99999/x", "http:80", "http://1.2.3.4/x", "http:80/a b", "exec:rm",
+                                  "http:80/x\r\nHost: y", "HTTP:80/x"])  # fmt: skip
+def test_a_malformed_declaration_asks_for_nothing_and_is_said(text: str) -> None:
+    wish = declared({"gpu-health-agent/checkpoint": text})
+    why = "gpu-health-agent/checkpoint must be http:<port>/<path>, annotation or sigterm"
+    assert (wish.way, wish.said) == ("", why)
+    made, settings = cluster(), config()
+    annotate(made, "train", checkpoint=text)
+    hands = KubeHands(made, "n1", settings)
+    drive(hands, reset(), settings, rounds=1)
+    assert said(hands, reset(), settings) == [f"pod research/train is asked for no checkpoint: {why}"]
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e9", "soon"])
+def test_a_malformed_time_limit_asks_for_nothing_and_is_said(text: str) -> None:
+    wish = declared({"gpu-health-agent/checkpoint": "sigterm", "gpu-health-agent/checkpoint-timeout-s": text})
+    assert (wish.way, wish.said) == ("", "gpu-health-agent/checkpoint-timeout-s must be seconds from 0 to 86400")
+
+
+def test_a_pod_on_the_nodes_network_can_not_make_the_agent_call_the_node() -> None:
+    made, settings = cluster(), config()
+    annotate(made, "train", checkpoint="http:1/x")
+    change(made, "train", {"spec": {"hostNetwork": True}, "status": {"podIP": "127.0.0.1"}})
+    hands = KubeHands(made, "n1", settings)
+    drive(hands, reset(), settings, rounds=5)
+    assert "it uses the node's network" in " ".join(said(hands, reset(), settings))
+
+
+@pytest.mark.parametrize("ip", ["", "evil.example.com", "127.0.0.1"])
+def test_a_pod_that_does_not_answer_is_said(ip: str) -> None:
+    saved, why = post(ip, 1, "/save")
+    assert not saved
+    assert why
+
+
+def test_degraded_asks_nobody_for_a_checkpoint() -> None:
+    made, settings = cluster(), config()
+    annotate(made, "train", checkpoint="annotation")
+    verdict = Judge().each_poll(10, alive(), reading(remapped_rows_pending=1))
+    drive(KubeHands(made, "n1", settings), verdict, settings)
+    assert list(made.read("pods", "train", "research")["metadata"]["annotations"]) == ["gpu-health-agent/checkpoint"]
+    assert "gpu-health-agent/degraded" in json.dumps(node(made)["spec"]["taints"])
+    assert settings.mode is Mode.EVICT
