@@ -11,7 +11,11 @@ from typing import Any
 
 from agent.config import Config
 from agent.model import Severity, Verdict
+from agent.policy.aside import released
+from agent.policy.attempts import Records
 from agent.policy.plan import plan
+from agent.policy.repair import resets
+from agent.policy.stored import MalformedError, load
 from agent.policy.verdict import Orders
 from agent.world import (
     HARD_TAINT,
@@ -20,6 +24,7 @@ from agent.world import (
     Delete,
     Evict,
     Hands,
+    Local,
     RefusedError,
     Report,
     Step,
@@ -49,12 +54,16 @@ class Actor:
         self._gather_until = 0.0
         self._world: World | None = None
         self._began = time.monotonic()
+        self._resets: dict[str, tuple[float, float]] = {}
         self._workloads: dict[str, str] = {}  # pod UID → namespace/Kind/name
         self._asked: set[str] = set()
         self._answered: set[str] = set()
         self._failures = 0
         self._told: tuple[str, ...] = ()
-        self.planned: Callable[[Verdict, World, bool, tuple[Step, ...]], None] | None = None  # for a recording
+        self.planned: Callable[[Verdict, World, Local, tuple[Step, ...]], None] | None = None  # for a recording
+        self.aside = ""  # why no process of ours may hold a GPU now
+        self.released = False  # and that none does
+        self.clients: dict[str, str] = {}  # GPU UUID → pids of the processes on it
         self.stored_text: str | None = None  # what the Node held when it was first read
         self.started = False  # the Node was read once
         self.steps: tuple[str, ...] = ()
@@ -75,7 +84,7 @@ class Actor:
         world = self._world
         if world is None:
             return Orders()
-        return Orders(world.labels, dict(self._workloads), world.dismissed)
+        return Orders(world.labels, dict(self._workloads), world.dismissed, self._resets)
 
     def ask(self, pods: Set[str]) -> None:
         """Whose these pods are is asked of the cluster once, while they are still there to be asked for."""
@@ -156,15 +165,16 @@ class Actor:
             closely=not self.started or self._standing() or (verdict is not None and verdict.withdraw)
         )
         look_s = time.monotonic() - began
+        self._heed(world)
         self._restore(world)
         unheard = verdict is None or any(why.endswith("not heard yet") for why in verdict.blind)
         if verdict is None or (unheard and time.monotonic() - self._began < _FIRST_WORDS_S):
             self._waiting(("every source must be heard once before anything is concluded",))
             return False
-        gathered = self._gathered(verdict)
-        steps = plan(verdict, world, self._config, gathered)
+        local = Local(self._gathered(verdict), bool(self.aside) and self.released, dict(self.clients))
+        steps = plan(verdict, world, self._config, local)
         if self.planned:
-            self.planned(verdict, world, gathered, steps)
+            self.planned(verdict, world, local, steps)
         waits = tuple(step.why for step in steps if isinstance(step, Wait))
         if self._dry_run:
             would = tuple(f"dry run: would {describe(s)}" for s in steps if not isinstance(s, Wait))
@@ -212,6 +222,15 @@ class Actor:
         self._gather_until = min(began) + self._config.drain.gather_s if began else 0.0
         return time.monotonic() >= self._gather_until
 
+    def _heed(self, world: World) -> None:
+        """What the Node's labels and our own records on it say to the sources and to the judge."""
+        try:
+            records = load(world.stored, 0.0).records if world.stored is not None else Records()
+        except MalformedError:
+            records = Records()  # the plan says so, and does nothing
+        self._resets = resets(records)
+        self.aside = released(world.labels, records)
+
     def _restore(self, world: World) -> None:
         if self.started:
             return
@@ -231,6 +250,7 @@ def view(actor: Actor) -> dict[str, Any]:
     """The actor's part of a Snapshot."""
     outcomes, waited_s = actor.checkpoints()
     return {
+        "aside": actor.aside,
         "checkpoints": outcomes,
         "checkpoint_wait_s": waited_s,
         "steps": actor.steps,

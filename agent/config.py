@@ -180,6 +180,25 @@ class Drain(_Section):
     """A pod that requests an extended resource with one of these prefixes holds a GPU."""
 
 
+class Repair(_Section):
+    """What may be done to the node once it is drained; nothing is, unless a template is named here."""
+
+    reset_gpu: str | None = None
+    reboot_node: str | None = None
+    replace_node: str | None = None
+    """Suspended CronJobs in the agent's namespace, of which a Job on this node is made."""
+    request_replacement: bool = False
+    """For replace_node: condition GpuReplacementRequested, on which another controller acts."""
+    max_attempts: Annotated[int, Field(ge=1, le=5)] = 2
+    """Of each remedy in one incident, before the next harder one that is configured."""
+    pause_s: Seconds = 60
+    """After a failed attempt; it doubles."""
+    deadline_s: Annotated[int, Field(ge=1)] = 900
+    """How long a remedy's Job may run."""
+    prove_s: Seconds = 600
+    """How long after the Job the GPU must be well again, and after a reboot the node in another boot."""
+
+
 class Http(_Section):
     address: str = ""
     """Where /metrics listens; empty: every address of the pod, IPv4 and IPv6."""
@@ -195,6 +214,7 @@ class Config(_Section):
     policy: Limits = Limits()
     budget: Budget = Budget()
     drain: Drain = Drain()
+    repair: Repair = Repair()
     http: Http = Http()
 
 

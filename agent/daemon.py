@@ -13,7 +13,7 @@ from pathlib import Path
 from agent.acting import Actor, Tell, view
 from agent.config import Config
 from agent.metrics import registry
-from agent.model import Fault, Observation, Status, Verdict
+from agent.model import Failure, Fault, Observation, Signal, Status, Verdict
 from agent.policy.resume import resumed
 from agent.policy.verdict import Memory, Orders, judge
 from agent.recording import Recorder
@@ -24,6 +24,7 @@ from agent.state import state
 
 _TICK_S = 1.0
 _HUNG_POLLS = 12  # a source that said nothing for so many polls is ended: 60 s at the default poll
+_PATIENCE_S = 10.0  # for the first answer of the API server
 _STALLED_S = 30.0  # /healthz fails when the judge loop did not turn for so long
 
 
@@ -36,7 +37,7 @@ class Daemon:
         self._sources = {name: self._source(name, argv) for name, argv in self._commands(sim_dir).items()}
         self._selector = selectors.DefaultSelector()
         self._registered: dict[str, tuple[int, int]] = {}
-        self._turned = time.monotonic()
+        self._began = self._turned = time.monotonic()
         self._key: object = None
         self._restored = actor is None
         self.seen: Callable[[Observation], None] | None = None  # for a narrator
@@ -102,18 +103,40 @@ class Daemon:
     def _turn(self) -> None:
         self._restore()
         now = time.monotonic()
-        # The kernel log waits for the stored position: without it every old record would look like news.
+        aside = self._stand_aside()
         for name, source in self._sources.items():
-            if self._restored or name != "kmsg":
+            if self._may_start(name, now) and not (aside and name == "nvml"):
                 source.tick(now)
             self._register(name, source)
         ready = self._selector.select(max(0.0, self._turned + _TICK_S - now))
         now = time.monotonic()
         seen = [o for key, _ in ready for o in self._sources[key.data].read(now)]
+        if aside:
+            seen = [o for o in seen if o.source != "nvml"]
+            seen.append(Observation(time.time(), "nvml", Signal.FAILED, value=Failure.ASIDE, raw=aside, seen=now))
         if not seen and now - self._turned < _TICK_S:
             return
         self._judge(seen, now)
         self._turned = now
+
+    def _may_start(self, name: str, now: float) -> bool:
+        """The kernel log waits for its stored position. NVML waits as well, a while: a reset may be under way."""
+        if self._actor is None:
+            return True
+        if name == "kmsg":
+            return self._restored
+        return self._actor.started or now - self._began > _PATIENCE_S
+
+    def _stand_aside(self) -> str:
+        """Why no process of ours may hold a GPU now; the one that does is ended."""
+        why, nvml = (self._actor.aside if self._actor else ""), self._sources.get("nvml")
+        if self._actor and nvml:
+            self._actor.released = bool(why) and nvml.close()
+            self._actor.clients = {
+                str(reading.values.get("uuid")): str(reading.values.get("processes") or "")
+                for reading in self._memory.history.readings.values()
+            }
+        return why
 
     def _register(self, name: str, source: Source) -> None:
         fd, old = source.fileno(), self._registered.pop(name, None)

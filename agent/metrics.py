@@ -135,6 +135,10 @@ def _actions(shot: Snapshot) -> Iterator[Metric]:
     waited = CounterMetricFamily("gpu_health_checkpoint_wait_seconds", "Waited for checkpoints.", labels=["node"])
     waited.add_metric([shot.node], shot.checkpoint_wait_s)
     yield waited
+    aside = GaugeMetricFamily("gpu_health_standing_aside", "1 while the agent leaves the GPUs to a repair or upgrade.",
+                              labels=["node"])  # fmt: skip
+    aside.add_metric([shot.node], float(bool(shot.aside)))
+    yield aside
     waits = GaugeMetricFamily("gpu_health_waits", "Things that the agent waits for; /state names them.",
                               labels=["node"])  # fmt: skip
     waits.add_metric([shot.node], len(shot.waits))

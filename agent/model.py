@@ -40,6 +40,7 @@ class Failure(StrEnum):
     DRIVER_NOT_LOADED = "driver_not_loaded"  # 9
     LIBRARY_MISMATCH = "library_mismatch"  # 18
     NO_PERMISSION = "no_permission"  # 4, or EPERM on a device
+    ASIDE = "aside"  # it was ended on purpose, for a reset or a driver upgrade; raw says why
     HUNG = "hung"  # a call into the driver has not returned; raw says which
     UNREADABLE = "unreadable"  # anything else; raw says what
 

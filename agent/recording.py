@@ -19,7 +19,7 @@ from agent.config import Config, ConfigError
 from agent.decisions import Decisions
 from agent.model import Missing, Observation, Signal, Value, Verdict, parse_line
 from agent.policy.verdict import Orders
-from agent.world import Condition, Pod, Slot, SlotKind, Step, Taint, World
+from agent.world import Condition, Job, Local, Pod, Slot, SlotKind, Step, Taint, World
 
 VERSION = 1
 
@@ -54,7 +54,7 @@ class Recorder:
         """What the Node held when it was first read, and when that was taken in (monotonic seconds)."""
         self._write({"restored": stored, "t": at, **self._new(orders)}, None)
 
-    def planned(self, verdict: Verdict, world: World, gathered: bool, steps: tuple[Step, ...]) -> None:
+    def planned(self, verdict: Verdict, world: World, local: Local, steps: tuple[Step, ...]) -> None:
         """What a plan was made from; called by the act thread. The same plan of the same is left out."""
         decision = self._planned.planned(verdict, steps)
         if decision is None:
@@ -62,14 +62,14 @@ class Recorder:
         text = json.dumps(asdict(world), default=sorted, separators=(",", ":"))
         new = {} if text == self._world else {"world": json.loads(text)}
         self._world = text
-        self._write({"plan": verdict.at, "gathered": gathered, **new}, decision)
+        self._write({"plan": verdict.at, "local": asdict(local), **new}, decision)
 
     def _new(self, orders: Orders) -> dict[str, Any]:
         if orders == self._orders:
             return {}
         self._orders = orders
         return {"orders": {"labels": dict(orders.labels), "workloads": dict(orders.workloads),
-                           "dismissed": sorted(orders.dismissed)}}  # fmt: skip
+                           "dismissed": sorted(orders.dismissed), "resets": dict(orders.resets)}}  # fmt: skip
 
     def close(self) -> None:
         self._file.close()
@@ -122,7 +122,7 @@ class Round:
 class Planned:
     at: float  # the verdict's
     world: World
-    gathered: bool
+    local: Local
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class Recording:
                 self._world = _world(line["world"])
             if self._world is None:
                 raise ValueError("a plan without a world")
-            return Planned(line["plan"], self._world, line["gathered"])
+            return Planned(line["plan"], self._world, Local(**line["local"]))
         return Round(
             line["t"],
             line["wall"],
@@ -197,7 +197,10 @@ class Recording:
 def _orders(line: dict[str, Any]) -> Orders | None:
     """None: as before."""
     new = line.get("orders")
-    return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"])) if new else None
+    if not new:
+        return None
+    resets = {uuid: (done, known) for uuid, (done, known) in new["resets"].items()}
+    return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"]), resets)
 
 
 def _pod(data: dict[str, Any]) -> Pod:
@@ -212,6 +215,7 @@ def _world(data: dict[str, Any]) -> World:
         "taints": tuple(Taint(**t) for t in data["taints"]),
         "conditions": {k: Condition(**c) for k, c in data["conditions"].items()},
         "slots": None if slots is None else tuple(Slot(**{**s, "kind": SlotKind(s["kind"])}) for s in slots),
+        "jobs": None if data["jobs"] is None else tuple(Job(**j) for j in data["jobs"]),
         "pods": None if pods is None else tuple(_pod(p) for p in pods),
         "out": frozenset(data["out"]),
         "announced": frozenset(data["announced"]),

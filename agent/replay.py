@@ -19,7 +19,7 @@ from agent.recording import Entry, Planned, Recording, Restored, Round
 from agent.sources.kernel_text import Facts, parse_record
 from agent.sources.scenario import PROFILES
 from agent.sources.simulated_gpu import SimulatedGpu
-from agent.world import Wait, describe
+from agent.world import Local, Wait, describe
 
 _LATEST_VERDICTS = 64
 _NODE = "node"
@@ -76,7 +76,7 @@ def _recorded(recording: Recording, other: Config | None) -> Iterator[str]:
             decision = judged.judged(verdict)
         elif isinstance(entry, Planned) and (then := _verdict_at(entry.at, verdicts)):
             # Another configuration may judge otherwise: its plan is made from its own verdict of that time.
-            decision = planned.planned(then, plan(then, entry.world, config, entry.gathered))
+            decision = planned.planned(then, plan(then, entry.world, config, entry.local))
         if decision is not None:
             yield decision
 
@@ -202,7 +202,7 @@ class _Alone:
             return
         done: list[str] = []
         for _ in range(_MOST_ROUNDS):
-            planned = plan(verdict, self._hands.look(True), self._config, True)
+            planned = plan(verdict, self._hands.look(True), self._config, Local())
             steps = [step for step in planned if not isinstance(step, Wait)]
             if not steps:
                 break

@@ -38,4 +38,5 @@ class Snapshot:
     requests: Mapping[str, int] = field(default_factory=dict)  # to the API server since start, by HTTP method
     checkpoints: Mapping[str, int] = field(default_factory=dict)  # evicted pods that declared one, by how it ended
     checkpoint_wait_s: float = 0.0
+    aside: str = ""  # why no process of ours may hold a GPU now
     look_s: float = 0.0  # how long the reads before the last steps took

@@ -9,6 +9,14 @@ from typing import Protocol
 
 HARD_TAINT = "gpu-health-agent/unhealthy"
 SOFT_TAINT = "gpu-health-agent/degraded"
+# gpu-operator's clients of a GPU: the Node label that deploys each, and the label "app" of its pods. The driver's and
+# the container toolkit's are never touched.
+OPERANDS = {
+    "nvidia.com/gpu.deploy.device-plugin": "nvidia-device-plugin-daemonset",
+    "nvidia.com/gpu.deploy.gpu-feature-discovery": "gpu-feature-discovery",
+    "nvidia.com/gpu.deploy.dcgm": "nvidia-dcgm",
+    "nvidia.com/gpu.deploy.dcgm-exporter": "nvidia-dcgm-exporter",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +60,24 @@ class Pod:
     checkpoint_said: str = ""  # what it last answered, or what is wrong with its declaration
     asked_s: int | None = None  # seconds since it was asked to save
     saved: bool = False
+    operand: bool = False  # one of gpu-operator's clients of the GPU
+    ours: bool = False  # a remedy's own
 
     @property
     def key(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A remedy's Job on this node."""
+
+    name: str
+    state: str  # active, succeeded, failed
+    exit_code: int | None = None  # of its container, while its pod is there to be read
+    said: str = ""  # why it failed, as the Job has it
+    ended_s: int = 0  # seconds since it ended
+    finished_at: float = 0.0  # when its container ended, Unix seconds by the node's own clock; 0: not known
 
 
 class SlotKind(StrEnum):
@@ -95,6 +117,7 @@ class World:
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
     blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why its last eviction was refused
+    jobs: tuple[Job, ...] | None = None  # None: not asked, which starts nothing
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     announced: frozenset[str] = frozenset()  # Events that were sent
 
@@ -104,6 +127,15 @@ class World:
 
     def held(self, kind: SlotKind) -> Slot | None:
         return next((s for s in self.slots or () if s.kind is kind and s.holder == self.holder), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What only this node's own agent knows."""
+
+    gathered: bool = True  # the faults had time to gather
+    released: bool = False  # our own processes hold no GPU
+    clients: Mapping[str, str] = field(default_factory=dict)  # GPU UUID → the pids of processes on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +188,15 @@ class AskCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class StartJob:
+    """Create an attempt's Job from its remedy's template, on this node."""
+
+    name: str
+    remedy: str
+    uuids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """An Event on the Node, or on a pod of it. The name is derived from what it tells, so that it is told once."""
 
@@ -173,7 +214,7 @@ class Wait:
     why: str
 
 
-Step = Report | Retaint | TakeSlot | GiveSlot | AskCheckpoint | Evict | Delete | Announce | Wait
+Step = Report | Retaint | TakeSlot | GiveSlot | AskCheckpoint | Evict | Delete | StartJob | Announce | Wait
 
 
 def describe(step: Step) -> str:
@@ -196,6 +237,8 @@ def describe(step: Step) -> str:
             return f"ask for the eviction of pod {pod.key}"
         case Delete(pod):
             return f"delete pod {pod.key} past its budget"
+        case StartJob(name, remedy):
+            return f"start {remedy} as Job {name}"
         case Announce(reason=reason):
             return f"send Event {reason}"
         case Wait(why):

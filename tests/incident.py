@@ -24,6 +24,7 @@ import yaml
 
 from agent.config import Limits
 from agent.model import Failure, Missing, Observation, Signal, Value, Verdict
+from agent.policy.attempts import Records
 from agent.policy.stored import dump, load
 from agent.policy.verdict import Memory, Orders, judge
 from agent.sources.kernel_text import Facts
@@ -173,7 +174,7 @@ class Machine:
     def _restart(self) -> None:
         """kill -9 and a new start: only what the Node stores comes back."""
         verdict = self.round()
-        stored = load(dump(verdict, verdict.kernel_seq, verdict.at), 1000 + self.now)
+        stored = load(dump(verdict, verdict.kernel_seq, verdict.at, Records()), 1000 + self.now)
         fresh = Memory()
         history = replace(fresh.history, boots={"kmsg": stored.boot_id}, kernel_seq=stored.kernel_seq)
         self.memory = Memory(history, {f.finding.id: f for f in stored.faults}, stored.onsets, stored.dismissed)

@@ -7,6 +7,7 @@ import pytest
 from agent.config import Config, Limits
 from agent.explain import in_words, stored
 from agent.model import Remedy, Severity
+from agent.policy.attempts import Records
 from agent.policy.explain import clears, next_step
 from agent.policy.rules import ROWS
 from agent.policy.stored import dump
@@ -37,7 +38,8 @@ def test_a_fault_is_told_with_its_lines_its_end_and_what_to_do() -> None:
 
 def test_the_nodes_annotation_explains_without_the_agent() -> None:
     verdict = lost_gpu().after(1, alive())
-    world = World("n", "uid", stored=dump(verdict, 7, verdict.at), labels={"gpu-health-agent/state": "drained"})
+    told = dump(verdict, 7, verdict.at, Records())
+    world = World("n", "uid", stored=told, labels={"gpu-health-agent/state": "drained"})
     state = stored(world, Config())
     assert "n is drained" in in_words(state, f"xid-79@{GPU}")
     with pytest.raises(ValueError, match="no such fault stands"):

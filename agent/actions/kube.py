@@ -12,6 +12,7 @@ from urllib.parse import quote
 from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask
 from agent.actions.permits import Clock, Permits, Pool
 from agent.actions.pods import Pods, workload
+from agent.actions.repair import Jobs
 from agent.config import Config
 from agent.world import (
     HARD_TAINT,
@@ -22,12 +23,14 @@ from agent.world import (
     Delete,
     Evict,
     GiveSlot,
+    Job,
     Pod,
     RefusedError,
     Report,
     Retaint,
     Slot,
     SlotKind,
+    StartJob,
     Step,
     Taint,
     TakeSlot,
@@ -51,7 +54,8 @@ class KubeHands:
         self._path = f"/api/v1/nodes/{quote(node, safe='')}"
         self._permits = Permits(self._api, config.budget, clock)
         self._raw: dict[str, Any] = {}
-        self._pods = Pods(self._api, node, config.drain, clock)
+        self._pods = Pods(self._api, node, config, clock)
+        self._jobs = Jobs(self._api, node, config)
         self._announced: frozenset[str] = frozenset()
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
 
@@ -85,12 +89,15 @@ class KubeHands:
         metadata, spec, status = (self._raw.get(part) or {} for part in ("metadata", "spec", "status"))
         slots: tuple[Slot, ...] | None = None
         pods: tuple[Pod, ...] | None = None
+        jobs: tuple[Job, ...] | None = None
         pool, paused = Pool(0, frozenset()), ""
         if closely:
             slots = self._permits.look(self._holder)
             pool, paused = self._permits.pool(self._node), self._permits.paused()
             if any(taint["key"] == _OUR_TAINTS[0] for taint in spec.get("taints") or ()):
                 pods = self._pods.look()
+                if self._jobs.configured:
+                    jobs = self._jobs.look(metadata["uid"], self._pods.ended())
             else:
                 self._pods.forget()
         labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
@@ -111,6 +118,7 @@ class KubeHands:
             out=pool.out,
             paused=paused,
             pods=pods,
+            jobs=jobs,
             blocked=dict(self._pods.blocked),
             returns=dict(self._pods.returns),
             announced=self._announced,
@@ -142,6 +150,9 @@ class KubeHands:
             case Delete(pod, outcome):
                 self._permits.require(SlotKind.DRAINING)
                 self._pods.delete(pod, outcome)
+            case StartJob():
+                self._permits.require(SlotKind.WITHDRAWN)
+                self._jobs.start(step, self._raw["metadata"]["uid"])
             case Announce():
                 self._announce(step)
             case Wait():

@@ -12,8 +12,9 @@ from urllib.parse import quote
 from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.actions.checkpoint import REQUESTED, SAVED, declared, post
 from agent.actions.permits import Clock
-from agent.config import Drain
-from agent.world import HARD_TAINT, Pod, RefusedError
+from agent.actions.repair import NODE_LABEL
+from agent.config import Config
+from agent.world import HARD_TAINT, OPERANDS, Pod, RefusedError
 
 _KEEP = {"gpu-health-agent/do-not-evict": "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
@@ -25,8 +26,8 @@ _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ende
 class Pods:
     """The pods of one node, as last listed. Every write is bound to the pod's UID."""
 
-    def __init__(self, api: Api, node: str, drain: Drain, clock: Clock) -> None:
-        self._api, self._node, self._drain, self._clock = api, node, drain, clock
+    def __init__(self, api: Api, node: str, config: Config, clock: Clock) -> None:
+        self._api, self._node, self._config, self._clock = api, node, config, clock
         self._raw: dict[str, dict[str, Any]] = {}  # by UID
         self._pinned: dict[str, bool] = {}
         self._asked: dict[str, float] = {}
@@ -61,6 +62,17 @@ class Pods:
         """The drain is over."""
         self._raw, self._sizes, self._draining = {}, {}, False
         self.returns, self.blocked = Counter(), {}
+
+    def ended(self) -> dict[str, tuple[int, float]]:
+        """Job → exit code of its pod's container and when it ended, Unix seconds by the node's own clock."""
+        found = {}
+        for raw in self._raw.values():
+            name = (raw["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-name", "")
+            for container in (raw.get("status") or {}).get("containerStatuses") or ():
+                if ended := (container.get("state") or {}).get("terminated"):
+                    at = _when(ended.get("finishedAt"))
+                    found[name] = int(ended.get("exitCode") or 0), at.timestamp() if at else 0.0
+        return found
 
     def workloads(self) -> Mapping[str, dict[str, Any]]:
         """UID → metadata, for the pods of this node."""
@@ -131,7 +143,7 @@ class Pods:
 
     def _pod(self, item: dict[str, Any]) -> Pod:
         metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
-        annotations = metadata.get("annotations") or {}
+        annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
         asked = [
             name
             for container in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
@@ -146,7 +158,7 @@ class Pods:
             uid=metadata["uid"],
             owner=owner["kind"] if owner else "",
             workload=workload(metadata),
-            gpu=any(name.startswith(self._drain.resource_prefixes) for name in asked)
+            gpu=any(name.startswith(self._config.drain.resource_prefixes) for name in asked)
             or bool(spec.get("resourceClaims")),
             static=_MIRROR in annotations,
             finished=status.get("phase") in ("Succeeded", "Failed"),
@@ -160,6 +172,8 @@ class Pods:
             checkpoint_timeout_s=wish.timeout_s,
             checkpoint_said=wish.said or saved[1],
             asked_s=self._asked_s(metadata["uid"], annotations),
+            operand=labels.get("app") in OPERANDS.values() and owner is not None and owner["kind"] == "DaemonSet",
+            ours=NODE_LABEL in labels and metadata["namespace"] == self._config.budget.namespace,
             saved=saved[0] or (wish.way == "annotation" and _answered(annotations)),
         )
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from agent.actions.api import JSON, JSON_PATCH, TABLE
 
-_OBJECTS = {"nodes", "pods", "leases", "events", "configmaps"}
+_OBJECTS = {"nodes", "pods", "leases", "events", "configmaps", "jobs", "cronjobs"}
 
 
 class PretendCluster:

@@ -59,10 +59,10 @@ def incidents(faults: tuple[Fault, ...], history: History) -> tuple[Fault, ...]:
     return tuple(sorted(doubted, key=order))
 
 
-def order(fault: Fault) -> tuple[float, float, float, str]:
-    """Worst first, then hardest remedy, then oldest."""
+def order(fault: Fault) -> tuple[float, float, float, float, str]:
+    """Worst first, then hardest remedy, then oldest: by the monotonic clock, and by the wall's after a restart."""
     finding = fault.finding
-    return (-finding.severity, -finding.remedy.rank, fault.since, finding.id)
+    return (-finding.severity, -finding.remedy.rank, fault.began, fault.since, finding.id)
 
 
 def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:

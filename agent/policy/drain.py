@@ -32,6 +32,7 @@ def leaving(pods: tuple[Pod, ...], verdict: Verdict) -> tuple[Pod, ...]:
         if not pod.finished
         and not pod.static
         and pod.owner not in _NEVER
+        and not pod.ours
         and (whole or (pod.gpu and (pod.gpus is None or not bad or bool(pod.gpus & bad))))
     ]
     return tuple(sorted(found, key=lambda pod: (pod.priority, pod.key)))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from agent.config import Config, Mode
 from agent.model import Fault, Remedy, Severity, Status, Verdict
+from agent.policy.aside import another, upgrading
+from agent.policy.attempts import Records, Stage
 from agent.policy.budget import free_slot, spent
 from agent.policy.drain import drain, leaving
+from agent.policy.repair import effective, operand_labels, repair
 from agent.policy.stored import MalformedError, Stored, dump, load
 from agent.world import (
     HARD_TAINT,
@@ -20,6 +23,7 @@ from agent.world import (
     Delete,
     Evict,
     GiveSlot,
+    Local,
     Report,
     Retaint,
     SlotKind,
@@ -32,7 +36,7 @@ from agent.world import (
 
 STATE_LABEL = "gpu-health-agent/state"
 ERROR_LABEL = "node.kubernetes.io/gpu-error"
-UNHEALTHY, DEGRADED = "GpuUnhealthy", "GpuDegraded"
+UNHEALTHY, DEGRADED, REPLACEMENT = "GpuUnhealthy", "GpuDegraded", "GpuReplacementRequested"
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
 _MESSAGE_CHARS = 512
@@ -48,19 +52,32 @@ class _Aim:
     stored: str
 
 
-def plan(verdict: Verdict, world: World, config: Config, gathered: bool) -> tuple[Step, ...]:
-    """The next steps, in order; a step that fails ends the round. ``gathered``: the faults had time to gather."""
+def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[Step, ...]:
+    """The next steps, in order; a step that fails ends the round."""
     if not world.managed:
         return (Wait("the node's label gpu-health-agent/managed=false opts it out: nothing is written to it"),)
+    if why := upgrading(world.labels):
+        return (Wait(f"{why}: nothing is judged or done"),)
     try:
         stored = load(world.stored, 0.0) if world.stored is not None else None
     except MalformedError as error:
         return (Wait(f"annotation gpu-health-agent/faults: {error}; remove it to let the agent act again"),)
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
     withdraw = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN)
-    aim = _aim(verdict, world, config, stored)
-    if verdict.withdraw and config.mode is not Mode.OBSERVE:
-        steps = _withdraw(verdict, world, config, aim, tainted, gathered)
+    old = records = stored.records if stored else Records()
+    acts = verdict.withdraw and config.mode is Mode.EVICT
+    repairing: tuple[Step, ...] = ()
+    if acts:
+        verdict = replace(verdict, remedy=effective(verdict, records, config.repair))
+    if not withdraw:
+        records = Records()
+    elif acts and tainted and world.held(SlotKind.WITHDRAWN) and not world.paused and not another(world):
+        records, repairing = repair(verdict, world, config.repair, records, local, _drained(verdict, world))
+    aim = _aim(verdict, world, config, _stored(verdict, stored, records), old, records)
+    if why := another(world):
+        steps: tuple[Step, ...] = (*_report(world, aim), Wait(f"{why}: it is only reported on"))
+    elif verdict.withdraw and config.mode is not Mode.OBSERVE:
+        steps = (*_withdraw(verdict, world, config, aim, tainted, local.gathered), *repairing)
     elif withdraw:
         why = "blind: the taint is held as it is" if not verdict.withdraw else (
             "mode observe: the node would be withdrawn, and is only reported"
@@ -69,6 +86,10 @@ def plan(verdict: Verdict, world: World, config: Config, gathered: bool) -> tupl
     else:
         steps = _return(world, aim)
     return (*steps, *_announce(verdict, world))
+
+
+def _drained(verdict: Verdict, world: World) -> bool:
+    return world.pods is not None and not leaving(world.pods, verdict)
 
 
 def _withdraw(
@@ -116,7 +137,7 @@ def _return(world: World, aim: _Aim) -> tuple[Step, ...]:
     return (*_retaint(world, aim), *_report(world, aim), *held)
 
 
-def _aim(verdict: Verdict, world: World, config: Config, stored: Stored | None) -> _Aim:
+def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Records, records: Records) -> _Aim:
     hard = Taint(HARD_TAINT, verdict.remedy, "NoSchedule")
     soft = Taint(SOFT_TAINT, "", "PreferNoSchedule")
     bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)
@@ -126,19 +147,35 @@ def _aim(verdict: Verdict, world: World, config: Config, stored: Stored | None) 
     if verdict.status is Status.UNKNOWN and not bad:  # blind: whatever stands, stands
         taints = tuple(t for t in world.taints if t.key in (HARD_TAINT, SOFT_TAINT))
     labels: dict[str, str | None] = {
-        STATE_LABEL: _state(verdict, world, config, bad),
+        STATE_LABEL: _state(verdict, world, config, bad, records),
         ERROR_LABEL: "true" if verdict.withdraw else None,
+        **operand_labels(world, old, records),
     }
-    return _Aim(taints, labels, _conditions(verdict, world), _stored(verdict, stored))
+    conditions = (*_conditions(verdict, world), *_replacement(world, config, records))
+    return _Aim(taints, labels, conditions, stored)
 
 
-def _state(verdict: Verdict, world: World, config: Config, bad: bool) -> str:
+def _state(verdict: Verdict, world: World, config: Config, bad: bool, records: Records) -> str:
     if verdict.withdraw:
         tainted = any(t.key == HARD_TAINT for t in world.taints)
         if config.mode is not Mode.EVICT or not tainted or world.pods is None:
             return "unhealthy"
-        return "draining" if leaving(world.pods, verdict) else "drained"
+        if records.live:
+            return "repairing"
+        if records.attempts and records.attempts[-1].stage is Stage.DONE:
+            return "validating"
+        return "drained" if _drained(verdict, world) else "draining"
     return "degraded" if bad else str(verdict.status)
+
+
+def _replacement(world: World, config: Config, records: Records) -> tuple[Condition, ...]:
+    """An act, not a report: another controller replaces the node on it. A node that never had it doesn't get it."""
+    live = records.live
+    if live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement:
+        return (Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced"),)
+    if REPLACEMENT in world.conditions:
+        return (Condition(REPLACEMENT, "False", "NoReplacement", "no replacement is asked for"),)
+    return ()
 
 
 def _conditions(verdict: Verdict, world: World) -> tuple[Condition, ...]:
@@ -155,22 +192,22 @@ def _conditions(verdict: Verdict, world: World) -> tuple[Condition, ...]:
     return tuple(wanted)
 
 
-def _stored(verdict: Verdict, old: Stored | None) -> str:
+def _stored(verdict: Verdict, old: Stored | None, records: Records) -> str:
     """The new annotation; the kernel position alone is carried along at most once a minute."""
     if old is not None:
-        same = dump(verdict, old.kernel_seq, old.at)
+        same = dump(verdict, old.kernel_seq, old.at, records)
         moved = verdict.boot_id != old.boot_id or verdict.kernel_seq != old.kernel_seq
         recent = 0 <= verdict.at - old.at < _POSITION_EVERY_S
         if same == _unchanged(old) and (not moved or recent):
             return same
-    return dump(verdict, verdict.kernel_seq, verdict.at)
+    return dump(verdict, verdict.kernel_seq, verdict.at, records)
 
 
 def _unchanged(old: Stored) -> str:
     """What was stored, written anew: the measure of whether anything changed."""
     same = Verdict(old.at, Status.HEALTHY, Remedy.NONE, standing=old.faults, boot_id=old.boot_id, onsets=old.onsets,
                    dismissed=old.dismissed)  # fmt: skip
-    return dump(same, old.kernel_seq, old.at)
+    return dump(same, old.kernel_seq, old.at, old.records)
 
 
 def _retaint(world: World, aim: _Aim) -> tuple[Step, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.model import Evidence, Fault, Finding, Remedy, Severity, Verdict
+from agent.policy.attempts import Records, as_json, from_json
 from agent.policy.rules import ROWS
 
 VERSION = 1
@@ -27,14 +28,16 @@ class Stored:
     faults: tuple[Fault, ...] = ()
     onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
     dismissed: frozenset[str] = frozenset()  # the operator's words that were obeyed
+    records: Records = field(default_factory=Records)
 
 
-def dump(verdict: Verdict, kernel_seq: int | None, at: float) -> str:
+def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) -> str:
     """Only what a restart must know; nothing in it changes while the node stays as it is."""
     faults = [_fault(f) for f in verdict.standing if f.finding.severity > Severity.NOTICE][:_MOST_FAULTS]
     data = {"version": VERSION, "boot_id": verdict.boot_id, "kernel_seq": kernel_seq, "at": int(at), "faults": faults}
     if verdict.onsets:
         data["onsets"] = {pci: list(times) for pci, times in verdict.onsets.items()}
+    data |= as_json(records)
     if verdict.dismissed:
         data["dismissed"] = sorted(verdict.dismissed)
     return json.dumps(data, separators=(",", ":"), sort_keys=True)
@@ -73,6 +76,7 @@ def load(text: str, now: float) -> Stored:
             faults=tuple(_restore(fault, now) for fault in data["faults"]),
             onsets={str(pci): tuple(int(at) for at in times) for pci, times in data.get("onsets", {}).items()},
             dismissed=frozenset(str(key) for key in data.get("dismissed", ())),
+            records=from_json(data),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MalformedError(f"it is not what this agent writes ({type(error).__name__}: {error})"[:200]) from error

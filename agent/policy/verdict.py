@@ -24,6 +24,7 @@ class Orders:
     labels: Mapping[str, str] = field(default_factory=dict)
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name
     dismissed: frozenset[str] = frozenset()  # fault ids in the annotation gpu-health-agent/dismiss
+    resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def judge(
     old = {key: fault for key, fault in memory.faults.items() if key not in released}
     faults: dict[str, Fault] = {}
     for key in {**old, **found}:
-        fault = _age(old.get(key), found.get(key), memory.history, history, unseen, limits)
+        fault = _age(old.get(key), found.get(key), memory.history, history, unseen, limits, orders.resets)
         if fault:
             faults[key] = fault
     faults = overruled(faults, history)
@@ -96,6 +97,7 @@ def _age(
     history: History,
     unseen: Mapping[str, str],
     limits: Limits,
+    resets: Mapping[str, tuple[float, float]],
 ) -> Fault | None:
     if old and _another_card(old, history):
         old = None
@@ -106,7 +108,7 @@ def _age(
     clear_s, blind_now = old.finding.clear_s, not _could_be_seen(old, history, unseen, limits)
     if clear_s is None:
         if not old.proved:  # absence proves nothing here, and nothing at all while we are blind
-            return old if blind_now else replace(old, absent_s=0.0, proved=_proved_cure(old, history))
+            return old if blind_now else replace(old, absent_s=0.0, proved=_proved_cure(old, history, resets))
         clear_s = limits.soak_s
     absent_s = old.absent_s + _watched_s(old, was, history.now, limits)
     return None if absent_s >= clear_s and not blind_now else replace(old, absent_s=absent_s)
@@ -180,7 +182,7 @@ def _another_card(fault: Fault, history: History) -> bool:
     return bool(fault.uuid and uuid and fault.uuid != uuid)
 
 
-def _proved_cure(fault: Fault, history: History) -> bool:
+def _proved_cure(fault: Fault, history: History, resets: Mapping[str, tuple[float, float]]) -> bool:
     """A latched fault is cured by a proved act, never by silence: a reboot, or a reset of this GPU."""
     pci, remedy = fault.finding.pci, fault.finding.remedy
     gpus = [pci] if pci else list(history.readings)  # the node's own fault is cured when all of its GPUs are
@@ -188,8 +190,14 @@ def _proved_cure(fault: Fault, history: History) -> bool:
         return False
     boot_id = history.boots.get("nvml", "")  # by the witness that reads the GPU well again, in that boot
     rebooted = bool(fault.boot_id and boot_id and fault.boot_id != boot_id)
-    was_reset = all(history.epochs.get(gpu, 0.0) > fault.last for gpu in gpus)
+    was_reset = all(history.epochs.get(gpu, 0.0) > fault.last or _by_us(gpu, fault, history, resets) for gpu in gpus)
     return (rebooted and remedy in _CURED_BY_REBOOT) or (was_reset and remedy is Remedy.RESET_GPU)
+
+
+def _by_us(pci: str, fault: Fault, history: History, resets: Mapping[str, tuple[float, float]]) -> bool:
+    """A reset of ours ended well after the last evidence and before the last reading, by this node's wall clock."""
+    reset, reading = resets.get(history.uuid(pci)), history.readings.get(pci)
+    return reset is not None and reading is not None and fault.finding.evidence.at < reset[0] and reset[1] < reading.at
 
 
 def _is_well(pci: str, after: float, history: History) -> bool:

@@ -39,6 +39,7 @@ class Source:
     def __init__(self, name: str, argv: Callable[[], Sequence[str]], hung_s: float) -> None:
         self._name, self._argv, self._hung_s = name, argv, hung_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._stuck: subprocess.Popen[bytes] | None = None  # ended by us, and still in the kernel
         self._buffer = b""
         self._skipping = False  # inside an overlong line
         self._starts, self._garbage = 0, 0
@@ -69,7 +70,9 @@ class Source:
     def tick(self, now: float) -> None:
         """Start the process when due, notice its end, end it when it hangs."""
         if self._process is None:
-            if now >= self._due:
+            if self._stuck is not None and self._stuck.poll() is None:
+                self._trouble = "hangs in the kernel and can't be ended; no second one is started beside it"
+            elif now >= self._due:
                 self._start(now)
             return
         code = self._process.poll()
@@ -121,17 +124,21 @@ class Source:
                 self._pause_s, self._trouble = 1.0, ""
         return tuple(seen)
 
-    def close(self, timeout_s: float = 2.0) -> None:
-        """End it: politely, then by force; one that is stuck in the kernel is left behind."""
+    def close(self, timeout_s: float = 2.0) -> bool:
+        """End it: politely, then by force. Whether it ended: one that is stuck in the kernel is left behind."""
         process = self._process
         if process is None:
-            return
+            return self._stuck is None or self._stuck.poll() is not None
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout_s)
                 break
+        ended = process.poll() is not None
+        self._stuck = None if ended else process
         self._release(process)
+        self._due = 0.0  # to be started again at once, when it may
+        return ended
 
     def _start(self, now: float) -> None:
         self._starts += 1

@@ -14,7 +14,7 @@ from agent.actions.pretend import PretendCluster
 from agent.config import Budget, Config, Mode
 from agent.model import Remedy, Status, Verdict
 from agent.policy.plan import plan
-from agent.world import Announce, Evict, RefusedError, Retaint, Step, TakeSlot, Wait
+from agent.world import Announce, Evict, Local, RefusedError, Retaint, Step, TakeSlot, Wait
 from tests.observe import Judge, alive, lost, reading, xid
 
 EVICT = Config(mode=Mode.EVICT)
@@ -48,7 +48,7 @@ def drive(
     done: list[Step] = []
     limits = iter(cuts)
     for _ in range(rounds):
-        steps = plan(verdict, hands.look(closely=True), config, gathered=True)
+        steps = plan(verdict, hands.look(closely=True), config, Local())
         for step in steps[: next(limits, len(steps))]:
             try:
                 hands.do(step)
@@ -93,7 +93,7 @@ def test_a_fatal_fault_becomes_condition_label_taint_and_eviction() -> None:
 
 
 def test_the_permit_comes_before_the_taint_and_both_before_any_other_write() -> None:
-    steps = plan(fatal(), KubeHands(cluster(), "n1", EVICT).look(closely=True), EVICT, gathered=False)
+    steps = plan(fatal(), KubeHands(cluster(), "n1", EVICT).look(closely=True), EVICT, Local(gathered=False))
     assert [type(step) for step in steps[:2]] == [TakeSlot, Retaint]
 
 
@@ -117,7 +117,7 @@ def test_without_a_free_permit_nothing_but_the_report_is_written() -> None:
     hands = KubeHands(made, "n2", EVICT)
     drive(hands, fatal())
     assert (taints(made, "n2"), made.evicted) == ([], ["research/train"])
-    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, gathered=True) if isinstance(s, Wait)]
+    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, Local()) if isinstance(s, Wait)]
     assert waits == ["the budget is spent: 1 withdrawn of 2 nodes allowed, held by n1"]
     drive(KubeHands(made, "n1", EVICT), healthy())
     drive(hands, fatal())
@@ -141,7 +141,7 @@ def test_a_cured_node_is_left_clean_but_for_what_others_put_there() -> None:
 def test_anothers_taint_added_in_between_survives() -> None:
     made = cluster()
     hands = KubeHands(made, "n1", EVICT)
-    steps = plan(fatal(), hands.look(closely=True), EVICT, gathered=False)
+    steps = plan(fatal(), hands.look(closely=True), EVICT, Local(gathered=False))
     made("PATCH", "/api/v1/nodes/n1", [{"op": "add", "path": "/spec/taints", "value": [FOREIGN]}],
          "application/json-patch+json")  # fmt: skip
     hands.do(steps[0])
@@ -159,7 +159,7 @@ def test_a_healthy_node_at_rest_is_read_with_one_request_and_never_written() -> 
     made.requests.clear()
     for _ in range(5):
         world = hands.look(closely=False)
-        assert plan(healthy(), world, EVICT, gathered=True) == ()
+        assert plan(healthy(), world, EVICT, Local()) == ()
     assert made.requests == [("GET", "/api/v1/nodes/n1")] * 5
 
 
@@ -214,7 +214,7 @@ def test_pods_that_nobody_would_start_again_wait_for_a_person() -> None:
     hands = KubeHands(made, "n1", EVICT)
     drive(hands, fatal())
     assert made.evicted == ["research/train"]
-    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, gathered=True) if isinstance(s, Wait)]
+    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, Local()) if isinstance(s, Wait)]
     assert waits == ["pod research/notebook has no controller to start it again: a person must move it"]
 
 
@@ -280,7 +280,7 @@ def test_evictions_are_asked_with_the_pods_own_uid() -> None:
     made = cluster()
     hands = KubeHands(made, "n1", EVICT)
     drive(hands, fatal(), rounds=1)
-    steps = plan(fatal(), hands.look(closely=True), EVICT, gathered=True)
+    steps = plan(fatal(), hands.look(closely=True), EVICT, Local())
     made.add_pod("research", "train", "n1", owner="Job")  # a namesake's successor
     for step in steps:
         hands.do(step)

@@ -14,7 +14,7 @@ from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
 from agent.config import Budget, Config, Mode
 from agent.policy.plan import plan
-from agent.world import Evict, RefusedError, Retaint, Step, TakeSlot, UnreachableError, Wait
+from agent.world import Evict, Local, RefusedError, Retaint, Step, TakeSlot, UnreachableError, Wait
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, holders, node, taints
 
 
@@ -27,7 +27,7 @@ class Clock:
 
 
 def waits(hands: KubeHands, config: Config = EVICT) -> list[str]:
-    return [s.why for s in plan(fatal(), hands.look(closely=True), config, gathered=True) if isinstance(s, Wait)]
+    return [s.why for s in plan(fatal(), hands.look(closely=True), config, Local()) if isinstance(s, Wait)]
 
 
 def bare(made: PretendCluster, name: str) -> None:
@@ -82,7 +82,7 @@ def test_a_holder_that_confirms_its_slot_keeps_it() -> None:
     bare(made, "n1")
     for _ in range(20):
         clock.now += 125
-        steps = plan(fatal(), one.look(closely=True), EVICT, gathered=True)
+        steps = plan(fatal(), one.look(closely=True), EVICT, Local())
         assert isinstance(steps[0], TakeSlot)
         one.do(steps[0])
         drive(two, fatal(), rounds=1)
@@ -92,7 +92,7 @@ def test_a_holder_that_confirms_its_slot_keeps_it() -> None:
 def test_nothing_is_tainted_or_evicted_on_a_permit_that_was_not_confirmed_lately() -> None:
     made, clock = cluster(), Clock()
     hands = KubeHands(made, "n1", EVICT, clock)
-    steps = plan(fatal(), hands.look(closely=True), EVICT, gathered=True)
+    steps = plan(fatal(), hands.look(closely=True), EVICT, Local())
     hands.do(steps[0])
     clock.now += 301  # it was stopped here, and goes on with what it had planned
     with pytest.raises(RefusedError, match="confirmed lately"):
@@ -100,7 +100,7 @@ def test_nothing_is_tainted_or_evicted_on_a_permit_that_was_not_confirmed_lately
     assert taints(made) == []
     hands.do(steps[0])
     drive(hands, fatal(), rounds=1)
-    slot, eviction = plan(fatal(), hands.look(closely=True), EVICT, gathered=True)[-2:]
+    slot, eviction = plan(fatal(), hands.look(closely=True), EVICT, Local())[-2:]
     assert isinstance(eviction, Evict)
     hands.do(slot)
     clock.now += 301
@@ -196,7 +196,7 @@ class Fleet:
     def turn(self, i: int, verdict: Any) -> None:
         try:
             if not self.plans[i]:
-                steps = plan(verdict, self.hands[i].look(closely=True), self.config, gathered=True)
+                steps = plan(verdict, self.hands[i].look(closely=True), self.config, Local())
                 self.plans[i] = [step for step in steps if not isinstance(step, Wait)]
             elif self.plans[i]:
                 self.hands[i].do(self.plans[i].pop(0))

@@ -16,7 +16,7 @@ from agent.actions.pretend import PretendCluster
 from agent.config import Config, Mode
 from agent.model import Verdict
 from agent.policy.plan import plan
-from agent.world import Wait
+from agent.world import Local, Wait
 from tests.actions.test_kube import MERGE, cluster, drive, fatal, node
 from tests.actions.test_permits import Clock
 from tests.observe import Judge, alive, reading, xid
@@ -48,7 +48,7 @@ def annotate(made: PretendCluster, name: str, **annotations: str | None) -> None
 
 
 def said(hands: KubeHands, verdict: Verdict, settings: Config) -> list[str]:
-    steps = plan(verdict, hands.look(closely=True), settings, gathered=True)
+    steps = plan(verdict, hands.look(closely=True), settings, Local())
     return [step.why for step in steps if isinstance(step, Wait)]
 
 

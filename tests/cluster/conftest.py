@@ -128,7 +128,7 @@ class AgentProcess:
             "http": {"address": "127.0.0.1", "port": 0},
         }
         for section, values in settings.items():
-            config[section] = {**config[section], **values} if isinstance(values, dict) else values
+            config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(config))
         self._simulate = ["--simulate", simulate] if simulate else []

@@ -9,7 +9,7 @@ from agent.actions.api import connect
 from agent.actions.kube import KubeHands
 from agent.config import Budget, Config, Mode
 from agent.policy.plan import plan
-from agent.world import HARD_TAINT, RefusedError, UnreachableError, Wait
+from agent.world import HARD_TAINT, Local, RefusedError, UnreachableError, Wait
 from tests.actions.test_kube import fatal, healthy
 from tests.cluster.control_plane import ControlPlane
 
@@ -42,7 +42,7 @@ def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_every
             for _ in range(2000):
                 try:
                     world = hands.look(closely=True)
-                    steps = plan(verdict, world, config, gathered=True)
+                    steps = plan(verdict, world, config, Local())
                     if any(t.key == HARD_TAINT for t in world.taints) is wanted and all(
                         isinstance(step, Wait) for step in steps
                     ):

@@ -6,6 +6,7 @@ import pytest
 
 from agent.config import Limits
 from agent.model import Missing, Remedy, Severity, Status
+from agent.policy.attempts import Records
 from agent.policy.stored import dump, load
 from agent.policy.verdict import Memory
 from tests.observe import GPU, OTHER, Judge, alive, ids, lost, reading, xid
@@ -203,7 +204,7 @@ def test_a_restart_forgets_no_standing_fault_and_its_cure_counts() -> None:
     judge = Judge(Limits(soak_s=0))
     judge.after(0, alive(), reading())
     verdict = judge.after(1, xid(79))
-    stored = load(dump(verdict, 7, verdict.at), 50.0)
+    stored = load(dump(verdict, 7, verdict.at, Records()), 50.0)
     assert (stored.kernel_seq, stored.boot_id) == (7, "boot-1")
     again = Judge(Limits(soak_s=0))
     again.memory = Memory(again.memory.history, {f.finding.id: f for f in stored.faults})

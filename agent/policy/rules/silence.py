@@ -22,8 +22,8 @@ _FAILED: dict[str, Row] = {
                       "a call into the driver does not come back"),
 }  # fmt: skip
 ROWS = (*_SILENT.values(), *_FAILED.values())
-# A library that was never injected is this pod's configuration, not the node's health.
-_CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION)
+# A library that was never injected is this pod's configuration, not the node's health; nor is standing aside.
+_CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION, Failure.ASIDE)
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:

@@ -1,0 +1,83 @@
+"""What a repair leaves written on the Node: its attempts, and the labels it changed for their time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from agent.model import Remedy
+
+
+class Stage(StrEnum):
+    RESERVED = "reserved"  # written down; its Job may or may not exist
+    STARTED = "started"  # its Job was seen
+    DONE = "done"  # it ended well; the cure is still to be proved
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One remedy, tried once."""
+
+    remedy: Remedy
+    number: int  # of this remedy in this incident, from 1
+    job: str
+    uuids: tuple[str, ...]  # of the GPUs that it is for
+    boot_id: str  # when it was reserved
+    stage: Stage
+    acted_at: float = 0.0  # Unix seconds: what was seen later was not cured by it
+    ended_at: int = 0  # when that was written down
+    said: str = ""  # how it failed
+    final: bool = False  # trying the same again can't help
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """One incident's attempts, oldest first, and the Node labels that wait to be set back."""
+
+    attempts: tuple[Attempt, ...] = ()
+    operands: Mapping[str, str] = field(default_factory=dict)  # label → the value it had
+
+    def latest(self, attempt: Attempt) -> Records:
+        """With the last attempt as it is now."""
+        return replace(self, attempts=(*self.attempts[:-1], attempt))
+
+    @property
+    def live(self) -> Attempt | None:
+        """The attempt that is reserved or runs."""
+        last = self.attempts[-1] if self.attempts else None
+        return last if last and last.stage in (Stage.RESERVED, Stage.STARTED) else None
+
+
+def as_json(records: Records) -> dict[str, Any]:
+    """For the annotation; empty for no records."""
+    told: dict[str, Any] = {}
+    if records.attempts:
+        told["attempts"] = [
+            {name: value for name in Attempt.__slots__ if (value := getattr(one, name))} for one in records.attempts
+        ]
+    if records.operands:
+        told["operands"] = dict(records.operands)
+    return told
+
+
+def from_json(data: Mapping[str, Any]) -> Records:
+    """KeyError, TypeError, ValueError or AttributeError for what this agent did not write."""
+    attempts = tuple(
+        Attempt(
+            Remedy(one["remedy"]),
+            int(one["number"]),
+            str(one["job"]),
+            tuple(str(uuid) for uuid in one.get("uuids", ())),
+            str(one.get("boot_id", "")),
+            Stage(one["stage"]),
+            float(one.get("acted_at", 0)),
+            int(one.get("ended_at", 0)),
+            str(one.get("said", "")),
+            bool(one.get("final", False)),
+        )
+        for one in data.get("attempts", ())
+    )
+    return Records(attempts, {str(key): str(value) for key, value in data.get("operands", {}).items()})

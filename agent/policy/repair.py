@@ -1,0 +1,210 @@
+"""Repair: which remedy comes next, what must be true before it starts, and whether it helped. Pure.
+
+Reserve, then act: an attempt is written to the Node before its Job is created, and the Job's name is the attempt's
+own, so that whoever dies in between finds it again instead of repairing twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+
+from agent.config import Repair
+from agent.model import Remedy, Severity, Verdict
+from agent.policy.attempts import Attempt, Records, Stage
+from agent.policy.drain import bad_gpus
+from agent.world import OPERANDS, Job, Local, StartJob, Step, Wait, World
+
+LADDER = (Remedy.RESET_GPU, Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
+# nvidia-smi's exit codes (its manual, "RETURN VALUE"), and whether another try of the same can help.
+_EXIT_CODES = {
+    2: ("nvidia-smi was given a bad argument", False),
+    3: ("this GPU can't be reset in this way", False),
+    4: ("no permission to reset", False),
+    6: ("the GPU was not found", True),
+    8: ("the GPU's external power is not connected", False),
+    9: ("the driver is not loaded", True),
+    10: ("the kernel found an interrupt issue with the GPU", True),
+    12: ("the NVML library is not in the Job's container", False),
+    13: ("the NVML library lacks a function", False),
+    14: ("the InfoROM is corrupted", False),
+    15: ("the GPU has fallen off the bus", False),
+}
+
+
+def templates(settings: Repair, verdict: Verdict) -> tuple[Remedy, ...]:
+    """The remedies that are configured and possible, mildest first."""
+    there = {
+        Remedy.RESET_GPU: settings.reset_gpu and bad_gpus(verdict),  # a reset must name its GPU, or it resets all
+        Remedy.REBOOT_NODE: settings.reboot_node,
+        Remedy.REPLACE_NODE: settings.replace_node or settings.request_replacement,
+    }
+    return tuple(remedy for remedy in LADDER if there[remedy])
+
+
+def aimed(verdict: Verdict, records: Records, settings: Repair) -> tuple[Remedy | None, str]:
+    """The remedy to take, or None and why a person must decide."""
+    attempts = records.attempts
+    if attempts and attempts[-1].stage is not Stage.FAILED:
+        return attempts[-1].remedy, ""
+    for fault in verdict.faults:
+        if fault.finding.severity is Severity.FATAL and fault.finding.remedy is Remedy.CONTACT_SUPPORT:
+            return None, f"a person must decide about {fault.finding.id}"
+    least = max([verdict.remedy.rank, *(attempt.remedy.rank for attempt in attempts)])
+    for remedy in templates(settings, verdict):
+        tried = [attempt for attempt in attempts if attempt.remedy is remedy]
+        if remedy.rank >= least and len(tried) < settings.max_attempts and not any(a.final for a in tried):
+            return remedy, ""
+    if not attempts:
+        return None, f"no repair is configured for {verdict.remedy}: a person must decide"
+    last = attempts[-1]
+    return None, f"a person must decide: {last.remedy} failed, attempt {last.number} ({last.said}), and nothing is left"
+
+
+def effective(verdict: Verdict, records: Records, settings: Repair) -> Remedy:
+    """The remedy that the node is drained for: the verdict's, or the harder one that the repair has come to."""
+    remedy, _ = aimed(verdict, records, settings)
+    if remedy:
+        return remedy
+    return max([verdict.remedy, *(attempt.remedy for attempt in records.attempts)], key=lambda one: one.rank)
+
+
+def repair(
+    verdict: Verdict, world: World, settings: Repair, records: Records, local: Local, drained: bool
+) -> tuple[Records, tuple[Step, ...]]:
+    """The records as they should be written, and what to do; nothing is done before what it needs is written."""
+    live = records.attempts[-1] if records.attempts else None
+    if live is None or live.stage is Stage.FAILED:
+        return _reserve(verdict, world, settings, records, local, drained)
+    if live.stage is Stage.DONE:
+        return _prove(verdict, settings, records, live)
+    if live.remedy is Remedy.REPLACE_NODE and not settings.replace_node:
+        return records, (Wait("condition GpuReplacementRequested asks for another node"),)
+    job = next((job for job in world.jobs or () if job.name == live.job), None)
+    if live.stage is Stage.STARTED:
+        return _watch(verdict, settings, records, live, job)
+    if job is not None:
+        return records.latest(replace(live, stage=Stage.STARTED, acted_at=verdict.at)), ()
+    if world.jobs is None or not drained:
+        return records, (Wait(f"{live.remedy} is reserved, and waits until no pod is in its way"),)
+    if live.remedy is Remedy.RESET_GPU and not local.released:
+        return records, (Wait("our own NVML is closed before the reset"),)
+    return records, (StartJob(live.job, str(live.remedy), live.uuids),)
+
+
+def _reserve(
+    verdict: Verdict, world: World, settings: Repair, records: Records, local: Local, drained: bool
+) -> tuple[Records, tuple[Step, ...]]:
+    remedy, why = aimed(verdict, records, settings)
+    if remedy is None:
+        asked = bool(records.attempts or templates(settings, verdict))
+        return _restored(records), (Wait(why),) if asked and drained else ()
+    if not drained or not verdict.withdraw or world.jobs is None:
+        return records, ()
+    last = records.attempts[-1] if records.attempts else None
+    if last and abs(verdict.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(records.attempts) - 1)):
+        said = f"{last.remedy}, attempt {last.number}, failed ({last.said})"
+        return records, (Wait(f"{said}: {remedy} follows after a pause of {pause_s:.0f} s"),)
+    if remedy is Remedy.RESET_GPU:
+        records, waits = _clients(verdict, world, records, local)
+        if waits:
+            return records, waits
+    else:
+        records = _restored(records)
+    number = 1 + sum(attempt.remedy is remedy for attempt in records.attempts)
+    told = f"{world.uid} {remedy} {number} {verdict.at:.3f}"
+    attempt = Attempt(
+        remedy,
+        number,
+        f"gpu-health-{remedy.replace('_', '-')}-{sha256(told.encode()).hexdigest()[:10]}",
+        tuple(sorted(bad_gpus(verdict))),
+        verdict.boot_id,
+        Stage.RESERVED,
+    )
+    return replace(records, attempts=(*records.attempts, attempt)), (Wait(f"{remedy} is being reserved"),)
+
+
+def _clients(verdict: Verdict, world: World, records: Records, local: Local) -> tuple[Records, tuple[Step, ...]]:
+    """Whoever holds the GPU leaves before a reset: gpu-operator's own by their labels, the rest is named."""
+    on = [label for label in OPERANDS if world.labels.get(label) == "true"]
+    if on:
+        operands = {**records.operands, **dict.fromkeys(on, "true")}
+        return replace(records, operands=operands), (Wait("gpu-operator's operands leave the node before the reset"),)
+    staying = [pod.key for pod in world.pods or () if pod.operand and not pod.finished]
+    if staying:
+        return records, (Wait(f"these must leave before the reset: {', '.join(sorted(staying))}"),)
+    held = {uuid: pids for uuid, pids in local.clients.items() if pids and uuid in bad_gpus(verdict)}
+    if held:
+        told = "; ".join(f"pids {pids} on {uuid}" for uuid, pids in sorted(held.items()))
+        return records, (Wait(f"no reset while processes hold the GPU: {told}"),)
+    return records, ()
+
+
+def _watch(
+    verdict: Verdict, settings: Repair, records: Records, live: Attempt, job: Job | None
+) -> tuple[Records, tuple[Step, ...]]:
+    if job and job.finished_at:
+        live = replace(live, acted_at=job.finished_at)
+    rebooted = bool(live.boot_id and verdict.boot_id and live.boot_id != verdict.boot_id)
+    if live.remedy is Remedy.REBOOT_NODE and rebooted:  # its own Job may well have died of it
+        return _ended(verdict, records, live, "")
+    if job is None:
+        return _ended(verdict, records, live, "its Job was removed before it was seen to end")
+    if job.state == "active":
+        return records, (Wait(f"Job {live.job} runs: {live.remedy}, attempt {live.number}"),)
+    if job.state == "failed":
+        words, again = _EXIT_CODES.get(job.exit_code or 0, (job.said or f"exit code {job.exit_code}", True))
+        return _ended(verdict, records, replace(live, final=not again), words)
+    if live.remedy is Remedy.REBOOT_NODE:
+        if job.ended_s < settings.prove_s:
+            return records, (Wait("the reboot's Job ended well; the node must come up in another boot"),)
+        return _ended(verdict, records, live, "its Job ended well, and the node is in the same boot")
+    return _ended(verdict, records, live, "")
+
+
+def _ended(verdict: Verdict, records: Records, live: Attempt, failure: str) -> tuple[Records, tuple[Step, ...]]:
+    failure = failure or _again(verdict, live)
+    stage = Stage.FAILED if failure else Stage.DONE
+    ended = replace(live, stage=stage, said=failure[:200], ended_at=int(verdict.at))
+    return records.latest(ended), (Wait(f"{live.remedy}, attempt {live.number}: {failure or 'done'}"),)
+
+
+def _prove(verdict: Verdict, settings: Repair, records: Records, live: Attempt) -> tuple[Records, tuple[Step, ...]]:
+    records = _restored(records)
+    fatal = [fault for fault in verdict.faults if fault.finding.severity is Severity.FATAL]
+    if again := _again(verdict, live):
+        return _ended(verdict, records, live, again)
+    if all(fault.proved for fault in fatal):
+        return records, (Wait(f"{live.remedy} is proved: the GPUs stay well for a while before the node returns"),)
+    if 0 <= verdict.at - live.ended_at < settings.prove_s:
+        return records, (Wait(f"{live.remedy} is done: its cure must be proved within {settings.prove_s:.0f} s"),)
+    return _ended(verdict, records, live, "the fault stands after it")
+
+
+def _again(verdict: Verdict, live: Attempt) -> str:
+    """What was seen after a reset, in words; a reboot is proved by the boot that a fault was last seen in."""
+    if live.remedy is not Remedy.RESET_GPU:
+        return ""
+    late = [f.finding.id for f in verdict.faults if f.finding.severity is Severity.FATAL
+            and f.finding.evidence.at >= live.acted_at]  # fmt: skip
+    return f"{', '.join(late)} came again after it" if late else ""
+
+
+def _restored(records: Records) -> Records:
+    """The operands' labels go back with the very write that forgets them."""
+    return replace(records, operands={})
+
+
+def operand_labels(world: World, old: Records, new: Records) -> dict[str, str]:
+    """Labels to write: off for a reset, and back after it unless somebody else set them meanwhile."""
+    off = {label: "false" for label in new.operands if label not in old.operands}
+    back = {label: value for label, value in old.operands.items() if label not in new.operands}
+    return off | {label: value for label, value in back.items() if world.labels.get(label) == "false"}
+
+
+def resets(records: Records) -> dict[str, tuple[float, float]]:
+    """GPU UUID → when a reset of it was done and when that was known, Unix seconds: for the judge, who proves cures."""
+    last = records.attempts[-1] if records.attempts else None
+    if last is None or last.remedy is not Remedy.RESET_GPU or last.stage is not Stage.DONE:
+        return {}
+    return dict.fromkeys(last.uuids, (last.acted_at, float(last.ended_at)))

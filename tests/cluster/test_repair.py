@@ -1,0 +1,66 @@
+"""Repair on a real API server: a drained node's remedy runs as a Job, is proved, and the node returns by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.cluster.conftest import Site, StartAgent
+
+UNHEALTHY = "gpu-health-agent/unhealthy"
+NAMESPACE = "gpu-health-agent"
+
+
+def template(site: Site, name: str) -> str:
+    """A suspended CronJob, as an operator writes it."""
+    spec = {"restartPolicy": "OnFailure", "tolerations": [{"operator": "Exists"}],
+            "containers": [{"name": "main", "image": "none"}]}  # fmt: skip
+    job = {"spec": {"ttlSecondsAfterFinished": 1, "template": {"spec": spec}}}
+    site.plane.must("POST", f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs", {
+        "metadata": {"name": f"{site.name}-{name}"},
+        "spec": {"schedule": "0 0 1 1 *", "suspend": True, "jobTemplate": job},
+    })  # fmt: skip
+    return f"{site.name}-{name}"
+
+
+def jobs(site: Site) -> list[dict[str, Any]]:
+    found = site.plane.must("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs")["items"]
+    return [job for job in found if job["spec"]["template"]["spec"].get("nodeName") == site.nodes[0]]
+
+
+def test_a_gpu_is_reset_by_a_job_proved_and_the_node_returns_by_itself(site: Site, agent: StartAgent) -> None:
+    site.deploy("train", 1, pin=site.nodes[0])
+    operand = {"metadata": {"labels": {"nvidia.com/gpu.deploy.dcgm": "true"}}}
+    site.plane.must("PATCH", f"/api/v1/nodes/{site.nodes[0]}", operand, "application/merge-patch+json")
+    running = agent(simulate="idle", repair={"reset_gpu": template(site, "reset"), "pause_s": 1})
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.inject("--gpu", "3", "--xid", "95")
+    site.plane.wait("moved", lambda: site.running("train") == [site.nodes[1]])
+    site.plane.wait("a Job", lambda: len(jobs(site)) == 1)
+    (job,) = jobs(site)
+    assert job["spec"]["backoffLimit"] == 0
+    assert job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"].startswith("GPU-")
+    site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
+    site.plane.wait("labels", lambda: site.node()["metadata"]["labels"]["gpu-health-agent/state"] == "healthy")
+    assert site.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.dcgm"] == "true"
+    assert "attempts" not in site.node()["metadata"]["annotations"]["gpu-health-agent/faults"]
+    assert len(jobs(site)) == 1
+
+
+def test_killed_while_the_gpu_is_being_reset_it_repairs_once_and_returns(site: Site, agent: StartAgent) -> None:
+    site.deploy("train", 1, pin=site.nodes[0])
+    running = agent(simulate="idle", repair={"reset_gpu": template(site, "reset"), "pause_s": 1})
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.inject("--gpu", "3", "--xid", "95")
+    site.plane.wait("reserved", lambda: "attempts" in site.node()["metadata"]["annotations"]["gpu-health-agent/faults"])
+    running.kill()
+    running.start()
+    site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
+    assert len(jobs(site)) == 1
+
+
+def test_a_template_that_is_missing_is_named_and_the_node_stays_withdrawn(site: Site, agent: StartAgent) -> None:
+    running = agent(simulate="idle", repair={"reset_gpu": "nowhere"})
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.inject("--gpu", "3", "--xid", "95")
+    site.plane.wait("said", lambda: any('cronjobs.batch "nowhere" not found' in w for w in running.state()["waits"]))
+    assert site.taints() == [UNHEALTHY]

@@ -1,0 +1,221 @@
+"""A node's life in memory, for tests: its GPU breaks, Jobs run on it, and its agent can be killed at any write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.actions.kube import KubeHands
+from agent.actions.pretend import PretendCluster
+from agent.config import Config
+from agent.model import Failure, Observation, Signal, Verdict, rfc3339
+from agent.policy.aside import released
+from agent.policy.attempts import Records
+from agent.policy.plan import plan
+from agent.policy.repair import resets
+from agent.policy.resume import resumed
+from agent.policy.stored import load
+from agent.policy.verdict import Memory, Orders, judge
+from agent.world import HARD_TAINT, Evict, Local, RefusedError, Wait, World
+from tests.observe import GPU, START, alive, fields, reading, xid
+
+POLL_S = 5.0
+UUID = f"GPU-{GPU}"
+TEMPLATES = {"reset_gpu": "reset", "reboot_node": "reboot", "replace_node": "replace"}
+CONFIG = Config.model_validate({
+    "mode": "evict",
+    "policy": {"soak_s": 20},
+    "budget": {"max_withdrawn": 1},
+    "repair": {**TEMPLATES, "pause_s": 10, "prove_s": 60},
+})  # fmt: skip
+OPERANDS = {"nvidia.com/gpu.deploy.device-plugin": "true", "nvidia.com/gpu.deploy.driver": "true"}
+
+
+class Killed(BaseException):
+    """kill -9, right after a write arrived."""
+
+
+@dataclass
+class Life:
+    """One node and its agent. ``cures``: whether a remedy of this name helps; ``kills``: after which writes to die."""
+
+    fault: int  # the Xid in the kernel log
+    config: Config = CONFIG
+    cures: Callable[[str], bool] = lambda _: True
+    exit_code: int = 0
+    kills: Collection[int] = ()
+    api: Callable[..., tuple[int, Any]] | None = None
+    cluster: PretendCluster = field(default_factory=PretendCluster)
+    now: float = 1000.0
+    boot: int = 1
+    writes: int = 0
+    repairs: list[str] = field(default_factory=list)
+    waits: tuple[str, ...] = ()
+    clients: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cluster.add_node("n1")
+        self.cluster.add_node("n2")
+        self.cluster.add_pod("research", "train", "n1", owner="Job")
+        labels = {"metadata": {"labels": OPERANDS}}
+        self.cluster("PATCH", "/api/v1/nodes/n1", labels, "application/merge-patch+json")
+        for name in TEMPLATES.values():
+            spec = {"containers": [{"name": "main", "image": "none"}]}
+            job = {"spec": {"template": {"spec": spec}, "ttlSecondsAfterFinished": 60}}
+            body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}
+            self.cluster._store("cronjobs", "gpu-health-agent", body)
+        self.began: dict[str, float] = {}
+        self.log: list[tuple[int, int]] = []  # the fault's records: boot and number
+        self._begin()
+        self.tick()  # healthy
+        self.writes = 0
+        self.breaks()
+
+    def _begin(self) -> None:
+        """A new process of the agent: only the cluster remembers."""
+        self.hands = KubeHands(self._request, "n1", self.config, lambda: self.now)
+        self.memory, self.released, self.restored, self.read = Memory(), False, False, (0, 0)
+        self.world: World | None = None
+
+    def _request(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        answer = (self.api or self.cluster)(method, path, *rest, **more)
+        if method != "GET":
+            self.writes += 1
+            if self.writes in self.kills:
+                raise Killed
+        return answer
+
+    def node(self) -> dict[str, Any]:
+        return self.cluster.read("nodes", "n1")
+
+    def tainted(self) -> bool:
+        return any(t["key"] == HARD_TAINT for t in self.node()["spec"].get("taints") or ())
+
+    def records(self) -> Records:
+        text = (self.node()["metadata"].get("annotations") or {}).get("gpu-health-agent/faults")
+        return load(text, 0.0).records if text else Records()
+
+    def holders(self) -> list[str]:
+        path = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
+        return [lease["spec"]["holderIdentity"] for lease in self.cluster("GET", path)[1]["items"]]
+
+    def breaks(self) -> None:
+        """The kernel says so."""
+        self.log.append((self.boot, len(self.log) + 2))
+
+    def run(self, seconds: float, rests: bool = False) -> None:
+        """``rests``: only until the node is back in service."""
+        for _ in range(int(seconds / POLL_S)):
+            self.tick()
+            if rests and self.repairs and not self.tainted():
+                break
+        else:
+            return
+        for _ in range(4 if rests else 0):  # kills at the very last writes
+            self.tick()
+
+    def tick(self) -> None:
+        """One poll: the machine goes on, the judge judges, the agent acts until nothing is left to do."""
+        self.now += POLL_S
+        self._machine()
+        try:
+            self._agent()
+        except Killed:
+            self._begin()
+        assert not self.tainted() or any(h.startswith("n1/") for h in self.holders()), "a hard taint without a permit"
+
+    def _agent(self) -> None:
+        for _ in range(20):
+            self.world = self.hands.look(closely=True)
+            records = self._restore()
+            why = released(self.world.labels, records)
+            self.released = bool(why)
+            verdict = self._judge(why, records)
+            local = Local(True, self.released, self.clients)
+            steps = plan(verdict, self.world, self.config, local)
+            self.waits = tuple(step.why for step in steps if isinstance(step, Wait))
+            again = False
+            for step in steps:
+                try:
+                    self.hands.do(step)
+                except RefusedError as refused:
+                    if refused.status == 409:
+                        break
+                    self.waits = (*self.waits, refused.sentence)
+                    return
+                again = again or not isinstance(step, Wait | Evict)
+            if not again:
+                return
+
+    def _restore(self) -> Records:
+        assert self.world is not None
+        if not self.restored:
+            self.memory = resumed(self.memory, self.world.stored, self.now, self.config.policy, {})
+            stored = load(self.world.stored, 0.0) if self.world.stored else None
+            if stored and stored.boot_id == f"boot-{self.boot}":  # the kernel log is read on from there
+                self.read = self.boot, stored.kernel_seq or 0
+            self.restored = True
+        return load(self.world.stored, 0.0).records if self.world.stored else Records()
+
+    def _judge(self, aside: str, records: Records) -> Verdict:
+        boot = f"boot-{self.boot}"
+        seen = [alive("kmsg", boot, 1)]
+        if aside:
+            seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.ASIDE, raw=aside))
+        else:
+            seen += [alive("nvml", boot), reading()]
+        news = [record for record in self.log if record[0] == self.boot and record > self.read]
+        seen += [xid(self.fault, source="kmsg", boot_id=boot, seq=number) for _, number in news]
+        self.read = max([self.read, *news])
+        stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
+        orders = Orders(resets=resets(records))
+        self.memory, verdict = judge(
+            self.memory, stamped, self.now, START + self.now, self.config.policy, ("nvml", "kmsg"), orders
+        )
+        return verdict
+
+    def _machine(self) -> None:
+        """Jobs run two polls long, and only where they may."""
+        for job in self.cluster("GET", "/apis/batch/v1/namespaces/gpu-health-agent/jobs")[1]["items"]:
+            name = job["metadata"]["name"]
+            if job.get("status"):
+                continue
+            if name not in self.began:
+                self.began[name] = self.now
+                self._starts(name, job)
+            elif self.now - self.began[name] >= 2 * POLL_S:
+                self._ends(name, job)
+
+    def _starts(self, name: str, job: dict[str, Any]) -> None:
+        remedy = name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_")
+        live = self.records().live
+        assert live is not None, "a repair that was not reserved"
+        assert live.job == name, "another repair than the reserved one"
+        assert self.tainted(), "a repair without our taint"
+        assert "train" not in self.cluster.pods_on("n1"), "a repair under a running pod"
+        assert job["spec"]["template"]["spec"]["nodeName"] == "n1"
+        assert "ttlSecondsAfterFinished" not in job["spec"]
+        if remedy == "reset_gpu":
+            assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "false"
+            assert job["spec"]["template"]["metadata"]["annotations"] == {"gpu-health-agent/gpus": UUID}
+        self.repairs.append(remedy)
+
+    def _ends(self, name: str, job: dict[str, Any]) -> None:
+        remedy = name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_")
+        good = self.exit_code == 0
+        if remedy == "reboot_node" and good:
+            self.boot += 1
+            self._begin()  # the agent's own process went down with it
+        if good and not self.cures(remedy):
+            self.breaks()
+        condition = {"type": "Complete" if good else "Failed", "status": "True",
+                     "lastTransitionTime": "2026-01-01T00:00:00Z"}  # fmt: skip
+        self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [condition]}})
+        self.cluster.add_pod("gpu-health-agent", f"{name}-pod", "n1", gpus=0, owner="Job")
+        labels = {"batch.kubernetes.io/job-name": name, "gpu-health-agent/node-uid": self.node()["metadata"]["uid"]}
+        ended = {"exitCode": self.exit_code, "finishedAt": rfc3339(START + self.now)}
+        status = {"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": ended}}]}
+        path = f"/api/v1/namespaces/gpu-health-agent/pods/{name}-pod"
+        body = {"metadata": {"labels": labels}, "status": status}
+        self.cluster("PATCH", path, body, "application/merge-patch+json")

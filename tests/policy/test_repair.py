@@ -1,0 +1,232 @@
+"""What a repair promises, through every crash: one repair for one incident, or a person with the attempt in view."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from agent.policy.attempts import Stage
+from tests.life import CONFIG, OPERANDS, UUID, Life
+
+RESET, REBOOT, REPLACE = 95, 79, 64
+MERGE = "application/merge-patch+json"
+
+
+def returned(life: Life) -> bool:
+    labels = life.node()["metadata"]["labels"]
+    return (
+        not life.tainted()
+        and set(life.holders()) <= {""}
+        and labels["gpu-health-agent/state"] == "healthy"
+        and labels.items() >= OPERANDS.items()
+        and not life.records().attempts
+    )
+
+
+def plain_run(fault: int) -> Life:
+    life = Life(fault)
+    life.run(200)
+    return life
+
+
+@pytest.mark.parametrize(("fault", "remedy"), [(RESET, "reset_gpu"), (REBOOT, "reboot_node")])
+def test_a_node_is_drained_repaired_once_proved_and_returned(fault: int, remedy: str) -> None:
+    life = plain_run(fault)
+    assert (life.repairs, returned(life)) == ([remedy], True)
+
+
+WRITES = {"reset": plain_run(RESET).writes, "reboot": plain_run(REBOOT).writes}
+
+
+@pytest.mark.parametrize("fault", ["reset", "reboot"])
+def test_killed_after_any_two_writes_it_ends_returned_after_exactly_one_repair(fault: str) -> None:
+    for kills in itertools.combinations(range(1, WRITES[fault] + 3), 2):
+        life = Life(RESET if fault == "reset" else REBOOT, kills=kills)
+        life.run(260, rests=True)
+        assert len(life.repairs) == 1, f"killed after writes {kills}: {life.repairs}"
+        assert returned(life), f"killed after writes {kills}: {life.waits}"
+
+
+@pytest.mark.parametrize("fault", ["reset", "reboot"])
+def test_killed_after_every_subset_of_the_writes_around_a_repair(fault: str) -> None:
+    """From the last eviction to the return: each of eight writes is followed by a kill, or isn't."""
+    first = WRITES[fault] - 9
+    for pattern in itertools.product((False, True), repeat=8):
+        kills = [first + i for i, killed in enumerate(pattern) if killed]
+        life = Life(RESET if fault == "reset" else REBOOT, kills=kills)
+        life.run(260, rests=True)
+        assert (len(life.repairs), returned(life)) == (1, True), f"killed after writes {kills}: {life.waits}"
+
+
+def test_killed_after_every_single_write_a_fault_without_a_template_waits_for_a_person() -> None:
+    config = CONFIG.model_copy(update={"repair": type(CONFIG.repair)()})
+    for kill in range(1, 10):
+        life = Life(RESET, config, kills=[kill])
+        life.run(100)
+        assert (life.tainted(), life.repairs, life.cluster.evicted) == (True, [], ["research/train"])
+
+
+def test_what_does_not_help_is_tried_twice_then_the_next_harder_then_a_person_decides() -> None:
+    life = Life(RESET, cures=lambda _: False)
+    life.run(3000)
+    assert life.repairs == ["reset_gpu"] * 2 + ["reboot_node"] * 2 + ["replace_node"] * 2
+    assert life.tainted()
+    assert any(why.startswith("a person must decide: replace_node failed, attempt 2") for why in life.waits)
+    assert [a.stage for a in life.records().attempts] == [Stage.FAILED] * 6
+    assert life.node()["metadata"]["labels"].items() >= OPERANDS.items()
+
+
+def test_a_person_decides_through_any_crash_and_no_remedy_is_tried_more_often() -> None:
+    quick = CONFIG.model_copy(update={"repair": CONFIG.repair.model_copy(update={"pause_s": 0.5})})
+    plain = Life(RESET, quick, cures=lambda _: False)
+    plain.run(400)
+    assert len(plain.repairs) == 6
+    for kill in range(8, plain.writes, 2):
+        life = Life(RESET, quick, cures=lambda _: False, kills=[kill, kill + 1])
+        life.run(450)
+        assert life.repairs == plain.repairs
+        assert life.tainted()
+
+
+@pytest.mark.parametrize(
+    ("code", "tries", "words"),
+    [(3, 1, "can't be reset in this way"), (4, 1, "no permission"), (15, 1, "fallen off the bus"), (255, 2, "255")],
+)
+def test_nvidia_smis_exit_code_decides_whether_a_second_try_makes_sense(code: int, tries: int, words: str) -> None:
+    only_reset = CONFIG.repair.model_copy(update={"reboot_node": None, "replace_node": None})
+    life = Life(RESET, CONFIG.model_copy(update={"repair": only_reset}), exit_code=code)
+    life.run(300)
+    assert life.repairs == ["reset_gpu"] * tries
+    assert words in " ".join(life.waits)
+
+
+def test_no_reset_while_a_process_holds_the_gpu_and_it_is_named() -> None:
+    life = Life(RESET, clients={UUID: "4711,4712", "GPU-other": "1"})
+    life.run(200)
+    assert life.repairs == []
+    assert f"no reset while processes hold the GPU: pids 4711,4712 on {UUID}" in life.waits
+    life.clients = {}
+    life.run(200)
+    assert returned(life)
+
+
+def test_no_reset_while_an_operand_of_gpu_operator_still_runs() -> None:
+    life = Life(RESET)
+    life.cluster.add_pod("gpu-operator", "plugin", "n1", gpus=0, owner="DaemonSet")
+    body = {"metadata": {"labels": {"app": "nvidia-device-plugin-daemonset"}}}
+    life.cluster("PATCH", "/api/v1/namespaces/gpu-operator/pods/plugin", body, MERGE)
+    life.run(200)
+    assert "these must leave before the reset: gpu-operator/plugin" in life.waits
+    assert life.repairs == []
+
+
+def test_an_operands_label_that_somebody_else_set_meanwhile_is_left_alone() -> None:
+    life = Life(RESET)
+    while not life.repairs:
+        life.tick()
+    theirs = {"metadata": {"labels": {"nvidia.com/gpu.deploy.device-plugin": "paused-for-driver-upgrade"}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", theirs, MERGE)
+    life.run(200)
+    assert not life.tainted()
+    assert life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "paused-for-driver-upgrade"
+
+
+def test_a_harder_remedy_serves_where_the_milder_one_is_not_configured_and_moves_every_pod() -> None:
+    only_reboot = CONFIG.repair.model_copy(update={"reset_gpu": None})
+    life = Life(RESET, CONFIG.model_copy(update={"repair": only_reboot}))
+    life.cluster.add_pod("web", "front", "n1", gpus=0)
+    life.run(200)
+    assert (life.repairs, life.cluster.evicted) == (["reboot_node"], ["research/train", "web/front"])
+    assert returned(life)
+
+
+def test_a_template_that_is_not_there_is_said_and_repairs_once_it_is() -> None:
+    life = Life(RESET)
+    template = life.cluster._objects.pop(("cronjobs", "gpu-health-agent", "reset"))
+    life.run(100)
+    assert 'cronjobs "reset" not found' in " ".join(life.waits)
+    life.cluster._store("cronjobs", "gpu-health-agent", template)
+    life.run(200)
+    assert (life.repairs, returned(life)) == (["reset_gpu"], True)
+
+
+def test_a_job_that_somebody_removed_is_a_failed_attempt_and_never_counts_as_a_repair() -> None:
+    life = Life(RESET)
+    while not life.repairs or life.records().attempts[-1].stage is not Stage.STARTED:
+        life.tick()
+    (name,) = [name for kind, _, name in life.cluster._objects if kind == "jobs"]
+    del life.cluster._objects["jobs", "gpu-health-agent", name]
+    life.tick()
+    assert life.records().attempts[-1].said == "its Job was removed before it was seen to end"
+    life.run(300)
+    assert (life.repairs, returned(life)) == (["reset_gpu"] * 2, True)
+
+
+def test_a_relapsing_gpu_is_held_for_a_person_and_not_repaired_for_ever() -> None:
+    life = Life(RESET)
+    for _ in range(6):
+        life.run(300)
+        life.breaks()
+    assert life.repairs == ["reset_gpu"] * 2
+    assert life.tainted()
+    assert any("a person must decide about gpu-relapsing" in why for why in life.waits)
+
+
+def test_paused_nothing_is_repaired() -> None:
+    life = Life(RESET, clients={UUID: "4711"})
+    life.run(50)
+    body = {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"}}
+    life.cluster._store("configmaps", "gpu-health-agent", body)
+    life.clients = {}
+    life.run(200)
+    assert (life.repairs, life.records().attempts) == ([], ())
+
+
+@pytest.mark.parametrize("state", ["cordon-required", "pod-restart-required", "validation-required", "anything"])
+def test_during_a_driver_upgrade_nothing_is_judged_or_done(state: str) -> None:
+    life = Life(RESET)
+    upgrade = {"metadata": {"labels": {"nvidia.com/gpu-driver-upgrade-state": state}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", upgrade, MERGE)
+    before = life.node()
+    life.run(600)
+    assert life.node() == before
+    assert life.released
+    over = {"metadata": {"labels": {"nvidia.com/gpu-driver-upgrade-state": "upgrade-done"}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", over, MERGE)
+    life.run(20)
+    assert life.tainted()
+
+
+def test_during_a_change_of_mig_nothing_is_judged_or_done() -> None:
+    life = Life(RESET)
+    body = {"metadata": {"labels": {"nvidia.com/mig.config.state": "rebooting"}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", body, MERGE)
+    life.run(100)
+    assert not life.tainted()
+
+
+@pytest.mark.parametrize("who", ["nvsentinel", "karpenter"])
+def test_where_somebody_else_already_repairs_the_node_it_is_only_reported_on(who: str) -> None:
+    life = Life(RESET)
+    body: dict[str, Any] = {"metadata": {"labels": {"dgxc.nvidia.com/nvsentinel-state": "draining"}}}
+    if who == "karpenter":
+        body = {"spec": {"taints": [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", body, MERGE)
+    life.run(100)
+    assert (life.tainted(), life.holders(), life.cluster.evicted) == (False, [], [])
+    assert life.node()["metadata"]["labels"]["gpu-health-agent/state"] == "unhealthy"
+
+
+def test_a_replacement_is_asked_for_only_under_a_permit_on_a_drained_node() -> None:
+    asks = CONFIG.repair.model_copy(update={"reset_gpu": None, "reboot_node": None, "replace_node": None,
+                                            "request_replacement": True})  # fmt: skip
+    life = Life(REPLACE, CONFIG.model_copy(update={"repair": asks}))
+    seen = []
+    for _ in range(20):
+        life.tick()
+        conditions = {c["type"]: c["status"] for c in life.node()["status"]["conditions"]}
+        if conditions.get("GpuReplacementRequested") == "True":
+            seen.append((life.tainted(), life.cluster.evicted))
+    assert seen[0] == (True, ["research/train"])
