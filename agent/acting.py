@@ -6,7 +6,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
 from typing import Any
 
 from agent.config import Config
@@ -38,6 +39,7 @@ _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
 _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
 _MOST_ROUNDS = 20  # in one go: a plan that never comes to rest is a bug, not a reason to flood the API server
 _CONFLICT = 409
+_HOLDERS_S = 10.0  # how long an answer about who holds which GPU serves
 _MOST_WORKLOADS = 1024
 
 Tell = Callable[..., None]
@@ -61,6 +63,8 @@ class Actor:
         self._failures = 0
         self._told: tuple[str, ...] = ()
         self.planned: Callable[[Verdict, World, Local, tuple[Step, ...]], None] | None = None  # for a recording
+        self.holders: Callable[[], Mapping[str, frozenset[str] | None]] | None = None  # pod → UUIDs of its GPUs
+        self._held: tuple[float, Mapping[str, frozenset[str] | None]] | None = None
         self.aside = ""  # why no process of ours may hold a GPU now
         self.released = False  # and that none does
         self.clients: dict[str, str] = {}  # GPU UUID → pids of the processes on it
@@ -171,6 +175,8 @@ class Actor:
         if verdict is None or (unheard and time.monotonic() - self._began < _FIRST_WORDS_S):
             self._waiting(("every source must be heard once before anything is concluded",))
             return False
+        if verdict.withdraw:
+            world = self._world = self._with_holders(world)
         local = Local(self._gathered(verdict), bool(self.aside) and self.released, dict(self.clients))
         steps = plan(verdict, world, self._config, local)
         if self.planned:
@@ -221,6 +227,16 @@ class Actor:
         began = [f.began for f in verdict.faults if f.finding.severity is Severity.FATAL]
         self._gather_until = min(began) + self._config.drain.gather_s if began else 0.0
         return time.monotonic() >= self._gather_until
+
+    def _with_holders(self, world: World) -> World:
+        """The pods with the GPUs that each holds, where that can be asked; asked only while one might leave."""
+        if self.holders is None or not any(pod.gpu and not pod.finished for pod in world.pods or ()):
+            return world
+        now = time.monotonic()
+        if self._held is None or now - self._held[0] > _HOLDERS_S:
+            self._held = (now, self.holders())
+        pods = tuple(replace(pod, gpus=self._held[1].get(pod.key)) if pod.gpu else pod for pod in world.pods or ())
+        return replace(world, pods=pods)
 
     def _heed(self, world: World) -> None:
         """What the Node's labels and our own records on it say to the sources and to the judge."""

@@ -48,6 +48,12 @@ class KmsgSource(_Section):
     with it on, whoever may write to /dev/kmsg can drain the node."""
 
 
+class PodsSource(_Section):
+    enabled: bool = True
+    socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
+    """The kubelet's PodResources API: which pod holds which GPU, asked while pods leave a bad one."""
+
+
 class SimulatedSource(_Section):
     scenario: str | None = None
     """A scenario's name or file: simulated GPUs stand in for NVML. Off by default."""
@@ -56,6 +62,7 @@ class SimulatedSource(_Section):
 class Sources(_Section):
     nvml: NvmlSource = NvmlSource()
     kmsg: KmsgSource = KmsgSource()
+    pods: PodsSource = PodsSource()
     simulated: SimulatedSource = SimulatedSource()
 
 

@@ -6,7 +6,7 @@ import selectors
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from agent.recording import Recorder
 from agent.server import Server
 from agent.snapshot import Snapshot, SourceView
 from agent.sources import Source
+from agent.sources.pods import UnaskedError, who_holds
 from agent.state import state
 
 _TICK_S = 1.0
@@ -43,6 +44,10 @@ class Daemon:
         self.seen: Callable[[Observation], None] | None = None  # for a narrator
         self.judged: Callable[[Verdict], object] | None = None  # for one that waits for a verdict
         self._recorder: Recorder | None = None
+        self._unasked = ""
+        pods = config.sources.pods  # simulated GPUs are held by nobody, unless a test plays the kubelet too
+        if actor and pods.enabled and (sim_dir is None or pods.socket.is_socket()):
+            actor.holders = self._holders
         self.snapshot: Snapshot | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -137,6 +142,18 @@ class Daemon:
                 for reading in self._memory.history.readings.values()
             }
         return why
+
+    def _holders(self) -> Mapping[str, frozenset[str] | None]:
+        """Called by the act thread. Where it can't be asked nobody's GPUs are known: every GPU pod leaves."""
+        try:
+            found = who_holds(self._config.sources.pods.socket)
+            self._unasked = ""
+            return found
+        except UnaskedError as error:
+            if str(error) != self._unasked:
+                self._tell("which pod holds which GPU is not known; a GPU's remedy moves all GPU pods", why=str(error))
+            self._unasked = str(error)
+            return {}
 
     def _register(self, name: str, source: Source) -> None:
         fd, old = source.fileno(), self._registered.pop(name, None)

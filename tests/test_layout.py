@@ -22,7 +22,14 @@ WIRING = {
 }
 ROOMS = {"sources", "policy", "actions"}
 IMPURE = {"time", "threading", "socket", "subprocess", "os", "random", "logging", "structlog", "kubernetes", "pynvml"}
-ONLY_IN = {"kubernetes": "actions", "pynvml": "sources", "pydcgm": "sources", "urllib3": "actions"}
+ONLY_IN = {
+    "kubernetes": "actions",
+    "pynvml": "sources",
+    "pydcgm": "sources",
+    "grpc": "sources",
+    "google": "sources",
+    "urllib3": "actions",
+}
 
 
 def imports(path: Path) -> Iterator[str]:

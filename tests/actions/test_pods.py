@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -314,3 +315,46 @@ def test_degraded_asks_nobody_for_a_checkpoint() -> None:
     assert list(made.read("pods", "train", "research")["metadata"]["annotations"]) == ["gpu-health-agent/checkpoint"]
     assert "gpu-health-agent/degraded" in json.dumps(node(made)["spec"]["taints"])
     assert settings.mode is Mode.EVICT
+
+
+@pytest.mark.parametrize(
+    ("holders", "evicted"),
+    [
+        ({"train": {"GPU-a"}, "other": {"GPU-b"}}, ["research/train"]),
+        ({"train": {"GPU-a", "GPU-b"}, "other": {"GPU-a"}}, ["research/other", "research/train"]),
+        ({"train": {"GPU-b"}, "other": {"GPU-c"}}, []),
+        ({"train": {"GPU-b"}, "other": None}, ["research/other"]),
+        ({"train": None, "other": None}, ["research/other", "research/train"]),
+    ],
+)
+@pytest.mark.parametrize("whole_node", [False, True])
+def test_a_gpus_remedy_moves_only_the_pods_that_hold_it_and_a_nodes_remedy_all(
+    holders: dict[str, set[str] | None], evicted: list[str], whole_node: bool
+) -> None:
+    made, settings = cluster(), config()
+    made.add_pod("research", "other", "n1")
+    hands = KubeHands(made, "n1", settings)
+    for _ in range(8):
+        world = hands.look(closely=True)
+        pods = tuple(
+            replace(pod, gpus=None if (held := holders[pod.name]) is None else frozenset(held)) if pod.gpu else pod
+            for pod in world.pods or ()
+        )
+        world = replace(world, pods=pods if world.pods is not None else None)
+        for step in plan(fatal() if whole_node else reset(), world, settings, Local()):
+            hands.do(step)
+    assert made.evicted == (["research/other", "research/train"] if whole_node else evicted)
+    assert node(made)["metadata"]["labels"]["gpu-health-agent/state"] == "drained"
+
+
+def test_a_tolerating_pod_leaves_for_a_reset_only_if_it_holds_the_bad_gpu() -> None:
+    made, settings = cluster(), config()
+    change(made, "train", {"spec": {"tolerations": [{"operator": "Exists"}]}})
+    hands = KubeHands(made, "n1", settings)
+    for _ in range(8):
+        world = hands.look(closely=True)
+        pods = tuple(replace(pod, gpus=frozenset({"GPU-a"})) for pod in world.pods or ())
+        world = replace(world, pods=pods if world.pods is not None else None)
+        for step in plan(reset(), world, settings, Local()):
+            hands.do(step)
+    assert made.evicted == ["research/train"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tests.cluster.conftest import Site, StartAgent
+from tests.sources.test_pods import Kubelet, kubelet, listing
 
 UNHEALTHY = "gpu-health-agent/unhealthy"
 NAMESPACE = "gpu-health-agent"
+__all__ = ["kubelet"]  # a fixture
 
 
 def template(site: Site, name: str) -> str:
@@ -64,3 +67,30 @@ def test_a_template_that_is_missing_is_named_and_the_node_stays_withdrawn(site: 
     running.inject("--gpu", "3", "--xid", "95")
     site.plane.wait("said", lambda: any('cronjobs.batch "nowhere" not found' in w for w in running.state()["waits"]))
     assert site.taints() == [UNHEALTHY]
+
+
+def test_pods_on_the_other_gpus_of_the_node_run_on(
+    site: Site, agent: StartAgent, kubelet: tuple[Kubelet, Path]
+) -> None:
+    site.deploy("good", 1, pin=site.nodes[0])
+    site.deploy("bad", 1, pin=site.nodes[0])
+    played, socket = kubelet
+    running = agent(simulate="idle", sources={"pods": {"socket": str(socket)}})
+    running.wait_for_simulation()
+    uuids = [gpu["uuid"] for _, gpu in sorted(running.state()["gpus"].items())]
+    path = f"/api/v1/namespaces/{site.name}/pods"
+    holders = {
+        pod["metadata"]["name"]: {"nvidia.com/gpu": [uuids[3 if pod["metadata"]["labels"]["app"] == "bad" else 5]]}
+        for pod in site.plane.must("GET", path)["items"]
+    }
+
+    def answer() -> Any:
+        made = listing(**{name: dict(resources) for name, resources in holders.items()})
+        for pod in made.pod_resources:
+            pod.namespace = site.name
+        return made
+
+    played.answer = answer
+    running.inject("--gpu", "3", "--xid", "95")
+    site.plane.wait("drained", lambda: site.node()["metadata"]["labels"].get("gpu-health-agent/state") == "drained")
+    assert (site.running("bad"), site.running("good")) == ([site.nodes[1]], [site.nodes[0]])
