@@ -13,116 +13,29 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from agent import __version__, log
+from agent.arguments import USAGE, parser
 from agent.config import Config, ConfigError, load
 from agent.world import CredentialsError, Hands, RefusedError, UnreachableError
 
-_USAGE, _CONFIG, _FAILED = 64, 78, 1
+_CONFIG, _FAILED = 78, 1
 _SWITCH_S = 0.0005
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """argparse's own exit code 2 would read as the verdict 'unhealthy'."""
-        self.print_usage(sys.stderr)
-        sys.stderr.write(f"{self.prog}: {message}\n")
-        sys.exit(_USAGE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script; the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
-        return int(arguments.command(arguments))
+        return _COMMANDS[arguments.command](arguments)
     except ConfigError as error:
         return _say(_CONFIG, str(error))
     except CredentialsError as error:
         return _say(_CONFIG, str(error))
     except (ValueError, FileNotFoundError) as error:  # an unknown scenario, a missing file, a bad request
-        return _say(_USAGE, str(error))
+        return _say(USAGE, str(error))
     except (ConnectionError, RefusedError, UnreachableError) as error:
         return _say(_FAILED, str(error))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="gpu-health-agent", description="Keeps broken GPUs away from pods, and says why.")
-    parser.add_argument("--version", action="version", version=f"gpu-health-agent {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-
-    run = commands.add_parser("run", help="watch this node's GPUs and act on its Node object")
-    _common(run)
-    run.add_argument("--simulate", metavar="SCENARIO", nargs="?", const="idle", help="simulated GPUs instead of NVML")
-    run.add_argument("--record", type=Path, metavar="F", help="write down what is seen and decided, for replay")
-    run.add_argument("--dry-run", action="store_true", help="look and plan, write nothing at all")
-    run.set_defaults(command=_run)
-
-    check = commands.add_parser("check", help="this node's verdict: exit 0 healthy, 1 degraded, 2 unhealthy, 3 unknown")
-    check.add_argument("--config", metavar="F")
-    check.add_argument("--json", action="store_true", help="the whole state, as /state has it")
-    check.set_defaults(command=_check)
-
-    explain = commands.add_parser("explain", help="each fault: evidence, what would clear it, what happens next")
-    explain.add_argument("fault", nargs="?", metavar="FAULT", help="one fault's id (default: all that stand)")
-    explain.add_argument("--config", metavar="F")
-    explain.add_argument("--node", metavar="N", help="from this Node's annotation, instead of the agent that runs here")
-    explain.add_argument("--recording", type=Path, metavar="F", help="as a recording of 'run --record' ends")
-    explain.add_argument("--kubeconfig", metavar="F", help="credentials for --node")
-    explain.add_argument("--json", action="store_true")
-    explain.set_defaults(command=_explain)
-
-    policy = commands.add_parser("policy", help="the rules in force: the defaults with the configuration's overrides")
-    policy.add_argument("--config", metavar="F", help="validated without a cluster or a GPU")
-    policy.add_argument("--gpu-model", default="", metavar="X", help="NVML's product name, for overrides by model")
-    policy.add_argument("--node-label", default=[], action="append", metavar="K=V", help="for overrides by node label")
-    form = policy.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true")
-    form.add_argument("--markdown", action="store_true", help="the table of the README")
-    policy.set_defaults(command=_policy)
-
-    replay = commands.add_parser("replay", help="what was decided, or would be, from a recording or a kernel log")
-    replay.add_argument("file", metavar="FILE", help="a recording, a source's lines or a raw kernel log; - for stdin")
-    replay.add_argument("--config", metavar="OTHER", help="another policy than the recording's own")
-    replay.add_argument("--profile", default="h100-8", metavar="P", help="the healthy GPUs beside a raw kernel log")
-    replay.add_argument("--json", action="store_true", help="one JSON object a line and change, the only form there is")
-    replay.set_defaults(command=_replay)
-
-    simulate = commands.add_parser("simulate", help="the main job on simulated GPUs, told live on the terminal")
-    simulate.add_argument("scenario", nargs="?", default="demo", help="a scenario's name or file (demo)")
-    simulate.add_argument("--json", action="store_true", help="one JSON object a line")
-    simulate.add_argument("--kubeconfig", metavar="F", help="a real cluster instead of the embedded one; needs --node")
-    simulate.add_argument("--node", metavar="N", help="the Node object that the simulation writes to")
-    _directory(simulate)
-    simulate.set_defaults(command=_simulate)
-
-    inject = commands.add_parser("inject", help="change a running simulation")
-    inject.add_argument("--gpu", type=int, metavar="I", help="the GPU's index (with --clear: default all)")
-    what = inject.add_mutually_exclusive_group(required=True)
-    what.add_argument("--xid", type=int, metavar="CODE")
-    what.add_argument("--temperature", type=float, metavar="C", help="°C")
-    what.add_argument("--ecc-uncorrected", type=int, metavar="N", help="new uncorrectable memory errors")
-    what.add_argument("--lost", action="store_true", help="the GPU falls off the bus")
-    what.add_argument("--recovery-action", type=int, metavar="A", help="NVML field 230: 1 reset, 2 reboot …")
-    what.add_argument("--set", metavar="SIGNAL=N", help="another reading, as remapped_rows_pending=1")
-    what.add_argument("--hang", metavar="CALL", help="this call about the GPU does not return, as nvmlDeviceGetEccMode")
-    what.add_argument("--clear", action="store_true", help="the proved remedy: new counters, and a boot if need be")
-    _directory(inject)
-    inject.set_defaults(command=_inject)
-    return parser
-
-
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="F", help="the YAML configuration (default: all defaults, mode observe)")
-    parser.add_argument("--node", metavar="N", help="the Node object to write to (default: NODE_NAME)")
-    parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: the pod's service account)")
-    _directory(parser)
-
-
-def _directory(parser: argparse.ArgumentParser) -> None:
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"  # noqa: S108 - the folder in it is made private
-    default = Path(runtime) / f"gpu-health-agent-{os.getuid()}"
-    parser.add_argument("--simulation-dir", type=Path, default=default, metavar="D", help=argparse.SUPPRESS)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -294,6 +207,29 @@ def _inject(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _release(arguments: argparse.Namespace) -> int:
+    from agent.actions.api import connect
+    from agent.actions.release import release
+    from agent.policy.stored import operands
+
+    config = configured(arguments.config)
+    for sentence in release(connect(arguments.kubeconfig), config.budget.namespace, arguments.node, operands):
+        sys.stdout.write(sentence + "\n")
+    return 0
+
+
 def _say(code: int, sentence: str) -> int:
     sys.stderr.write(f"gpu-health-agent: {sentence}\n")
     return code
+
+
+_COMMANDS = {
+    "run": _run,
+    "check": _check,
+    "explain": _explain,
+    "policy": _policy,
+    "replay": _replay,
+    "simulate": _simulate,
+    "inject": _inject,
+    "release": _release,
+}

@@ -12,6 +12,7 @@ import yaml
 
 from agent import cli
 from agent.actions.checkpoint import declared
+from agent.arguments import parser
 from agent.config import Config, Limits
 from agent.policy.effective import entries, markdown
 
@@ -28,7 +29,7 @@ def test_every_command_of_the_readme_is_one(line: str) -> None:
     if program == "make":
         subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
     elif program == "gpu-health-agent":
-        assert cli._parser().parse_args(arguments).command
+        assert parser().parse_args(arguments).command
     else:
         assert line in (
             "kubectl apply -k daemonset/",  # the control plane's fixture applies it

@@ -77,14 +77,18 @@ class PretendCluster:
             return 200, copy.deepcopy(old)
 
     def _select(self, kind: str, namespace: str, query: dict[str, str]) -> list[dict[str, Any]]:
-        label, _, wanted = query.get("labelSelector", "").partition("=")
+        label, valued, wanted = query.get("labelSelector", "").partition("=")
         node = query.get("fieldSelector", "").partition("spec.nodeName=")[2]
         return [
             o
             for (k, ns, _), o in self._objects.items()
             if k == kind
             and (not namespace or ns == namespace)
-            and (not label or (o["metadata"].get("labels") or {}).get(label) == wanted)
+            and (
+                not label
+                or (labels := o["metadata"].get("labels") or {}).get(label) == wanted
+                or (not valued and label in labels)
+            )
             and (not node or o["spec"]["nodeName"] == node)
         ]
 
@@ -164,7 +168,8 @@ def _merge(target: dict[str, Any], patch: dict[str, Any]) -> None:
             target.pop(key, None)
         elif key == "conditions":
             changed = {c["type"] for c in value}
-            target[key] = [c for c in target.get(key, ()) if c["type"] not in changed] + copy.deepcopy(value)
+            target[key] = [c for c in target.get(key, ()) if c["type"] not in changed]
+            target[key] += copy.deepcopy([c for c in value if "$patch" not in c])
         elif isinstance(value, dict):
             _merge(target.setdefault(key, {}), value)
         else:

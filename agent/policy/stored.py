@@ -82,6 +82,14 @@ def load(text: str, now: float) -> Stored:
         raise MalformedError(f"it is not what this agent writes ({type(error).__name__}: {error})"[:200]) from error
 
 
+def operands(text: str | None) -> Mapping[str, str]:
+    """The Node labels that wait to be set back, with their values; none in what can't be understood."""
+    try:
+        return load(text, 0.0).records.operands if text is not None else {}
+    except MalformedError:
+        return {}
+
+
 def _restore(data: dict[str, Any], now: float) -> Fault:
     seen_by = tuple(Evidence(float(at), str(source), str(raw)) for source, at, raw in data["seen_by"])
     clear_s = data["clear_s"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 from tests.cluster.conftest import Site, StartAgent
+from tests.cluster.control_plane import environment
 from tests.cluster.test_spine import UNHEALTHY, XID_79
 
 
@@ -47,3 +50,19 @@ def test_dry_run_looks_and_plans_and_writes_nothing(site: Site, agent: StartAgen
     assert site.taints() == []
     ours = [f["manager"] for f in site.node()["metadata"]["managedFields"]]
     assert ours == [f["manager"] for f in before]
+
+
+def test_release_takes_everything_of_ours_off_a_node(site: Site, agent: StartAgent) -> None:
+    running = agent(mode="taint")
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.kernel("NVRM: Xid (PCI:0000:1b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.")
+    site.plane.wait("taint", lambda: site.taints() == ["gpu-health-agent/unhealthy"])
+    site.plane.wait("condition", lambda: site.condition("GpuUnhealthy")["status"] == "True")
+    running.stop()
+    command = [sys.executable, "-m", "agent", "release", "--node", site.nodes[0],
+               "--kubeconfig", str(site.plane.kubeconfig)]  # fmt: skip
+    told = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=30)
+    assert told.returncode == 0, told.stderr
+    assert "given back" in told.stdout
+    assert (site.taints(), site.condition("GpuUnhealthy")["status"]) == ([], "absent")
+    assert "gpu-health-agent" not in json.dumps(site.node()["metadata"]["labels"])
