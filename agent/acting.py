@@ -60,7 +60,7 @@ class Actor:
         self._workloads: dict[str, str] = {}  # pod UID → namespace/Kind/name
         self._asked: set[str] = set()
         self._answered: set[str] = set()
-        self._failures = 0
+        self.failures = 0  # rounds in a row that failed
         self._told: tuple[str, ...] = ()
         self.planned: Callable[[Verdict, World, Local, tuple[Step, ...]], None] | None = None  # for a recording
         self.holders: Callable[[], Mapping[str, frozenset[str] | None]] | None = None  # pod → UUIDs of its GPUs
@@ -116,7 +116,7 @@ class Actor:
         while not self._stop.is_set():
             pause_s = self._round()
             # While the server is down the growing pause is not cut short by news.
-            (self._stop if self._failures else self._wake).wait(pause_s)
+            (self._stop if self.failures else self._wake).wait(pause_s)
             self._wake.clear()
 
     def _round(self) -> float:
@@ -126,12 +126,12 @@ class Actor:
                 if not self._once():
                     break
             self._learn()
-            self._failures = 0
+            self.failures = 0
         except (CredentialsError, RefusedError, UnreachableError) as error:
-            self._failures += 1
+            self.failures += 1
             self.failed["look"] += 1
             self._waiting((str(error),))
-            longest = min(_LONGEST_PAUSE_S, 2.0 ** min(self._failures - 1, 6))
+            longest = min(_LONGEST_PAUSE_S, 2.0 ** min(self.failures - 1, 6))
             return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
         except Exception as error:  # noqa: BLE001 - a bug must not end the thread that untaints
             self.failed["bug"] += 1
@@ -177,7 +177,8 @@ class Actor:
             return False
         if verdict.withdraw:
             world = self._world = self._with_holders(world)
-        local = Local(self._gathered(verdict), bool(self.aside) and self.released, dict(self.clients))
+        up_s = int(time.monotonic() - self._began)
+        local = Local(self._gathered(verdict), up_s, bool(self.aside) and self.released, dict(self.clients))
         steps = plan(verdict, world, self._config, local)
         if self.planned:
             self.planned(verdict, world, local, steps)
@@ -267,6 +268,7 @@ def view(actor: Actor) -> dict[str, Any]:
     outcomes, waited_s = actor.checkpoints()
     return {
         "aside": actor.aside,
+        "api_failures": actor.failures,
         "checkpoints": outcomes,
         "checkpoint_wait_s": waited_s,
         "steps": actor.steps,

@@ -135,6 +135,10 @@ def _actions(shot: Snapshot) -> Iterator[Metric]:
     waited = CounterMetricFamily("gpu_health_checkpoint_wait_seconds", "Waited for checkpoints.", labels=["node"])
     waited.add_metric([shot.node], shot.checkpoint_wait_s)
     yield waited
+    breaker = GaugeMetricFamily("gpu_health_api_circuit_open", "1 while the API server is left alone for a pause.",
+                                labels=["node"])  # fmt: skip
+    breaker.add_metric([shot.node], float(shot.api_failures > 0))
+    yield breaker
     aside = GaugeMetricFamily("gpu_health_standing_aside", "1 while the agent leaves the GPUs to a repair or upgrade.",
                               labels=["node"])  # fmt: skip
     aside.add_metric([shot.node], float(bool(shot.aside)))

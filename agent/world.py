@@ -134,6 +134,7 @@ class Local:
     """What only this node's own agent knows."""
 
     gathered: bool = True  # the faults had time to gather
+    up_s: int = 10**9  # seconds since the agent's start
     released: bool = False  # our own processes hold no GPU
     clients: Mapping[str, str] = field(default_factory=dict)  # GPU UUID → the pids of processes on it
 

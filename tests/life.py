@@ -17,7 +17,7 @@ from agent.policy.repair import resets
 from agent.policy.resume import resumed
 from agent.policy.stored import load
 from agent.policy.verdict import Memory, Orders, judge
-from agent.world import HARD_TAINT, Evict, Local, RefusedError, Wait, World
+from agent.world import HARD_TAINT, Evict, Local, RefusedError, UnreachableError, Wait, World
 from tests.observe import GPU, START, alive, fields, reading, xid
 
 POLL_S = 5.0
@@ -66,7 +66,7 @@ class Life:
             body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}
             self.cluster._store("cronjobs", "gpu-health-agent", body)
         self.began: dict[str, float] = {}
-        self.log: list[tuple[int, int]] = []  # the fault's records: boot and number
+        self.log: list[tuple[int, int, float]] = []  # the fault's records: boot, number, time
         self._begin()
         self.tick()  # healthy
         self.writes = 0
@@ -75,6 +75,7 @@ class Life:
     def _begin(self) -> None:
         """A new process of the agent: only the cluster remembers."""
         self.hands = KubeHands(self._request, "n1", self.config, lambda: self.now)
+        self.born = self.now
         self.memory, self.released, self.restored, self.read = Memory(), False, False, (0, 0)
         self.world: World | None = None
 
@@ -102,7 +103,7 @@ class Life:
 
     def breaks(self) -> None:
         """The kernel says so."""
-        self.log.append((self.boot, len(self.log) + 2))
+        self.log.append((self.boot, len(self.log) + 2, START + self.now))
 
     def run(self, seconds: float, rests: bool = False) -> None:
         """``rests``: only until the node is back in service."""
@@ -123,6 +124,8 @@ class Life:
             self._agent()
         except Killed:
             self._begin()
+        except (RefusedError, UnreachableError) as error:
+            self.waits = (str(error),)
         assert not self.tainted() or any(h.startswith("n1/") for h in self.holders()), "a hard taint without a permit"
 
     def _agent(self) -> None:
@@ -132,7 +135,7 @@ class Life:
             why = released(self.world.labels, records)
             self.released = bool(why)
             verdict = self._judge(why, records)
-            local = Local(True, self.released, self.clients)
+            local = Local(True, int(self.now - self.born), self.released, self.clients)
             steps = plan(verdict, self.world, self.config, local)
             self.waits = tuple(step.why for step in steps if isinstance(step, Wait))
             again = False
@@ -165,10 +168,12 @@ class Life:
             seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.ASIDE, raw=aside))
         else:
             seen += [alive("nvml", boot), reading()]
-        news = [record for record in self.log if record[0] == self.boot and record > self.read]
-        seen += [xid(self.fault, source="kmsg", boot_id=boot, seq=number) for _, number in news]
-        self.read = max([self.read, *news])
         stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
+        for boot_number, number, at in self.log:
+            if boot_number == self.boot and (boot_number, number) > self.read:
+                told = xid(self.fault, source="kmsg", boot_id=boot, seq=number)
+                stamped.append(Observation(**{**fields(told), "seen": self.now, "at": at}))
+                self.read = boot_number, number
         orders = Orders(resets=resets(records))
         self.memory, verdict = judge(
             self.memory, stamped, self.now, START + self.now, self.config.policy, ("nvml", "kmsg"), orders

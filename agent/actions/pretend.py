@@ -48,7 +48,9 @@ class PretendCluster:
     ) -> tuple[int, Any]:
         url = urlsplit(path)
         parts = [unquote(part) for part in url.path.split("/") if part]
-        at = next(i for i, part in enumerate(parts) if part in _OBJECTS)
+        at = next((i for i, part in enumerate(parts) if part in _OBJECTS), None)
+        if at is None:
+            return _status(404, "the server could not find the requested resource")
         kind, rest = parts[at], parts[at + 1 :]
         namespace = parts[at - 1] if parts[at - 2] == "namespaces" else ""
         query = {k: v[0] for k, v in parse_qs(url.query).items()}

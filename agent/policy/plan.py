@@ -12,7 +12,7 @@ from agent.policy.aside import another, upgrading
 from agent.policy.attempts import Records, Stage
 from agent.policy.budget import free_slot, spent
 from agent.policy.drain import drain, leaving
-from agent.policy.repair import effective, operand_labels, repair
+from agent.policy.repair import effective, operand_labels, repair, settled
 from agent.policy.stored import MalformedError, Stored, dump, load
 from agent.world import (
     HARD_TAINT,
@@ -71,6 +71,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
         verdict = replace(verdict, remedy=effective(verdict, records, config.repair))
     if not withdraw:
         records = Records()
+    elif not verdict.withdraw:
+        records = settled(world, records)
     elif acts and tainted and world.held(SlotKind.WITHDRAWN) and not world.paused and not another(world):
         records, repairing = repair(verdict, world, config.repair, records, local, _drained(verdict, world))
     aim = _aim(verdict, world, config, _stored(verdict, stored, records), old, records)

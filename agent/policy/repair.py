@@ -77,7 +77,7 @@ def repair(
     if live is None or live.stage is Stage.FAILED:
         return _reserve(verdict, world, settings, records, local, drained)
     if live.stage is Stage.DONE:
-        return _prove(verdict, settings, records, live)
+        return _prove(verdict, settings, records, live, local)
     if live.remedy is Remedy.REPLACE_NODE and not settings.replace_node:
         return records, (Wait("condition GpuReplacementRequested asks for another node"),)
     job = next((job for job in world.jobs or () if job.name == live.job), None)
@@ -101,6 +101,10 @@ def _reserve(
         return _restored(records), (Wait(why),) if asked and drained else ()
     if not drained or not verdict.withdraw or world.jobs is None:
         return records, ()
+    if all(f.proved for f in verdict.faults if f.finding.severity is Severity.FATAL):
+        return records, (Wait("the GPUs were cured by somebody else: they stay well for a while first"),)
+    if local.up_s < settings.prove_s and any(_rebooted(f.boot_id, verdict) for f in verdict.faults):
+        return records, (Wait("the node was rebooted since its fault was seen: whether that cured it is awaited"),)
     last = records.attempts[-1] if records.attempts else None
     if last and abs(verdict.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(records.attempts) - 1)):
         said = f"{last.remedy}, attempt {last.number}, failed ({last.said})"
@@ -145,8 +149,7 @@ def _watch(
 ) -> tuple[Records, tuple[Step, ...]]:
     if job and job.finished_at:
         live = replace(live, acted_at=job.finished_at)
-    rebooted = bool(live.boot_id and verdict.boot_id and live.boot_id != verdict.boot_id)
-    if live.remedy is Remedy.REBOOT_NODE and rebooted:  # its own Job may well have died of it
+    if live.remedy is Remedy.REBOOT_NODE and _rebooted(live.boot_id, verdict):  # its own Job may well have died of it
         return _ended(verdict, records, live, "")
     if job is None:
         return _ended(verdict, records, live, "its Job was removed before it was seen to end")
@@ -162,6 +165,18 @@ def _watch(
     return _ended(verdict, records, live, "")
 
 
+def settled(world: World, records: Records) -> Records:
+    """An attempt whose fault is gone: nothing is started for it, and a Job that runs is waited for."""
+    live = records.live
+    if live is None or any(job.name == live.job and job.state == "active" for job in world.jobs or ()):
+        return records
+    return records.latest(replace(live, stage=Stage.FAILED, said="no fault stands any more"))
+
+
+def _rebooted(boot_id: str, verdict: Verdict) -> bool:
+    return bool(boot_id and verdict.boot_id and boot_id != verdict.boot_id)
+
+
 def _ended(verdict: Verdict, records: Records, live: Attempt, failure: str) -> tuple[Records, tuple[Step, ...]]:
     failure = failure or _again(verdict, live)
     stage = Stage.FAILED if failure else Stage.DONE
@@ -169,14 +184,17 @@ def _ended(verdict: Verdict, records: Records, live: Attempt, failure: str) -> t
     return records.latest(ended), (Wait(f"{live.remedy}, attempt {live.number}: {failure or 'done'}"),)
 
 
-def _prove(verdict: Verdict, settings: Repair, records: Records, live: Attempt) -> tuple[Records, tuple[Step, ...]]:
+def _prove(
+    verdict: Verdict, settings: Repair, records: Records, live: Attempt, local: Local
+) -> tuple[Records, tuple[Step, ...]]:
     records = _restored(records)
     fatal = [fault for fault in verdict.faults if fault.finding.severity is Severity.FATAL]
     if again := _again(verdict, live):
         return _ended(verdict, records, live, again)
     if all(fault.proved for fault in fatal):
         return records, (Wait(f"{live.remedy} is proved: the GPUs stay well for a while before the node returns"),)
-    if 0 <= verdict.at - live.ended_at < settings.prove_s:
+    # An agent that was down meanwhile has yet to look: it must not call a cure none because of its own absence.
+    if min(verdict.at - live.ended_at, local.up_s) < settings.prove_s:
         return records, (Wait(f"{live.remedy} is done: its cure must be proved within {settings.prove_s:.0f} s"),)
     return _ended(verdict, records, live, "the fault stands after it")
 
