@@ -254,7 +254,7 @@ def test_kernel_text_reaches_the_api_server_printable_and_bounded() -> None:
 
 
 def test_killed_after_any_write_the_node_is_withdrawn_and_returned_all_the_same() -> None:
-    for cuts in itertools.product((0, 1, 2, 9), repeat=4):
+    for cuts in itertools.product((0, 1, 2, 9), repeat=3):
         made = cluster()
         for verdict in (fatal(), healthy()):
             limits = iter(cuts)

@@ -233,7 +233,7 @@ def test_of_fifty_that_ask_at_once_everyone_is_served_in_the_end() -> None:
     for turns in range(60_000):
         i = chance.randrange(50)
         fleet.turn(i, well if i in served else bad)
-        withdrawn = fleet.withdrawn() if turns % 5 == 0 else []
+        withdrawn = fleet.withdrawn() if turns % 25 == 0 else []
         assert len(withdrawn) <= 3
         for one in withdrawn:
             cured.setdefault(one, turns)
