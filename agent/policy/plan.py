@@ -13,7 +13,7 @@ from agent.policy.attempts import Records, Stage
 from agent.policy.budget import free_slot, spent
 from agent.policy.drain import drain, leaving
 from agent.policy.repair import effective, operand_labels, repair, settled
-from agent.policy.stored import MalformedError, Stored, dump, load
+from agent.policy.stored import MalformedError, NewerError, Stored, dump, load
 from agent.world import (
     HARD_TAINT,
     SOFT_TAINT,
@@ -60,6 +60,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
         return (Wait(f"{why}: nothing is judged or done"),)
     try:
         stored = load(world.stored, 0.0) if world.stored is not None else None
+    except NewerError as error:
+        return (*_bad_news(verdict, world), Wait(f"annotation gpu-health-agent/faults: {error}; it is only reported"))
     except MalformedError as error:
         return (Wait(f"annotation gpu-health-agent/faults: {error}; remove it to let the agent act again"),)
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
@@ -88,6 +90,13 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     else:
         steps = _return(world, aim)
     return (*steps, *_announce(verdict, world))
+
+
+def _bad_news(verdict: Verdict, world: World) -> tuple[Step, ...]:
+    """What stands, and nothing about what doesn't: a fault that we can't read may still stand."""
+    bad = tuple(c for c in _conditions(verdict, world) if c.status == "True" and world.conditions.get(c.type) != c)
+    error = {ERROR_LABEL: "true"} if verdict.withdraw and world.labels.get(ERROR_LABEL) != "true" else {}
+    return (Report(bad, error),) if bad or error else ()
 
 
 def _drained(verdict: Verdict, world: World) -> bool:

@@ -20,6 +20,10 @@ class MalformedError(Exception):
     """Stored state that can't be understood: the agent reports and acts on nothing until a person mends it."""
 
 
+class NewerError(MalformedError):
+    """A newer agent wrote it: this one, rolled back, reports what is bad and leaves everything else to that one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     boot_id: str = ""
@@ -66,6 +70,8 @@ def load(text: str, now: float) -> Stored:
     """Read the annotation back; ``now`` is monotonic seconds, from which restored faults age."""
     try:
         data = json.loads(text)
+        if isinstance(data["version"], int) and data["version"] > VERSION:
+            raise NewerError(f"a newer agent wrote it (schema {data['version']}, this one knows {VERSION})")
         if data["version"] != VERSION:
             raise MalformedError(f"it was written by another version of the agent (schema {data['version']!r})")
         seq = data["kernel_seq"]

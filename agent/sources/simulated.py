@@ -38,8 +38,11 @@ class Simulation:
         self._needs_reboot: set[int] = set()
         self._injected: dict[int, dict[str, Any]] = {}  # since the last clear
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "kmsg").write_text("")
-        self._boot()
+        # A new process is no new boot: the machine's kernel log and boot id are as the last one left them.
+        (directory / "kmsg").touch()
+        self._sequence += len((directory / "kmsg").read_bytes().splitlines())
+        if not (directory / "boot_id").exists():
+            self._boot()
         self._bus()
 
     def _bus(self) -> None:

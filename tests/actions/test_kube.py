@@ -189,7 +189,7 @@ def test_blind_keeps_everything_as_it_is() -> None:
 
 
 def test_malformed_stored_state_stops_the_agent_and_resets_nothing() -> None:
-    for text in ("{", "[]", '{"version":1}', '{"version":99,"faults":[]}', "null"):
+    for text in ("{", "[]", '{"version":1}', "null"):
         made = cluster()
         body = {"metadata": {"annotations": {"gpu-health-agent/faults": text}}}
         made("PATCH", "/api/v1/nodes/n1", body, "application/merge-patch+json")
@@ -197,6 +197,36 @@ def test_malformed_stored_state_stops_the_agent_and_resets_nothing() -> None:
         assert all(isinstance(step, Wait) for step in steps)
         assert node(made)["metadata"]["annotations"] == {"gpu-health-agent/faults": text}
         assert taints(made) == []
+
+
+def test_rolled_back_in_mid_drain_it_reports_what_is_bad_and_leaves_the_rest_to_the_newer_agent() -> None:
+    made = cluster()
+    hands = KubeHands(made, "n1", EVICT)
+    drive(hands, fatal(), rounds=1)
+    newer = {"metadata": {"annotations": {"gpu-health-agent/faults": '{"version":2,"anything":[]}'}},
+             "status": {"conditions": []}}  # fmt: skip
+    made("PATCH", "/api/v1/nodes/n1", newer, MERGE)
+    made._objects["nodes", "", "n1"]["status"]["conditions"] = []
+    before = holders(made)
+    drive(hands, fatal())
+    assert (made.evicted, taints(made), holders(made)) == ([], ["gpu-health-agent/unhealthy"], before)
+    assert {c["type"]: c["status"] for c in node(made)["status"]["conditions"]} == {"GpuUnhealthy": "True"}
+    drive(hands, healthy())
+    assert taints(made) == ["gpu-health-agent/unhealthy"], "a fault that can't be read may still stand"
+    assert {c["type"]: c["status"] for c in node(made)["status"]["conditions"]} == {"GpuUnhealthy": "True"}
+    assert node(made)["metadata"]["annotations"]["gpu-health-agent/faults"] == '{"version":2,"anything":[]}'
+
+
+def test_upgraded_in_mid_drain_it_goes_on_with_what_the_older_agent_wrote() -> None:
+    """The state of the first agents, which knew no repair, no onsets and no dismissals."""
+    made = cluster()
+    drive(KubeHands(made, "n1", EVICT), fatal(), rounds=1)
+    path = "gpu-health-agent/faults"
+    data = json.loads(node(made)["metadata"]["annotations"][path])
+    old = {key: data[key] for key in ("version", "boot_id", "kernel_seq", "at", "faults")}
+    made("PATCH", "/api/v1/nodes/n1", {"metadata": {"annotations": {path: json.dumps(old)}}}, MERGE)
+    drive(KubeHands(made, "n1", EVICT), fatal())
+    assert made.evicted == ["research/train"]
 
 
 def test_an_opted_out_node_is_not_written_to() -> None:
