@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
-from agent.config import Config
+from agent.config import Config, Mode
 from agent.model import Severity, Verdict
-from agent.policy.aside import released
+from agent.policy.aside import released, upgrading
 from agent.policy.attempts import Records
 from agent.policy.plan import plan
 from agent.policy.repair import resets
@@ -36,6 +36,8 @@ from agent.world import (
 )
 
 _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
+_QUEUED_S = 30.0  # for a permit: a whole fleet may wait for one at once, and for weeks
+_STEP_BACK_S = 0.1  # at most, after another was quicker: a hundred that look again at once would meet again
 _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
 _MOST_ROUNDS = 20  # in one go: a plan that never comes to rest is a bug, not a reason to flood the API server
 _CONFLICT = 409
@@ -140,7 +142,13 @@ class Actor:
         remaining_s = self._gather_until - time.monotonic()
         if remaining_s > 0:
             return min(_BUSY_S, remaining_s + 0.05)
+        if self._queued():
+            return _QUEUED_S * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
         return _BUSY_S if self.waits or self._standing() else _IDLE_S
+
+    def _queued(self) -> bool:
+        """Whether all that is left is to wait for a permit, or for another mode."""
+        return self._verdict is not None and self._verdict.withdraw and not self._standing()
 
     def _learn(self) -> None:
         """Whose the pods on the GPUs are, once everything else is done: no act waits for it."""
@@ -166,7 +174,9 @@ class Actor:
         verdict = self._verdict
         began = time.monotonic()
         world = self._world = hands.look(
-            closely=not self.started or self._standing() or (verdict is not None and verdict.withdraw)
+            closely=not self.started
+            or self._standing()
+            or (verdict is not None and verdict.withdraw and self._config.mode is not Mode.OBSERVE)
         )
         look_s = time.monotonic() - began
         self._heed(world)
@@ -216,7 +226,8 @@ class Actor:
             except RefusedError as refused:
                 self.failed[kind] += 1
                 if refused.status == _CONFLICT:
-                    return True, ()  # somebody else was quicker: look again at once
+                    self._stop.wait(random.uniform(0.0, _STEP_BACK_S))  # noqa: S311 - jitter, no secret
+                    return True, ()  # somebody else was quicker: look again
                 return False, (f"could not {describe(step)}: {refused}",)
             self.done[kind] += 1
             done.append(step)
@@ -246,7 +257,8 @@ class Actor:
         except MalformedError:
             records = Records()  # the plan says so, and does nothing
         self._resets = resets(records)
-        self.aside = released(world.labels, records)
+        acts = self._config.mode is Mode.EVICT and not self._dry_run
+        self.aside = released(world.labels, records) if acts else upgrading(world.labels)
 
     def _restore(self, world: World) -> None:
         if self.started:

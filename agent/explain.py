@@ -45,7 +45,10 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "status": world.labels.get("gpu-health-agent/state", "unknown"),
         "at": rfc3339(kept.at),
         "faults": [fault(one, config.policy) for one in kept.faults],
-        "waits": [],
+        "waits": [
+            f"{one.remedy}, attempt {one.number} (Job {one.job}): {one.stage}{f', {one.said}' if one.said else ''}"
+            for one in kept.records.attempts
+        ],
         "blind": [],
     }
 

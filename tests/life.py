@@ -52,6 +52,7 @@ class Life:
     writes: int = 0
     repairs: list[str] = field(default_factory=list)
     waits: tuple[str, ...] = ()
+    gathered: bool = True
     clients: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -135,7 +136,7 @@ class Life:
             why = released(self.world.labels, records)
             self.released = bool(why)
             verdict = self._judge(why, records)
-            local = Local(True, int(self.now - self.born), self.released, self.clients)
+            local = Local(self.gathered, int(self.now - self.born), self.released, self.clients)
             steps = plan(verdict, self.world, self.config, local)
             self.waits = tuple(step.why for step in steps if isinstance(step, Wait))
             again = False

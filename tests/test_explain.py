@@ -7,7 +7,7 @@ import pytest
 from agent.config import Config, Limits
 from agent.explain import in_words, stored
 from agent.model import Remedy, Severity
-from agent.policy.attempts import Records
+from agent.policy.attempts import Attempt, Records, Stage
 from agent.policy.explain import clears, next_step
 from agent.policy.rules import ROWS
 from agent.policy.stored import dump
@@ -38,10 +38,13 @@ def test_a_fault_is_told_with_its_lines_its_end_and_what_to_do() -> None:
 
 def test_the_nodes_annotation_explains_without_the_agent() -> None:
     verdict = lost_gpu().after(1, alive())
-    told = dump(verdict, 7, verdict.at, Records())
+    tried = Attempt(Remedy.RESET_GPU, 1, "gpu-health-reset-gpu-1", (), "", Stage.FAILED, said="no permission to reset")
+    told = dump(verdict, 7, verdict.at, Records((tried,)))
     world = World("n", "uid", stored=told, labels={"gpu-health-agent/state": "drained"})
     state = stored(world, Config())
     assert "n is drained" in in_words(state, f"xid-79@{GPU}")
+    attempt = "reset_gpu, attempt 1 (Job gpu-health-reset-gpu-1): failed, no permission to reset"
+    assert f"waiting: {attempt}" in in_words(state, None)
     with pytest.raises(ValueError, match="no such fault stands"):
         in_words(state, "xid-1@0000:00:00.0")
     with pytest.raises(ValueError, match="no agent ran there"):

@@ -22,7 +22,7 @@ _KIND_LABEL = "gpu-health-agent/slot"
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
 _PAUSE = "/api/v1/namespaces/{}/configmaps/gpu-health-agent-pause"
 _RENEW_S, _VALID_S, _ABANDONED_S = 120.0, 300.0, 600.0
-_ASK_S = 60.0  # how often a holder's Node is asked for
+_SILENT_S, _ASK_S = 300.0, 60.0  # from when on, and how often, the Node of a silent holder is asked for
 _POOL_S = 15.0  # how long a reading of the pool serves
 _CONFLICT, _GONE = 409, 404
 
@@ -56,6 +56,7 @@ class Permits:
         self._path = _LEASES.format(budget.namespace)
         self._seen: dict[str, dict[str, Any]] = {}
         self._watched: dict[str, _Watched] = {}
+        self._taken: dict[str, float] = {}  # those that this process took, and when
         self._confirmed: dict[str, float] = {}  # our own slots: when the request was sent that confirmed them
         self._pool: tuple[float, Pool] | None = None
 
@@ -102,6 +103,8 @@ class Permits:
         """Take a slot, or confirm our own; RefusedError 409 if another node was quicker."""
         name, sent = self._name(kind, index), self._clock()
         lease, now = self._seen.get(name), _now()
+        if lease is None or _holder(lease) != holder:
+            self._taken[name] = sent
         if lease is None:
             labels = {_POOL_LABEL: self._budget.pool, _KIND_LABEL: str(kind)}
             body = {
@@ -139,26 +142,31 @@ class Permits:
         index = name.rpartition("-")[2]
         if kind not in tuple(SlotKind) or not index.isdigit() or name != self._name(SlotKind(kind), int(index)):
             return None
-        holder, now = _holder(lease), self._clock()
+        holder, now, age_s = _holder(lease), self._clock(), _age_s(lease)
+        mine = holder == own
         watched = self._watched.get(name)
         if watched is None or watched.version != metadata["resourceVersion"]:
             watched = self._watched[name] = _Watched(metadata["resourceVersion"], now)
-        if holder and holder != own and needed:
+        if holder and not mine and needed:
             self._ask_holder(watched, holder)
         return Slot(
             SlotKind(kind),
             int(index),
             holder,
-            stale=holder == own and now - self._confirmed.get(name, float("-inf")) > _RENEW_S,
-            abandoned=bool(holder) and holder != own and self._abandoned(lease),
-            taken_s=int(max(_age_s(lease), now - watched.since)),
+            stale=mine and now - self._confirmed.get(name, float("-inf")) > _RENEW_S,
+            abandoned=bool(holder) and not mine and self._abandoned(lease),
+            taken_s=int(now - self._taken[name] if mine and name in self._taken else max(age_s, now - watched.since)),
         )
 
     def _ask_holder(self, watched: _Watched, holder: str) -> None:
-        """Whether the Node that holds a slot is still there, and bears our taint; asked once a minute."""
-        if self._clock() - watched.asked < _ASK_S:
+        """Whether the Node that holds a slot is still there, and bears our taint; asked once a minute.
+
+        A live holder confirms its slot every two minutes, so that a waiting fleet asks for silent ones only.
+        """
+        now = self._clock()
+        if now - watched.since < _SILENT_S or now - watched.asked < _ASK_S:
             return
-        watched.asked = self._clock()
+        watched.asked = now
         name, _, uid = holder.partition("/")
         try:
             node = ask(self._api, "GET", f"/api/v1/nodes/{quote(name, safe='')}")

@@ -50,6 +50,8 @@ def aimed(verdict: Verdict, records: Records, settings: Repair) -> tuple[Remedy 
     for fault in verdict.faults:
         if fault.finding.severity is Severity.FATAL and fault.finding.remedy is Remedy.CONTACT_SUPPORT:
             return None, f"a person must decide about {fault.finding.id}"
+    if verdict.remedy not in LADDER:
+        return None, f"no repair can {verdict.remedy}: a person must decide"
     least = max([verdict.remedy.rank, *(attempt.remedy.rank for attempt in attempts)])
     for remedy in templates(settings, verdict):
         tried = [attempt for attempt in attempts if attempt.remedy is remedy]
@@ -83,6 +85,8 @@ def repair(
     job = next((job for job in world.jobs or () if job.name == live.job), None)
     if live.stage is Stage.STARTED:
         return _watch(verdict, settings, records, live, job)
+    if job is None and not getattr(settings, live.remedy):
+        return _ended(verdict, records, live, f"repair.{live.remedy} names no template any more")
     if job is not None:
         return records.latest(replace(live, stage=Stage.STARTED, acted_at=verdict.at)), ()
     if world.jobs is None or not drained:
@@ -99,7 +103,7 @@ def _reserve(
     if remedy is None:
         asked = bool(records.attempts or templates(settings, verdict))
         return _restored(records), (Wait(why),) if asked and drained else ()
-    if not drained or not verdict.withdraw or world.jobs is None:
+    if not drained or not local.gathered or world.jobs is None:
         return records, ()
     if all(f.proved for f in verdict.faults if f.finding.severity is Severity.FATAL):
         return records, (Wait("the GPUs were cured by somebody else: they stay well for a while first"),)

@@ -36,19 +36,25 @@ def bare(made: PretendCluster, name: str) -> None:
 
 
 def test_a_slot_whose_node_is_gone_is_taken_over() -> None:
-    made = cluster()
+    made, clock = cluster(), Clock()
     drive(KubeHands(made, "n1", EVICT), fatal())
-    assert waits(KubeHands(made, "n2", EVICT)) != []
+    hands = KubeHands(made, "n2", EVICT, clock)
     del made._objects["nodes", "", "n1"]
-    drive(KubeHands(made, "n2", EVICT), fatal())
+    drive(hands, fatal(), rounds=1)
+    assert taints(made, "n2") == [], "its holder has just confirmed it"
+    clock.now += 301
+    drive(hands, fatal())
     assert holders(made)["gpu-health-agent-withdrawn-gpu-0"] == "n2"
 
 
 def test_a_node_made_anew_under_the_same_name_is_another_node() -> None:
-    made = cluster()
+    made, clock = cluster(), Clock()
     drive(KubeHands(made, "n1", EVICT), fatal())
     made.add_node("n1")
-    drive(KubeHands(made, "n2", EVICT), fatal())
+    hands = KubeHands(made, "n2", EVICT, clock)
+    drive(hands, fatal(), rounds=1)
+    clock.now += 301
+    drive(hands, fatal())
     assert holders(made)["gpu-health-agent-withdrawn-gpu-0"] == "n2"
 
 

@@ -358,3 +358,15 @@ def test_a_tolerating_pod_leaves_for_a_reset_only_if_it_holds_the_bad_gpu() -> N
         for step in plan(reset(), world, settings, Local()):
             hands.do(step)
     assert made.evicted == ["research/train"]
+
+
+def test_a_wall_clock_that_jumps_brings_no_deadline_nearer() -> None:
+    made, settings = cluster(), config(on_deadline="delete")
+    change(made, "train", {"metadata": {"annotations": DO_NOT_EVICT}})
+    hands = KubeHands(made, "n1", settings, Clock())
+    drive(hands, reset(), settings)
+    for (kind, _, _), lease in made._objects.items():
+        if kind == "leases":
+            lease["spec"]["acquireTime"] = "2020-01-01T00:00:00Z"
+    drive(hands, reset(), settings)
+    assert made.evicted == []

@@ -1,4 +1,4 @@
-"""``make bench``: kernel-log line → taint against a bare PATCH, and what an idle agent on 8 GPUs takes."""
+"""``make bench``: kernel-log line → taint against a bare PATCH, and what an idle agent on 8 GPUs takes, and a fleet."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from agent.actions.api import connect
+from tests.bench.fleet import fleet, thousand
 from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane, environment
 
@@ -39,6 +40,8 @@ def main() -> int:
             plane.wait("account", lambda: plane.account_kubeconfig("gpu-health-agent", "gpu-health-agent"))
             latency(plane, folder)
             footprint(plane, folder)
+            fleet(plane)
+            thousand()
         finally:
             plane.down()
     return 0

@@ -152,6 +152,18 @@ def test_a_template_that_is_not_there_is_said_and_repairs_once_it_is() -> None:
     assert (life.repairs, returned(life)) == (["reset_gpu"], True)
 
 
+def test_a_reserved_remedy_whose_template_was_taken_out_of_the_configuration_leaves_the_gpus_alone() -> None:
+    life = Life(RESET)
+    life.cluster._objects.pop(("cronjobs", "gpu-health-agent", "reset"))
+    life.run(100)
+    assert life.released
+    life.config = CONFIG.model_copy(update={"repair": type(CONFIG.repair)()})
+    life._begin()
+    life.run(20)
+    assert (life.released, life.repairs, life.tainted()) == (False, [], True)
+    assert life.node()["metadata"]["labels"].items() >= OPERANDS.items()
+
+
 def test_a_job_that_somebody_removed_is_a_failed_attempt_and_never_counts_as_a_repair() -> None:
     life = Life(RESET)
     while not life.repairs or life.records().attempts[-1].stage is not Stage.STARTED:
@@ -230,3 +242,14 @@ def test_a_replacement_is_asked_for_only_under_a_permit_on_a_drained_node() -> N
         if conditions.get("GpuReplacementRequested") == "True":
             seen.append((life.tainted(), life.cluster.evicted))
     assert seen[0] == (True, ["research/train"])
+
+
+def test_a_nodes_faults_are_gathered_before_a_repair_even_where_no_pod_has_to_leave() -> None:
+    life = Life(RESET)
+    del life.cluster._objects["pods", "research", "train"]
+    life.gathered = False
+    life.run(50)
+    assert (life.tainted(), life.records().attempts) == (True, ())
+    life.gathered = True
+    life.run(200)
+    assert life.repairs == ["reset_gpu"]

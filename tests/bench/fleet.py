@@ -1,0 +1,100 @@
+"""A false fault on a whole fleet in the same second: what is taken out, and what it costs the API server."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from agent.acting import Actor
+from agent.actions.api import connect
+from agent.actions.kube import KubeHands
+from agent.actions.pretend import PretendCluster
+from agent.config import Budget, Config, Mode
+from agent.policy.plan import plan
+from agent.world import HARD_TAINT, Local, RefusedError, Wait
+from tests.actions.test_kube import fatal
+from tests.cluster.control_plane import ControlPlane
+
+WATCHED_S = 60.0
+
+
+def fleet(plane: ControlPlane, size: int = 100) -> None:
+    """``size`` agents on the real API server."""
+    nodes = [f"fleet-{i}" for i in range(size)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda node: plane.add_node(node, labels={"site": "fleet"}), nodes))
+    plane.wait("nodes Ready", lambda: all(plane.ready(node) for node in nodes), 120)
+    config = Config(mode=Mode.TAINT, budget=Budget(pool="fleet", pool_selector="site=fleet"))
+    account = str(plane.account_kubeconfig("gpu-health-agent", "gpu-health-agent"))
+    actors = [Actor(config, partial(_hands, account, node, config), False, lambda *_, **__: None) for node in nodes]
+    done, most, bad = threading.Event(), [0], fatal()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            listed = plane.must("GET", "/api/v1/nodes?labelSelector=site%3Dfleet")["items"]
+            most.append(sum(t["key"] == HARD_TAINT for n in listed for t in n["spec"].get("taints") or ()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for actor in actors:
+        actor.judged(bad, True)
+    for actor in actors:
+        actor.start()
+    time.sleep(10)
+    before = Counter(method for actor in actors for method, n in actor.requests().items() for _ in range(n))
+    time.sleep(WATCHED_S)
+    after = Counter(method for actor in actors for method, n in actor.requests().items() for _ in range(n))
+    for actor in actors:
+        actor.stop()
+    done.set()
+    watcher.join()
+    print(
+        f"false fault on {size} nodes at once, {size // 10} allowed: "
+        f"at most {max(most)} withdrawn, {most[-1]} in the end"
+    )
+    reads, writes = before["GET"] / size, (before.total() - before["GET"]) / size
+    print(f"  requests per agent in the first 10 s: {reads:.1f} reads, {writes:.1f} writes")
+    later = after - before
+    reads, writes = later["GET"] / size, (later.total() - later["GET"]) / size
+    print(f"  per agent and minute after that: {reads:.1f} reads, {writes:.1f} writes")
+
+
+def _hands(account: str, node: str, config: Config) -> KubeHands:
+    return KubeHands(connect(account), node, config)
+
+
+def thousand(size: int = 1000) -> None:
+    """The same in memory, in any order and with a tenth of the agents dead after one write."""
+    cluster, config = PretendCluster(), Config(mode=Mode.TAINT)
+    for i in range(size):
+        cluster.add_node(f"n{i}")
+    chance, bad, most = random.Random(1), fatal(), 0
+    order = list(range(size))
+    chance.shuffle(order)
+    hands = {i: KubeHands(cluster, f"n{i}", config) for i in order}
+    plans = {i: [s for s in plan(bad, hands[i].look(closely=True), config, Local()) if not isinstance(s, Wait)]
+             for i in order}  # fmt: skip
+    for i in order:  # all of them planned in the same second, before any of them wrote
+        dies = chance.random() < 0.1
+        for step in plans[i][: 1 if dies else None]:
+            try:
+                hands[i].do(step)
+            except RefusedError:
+                break
+        if dies:
+            continue
+        for _ in range(3):
+            steps = [s for s in plan(bad, hands[i].look(closely=True), config, Local()) if not isinstance(s, Wait)]
+            try:
+                for step in steps:
+                    hands[i].do(step)
+            except RefusedError:
+                continue
+        most = max(most, sum(bool(cluster._objects["nodes", "", f"n{n}"]["spec"].get("taints")) for n in order))
+    print(
+        f"false fault on {size} nodes in memory, a tenth of the agents dying: at most {most} of {size // 10} withdrawn"
+    )
