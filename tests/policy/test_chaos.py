@@ -14,7 +14,7 @@ from agent.world import UnreachableError
 from tests.life import Life
 from tests.policy.test_repair import returned
 
-SCHEDULES = settings(max_examples=20, deadline=None)
+SCHEDULES = settings(max_examples=15, deadline=None)
 
 
 def unsteady(life: Life, chance: random.Random, share: float, until: float) -> None:
