@@ -62,6 +62,7 @@ class Actor:
         self._workloads: dict[str, str] = {}  # pod UID → namespace/Kind/name
         self._asked: set[str] = set()
         self._answered: set[str] = set()
+        self._queued = False  # nothing is left to do but to wait for a permit, or for another mode
         self.failures = 0  # rounds in a row that failed
         self._told: tuple[str, ...] = ()
         self.planned: Callable[[Verdict, World, Local, tuple[Step, ...]], None] | None = None  # for a recording
@@ -142,13 +143,9 @@ class Actor:
         remaining_s = self._gather_until - time.monotonic()
         if remaining_s > 0:
             return min(_BUSY_S, remaining_s + 0.05)
-        if self._queued():
+        if self._queued:
             return _QUEUED_S * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
         return _BUSY_S if self.waits or self._standing() else _IDLE_S
-
-    def _queued(self) -> bool:
-        """Whether all that is left is to wait for a permit, or for another mode."""
-        return self._verdict is not None and self._verdict.withdraw and not self._standing()
 
     def _learn(self) -> None:
         """Whose the pods on the GPUs are, once everything else is done: no act waits for it."""
@@ -172,6 +169,7 @@ class Actor:
         """One round; whether it changed something and another look may find more to do."""
         hands = self._hands = self._hands or self._connect()
         verdict = self._verdict
+        self._queued = False
         began = time.monotonic()
         world = self._world = hands.look(
             closely=not self.started
@@ -201,6 +199,7 @@ class Actor:
         if done:
             self.look_s = look_s
         self._waiting((*waits, *refused))
+        self._queued = verdict.withdraw and not (done or refused or self._standing())
         return done
 
     def _do_all(self, hands: Hands, steps: tuple[Step, ...]) -> tuple[bool, tuple[str, ...]]:

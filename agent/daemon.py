@@ -135,8 +135,8 @@ class Daemon:
     def _stand_aside(self) -> str:
         """Why no process of ours may hold a GPU now; the one that does is ended."""
         why, nvml = (self._actor.aside if self._actor else ""), self._sources.get("nvml")
-        if self._actor and nvml:
-            self._actor.released = bool(why) and nvml.close()
+        if self._actor:
+            self._actor.released = bool(why) and (nvml is None or nvml.close())
             self._actor.clients = {
                 str(reading.values.get("uuid")): str(reading.values.get("processes") or "")
                 for reading in self._memory.history.readings.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from agent.acting import Actor
@@ -48,3 +49,28 @@ def test_pods_that_may_not_be_read_keep_no_taint_waiting() -> None:
     actor.ask({"uid"})
     actor._round()
     assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == ["gpu-health-agent/unhealthy"]
+
+
+def test_one_that_waits_for_a_permit_asks_seldom_and_one_that_was_refused_asks_again_soon() -> None:
+    cluster = made()
+    cluster.add_node("n2")
+    judge = Judge()
+    judge.now = time.monotonic() - 60  # the faults are gathered by now
+    judge.after(0, alive(), reading())
+    bad = judge.after(1, xid(79))
+    trouble: list[int] = []
+
+    def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if trouble and method == "POST" and path.endswith("/leases"):
+            return 503, {"message": "not now"}
+        return cluster(method, path, *rest, **more)
+
+    actors = [Actor(CONFIG, lambda node=node: KubeHands(server, node, CONFIG), False, lambda *_, **__: None)
+              for node in ("n1", "n2")]  # fmt: skip
+    for actor in actors:
+        actor.judged(bad, True)
+    trouble.append(503)
+    assert actors[0]._round() <= 5
+    trouble.clear()
+    assert actors[0]._round() <= 5, "it holds the taint: there is a drain to see to"
+    assert 15 <= actors[1]._round() <= 45
