@@ -30,8 +30,15 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="watch this node's GPUs and act on its Node object")
     _common(run)
     run.add_argument("--simulate", metavar="SCENARIO", nargs="?", const="idle", help="simulated GPUs instead of NVML")
+    run.add_argument("--sources", type=Path, metavar="S", help="the socket of 'sources' in another container")
     run.add_argument("--record", type=Path, metavar="F", help="write down what is seen and decided, for replay")
     run.add_argument("--dry-run", action="store_true", help="look and plan, write nothing at all")
+
+    sources = commands.add_parser("sources", help="only the sources, for an agent without the host's privileges")
+    sources.add_argument("--config", metavar="F", help="the agent's own file")
+    sources.add_argument("--socket", type=Path, required=True, metavar="S", help="where the agent finds them")
+    sources.add_argument("--simulate", metavar="SCENARIO", nargs="?", const="idle", help="simulated GPUs")
+    _directory(sources)
 
     check = commands.add_parser("check", help="this node's verdict: exit 0 healthy, 1 degraded, 2 unhealthy, 3 unknown")
     check.add_argument("--config", metavar="F")

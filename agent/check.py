@@ -8,6 +8,7 @@ from typing import Any
 from agent.config import Config
 from agent.daemon import Daemon
 from agent.explain import running
+from agent.sources.commands import supervisor
 from agent.state import state
 
 _READ_S = 15.0  # the first poll of eight GPUs without persistence mode takes seconds
@@ -21,7 +22,8 @@ def check(config: Config) -> dict[str, Any]:
 def _read(config: Config) -> dict[str, Any]:
     """Read every source once. There is no second reading to confirm a flag by, so the first one counts."""
     limits = config.policy.model_copy(update={"flag_confirm_s": 0.0, "temperature_confirm_s": 0.0})
-    daemon = Daemon(config.model_copy(update={"policy": limits, "poll_s": 1.0}), "", None, lambda *_, **__: None)
+    config = config.model_copy(update={"policy": limits, "poll_s": 1.0})
+    daemon = Daemon(config, "", None, lambda *_, **__: None, supervisor(config))
     stop = threading.Event()
     timer = threading.Timer(_READ_S, stop.set)
     timer.daemon = True

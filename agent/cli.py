@@ -42,21 +42,24 @@ def _run(arguments: argparse.Namespace) -> int:
     from agent.acting import Actor
     from agent.daemon import Daemon, serve
     from agent.recording import recorder
+    from agent.sources.commands import names, supervisor
+    from agent.sources.remote import Remote
+    from agent.sources.supervisor import Sources
 
     config = configured(arguments.config)
     node = arguments.node or config.node or os.environ.get("NODE_NAME")
     if not node:
         raise ConfigError("node: not named; set it in the file, with --node, or in the environment's NODE_NAME")
-    scenario = arguments.simulate or config.sources.simulated.scenario
     directory = None
-    if scenario:
-        config = simulated(config, scenario)
-        directory = private(arguments.simulation_dir)
+    if not arguments.sources:
+        config, directory = _simulation(arguments, config)
     log.configure(node)
     actor = Actor(config, partial(hands, arguments.kubeconfig, node, config), arguments.dry_run, log.tell)
-    daemon = Daemon(config, node, actor, log.tell, directory)
+    there = arguments.sources
+    sources: Sources = Remote(there, names(config)) if there else supervisor(config, directory)
+    daemon = Daemon(config, node, actor, log.tell, sources)
     if arguments.record:
-        daemon.record(recorder(arguments.record, config, node, daemon.sources))
+        daemon.record(recorder(arguments.record, config, node, sources.names))
     server = serve(config, daemon)
     log.tell("started", version=__version__, mode=str(config.mode), port=server.port, dry_run=arguments.dry_run)
     # The act thread must not wait Python's default 5 ms for the judge to let go of the interpreter.
@@ -66,13 +69,34 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def simulated(config: Config, scenario: str) -> Config:
-    """The configuration with simulated GPUs; an unknown scenario is said before anything starts."""
+def _sources(arguments: argparse.Namespace) -> int:
+    """Becomes a process without this one's libraries: it runs on each node for the sake of nothing but the sources."""
+    from agent.sources.commands import commands, hung_s
+
+    config, directory = _simulation(arguments, configured(arguments.config))
+    if directory:
+        (directory / "kmsg").touch()
+    facts = {"socket": arguments.socket, "kubelet": config.sources.pods.socket, "hung-s": hung_s(config),
+             "commands": json.dumps(commands(config, directory))}  # fmt: skip
+    options = [text for name, fact in facts.items() for text in (f"--{name}", str(fact))]
+    os.execv(sys.executable, [sys.executable, "-m", "agent.sources.serving", *options])  # noqa: S606 - this very Python
+
+
+def _simulation(arguments: argparse.Namespace, config: Config) -> tuple[Config, Path | None]:
+    """The configuration with simulated GPUs, if any; an unknown scenario is said before anything starts."""
     from agent.sources.scenario import load_scenario
 
+    scenario = arguments.simulate or config.sources.simulated.scenario
+    if not scenario:
+        return config, None
     load_scenario(scenario)
-    section = config.sources.simulated.model_copy(update={"scenario": scenario})
-    return config.model_copy(update={"sources": config.sources.model_copy(update={"simulated": section})})
+    held = config.sources.pods.socket.is_socket()  # by nobody, unless a kubelet is there to be asked
+    update = {
+        "simulated": config.sources.simulated.model_copy(update={"scenario": scenario}),
+        "pods": config.sources.pods.model_copy(update={"enabled": config.sources.pods.enabled and held}),
+    }
+    sources = config.sources.model_copy(update=update)
+    return config.model_copy(update={"sources": sources}), private(arguments.simulation_dir)
 
 
 def private(directory: Path) -> Path:
@@ -225,6 +249,7 @@ def _say(code: int, sentence: str) -> int:
 
 _COMMANDS = {
     "run": _run,
+    "sources": _sources,
     "check": _check,
     "explain": _explain,
     "policy": _policy,

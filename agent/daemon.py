@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import selectors
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from agent.acting import Actor, Tell, view
 from agent.config import Config
@@ -19,12 +16,12 @@ from agent.policy.verdict import Memory, Orders, judge
 from agent.recording import Recorder
 from agent.server import Server
 from agent.snapshot import Snapshot, SourceView
-from agent.sources import Source
-from agent.sources.pods import UnaskedError, who_holds
+from agent.sources import SourceStatus
+from agent.sources.pods import Holders, UnaskedError
+from agent.sources.supervisor import HOLD_GPUS, Position, Sources
 from agent.state import state
 
 _TICK_S = 1.0
-_HUNG_POLLS = 12  # a source that said nothing for so many polls is ended: 60 s at the default poll
 _PATIENCE_S = 10.0  # for the first answer of the API server
 _STALLED_S = 30.0  # /healthz fails when the judge loop did not turn for so long
 
@@ -32,12 +29,10 @@ _STALLED_S = 30.0  # /healthz fails when the judge loop did not turn for so long
 class Daemon:
     """Judges in the calling thread; acting and HTTP have threads of their own."""
 
-    def __init__(self, config: Config, node: str, actor: Actor | None, tell: Tell, sim_dir: Path | None = None) -> None:
+    def __init__(self, config: Config, node: str, actor: Actor | None, tell: Tell, sources: Sources) -> None:
         self._config, self._node, self._actor, self._tell = config, node, actor, tell
         self._memory = Memory()
-        self._sources = {name: self._source(name, argv) for name, argv in self._commands(sim_dir).items()}
-        self._selector = selectors.DefaultSelector()
-        self._registered: dict[str, tuple[int, int]] = {}
+        self._sources = sources
         self._began = self._turned = time.monotonic()
         self._key: object = None
         self._restored = actor is None
@@ -45,8 +40,7 @@ class Daemon:
         self.judged: Callable[[Verdict], object] | None = None  # for one that waits for a verdict
         self._recorder: Recorder | None = None
         self._unasked = ""
-        pods = config.sources.pods  # simulated GPUs are held by nobody, unless a test plays the kubelet too
-        if actor and pods.enabled and (sim_dir is None or pods.socket.is_socket()):
+        if actor and config.sources.pods.enabled:
             actor.holders = self._holders
         self.snapshot: Snapshot | None = None
 
@@ -60,12 +54,7 @@ class Daemon:
         finally:
             if self._actor:
                 self._actor.stop()
-            for source in self._sources.values():
-                source.close()
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return tuple(self._sources)
+            self._sources.close()
 
     def record(self, recorder: Recorder) -> None:
         """From now on what is seen and decided is written down."""
@@ -76,77 +65,48 @@ class Daemon:
     def alive(self) -> bool:
         return time.monotonic() - self._turned < _STALLED_S
 
-    def _source(self, name: str, argv: Callable[[], Sequence[str]]) -> Source:
-        return Source(name, argv, hung_s=max(30.0, _HUNG_POLLS * self._config.poll_s))
-
-    def _commands(self, sim_dir: Path | None) -> dict[str, Callable[[], Sequence[str]]]:
-        """Each source's command line; the kernel log's is asked anew at each start, so that it resumes."""
-        sources, poll = self._config.sources, ["--poll-s", str(self._config.poll_s)]
-        python = [sys.executable, "-m"]
-        commands: dict[str, Callable[[], Sequence[str]]] = {}
-        if sim_dir is not None:
-            (sim_dir / "kmsg").touch()  # the kernel log's source may be quicker than the simulation
-            scenario = ["--scenario", sources.simulated.scenario or "idle", "--dir", str(sim_dir)]
-            commands["nvml"] = lambda: [*python, "agent.sources.simulated", *scenario, *poll]
-        elif sources.nvml.enabled:
-            commands["nvml"] = lambda: [*python, "agent.sources.nvml", *poll]
-        if sources.kmsg.enabled:
-            path = str(sources.kmsg.path if sim_dir is None else sim_dir / "kmsg")
-            boot = [] if sim_dir is None else ["--boot-id-file", str(sim_dir / "boot_id")]
-            userspace = ["--accept-userspace"] if sources.kmsg.accept_userspace else []
-            beat = ["--heartbeat-s", str(self._config.poll_s)]
-            command = [*python, "agent.sources.kmsg", "--path", path, *boot, *beat, *userspace]
-            commands["kmsg"] = lambda: [*command, *self._resume()]
-        return commands
-
-    def _resume(self) -> list[str]:
-        history = self._memory.history
-        if history.kernel_seq is None:
-            return []
-        return ["--after-boot-id", history.boot_id, "--after-seq", str(history.kernel_seq)]
-
     def _turn(self) -> None:
         self._restore()
         now = time.monotonic()
-        aside = self._stand_aside()
-        for name, source in self._sources.items():
-            if self._may_start(name, now) and not (aside and name == "nvml"):
-                source.tick(now)
-            self._register(name, source)
-        ready = self._selector.select(max(0.0, self._turned + _TICK_S - now))
+        aside = self._actor.aside if self._actor else ""
+        may = frozenset(name for name in self._sources.names if self._may_run(name, now, aside))
+        history = self._memory.history
+        self._sources.want(may, Position(history.boot_id, history.kernel_seq))
+        self._inform(aside)
+        seen = self._sources.turn(self._turned + _TICK_S - now)
         now = time.monotonic()
-        seen = [o for key, _ in ready for o in self._sources[key.data].read(now)]
         if aside:
-            seen = [o for o in seen if o.source != "nvml"]
-            seen.append(Observation(time.time(), "nvml", Signal.FAILED, value=Failure.ASIDE, raw=aside, seen=now))
+            seen = [o for o in seen if o.source not in HOLD_GPUS]
+            seen += [Observation(time.time(), name, Signal.FAILED, value=Failure.ASIDE, raw=aside, seen=now)
+                     for name in self._sources.names if name in HOLD_GPUS]  # fmt: skip
         if not seen and now - self._turned < _TICK_S:
             return
         self._judge(seen, now)
         self._turned = now
 
-    def _may_start(self, name: str, now: float) -> bool:
+    def _may_run(self, name: str, now: float, aside: str) -> bool:
         """The kernel log waits for its stored position. NVML waits as well, a while: a reset may be under way."""
+        if name in HOLD_GPUS and aside:
+            return False
         if self._actor is None:
             return True
         if name == "kmsg":
             return self._restored
         return self._actor.started or now - self._began > _PATIENCE_S
 
-    def _stand_aside(self) -> str:
-        """Why no process of ours may hold a GPU now; the one that does is ended."""
-        why, nvml = (self._actor.aside if self._actor else ""), self._sources.get("nvml")
+    def _inform(self, aside: str) -> None:
+        """The act thread waits until no process of ours holds a GPU, and names those of others."""
         if self._actor:
-            self._actor.released = bool(why) and (nvml is None or nvml.close())
+            self._actor.released = bool(aside) and self._sources.ended(HOLD_GPUS)
             self._actor.clients = {
                 str(reading.values.get("uuid")): str(reading.values.get("processes") or "")
                 for reading in self._memory.history.readings.values()
             }
-        return why
 
-    def _holders(self) -> Mapping[str, frozenset[str] | None]:
+    def _holders(self) -> Holders:
         """Called by the act thread. Where it can't be asked nobody's GPUs are known: every GPU pod leaves."""
         try:
-            found = who_holds(self._config.sources.pods.socket)
+            found = self._sources.who_holds()
             self._unasked = ""
             return found
         except UnaskedError as error:
@@ -154,17 +114,6 @@ class Daemon:
                 self._tell("which pod holds which GPU is not known; a GPU's remedy moves all GPU pods", why=str(error))
             self._unasked = str(error)
             return {}
-
-    def _register(self, name: str, source: Source) -> None:
-        fd, old = source.fileno(), self._registered.pop(name, None)
-        new = None if fd is None else (fd, source.status.starts)  # a new process may get the old one's number
-        if new != old:
-            if old is not None:
-                self._selector.unregister(old[0])
-            if new is not None:
-                self._selector.register(new[0], selectors.EVENT_READ, name)
-        if new is not None:
-            self._registered[name] = new
 
     def _restore(self) -> None:
         """Once, when the Node was first read: the faults and the kernel position of our last life."""
@@ -186,7 +135,7 @@ class Daemon:
         try:
             orders, wall = self._actor.orders() if self._actor else Orders(), time.time()
             self._memory, verdict = judge(
-                self._memory, seen, now, wall, self._config.policy, tuple(self._sources), orders
+                self._memory, seen, now, wall, self._config.policy, self._sources.names, orders
             )
         except Exception as error:  # noqa: BLE001 - a rule's bug must neither end the agent nor cure anything
             self._misjudged(before, error)
@@ -244,7 +193,7 @@ class Daemon:
                 if pci not in history.lost and now - reading.seen <= self._config.policy.silent_s
             },
             xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
-            sources=tuple(_view(source, verdict, now) for source in self._sources.values()),
+            sources=tuple(_view(status, verdict, now) for status in self._sources.statuses),
             **acted,
         )
 
@@ -264,8 +213,7 @@ def serve(config: Config, daemon: Daemon) -> Server:
     return server
 
 
-def _view(source: Source, verdict: Verdict, now: float) -> SourceView:
-    status = source.status
+def _view(status: SourceStatus, verdict: Verdict, now: float) -> SourceView:
     blind = next((why for why in verdict.blind if why.startswith(f"{status.name}: ")), "")
     return SourceView(
         name=status.name,

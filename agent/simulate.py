@@ -13,10 +13,11 @@ from pathlib import Path
 from agent.acting import Actor
 from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
-from agent.config import Config, ConfigError, Drain, Http, Limits, Mode, SimulatedSource, Sources
+from agent.config import Config, ConfigError, Drain, Http, Limits, Mode, PodsSource, SimulatedSource, Sources
 from agent.daemon import Daemon, serve
 from agent.model import Observation, Signal
 from agent.server import Server
+from agent.sources.commands import supervisor
 from agent.sources.scenario import Scenario, load_scenario
 from agent.world import Hands
 
@@ -54,7 +55,7 @@ def simulate(
     actor = Actor(config, hands, dry_run=False, tell=story.tell)
     for left in ("kmsg", "boot_id"):  # each story is told on a machine of its own
         (directory / left).unlink(missing_ok=True)
-    daemon = Daemon(config, node, actor, story.tell, directory)
+    daemon = Daemon(config, node, actor, story.tell, supervisor(config, directory))
     daemon.seen = story.see
     server = _serve(config, daemon)
     story.open(scenario, config, node, server.port, connect is None)
@@ -78,7 +79,7 @@ def _config(scenario: str) -> Config:
     return Config(
         mode=Mode.EVICT,
         poll_s=_POLL_S,
-        sources=Sources(simulated=SimulatedSource(scenario=scenario)),
+        sources=Sources(simulated=SimulatedSource(scenario=scenario), pods=PodsSource(enabled=False)),
         policy=Limits.model_validate(_LIMITS),
         drain=Drain(gather_s=_GATHER_S),
         http=Http(address="127.0.0.1"),

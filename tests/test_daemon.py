@@ -14,6 +14,7 @@ from agent.config import Config
 from agent.daemon import Daemon, serve
 from agent.model import Status
 from agent.server import Server
+from agent.sources.commands import supervisor
 from agent.sources.simulated import inject
 
 POLL_S = 1.0
@@ -24,7 +25,7 @@ def running(tmp_path: Path) -> Iterator[tuple[Daemon, Server, Path]]:
     config = Config.model_validate({
         "poll_s": POLL_S, "http": {"address": "127.0.0.1", "port": 0}, "sources": {"simulated": {"scenario": "idle"}},
     })  # fmt: skip
-    daemon = Daemon(config, "n", None, lambda *_, **__: None, tmp_path)
+    daemon = Daemon(config, "n", None, lambda *_, **__: None, supervisor(config, tmp_path))
     server, stop = serve(config, daemon), threading.Event()
     thread = threading.Thread(target=daemon.run, args=(stop,))
     thread.start()

@@ -22,6 +22,7 @@ from agent.model import Status
 from agent.policy.verdict import Memory, Orders, judge
 from agent.recording import Recorder
 from agent.replay import replay
+from agent.sources.commands import supervisor
 from agent.sources.simulated import inject
 from tests.incident import CARDS
 from tests.observe import alive, reading
@@ -93,13 +94,14 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     cluster.add_pod("a", "train", "n")
     config = Config.model_validate({
         "mode": "evict", "poll_s": 0.3, "drain": {"gather_s": 0.5}, "policy": {"soak_s": 0.5, "flag_confirm_s": 0.2},
-        "sources": {"simulated": {"scenario": "idle"}},
+        "sources": {"simulated": {"scenario": "idle"}, "pods": {"enabled": False}},
     })  # fmt: skip
     actor = Actor(config, lambda: KubeHands(cluster, "n", config), False, lambda *_, **__: None)
     (tmp_path / "sim").mkdir()
-    daemon = Daemon(config, "n", actor, lambda *_, **__: None, tmp_path / "sim")
+    sources = supervisor(config, tmp_path / "sim")
+    daemon = Daemon(config, "n", actor, lambda *_, **__: None, sources)
     path, stop = tmp_path / "recording", threading.Event()
-    recorder = Recorder(path, config, "n", daemon.sources)
+    recorder = Recorder(path, config, "n", sources.names)
     daemon.record(recorder)
     thread = threading.Thread(target=daemon.run, args=(stop,))
     thread.start()

@@ -26,8 +26,9 @@ class SourceStatus:
     pid: int | None
     starts: int
     garbage: int
-    last_seen: float | None
+    last_seen: float | None  # monotonic seconds
     trouble: str
+    ended: bool = True  # no process of it is left, not even one that is stuck in the kernel
 
 
 class Source:
@@ -60,6 +61,7 @@ class Source:
             self._garbage,
             self._last_seen,
             self._trouble,
+            process is None and (self._stuck is None or self._stuck.poll() is not None),
         )
 
     def fileno(self) -> int | None:

@@ -187,10 +187,23 @@ def _observe(signal_: Signal, pci: str = "", **fields: Any) -> Observation:
     return Observation(time.time(), "nvml", signal_, pci, **fields)
 
 
-def failure(error: nv.NVMLError) -> Observation:
+def failure(error: nv.NVMLError, control: Path = Path("/dev/nvidiactl")) -> Observation:
     """A whole-library error as a fact; never a GPU's fault by itself."""
-    value, sentence = FAILURES.get(error.value, (Failure.UNREADABLE, "NVML can't be used"))
+    code = error.value
+    if code == nv.NVML_ERROR_UNKNOWN and _refused(control):
+        code = nv.NVML_ERROR_NO_PERMISSION  # a systemd daemon-reload took the devices from the container
+    value, sentence = FAILURES.get(code, (Failure.UNREADABLE, "NVML can't be used"))
     return _observe(Signal.FAILED, value=value, raw=f"{sentence} (NVML error {error.value})")
+
+
+def _refused(device: Path) -> bool:
+    try:
+        os.close(os.open(device, os.O_RDWR))
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def follow(

@@ -57,11 +57,20 @@ def who_holds(socket: Path) -> Holders:
         if answer.returncode:
             lines = answer.stderr.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
             raise UnaskedError("".join(c if c.isprintable() else "?" for c in lines[-1])[:200])
-        found = json.loads(answer.stdout)
-        return {pod: None if uuids is None else frozenset(uuids) for pod, uuids in found.items()}
+        return holders(json.loads(answer.stdout))
     except subprocess.TimeoutExpired:
         raise UnaskedError(f"no answer within {_LONGEST_S:.0f} s") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
+        raise UnaskedError(f"no answer that makes sense ({type(error).__name__})") from error
+
+
+def holders(answer: Any) -> Holders:
+    """The answer as it is passed on in JSON; UnaskedError if it is none, or says why there is none."""
+    if isinstance(answer, dict) and isinstance(answer.get("unasked"), str):
+        raise UnaskedError(answer["unasked"][:200])
+    try:
+        return {str(pod): None if uuids is None else frozenset(map(str, uuids)) for pod, uuids in answer.items()}
+    except (TypeError, AttributeError) as error:
         raise UnaskedError(f"no answer that makes sense ({type(error).__name__})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import pynvml as nv
 import pytest
 
 from agent.model import Failure, Missing, Observation, Signal
-from agent.sources.nvml import Nvml, follow
+from agent.sources.nvml import Nvml, failure, follow
 from agent.sources.simulated_answers import SYMBOLS
 from agent.sources.simulated_gpu import h100_8
 from agent.sources.simulated_library import Library
@@ -203,11 +204,11 @@ def test_no_event_is_no_observation(library: Library) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "failure"),
+    ("error", "said"),
     [(9, Failure.DRIVER_NOT_LOADED), (12, Failure.NO_LIBRARY), (18, Failure.LIBRARY_MISMATCH),
      (4, Failure.NO_PERMISSION), (999, Failure.UNREADABLE)],
 )  # fmt: skip
-def test_each_way_of_not_seeing_is_told_apart(library: Library, tmp_path: Path, error: int, failure: Failure) -> None:
+def test_each_way_of_not_seeing_is_told_apart(library: Library, tmp_path: Path, error: int, said: Failure) -> None:
     library.init_error = error
     seen: list[Observation] = []
     stop = threading.Event()
@@ -218,9 +219,23 @@ def test_each_way_of_not_seeing_is_told_apart(library: Library, tmp_path: Path, 
             stop.set()
 
     code = follow(0.01, tmp_path / "boot_id", stop, say)
-    assert {(o.signal, o.value) for o in seen} == {(Signal.FAILED, failure)}
-    renew = failure in (Failure.NO_LIBRARY, Failure.LIBRARY_MISMATCH)
+    assert {(o.signal, o.value) for o in seen} == {(Signal.FAILED, said)}
+    renew = said in (Failure.NO_LIBRARY, Failure.LIBRARY_MISMATCH)
     assert (code, len(seen)) == ((75, 1) if renew else (0, 2)), "only a new process can load another library"
+
+
+def test_devices_that_were_taken_from_the_container_are_no_fault_of_the_gpus(tmp_path: Path) -> None:
+    device = tmp_path / "nvidiactl"
+    device.touch()
+    unknown = nv.NVMLError(nv.NVML_ERROR_UNKNOWN)
+    assert failure(unknown, device).value == Failure.UNREADABLE
+    assert failure(unknown, tmp_path / "none").value == Failure.UNREADABLE
+    root = os.geteuid() == 0  # whom only an immutable file refuses, with the very EPERM of the device cgroup
+    subprocess.run(["chattr", "+i", device] if root else ["chmod", "0", device], check=True)
+    try:
+        assert failure(unknown, device).value == Failure.NO_PERMISSION
+    finally:
+        subprocess.run(["chattr", "-i", device] if root else ["chmod", "600", device], check=True)
 
 
 def test_a_driver_that_comes_back_is_read_again(library: Library, tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Which sources a configuration asks for, and the command line of each."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from agent.config import Config
+from agent.sources.supervisor import Supervisor
+
+_HUNG_POLLS = 12  # a source that said nothing for so many polls is ended: 60 s at the default poll
+
+
+def supervisor(config: Config, simulation: Path | None = None) -> Supervisor:
+    """Of all the sources; ``simulation`` is the folder of simulated GPUs."""
+    if simulation is not None:
+        (simulation / "kmsg").touch()  # the kernel log's source may be quicker than the simulation
+    return Supervisor(commands(config, simulation), hung_s(config), config.sources.pods.socket)
+
+
+def hung_s(config: Config) -> float:
+    """How long a source may say nothing."""
+    return max(30.0, _HUNG_POLLS * config.poll_s)
+
+
+def names(config: Config) -> tuple[str, ...]:
+    return tuple(commands(config, Path() if config.sources.simulated.scenario else None))
+
+
+def commands(config: Config, simulation: Path | None) -> dict[str, list[str]]:
+    """By source."""
+    sources, poll = config.sources, ["--poll-s", str(config.poll_s)]
+    python = [sys.executable, "-m"]
+    found: dict[str, list[str]] = {}
+    if simulation is not None:
+        scenario = ["--scenario", sources.simulated.scenario or "idle", "--dir", str(simulation)]
+        found["nvml"] = [*python, "agent.sources.simulated", *scenario, *poll]
+    elif sources.nvml.enabled:
+        found["nvml"] = [*python, "agent.sources.nvml", *poll]
+    if sources.kmsg.enabled:
+        path = str(sources.kmsg.path if simulation is None else simulation / "kmsg")
+        boot = [] if simulation is None else ["--boot-id-file", str(simulation / "boot_id")]
+        userspace = ["--accept-userspace"] if sources.kmsg.accept_userspace else []
+        beat = ["--heartbeat-s", str(config.poll_s)]
+        found["kmsg"] = [*python, "agent.sources.kmsg", "--path", path, *boot, *beat, *userspace]
+    return found

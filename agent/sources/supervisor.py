@@ -1,0 +1,133 @@
+"""Every source of this node as a process of its own: which may run now, and what they say."""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from agent.model import Observation, Signal
+from agent.sources import Source, SourceStatus
+from agent.sources.pods import Holders, who_holds
+
+HOLD_GPUS = frozenset({"nvml"})  # sources that keep a GPU from being reset
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Up to where the kernel log was taken in."""
+
+    boot_id: str = ""
+    seq: int | None = None
+
+    def after(self, seen: Observation) -> Position:
+        """The position once this was taken in; each boot counts its records anew."""
+        if seen.source != "kmsg":
+            return self
+        boot_id = seen.boot_id or self.boot_id
+        seq = self.seq if boot_id == self.boot_id else None
+        if seen.seq is not None and (seq is None or (seen.signal is not Signal.ALIVE and seen.seq > seq)):
+            seq = seen.seq
+        return Position(boot_id, seq)
+
+
+class Sources(Protocol):
+    """What the judge sees the node through: processes of its own, or those of another container."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def statuses(self) -> tuple[SourceStatus, ...]: ...
+
+    def want(self, names: Set[str], position: Position) -> None:
+        """These may run and no others; ``position`` is where the kernel log goes on, should it begin now."""
+
+    def ended(self, names: Iterable[str]) -> bool:
+        """Whether no process of these is left, not even one that is stuck in the kernel."""
+
+    def turn(self, wait_s: float) -> list[Observation]:
+        """What they said, or nothing after so long."""
+
+    def who_holds(self) -> Holders:
+        """Which pod holds which GPU; UnaskedError. Called by another thread."""
+
+    def close(self) -> None:
+        """End them all."""
+
+
+class Supervisor:
+    """Sources as processes of our own."""
+
+    def __init__(self, commands: Mapping[str, Sequence[str]], hung_s: float, kubelet: Path) -> None:
+        """``commands`` are command lines; ``kubelet`` is the socket of its PodResources API."""
+        self._commands, self._kubelet = commands, kubelet
+        self._position = Position()
+        self._sources = {name: Source(name, partial(self._command, name), hung_s) for name in commands}
+        self._wanted: Set[str] = frozenset()
+        self._registered: dict[str, tuple[int, int]] = {}
+        self.selector = selectors.DefaultSelector()  # others may wait here too, by a callable that is called when due
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._sources)
+
+    @property
+    def statuses(self) -> tuple[SourceStatus, ...]:
+        return tuple(source.status for source in self._sources.values())
+
+    def want(self, names: Set[str], position: Position) -> None:
+        if "kmsg" in names - self._wanted:
+            self._position = position
+        self._wanted = names
+        for name in self._sources.keys() - names:
+            self._sources[name].close()
+
+    def ended(self, names: Iterable[str]) -> bool:
+        return all(self._sources[name].status.ended for name in names if name in self._sources)
+
+    def turn(self, wait_s: float) -> list[Observation]:
+        now = time.monotonic()
+        for name, source in self._sources.items():
+            if name in self._wanted:
+                source.tick(now)
+            self._register(name, source)
+        ready = self.selector.select(max(0.0, wait_s))
+        return [seen for key, _ in ready for seen in key.data()]
+
+    def who_holds(self) -> Holders:
+        return who_holds(self._kubelet)
+
+    def close(self) -> None:
+        for source in self._sources.values():
+            source.close()
+
+    def _command(self, name: str) -> Sequence[str]:
+        """Asked anew at each start, so that the kernel log resumes."""
+        return [*self._commands[name], *(_resume(self._position) if name == "kmsg" else ())]
+
+    def _read(self, source: Source) -> Iterable[Observation]:
+        for seen in source.read(time.monotonic()):
+            self._position = self._position.after(seen)
+            yield seen
+
+    def _register(self, name: str, source: Source) -> None:
+        fd, old = source.fileno(), self._registered.pop(name, None)
+        new = None if fd is None else (fd, source.status.starts)  # a new process may get the old one's number
+        if new != old:
+            if old is not None:
+                self.selector.unregister(old[0])
+            if new is not None:
+                self.selector.register(new[0], selectors.EVENT_READ, partial(self._read, source))
+        if new is not None:
+            self._registered[name] = new
+
+
+def _resume(position: Position) -> list[str]:
+    if position.seq is None:
+        return []
+    return ["--after-boot-id", position.boot_id, "--after-seq", str(position.seq)]
