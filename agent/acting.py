@@ -240,13 +240,18 @@ class Actor:
         return time.monotonic() >= self._gather_until
 
     def _with_holders(self, world: World) -> World:
-        """The pods with the GPUs that each holds, where that can be asked; asked only while one might leave."""
+        """The pods with the GPUs that each holds, where that can be asked; asked only while one might leave.
+
+        Not while we stand aside: the answer may need NVML, for MIG devices and claims. A pod that requests a GPU and
+        for which none is told may hold any.
+        """
         if self.holders is None or not any(pod.gpu and not pod.finished for pod in world.pods or ()):
             return world
         now = time.monotonic()
-        if self._held is None or now - self._held[0] > _HOLDERS_S:
+        if not self.aside and (self._held is None or now - self._held[0] > _HOLDERS_S):
             self._held = (now, self.holders())
-        pods = tuple(replace(pod, gpus=self._held[1].get(pod.key)) if pod.gpu else pod for pod in world.pods or ())
+        told = self._held[1] if self._held else {}
+        pods = tuple(replace(pod, gpus=told.get(pod.key) or None) if pod.gpu else pod for pod in world.pods or ())
         return replace(world, pods=pods)
 
     def _heed(self, world: World) -> None:

@@ -18,7 +18,7 @@ from agent.server import Server
 from agent.snapshot import Snapshot, SourceView
 from agent.sources import SourceStatus
 from agent.sources.pods import Holders, UnaskedError
-from agent.sources.supervisor import HOLD_GPUS, Position, Sources
+from agent.sources.supervisor import HOLD_GPUS, Known, Sources
 from agent.state import state
 
 _TICK_S = 1.0
@@ -71,7 +71,7 @@ class Daemon:
         aside = self._actor.aside if self._actor else ""
         may = frozenset(name for name in self._sources.names if self._may_run(name, now, aside))
         history = self._memory.history
-        self._sources.want(may, Position(history.boot_id, history.kernel_seq))
+        self._sources.want(may, Known(history.boot_id, history.kernel_seq, frozenset(history.cards)))
         self._inform(aside)
         seen = self._sources.turn(self._turned + _TICK_S - now)
         now = time.monotonic()

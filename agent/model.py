@@ -142,6 +142,14 @@ def rfc3339(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a slot held when it was last read."""
+
+    uuid: str
+    nvlinks: int = 0  # the most that were ever seen up
+
+
 class Severity(IntEnum):
     NOTICE = 0
     DEGRADED = 1
@@ -237,6 +245,7 @@ class Verdict:
     standing: tuple[Fault, ...] = ()  # the same faults before any was joined to another: what a restart must know
     onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
     dismissed: frozenset[str] = frozenset()  # the fault ids of the operator's words that were obeyed
+    cards: Mapping[str, Card] = field(default_factory=dict)  # the node's GPUs, those that are gone too
 
     @property
     def withdraw(self) -> bool:

@@ -1,13 +1,14 @@
 """An incident: what a node with GPUs shows over time, and what the judge must make of it at each point.
 
 A file's keys: ``story`` (one sentence), ``complaint`` (what it answers, where users of other agents asked),
-``card`` (h100, a100, a100-mig, l40s, t4), ``poll_s`` (5), ``policy`` (limits), ``labels``, ``workloads``
+``card`` (one of CARDS, h100), ``poll_s`` (5), ``policy`` (limits), ``labels``, ``workloads``
 ({pid: namespace/Kind/name}), ``timeline``.
 Each step of the timeline has ``at`` (seconds) and any of:
   set {gpu: {signal: value}} · kernel [lines] · old [lines that were there at the first start] ·
   xid {gpu: code} by NVML's event · lost [gpus] · needs_reset [gpus] · back [gpus] · missing {gpu: driver} ·
-  silent [sources] · speaks [sources] · failed {source: failure} · boot id ·
-  reset [gpus] · card {gpu: uuid} · clock seconds to jump · restart true · dismiss [ids]
+  forgotten [gpus that NVML lists no more as missing] · silent [sources] · speaks [sources] ·
+  failed {source: failure} · boot id · reset [gpus] · card {gpu: uuid} ·
+  clock seconds to jump · restart true · dismiss [ids]
   expect: status, remedy, faults {id: severity} (all that stand), never_withdrawn (up to here), doubts
 GPUs are numbers; polls of every source happen each ``poll_s`` in between.
 """
@@ -25,7 +26,8 @@ import yaml
 from agent.config import Limits
 from agent.model import Failure, Missing, Observation, Signal, Value, Verdict
 from agent.policy.attempts import Records
-from agent.policy.stored import dump, load
+from agent.policy.resume import resumed
+from agent.policy.stored import dump
 from agent.policy.verdict import Memory, Orders, judge
 from agent.sources.kernel_text import Facts
 
@@ -55,6 +57,7 @@ CARDS: dict[str, dict[str, Value]] = {
     "a100": {"name": "NVIDIA A100-SXM4-80GB", "architecture": 7, **_COMMON, **_DEGREES, **_NVLINK},
     "a100-mig": {"name": "NVIDIA A100-SXM4-80GB", "architecture": 7, **_COMMON, **_DEGREES, **_HIDDEN, "mig_mode": 1},
     "l40s": {"name": "NVIDIA L40S", "architecture": 8, **_MARGIN, **_COMMON},
+    "rtx-pro-6000": {"name": "NVIDIA RTX PRO 6000 Blackwell Server Edition", "architecture": 10, **_MARGIN, **_COMMON},
     "t4": {"name": "Tesla T4", "architecture": 6, **_COMMON, **_DEGREES, "retired_pages_sbe": 0,
            "retired_pages_dbe": 0, "retired_pages_pending": 0},
 }  # fmt: skip
@@ -82,13 +85,14 @@ class Machine:
         pods = ",".join(f"{pid}=uid-{pid}" for pid in data.get("workloads") or {})
         self.memory, self.now, self.jumped = Memory(), 0.0, 0.0
         self.values: dict[int, dict[str, Value]] = {
-            i: {**CARDS[data.get("card", "h100")], "uuid": f"GPU-{i}", "energy_j": 1000.0, "pods": pods}
+            i: {**CARDS[data.get("card", "h100")], "uuid": f"GPU-{i}", "index": i, "energy_j": 1000.0, "pods": pods}
             for i in range(len(GPUS))
         }
         self.boot, self.seq = "boot-1", 0
         self.lost: set[int] = set()
         self.needs_reset: set[int] = set()
         self.missing: dict[int, str] = {}
+        self.forgotten: set[int] = set()
         self.silent: set[str] = set()
         self.failed: dict[str, str] = {}
         self.dismissed: frozenset[str] = frozenset()
@@ -129,7 +133,7 @@ class Machine:
                 yield Observation(0, "nvml", Signal.LOST, GPUS[i], raw="NVML error 15: the GPU is lost")
             else:
                 yield Observation(0, "nvml", Signal.READING, GPUS[i], values=dict(self.values[i]))
-        missing = ",".join(f"{GPUS[i]}={driver}" for i, driver in self.missing.items())
+        missing = ",".join(f"{GPUS[i]}={driver}" for i, driver in self.missing.items() if i not in self.forgotten)
         heartbeat: dict[str, Value] = {"gpu_count": len(here), "missing": missing}
         yield Observation(0, "nvml", Signal.ALIVE, boot_id=self.boot, values=heartbeat)
 
@@ -152,6 +156,7 @@ class Machine:
         for gpu in step.get("back", ()):
             self.missing.pop(gpu, None)
         self.missing.update(step.get("missing") or {})
+        self.forgotten |= set(step.get("forgotten", ()))
         self.silent = (self.silent | set(step.get("silent", ()))) - set(step.get("speaks", ()))
         for source in step.get("speaks", ()):
             self.failed.pop(source, None)
@@ -174,10 +179,8 @@ class Machine:
     def _restart(self) -> None:
         """kill -9 and a new start: only what the Node stores comes back."""
         verdict = self.round()
-        stored = load(dump(verdict, verdict.kernel_seq, verdict.at, Records()), 1000 + self.now)
-        fresh = Memory()
-        history = replace(fresh.history, boots={"kmsg": stored.boot_id}, kernel_seq=stored.kernel_seq)
-        self.memory = Memory(history, {f.finding.id: f for f in stored.faults}, stored.onsets, stored.dismissed)
+        text = dump(verdict, verdict.kernel_seq, verdict.at, Records())
+        self.memory = resumed(Memory(), text, 1000 + self.now, self.limits, self.labels)
 
 
 def play(path: Path) -> Outcome:

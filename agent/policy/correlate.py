@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from agent.model import Fault, Severity
+from agent.model import Fault, Finding, Remedy, Severity
 from agent.policy.history import History
 from agent.policy.rules.recovery import ROW as RECOVERY
 from agent.policy.rules.xid import contained
@@ -30,7 +30,8 @@ _FOLLOW_ANY = (RECOVERY.rule, "gpu-reset-required")
 def overruled(faults: Mapping[str, Fault], history: History) -> dict[str, Fault]:
     """The catalogue's word on Xids gives way to the driver's recovery action, and 48 to a 94 beside it.
 
-    What is changed stays changed: an action that goes back to 0 never lowers a FATAL Xid, nor lifts one.
+    What is changed stays changed: an action that goes back to 0 never lowers a FATAL Xid, nor lifts one. Nor does an
+    action lower one that only asks for a person, or that nobody knows: it doesn't say that the GPU can be used.
     """
     ruled = dict(faults)
     for key, fault in faults.items():
@@ -38,12 +39,19 @@ def overruled(faults: Mapping[str, Fault], history: History) -> dict[str, Fault]
         if not finding.rule.startswith("xid-") or finding.severity is Severity.NOTICE or fault.proved:
             continue
         action = faults.get(f"{RECOVERY.rule}@{finding.pci}")
-        if action and action.confirmed and not action.absent_s:
+        if action and action.confirmed and not action.absent_s and _speaks(action.finding, finding):
             finding = replace(finding, severity=action.finding.severity, remedy=action.finding.remedy)
         elif finding.rule == "xid-48" and finding.severity is Severity.FATAL and contained(history, finding.pci):
             finding = replace(finding, severity=Severity.DEGRADED)
         ruled[key] = replace(fault, finding=finding)
     return ruled
+
+
+def _speaks(action: Finding, xid: Finding) -> bool:
+    """An action that was made a notice by an override overrules nothing."""
+    if action.severity is Severity.NOTICE:
+        return False
+    return action.severity >= xid.severity or action.remedy is not Remedy.CONTACT_SUPPORT
 
 
 def incidents(faults: tuple[Fault, ...], history: History) -> tuple[Fault, ...]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from agent.model import Missing, Observation, Signal, Value
+from agent.model import Card, Missing, Observation, Signal, Value
+from agent.policy.cards import card_of, given_away
 
 # Counters that only a driver reload, a GPU reset or a reboot takes back: one that falls is a new epoch.
 _EPOCH_COUNTERS = ("energy_j", "ecc_uncorrected_volatile", "ecc_corrected_volatile", "pcie_replays")
@@ -68,7 +69,7 @@ class History:
     first: Mapping[str, Observation] = field(default_factory=dict)  # the first of each GPU in its epoch
     well: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)  # GPUs found well, and by which values
     suspects: Mapping[str, Observation] = field(default_factory=dict)  # the readings that rules must look at
-    nvlinks: Mapping[str, int] = field(default_factory=dict)  # the most links that were ever seen up
+    cards: Mapping[str, Card] = field(default_factory=dict)  # the node's GPUs, those that are gone too
     lost: Mapping[str, Observation] = field(default_factory=dict)  # GPUs that don't answer, until one reads again
     resets: Mapping[str, Observation] = field(default_factory=dict)  # GPUs that answer only that they need a reset
     alive: Mapping[str, Observation] = field(default_factory=dict)  # the last heartbeat of each source
@@ -184,7 +185,7 @@ class _Draft:
         self._boots, self._seq = dict(old.boots), old.kernel_seq
         self._fresh: list[Observation] = []
         self._past, self._readings, self._first = dict(old.past), dict(old.readings), dict(old.first)
-        self._before, self._nvlinks = dict(old.before), dict(old.nvlinks)
+        self._before, self._cards = dict(old.before), dict(old.cards)
         self._resets, self._uncorrectable = dict(old.resets), dict(old.uncorrectable)
         self._lost, self._alive, self._failed = dict(old.lost), dict(old.alive), dict(old.failed)
         self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
@@ -203,6 +204,8 @@ class _Draft:
         match o.signal:
             case Signal.ALIVE:
                 self._alive[o.source] = o
+                for pci in given_away(o):
+                    self._cards.pop(pci, None)
                 if self._seq is None and o.source == "kmsg":
                     self._seq = o.seq  # what was there when the log was opened is taken in
             case Signal.READING:
@@ -226,9 +229,8 @@ class _Draft:
         for pid, pod in _pods(o):
             self._pods.pop(pid, None)  # the youngest last
             self._pods[pid] = pod
-        links = int(number(o, "nvlink_active") or 0)
-        if links > self._nvlinks.get(o.pci, 0):
-            self._nvlinks[o.pci] = links
+        if card := card_of(o, self._cards.get(o.pci)):
+            self._cards[o.pci] = card
         self._before[o.pci] = before or o
         if before is None:
             self._first[o.pci] = o
@@ -276,7 +278,7 @@ class _Draft:
             self._first,
             self._old.well,
             {pci: o for pci, o in self._readings.items() if self._old.well.get(pci) != _settled(o)},
-            self._nvlinks,
+            self._cards,
             self._lost,
             self._resets,
             self._alive,

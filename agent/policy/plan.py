@@ -40,6 +40,8 @@ UNHEALTHY, DEGRADED, REPLACEMENT = "GpuUnhealthy", "GpuDegraded", "GpuReplacemen
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
 _MESSAGE_CHARS = 512
+_UNEXPLAINED = (f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for: "
+                "a person must remove the taint")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     except MalformedError as error:
         return (Wait(f"annotation gpu-health-agent/faults: {error}; remove it to let the agent act again"),)
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
+    if tainted and stored is None and not verdict.withdraw:
+        return (*_bad_news(verdict, world), Wait(_UNEXPLAINED))
     withdraw = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN)
     old = records = stored.records if stored else Records()
     acts = verdict.withdraw and config.mode is Mode.EVICT
@@ -217,7 +221,7 @@ def _stored(verdict: Verdict, old: Stored | None, records: Records) -> str:
 def _unchanged(old: Stored) -> str:
     """What was stored, written anew: the measure of whether anything changed."""
     same = Verdict(old.at, Status.HEALTHY, Remedy.NONE, standing=old.faults, boot_id=old.boot_id, onsets=old.onsets,
-                   dismissed=old.dismissed)  # fmt: skip
+                   dismissed=old.dismissed, cards=old.cards)  # fmt: skip
     return dump(same, old.kernel_seq, old.at, old.records)
 
 

@@ -19,7 +19,8 @@ def resumed(memory: Memory, text: str | None, now: float, limits: Limits, labels
         stored = None
     if stored:
         old = memory.history
-        history = replace(old, boots={"kmsg": stored.boot_id, **old.boots}, kernel_seq=stored.kernel_seq)
+        history = replace(old, boots={"kmsg": stored.boot_id, **old.boots}, kernel_seq=stored.kernel_seq,
+                          cards={**stored.cards, **old.cards})  # fmt: skip
         faults = {fault.finding.id: fault for fault in stored.faults}
         memory = Memory(history, {**memory.faults, **faults}, stored.onsets, stored.dismissed)
     return replace(memory, faults=resettled(memory.faults, memory.history, limits, labels))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.model import Evidence, Fault, Finding, Remedy, Severity, Verdict
+from agent.model import Card, Evidence, Fault, Finding, Remedy, Severity, Verdict
 from agent.policy.attempts import Records, as_json, from_json
 from agent.policy.rules import ROWS
 
@@ -33,6 +33,7 @@ class Stored:
     onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
     dismissed: frozenset[str] = frozenset()  # the operator's words that were obeyed
     records: Records = field(default_factory=Records)
+    cards: Mapping[str, Card] = field(default_factory=dict)
 
 
 def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) -> str:
@@ -42,6 +43,8 @@ def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) 
     if verdict.onsets:
         data["onsets"] = {pci: list(times) for pci, times in verdict.onsets.items()}
     data |= as_json(records)
+    if verdict.cards:
+        data["cards"] = {pci: [card.uuid, card.nvlinks] for pci, card in verdict.cards.items()}
     if verdict.dismissed:
         data["dismissed"] = sorted(verdict.dismissed)
     return json.dumps(data, separators=(",", ":"), sort_keys=True)
@@ -83,6 +86,7 @@ def load(text: str, now: float) -> Stored:
             onsets={str(pci): tuple(int(at) for at in times) for pci, times in data.get("onsets", {}).items()},
             dismissed=frozenset(str(key) for key in data.get("dismissed", ())),
             records=from_json(data),
+            cards={str(pci): Card(str(uuid), int(links)) for pci, (uuid, links) in data.get("cards", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MalformedError(f"it is not what this agent writes ({type(error).__name__}: {error})"[:200]) from error

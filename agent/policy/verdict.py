@@ -231,4 +231,5 @@ def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float) -> Verdict:
         standing=standing,
         onsets=memory.onsets,
         dismissed=memory.dismissed,
+        cards=history.cards,
     )

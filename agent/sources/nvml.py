@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,12 +207,15 @@ def _refused(device: Path) -> bool:
 
 
 def follow(
-    poll_s: float, boot_id: Path, stop: threading.Event, say: Callable[[Observation], None], devices: Path = SYSFS
-) -> int:
-    """Poll and wait for events until ``stop``; the exit code. Nothing waits on ``stop`` itself: a signal's
+    poll_s: float, boot_id: Path, stop: threading.Event, say: Callable[[Observation], None], devices: Path = SYSFS,
+    known: Iterable[str] = (),
+) -> int:  # fmt: skip
+    """Poll and wait for events until ``stop``; the exit code. ``known`` are addresses that an earlier process saw.
+
+    Nothing waits on ``stop`` itself: a signal's
     handler sets it in this very thread, and would then wait for a lock that the thread already holds."""
     session: Nvml | None = None
-    ever: set[str] = set()
+    ever = set(known)
     code = 0
     doing = Doing()
     threading.Thread(target=doing.watch, args=(poll_s, stop, say), name="stuck", daemon=True).start()
@@ -250,12 +253,12 @@ def _boot_id(path: Path) -> str:
     return ""
 
 
-def run(poll_s: float, boot_id_file: Path, devices: Path = SYSFS) -> int:
+def run(poll_s: float, boot_id_file: Path, devices: Path = SYSFS, known: Iterable[str] = ()) -> int:
     """The program behind its options; the exit code."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        return follow(poll_s, boot_id_file, stop, _say, devices)
+        return follow(poll_s, boot_id_file, stop, _say, devices, known)
     except BrokenPipeError:  # nobody reads any more; nor must the last flush of the interpreter fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -272,8 +275,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m agent.sources.nvml", description=__doc__)
     parser.add_argument("--poll-s", type=float, default=5.0)
     parser.add_argument("--boot-id-file", type=Path, default=Path("/proc/sys/kernel/random/boot_id"))
+    parser.add_argument("--known", nargs="*", default=[], metavar="PCI", help="GPUs that this node is known to have")
     options = parser.parse_args()
-    return run(options.poll_s, options.boot_id_file)
+    return run(options.poll_s, options.boot_id_file, known=options.known)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,18 @@ class Gpu:
     handle: Handle
     doing: Doing = field(default_factory=Doing)
     static: dict[str, Value] = field(default_factory=dict)
-    unsupported: set[str] = field(default_factory=set)  # never asked again
+    unsupported: set[str] = field(default_factory=set)  # not asked again until MIG is switched
+    mig_mode: Value = None
 
     def read(self) -> dict[str, Value]:
         """All values; NVMLError for a GPU that is lost or needs a reset."""
         unread = [((name,), read) for name, read in STATIC if self.static.get(name, _AGAIN) is _AGAIN]
         self.static.update(self._values(unread))
-        return {**self.static, **dict(self._values(CALLS)), **self._fields(), **self._links()}
+        values = {**self.static, **dict(self._values(CALLS)), **self._fields(), **self._links()}
+        before, self.mig_mode = self.mig_mode, values.get("mig_mode")
+        if before not in (None, self.mig_mode):  # which values there are depends on it
+            self.unsupported.clear()
+        return values
 
     def _values(self, rows: Iterable[tuple[tuple[str, ...], Read]]) -> Iterator[tuple[str, Value]]:
         for names, read in rows:

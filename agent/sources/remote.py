@@ -14,7 +14,7 @@ from typing import Any
 from agent.model import Observation, parse_line
 from agent.sources import SourceStatus
 from agent.sources.pods import Holders, UnaskedError, holders
-from agent.sources.supervisor import Position
+from agent.sources.supervisor import Known
 
 LONGEST_LINE_BYTES = 16 * 1024
 _READ_BYTES = 64 * 1024
@@ -33,7 +33,7 @@ class Remote:
         self._buffer = b""
         self._second, self._taken = 0.0, 0
         self._wanted: Set[str] = frozenset()
-        self._position = Position()
+        self._known = Known()
         self._ended: Set[str] = frozenset()
         self._last_seen: dict[str, float] = {}
         self._garbage = 0
@@ -52,8 +52,8 @@ class Remote:
             for name, status in self._statuses.items()
         )
 
-    def want(self, names: Set[str], position: Position) -> None:
-        changed, self._wanted, self._position = self._wanted ^ names, names, position
+    def want(self, names: Set[str], known: Known) -> None:
+        changed, self._wanted, self._known = self._wanted ^ names, names, known
         for name in sorted(changed):
             self._wish(name)
 
@@ -104,14 +104,16 @@ class Remote:
             self._wish(name)
 
     def _wish(self, name: str) -> None:
-        """Whether this source may run now, and with it where the kernel log would go on."""
+        """Whether this source may run now, and with it what is known of the time before."""
         self._wishes += 1
         self._ended = frozenset()
         if self._connection is None:
             return
         wish: dict[str, Any] = {"do": "resume" if name in self._wanted else "release", "source": name}
         if name == "kmsg":
-            wish |= {"boot_id": self._position.boot_id, "seq": self._position.seq}
+            wish |= {"boot_id": self._known.boot_id, "seq": self._known.seq}
+        else:
+            wish |= {"gpus": sorted(self._known.gpus)}
         try:
             self._connection.sendall(json.dumps(wish).encode() + b"\n")
         except OSError as error:

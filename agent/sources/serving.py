@@ -1,7 +1,7 @@
 """The sources for an agent in another container: their lines over a unix socket, and three requests back.
 
 ``resume`` and ``release`` say of one source whether it may run; ``who-holds`` asks for the pods on the GPUs. Whoever
-sends wishes gets the lines; when it hangs up everything ends, and its successor names the position to go on from.
+sends wishes gets the lines; when it hangs up everything ends, and its successor says from where to go on.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agent.model import Failure, Observation, rfc3339
+from agent.model import Failure, Observation, normalise_pci, rfc3339
 from agent.sources.pods import UnaskedError
-from agent.sources.supervisor import Position, Supervisor
+from agent.sources.supervisor import Known, Supervisor
 
 EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new container gets the driver's library and devices injected anew
 EXIT_CONFIG = 78
@@ -116,9 +116,10 @@ class Serving:
             self._agent, self._heard = connection, 0
             self._tell("an agent is connected")
         seq = request.get("seq")
-        position = Position(str(request.get("boot_id") or ""), None if seq is None else int(seq))
+        gpus = frozenset(normalise_pci(pci) for pci in request.get("gpus", ()))
+        known = Known(str(request.get("boot_id") or ""), None if seq is None else int(seq), gpus)
         self._wanted = self._wanted | {name} if do == "resume" else self._wanted - {name}
-        self._supervisor.want(self._wanted, position)
+        self._supervisor.want(self._wanted, known)
         self._heard += 1
         self._status = ""
 
@@ -162,7 +163,7 @@ class Serving:
     def _hang_up(self, connection: socket.socket) -> None:
         if connection is self._agent:
             self._agent, self._wanted = None, frozenset()
-            self._supervisor.want(self._wanted, Position())
+            self._supervisor.want(self._wanted, Known())
             self._tell("the agent hung up; the sources end")
         self._forget(connection)
         connection.close()

@@ -176,6 +176,7 @@ def main() -> int:
     parser.add_argument("--scenario", required=True, help="a shipped scenario's name, or a file")
     parser.add_argument("--dir", type=Path, required=True, help="where kmsg, boot_id and control are kept")
     parser.add_argument("--poll-s", type=float, default=5.0)
+    parser.add_argument("--known", nargs="*", default=[], metavar="PCI", help="GPUs that this node is known to have")
     options = parser.parse_args()
     try:
         simulation = Simulation(load_scenario(options.scenario), options.dir)
@@ -185,7 +186,7 @@ def main() -> int:
     simulation.library.install()
     threading.Thread(target=simulation.serve, args=(server,), name="control", daemon=True).start()
     threading.Thread(target=simulation.play, name="scenario", daemon=True).start()
-    code = nvml.run(options.poll_s, options.dir / "boot_id", options.dir / "bus")
+    code = nvml.run(options.poll_s, options.dir / "boot_id", options.dir / "bus", options.known)
     (options.dir / "control").unlink(missing_ok=True)
     return code
 

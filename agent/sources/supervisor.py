@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import selectors
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -18,21 +18,24 @@ HOLD_GPUS = frozenset({"nvml"})  # sources that keep a GPU from being reset
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
-    """Up to where the kernel log was taken in."""
+class Known:
+    """What is known of the time before: up to where the kernel log was taken in, and the node's GPUs."""
 
     boot_id: str = ""
     seq: int | None = None
+    gpus: frozenset[str] = frozenset()  # PCI addresses, of those that are gone too
 
-    def after(self, seen: Observation) -> Position:
-        """The position once this was taken in; each boot counts its records anew."""
+    def after(self, seen: Observation) -> Known:
+        """What is known once this was taken in; each boot counts its records anew."""
+        if seen.signal is Signal.READING and seen.pci not in self.gpus:
+            return replace(self, gpus=self.gpus | {seen.pci})
         if seen.source != "kmsg":
             return self
         boot_id = seen.boot_id or self.boot_id
         seq = self.seq if boot_id == self.boot_id else None
         if seen.seq is not None and (seq is None or (seen.signal is not Signal.ALIVE and seen.seq > seq)):
             seq = seen.seq
-        return Position(boot_id, seq)
+        return replace(self, boot_id=boot_id, seq=seq)
 
 
 class Sources(Protocol):
@@ -44,8 +47,8 @@ class Sources(Protocol):
     @property
     def statuses(self) -> tuple[SourceStatus, ...]: ...
 
-    def want(self, names: Set[str], position: Position) -> None:
-        """These may run and no others; ``position`` is where the kernel log goes on, should it begin now."""
+    def want(self, names: Set[str], known: Known) -> None:
+        """These may run and no others; those that begin now go on from what is known."""
 
     def ended(self, names: Iterable[str]) -> bool:
         """Whether no process of these is left, not even one that is stuck in the kernel."""
@@ -66,7 +69,7 @@ class Supervisor:
     def __init__(self, commands: Mapping[str, Sequence[str]], hung_s: float, kubelet: Path) -> None:
         """``commands`` are command lines; ``kubelet`` is the socket of its PodResources API."""
         self._commands, self._kubelet = commands, kubelet
-        self._position = Position()
+        self._known = Known()
         self._sources = {name: Source(name, partial(self._command, name), hung_s) for name in commands}
         self._wanted: Set[str] = frozenset()
         self._registered: dict[str, tuple[int, int]] = {}
@@ -80,9 +83,9 @@ class Supervisor:
     def statuses(self) -> tuple[SourceStatus, ...]:
         return tuple(source.status for source in self._sources.values())
 
-    def want(self, names: Set[str], position: Position) -> None:
-        if "kmsg" in names - self._wanted:
-            self._position = position
+    def want(self, names: Set[str], known: Known) -> None:
+        begin = names - self._wanted
+        self._known = replace(known if "kmsg" in begin else self._known, gpus=self._known.gpus | known.gpus)
         self._wanted = names
         for name in self._sources.keys() - names:
             self._sources[name].close()
@@ -107,12 +110,12 @@ class Supervisor:
             source.close()
 
     def _command(self, name: str) -> Sequence[str]:
-        """Asked anew at each start, so that the kernel log resumes."""
-        return [*self._commands[name], *(_resume(self._position) if name == "kmsg" else ())]
+        """Asked anew at each start, so that it goes on from there."""
+        return [*self._commands[name], *(known(self._known) if (known := _OPTIONS.get(name)) else ())]
 
     def _read(self, source: Source) -> Iterable[Observation]:
         for seen in source.read(time.monotonic()):
-            self._position = self._position.after(seen)
+            self._known = self._known.after(seen)
             yield seen
 
     def _register(self, name: str, source: Source) -> None:
@@ -127,7 +130,11 @@ class Supervisor:
             self._registered[name] = new
 
 
-def _resume(position: Position) -> list[str]:
-    if position.seq is None:
-        return []
-    return ["--after-boot-id", position.boot_id, "--after-seq", str(position.seq)]
+def _position(known: Known) -> list[str]:
+    return [] if known.seq is None else ["--after-boot-id", known.boot_id, "--after-seq", str(known.seq)]
+
+
+_OPTIONS: Mapping[str, Callable[[Known], list[str]]] = {
+    "kmsg": _position,
+    "nvml": lambda known: ["--known", *sorted(known.gpus)],
+}

@@ -217,6 +217,20 @@ def test_rolled_back_in_mid_drain_it_reports_what_is_bad_and_leaves_the_rest_to_
     assert node(made)["metadata"]["annotations"]["gpu-health-agent/faults"] == '{"version":2,"anything":[]}'
 
 
+def test_a_taint_whose_reason_was_removed_is_a_persons_to_remove() -> None:
+    made = cluster()
+    hands = KubeHands(made, "n1", EVICT)
+    drive(hands, fatal(), rounds=2)
+    made("PATCH", "/api/v1/nodes/n1", {"metadata": {"annotations": {"gpu-health-agent/faults": None}}}, MERGE)
+    drive(hands, healthy())
+    assert taints(made) == ["gpu-health-agent/unhealthy"]
+    assert "gpu-health-agent/faults" not in (node(made)["metadata"].get("annotations") or {})
+    drive(hands, fatal())
+    assert made.evicted == ["research/train"], "a fault that is seen again is acted on"
+    drive(hands, healthy())
+    assert taints(made) == []
+
+
 def test_upgraded_in_mid_drain_it_goes_on_with_what_the_older_agent_wrote() -> None:
     """The state of the first agents, which knew no repair, no onsets and no dismissals."""
     made = cluster()

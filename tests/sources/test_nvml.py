@@ -224,6 +224,29 @@ def test_each_way_of_not_seeing_is_told_apart(library: Library, tmp_path: Path, 
     assert (code, len(seen)) == ((75, 1) if renew else (0, 2)), "only a new process can load another library"
 
 
+def test_what_mig_hid_is_read_again_once_it_is_off(library: Library) -> None:
+    gpu, session = library.gpus[0], Nvml()
+    gpu.mig = True
+    hidden = next(session.poll()).values["ecc_uncorrected_volatile"]
+    assert hidden is Missing.UNSUPPORTED
+    gpu.mig = False
+    next(session.poll())
+    assert next(session.poll()).values["ecc_uncorrected_volatile"] == 0
+
+
+def test_a_gpu_that_an_earlier_process_saw_is_missed(library: Library, tmp_path: Path) -> None:
+    seen: list[Observation] = []
+    stop = threading.Event()
+
+    def say(observation: Observation) -> None:
+        seen.append(observation)
+        if observation.signal is Signal.ALIVE:
+            stop.set()
+
+    follow(0.01, tmp_path / "boot_id", stop, say, tmp_path, known=["0000:ff:00.0"])
+    assert seen[-1].values["missing"] == "0000:ff:00.0=absent"
+
+
 def test_devices_that_were_taken_from_the_container_are_no_fault_of_the_gpus(tmp_path: Path) -> None:
     device = tmp_path / "nvidiactl"
     device.touch()

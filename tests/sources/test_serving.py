@@ -24,7 +24,7 @@ from agent.sources.pods import UnaskedError
 from agent.sources.remote import Remote
 from agent.sources.serving import Renewal
 from agent.sources.simulated import inject
-from agent.sources.supervisor import Position
+from agent.sources.supervisor import Known
 
 NAMES = ("nvml", "kmsg")
 ALL = frozenset(NAMES)
@@ -100,16 +100,16 @@ def test_the_agent_judges_over_the_socket_what_it_would_judge_alone(
 
 def test_released_is_only_what_has_no_process_any_more(other: subprocess.Popen[bytes], folder: Path) -> None:
     remote = Remote(folder / "s", NAMES)
-    remote.want(ALL, Position())
+    remote.want(ALL, Known())
     gather(remote, lambda seen: {o.source for o in seen} == ALL)
     pid = next(s.pid for s in remote.statuses if s.name == "nvml")
     assert pid
-    remote.want(frozenset({"kmsg"}), Position())
+    remote.want(frozenset({"kmsg"}), Known())
     assert not remote.ended(["nvml"]), "nobody has said so yet"
     gather(remote, lambda _: remote.ended(["nvml"]))
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    remote.want(ALL, Position())
+    remote.want(ALL, Known())
     assert not remote.ended(["nvml"])
     gather(remote, lambda seen: any(o.source == "nvml" for o in seen))
     remote.close()
@@ -120,24 +120,24 @@ def test_the_next_agent_goes_on_at_its_position_and_hears_nothing_twice(
     other: subprocess.Popen[bytes], folder: Path
 ) -> None:
     first = Remote(folder / "s", NAMES)
-    first.want(ALL, Position())
+    first.want(ALL, Known())
     gather(first, lambda seen: any(o.boot_id for o in seen if o.source == "kmsg"))
     write(folder, 10, 13)
-    position = Position()
+    known = Known()
     for seen in gather(first, lambda seen: xids(seen) == [13]):
-        position = position.after(seen)
-    assert position.seq == 10
+        known = known.after(seen)
+    assert known.seq == 10
     first.close()
     write(folder, 11, 31)
     second = Remote(folder / "s", NAMES)
-    second.want(ALL, position)
+    second.want(ALL, known)
     assert xids(gather(second, lambda seen: 31 in xids(seen))) == [31]
     second.close()
 
 
 def test_a_kernel_log_source_that_dies_goes_on_where_it_was(other: subprocess.Popen[bytes], folder: Path) -> None:
     remote = Remote(folder / "s", NAMES)
-    remote.want(ALL, Position())
+    remote.want(ALL, Known())
     gather(remote, lambda seen: any(o.boot_id for o in seen if o.source == "kmsg"))
     write(folder, 10, 13)
     gather(remote, lambda seen: xids(seen) == [13])
@@ -165,7 +165,7 @@ def test_a_request_that_makes_no_sense_costs_its_own_connection_only(
     other: subprocess.Popen[bytes], folder: Path, line: bytes
 ) -> None:
     remote = Remote(folder / "s", NAMES)
-    remote.want(ALL, Position())
+    remote.want(ALL, Known())
     gather(remote, lambda seen: {o.source for o in seen} == ALL)
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.settimeout(10)
@@ -180,7 +180,7 @@ def test_a_request_that_makes_no_sense_costs_its_own_connection_only(
 
 def test_without_the_other_container_each_source_is_blind_and_says_why(folder: Path) -> None:
     remote = Remote(folder / "s", NAMES)
-    remote.want(ALL, Position())
+    remote.want(ALL, Known())
     assert remote.turn(0.01) == []
     assert [(s.running, "container is not reached" in s.trouble) for s in remote.statuses] == [(False, True)] * 2
     assert not remote.ended(NAMES)

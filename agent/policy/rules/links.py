@@ -78,7 +78,8 @@ def _replays(history: History, reading: Observation, limits: Limits) -> Iterator
 
 def _nvlink(history: History, reading: Observation, limits: Limits) -> Iterator[Finding]:
     pci = reading.pci
-    active, expected = number(reading, "nvlink_active"), history.nvlinks.get(pci, 0)
+    card, active = history.cards.get(pci), number(reading, "nvlink_active")
+    expected = card.nvlinks if card else 0
     if active is not None and active < expected:
         severity = Severity.FATAL if limits.nvlink_down_fatal else Severity.DEGRADED
         message = f"{expected - active:.0f} of {expected} NVLinks are down"

@@ -69,6 +69,8 @@ CORRECTED = Row("ecc-corrected-rate", Severity.NOTICE, Remedy.CONTACT_SUPPORT,
                 ("ecc_corrected_volatile",))  # fmt: skip
 PAGES = Row("page-retirement-limit", Severity.DEGRADED, Remedy.REPLACE_NODE,
             "as many memory pages are retired as NVIDIA replaces a card for", "flag_confirm_s", "")  # fmt: skip
+# NVML's architecture → product names; Hopper has no other chip, and a name may be a vendor's own.
+_CONTAIN = {7: ("A100", "A800", "A30"), 9: ("",), 10: ("B100", "B200", "B300")}
 ROWS = (*(flag.row for flag in _FLAGS), UNCORRECTED, CORRECTED, PAGES)
 
 
@@ -116,7 +118,6 @@ def _too_many_pages(history: History, reading: Observation, limits: Limits) -> b
 
 
 def contains_errors(reading: Observation | None) -> bool:
-    """Error containment exists on GA100, GH100 and Blackwell data-centre chips, not on GA10x and Ada."""
+    """Error containment exists on GA100, GH100 and Blackwell data-centre chips, not on GA10x, Ada and workstations."""
     architecture, name = number(reading, "architecture"), str(reading.values.get("name") or "") if reading else ""
-    ampere_100 = any(model in name for model in ("A100", "A800", "A30"))
-    return (architecture is not None and architecture >= 9) or (architecture == 7 and ampere_100)
+    return any(model in name for model in _CONTAIN.get(int(architecture or 0), ()))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from agent.config import Limits
 from agent.model import Finding, Observation, Remedy, Severity, Signal
+from agent.policy.cards import HELD_BY_NOBODY_ELSE, missing
 from agent.policy.history import History, number
 from agent.policy.row import Row
 
@@ -14,12 +15,12 @@ RESET_REQUIRED = Row("gpu-reset-required", Severity.FATAL, Remedy.RESET_GPU,
                      "the GPU answers nothing but that it needs a reset (NVML error 16)",
                      "flag_confirm_s")  # fmt: skip
 MISSING = Row("gpu-missing", Severity.FATAL, Remedy.REBOOT_NODE, "the GPU left NVML's enumeration",
-              "missing_confirm_s", "flag_confirm_s")  # fmt: skip
+              "missing_confirm_s", "flag_confirm_s", ("index",))  # fmt: skip
 COUNT = Row("gpu-count", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "fewer GPUs than expected",
             "missing_confirm_s", "flag_confirm_s")  # fmt: skip
 ROWS = (LOST, RESET_REQUIRED, MISSING, COUNT)
 
-_ABSENT, _NVIDIA, _UNBOUND = "absent", "nvidia", "none"  # what holds a PCI address, as the source says it
+_ABSENT, _NVIDIA, _UNBOUND = HELD_BY_NOBODY_ELSE[:3]
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
@@ -40,15 +41,17 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
 
 
 def _missing(history: History, alive: Observation, count: float, limits: Limits) -> Iterator[Finding]:
-    """Each address that NVML doesn't enumerate, with what holds it by the kernel's word (``pci=driver``).
+    """Each address that NVML doesn't enumerate and that holds no card that is read elsewhere.
 
     A GPU that was given to vfio or another driver isn't missing. Withdrawn for is only one that we
     read before and that the NVIDIA driver still holds or the bus lost, while others are read: if all
     are gone at once it is more likely our own access to them.
     """
-    for entry in str(alive.values.get("missing") or "").split(","):
-        pci, _, driver = entry.partition("=")
-        if not pci or driver not in (_ABSENT, _NVIDIA, _UNBOUND, "unknown"):
+    read = {history.uuid(pci) for pci in history.readings}
+    for pci, driver in missing(alive):
+        card = history.cards.get(pci)
+        moved = card is not None and card.uuid in read and pci not in history.readings
+        if driver not in HELD_BY_NOBODY_ELSE or moved:
             continue
         ours = pci in history.readings and count > 0 and driver in (_ABSENT, _NVIDIA)
         where = {_ABSENT: "and the PCI bus", _UNBOUND: "and is bound to no driver"}.get(driver, "")
