@@ -186,10 +186,10 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 def configured(path: str | None) -> Config:
     """The configuration file, its overrides checked against the rules that there are."""
-    from agent.policy.effective import unknown_rule
+    from agent.policy.effective import wrong_override
 
     config = load(path)
-    if wrong := unknown_rule(config.policy):
+    if wrong := wrong_override(config.policy):
         raise ConfigError(f"{path}: {wrong}")
     return config
 

@@ -257,7 +257,12 @@ def _nearest(loc: tuple[int | str, ...]) -> str:
 
     section: type[BaseModel] = Config
     for part in loc[:-1]:
-        annotation = section.model_fields[str(part)].annotation
+        if isinstance(part, int):  # a list, of which there is one: policy.overrides
+            section = Override
+            continue
+        annotation = section.model_fields[part].annotation
+        if annotation == tuple[Override, ...]:
+            continue
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return ""
         section = annotation

@@ -29,10 +29,12 @@ class Entry:
     overridden: bool = False
 
 
-def unknown_rule(limits: Limits) -> str:
+def wrong_override(limits: Limits) -> str:
     """What is wrong with the overrides, in a sentence; empty if nothing is."""
     for number, override in enumerate(limits.overrides):
         family, _, code = override.rule.partition("-")
+        if override.count and family != "xid":
+            return f"policy.overrides.{number}.count: only Xids are counted, not {override.rule}: leave it out"
         if override.rule in ROWS or (family in ("xid", "sxid") and code.isdigit()):
             continue
         near = get_close_matches(override.rule, ROWS, n=1)

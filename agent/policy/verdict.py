@@ -9,8 +9,9 @@ from agent.config import Limits
 from agent.model import Evidence, Fault, Finding, Observation, Remedy, Severity, Status, Verdict
 from agent.policy import relapse
 from agent.policy.correlate import incidents, order, overruled
-from agent.policy.history import History, number, renew
+from agent.policy.history import History, number
 from agent.policy.overrides import settle
+from agent.policy.renew import renew
 from agent.policy.rules import RULES
 from agent.policy.rules.silence import blind
 
@@ -70,7 +71,8 @@ def judge(
     onsets = {pci: times for pci, times in memory.onsets.items() if relapse.fault_id(pci) not in released}
     onsets = relapse.counted(onsets, old, faults, wall, limits)
     for key, finding in relapse.findings(onsets, history.now, limits).items():
-        faults.setdefault(key, _found(None, finding, history))
+        if settled := settle(finding, history, limits, orders.labels):
+            faults.setdefault(key, _found(None, settled, history))
     memory = Memory(history, faults, onsets, orders.dismissed)
     return memory, _verdict(memory, unseen, wall)
 

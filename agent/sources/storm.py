@@ -7,7 +7,8 @@ from dataclasses import replace
 from agent.model import Observation, Signal, Value
 
 _WINDOW_S = 1.0
-_MOST = 1024  # different errors at a time; what is beyond is said as it comes
+_MOST_PIDS = 64  # processes told apart at a time; the errors of all others on a GPU are one kind
+_MOST = 1024  # different errors at a time; what is beyond is said as it comes, and no driver has so many codes
 
 Key = tuple[str, Value, Value, Value]
 
@@ -28,7 +29,10 @@ class Storm:
         if seen.signal is not Signal.XID or seen.past:
             return True
         values = seen.values
-        key = (seen.pci, seen.value, values.get("pid"), values.get("gpu_instance"))
+        pid = values.get("pid")
+        if pid is not None and (seen.pci, seen.value, pid, values.get("gpu_instance")) not in self._said:
+            pid = pid if len(self._said) < _MOST_PIDS else None
+        key = (seen.pci, seen.value, pid, values.get("gpu_instance"))
         before = self._said.get(key)
         if before is None or now - before >= _WINDOW_S:
             if before is None and len(self._said) >= _MOST:

@@ -6,8 +6,8 @@ from agent.model import Observation, Signal
 from agent.sources.storm import Storm
 
 
-def xid(code: int, pci: str = "0000:1b:00.0", past: bool = False) -> Observation:
-    return Observation(0.0, "kmsg", Signal.XID, pci, value=code, values={"pid": 7}, past=past)
+def xid(code: int, pci: str = "0000:1b:00.0", past: bool = False, pid: int = 7) -> Observation:
+    return Observation(0.0, "kmsg", Signal.XID, pci, value=code, values={"pid": pid}, past=past)
 
 
 def test_a_storm_is_a_line_a_second_that_counts_it_and_hides_no_other_error() -> None:
@@ -22,6 +22,18 @@ def test_a_storm_is_a_line_a_second_that_counts_it_and_hides_no_other_error() ->
     assert len(said) < 40
     assert sum(int(str(one.values.get("repeats", 1))) for one in said if one.value == 13) == 200_000
     assert sum(one.value == 79 for one in said) == 1
+
+
+def test_a_storm_of_processes_is_no_storm_of_lines() -> None:
+    storm, said = Storm(), []
+    for number in range(200_000):
+        now = number / 20_000
+        said += storm.gathered(now)
+        if storm.passes(one := xid(13, pid=number), now):
+            said.append(one)
+    said += storm.gathered(10.0, all_of_them=True)
+    assert len(said) < 1500
+    assert sum(int(str(one.values.get("repeats", 1))) for one in said) == 200_000
 
 
 def test_errors_that_are_far_apart_are_each_told_at_once() -> None:

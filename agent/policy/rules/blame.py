@@ -35,10 +35,10 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             gpus = {b.pci for b in alike if workload(b, history) == one}
             if len(gpus) >= _SEVERAL_GPUS:
                 message = f"{one}: Xid {code} on {len(gpus)} GPUs: it is the program"
-                pod = next(history.pods[b.pid] for b in reversed(alike) if workload(b, history) == one)
+                pod = next(b.pod for b in reversed(alike) if workload(b, history) == one)
                 yield replace(PROGRAM.found(seen, limits, message, pci=""), pod=pod)
 
 
 def workload(blame: Blame, history: History) -> str:
     """``namespace/Kind/name``; empty where the process, its pod or the pod's owner is not known."""
-    return history.workloads.get(history.pods.get(blame.pid, ""), "")
+    return history.workloads.get(blame.pod, "")
