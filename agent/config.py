@@ -110,8 +110,8 @@ class Limits(_Section):
     """How long an error rate must stay under half its limit before its fault clears."""
     ecc_corrected_per_hour: Positive = 100
     """Correctable memory errors an hour, two hours running; correction is normal, no vendor gives a limit."""
-    pcie_replays_per_minute: Positive = 31
-    """In 3 of 5 minutes a notice, at ten times as many degraded. DCGM's table: 16 for generation 4 x16, 31 for 5."""
+    pcie_replays_per_minute: Positive | None = None
+    """In 3 of 5 minutes a notice, at ten times as many degraded. Unset: DCGM's for the link (31 on gen. 5 x16)."""
     nvlink_errors_per_minute: Positive = 1
     """NVLink 4 and older: replays or recoveries, in 3 of 5 minutes."""
     nvlink_crc_per_second: Positive = 100

@@ -21,6 +21,7 @@ import yaml
 
 from agent.actions.api import connect
 from tests.bench.fleet import fleet, thousand
+from tests.bench.judging import judging
 from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane, environment
 
@@ -42,6 +43,7 @@ def main() -> int:
             footprint(plane, folder)
             fleet(plane)
             thousand()
+            judging()
         finally:
             plane.down()
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pynvml as nv
 import pytest
 
 from agent.sources.pods import UnaskedError, gpu_of, messages, who_holds
+from agent.sources.simulated_gpu import h100_8
+from agent.sources.simulated_library import Library
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-aaaaaaaa-0000-0000-0000-000000000002"
 KNOWN = messages()
@@ -93,3 +97,45 @@ def test_a_kubelet_that_hangs_is_one_sentence(kubelet: tuple[Kubelet, Path]) -> 
 @pytest.mark.parametrize("device", ["", "0", "gpu", "MIG-", "GPU-short", "../../x"])
 def test_an_id_that_says_nothing_is_not_guessed(device: str) -> None:
     assert gpu_of(device) is None
+
+
+MIG = "MIG-12345678-0000-4000-8000-000000000005"
+
+
+@pytest.fixture
+def library() -> Iterator[Library]:
+    """Eight simulated GPUs behind the real binding; a MIG instance of the sixth answers to its UUID."""
+    made = Library(h100_8())
+    made.install()
+    instance = 0x77777
+
+    def by_uuid(uuid: Any, out: Any) -> int:
+        if uuid.value.decode() != MIG:
+            return int(nv.NVML_ERROR_NOT_FOUND)
+        ctypes.c_void_p.from_buffer(out._obj).value = instance
+        return 0
+
+    def parent(handle: Any, out: Any) -> int:
+        assert ctypes.cast(handle, ctypes.c_void_p).value == instance
+        return int(nv.nvmlLib.nvmlDeviceGetHandleByIndex_v2(5, out))
+
+    nv.nvmlLib.nvmlDeviceGetHandleByUUID = by_uuid
+    nv.nvmlLib.nvmlDeviceGetDeviceHandleFromMigDeviceHandle = parent
+    yield made
+    nv.nvmlLib = None
+    nv._nvmlGetFunctionPointer_cache.clear()
+
+
+def test_a_mig_instance_and_a_claimed_gpu_are_traced_to_their_card(library: Library) -> None:
+    assert gpu_of(MIG) == library.gpus[5].uuid
+    assert gpu_of(f"{MIG}::2") == library.gpus[5].uuid, "shared in time"
+    assert gpu_of("gpu-3") == library.gpus[3].uuid
+    assert gpu_of("gpu-3-mig-1g10gb-19-0") == library.gpus[3].uuid
+    assert gpu_of(MIG.replace("5", "6")) is None
+    assert gpu_of("gpu-11") is None
+
+
+def test_a_driver_that_does_not_answer_makes_no_guess(library: Library) -> None:
+    library.init_error = 9
+    assert gpu_of(MIG) is None
+    assert gpu_of("gpu-3") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 
 from agent.config import Limits
 from agent.model import Finding, Observation, Remedy, Severity
@@ -11,6 +12,7 @@ from agent.policy.row import Row
 
 _MINUTES, _BAD_MINUTES = 5, 3
 _MANY = 10  # times the limit of a notice
+_REPLAYS_A_LANE = (0.15, 0.3, 0.48, 0.96, 1.92, 3.84)  # by PCIe generation, as DCGM's health watch has it
 
 WIDTH = Row("pcie-width", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "the PCIe link lost lanes",
             "link_confirm_s", "rate_clear_s", ("pcie_width",))  # fmt: skip
@@ -70,10 +72,18 @@ def _grew(history: History, reading: Observation, first: Observation | None, cou
 
 def _replays(history: History, reading: Observation, limits: Limits) -> Iterator[Finding]:
     rates = history.minutes(reading.pci, "pcie_replays", _MINUTES)
-    limit = limits.pcie_replays_per_minute
+    limit = limits.pcie_replays_per_minute or usual_replays(reading)
     if _often(rates, limit / 2):
         severity = Severity.DEGRADED if _often(rates, _MANY * limit) else Severity.NOTICE
         yield REPLAYS.found(reading, limits, severity=severity, holds_only=not _often(rates, limit))
+
+
+def usual_replays(reading: Observation) -> float:
+    """A minute's replays that DCGM takes for normal: so many a lane, doubling with each generation from the second."""
+    generation, lanes = (
+        number(reading, f"pcie_max_{what}") or most for what, most in (("generation", 5), ("width", 16))
+    )
+    return ceil(_REPLAYS_A_LANE[min(int(generation), len(_REPLAYS_A_LANE)) - 1] * lanes)
 
 
 def _nvlink(history: History, reading: Observation, limits: Limits) -> Iterator[Finding]:
