@@ -49,7 +49,7 @@ def test_every_setting_of_the_readme_is_one() -> None:
 
 
 def test_the_shipped_configuration_loads() -> None:
-    assert cli.load(ROOT / "daemonset" / "config.yaml").mode == "evict"
+    assert cli.load(ROOT / "daemonset" / "base" / "config.yaml").mode == "evict"
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

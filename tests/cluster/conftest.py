@@ -22,7 +22,7 @@ from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane, environment
 
 _NUMBERS = itertools.count(1)
-_MANIFESTS = Path(__file__).parents[2] / "daemonset"
+_MANIFESTS = Path(__file__).parents[2] / "daemonset" / "overlays" / "repair"
 
 
 @pytest.fixture(scope="session")
