@@ -13,6 +13,7 @@ from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.actions.checkpoint import REQUESTED, SAVED, declared, post
 from agent.actions.permits import Clock
 from agent.actions.repair import NODE_LABEL
+from agent.actions.rights import OURS
 from agent.config import Config
 from agent.world import HARD_TAINT, OPERANDS, Pod, RefusedError
 
@@ -83,7 +84,7 @@ class Pods:
         body = {
             "apiVersion": "policy/v1",
             "kind": "Eviction",
-            "metadata": {"name": pod.name, "namespace": pod.namespace},
+            "metadata": {"name": pod.name, "namespace": pod.namespace, "labels": OURS},
             "deleteOptions": {"preconditions": {"uid": pod.uid}},
         }
         try:

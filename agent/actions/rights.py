@@ -18,6 +18,9 @@ NODE_CONDITIONS = ("GpuUnhealthy", "GpuDegraded")
 REPAIR_LABELS = tuple(OPERANDS)
 REPAIR_CONDITIONS = ("GpuReplacementRequested",)
 POD_ANNOTATIONS = (REQUESTED,)
+# By these labels the admission policies know which of their comparisons a request asks for, and refuse it without.
+OURS = {"app.kubernetes.io/managed-by": "gpu-health-agent"}
+TEMPLATE_LABEL = "gpu-health-agent/template"
 
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 

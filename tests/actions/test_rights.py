@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,40 @@ def test_what_may_be_written_to_a_node_is_what_the_plan_writes() -> None:
     assert {*rights.NODE_LABELS} == {plan.STATE_LABEL, plan.ERROR_LABEL}
     assert {*rights.NODE_CONDITIONS, *rights.REPAIR_CONDITIONS} == {plan.UNHEALTHY, plan.DEGRADED, plan.REPLACEMENT}
     assert {*rights.REPAIR_LABELS} == {*OPERANDS}
+
+
+def variable(folder: str, policy: str, name: str) -> Any:
+    """A literal of CEL, which is one of Python too."""
+    for document in yaml.safe_load_all((DAEMONSET / folder / "policies.yaml").read_text()):
+        if (document["kind"], document["metadata"]["name"]) == ("ValidatingAdmissionPolicy", policy):
+            return ast.literal_eval(next(v["expression"] for v in document["spec"]["variables"] if v["name"] == name))
+    raise KeyError(policy)
+
+
+def test_the_policies_let_through_exactly_the_keys_that_are_declared() -> None:
+    nodes = "gpu-health-agent-nodes"
+    assert variable("base", nodes, "labels") == [*rights.NODE_LABELS]
+    assert variable("base", nodes, "annotations") == [*rights.NODE_ANNOTATIONS]
+    assert variable("base", nodes, "conditions") == [*rights.NODE_CONDITIONS]
+    assert variable("base", nodes, "taints") == rights.NODE_TAINTS
+    assert variable("base", "gpu-health-agent-pods", "annotations") == [*rights.POD_ANNOTATIONS]
+
+
+def test_the_repair_overlay_adds_the_keys_that_a_repair_changes() -> None:
+    component = yaml.safe_load((DAEMONSET / "components/repair/kustomization.yaml").read_text())
+    patch = yaml.safe_load(component["patches"][0]["patch"])
+    added = [ast.literal_eval(one["value"]) for one in patch if one["op"] == "replace"]
+    assert added == [
+        [*rights.NODE_LABELS, *rights.REPAIR_LABELS],
+        [*rights.NODE_CONDITIONS, *rights.REPAIR_CONDITIONS],
+    ]
+
+
+def test_every_policy_denies_fails_closed_and_is_bound() -> None:
+    for folder in ("base", "components/repair"):
+        documents = list(yaml.safe_load_all((DAEMONSET / folder / "policies.yaml").read_text()))
+        policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "ValidatingAdmissionPolicy"}
+        bound = [d["spec"] for d in documents if d["kind"] == "ValidatingAdmissionPolicyBinding"]
+        assert {spec["policyName"] for spec in bound} == {*policies}
+        assert all(spec["validationActions"] == ["Deny"] for spec in bound)
+        assert all(spec["failurePolicy"] == "Fail" for spec in policies.values())
