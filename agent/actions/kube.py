@@ -74,7 +74,7 @@ class KubeHands:
     @property
     def checkpoints(self) -> tuple[Mapping[str, int], float]:
         """How the evicted pods' checkpoints ended, and the seconds that were waited for them."""
-        return self._pods.checkpoints, self._pods.checkpoint_wait_s
+        return self._pods.evictions.checkpoints, self._pods.evictions.checkpoint_wait_s
 
     def look(self, closely: bool) -> World:
         """Read the Node; ``closely`` also the pool's permits and, once our taint stands, the node's pods.
@@ -122,7 +122,7 @@ class KubeHands:
             paused=paused,
             pods=pods,
             jobs=jobs,
-            blocked=dict(self._pods.blocked),
+            blocked=dict(self._pods.evictions.blocked),
             returns=dict(self._pods.returns),
             announced=self._announced,
         )
@@ -152,7 +152,7 @@ class KubeHands:
                 self._pods.evict(pod, outcome)
             case Delete(pod, outcome):
                 self._permits.require(SlotKind.DRAINING)
-                self._pods.delete(pod, outcome)
+                self._pods.evictions.delete(pod, outcome)
             case StartJob():
                 self._permits.require(SlotKind.WITHDRAWN)
                 self._jobs.start(step, self._raw["metadata"]["uid"])

@@ -18,6 +18,7 @@ NODE_CONDITIONS = ("GpuUnhealthy", "GpuDegraded")
 REPAIR_LABELS = tuple(OPERANDS)
 REPAIR_CONDITIONS = ("GpuReplacementRequested",)
 POD_ANNOTATIONS = (REQUESTED,)
+POD_CONDITIONS = ("DisruptionTarget",)  # with drain.eviction ask_then_delete only
 # By these labels the admission policies know which of their comparisons a request asks for, and refuse it without.
 OURS = {"app.kubernetes.io/managed-by": "gpu-health-agent"}
 TEMPLATE_LABEL = "gpu-health-agent/template"
@@ -34,7 +35,7 @@ class Right:
     verbs: tuple[str, ...]
     own: bool = False
     name: str = ""  # of the one object that it is for
-    overlay: Literal["", "repair"] = ""  # which must be applied; empty: the base grants it
+    overlay: Literal["", "repair", "hardened"] = ""  # which must be applied; empty: the base grants it
 
 
 RIGHTS = (
@@ -42,6 +43,7 @@ RIGHTS = (
     Right("", "nodes/status", ("patch",)),
     Right("", "pods", ("list", "patch", "delete")),
     Right("", "pods/eviction", ("create",)),
+    Right("", "pods/status", ("patch",), overlay="hardened"),
     Right("", "persistentvolumeclaims", ("get",)),
     Right("", "persistentvolumes", ("get",)),
     Right("", "events", ("create",)),

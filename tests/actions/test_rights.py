@@ -47,9 +47,9 @@ class Watched:
         return self.made(method, path, *rest, **more)
 
 
-def drained() -> set[tuple[Right, str]]:
+def drained(**drain: str) -> set[tuple[Right, str]]:
     """A pod with a claim and a checkpoint that its budgets protect, until the deadline."""
-    made, clock, settings = Watched(cluster(), protected=True), Clock(), config(on_deadline="delete")
+    made, clock, settings = Watched(cluster(), protected=True), Clock(), config(on_deadline="delete", **drain)
     change(made.made, "train", {"spec": {"volumes": [{"persistentVolumeClaim": {"claimName": "data"}}]}})
     annotate(made.made, "train", checkpoint="annotation", checkpoint_timeout_s="120")
     hands = KubeHands(made, "n1", settings, clock)
@@ -70,7 +70,7 @@ def repaired() -> set[tuple[Right, str]]:
 
 def test_every_declared_right_is_used_and_nothing_else_is_asked_for() -> None:
     declared = {(right, verb) for right in RIGHTS for verb in right.verbs}
-    assert drained() | repaired() == declared
+    assert drained() | drained(eviction="ask_then_delete") | repaired() == declared
 
 
 @pytest.mark.parametrize("path", ["/api/v1/secrets", "/api/v1/namespaces/other/configmaps/gpu-health-agent-pause",
@@ -99,7 +99,9 @@ def granted(folder: str) -> Iterator[tuple[bool, str, str, str, str]]:
                                 yield document["kind"] == "Role", group, resource, name, verb
 
 
-@pytest.mark.parametrize(("overlay", "folder"), [("", "base"), ("repair", "components/repair")])
+@pytest.mark.parametrize(
+    ("overlay", "folder"), [("", "base"), ("repair", "components/repair"), ("hardened", "components/hardened")]
+)
 def test_rbac_grants_exactly_what_is_declared(overlay: str, folder: str) -> None:
     declared = [(r.own, r.group, r.resource, r.name, verb) for r in RIGHTS if r.overlay == overlay for verb in r.verbs]
     assert sorted(granted(folder)) == sorted(declared)
@@ -126,6 +128,7 @@ def test_the_policies_let_through_exactly_the_keys_that_are_declared() -> None:
     assert variable("base", nodes, "conditions") == [*rights.NODE_CONDITIONS]
     assert variable("base", nodes, "taints") == rights.NODE_TAINTS
     assert variable("base", "gpu-health-agent-pods", "annotations") == [*rights.POD_ANNOTATIONS]
+    assert variable("components/hardened", "gpu-health-agent-pod-status", "conditions") == [*rights.POD_CONDITIONS]
 
 
 def test_the_repair_overlay_adds_the_keys_that_a_repair_changes() -> None:
@@ -139,7 +142,7 @@ def test_the_repair_overlay_adds_the_keys_that_a_repair_changes() -> None:
 
 
 def test_every_policy_denies_fails_closed_and_is_bound() -> None:
-    for folder in ("base", "components/repair"):
+    for folder in ("base", "components/repair", "components/hardened"):
         documents = list(yaml.safe_load_all((DAEMONSET / folder / "policies.yaml").read_text()))
         policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "ValidatingAdmissionPolicy"}
         bound = [d["spec"] for d in documents if d["kind"] == "ValidatingAdmissionPolicyBinding"]

@@ -22,7 +22,7 @@ from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane, environment
 
 _NUMBERS = itertools.count(1)
-_MANIFESTS = Path(__file__).parents[2] / "daemonset" / "overlays" / "repair"
+OVERLAYS = Path(__file__).parents[2] / "daemonset" / "overlays"
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """The control plane; building it the first time takes minutes and is said."""
     made = ControlPlane(tmp_path_factory.mktemp("plane"), assets())
     made.up(nodes=0)
-    made.install(_MANIFESTS)
+    made.install(OVERLAYS / "repair")
     yield made
     made.down()
 
