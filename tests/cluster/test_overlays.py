@@ -76,12 +76,12 @@ def test_no_expression_of_its_policies_has_a_wrong_type(plane: ControlPlane, ove
     assert not any(warnings.values()), warnings
 
 
-def test_two_of_the_components_go_together(plane: ControlPlane, tmp_path: Path) -> None:
-    """As the README has it: an operator's own overlay with repairs and hardened evictions."""
+def test_the_components_go_together(plane: ControlPlane, tmp_path: Path) -> None:
+    """As the README has it: an operator's own overlay, of any of them."""
     shutil.copytree(OVERLAYS.parent, tmp_path / "daemonset")
     own = tmp_path / "own"
     own.mkdir()
-    names = ["repair", "hardened"]
+    names = sorted(path.name for path in (tmp_path / "daemonset/components").iterdir())
     parts = "".join(f"  - {os.path.relpath(tmp_path / 'daemonset/components' / name, own)}\n" for name in names)
     (own / "kustomization.yaml").write_text(f"resources: [../daemonset/base]\ncomponents:\n{parts}")
     plane.install(own)
