@@ -30,6 +30,7 @@ incidents: $(STAMP)
 
 cluster-tests: $(STAMP)
 	$(BIN)/python -m tests.cluster.build
+	$(BIN)/python -m tests.cluster.helm
 	$(BIN)/pytest tests/cluster
 
 gpu-tests: $(STAMP)

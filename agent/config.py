@@ -176,6 +176,9 @@ class Drain(_Section):
     gather_s: Seconds = 10
     """From the taint to the first eviction: a node's faults are gathered, so that a gang restarts once."""
     deadline_s: Deadlines = Deadlines()
+    eviction: Literal["api", "ask_then_delete"] = "api"
+    """ask_then_delete: the Eviction API is asked in a dry run only, then the pod is deleted by its UID: for clusters
+    where a stolen token must evict nothing, with overlays/hardened."""
     on_deadline: Literal["wait", "delete"] = "wait"
     """delete: what a budget still protects is deleted, with its own grace period."""
     unmanaged: Literal["wait", "delete"] = "wait"

@@ -49,7 +49,11 @@ def test_every_setting_of_the_readme_is_one() -> None:
 
 
 def test_the_shipped_configuration_loads() -> None:
-    assert cli.load(ROOT / "daemonset" / "config.yaml").mode == "evict"
+    base = cli.load(ROOT / "daemonset" / "base" / "config.yaml")
+    assert base == Config(mode="evict"), "it shows the settings with their defaults"
+    overlays = {path.parent.name: cli.load(path) for path in ROOT.glob("daemonset/overlays/*/config.yaml")}
+    assert overlays.pop("observe") == Config()
+    assert all(config.mode == "evict" for config in overlays.values())
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

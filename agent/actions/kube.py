@@ -13,10 +13,10 @@ from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask
 from agent.actions.permits import Clock, Permits, Pool
 from agent.actions.pods import Pods, workload
 from agent.actions.repair import Jobs
+from agent.actions.rights import FAULTS_ANNOTATION, NODE_TAINTS, needed
 from agent.config import Config
 from agent.world import (
     HARD_TAINT,
-    SOFT_TAINT,
     Announce,
     AskCheckpoint,
     Condition,
@@ -38,11 +38,9 @@ from agent.world import (
     World,
 )
 
-FAULTS_ANNOTATION = "gpu-health-agent/faults"
 DISMISS_ANNOTATION = "gpu-health-agent/dismiss"
 MANAGED_LABEL = "gpu-health-agent/managed"
-_OUR_TAINTS = (HARD_TAINT, SOFT_TAINT)
-_CONFLICT, _GONE = 409, 404
+_CONFLICT, _GONE, _FORBIDDEN = 409, 404, 403
 
 
 class KubeHands:
@@ -50,7 +48,8 @@ class KubeHands:
 
     def __init__(self, api: Api, node: str, config: Config, clock: Clock = time.monotonic) -> None:
         self.requests: Counter[str] = Counter()
-        self._api, self._node, self._config = self._counted(api), node, config
+        self._node, self._config = node, config
+        self._api = self._declared(api)
         self._path = f"/api/v1/nodes/{quote(node, safe='')}"
         self._permits = Permits(self._api, config.budget, clock)
         self._raw: dict[str, Any] = {}
@@ -59,10 +58,14 @@ class KubeHands:
         self._announced: frozenset[str] = frozenset()
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
 
-    def _counted(self, api: Api) -> Api:
+    def _declared(self, api: Api) -> Api:
+        """Counts each request, and sends none that rights.py doesn't hold: its table is the whole truth."""
+
         def request(
             method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
         ) -> tuple[int, Any]:
+            if needed(method, path, self._config.budget.namespace) is None:
+                raise RefusedError(_FORBIDDEN, f"{method} {path} is no right that the agent declares")
             self.requests[method] += 1
             return api(method, path, body, content_type, accept)
 
@@ -71,7 +74,7 @@ class KubeHands:
     @property
     def checkpoints(self) -> tuple[Mapping[str, int], float]:
         """How the evicted pods' checkpoints ended, and the seconds that were waited for them."""
-        return self._pods.checkpoints, self._pods.checkpoint_wait_s
+        return self._pods.evictions.checkpoints, self._pods.evictions.checkpoint_wait_s
 
     def look(self, closely: bool) -> World:
         """Read the Node; ``closely`` also the pool's permits and, once our taint stands, the node's pods.
@@ -94,7 +97,7 @@ class KubeHands:
         if closely:
             slots = self._permits.look(self._holder)
             pool, paused = self._permits.pool(self._node), self._permits.paused()
-            if any(taint["key"] == _OUR_TAINTS[0] for taint in spec.get("taints") or ()):
+            if any(taint["key"] == HARD_TAINT for taint in spec.get("taints") or ()):
                 pods = self._pods.look()
                 if self._jobs.configured:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
@@ -119,7 +122,7 @@ class KubeHands:
             paused=paused,
             pods=pods,
             jobs=jobs,
-            blocked=dict(self._pods.blocked),
+            blocked=dict(self._pods.evictions.blocked),
             returns=dict(self._pods.returns),
             announced=self._announced,
         )
@@ -149,7 +152,7 @@ class KubeHands:
                 self._pods.evict(pod, outcome)
             case Delete(pod, outcome):
                 self._permits.require(SlotKind.DRAINING)
-                self._pods.delete(pod, outcome)
+                self._pods.evictions.delete(pod, outcome)
             case StartJob():
                 self._permits.require(SlotKind.WITHDRAWN)
                 self._jobs.start(step, self._raw["metadata"]["uid"])
@@ -197,7 +200,7 @@ class KubeHands:
         if any(taint.key == HARD_TAINT for taint in step.taints):
             self._permits.require(SlotKind.WITHDRAWN)
         ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
-        wanted = [t for t in seen or () if t["key"] not in _OUR_TAINTS] + ours
+        wanted = [t for t in seen or () if t["key"] not in NODE_TAINTS] + ours
         patch: list[dict[str, Any]] = [
             {"op": "test", "path": "/spec/taints", "value": seen}
             if seen

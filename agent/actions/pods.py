@@ -1,4 +1,4 @@
-"""The node's pods: what a drain must know of each, and the ways in which one leaves."""
+"""The node's pods: what a drain must know of each, and the question whether it saved its work."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.actions.checkpoint import REQUESTED, SAVED, declared, post
+from agent.actions.eviction import Evictions, path_of
 from agent.actions.permits import Clock
 from agent.actions.repair import NODE_LABEL
 from agent.config import Config
@@ -19,7 +20,7 @@ from agent.world import HARD_TAINT, OPERANDS, Pod, RefusedError
 _KEEP = {"gpu-health-agent/do-not-evict": "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
 _MIRROR = "kubernetes.io/config.mirror"
-_CONFLICT, _GONE, _BLOCKED, _SERVER = 409, 404, 429, 500
+_CONFLICT, _GONE = 409, 404
 _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ended it
 
 
@@ -35,9 +36,7 @@ class Pods:
         self._sizes: dict[str, int] = {}
         self._draining = False
         self.returns: Counter[str] = Counter()
-        self.blocked: dict[str, str] = {}
-        self.checkpoints: Counter[str] = Counter()  # pods that declared one, by how it ended
-        self.checkpoint_wait_s = 0.0
+        self.evictions = Evictions(api, config.drain)
 
     def look(self) -> tuple[Pod, ...]:
         """Every pod of the node, while it is being drained. RefusedError, UnreachableError."""
@@ -52,7 +51,7 @@ class Pods:
         self._draining = True
         pods = tuple(self._pod(raw) for raw in self._raw.values())
         keys = {pod.key for pod in pods}
-        self.blocked = {key: why for key, why in self.blocked.items() if key in keys}
+        self.evictions.forget_others(keys)
         for memory in (self._pinned, self._asked, self._saved):
             for uid in memory.keys() - self._raw.keys():
                 memory.pop(uid)
@@ -61,7 +60,8 @@ class Pods:
     def forget(self) -> None:
         """The drain is over."""
         self._raw, self._sizes, self._draining = {}, {}, False
-        self.returns, self.blocked = Counter(), {}
+        self.returns = Counter()
+        self.evictions.forget_others(set())
 
     def ended(self) -> dict[str, tuple[int, float]]:
         """Job → exit code of its pod's container and when it ended, Unix seconds by the node's own clock."""
@@ -79,33 +79,7 @@ class Pods:
         return {item["metadata"]["uid"]: item["metadata"] for item in self._items()}
 
     def evict(self, pod: Pod, outcome: str) -> None:
-        """The Eviction API asks the PodDisruptionBudgets; the UID keeps us from a namesake's successor."""
-        body = {
-            "apiVersion": "policy/v1",
-            "kind": "Eviction",
-            "metadata": {"name": pod.name, "namespace": pod.namespace},
-            "deleteOptions": {"preconditions": {"uid": pod.uid}},
-        }
-        try:
-            ask(self._api, "POST", f"{_path(pod)}/eviction", body)
-            self.blocked.pop(pod.key, None)
-            self._left(pod, outcome)
-        except RefusedError as refused:
-            if refused.status == _BLOCKED:
-                self.blocked[pod.key] = refused.sentence
-            elif refused.status == _SERVER:  # two budgets on one pod can't both be asked
-                self.blocked[pod.key] = f"{refused.sentence} {self._budgets(pod)}".strip()
-            elif refused.status not in (_GONE, _CONFLICT):
-                raise
-
-    def delete(self, pod: Pod, outcome: str) -> None:
-        """Past its budget, with its own grace period; only where the configuration says so."""
-        try:
-            ask(self._api, "DELETE", _path(pod), {"preconditions": {"uid": pod.uid}})
-            self._left(pod, outcome)
-        except RefusedError as refused:
-            if refused.status not in (_GONE, _CONFLICT):
-                raise
+        self.evictions.evict(pod, self._raw[pod.uid]["metadata"].get("labels") or {}, outcome)
 
     def ask_checkpoint(self, pod: Pod) -> None:
         """Once the annotation that says since when, then the way that the pod declared."""
@@ -115,7 +89,7 @@ class Pods:
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             body = {"metadata": {"uid": pod.uid, "annotations": {REQUESTED: now}}}
             try:
-                ask(self._api, "PATCH", _path(pod), body, MERGE_PATCH)
+                ask(self._api, "PATCH", path_of(pod), body, MERGE_PATCH)
             except RefusedError as refused:
                 if refused.status not in (_GONE, _CONFLICT):
                     raise
@@ -128,11 +102,6 @@ class Pods:
             else:
                 ip = str((raw.get("status") or {}).get("podIP") or "")
                 self._saved[pod.uid] = post(ip, wish.port, wish.path)
-
-    def _left(self, pod: Pod, outcome: str) -> None:
-        if pod.checkpoint:
-            self.checkpoints[outcome] += 1
-            self.checkpoint_wait_s += pod.asked_s or 0
 
     def _list(self) -> None:
         self._raw = {item["metadata"]["uid"]: item for item in self._items()}
@@ -203,17 +172,6 @@ class Pods:
             return True  # in doubt a person decides
         return "local" in spec or "hostPath" in spec
 
-    def _budgets(self, pod: Pod) -> str:
-        """The names of the budgets over a pod, as far as they may be read."""
-        labels = self._raw[pod.uid]["metadata"].get("labels") or {}
-        try:
-            path = f"/apis/policy/v1/namespaces/{quote(pod.namespace)}/poddisruptionbudgets"
-            found = ask(self._api, "GET", path).get("items", ())
-        except RefusedError:
-            return ""
-        names = [b["metadata"]["name"] for b in found if _selects((b.get("spec") or {}).get("selector"), labels)]
-        return f"({', '.join(sorted(names))})" if names else ""
-
 
 def workload(metadata: Mapping[str, Any]) -> str:
     """The controller that a person knows: a Deployment behind its ReplicaSet, a CronJob behind its Job."""
@@ -229,10 +187,6 @@ def workload(metadata: Mapping[str, Any]) -> str:
 
 def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), None)
-
-
-def _path(pod: Pod) -> str:
-    return f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}"
 
 
 def _tolerates(toleration: Mapping[str, Any]) -> bool:
@@ -252,26 +206,3 @@ def _when(text: str | None) -> datetime | None:
     except ValueError:
         return None
     return at if at.tzinfo else None
-
-
-def _selects(selector: Any, labels: Mapping[str, str]) -> bool:
-    """A label selector as the API server reads it; an absent one selects nothing, an empty one everything."""
-    if not isinstance(selector, dict):
-        return False
-    wanted: Mapping[str, str] = selector.get("matchLabels") or {}
-    if any(labels.get(key) != value for key, value in wanted.items()):
-        return False
-    return all(_matches(one, labels) for one in selector.get("matchExpressions") or ())
-
-
-def _matches(one: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    there, values = one["key"] in labels, one.get("values") or ()
-    match one["operator"]:
-        case "In":
-            return bool(labels.get(one["key"]) in values)
-        case "NotIn":
-            return bool(labels.get(one["key"]) not in values)
-        case "Exists":
-            return there
-        case _:
-            return not there

@@ -56,7 +56,7 @@ class PretendCluster:
         with self._lock:
             self.requests.append((method, url.path))
             if method == "POST" and rest[1:] == ["eviction"]:
-                return self._evict(namespace, rest[0], body)
+                return self._evict(namespace, rest[0], body, dry_run="dryRun" in query)
             if method == "POST":
                 return self._create(kind, namespace, body)
             if not rest:
@@ -106,12 +106,14 @@ class PretendCluster:
         self._objects[kind, namespace, body["metadata"]["name"]] = stored
         return dict(_copy(stored))
 
-    def _evict(self, namespace: str, name: str, body: dict[str, Any]) -> tuple[int, Any]:
+    def _evict(self, namespace: str, name: str, body: dict[str, Any], dry_run: bool) -> tuple[int, Any]:
         pod = self._objects.get(("pods", namespace, name))
         if pod is None:
             return _status(404, f'pods "{name}" not found')
         if body["deleteOptions"]["preconditions"]["uid"] != pod["metadata"]["uid"]:
             return _status(409, "the UID in the precondition does not match")
+        if dry_run:
+            return 201, {}
         self.evicted.append(f"{namespace}/{name}")
         del self._objects["pods", namespace, name]
         free = [n for (k, _, n), node in self._objects.items() if k == "nodes" and not node["spec"].get("taints")]

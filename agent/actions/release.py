@@ -8,12 +8,18 @@ from urllib.parse import quote
 
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask
 from agent.actions.checkpoint import REQUESTED
-from agent.world import HARD_TAINT, SOFT_TAINT, RefusedError
+from agent.actions.rights import (
+    FAULTS_ANNOTATION,
+    NODE_ANNOTATIONS,
+    NODE_CONDITIONS,
+    NODE_LABELS,
+    NODE_TAINTS,
+    REPAIR_CONDITIONS,
+)
+from agent.world import RefusedError
 
-_TAINTS = (HARD_TAINT, SOFT_TAINT)
-_LABELS = ("gpu-health-agent/state", "node.kubernetes.io/gpu-error")
-_ANNOTATIONS = ("gpu-health-agent/faults", "gpu-health-agent/dismiss", "gpu-health-agent/drill")
-_CONDITIONS = ("GpuUnhealthy", "GpuDegraded", "GpuReplacementRequested")
+_ANNOTATIONS = (*NODE_ANNOTATIONS, "gpu-health-agent/dismiss", "gpu-health-agent/drill")  # the last two: a person's
+_CONDITIONS = (*NODE_CONDITIONS, *REPAIR_CONDITIONS)
 _CONFLICT, _TRIES = 409, 5
 
 Operands = Callable[[str | None], Mapping[str, str]]
@@ -55,8 +61,8 @@ def _touched(api: Api) -> Iterator[str]:
         for node in page["items"]:
             metadata, conditions = node["metadata"], (node.get("status") or {}).get("conditions") or ()
             if (
-                any(t["key"] in _TAINTS for t in node["spec"].get("taints") or ())
-                or any(key in (metadata.get("labels") or {}) for key in _LABELS)
+                any(t["key"] in NODE_TAINTS for t in node["spec"].get("taints") or ())
+                or any(key in (metadata.get("labels") or {}) for key in NODE_LABELS)
                 or any(key in (metadata.get("annotations") or {}) for key in _ANNOTATIONS)
                 or any(c["type"] in _CONDITIONS for c in conditions)
             ):
@@ -101,15 +107,15 @@ def _release(api: Api, name: str, operands: Operands) -> list[str]:
 def _patch(raw: dict[str, Any], operands: Operands) -> Iterator[dict[str, Any]]:
     """The operations that leave nothing of ours and everything of others."""
     metadata, taints = raw["metadata"], raw["spec"].get("taints") or []
-    others = [taint for taint in taints if taint["key"] not in _TAINTS]
+    others = [taint for taint in taints if taint["key"] not in NODE_TAINTS]
     if len(others) < len(taints):
         path = "/spec/taints"
         yield {"op": "replace", "path": path, "value": others} if others else {"op": "remove", "path": path}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    for label, value in operands(annotations.get(_ANNOTATIONS[0])).items():
+    for label, value in operands(annotations.get(FAULTS_ANNOTATION)).items():
         if labels.get(label) == "false":
             yield {"op": "replace", "path": f"/metadata/labels/{label.replace('/', '~1')}", "value": value}
-    for part, there, keys in (("labels", labels, _LABELS), ("annotations", annotations, _ANNOTATIONS)):
+    for part, there, keys in (("labels", labels, NODE_LABELS), ("annotations", annotations, _ANNOTATIONS)):
         for key in keys:
             if key in there:
                 yield {"op": "remove", "path": f"/metadata/{part}/{key.replace('/', '~1')}"}

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import Api, ask
+from agent.actions.rights import OURS, TEMPLATE_LABEL
 from agent.config import Config
 from agent.world import Job, RefusedError, StartJob
 
@@ -54,7 +55,8 @@ class Jobs:
     def _body(self, step: StartJob, uid: str, cron_job: Mapping[str, Any]) -> dict[str, Any]:
         template = copy.deepcopy(cron_job["spec"]["jobTemplate"])
         metadata, spec = template.get("metadata") or {}, template["spec"]
-        labels = {**(metadata.get("labels") or {}), NODE_LABEL: uid}
+        of = {TEMPLATE_LABEL: cron_job["metadata"]["name"], NODE_LABEL: uid}
+        labels = {**(metadata.get("labels") or {}), **OURS, **of}
         spec.pop("ttlSecondsAfterFinished", None)  # that it ran must not be forgotten before we have read it
         limit_s = min(spec.get("activeDeadlineSeconds") or self._repair.deadline_s, self._repair.deadline_s)
         spec |= {"backoffLimit": 0, "activeDeadlineSeconds": limit_s, "parallelism": 1, "completions": 1}

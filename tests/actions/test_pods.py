@@ -370,3 +370,28 @@ def test_a_wall_clock_that_jumps_brings_no_deadline_nearer() -> None:
             lease["spec"]["acquireTime"] = "2020-01-01T00:00:00Z"
     drive(hands, reset(), settings)
     assert made.evicted == []
+
+
+def test_asked_by_a_dry_run_a_pod_is_marked_as_disrupted_and_then_deleted() -> None:
+    made, settings = cluster(), config(eviction="ask_then_delete")
+    drive(KubeHands(made, "n1", settings), reset(), settings)
+    pod = "/api/v1/namespaces/research/pods/train"
+    assert [(m, p) for m, p in made.requests if p.startswith(pod)] == [
+        ("POST", f"{pod}/eviction"), ("PATCH", f"{pod}/status"), ("DELETE", pod)]  # fmt: skip
+    assert (made.evicted, "train" in made.pods_on("n1")) == ([], False)
+
+
+def test_what_the_dry_run_refuses_is_neither_marked_nor_deleted() -> None:
+    made, settings = cluster(), config(eviction="ask_then_delete")
+
+    def protected(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/eviction?dryRun=All"):
+            return 429, {"message": "Cannot evict pod", "details": {"causes": [{"message": "budget web needs 3"}]}}
+        return made(method, path, *rest, **more)
+
+    hands = KubeHands(protected, "n1", settings)
+    drive(hands, reset(), settings)
+    assert said(hands, reset(), settings) == [
+        "pod research/train may not be evicted yet: Cannot evict pod budget web needs 3"
+    ]
+    assert not [path for method, path in made.requests if method != "GET" and "/pods/train" in path]

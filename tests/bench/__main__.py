@@ -37,8 +37,7 @@ def main() -> int:
         plane = ControlPlane(folder / "plane", assets())
         plane.up(nodes=2)
         try:
-            plane.kubectl("apply", "-k", str(MANIFESTS))
-            plane.wait("account", lambda: plane.account_kubeconfig("gpu-health-agent", "gpu-health-agent"))
+            plane.install(MANIFESTS)
             latency(plane, folder)
             footprint(plane, folder)
             fleet(plane)
@@ -142,7 +141,7 @@ class Agent:
     """``gpu-health-agent run`` with the ServiceAccount's own credentials."""
 
     def __init__(self, plane: ControlPlane, folder: Path, config: Path, *extra: str) -> None:
-        credentials = plane.directory / "gpu-health-agent-gpu-health-agent.kubeconfig"
+        credentials = plane.agent_kubeconfig(NODE)
         self._log = folder / "agent.log"
         with self._log.open("wb") as out:
             self._process = subprocess.Popen(

@@ -29,8 +29,10 @@ def fleet(plane: ControlPlane, size: int = 100) -> None:
         list(pool.map(lambda node: plane.add_node(node, labels={"site": "fleet"}), nodes))
     plane.wait("nodes Ready", lambda: all(plane.ready(node) for node in nodes), 120)
     config = Config(mode=Mode.TAINT, budget=Budget(pool="fleet", pool_selector="site=fleet"))
-    account = str(plane.account_kubeconfig("gpu-health-agent", "gpu-health-agent"))
-    actors = [Actor(config, partial(_hands, account, node, config), False, lambda *_, **__: None) for node in nodes]
+    accounts = {node: str(plane.agent_kubeconfig(node)) for node in nodes}
+    actors = [
+        Actor(config, partial(_hands, accounts[node], node, config), False, lambda *_, **__: None) for node in nodes
+    ]
     done, most, bad = threading.Event(), [0], fatal()
 
     def watch() -> None:

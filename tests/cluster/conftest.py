@@ -22,7 +22,7 @@ from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane, environment
 
 _NUMBERS = itertools.count(1)
-_MANIFESTS = Path(__file__).parents[2] / "daemonset"
+OVERLAYS = Path(__file__).parents[2] / "daemonset" / "overlays"
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +30,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """The control plane; building it the first time takes minutes and is said."""
     made = ControlPlane(tmp_path_factory.mktemp("plane"), assets())
     made.up(nodes=0)
-    made.kubectl("apply", "-k", str(_MANIFESTS))
-    made.wait("service account", lambda: made.account_kubeconfig("gpu-health-agent", "gpu-health-agent"))
+    made.install(OVERLAYS / "repair")
     yield made
     made.down()
 
@@ -109,14 +108,14 @@ def site(plane: ControlPlane) -> Iterator[Site]:
 class AgentProcess:
     """``gpu-health-agent run`` as an operator starts it."""
 
-    def __init__(self, site: Site, folder: Path, simulate: str | None, mode: str, settings: dict[str, Any]) -> None:
-        self.site, self.folder = site, folder
+    def __init__(
+        self, site: Site, folder: Path, kubeconfig: Path, simulate: str | None, mode: str, settings: dict[str, Any]
+    ) -> None:
+        self.site, self.folder, self.kubeconfig = site, folder, kubeconfig
         self.kernel_log = folder / "kmsg.log"
         self.kernel_log.touch()
         self._sequence = itertools.count(100)
         self.simulation = folder / "simulation"
-        # The ServiceAccount of the manifests: what its RBAC forgets fails here.
-        self.kubeconfig = site.plane.account_kubeconfig("gpu-health-agent", "gpu-health-agent")
         self.port = 0
         config: dict[str, Any] = {
             "mode": mode,
@@ -200,8 +199,9 @@ def agent(site: Site, tmp_path: Path) -> Iterator[StartAgent]:
         extra: tuple[str, ...] = (),
         **settings: Any,
     ) -> AgentProcess:
-        made = AgentProcess(site, tmp_path, simulate, mode, settings)
-        made.kubeconfig = kubeconfig or made.kubeconfig
+        # Unless told otherwise the token of its own pod: what RBAC and the policies forget or refuse fails here.
+        credentials = kubeconfig or site.plane.agent_kubeconfig(site.nodes[0])
+        made = AgentProcess(site, tmp_path, credentials, simulate, mode, settings)
         started.append(made)
         made.start(*extra)
         return made

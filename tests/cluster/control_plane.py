@@ -18,6 +18,8 @@ from typing import Any
 from tests.cluster.build import STAGES
 
 _ORDER = ("kwok", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd")
+_NAMESPACE = "/api/v1/namespaces/gpu-health-agent"
+_AGENT = "app.kubernetes.io%2Fname%3Dgpu-health-agent"
 _USERS = {
     "admin": "admin,admin,system:masters",
     "kwok": "kwok,kwok,system:masters",
@@ -68,13 +70,13 @@ class ControlPlane:
                     process.wait()
 
     def request(
-        self, method: str, path: str, body: Any = None, content_type: str = "application/json"
+        self, method: str, path: str, body: Any = None, content_type: str = "application/json", token: str = ""
     ) -> tuple[int, Any]:
-        """One request as cluster admin: status and answer."""
+        """One request, as cluster admin unless another token is given: status and answer."""
         context = ssl.create_default_context(cafile=str(self._pki / "ca.crt"))
         connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=context)
         try:
-            headers = {"Authorization": f"Bearer {self._token}", "Content-Type": content_type}
+            headers = {"Authorization": f"Bearer {token or self._token}", "Content-Type": content_type}
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
             text = response.read()
@@ -140,6 +142,25 @@ class ControlPlane:
         }))  # fmt: skip
         path.chmod(0o600)
         return path
+
+    def install(self, manifests: Path) -> None:
+        """What an operator applies, on a cluster whose nodes have NVIDIA's container toolkit."""
+        toolkit = {"metadata": {"name": "nvidia"}, "handler": "nvidia"}
+        self.request("POST", "/apis/node.k8s.io/v1/runtimeclasses", toolkit)
+        self.kubectl("apply", "-k", str(manifests))
+
+    def agent_token(self, node: str) -> str:
+        """A token as the kubelet would give it to the agent's pod on this node: it names the pod and the node."""
+        pods = f"{_NAMESPACE}/pods?fieldSelector=spec.nodeName%3D{node}&labelSelector={_AGENT}"
+        self.wait(f"an agent's pod on {node}", lambda: self.must("GET", pods)["items"])
+        pod = self.must("GET", pods)["items"][0]["metadata"]
+        bound = {"kind": "Pod", "apiVersion": "v1", "name": pod["name"], "uid": pod["uid"]}
+        path = f"{_NAMESPACE}/serviceaccounts/gpu-health-agent/token"
+        spec = {"expirationSeconds": 3600, "boundObjectRef": bound}
+        return str(self.must("POST", path, {"spec": spec})["status"]["token"])
+
+    def agent_kubeconfig(self, node: str) -> Path:
+        return self.write_kubeconfig(self.directory / f"agent-{node}.kubeconfig", self.agent_token(node))
 
     def account_kubeconfig(self, namespace: str, account: str) -> Path:
         """A kubeconfig with a fresh token of a ServiceAccount."""

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.cluster.conftest import Site, StartAgent
-from tests.cluster.test_repair import jobs, template
+from tests.cluster.test_repair import jobs
 
 
 class Proxy:
@@ -70,8 +70,7 @@ class Proxy:
 
 @pytest.fixture
 def proxied(site: Site, tmp_path: Path) -> Iterator[tuple[Proxy, Path]]:
-    account = site.plane.account_kubeconfig("gpu-health-agent", "gpu-health-agent")
-    proxy = Proxy(account, tmp_path / "proxied.kubeconfig")
+    proxy = Proxy(site.plane.agent_kubeconfig(site.nodes[0]), tmp_path / "proxied.kubeconfig")
     yield proxy, tmp_path / "proxied.kubeconfig"
     proxy.close()
 
@@ -81,7 +80,7 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
 ) -> None:
     proxy, kubeconfig = proxied
     site.deploy("train", 1, pin=site.nodes[0])
-    running = agent(simulate="idle", kubeconfig=kubeconfig, repair={"reset_gpu": template(site, "reset"), "pause_s": 1})
+    running = agent(simulate="idle", kubeconfig=kubeconfig, repair={"reset_gpu": "gpu-reset", "pause_s": 1})
     site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
     killed: list[str] = []
     dead = threading.Event()

@@ -24,7 +24,7 @@ def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_every
         list(pool.map(lambda node: plane.add_node(node, labels={"site": "race"}), nodes))
     plane.wait("nodes Ready", lambda: all(plane.ready(node) for node in nodes))
     config = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=_LIMIT, pool="race", pool_selector="site=race"))
-    account = str(plane.account_kubeconfig("gpu-health-agent", "gpu-health-agent"))
+    accounts = {node: str(plane.agent_kubeconfig(node)) for node in nodes}
     start, done = threading.Barrier(_AGENTS + 1), threading.Event()
     bad, well = fatal(), healthy()
     most: list[int] = []
@@ -36,7 +36,7 @@ def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_every
             most.append(len(tainted))
 
     def serve(node: str) -> bool:
-        hands = KubeHands(connect(account), node, config)
+        hands = KubeHands(connect(accounts[node]), node, config)
         start.wait()
         for verdict, wanted in ((bad, True), (well, False)):
             for _ in range(2000):

@@ -13,6 +13,10 @@ from tests.cluster.test_spine import UNHEALTHY, XID_79
 
 def test_a_node_that_does_not_exist_is_said_and_waited_for(site: Site, agent: StartAgent) -> None:
     site.nodes = ("nonesuch", site.nodes[1])
+    pod = {"metadata": {"name": "early", "labels": {"app.kubernetes.io/name": "gpu-health-agent"}}, "spec": {
+        "serviceAccountName": "gpu-health-agent", "nodeName": "nonesuch", "tolerations": [{"operator": "Exists"}],
+        "containers": [{"name": "main", "image": "none"}]}}  # fmt: skip
+    site.plane.must("POST", "/api/v1/namespaces/gpu-health-agent/pods", pod)
     running = agent()
     site.plane.wait("said", lambda: any("node nonesuch does not exist" in why for why in running.state()["waits"]))
     site.plane.add_node("nonesuch")

@@ -13,18 +13,6 @@ NAMESPACE = "gpu-health-agent"
 __all__ = ["kubelet"]  # a fixture
 
 
-def template(site: Site, name: str) -> str:
-    """A suspended CronJob, as an operator writes it."""
-    spec = {"restartPolicy": "OnFailure", "tolerations": [{"operator": "Exists"}],
-            "containers": [{"name": "main", "image": "none"}]}  # fmt: skip
-    job = {"spec": {"ttlSecondsAfterFinished": 1, "template": {"spec": spec}}}
-    site.plane.must("POST", f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs", {
-        "metadata": {"name": f"{site.name}-{name}"},
-        "spec": {"schedule": "0 0 1 1 *", "suspend": True, "jobTemplate": job},
-    })  # fmt: skip
-    return f"{site.name}-{name}"
-
-
 def jobs(site: Site) -> list[dict[str, Any]]:
     found = site.plane.must("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs")["items"]
     return [job for job in found if job["spec"]["template"]["spec"].get("nodeName") == site.nodes[0]]
@@ -34,7 +22,7 @@ def test_a_gpu_is_reset_by_a_job_proved_and_the_node_returns_by_itself(site: Sit
     site.deploy("train", 1, pin=site.nodes[0])
     operand = {"metadata": {"labels": {"nvidia.com/gpu.deploy.dcgm": "true"}}}
     site.plane.must("PATCH", f"/api/v1/nodes/{site.nodes[0]}", operand, "application/merge-patch+json")
-    running = agent(simulate="idle", repair={"reset_gpu": template(site, "reset"), "pause_s": 1})
+    running = agent(simulate="idle", repair={"reset_gpu": "gpu-reset", "pause_s": 1})
     site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
     running.inject("--gpu", "3", "--xid", "95")
     site.plane.wait("moved", lambda: site.running("train") == [site.nodes[1]])
@@ -51,7 +39,7 @@ def test_a_gpu_is_reset_by_a_job_proved_and_the_node_returns_by_itself(site: Sit
 
 def test_killed_while_the_gpu_is_being_reset_it_repairs_once_and_returns(site: Site, agent: StartAgent) -> None:
     site.deploy("train", 1, pin=site.nodes[0])
-    running = agent(simulate="idle", repair={"reset_gpu": template(site, "reset"), "pause_s": 1})
+    running = agent(simulate="idle", repair={"reset_gpu": "gpu-reset", "pause_s": 1})
     site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
     running.inject("--gpu", "3", "--xid", "95")
     site.plane.wait("reserved", lambda: "attempts" in site.node()["metadata"]["annotations"]["gpu-health-agent/faults"])

@@ -1,0 +1,121 @@
+"""The ways in which a pod leaves: by the Eviction API, or asked by a dry run of it and then deleted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from agent.actions.api import STRATEGIC_PATCH, Api, ask
+from agent.actions.rights import OURS
+from agent.config import Drain
+from agent.world import Pod, RefusedError
+
+_CONFLICT, _GONE, _BLOCKED, _SERVER = 409, 404, 429, 500
+
+
+class Evictions:
+    """Ends pods, each by its UID; remembers why a budget refused, and how checkpoints ended."""
+
+    def __init__(self, api: Api, settings: Drain) -> None:
+        self._api, self._in_steps = api, settings.eviction == "ask_then_delete"
+        self.blocked: dict[str, str] = {}
+        self.checkpoints: Counter[str] = Counter()  # pods that declared one, by how it ended
+        self.checkpoint_wait_s = 0.0
+
+    def forget_others(self, keys: Collection[str]) -> None:
+        """Only these pods are still there."""
+        self.blocked = {key: why for key, why in self.blocked.items() if key in keys}
+
+    def evict(self, pod: Pod, labels: Mapping[str, str], outcome: str) -> None:
+        """As the PodDisruptionBudgets allow; the UID keeps us from a namesake's successor."""
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod.name, "namespace": pod.namespace, "labels": OURS},
+            "deleteOptions": {"preconditions": {"uid": pod.uid}},
+        }
+        try:
+            if self._in_steps:
+                # A dry run is answered as the eviction would be. Another agent may use up the budget in between.
+                ask(self._api, "POST", f"{path_of(pod)}/eviction?dryRun=All", body)
+                self._end(pod)
+            else:
+                ask(self._api, "POST", f"{path_of(pod)}/eviction", body)
+            self.blocked.pop(pod.key, None)
+            self._left(pod, outcome)
+        except RefusedError as refused:
+            if refused.status == _BLOCKED:
+                self.blocked[pod.key] = refused.sentence
+            elif refused.status == _SERVER:  # two budgets on one pod can't both be asked
+                self.blocked[pod.key] = f"{refused.sentence} {self._budgets(pod, labels)}".strip()
+            elif refused.status not in (_GONE, _CONFLICT):
+                raise
+
+    def delete(self, pod: Pod, outcome: str) -> None:
+        """Past its budget, with its own grace period; only where the configuration says so."""
+        try:
+            self._end(pod)
+            self._left(pod, outcome)
+        except RefusedError as refused:
+            if refused.status not in (_GONE, _CONFLICT):
+                raise
+
+    def _end(self, pod: Pod) -> None:
+        if self._in_steps:
+            # The Eviction API sets it itself: with it a Job's podFailurePolicy doesn't count the pod as failed.
+            now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            condition = {
+                "type": "DisruptionTarget",
+                "status": "True",
+                "reason": "DeletionByGpuHealthAgent",
+                "message": "moved away from a GPU fault",
+                "lastTransitionTime": now,
+            }
+            body = {"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}}
+            ask(self._api, "PATCH", f"{path_of(pod)}/status", body, STRATEGIC_PATCH)
+        ask(self._api, "DELETE", path_of(pod), {"preconditions": {"uid": pod.uid}})
+
+    def _left(self, pod: Pod, outcome: str) -> None:
+        if pod.checkpoint:
+            self.checkpoints[outcome] += 1
+            self.checkpoint_wait_s += pod.asked_s or 0
+
+    def _budgets(self, pod: Pod, labels: Mapping[str, str]) -> str:
+        """The names of the budgets over a pod, as far as they may be read."""
+        try:
+            path = f"/apis/policy/v1/namespaces/{quote(pod.namespace)}/poddisruptionbudgets"
+            found = ask(self._api, "GET", path).get("items", ())
+        except RefusedError:
+            return ""
+        names = [b["metadata"]["name"] for b in found if _selects((b.get("spec") or {}).get("selector"), labels)]
+        return f"({', '.join(sorted(names))})" if names else ""
+
+
+def path_of(pod: Pod) -> str:
+    return f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}"
+
+
+def _selects(selector: Any, labels: Mapping[str, str]) -> bool:
+    """A label selector as the API server reads it; an absent one selects nothing, an empty one everything."""
+    if not isinstance(selector, dict):
+        return False
+    wanted: Mapping[str, str] = selector.get("matchLabels") or {}
+    if any(labels.get(key) != value for key, value in wanted.items()):
+        return False
+    return all(_matches(one, labels) for one in selector.get("matchExpressions") or ())
+
+
+def _matches(one: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    there, values = one["key"] in labels, one.get("values") or ()
+    match one["operator"]:
+        case "In":
+            return bool(labels.get(one["key"]) in values)
+        case "NotIn":
+            return bool(labels.get(one["key"]) not in values)
+        case "Exists":
+            return there
+        case _:
+            return not there

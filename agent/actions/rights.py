@@ -1,0 +1,72 @@
+"""The whole of what the agent asks of an API server, and what it may write to a Node: daemonset/ grants just this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from agent.actions.checkpoint import REQUESTED
+from agent.world import HARD_TAINT, OPERANDS, SOFT_TAINT
+
+FAULTS_ANNOTATION = "gpu-health-agent/faults"
+NODE_TAINTS = {HARD_TAINT: "NoSchedule", SOFT_TAINT: "PreferNoSchedule"}
+NODE_LABELS = ("gpu-health-agent/state", "node.kubernetes.io/gpu-error")
+NODE_ANNOTATIONS = (FAULTS_ANNOTATION,)
+NODE_CONDITIONS = ("GpuUnhealthy", "GpuDegraded")
+# These change in a repair only, so only the overlay that allows repairs allows them.
+REPAIR_LABELS = tuple(OPERANDS)
+REPAIR_CONDITIONS = ("GpuReplacementRequested",)
+POD_ANNOTATIONS = (REQUESTED,)
+POD_CONDITIONS = ("DisruptionTarget",)  # with drain.eviction ask_then_delete only
+# By these labels the admission policies know which of their comparisons a request asks for, and refuse it without.
+OURS = {"app.kubernetes.io/managed-by": "gpu-health-agent"}
+TEMPLATE_LABEL = "gpu-health-agent/template"
+
+_VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """One rule of RBAC: these verbs on this resource, in the agent's own namespace only where ``own``."""
+
+    group: str
+    resource: str
+    verbs: tuple[str, ...]
+    own: bool = False
+    name: str = ""  # of the one object that it is for
+    overlay: Literal["", "repair", "hardened"] = ""  # which must be applied; empty: the base grants it
+
+
+RIGHTS = (
+    Right("", "nodes", ("get", "list", "patch")),
+    Right("", "nodes/status", ("patch",)),
+    Right("", "pods", ("list", "patch", "delete")),
+    Right("", "pods/eviction", ("create",)),
+    Right("", "pods/status", ("patch",), overlay="hardened"),
+    Right("", "persistentvolumeclaims", ("get",)),
+    Right("", "persistentvolumes", ("get",)),
+    Right("", "events", ("create",)),
+    Right("policy", "poddisruptionbudgets", ("list",)),
+    Right("coordination.k8s.io", "leases", ("list", "create", "update"), own=True),
+    Right("", "configmaps", ("get",), own=True, name="gpu-health-agent-pause"),
+    Right("batch", "cronjobs", ("get",), own=True, overlay="repair"),
+    Right("batch", "jobs", ("list", "create"), own=True, overlay="repair"),
+)
+
+
+def needed(method: str, path: str, namespace: str) -> tuple[Right, str] | None:
+    """The right and verb that a request needs; None for one that is declared nowhere."""
+    parts = urlsplit(path).path.split("/")[1:]
+    group, parts = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
+    within = ""
+    if parts[0] == "namespaces" and len(parts) > 2:
+        within, parts = parts[1], parts[2:]
+    resource, name, below = (*parts, "", "")[:3]
+    resource += f"/{below}" if below else ""
+    verb = _VERBS.get(method) or ("get" if name else "list")
+    for right in RIGHTS:
+        there = (not right.own or within == namespace) and right.name in ("", name)
+        if there and (right.group, right.resource) == (group, resource) and verb in right.verbs:
+            return right, verb
+    return None

@@ -1,0 +1,20 @@
+{{- /* The documents of a file, one by one as text. */ -}}
+{{- define "documents" -}}
+{{- regexSplit "(?m)^---$" (.root.Files.Get .file | required (printf "%s is not in the chart" .file)) -1 | toJson -}}
+{{- end -}}
+
+{{- /* The agent's configuration: what was given, over what the chosen parts need. */ -}}
+{{- define "config" -}}
+{{- $config := dict -}}
+{{- if .Values.repair.enabled -}}
+{{- $_ := set $config "repair" (dict "reset_gpu" "gpu-reset" "reboot_node" "node-reboot") -}}
+{{- end -}}
+{{- if .Values.hardened.enabled -}}
+{{- $_ := set $config "drain" (dict "eviction" "ask_then_delete") -}}
+{{- end -}}
+{{- mergeOverwrite $config (deepCopy .Values.config) | toYaml -}}
+{{- end -}}
+
+{{- define "image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag }}
+{{- end -}}

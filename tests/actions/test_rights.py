@@ -1,0 +1,151 @@
+"""The table of rights is the whole truth: what the agent sends, what it may write, and what RBAC grants."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent.actions import rights
+from agent.actions.kube import KubeHands
+from agent.actions.pretend import PretendCluster
+from agent.actions.rights import RIGHTS, Right, needed
+from agent.policy import plan
+from agent.world import OPERANDS, RefusedError
+from tests.actions.test_kube import EVICT, cluster, drive
+from tests.actions.test_permits import Clock
+from tests.actions.test_pods import annotate, change, config, reset
+from tests.life import Life
+
+NAMESPACE = "gpu-health-agent"
+DAEMONSET = Path(__file__).parents[2] / "daemonset"
+
+
+class Watched:
+    """A cluster in memory with storage and budgets, and the rights that were used on it."""
+
+    def __init__(self, made: PretendCluster, protected: bool = False) -> None:
+        self.made, self.protected = made, protected
+        self.used: set[tuple[Right, str]] = set()
+
+    def __call__(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        found = needed(method, path, NAMESPACE)
+        assert found, (method, path)
+        self.used.add(found)
+        if path.endswith("/eviction") and self.protected:
+            return 500, {"message": "This pod has more than one PodDisruptionBudget."}
+        if path.endswith("/poddisruptionbudgets"):
+            return 200, {"items": []}
+        if path.endswith("/persistentvolumeclaims/data"):
+            return 200, {"spec": {"volumeName": "pv-1"}}
+        if path.endswith("/persistentvolumes/pv-1"):
+            return 200, {"spec": {"nfs": {}}}
+        return self.made(method, path, *rest, **more)
+
+
+def drained(**drain: str) -> set[tuple[Right, str]]:
+    """A pod with a claim and a checkpoint that its budgets protect, until the deadline."""
+    made, clock, settings = Watched(cluster(), protected=True), Clock(), config(on_deadline="delete", **drain)
+    change(made.made, "train", {"spec": {"volumes": [{"persistentVolumeClaim": {"claimName": "data"}}]}})
+    annotate(made.made, "train", checkpoint="annotation", checkpoint_timeout_s="120")
+    hands = KubeHands(made, "n1", settings, clock)
+    drive(hands, reset(), settings, rounds=5)
+    clock.now += 3601
+    drive(hands, reset(), settings, rounds=5)
+    assert "train" not in made.made.pods_on("n1")
+    return made.used
+
+
+def repaired() -> set[tuple[Right, str]]:
+    life = Life(95)
+    watched = life.api = Watched(life.cluster)
+    life.run(200)
+    assert life.repairs
+    return watched.used
+
+
+def test_every_declared_right_is_used_and_nothing_else_is_asked_for() -> None:
+    declared = {(right, verb) for right in RIGHTS for verb in right.verbs}
+    assert drained() | drained(eviction="ask_then_delete") | repaired() == declared
+
+
+@pytest.mark.parametrize("path", ["/api/v1/secrets", "/api/v1/namespaces/other/configmaps/gpu-health-agent-pause",
+                                  "/api/v1/namespaces/gpu-health-agent/configmaps/another",
+                                  "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"])  # fmt: skip
+def test_what_is_not_declared_is_not_even_sent(path: str) -> None:
+    made = cluster()
+    hands = KubeHands(made, "n1", EVICT)
+    made.requests.clear()
+    with pytest.raises(RefusedError, match="no right that the agent declares"):
+        hands._api("GET", path)
+    assert made.requests == []
+
+
+def granted(folder: str) -> Iterator[tuple[bool, str, str, str, str]]:
+    """Each (own namespace only, group, resource, name, verb) that a folder's RBAC grants."""
+    for document in yaml.safe_load_all((DAEMONSET / folder / "rbac.yaml").read_text()):
+        if document["kind"] in ("Role", "ClusterRole"):
+            assert document["metadata"].get("namespace", NAMESPACE) == NAMESPACE
+            for rule in document["rules"]:
+                assert rule.keys() <= {"apiGroups", "resources", "verbs", "resourceNames"}
+                for group in rule["apiGroups"]:
+                    for resource in rule["resources"]:
+                        for name in rule.get("resourceNames", [""]):
+                            for verb in rule["verbs"]:
+                                yield document["kind"] == "Role", group, resource, name, verb
+
+
+@pytest.mark.parametrize(
+    ("overlay", "folder"), [("", "base"), ("repair", "components/repair"), ("hardened", "components/hardened")]
+)
+def test_rbac_grants_exactly_what_is_declared(overlay: str, folder: str) -> None:
+    declared = [(r.own, r.group, r.resource, r.name, verb) for r in RIGHTS if r.overlay == overlay for verb in r.verbs]
+    assert sorted(granted(folder)) == sorted(declared)
+
+
+def test_what_may_be_written_to_a_node_is_what_the_plan_writes() -> None:
+    assert {*rights.NODE_LABELS} == {plan.STATE_LABEL, plan.ERROR_LABEL}
+    assert {*rights.NODE_CONDITIONS, *rights.REPAIR_CONDITIONS} == {plan.UNHEALTHY, plan.DEGRADED, plan.REPLACEMENT}
+    assert {*rights.REPAIR_LABELS} == {*OPERANDS}
+
+
+def variable(folder: str, policy: str, name: str) -> Any:
+    """A literal of CEL, which is one of Python too."""
+    for document in yaml.safe_load_all((DAEMONSET / folder / "policies.yaml").read_text()):
+        if (document["kind"], document["metadata"]["name"]) == ("ValidatingAdmissionPolicy", policy):
+            return ast.literal_eval(next(v["expression"] for v in document["spec"]["variables"] if v["name"] == name))
+    raise KeyError(policy)
+
+
+def test_the_policies_let_through_exactly_the_keys_that_are_declared() -> None:
+    nodes = "gpu-health-agent-nodes"
+    assert variable("base", nodes, "labels") == [*rights.NODE_LABELS]
+    assert variable("base", nodes, "annotations") == [*rights.NODE_ANNOTATIONS]
+    assert variable("base", nodes, "conditions") == [*rights.NODE_CONDITIONS]
+    assert variable("base", nodes, "taints") == rights.NODE_TAINTS
+    assert variable("base", "gpu-health-agent-pods", "annotations") == [*rights.POD_ANNOTATIONS]
+    assert variable("components/hardened", "gpu-health-agent-pod-status", "conditions") == [*rights.POD_CONDITIONS]
+
+
+def test_the_repair_overlay_adds_the_keys_that_a_repair_changes() -> None:
+    component = yaml.safe_load((DAEMONSET / "components/repair/kustomization.yaml").read_text())
+    patch = yaml.safe_load(component["patches"][0]["patch"])
+    added = [ast.literal_eval(one["value"]) for one in patch if one["op"] == "replace"]
+    assert added == [
+        [*rights.NODE_LABELS, *rights.REPAIR_LABELS],
+        [*rights.NODE_CONDITIONS, *rights.REPAIR_CONDITIONS],
+    ]
+
+
+def test_every_policy_denies_fails_closed_and_is_bound() -> None:
+    for folder in ("base", "components/repair", "components/hardened"):
+        documents = list(yaml.safe_load_all((DAEMONSET / folder / "policies.yaml").read_text()))
+        policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "ValidatingAdmissionPolicy"}
+        bound = [d["spec"] for d in documents if d["kind"] == "ValidatingAdmissionPolicyBinding"]
+        assert {spec["policyName"] for spec in bound} == {*policies}
+        assert all(spec["validationActions"] == ["Deny"] for spec in bound)
+        assert all(spec["failurePolicy"] == "Fail" for spec in policies.values())

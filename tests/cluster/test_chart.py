@@ -1,0 +1,146 @@
+"""The Helm chart gives what the overlays give, and lives through install, upgrade, rollback and uninstall."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import agent
+from agent.config import Config
+from tests.cluster.build import assets
+from tests.cluster.conftest import OVERLAYS
+from tests.cluster.control_plane import ControlPlane, environment
+from tests.cluster.helm import helm
+
+CHART = OVERLAYS.parent / "chart"
+NAMESPACE = "gpu-health-agent"
+DAEMONSET = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/gpu-health-agent"
+VALUES = {
+    "evict": [],
+    "observe": ["config.mode=observe"],
+    "repair": ["repair.enabled=true"],
+    "hardened": ["hardened.enabled=true"],
+}
+
+
+def chart(command: str, *arguments: str, values: list[str] = [], kubeconfig: Path | None = None) -> str:  # noqa: B006
+    """``helm COMMAND`` on the chart; values as --set takes them."""
+    access = ["--kubeconfig", str(kubeconfig)] if kubeconfig else ["--kube-version", "1.37.2"]
+    sets = [text for value in values for text in ("--set", value)]
+    ran = subprocess.run([str(helm()), command, *arguments, "--namespace", NAMESPACE, *access, *sets],
+                         capture_output=True, text=True, env=environment())  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def objects(text: str) -> dict[tuple[str, str], Any]:
+    """By kind and name, but for what the two ways do differently: how a change of the configuration is noticed."""
+    found = {}
+    for document in yaml.safe_load_all(text):
+        if not document or document["kind"] == "Namespace":  # helm makes it by itself
+            continue
+        if document["kind"] == "ConfigMap":  # Kustomize names it by its content
+            document["metadata"]["name"] = NAMESPACE
+            document["data"] = {"config.yaml": Config.model_validate(yaml.safe_load(document["data"]["config.yaml"]))}
+        if document["kind"] == "DaemonSet":
+            template = document["spec"]["template"]
+            template["metadata"]["annotations"].pop("checksum/config", None)
+            for volume in template["spec"]["volumes"]:
+                if volume["name"] == "config":
+                    volume["configMap"]["name"] = NAMESPACE
+        for variable in document["spec"].get("variables", ()) if "Policy" in document["kind"] else ():
+            variable["expression"] = " ".join(variable["expression"].split())
+        found[document["kind"], document["metadata"]["name"]] = document
+    return found
+
+
+def kustomized(overlay: Path) -> dict[tuple[str, str], Any]:
+    ran = subprocess.run([str(assets() / "kubectl"), "kustomize", str(overlay)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return objects(ran.stdout)
+
+
+@pytest.mark.parametrize("overlay", sorted(path.name for path in OVERLAYS.iterdir()))
+def test_it_renders_what_the_overlay_of_the_same_name_is(overlay: str) -> None:
+    assert objects(chart("template", "gpu-health-agent", str(CHART), values=VALUES[overlay])) == kustomized(
+        OVERLAYS / overlay
+    )
+
+
+def test_on_hosts_without_the_toolkit_it_renders_what_the_component_makes(tmp_path: Path) -> None:
+    base, part = (os.path.relpath(OVERLAYS.parent / name, tmp_path) for name in ("base", "components/driver-on-host"))
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{base}]\ncomponents: [{part}]\n")
+    library = "driverLibrary=/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
+    assert objects(chart("template", "gpu-health-agent", str(CHART), values=[library])) == kustomized(tmp_path)
+
+
+def test_it_is_of_the_agents_version_and_helm_finds_nothing_to_complain_about() -> None:
+    made = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert made["version"] == made["appVersion"] == agent.__version__
+    assert "0 chart(s) failed" in chart("lint", str(CHART))
+
+
+def test_values_that_an_operator_sets_reach_the_pods() -> None:
+    values = ["image.repository=registry.example/agent", "image.tag=1.2.3", "resources.agent.limits.memory=1Gi",
+              "podAnnotations.team=gpu", "config.poll_s=10", "repair.enabled=true",
+              "imagePullSecrets[0].name=pull"]  # fmt: skip
+    made = objects(chart("template", "gpu-health-agent", str(CHART), values=values))
+    template = made["DaemonSet", NAMESPACE]["spec"]["template"]
+    assert {one["image"] for one in template["spec"]["containers"]} == {"registry.example/agent:1.2.3"}
+    assert template["spec"]["containers"][0]["resources"] == {
+        "requests": {"cpu": "20m", "memory": "64Mi"},
+        "limits": {"memory": "1Gi"},
+    }
+    assert template["metadata"]["annotations"].items() >= {"team": "gpu", "prometheus.io/port": "9836"}.items()
+    config = made["ConfigMap", NAMESPACE]["data"]["config.yaml"]
+    assert (config.poll_s, config.repair.reset_gpu) == (10, "gpu-reset")
+    job = made["CronJob", "gpu-reset"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert (job["containers"][0]["image"], job["imagePullSecrets"]) == (
+        "registry.example/agent:1.2.3",
+        [{"name": "pull"}],
+    )
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    made = ControlPlane(tmp_path_factory.mktemp("chart"), assets())
+    made.up(nodes=2)
+    yield made
+    made.down()
+
+
+def test_installed_upgraded_rolled_back_and_uninstalled(plane: ControlPlane) -> None:
+    plane.request("POST", "/apis/node.k8s.io/v1/runtimeclasses", {"metadata": {"name": "nvidia"}, "handler": "nvidia"})
+
+    def mode() -> str:
+        name = f"/api/v1/namespaces/{NAMESPACE}/configmaps/gpu-health-agent"
+        return str(yaml.safe_load(plane.must("GET", name)["data"]["config.yaml"])["mode"])
+
+    def rolled_out() -> bool:
+        made = plane.must("GET", DAEMONSET)
+        status = made.get("status", {})
+        seen = status.get("observedGeneration") == made["metadata"]["generation"]
+        return bool(seen and status.get("updatedNumberScheduled") == status.get("numberReady") == 2)
+
+    release = ("gpu-health-agent", str(CHART))
+    observe = ["config.mode=observe"]
+    chart("install", *release, "--create-namespace", values=observe, kubeconfig=plane.kubeconfig)
+    plane.wait("installed", rolled_out)
+    assert mode() == "observe"
+    chart("upgrade", *release, values=["repair.enabled=true"], kubeconfig=plane.kubeconfig)
+    plane.wait("upgraded", rolled_out)
+    assert mode() == "evict"
+    assert plane.request("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs/gpu-reset")[0] == 200
+    chart("rollback", "gpu-health-agent", kubeconfig=plane.kubeconfig)
+    plane.wait("rolled back", rolled_out)
+    assert mode() == "observe"
+    assert plane.request("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs/gpu-reset")[0] == 404
+    chart("uninstall", "gpu-health-agent", kubeconfig=plane.kubeconfig)
+    kinds = "validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings"
+    assert "gpu-health-agent" not in plane.kubectl("get", kinds, "-o", "name")

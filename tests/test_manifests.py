@@ -1,0 +1,95 @@
+"""The DaemonSet keeps what it says: no container holds both the cluster's credential and the host's privileges."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent.arguments import parser
+from agent.config import Config
+
+BASE = Path(__file__).parents[1] / "daemonset" / "base"
+POD: dict[str, Any] = yaml.safe_load((BASE / "daemonset.yaml").read_text())["spec"]["template"]["spec"]
+CONTAINERS = {one["name"]: one for one in POD["containers"]}
+AGENT, SOURCES = CONTAINERS["agent"], CONTAINERS["sources"]
+VOLUMES = {one["name"]: one for one in POD["volumes"]}
+
+
+def mounts(container: dict[str, Any]) -> dict[str, str]:
+    return {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_the_credential_is_in_one_container_and_the_privileges_are_in_the_other() -> None:
+    assert POD["automountServiceAccountToken"] is False
+    holders = [name for name, volume in VOLUMES.items() if "projected" in volume]
+    assert holders == ["credential"]
+    assert [name for name, one in CONTAINERS.items() if "credential" in mounts(one)] == ["agent"]
+    assert [name for name, one in CONTAINERS.items() if one["securityContext"].get("privileged")] == ["sources"]
+    host = {name for name, volume in VOLUMES.items() if "hostPath" in volume}
+    assert not host & mounts(AGENT).keys()
+    assert not POD.get("hostNetwork")
+
+
+def test_the_agent_runs_without_root_without_capabilities_and_without_a_writable_root() -> None:
+    context = AGENT["securityContext"]
+    assert context["runAsUser"] == 65532
+    assert context["runAsNonRoot"]
+    assert context["readOnlyRootFilesystem"]
+    assert not context["allowPrivilegeEscalation"]
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert "NVIDIA_VISIBLE_DEVICES" not in {one["name"] for one in AGENT["env"]}, "it needs no GPU"
+
+
+def test_the_projected_credential_is_what_a_client_in_a_pod_looks_for() -> None:
+    assert mounts(AGENT)["credential"] == "/var/run/secrets/kubernetes.io/serviceaccount"
+    paths = {
+        item["path"]
+        for source in VOLUMES["credential"]["projected"]["sources"]
+        for kind in source.values()
+        for item in kind.get("items", [kind])
+    }
+    assert paths == {"token", "ca.crt", "namespace"}
+
+
+def test_both_containers_are_started_as_the_program_understands_and_meet_at_one_socket() -> None:
+    run, sources = (parser().parse_args(container["args"]) for container in (AGENT, SOURCES))
+    assert (run.command, sources.command) == ("run", "sources")
+    assert run.sources == sources.socket
+    assert run.config == sources.config == "/etc/gpu-health-agent/config.yaml"
+    assert mounts(AGENT)["socket"] == mounts(SOURCES)["socket"] == str(sources.socket.parent)
+    assert "emptyDir" in VOLUMES["socket"]
+
+
+def test_the_one_port_is_the_configurations_and_the_probes_ask_there() -> None:
+    ports = [port for container in CONTAINERS.values() for port in container.get("ports", ())]
+    assert ports == [{"name": "metrics", "containerPort": Config().http.port}]
+    assert {AGENT[f"{kind}Probe"]["httpGet"]["port"] for kind in ("liveness", "readiness")} == {"metrics"}
+
+
+def test_what_the_sources_open_by_default_is_mounted() -> None:
+    assert mounts(SOURCES)["kmsg"] == str(Config().sources.kmsg.path)
+    assert mounts(SOURCES)["pod-resources"] == str(Config().sources.pods.socket.parent)
+
+
+@pytest.mark.parametrize("host", ["10.96.0.1", "fd00::1"])
+def test_no_proxy_stands_between_the_agent_and_the_api_server(host: str) -> None:
+    (value,) = (one["value"] for one in AGENT["env"] if one["name"] == "NO_PROXY")
+    environment = {**os.environ, "HTTPS_PROXY": "http://127.0.0.1:9",
+                   "NO_PROXY": value.replace("$(KUBERNETES_SERVICE_HOST)", host)}  # fmt: skip
+    netloc = f"[{host}]" if ":" in host else host
+    code = f"""
+from kubernetes.client.api_client import ApiClient
+from kubernetes.client.configuration import Configuration
+made = Configuration()
+made.host = "https://{netloc}:443"
+print(type(ApiClient(made).rest_client.pool_manager).__name__)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == "PoolManager\n"
