@@ -65,7 +65,9 @@ class _Snapshots(Collector):
 def families(shot: Snapshot) -> Iterator[Metric]:
     """Every family of one Snapshot."""
     node, verdict = shot.node, shot.verdict
-    info = GaugeMetricFamily("gpu_health_agent_info", "The agent.", labels=["node", "version", "mode"])
+    info = GaugeMetricFamily(
+        "gpu_health_agent_info", "1, with the agent's version and mode.", labels=["node", "version", "mode"]
+    )
     info.add_metric([node, __version__, shot.mode], 1)
     yield info
     status = GaugeMetricFamily("gpu_health_status", "1 for the node's status, 0 for the others.",

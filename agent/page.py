@@ -26,7 +26,6 @@ _STAGES = {
 }
 _STATUS = {
     "healthy": "Every GPU is well. There is nothing to do.",
-    "degraded": "Something is wrong. Running pods stay; new ones prefer other nodes.",
     "unknown": "The agent can't see everything. This does not mean healthy.",
 }
 
@@ -88,11 +87,15 @@ def _banner(state: Mapping[str, Any], now: float) -> str:
 
 def _sentence(state: Mapping[str, Any]) -> str:
     status = str(state["status"])
-    if status != "unhealthy":
+    if status not in ("degraded", "unhealthy"):
         return _STATUS.get(status, _STATUS["unknown"])
-    bad = len({fault["pci"] for fault in state["faults"] if fault["severity"] == "fatal" and fault["pci"]})
-    known = len(state.get("gpus", {}).keys() | {fault["pci"] for fault in state["faults"] if fault["pci"]})
-    broken = f"{bad} of {known} GPUs {'is' if bad == 1 else 'are'} broken." if bad else "The node itself is broken."
+    severity, word = ("fatal", "broken") if status == "unhealthy" else ("degraded", "degraded")
+    worst = _worst(state)
+    bad = sum(one == severity for one in worst.values())
+    known = len(state.get("gpus", {}).keys() | worst.keys())
+    broken = f"{bad} of {known} GPUs {'is' if bad == 1 else 'are'} {word}." if bad else f"The node itself is {word}."
+    if status == "degraded":
+        return f"{broken} Running pods stay; new ones prefer other nodes."
     if state.get("mode") == "observe":
         return f"{broken} The agent only observes (mode observe): nothing keeps pods away."
     if not state.get("withdrawn_since") and state.get("stage") not in _STAGES:
@@ -119,7 +122,7 @@ def _fault(fault: Mapping[str, Any], gpus: Mapping[str, Any]) -> str:
         ("Evidence", f"<ul>{evidence}</ul>"),
         *(("But", _text(doubt)) for doubt in fault["doubts"]),
         *(("Explains", f"<code>{_text(other)}</code>") for other in fault["explains"]),
-        ("Name", f"<code>{_text(fault['id'])}</code>, remedy {_text(fault['remedy'])}"),
+        ("Fault id", f"<code>{_text(fault['id'])}</code>, remedy {_text(fault['remedy'])}"),
     ]
     told = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
     heading = f"{_badge(state, str(fault['severity']))} {_text(where)}: {_text(fault['message'])}"
@@ -128,6 +131,7 @@ def _fault(fault: Mapping[str, Any], gpus: Mapping[str, Any]) -> str:
 
 def _gpus(state: Mapping[str, Any]) -> str:
     gpus, worst = state.get("gpus", {}), _worst(state)
+    uuids = {fault["pci"]: fault["uuid"] for fault in state["faults"]}
     rows = []
     for pci in sorted(gpus.keys() | worst.keys()):
         values = gpus.get(pci, {})
@@ -139,7 +143,7 @@ def _gpus(state: Mapping[str, Any]) -> str:
             for name in ("temperature_c", "margin_c", "power_w", "ecc_uncorrected_volatile")
         )
         badge = _badge(shown, "healthy, with a notice" if shown == "notice" else shown)
-        uuid = _text(values.get("uuid", ""))
+        uuid = _text(values.get("uuid") or uuids.get(pci, ""))
         rows.append(
             f'<tr><th scope="row">{_number(values.get("index"))}</th><td><code>{_text(pci)}</code></td>'
             f"<td>{badge}{said}</td>{cells}<td><code>{uuid}</code></td></tr>"

@@ -56,6 +56,11 @@ def render(shot: Snapshot) -> str:
     return generate_latest(registry).decode()
 
 
+def exported() -> set[str]:
+    """Every metric's name as Prometheus stores it."""
+    return {f"{family.name}_total" if family.type == "counter" else family.name for family in families(snapshot())}
+
+
 def test_metrics_are_what_the_golden_file_says() -> None:
     """To accept a change: delete the file and run the test twice."""
     text = render(snapshot())

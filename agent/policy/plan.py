@@ -73,7 +73,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
         return (Wait(why, On.STOPPED),)
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
     if tainted and stored is None and not verdict.withdraw:
-        return (*_bad_news(verdict, world), Wait(_UNEXPLAINED))
+        return (*_bad_news(verdict, world), Wait(_UNEXPLAINED, On.STOPPED))
     withdraw = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN)
     old = records = stored.records if stored else Records()
     acts = verdict.withdraw and config.mode is Mode.EVICT
