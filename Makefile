@@ -33,6 +33,7 @@ monitoring-tests: $(STAMP)
 	$(BIN)/pytest tests/monitoring
 
 screenshots: $(STAMP)
+	command -v chromium || apt-get install --yes --no-install-recommends chromium
 	$(BIN)/python -m tests.screenshots
 
 cluster-tests: $(STAMP)

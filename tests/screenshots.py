@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,10 +14,7 @@ _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no
           "--virtual-time-budget=1000")  # fmt: skip
 
 
-def main() -> int:
-    if not shutil.which("chromium"):
-        sys.stderr.write("screenshots: needs Chromium: apt-get install --no-install-recommends chromium\n")
-        return 1
+def main() -> None:
     TAKEN.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -38,10 +33,12 @@ def main() -> int:
             take(agent, folder, "unhealthy-draining")
             take(agent, folder, "unhealthy-draining-phone", "400,2400")
             take(agent, folder, "unhealthy-draining-dark", dark=True)
+            agent.inject("--gpu", "0", "--hang", "nvmlDeviceGetEccMode")
+            until("blind", lambda: agent.state().get("blind"))
+            take(agent, folder, "unhealthy-and-blind")
         finally:
             agent.stop()
             api.shutdown()
-    return 0
 
 
 def take(agent: Agent, folder: Path, name: str, size: str = "1200,1500", dark: bool = False) -> None:
@@ -56,4 +53,4 @@ def take(agent: Agent, folder: Path, name: str, size: str = "1200,1500", dark: b
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

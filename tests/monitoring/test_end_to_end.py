@@ -12,6 +12,7 @@ import pytest
 
 from tests.monitoring.site import Agent, ApiServer, until
 from tests.monitoring.stack import GROUP_INTERVAL_S, GROUP_WAIT_S, SCRAPE_S, Stack
+from tests.monitoring.test_dashboard import queries
 
 
 @dataclass
@@ -70,6 +71,10 @@ def test_a_fault_reaches_the_webhook_grouped_and_inhibited_and_is_resolved_after
     assert paged["groupLabels"] == {"node": "node-2"}
     assert sorted(a["labels"]["gpu"] for a in paged["alerts"]) == ["1", "2"], "one notification for the node"
     assert stack.query('gpu_health_waits{node="node-2",kind="permit"}')[0]["value"][1] == "1"
+
+    # No pod was evicted and nothing failed: every other query of the dashboard shows something.
+    empty = {expression for _, expression in queries() if not stack.query(expression)}
+    assert all("checkpoints" in one or "failures" in one for one in empty), empty
 
     cured = time.monotonic()
     site.first.inject("--clear")
