@@ -182,7 +182,7 @@ class Daemon:
 
     def _show(self, verdict: Verdict, now: float) -> Snapshot:
         history = self._memory.history
-        acted = view(self._actor, self._config.budget) if self._actor else {}
+        acted = view(self._actor, self._config.budget, self._restored) if self._actor else {}
         return Snapshot(
             node=self._node,
             mode=self._config.mode,

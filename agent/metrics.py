@@ -140,7 +140,8 @@ def _standing(shot: Snapshot) -> Iterator[Metric]:
     """The node in its cluster."""
     withdrawn = GaugeMetricFamily("gpu_health_withdrawn", "1 while our taint keeps new pods off the node.",
                                   labels=["node"])  # fmt: skip
-    withdrawn.add_metric([shot.node], float(shot.withdrawn))
+    if shot.withdrawn is not None:
+        withdrawn.add_metric([shot.node], float(shot.withdrawn))
     yield withdrawn
     since = GaugeMetricFamily("gpu_health_withdrawn_timestamp_seconds", "When the node's withdrawal got its permit.",
                               labels=["node"])  # fmt: skip

@@ -74,6 +74,7 @@ def _banner(state: Mapping[str, Any], now: float) -> str:
     lines = [_sentence(state)]
     if since := state.get("withdrawn_since"):
         lines.append(f"Withdrawn since {_time(since)}.")
+    lines += [f"Blind: {_text(why)}." for why in state.get("blind", ())]
     if aside := state.get("aside"):
         lines.append(f"The agent stands aside: {_text(aside)}.")
     shown = status

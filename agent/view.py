@@ -12,7 +12,8 @@ from agent.snapshot import PermitsView
 from agent.world import HARD_TAINT, SlotKind, World
 
 
-def view(actor: Actor, budget: Budget) -> dict[str, Any]:
+def view(actor: Actor, budget: Budget, restored: bool) -> dict[str, Any]:
+    """``restored``: the faults of the agent's last life are known again; the Node is told of together with them."""
     outcomes, waited_s = actor.checkpoints()
     return {
         "aside": actor.aside,
@@ -25,7 +26,7 @@ def view(actor: Actor, budget: Budget) -> dict[str, Any]:
         "failed": dict(actor.failed),
         "requests": actor.requests(),
         "look_s": actor.look_s,
-        **(_standing(actor.world, actor.looked_at, budget) if actor.world else {}),
+        **(_standing(actor.world, actor.looked_at, budget) if actor.world and restored else {}),
     }
 
 

@@ -98,7 +98,7 @@ def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_se
         actor.judged(bad, True)
         for _ in range(2):
             actor._round()
-        views.append(view(actor, config.budget))
+        views.append(view(actor, config.budget, restored=True))
     first, second = views
     assert [wait.on for wait in first["waits"]] == [On.EVICTION]
     assert [wait.on for wait in second["waits"]] == [On.PERMIT]

@@ -96,6 +96,7 @@ def test_blind_is_never_shown_as_healthy() -> None:
     text = words(seen(said))
     assert "? unknown" in text
     assert "This does not mean healthy" in text
+    assert "Blind: nvml: silent." in text
     assert "✓ healthy" not in text
 
 
