@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SCENARIO ?= demo
 
-.PHONY: run test lint plain incidents cluster-tests gpu-tests cluster bench clean
+.PHONY: run test lint plain incidents monitoring-tests screenshots cluster-tests gpu-tests cluster bench clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -15,7 +15,7 @@ else
 	$(BIN)/gpu-health-agent simulate $(SCENARIO)
 endif
 
-test: lint plain cluster-tests
+test: lint plain monitoring-tests cluster-tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -23,10 +23,18 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 plain: $(STAMP)
-	$(BIN)/pytest -n 4 --dist worksteal --ignore=tests/cluster --ignore=tests/gpu --ignore=tests/bench
+	$(BIN)/pytest -n 4 --dist worksteal --ignore=tests/cluster --ignore=tests/gpu --ignore=tests/bench \
+		--ignore=tests/monitoring
 
 incidents: $(STAMP)
 	$(BIN)/python -m tests.incident
+
+monitoring-tests: $(STAMP)
+	$(BIN)/pytest tests/monitoring
+
+screenshots: $(STAMP)
+	command -v chromium || apt-get install --yes --no-install-recommends chromium
+	$(BIN)/python -m tests.screenshots
 
 cluster-tests: $(STAMP)
 	$(BIN)/python -m tests.cluster.build

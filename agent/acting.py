@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
-from typing import Any
 
 from agent.config import Config, Mode
 from agent.model import Severity, Verdict
@@ -56,7 +55,8 @@ class Actor:
         self._wake, self._stop = threading.Event(), threading.Event()
         self._verdict: Verdict | None = None
         self._gather_until = 0.0
-        self._world: World | None = None
+        self.world: World | None = None  # as last read
+        self.looked_at = 0.0  # when that was, Unix seconds
         self._began = time.monotonic()
         self._resets: dict[str, tuple[float, float]] = {}
         self._workloads: dict[str, str] = {}  # pod UID → namespace/Kind/name
@@ -64,7 +64,6 @@ class Actor:
         self._answered: set[str] = set()
         self._queued = False  # nothing is left to do but to wait for a permit, or for another mode
         self.failures = 0  # rounds in a row that failed
-        self._told: tuple[str, ...] = ()
         self.planned: Callable[[Verdict, World, Local, tuple[Step, ...]], None] | None = None  # for a recording
         self.holders: Callable[[], Mapping[str, frozenset[str] | None]] | None = None  # pod → UUIDs of its GPUs
         self._held: tuple[float, Mapping[str, frozenset[str] | None]] | None = None
@@ -74,7 +73,7 @@ class Actor:
         self.stored_text: str | None = None  # what the Node held when it was first read
         self.started = False  # the Node was read once
         self.steps: tuple[str, ...] = ()
-        self.waits: tuple[str, ...] = ("the Node was not read yet",)
+        self.waits: tuple[Wait, ...] = (Wait("the Node was not read yet"),)
         self.done: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.look_s = 0.0
@@ -88,7 +87,7 @@ class Actor:
 
     def orders(self) -> Orders:
         """What the Node says to the judge, as last read."""
-        world = self._world
+        world = self.world
         if world is None:
             return Orders()
         return Orders(world.labels, dict(self._workloads), world.dismissed, self._resets)
@@ -133,7 +132,7 @@ class Actor:
         except (CredentialsError, RefusedError, UnreachableError) as error:
             self.failures += 1
             self.failed["look"] += 1
-            self._waiting((str(error),))
+            self._waiting((Wait(str(error)),))
             longest = min(_LONGEST_PAUSE_S, 2.0 ** min(self.failures - 1, 6))
             return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
         except Exception as error:  # noqa: BLE001 - a bug must not end the thread that untaints
@@ -163,7 +162,7 @@ class Actor:
             self._asked, self._answered = set(), set()
 
     def _standing(self) -> bool:
-        return self._world is not None and any(taint.key == HARD_TAINT for taint in self._world.taints)
+        return self.world is not None and any(taint.key == HARD_TAINT for taint in self.world.taints)
 
     def _once(self) -> bool:
         """One round; whether it changed something and another look may find more to do."""
@@ -171,28 +170,28 @@ class Actor:
         verdict = self._verdict
         self._queued = False
         began = time.monotonic()
-        world = self._world = hands.look(
+        world = self.world = hands.look(
             closely=not self.started
             or self._standing()
             or (verdict is not None and verdict.withdraw and self._config.mode is not Mode.OBSERVE)
         )
-        look_s = time.monotonic() - began
+        look_s, self.looked_at = time.monotonic() - began, time.time()
         self._heed(world)
         self._restore(world)
         unheard = verdict is None or any(why.endswith("not heard yet") for why in verdict.blind)
         if verdict is None or (unheard and time.monotonic() - self._began < _FIRST_WORDS_S):
-            self._waiting(("every source must be heard once before anything is concluded",))
+            self._waiting((Wait("every source must be heard once before anything is concluded"),))
             return False
         if verdict.withdraw:
-            world = self._world = self._with_holders(world)
+            world = self.world = self._with_holders(world)
         up_s = int(time.monotonic() - self._began)
         local = Local(self._gathered(verdict), up_s, bool(self.aside) and self.released, dict(self.clients))
         steps = plan(verdict, world, self._config, local)
         if self.planned:
             self.planned(verdict, world, local, steps)
-        waits = tuple(step.why for step in steps if isinstance(step, Wait))
+        waits = tuple(step for step in steps if isinstance(step, Wait))
         if self._dry_run:
-            would = tuple(f"dry run: would {describe(s)}" for s in steps if not isinstance(s, Wait))
+            would = tuple(Wait(f"dry run: would {describe(s)}") for s in steps if not isinstance(s, Wait))
             self._waiting((*would, *waits))
             return False
         done, refused = self._do_all(hands, steps)
@@ -202,7 +201,7 @@ class Actor:
         self._queued = verdict.withdraw and not (done or refused or self._standing())
         return done
 
-    def _do_all(self, hands: Hands, steps: tuple[Step, ...]) -> tuple[bool, tuple[str, ...]]:
+    def _do_all(self, hands: Hands, steps: tuple[Step, ...]) -> tuple[bool, tuple[Wait, ...]]:
         """Each step in order; the first that is refused ends the round."""
         done: list[Step] = []
         try:
@@ -214,7 +213,7 @@ class Actor:
             if done:
                 self.steps = tuple(describe(step) for step in done)
 
-    def _do_each(self, hands: Hands, steps: tuple[Step, ...], done: list[Step]) -> tuple[bool, tuple[str, ...]]:
+    def _do_each(self, hands: Hands, steps: tuple[Step, ...], done: list[Step]) -> tuple[bool, tuple[Wait, ...]]:
         again = False
         for step in steps:
             if isinstance(step, Wait):
@@ -227,7 +226,7 @@ class Actor:
                 if refused.status == _CONFLICT:
                     self._stop.wait(random.uniform(0.0, _STEP_BACK_S))  # noqa: S311 - jitter, no secret
                     return True, ()  # somebody else was quicker: look again
-                return False, (f"could not {describe(step)}: {refused}",)
+                return False, (Wait(f"could not {describe(step)}: {refused}"),)
             self.done[kind] += 1
             done.append(step)
             # An eviction's effect is not there at once, and a refused one is asked again in a while.
@@ -270,27 +269,8 @@ class Actor:
         self.stored_text = world.stored
         self.started = True
 
-    def _waiting(self, waits: tuple[str, ...]) -> None:
-        self.waits = waits
-        if waits != self._told:
-            for why in waits:
-                if why not in self._told:
-                    self._tell("waiting", why=why)
-            self._told = waits
-
-
-def view(actor: Actor) -> dict[str, Any]:
-    """The actor's part of a Snapshot."""
-    outcomes, waited_s = actor.checkpoints()
-    return {
-        "aside": actor.aside,
-        "api_failures": actor.failures,
-        "checkpoints": outcomes,
-        "checkpoint_wait_s": waited_s,
-        "steps": actor.steps,
-        "waits": actor.waits,
-        "done": dict(actor.done),
-        "failed": dict(actor.failed),
-        "requests": actor.requests(),
-        "look_s": actor.look_s,
-    }
+    def _waiting(self, waits: tuple[Wait, ...]) -> None:
+        told, self.waits = self.waits, waits
+        for wait in waits:
+            if wait not in told:
+                self._tell("waiting", why=wait.why)

@@ -37,19 +37,19 @@ class Mode(StrEnum):
 
 
 class NvmlSource(_Section):
-    enabled: bool = True
+    enabled: bool = True  # read the GPUs through NVML
 
 
 class KmsgSource(_Section):
-    enabled: bool = True
-    path: Path = Path("/dev/kmsg")
+    enabled: bool = True  # read the kernel log
+    path: Path = Path("/dev/kmsg")  # the kernel log, or a file of its form
     accept_userspace: bool = False
     """Believe records that user space wrote into the kernel log. For rehearsals on a test cluster only:
     with it on, whoever may write to /dev/kmsg can drain the node."""
 
 
 class PodsSource(_Section):
-    enabled: bool = True
+    enabled: bool = True  # ask the kubelet; else every pod that may hold the GPU leaves
     socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
     """The kubelet's PodResources API: which pod holds which GPU, asked while pods leave a bad one."""
 
@@ -69,17 +69,17 @@ class Sources(_Section):
 class Override(_Section):
     """Another opinion on one rule, for all GPUs or those of a model or node label; a later one wins."""
 
-    rule: str
+    rule: str  # a name of the table of rules
     gpu_model: str | None = None
     """A pattern on NVML's product name: "*H100*"."""
-    node_label: Annotated[str, Field(pattern=r"^[^=]+=.*$")] | None = None
-    disabled: bool = False
-    severity: Literal["notice", "degraded", "fatal"] | None = None
-    remedy: Remedy | None = None
+    node_label: Annotated[str, Field(pattern=r"^[^=]+=.*$")] | None = None  # KEY=VALUE of the node
+    disabled: bool = False  # the rule finds nothing
+    severity: Literal["notice", "degraded", "fatal"] | None = None  # notice, degraded or fatal
+    remedy: Remedy | None = None  # an action word
     count: Annotated[int, Field(ge=1, le=64)] | None = None
     window_s: Seconds = 3600
     """Xids only: below so many within the window it is a notice."""
-    confirm_s: Seconds | None = None
+    confirm_s: Seconds | None = None  # how long it must last before it counts
     clear_s: Seconds | Literal["latched"] | None = None
     """How long it must be gone, or "latched": only a proved cure ends it."""
 
@@ -87,15 +87,15 @@ class Override(_Section):
 class Limits(_Section):
     """The thresholds of the rules; durations in seconds, temperatures in °C."""
 
-    overrides: tuple[Override, ...] = ()
+    overrides: tuple[Override, ...] = ()  # other opinions on single rules
 
     silent_s: Seconds = 60
     """A source that said nothing for this long is blind (and for three times as long, degraded)."""
     missing_confirm_s: Seconds = 60
     """How long a GPU must be missing from NVML's enumeration: driver roll-outs pass sooner."""
-    temperature_confirm_s: Seconds = 60
-    temperature_clear_s: Seconds = 600
-    temperature_hysteresis_c: Annotated[float, Field(ge=0)] = 3
+    temperature_confirm_s: Seconds = 60  # how long a GPU must be too hot before it counts
+    temperature_clear_s: Seconds = 600  # and cool before that clears
+    temperature_hysteresis_c: Annotated[float, Field(ge=0)] = 3  # °C below the limit that count as cool
     flag_confirm_s: Seconds = 3
     """For flags that NVML reads at each poll (recovery action, remap failure): two reads this far apart."""
     throttle_clear_s: Seconds = 600
@@ -114,7 +114,7 @@ class Limits(_Section):
     """In 3 of 5 minutes a notice, at ten times as many degraded. Unset: DCGM's for the link (31 on gen. 5 x16)."""
     nvlink_errors_per_minute: Positive = 1
     """NVLink 4 and older: replays or recoveries, in 3 of 5 minutes."""
-    nvlink_crc_per_second: Positive = 100
+    nvlink_crc_per_second: Positive = 100  # NVLink 4 and older: checksum errors
     nvlink_ber: Annotated[float, Field(gt=0, lt=1)] = 1e-12
     """NVLink 5: the effective bit error rate above which the link is worth a look. No vendor limit is public."""
     link_confirm_s: Seconds = 10
@@ -123,7 +123,7 @@ class Limits(_Section):
     """Whether a missing NVLink withdraws the node (training that uses all of them) or only degrades it."""
     fabric_confirm_s: Seconds = 600
     """How long the fabric may take to come up after a boot."""
-    row_remaps_uncorrected: Count = 512
+    row_remaps_uncorrected: Count = 512  # as many as the table of remaps holds
     retired_pages: Count = 63
     retired_pages_dbe: Count = 15
     """NVIDIA's limits for replacement: pages in all, and pages by double-bit errors while new ones come."""
@@ -135,8 +135,8 @@ class Limits(_Section):
     relapse_window_s: Seconds = 86400
     relapses: Annotated[int, Field(ge=2)] = 3
     """A GPU that turned fatal so often within the window waits for a person."""
-    notice_clear_s: Seconds = 600
-    degraded_xid_clear_s: Seconds = 3600
+    notice_clear_s: Seconds = 600  # how long a notice stands after its last event
+    degraded_xid_clear_s: Seconds = 3600  # and an Xid that degrades
     xid_count_window_s: Seconds = 3600
     """Xid 109 is a notice, and degraded at two in this window."""
     soak_s: Seconds = 600
@@ -150,23 +150,23 @@ class Budget(_Section):
 
     max_withdrawn: Annotated[int, Field(ge=0)] | Share = "10%"
     """Nodes of the pool with our hard taint, a number or a share of the pool (at least 1)."""
-    max_draining: Annotated[int, Field(ge=0)] | Share = 1
+    max_draining: Annotated[int, Field(ge=0)] | Share = 1  # nodes that evict at once
     per_hour: Count = 0
     """Withdrawals an hour for the whole pool; 0 is no limit beyond max_withdrawn."""
     pool: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$")] = "gpu"
     """The pool's name in the Leases that hold its slots."""
     pool_selector: str = "nvidia.com/gpu.present=true"
     """The label selector of the pool's nodes."""
-    namespace: str = "gpu-health-agent"
+    namespace: str = "gpu-health-agent"  # where Leases, pause and templates are
 
 
 class Deadlines(_Section):
     """How long a drain waits for budgets and protected pods before ``on_deadline``, by remedy."""
 
-    contact_support: Seconds = 3600
-    reset_gpu: Seconds = 3600
-    reboot_node: Seconds = 3600
-    replace_node: Seconds = 3600
+    contact_support: Seconds = 3600  # until a person sees to the GPU
+    reset_gpu: Seconds = 3600  # before a reset
+    reboot_node: Seconds = 3600  # before a reboot
+    replace_node: Seconds = 3600  # before a replacement
 
     def of(self, remedy: Remedy) -> float:
         return float(getattr(self, remedy, self.contact_support))
@@ -185,7 +185,7 @@ class Drain(_Section):
     """Pods without a controller, or with a volume on this node's own disk: wait for a person, or let them go."""
     checkpoint_s: Seconds = 300
     """The longest wait for a pod's checkpoint, whatever it declares; on a lost GPU nobody waits."""
-    exclude_namespaces: tuple[str, ...] = ("kube-system",)
+    exclude_namespaces: tuple[str, ...] = ("kube-system",)  # whose pods leave for a node's remedy only
     resource_prefixes: tuple[str, ...] = ("nvidia.com/",)
     """A pod that requests an extended resource with one of these prefixes holds a GPU."""
 
@@ -212,14 +212,14 @@ class Repair(_Section):
 class Http(_Section):
     address: str = ""
     """Where /metrics listens; empty: every address of the pod, IPv4 and IPv6."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 9836
+    port: Annotated[int, Field(ge=0, le=65535)] = 9836  # of /metrics, /healthz, /readyz, /state and the page
 
 
 class Config(_Section):
-    mode: Mode = Mode.OBSERVE
+    mode: Mode = Mode.OBSERVE  # observe, taint or evict
     node: str | None = None
     """The Node object to write to; unset: the environment's NODE_NAME."""
-    poll_s: Annotated[float, Field(gt=0, le=300)] = 5
+    poll_s: Annotated[float, Field(gt=0, le=300)] = 5  # how often each GPU is read
     sources: Sources = Sources()
     policy: Limits = Limits()
     budget: Budget = Budget()

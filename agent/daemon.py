@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from agent.acting import Actor, Tell, view
+from agent.acting import Actor, Tell
 from agent.config import Config
 from agent.metrics import registry
 from agent.model import Failure, Fault, Observation, Signal, Status, Verdict
@@ -20,6 +20,7 @@ from agent.sources import SourceStatus
 from agent.sources.pods import Holders, UnaskedError
 from agent.sources.supervisor import HOLD_GPUS, Known, Sources
 from agent.state import state
+from agent.view import view
 
 _TICK_S = 1.0
 _PATIENCE_S = 10.0  # for the first answer of the API server
@@ -181,7 +182,7 @@ class Daemon:
 
     def _show(self, verdict: Verdict, now: float) -> Snapshot:
         history = self._memory.history
-        acted = view(self._actor) if self._actor else {}
+        acted = view(self._actor, self._config.budget, self._restored) if self._actor else {}
         return Snapshot(
             node=self._node,
             mode=self._config.mode,

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from agent import __version__
 from agent.model import Observation, Status
 from agent.snapshot import Snapshot
+from agent.world import On
 
 _GPU = ["node", "pci_bus_id", "uuid", "gpu"]
 
@@ -23,6 +24,7 @@ _GAUGES = (
     ("memory_temperature_c", "memory_temperature_celsius", "Memory (HBM) temperature."),
     ("power_w", "power_watts", "Power drawn."),
     ("recovery_action", "recovery_action", "The driver's recovery action: 0 none, 1 GPU reset, 2 node reboot, …"),
+    ("remapped_rows_uncorrected", "row_remaps_uncorrected", "Memory rows remapped for uncorrectable errors."),
     ("remapped_rows_pending", "row_remap_pending", "1 while a memory row waits for a reset to be remapped."),
     ("remapped_rows_failure", "row_remap_failure", "1 once a memory row could not be remapped."),
     ("sram_threshold_exceeded", "sram_threshold_exceeded", "1 once on-chip memory passed NVIDIA's RMA threshold."),
@@ -63,7 +65,9 @@ class _Snapshots(Collector):
 def families(shot: Snapshot) -> Iterator[Metric]:
     """Every family of one Snapshot."""
     node, verdict = shot.node, shot.verdict
-    info = GaugeMetricFamily("gpu_health_agent_info", "The agent.", labels=["node", "version", "mode"])
+    info = GaugeMetricFamily(
+        "gpu_health_agent_info", "1, with the agent's version and mode.", labels=["node", "version", "mode"]
+    )
     info.add_metric([node, __version__, shot.mode], 1)
     yield info
     status = GaugeMetricFamily("gpu_health_status", "1 for the node's status, 0 for the others.",
@@ -71,19 +75,36 @@ def families(shot: Snapshot) -> Iterator[Metric]:
     for one in Status:
         status.add_metric([node, one], float(verdict.status is one))
     yield status
+    blind = GaugeMetricFamily("gpu_health_blind", "Reasons why the agent can't see everything; /state names them.",
+                              labels=["node"])  # fmt: skip
+    blind.add_metric([node], len(verdict.blind))
+    yield blind
+    gpus = GaugeMetricFamily("gpu_health_gpus", "GPUs that were read lately.", labels=["node"])
+    gpus.add_metric([node], len(shot.readings))
+    yield gpus
     faults = GaugeMetricFamily("gpu_health_fault", "1 for each fault that stands.",
                                labels=[*_GPU, "rule", "severity", "remedy"])  # fmt: skip
+    doubts = GaugeMetricFamily("gpu_health_fault_doubts", "In how many points the witnesses of a fault disagree.",
+                               labels=[*_GPU, "rule"])  # fmt: skip
     for fault in verdict.faults:
         found = fault.finding
         gpu = _gpu(node, found.pci, shot.readings.get(found.pci), fault.uuid)
         faults.add_metric([*gpu, found.rule, found.severity.name.lower(), found.remedy], 1)
+        doubts.add_metric([*gpu, found.rule], len(fault.doubts))
     yield faults
+    yield doubts
+    onsets = GaugeMetricFamily("gpu_health_fatal_onsets", "Times the GPU turned fatal, as counted for a relapse.",
+                               labels=_GPU)  # fmt: skip
+    for pci, times in sorted(verdict.onsets.items()):
+        onsets.add_metric(_gpu(node, pci, shot.readings.get(pci)), len(times))
+    yield onsets
     yield from _xids(shot)
     for signal, name, said in _GAUGES:
         yield _readings(shot, GaugeMetricFamily(f"gpu_health_{name}", said, labels=_GPU), signal)
     for signal, name, said in _COUNTERS:
         yield _readings(shot, CounterMetricFamily(f"gpu_health_{name}", said, labels=_GPU), signal)
     yield from _sources(shot)
+    yield from _standing(shot)
     yield from _actions(shot)
 
 
@@ -115,6 +136,36 @@ def _sources(shot: Snapshot) -> Iterator[Metric]:
     yield from (up, age, starts, garbage)
 
 
+def _standing(shot: Snapshot) -> Iterator[Metric]:
+    """The node in its cluster."""
+    withdrawn = GaugeMetricFamily("gpu_health_withdrawn", "1 while our taint keeps new pods off the node.",
+                                  labels=["node"])  # fmt: skip
+    if shot.withdrawn is not None:
+        withdrawn.add_metric([shot.node], float(shot.withdrawn))
+    yield withdrawn
+    since = GaugeMetricFamily("gpu_health_withdrawn_timestamp_seconds", "When the node's withdrawal got its permit.",
+                              labels=["node"])  # fmt: skip
+    if shot.withdrawn_since is not None:
+        since.add_metric([shot.node], shot.withdrawn_since)
+    yield since
+    waits = GaugeMetricFamily("gpu_health_waits", "Things that the agent waits for, by kind; /state names them.",
+                              labels=["node", "kind"])  # fmt: skip
+    for on in On:
+        waits.add_metric([shot.node, on], sum(wait.on is on for wait in shot.waits))
+    yield waits
+    labels = ["node", "kind"]
+    held = GaugeMetricFamily("gpu_health_permit_held", "1 while this node holds a permit.", labels=labels)
+    taken = GaugeMetricFamily("gpu_health_permits_taken", "Permits of the pool that are taken, as this node read them.",
+                              labels=labels)  # fmt: skip
+    limit = GaugeMetricFamily("gpu_health_permits_allowed", "Permits that the budget allows the pool.", labels=labels)
+    for permits in shot.permits:
+        key = [shot.node, permits.kind]
+        held.add_metric(key, float(permits.held))
+        taken.add_metric(key, permits.taken)
+        limit.add_metric(key, permits.allowed)
+    yield from (held, taken, limit)
+
+
 def _actions(shot: Snapshot) -> Iterator[Metric]:
     labels = ["node", "step"]
     done = CounterMetricFamily("gpu_health_steps", "Steps done on the cluster, by kind.", labels=labels)
@@ -143,10 +194,6 @@ def _actions(shot: Snapshot) -> Iterator[Metric]:
                               labels=["node"])  # fmt: skip
     aside.add_metric([shot.node], float(bool(shot.aside)))
     yield aside
-    waits = GaugeMetricFamily("gpu_health_waits", "Things that the agent waits for; /state names them.",
-                              labels=["node"])  # fmt: skip
-    waits.add_metric([shot.node], len(shot.waits))
-    yield waits
     look = GaugeMetricFamily(
         "gpu_health_look_seconds", "How long the reads before the last steps took.", labels=["node"]
     )

@@ -1,11 +1,12 @@
-"""HTTP for probes, Prometheus and people: /metrics /healthz /readyz /state. It serves the last Snapshot only."""
+"""HTTP for probes, Prometheus and people: / /metrics /healthz /readyz /state. It serves the last Snapshot only."""
 
 from __future__ import annotations
 
 import json
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -58,7 +59,13 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _REQUEST_TIMEOUT_S
 
     def do_GET(self) -> None:
-        match self.path.partition("?")[0]:
+        path, _, query = self.path.partition("?")
+        match path:
+            case "/":
+                from agent.page import HEADERS, page  # no agent pays for it until somebody looks
+
+                body = page(self.server.state(), time.time(), renewing=query != "hold").encode()
+                self._answer(200, "text/html; charset=utf-8", body, HEADERS)
             case "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(self.server.registry))
             case "/healthz":
@@ -69,15 +76,17 @@ class _Handler(BaseHTTPRequestHandler):
                 body = json.dumps(self.server.state(), indent=2).encode()
                 self._answer(200, "application/json", body)
             case _:
-                self._answer(404, "text/plain", b"try /metrics, /healthz, /readyz or /state\n")
+                self._answer(404, "text/plain", b"try /, /metrics, /healthz, /readyz or /state\n")
 
     def _probe(self, good: bool, yes: str, no: str) -> None:
         self._answer(200 if good else 503, "text/plain", f"{yes if good else no}\n".encode())
 
-    def _answer(self, status: int, kind: str, body: bytes) -> None:
+    def _answer(self, status: int, kind: str, body: bytes, headers: Mapping[str, str] = {}) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 

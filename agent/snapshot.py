@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.model import Observation, Verdict
+from agent.world import SlotKind, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,16 @@ class SourceView:
 
 
 @dataclass(frozen=True, slots=True)
+class PermitsView:
+    """The pool's permits of one kind, as this node last read them."""
+
+    kind: SlotKind
+    held: bool  # by this node
+    taken: int  # by all nodes
+    allowed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that is shown to the outside: swapped whole, never changed."""
 
@@ -32,7 +43,11 @@ class Snapshot:
     xids: Mapping[tuple[str, int], tuple[int, float]] = field(default_factory=dict)  # count, last (Unix seconds)
     sources: tuple[SourceView, ...] = ()
     steps: tuple[str, ...] = ()  # done in the last round that did anything
-    waits: tuple[str, ...] = ()
+    waits: tuple[Wait, ...] = ()
+    stage: str = ""  # the Node's state label as last read: draining, drained, repairing …
+    withdrawn: bool | None = None  # whether our hard taint stands; None: the Node was not read yet
+    withdrawn_since: float | None = None  # when its permit was taken, Unix seconds
+    permits: tuple[PermitsView, ...] = ()  # empty: not asked for, because this node needs none
     done: Mapping[str, int] = field(default_factory=dict)  # steps done since start, by kind
     failed: Mapping[str, int] = field(default_factory=dict)  # rounds and steps that failed, by kind
     requests: Mapping[str, int] = field(default_factory=dict)  # to the API server since start, by HTTP method

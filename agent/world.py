@@ -208,11 +208,23 @@ class Announce:
     pod: str = ""  # its UID
 
 
+class On(StrEnum):
+    """What a Wait waits for, as far as alerts tell it apart."""
+
+    OTHER = "other"  # it passes by itself
+    PERMIT = "permit"  # the budget is spent
+    EVICTION = "eviction"  # a PodDisruptionBudget refused one
+    POD = "pod"  # only a person can move it
+    REPAIR = "repair"  # only a person can decide how it goes on
+    STOPPED = "stopped"  # somebody or something keeps the agent from acting at all
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     """Nothing may be done about this now, and why."""
 
     why: str
+    on: On = On.OTHER
 
 
 Step = Report | Retaint | TakeSlot | GiveSlot | AskCheckpoint | Evict | Delete | StartJob | Announce | Wait

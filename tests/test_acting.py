@@ -8,7 +8,9 @@ from typing import Any
 from agent.acting import Actor
 from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
-from agent.config import Config, Mode
+from agent.config import Config, Drain, Mode
+from agent.view import view
+from agent.world import On, SlotKind
 from tests.observe import Judge, alive, reading, xid
 
 CONFIG = Config(mode=Mode.EVICT)
@@ -74,3 +76,35 @@ def test_one_that_waits_for_a_permit_asks_seldom_and_one_that_was_refused_asks_a
     trouble.clear()
     assert actors[0]._round() <= 5, "it holds the taint: there is a drain to see to"
     assert 15 <= actors[1]._round() <= 45
+
+
+def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_sentences() -> None:
+    cluster = made()
+    cluster.add_node("n2")
+
+    def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/eviction"):
+            return 429, {"message": "the budget a needs 1 healthy pod"}
+        return cluster(method, path, *rest, **more)
+
+    config = Config(mode=Mode.EVICT, drain=Drain(gather_s=0))
+    judge = Judge()
+    judge.now = time.monotonic() - 60  # every source was heard by now
+    judge.after(0, alive(), reading())
+    bad = judge.after(1, xid(79))
+    views = []
+    for node in ("n1", "n2"):
+        actor = Actor(config, lambda node=node: KubeHands(server, node, config), False, lambda *_, **__: None)
+        actor.judged(bad, True)
+        for _ in range(2):
+            actor._round()
+        views.append(view(actor, config.budget, restored=True))
+    first, second = views
+    assert [wait.on for wait in first["waits"]] == [On.EVICTION]
+    assert [wait.on for wait in second["waits"]] == [On.PERMIT]
+    assert (first["stage"], first["withdrawn"]) == ("draining", True)
+    assert (second["stage"], second["withdrawn"], second["withdrawn_since"]) == ("unhealthy", False, None)
+    assert abs(time.time() - first["withdrawn_since"]) < 60
+    for one, held in ((first, True), (second, False)):
+        permits = next(p for p in one["permits"] if p.kind is SlotKind.WITHDRAWN)
+        assert (permits.held, permits.taken, permits.allowed) == (held, 1, 1)

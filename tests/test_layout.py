@@ -18,6 +18,7 @@ WIRING = {
     "replay.py",
     "simulate.py",
     "state.py",
+    "view.py",
     "__main__.py",
 }
 ROOMS = {"sources", "policy", "actions"}

@@ -10,7 +10,8 @@ from prometheus_client.registry import Collector
 
 from agent.metrics import families
 from agent.model import Missing
-from agent.snapshot import Snapshot, SourceView
+from agent.snapshot import PermitsView, Snapshot, SourceView
+from agent.world import On, SlotKind, Wait
 from tests.observe import GPU, OTHER, Judge, alive, lost, reading, xid
 
 GOLDEN = Path(__file__).parent / "metrics.golden"
@@ -28,7 +29,14 @@ def snapshot() -> Snapshot:
         readings=history.readings,
         xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
         sources=(SourceView("nvml", True, 1.5, 1, 0, 42, ""), SourceView("kmsg", False, None, 3, 2, None, "gone")),
-        waits=("pod a/b may not be evicted yet",),
+        waits=(Wait("pod a/b may not be evicted yet", On.EVICTION),),
+        stage="draining",
+        withdrawn=True,
+        withdrawn_since=1_760_000_001.0,
+        permits=(
+            PermitsView(SlotKind.WITHDRAWN, held=True, taken=2, allowed=10),
+            PermitsView(SlotKind.DRAINING, held=False, taken=1, allowed=1),
+        ),
         done={"retaint": 1, "evict": 2},
         failed={"look": 1},
         requests={"GET": 3, "PATCH": 1},
@@ -46,6 +54,11 @@ def render(shot: Snapshot) -> str:
     registry = CollectorRegistry()
     registry.register(One())
     return generate_latest(registry).decode()
+
+
+def exported() -> set[str]:
+    """Every metric's name as Prometheus stores it."""
+    return {f"{family.name}_total" if family.type == "counter" else family.name for family in families(snapshot())}
 
 
 def test_metrics_are_what_the_golden_file_says() -> None:

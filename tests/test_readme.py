@@ -15,9 +15,10 @@ from agent.actions.checkpoint import declared
 from agent.arguments import parser
 from agent.config import Config, Limits
 from agent.policy.effective import entries, markdown
+from tests.readme import TEXT as README
+from tests.readme import renewed, settings
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
 
@@ -32,6 +33,7 @@ def test_every_command_of_the_readme_is_one(line: str) -> None:
         assert parser().parse_args(arguments).command
     else:
         assert line in (
+            "kubectl apply -k daemonset/monitoring/",  # rendered by a test of its own
             "kubectl apply -k daemonset/",  # the control plane's fixture applies it
             "kubectl annotate node NODE gpu-health-agent/dismiss=xid-79@0000:1b:00.0",  # as its test does
         )
@@ -63,3 +65,11 @@ def test_every_make_target_of_the_readme_exists() -> None:
 
 def test_the_table_of_faults_is_what_the_program_prints() -> None:
     assert markdown(list(entries(Limits(), "", {}))) in README
+
+
+def test_the_tables_of_metrics_and_settings_are_true() -> None:
+    assert renewed(README) == README, "write them anew: python -m tests.readme"
+
+
+def test_every_setting_has_a_reason() -> None:
+    assert not [name for name, _, what in settings(Config, "") if not what]

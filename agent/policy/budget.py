@@ -13,6 +13,12 @@ def slot_limit(setting: int | str, pool_size: int) -> int:
     return max(1, pool_size * int(setting.rstrip("%")) // 100)
 
 
+def allowed(world: World, kind: SlotKind, budget: Budget) -> int:
+    """How many nodes of this pool may hold a slot of this kind."""
+    setting = budget.max_withdrawn if kind is SlotKind.WITHDRAWN else budget.max_draining
+    return slot_limit(setting, world.pool_size)
+
+
 def free_slot(world: World, kind: SlotKind, budget: Budget) -> int | None:
     """The lowest free slot's number, or None if the budget is spent or was not read.
 
@@ -21,7 +27,7 @@ def free_slot(world: World, kind: SlotKind, budget: Budget) -> int | None:
     """
     if world.slots is None:
         return None
-    limit = slot_limit(_setting(kind, budget), world.pool_size)
+    limit = allowed(world, kind, budget)
     held = {slot.index for slot in world.slots if slot.kind is kind and slot.holder and not slot.abandoned}
     left = limit - sum(index >= limit for index in held)
     if kind is SlotKind.WITHDRAWN:
@@ -39,7 +45,7 @@ def spent(world: World, kind: SlotKind, budget: Budget) -> str:
     """Why there is no slot, in a sentence."""
     if world.slots is None:
         return f"the cluster's {kind} slots were not read: nothing is withdrawn without a permit"
-    limit = slot_limit(_setting(kind, budget), world.pool_size)
+    limit = allowed(world, kind, budget)
     said = f"the budget is spent: {limit} {kind} of {world.pool_size} nodes allowed"
     ours = [slot for slot in world.slots if slot.kind is kind]
     holders = [slot.holder.split("/")[0] for slot in ours if slot.holder and not slot.abandoned]
@@ -50,7 +56,3 @@ def spent(world: World, kind: SlotKind, budget: Budget) -> str:
     if kind is SlotKind.WITHDRAWN and any(not slot.holder and _cools(slot, limit, budget) for slot in ours):
         said += f"; {budget.per_hour} withdrawals an hour allowed"
     return said
-
-
-def _setting(kind: SlotKind, budget: Budget) -> int | str:
-    return budget.max_withdrawn if kind is SlotKind.WITHDRAWN else budget.max_draining

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent.config import Drain
 from agent.model import Remedy, Severity, Verdict
-from agent.world import AskCheckpoint, Delete, Evict, Pod, SlotKind, Step, Wait, World
+from agent.world import AskCheckpoint, Delete, Evict, On, Pod, SlotKind, Step, Wait, World
 
 _WHOLE_NODE = (Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
@@ -44,9 +44,9 @@ def drain(verdict: Verdict, world: World, settings: Drain) -> tuple[Step, ...]:
     overdue = bool(held and held.taken_s >= settings.deadline_s.of(verdict.remedy))
     steps: list[Step] = []
     for pod in leaving(world.pods or (), verdict):
-        why = _keeps(pod, verdict, world, settings, overdue)
+        why, on = _keeps(pod, verdict, world, settings, overdue)
         if why:
-            steps.append(Wait(f"pod {pod.key} {why}"))
+            steps.append(Wait(f"pod {pod.key} {why}", on))
             continue
         if pod.checkpoint_said and not pod.checkpoint:
             steps.append(Wait(f"pod {pod.key} is asked for no checkpoint: {pod.checkpoint_said}"))
@@ -59,31 +59,34 @@ def drain(verdict: Verdict, world: World, settings: Drain) -> tuple[Step, ...]:
             steps.append(Delete(pod, outcome))
             continue
         if refused:
-            steps.append(Wait(f"pod {pod.key} may not be evicted yet: {refused}"))
+            steps.append(Wait(f"pod {pod.key} may not be evicted yet: {refused}", On.EVICTION))
         steps.append(Evict(pod, outcome))
     return tuple(steps)
 
 
-def _keeps(pod: Pod, verdict: Verdict, world: World, settings: Drain, overdue: bool) -> str:
-    """Why this pod stays for now, in words that don't change while it does."""
+def _keeps(pod: Pod, verdict: Verdict, world: World, settings: Drain, overdue: bool) -> tuple[str, On]:
+    """Why this pod stays for now, in words that don't change while it does, and whether only a person can move it."""
     if pod.terminating:
-        return "should have ended and did not: see the node's kubelet" if pod.stuck else "is terminating"
+        if pod.stuck:
+            return "should have ended and did not: see the node's kubelet", On.POD
+        return "is terminating", On.OTHER
     if pod.protected and not overdue:
-        return f"asks by annotation to be left alone; it is, for {settings.deadline_s.of(verdict.remedy):.0f} s"
+        deadline_s = settings.deadline_s.of(verdict.remedy)
+        return f"asks by annotation to be left alone; it is, for {deadline_s:.0f} s", On.OTHER
     if settings.unmanaged == "wait" and not pod.owner:
-        return "has no controller to start it again: a person must move it"
+        return "has no controller to start it again: a person must move it", On.POD
     if settings.unmanaged == "wait" and pod.pinned:
-        return "keeps its data on this node's own disk: a person must move it"
+        return "keeps its data on this node's own disk: a person must move it", On.POD
     whole = verdict.remedy in _WHOLE_NODE
     holds = pod.gpus is not None and bool(bad_gpus(verdict))
     if not whole and not holds:
         if pod.namespace in settings.exclude_namespaces:
-            return "is in an excluded namespace: a person must move it"
+            return "is in an excluded namespace: a person must move it", On.POD
         if pod.tolerates:
-            return "tolerates our taint, and may not hold the bad GPU: a person must move it"
+            return "tolerates our taint, and may not hold the bad GPU: a person must move it", On.POD
     if world.returns.get(pod.workload, 0) >= _MOST_RETURNS:
-        return f"came back {_MOST_RETURNS} times although the node is tainted: a person must stop it"
-    return ""
+        return f"came back {_MOST_RETURNS} times although the node is tainted: a person must stop it", On.POD
+    return "", On.OTHER
 
 
 def _checkpoint(pod: Pod, verdict: Verdict, settings: Drain) -> tuple[str, tuple[Step, ...]]:

@@ -24,6 +24,7 @@ from agent.world import (
     Evict,
     GiveSlot,
     Local,
+    On,
     Report,
     Retaint,
     SlotKind,
@@ -57,18 +58,22 @@ class _Aim:
 def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[Step, ...]:
     """The next steps, in order; a step that fails ends the round."""
     if not world.managed:
-        return (Wait("the node's label gpu-health-agent/managed=false opts it out: nothing is written to it"),)
+        return (
+            Wait("the node's label gpu-health-agent/managed=false opts it out: nothing is written to it", On.STOPPED),
+        )
     if why := upgrading(world.labels):
         return (Wait(f"{why}: nothing is judged or done"),)
     try:
         stored = load(world.stored, 0.0) if world.stored is not None else None
     except NewerError as error:
-        return (*_bad_news(verdict, world), Wait(f"annotation gpu-health-agent/faults: {error}; it is only reported"))
+        why = f"annotation gpu-health-agent/faults: {error}; it is only reported"
+        return (*_bad_news(verdict, world), Wait(why, On.STOPPED))
     except MalformedError as error:
-        return (Wait(f"annotation gpu-health-agent/faults: {error}; remove it to let the agent act again"),)
+        why = f"annotation gpu-health-agent/faults: {error}; remove it to let the agent act again"
+        return (Wait(why, On.STOPPED),)
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
     if tainted and stored is None and not verdict.withdraw:
-        return (*_bad_news(verdict, world), Wait(_UNEXPLAINED))
+        return (*_bad_news(verdict, world), Wait(_UNEXPLAINED, On.STOPPED))
     withdraw = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN)
     old = records = stored.records if stored else Records()
     acts = verdict.withdraw and config.mode is Mode.EVICT
@@ -111,12 +116,13 @@ def _withdraw(
     verdict: Verdict, world: World, config: Config, aim: _Aim, tainted: bool, gathered: bool
 ) -> tuple[Step, ...]:
     if world.paused:
-        return (*_report(world, aim), Wait(f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"))
+        why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
+        return (*_report(world, aim), Wait(why, On.STOPPED))
     steps: list[Step] = [TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale]
     if not world.held(SlotKind.WITHDRAWN):
         slot = free_slot(world, SlotKind.WITHDRAWN, config.budget)
         if slot is None:
-            return (*_report(world, aim), Wait(spent(world, SlotKind.WITHDRAWN, config.budget)))
+            return (*_report(world, aim), Wait(spent(world, SlotKind.WITHDRAWN, config.budget), On.PERMIT))
         steps.append(TakeSlot(SlotKind.WITHDRAWN, slot))
     retaint = _retaint(world, aim)
     steps += [*retaint, *_report(world, aim, told=bool(retaint))]
@@ -142,7 +148,7 @@ def _drain(verdict: Verdict, world: World, config: Config, gathered: bool) -> tu
         return steps
     slot = free_slot(world, SlotKind.DRAINING, config.budget)
     if slot is None:
-        return (Wait(spent(world, SlotKind.DRAINING, config.budget)),)
+        return (Wait(spent(world, SlotKind.DRAINING, config.budget), On.PERMIT),)
     return (TakeSlot(SlotKind.DRAINING, slot), *steps)
 
 

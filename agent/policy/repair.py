@@ -13,7 +13,7 @@ from agent.config import Repair
 from agent.model import Remedy, Severity, Verdict
 from agent.policy.attempts import Attempt, Records, Stage
 from agent.policy.drain import bad_gpus
-from agent.world import OPERANDS, Job, Local, StartJob, Step, Wait, World
+from agent.world import OPERANDS, Job, Local, On, StartJob, Step, Wait, World
 
 LADDER = (Remedy.RESET_GPU, Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
 # nvidia-smi's exit codes (its manual, "RETURN VALUE"), and whether another try of the same can help.
@@ -102,7 +102,7 @@ def _reserve(
     remedy, why = aimed(verdict, records, settings)
     if remedy is None:
         asked = bool(records.attempts or templates(settings, verdict))
-        return _restored(records), (Wait(why),) if asked and drained else ()
+        return _restored(records), (Wait(why, On.REPAIR),) if asked and drained else ()
     if not drained or not local.gathered or world.jobs is None:
         return records, ()
     if all(f.proved for f in verdict.faults if f.finding.severity is Severity.FATAL):
@@ -144,7 +144,7 @@ def _clients(verdict: Verdict, world: World, records: Records, local: Local) -> 
     held = {uuid: pids for uuid, pids in local.clients.items() if pids and uuid in bad_gpus(verdict)}
     if held:
         told = "; ".join(f"pids {pids} on {uuid}" for uuid, pids in sorted(held.items()))
-        return records, (Wait(f"no reset while processes hold the GPU: {told}"),)
+        return records, (Wait(f"no reset while processes hold the GPU: {told}", On.REPAIR),)
     return records, ()
 
 

@@ -1,0 +1,1 @@
+"""Monitoring with the real programs: promtool, Prometheus, Alertmanager, amtool."""

@@ -1,0 +1,95 @@
+"""From a fault on a simulated GPU to a webhook: real agents, a real Prometheus, a real Alertmanager."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.monitoring.site import Agent, ApiServer, until
+from tests.monitoring.stack import GROUP_INTERVAL_S, GROUP_WAIT_S, SCRAPE_S, Stack
+from tests.monitoring.test_dashboard import queries
+
+
+@dataclass
+class Site:
+    stack: Stack
+    first: Agent
+    second: Agent
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with ExitStack() as ending:
+        api = ApiServer(tmp_path)
+        ending.callback(api.server_close)
+        ending.callback(api.shutdown)
+        agents = []
+        for node in ("node-1", "node-2"):
+            agents.append(Agent(api, node, tmp_path))
+            ending.callback(agents[-1].stop)
+        api.cluster.add_pod("research", "train-0", "node-1", owner="Job")
+        api.protected.add("train-0")
+        stack = Stack(tmp_path, {"node-1": agents[0].port, "node-2": agents[1].port})
+        ending.callback(stack.stop)
+        until("both agents are scraped", lambda: len(stack.query("gpu_health_agent_info")) == 2)
+        yield Site(stack, *agents)
+
+
+def test_a_fault_reaches_the_webhook_grouped_and_inhibited_and_is_resolved_after_the_cure(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack, told = site.stack, site.stack.receiver.told
+
+    began = time.monotonic()
+    site.first.inject("--gpu", "3", "--xid", "79")
+    withdrawn_at, withdrawn = until("the webhook", lambda: told("team", "node-1", "GpuNodeWithdrawn"))
+    assert withdrawn["groupLabels"] == {"node": "node-1"}
+    said = withdrawn["alerts"][0]["annotations"]["description"]
+    assert "GPU 0000:61:00.0: xid-79, remedy reboot_node" in said
+
+    inhibited = [a for a in stack.alerts() if a["labels"]["alertname"] == "GpuUnhealthy"]
+    assert [(a["labels"]["node"], a["status"]["state"]) for a in inhibited] == [("node-1", "suppressed")]
+    assert inhibited[0]["status"]["inhibitedBy"]
+    assert not told("pager", "node-1", "GpuUnhealthy"), "the withdrawn node silences its GPUs' alerts"
+
+    assert stack.query('gpu_health_fault{node="node-1",gpu="3"}') == []
+    assert len(stack.query('gpu_health_fault{node="node-1",pci_bus_id="0000:61:00.0",rule="xid-79"}')) == 1
+    assert stack.query('gpu_health_temperature_celsius{node="node-1",pci_bus_id="0000:61:00.0"}') == []
+    assert len(stack.query('gpu_health_temperature_celsius{node="node-1"}')) == 7
+    assert stack.query('gpu_health_waits{node="node-1",kind="eviction"}')[0]["value"][1] == "1"
+
+    # The one permit of two nodes is taken: what breaks now stays in service, and that wakes somebody.
+    second_began = time.monotonic()
+    site.second.inject("--gpu", "1", "--xid", "95")
+    site.second.inject("--gpu", "2", "--xid", "95")
+    paged_at, paged = until("the pager", lambda: told("pager", "node-2", "GpuUnhealthy"))
+    assert paged["groupLabels"] == {"node": "node-2"}
+    assert sorted(a["labels"]["gpu"] for a in paged["alerts"]) == ["1", "2"], "one notification for the node"
+    assert stack.query('gpu_health_waits{node="node-2",kind="permit"}')[0]["value"][1] == "1"
+
+    # No pod was evicted and nothing failed: every other query of the dashboard shows something.
+    empty = {expression for _, expression in queries() if not stack.query(expression)}
+    assert all("checkpoints" in one or "failures" in one for one in empty), empty
+
+    cured = time.monotonic()
+    site.first.inject("--clear")
+    site.second.inject("--clear")
+    ended_at, _ = until("resolved", lambda: told("team", "node-1", "GpuNodeWithdrawn", "resolved"))
+    until("resolved", lambda: told("pager", "node-2", "GpuUnhealthy", "resolved"))
+    assert site.first.state()["status"] == "healthy"
+
+    site.second.stop()
+    absent = 'node:gpu_health_agent_absent:max{node="node-2"}'
+    until("its absence is seen", lambda: stack.query(absent))
+    with capsys.disabled():
+        print(
+            f"\nscrape and evaluation {SCRAPE_S} s, group_wait {GROUP_WAIT_S} s, group_interval {GROUP_INTERVAL_S} s:"
+            f"\n  fault → webhook, withdrawn node   {withdrawn_at - began:5.1f} s"
+            f"\n  fault → webhook, no permit left   {paged_at - second_began:5.1f} s"
+            f"\n  cure → resolved (soak 2 s)        {ended_at - cured:5.1f} s"
+        )

@@ -1,0 +1,94 @@
+"""Recording rules and alerts: unit-tested by promtool, one source in two forms, each with its runbook."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.monitoring.programs import program
+from tests.monitoring.site import ROOT
+from tests.readme import anchors
+from tests.test_metrics import exported
+
+FOLDER = ROOT / "daemonset" / "monitoring"
+RULES = FOLDER / "rules.yaml"
+OPERATOR = FOLDER / "prometheusrule.yaml"
+TESTS = Path(__file__).with_name("rules_test.yaml")
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+ALERTS = [rule for rule in rules() if "alert" in rule]
+
+
+def promtool(*arguments: str) -> str:
+    done = subprocess.run([program("prometheus", "promtool"), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_promtool_finds_nothing_wrong_with_the_rules() -> None:
+    assert f"SUCCESS: {len(rules())} rules found" in promtool("check", "rules", str(RULES))
+
+
+def test_each_alert_fires_where_and_when_it_should_and_nowhere_else() -> None:
+    promtool("test", "rules", str(TESTS))
+
+
+def test_every_alert_is_tested_to_fire() -> None:
+    tested = TESTS.read_text()
+    for alert in ALERTS:
+        assert re.search(rf"\b{alert['alert']}\b", tested), alert["alert"]
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
+def test_every_alert_says_what_it_means_and_has_a_runbook(alert: dict[str, Any]) -> None:
+    assert alert["labels"]["severity"] in ("critical", "warning", "info")
+    assert alert["labels"]["scope"] in ("gpu", "node", "fleet")
+    told = alert["annotations"]
+    assert told["summary"]
+    assert told["description"]
+    assert told["runbook_url"] == f"README.md#{alert['alert'].lower()}"
+    assert alert["alert"].lower() in anchors()
+
+
+def test_rules_use_only_metrics_that_the_agent_exports() -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    for rule in rules():
+        used = set(re.findall(r"[a-z:_0-9]*gpu_health_[a-z_:0-9]*", rule["expr"]))
+        used |= set(re.findall(r"gpu_health_[a-z_]+", str(rule.get("annotations", ""))))
+        assert used <= recorded | exported(), rule
+
+
+def test_the_operators_rules_are_the_plain_ones() -> None:
+    """To accept a change: delete prometheusrule.yaml and run the test twice."""
+    plain = RULES.read_text()
+    if not OPERATOR.exists():
+        OPERATOR.write_text(_HEAD + "".join(f"  {line}" if line.strip() else line for line in _body(plain)))
+        raise AssertionError("prometheusrule.yaml was missing and is written anew: read it, then run again")
+    operator = yaml.safe_load(OPERATOR.read_text())
+    assert operator["spec"] == yaml.safe_load(plain)
+    assert (operator["apiVersion"], operator["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+
+
+_HEAD = """\
+# Made of rules.yaml by a test, for prometheus-operator.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: gpu-health-agent
+  namespace: gpu-health-agent
+  labels: {app.kubernetes.io/name: gpu-health-agent}
+spec:
+"""
+
+
+def _body(plain: str) -> list[str]:
+    return plain[plain.index("groups:") :].splitlines(keepends=True)

@@ -1,0 +1,111 @@
+"""The README as tests read it, and ``python -m tests.readme``, which writes its tables of metrics and settings anew."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import get_args
+
+from prometheus_client.core import CounterMetricFamily
+from pydantic import BaseModel
+
+from agent import config
+from agent.config import Config, Override
+from agent.metrics import families
+from agent.model import Remedy, Status, Verdict
+from agent.snapshot import Snapshot
+
+PATH = Path(__file__).parents[1] / "README.md"
+TEXT = PATH.read_text(encoding="utf-8")
+_SOURCE = Path(config.__file__).read_text(encoding="utf-8")
+
+
+def anchors() -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def metrics_table() -> str:
+    rows = ["| metric | labels | what |", "|---|---|---|"]
+    for family in families(Snapshot("", "", Verdict(0, Status.HEALTHY, Remedy.NONE))):
+        name = f"{family.name}_total" if isinstance(family, CounterMetricFamily) else family.name
+        labels = ", ".join(family._labelnames)
+        rows.append(f"| `{name}` | {labels} | {_cell(family.documentation)} |")
+    return "\n".join(rows)
+
+
+def settings_table() -> str:
+    rows = ["| setting | default | what |", "|---|---|---|"]
+    rows += [f"| `{name}` | {default} | {_cell(what)} |" for name, default, what in settings(Config, "")]
+    return "\n".join(rows)
+
+
+def settings(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    """Each setting's name, default and reason, in the order of agent/config.py."""
+    said = _said(section)
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from settings(inner, f"{prefix}{name}.")
+        elif Override in get_args(inner):
+            yield f"{prefix}{name}", "none", said[name]
+            yield from settings(Override, f"{prefix}{name}[].")
+        else:
+            default = "required" if field.is_required() else _default(field.default)
+            yield f"{prefix}{name}", default, said[name]
+
+
+def _said(section: type[BaseModel]) -> dict[str, str]:
+    """A field's own comment, else the next docstring below it: one may speak for several fields."""
+    (found,) = (node for node in ast.parse(_SOURCE).body if isinstance(node, ast.ClassDef)
+                and node.name == section.__name__)  # fmt: skip
+    said: dict[str, str] = {}
+    waiting: list[str] = []
+    for node in found.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            comment = _SOURCE.splitlines()[(node.end_lineno or 0) - 1].partition("  # ")[2]
+            if comment:
+                said[node.target.id] = comment
+            else:
+                waiting.append(node.target.id)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            said |= dict.fromkeys(waiting, " ".join(str(node.value.value).split()))
+            waiting = []
+    return {name: said.get(name, "") for name in section.model_fields}
+
+
+def _default(value: object) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, tuple):
+        return ", ".join(f"`{one}`" for one in value) or "none"
+    return f"`{value}`" if value != "" else "empty"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def renewed(text: str) -> str:
+    """The README with its tables as they should be."""
+    for name, table in (("metrics", metrics_table()), ("settings", settings_table())):
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        assert found, f"README.md lacks {begin} … {end}"
+        text = f"{before}{begin}\n\n{table}\n\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    PATH.write_text(renewed(TEXT), encoding="utf-8")
+    sys.exit(0)
