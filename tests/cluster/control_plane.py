@@ -216,7 +216,9 @@ class ControlPlane:
     def _start(self, name: str, *arguments: str) -> None:
         with (self._log / f"{name}.log").open("ab") as out:
             self._processes[name] = subprocess.Popen(
-                [str(self._bin / name), *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                # Whoever is killed before `down` leaves no API server behind.
+                ["setpriv", "--pdeathsig", "KILL", str(self._bin / name), *arguments],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
 
