@@ -9,7 +9,8 @@ RUN python3 -m venv /opt/gpu-health-agent \
  && /opt/gpu-health-agent/bin/pip install --no-cache-dir --only-binary :all: --index-url "${PYPI}" /src \
  && /opt/gpu-health-agent/bin/pip uninstall --quiet --yes setuptools pip
 # Only the Kubernetes client's ApiClient and credentials are used; its generated APIs and models take 120 MB.
-RUN cd /opt/gpu-health-agent/lib/python3*/site-packages/kubernetes && rm -r aio client/api client/models
+RUN cd /opt/gpu-health-agent/lib/python3*/site-packages/kubernetes \
+ && rm -r aio && find client/api client/models -type f -name '[!_]*' -delete
 
 FROM ${BASE_IMAGE}
 ARG VERSION=unknown

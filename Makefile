@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SCENARIO ?= demo
 
-.PHONY: run test lint plain incidents cluster-tests gpu-tests cluster bench clean
+.PHONY: run test lint plain incidents cluster-tests image-tests e2e gpu-tests cluster bench clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -23,7 +23,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 plain: $(STAMP)
-	$(BIN)/pytest -n 4 --dist worksteal --ignore=tests/cluster --ignore=tests/gpu --ignore=tests/bench
+	$(BIN)/pytest -n 4 --dist worksteal --ignore=tests/cluster --ignore=tests/gpu --ignore=tests/bench --ignore=tests/image --ignore=tests/nodes
 
 incidents: $(STAMP)
 	$(BIN)/python -m tests.incident
@@ -31,6 +31,15 @@ incidents: $(STAMP)
 cluster-tests: $(STAMP)
 	$(BIN)/python -m tests.cluster.build
 	$(BIN)/pytest tests/cluster
+
+# These two need root on Debian 12: they install what they need, and leave nothing running.
+image-tests: $(STAMP)
+	$(BIN)/pytest tests/image
+
+e2e: $(STAMP)
+	$(BIN)/python -m tests.cluster.build
+	$(BIN)/python -m tests.image.build
+	$(BIN)/pytest tests/nodes
 
 gpu-tests: $(STAMP)
 	$(BIN)/pytest tests/gpu

@@ -179,7 +179,7 @@ class ControlPlane:
             "kube-apiserver", f"--etcd-servers=http://127.0.0.1:{etcd}", f"--bind-address={self.address}",
             f"--secure-port={self.port}", f"--advertise-address={self.address}",
             # A loopback address is refused in the Service "kubernetes".
-            *(() if real else ("--endpoint-reconciler-type=none",)),
+            "--kubelet-preferred-address-types=InternalIP" if real else "--endpoint-reconciler-type=none",
             "--authorization-mode=Node,RBAC", "--allow-privileged=true",
             "--service-cluster-ip-range=10.96.0.0/16", f"--tls-cert-file={pki}/apiserver.crt",
             f"--tls-private-key-file={pki}/apiserver.key", f"--client-ca-file={pki}/ca.crt",

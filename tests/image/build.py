@@ -102,3 +102,7 @@ def storage() -> Iterator[list[str]]:
     need("buildah", "podman")
     with tempfile.TemporaryDirectory(prefix="gpu-health-agent-images-") as folder:
         yield ["--root", f"{folder}/root", "--runroot", f"{folder}/run", "--storage-driver", "overlay"]
+
+
+if __name__ == "__main__":
+    print(*images(), sep="\n")
