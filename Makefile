@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SCENARIO ?= demo
+# Tests that need more than Python.
+OTHERS := bench cluster gpu image monitoring nodes
 
-.PHONY: run test lint plain incidents monitoring-tests screenshots cluster-tests gpu-tests cluster bench clean
+.PHONY: run test lint plain incidents monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests cluster bench \
+	clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -23,8 +26,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 plain: $(STAMP)
-	$(BIN)/pytest -n 4 --dist worksteal --ignore=tests/cluster --ignore=tests/gpu --ignore=tests/bench \
-		--ignore=tests/monitoring
+	$(BIN)/pytest -n 4 --dist worksteal $(OTHERS:%=--ignore=tests/%)
 
 incidents: $(STAMP)
 	$(BIN)/python -m tests.incident
@@ -40,6 +42,15 @@ cluster-tests: $(STAMP)
 	$(BIN)/python -m tests.cluster.build
 	$(BIN)/python -m tests.cluster.helm
 	$(BIN)/pytest tests/cluster
+
+# These two need root on Debian 12: they install what they need, and leave nothing running.
+image-tests: $(STAMP)
+	$(BIN)/pytest tests/image
+
+e2e: $(STAMP)
+	$(BIN)/python -m tests.cluster.build
+	$(BIN)/python -m tests.image.build
+	$(BIN)/pytest tests/nodes
 
 gpu-tests: $(STAMP)
 	$(BIN)/pytest tests/gpu

@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
     inject = commands.add_parser("inject", help="change a running simulation")
     inject.add_argument("--gpu", type=int, metavar="I", help="the GPU's index (with --clear: default all)")
+    inject.add_argument("--pid", type=int, metavar="PID", help="with --xid: the process that the kernel names")
     what = inject.add_mutually_exclusive_group(required=True)
     what.add_argument("--xid", type=int, metavar="CODE")
     what.add_argument("--temperature", type=float, metavar="C", help="°C")
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--recovery-action", type=int, metavar="A", help="NVML field 230: 1 reset, 2 reboot …")
     what.add_argument("--set", metavar="SIGNAL=N", help="another reading, as remapped_rows_pending=1")
     what.add_argument("--hang", metavar="CALL", help="this call about the GPU does not return, as nvmlDeviceGetEccMode")
+    what.add_argument("--process", type=int, metavar="PID", help="this process computes on the GPU")
     what.add_argument("--clear", action="store_true", help="the proved remedy: new counters, and a boot if need be")
     _directory(inject)
     release = commands.add_parser("release", help="take everything of ours off one node or all of them")

@@ -219,7 +219,8 @@ def _stage(kubeconfig: str, node: str, config: Config) -> Hands:
 def _inject(arguments: argparse.Namespace) -> int:
     from agent.sources.simulated import inject
 
-    fields = ("gpu", "xid", "temperature", "ecc_uncorrected", "lost", "recovery_action", "hang", "clear")
+    fields = ("gpu", "xid", "pid", "temperature", "ecc_uncorrected", "lost", "recovery_action", "hang", "process",
+              "clear")  # fmt: skip
     request = {key: value for key in fields if (value := getattr(arguments, key)) is not None and value is not False}
     if arguments.set:
         name, _, number = arguments.set.partition("=")

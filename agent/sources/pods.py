@@ -22,7 +22,8 @@ _DRA_DRIVER = "gpu.nvidia.com"
 _DRA_GPU = re.compile(r"gpu-(\d+)(?:-mig-.*)?")
 
 # k8s.io/kubelet/pkg/apis/podresources/v1, as far as it is read: message → field → (number, repeated, type).
-_MESSAGES: dict[str, dict[str, tuple[int, bool, str]]] = {
+Messages = Mapping[str, Mapping[str, tuple[int, bool, str]]]
+_MESSAGES: Messages = {
     "ListPodResourcesRequest": {},
     "ListPodResourcesResponse": {"pod_resources": (1, True, "PodResources")},
     "PodResources": {
@@ -74,24 +75,26 @@ def holders(answer: Any) -> Holders:
         raise UnaskedError(f"no answer that makes sense ({type(error).__name__})") from error
 
 
-def messages() -> dict[str, Any]:
+def messages(package: str = "v1", described: Messages = _MESSAGES) -> dict[str, Any]:
     """The message classes by name."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="podresources.proto", package="v1", syntax="proto3")
-    for message, fields in _MESSAGES.items():
-        described = file.message_type.add(name=message)
+    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
+    for message, fields in described.items():
+        added = file.message_type.add(name=message)
         for name, (number, repeated, kind) in fields.items():
-            field = described.field.add(name=name, number=number)
+            field = added.field.add(name=name, number=number)
             field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
             if kind == "string":
                 field.type = kinds.TYPE_STRING
             else:
-                field.type, field.type_name = kinds.TYPE_MESSAGE, f".v1.{kind}"
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f".{package}.{kind}"
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"v1.{name}")) for name in _MESSAGES}
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in described
+    }
 
 
 def ask(socket: Path) -> dict[str, list[str] | None]:

@@ -15,9 +15,10 @@ from agent.sources.simulated_answers import SYMBOLS
 from agent.sources.simulated_gpu import SIGNALS, a100_8_mig, h100_8, t4_1
 
 PROFILES = {"h100-8": h100_8, "a100-8-mig": a100_8_mig, "t4-1": t4_1}
-_REQUEST_KEYS = frozenset(
-    {"gpu", "xid", "pid", "name", "temperature", "ecc_uncorrected", "lost", "recovery_action", "set", "hang", "clear"}
-)
+_REQUEST_KEYS = frozenset({
+    "gpu", "xid", "pid", "name", "temperature", "ecc_uncorrected", "lost", "recovery_action", "set", "hang", "process",
+    "clear",
+})  # fmt: skip
 _ACTIONS = _REQUEST_KEYS - {"gpu", "pid", "name"}
 _STEP_KEYS = _REQUEST_KEYS | {"at_s", "say"}
 
@@ -108,7 +109,7 @@ def wrong(request: Mapping[str, Any], profile: str, count: int) -> str:
     for key in actions & {"lost", "clear"}:
         if request[key] is not True:
             return f"{key}: {request[key]!r} is not true; clear is what ends a fault"
-    for key in ("xid", "temperature", "ecc_uncorrected", "recovery_action", "pid"):
+    for key in ("xid", "temperature", "ecc_uncorrected", "recovery_action", "pid", "process"):
         if key in request and not _is_number(request[key]):
             return f"{key}: {request[key]!r} is not a number from 0 on"
     if "hang" in request and request["hang"] not in SYMBOLS:

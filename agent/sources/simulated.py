@@ -91,6 +91,8 @@ class Simulation:
         gpu.numbers.update(numbers(request))
         if "hang" in request:
             gpu.hanging.add(str(request["hang"]))
+        if "process" in request:
+            gpu.processes.add(int(request["process"]))
         if request.get("lost"):
             gpu.lost = True
             self._needs_reboot.add(gpu.index)

@@ -166,6 +166,16 @@ def _field(gpu: SimulatedGpu, number: int, scope: int) -> int | None:
     return 0 if number in _PER_LINK and scope else answer(gpu)
 
 
+def _processes(gpu: SimulatedGpu, count: Any, out: Any) -> int:
+    """Asked twice: how many there are, then which."""
+    put(count, len(gpu.processes))
+    if out is None:
+        return int(nv.NVML_ERROR_INSUFFICIENT_SIZE) if gpu.processes else 0
+    for entry, pid in zip(out, sorted(gpu.processes), strict=False):
+        entry.pid = pid
+    return 0
+
+
 # Calls with several results, text or a structure.
 SHAPED: dict[str, Callable[..., int]] = {
     "nvmlDeviceGetUUID": lambda gpu, out, _: put_text(out, gpu.uuid),
@@ -183,7 +193,7 @@ SHAPED: dict[str, Callable[..., int]] = {
     "nvmlDeviceValidateInforom": _inforom,
     "nvmlDeviceGetGpuFabricInfoV": _fabric,
     "nvmlDeviceGetMigMode": lambda gpu, *out: _several(gpu.mig, gpu.mig)(gpu, *out),
-    "nvmlDeviceGetComputeRunningProcesses_v3": lambda _, *out: put(out[0], 0),
+    "nvmlDeviceGetComputeRunningProcesses_v3": _processes,
     "nvmlDeviceGetFieldValues": _fields,
 }
 

@@ -33,6 +33,7 @@ class SimulatedGpu:
     nvlinks: int = 18
     thresholds: bool = False  # heat by absolute limits (up to Ampere), not by a margin
     mig: bool = False
+    processes: set[int] = field(default_factory=set)  # pids that compute on it
     hanging: set[str] = field(default_factory=set)  # C symbols that don't return
     unsupported: frozenset[str] = frozenset()  # C symbols that answer NOT_SUPPORTED
     unreadable: frozenset[str] = frozenset()  # C symbols that answer UNKNOWN
@@ -51,6 +52,7 @@ class SimulatedGpu:
         self.ecc_uncorrected = self.recovery_action = 0
         self.temperature_c, self.lost, self.reset_required = IDLE_C, False, False
         self.numbers.clear()
+        self.processes.clear()
         self.hanging.clear()
 
     def number(self, signal: str, healthy: int = 0) -> int:

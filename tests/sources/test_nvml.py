@@ -52,6 +52,12 @@ def test_a_poll_reads_every_gpu_and_ends_with_a_heartbeat(library: Library) -> N
     assert (first["slowdown_tlimit_c"], first["recovery_action"], first["margin_c"]) == (-2, 0, 53)
 
 
+def test_the_processes_on_a_gpu_are_told_by_pid(library: Library) -> None:
+    library.gpus[0].processes.update({4711, 2**22})
+    read = poll(Nvml())
+    assert (read["0000:1b:00.0"].values["processes"], read["0000:43:00.0"].values["processes"]) == ("4711,4194304", "")
+
+
 def test_unsupported_unreadable_and_zero_are_three_things(library: Library) -> None:
     library.gpus[0].unsupported = frozenset({"nvmlDeviceGetRemappedRows", "nvmlDeviceGetMarginTemperature"})
     library.gpus[0].unreadable = frozenset({"nvmlDeviceGetEccMode", "nvmlDeviceGetFieldValues"})

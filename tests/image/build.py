@@ -1,0 +1,108 @@
+"""Builds the image of the Dockerfile without a registry: buildah, on a Debian base made by debootstrap.
+
+What takes minutes is kept in the cache outside the tree, by its content.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agent import __version__
+from tests.cluster.build import key, made_once
+from tests.packages import need
+
+ROOT = Path(__file__).parents[2]
+IMAGE, PAUSE, BASE = "localhost/gpu-health-agent:test", "localhost/pause:test", "localhost/debian:test"
+_SUITE = "bookworm"
+_WASTE = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info")
+_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def images(say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)) -> tuple[Path, Path]:
+    """The agent's image and the pod sandbox's, as docker archives on one base; built if need be."""
+    if os.getuid():
+        raise RuntimeError("the image's tests need root: buildah and debootstrap change roots")
+    sources = [ROOT / name for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE")]
+    sources += sorted(p for p in (ROOT / "agent").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    base = _base(say)
+    folder = made_once(f"image-{key([*sources, Path(__file__)])}", lambda work: _build(work, base, say))
+    return folder / "gpu-health-agent.tar", folder / "pause.tar"
+
+
+def _base(say: Callable[[str], None]) -> Path:
+    """A minimal Debian with Python as a tar, from the mirror that this machine's apt uses."""
+
+    def make(work: Path) -> None:
+        need("debootstrap")
+        say("making a Debian base for the image, once; a minute or two")
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", "--include=python3-venv", _SUITE, str(work / "root"), _mirror()],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        for folder in _WASTE:
+            shutil.rmtree(work / "root" / folder)
+        subprocess.run(["tar", "-C", str(work / "root"), "--numeric-owner", "-cf", str(work / "debian.tar"), "."],
+                       check=True)  # fmt: skip
+        shutil.rmtree(work / "root")
+
+    return made_once(f"debian-{_SUITE}-{platform.machine()}-1", make) / "debian.tar"
+
+
+def _mirror() -> str:
+    form = ["--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Created-By: Packages"]
+    listed = subprocess.run(["apt-get", "indextargets", *form], check=True, capture_output=True, text=True).stdout
+    for line in listed.splitlines():
+        uri, suite, component = line.split()
+        if (suite, component) == (_SUITE, "main"):
+            return uri
+    raise RuntimeError(f"apt has no {_SUITE} main: the image's base is Debian 12")
+
+
+def _build(work: Path, base: Path, say: Callable[[str], None]) -> None:
+    say("building the agent's image, once for each change of it")
+    with storage() as options:
+
+        def build(name: str, recipe: str, context: Path, *more: str) -> None:
+            command = ["buildah", *options, "bud", "--quiet", "--isolation", "chroot", "--pull-never", "--tag", name,
+                       *more, "--file", "-", str(context)]  # fmt: skip
+            subprocess.run(command, input=recipe, check=True, text=True, stdout=subprocess.DEVNULL)
+
+        build(BASE, "FROM scratch\nADD debian.tar /\n", base.parent)
+        build(PAUSE, f'FROM {BASE}\nENTRYPOINT ["/bin/sleep", "infinity"]\n', base.parent)
+        build(IMAGE, (ROOT / "Dockerfile").read_text(), ROOT, *_python_index(),
+              "--build-arg", f"BASE_IMAGE={BASE}", "--build-arg", f"VERSION={__version__}")  # fmt: skip
+        for image, name in ((IMAGE, "gpu-health-agent"), (PAUSE, "pause")):
+            archive = f"docker-archive:{work / name}.tar:{image}"
+            subprocess.run(["buildah", *options, "push", "--quiet", image, archive], check=True)
+
+
+def _python_index() -> Iterator[str]:
+    """This machine's way to PyPI: its index, and the certificates that it trusts."""
+    told = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.index-url"],
+                          capture_output=True, text=True).stdout.strip()  # fmt: skip
+    if index := os.environ.get("PIP_INDEX_URL") or told:
+        yield from ("--build-arg", f"PYPI={index}")
+    bundle = os.environ.get("PIP_CERT") or ssl.get_default_verify_paths().cafile
+    if bundle:
+        yield from ("--volume", f"{bundle}:{_BUNDLE}:ro")
+
+
+@contextmanager
+def storage() -> Iterator[list[str]]:
+    """The options that give buildah and podman a place of their own for images, gone afterwards."""
+    need("buildah", "podman")
+    with tempfile.TemporaryDirectory(prefix="gpu-health-agent-images-") as folder:
+        yield ["--root", f"{folder}/root", "--runroot", f"{folder}/run", "--storage-driver", "overlay"]
+
+
+if __name__ == "__main__":
+    print(*images(), sep="\n")

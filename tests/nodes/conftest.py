@@ -1,0 +1,192 @@
+"""Fixtures: two real nodes for the run with the agent's manifests applied, and a namespace for each test."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent.sources.simulated_gpu import h100_8
+from tests.image.build import IMAGE, images
+from tests.nodes.rig import Rig, rig
+
+NAMESPACE = "gpu-health-agent"
+UUIDS = [gpu.uuid for gpu in h100_8()]
+_MANIFESTS = Path(__file__).parents[2] / "daemonset"
+_NUMBERS = itertools.count(1)
+_PYTHON = "/opt/gpu-health-agent/bin/python"
+# Work that is saved when it is asked to end, which takes it three seconds.
+_WORK = """
+import os, signal, sys, time
+def save(*_):
+    print("asked to end", flush=True)
+    time.sleep(3)
+    print("saved", flush=True)
+    with open(os.environ["SAVED"], "w") as file:
+        file.write("saved")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+print("works", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+class Site:
+    """The rig with the agent on it, as an operator has it, and a namespace that belongs to one test alone."""
+
+    def __init__(self, made: Rig) -> None:
+        self.rig, self.plane, self.name = made, made.plane, f"t{next(_NUMBERS)}"
+        self.plane.add_namespace(self.name)
+
+    def deploy(self, name: str, node: str, replicas: int = 1, gpus: int = 1) -> None:
+        """A Deployment whose first pods start on one node, and whose next ones may go anywhere."""
+        others = [other for other in self.rig.nodes if other != node]
+        for other in others:
+            self._cordon(other, True)
+        saved = self.saved(name)
+        saved.parent.mkdir(exist_ok=True)
+        saved.parent.chmod(0o777)
+        container: dict[str, Any] = {
+            "name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": [_PYTHON, "-c", _WORK],
+            "env": [{"name": "SAVED", "value": str(saved)}],
+            "volumeMounts": [{"name": "shared", "mountPath": str(saved.parent)}],
+        }  # fmt: skip
+        if gpus:
+            container["resources"] = {"limits": {"nvidia.com/gpu": str(gpus)}}
+        self.plane.must("POST", f"/apis/apps/v1/namespaces/{self.name}/deployments", {
+            "metadata": {"name": name},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"terminationGracePeriodSeconds": 30, "containers": [container],
+                         "volumes": [{"name": "shared", "hostPath": {"path": str(saved.parent)}}]}}},
+        })  # fmt: skip
+        self.plane.wait(f"{name} runs", lambda: len(self.running(name)) == replicas, 180)
+        for other in others:
+            self._cordon(other, False)
+
+    def saved(self, name: str) -> Path:
+        """Where the Deployment's work is saved: the same folder on every node."""
+        return self.rig.shared / self.name / name
+
+    def running(self, app: str) -> list[dict[str, Any]]:
+        path = f"/api/v1/namespaces/{self.name}/pods?labelSelector=app%3D{app}"
+        pods = self.plane.must("GET", path)["items"]
+        return [p for p in pods if p["status"]["phase"] == "Running" and not p["metadata"].get("deletionTimestamp")]
+
+    def where(self, app: str) -> list[str]:
+        """The nodes of the Deployment's running pods."""
+        return [pod["spec"]["nodeName"] for pod in self.running(app)]
+
+    def pod(self, app: str) -> dict[str, Any]:
+        (one,) = self.running(app)
+        return one
+
+    def pid(self, pod: dict[str, Any]) -> int:
+        """Of the pod's program, as the kernel of its node calls it."""
+        find = f"grep -l pod{pod['metadata']['uid']} /proc/[0-9]*/cgroup"
+        node = self.rig.nodes[pod["spec"]["nodeName"]]
+        for path in node.run("sh", "-c", find).split():
+            pid = path.split("/")[2]
+            if node.run("cat", f"/proc/{pid}/cmdline").startswith(_PYTHON):
+                return int(pid)
+        raise LookupError(f"no program of {pod['metadata']['name']} in {find}")
+
+    def agent(self, node: str) -> dict[str, Any]:
+        """The agent's pod on a node."""
+        return agent_on(self.rig, node)
+
+    def state(self, node: str) -> dict[str, Any]:
+        """What the agent there says at /state, asked at its pod's own address."""
+        return dict(json.loads(self.get(node, "/state")))
+
+    def get(self, node: str, path: str) -> str:
+        address = self.agent(node)["status"]["podIP"]
+        with urllib.request.urlopen(f"http://{address}:9836{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def inject(self, node: str, *arguments: str) -> None:
+        name = self.agent(node)["metadata"]["name"]
+        self.plane.kubectl("exec", f"--namespace={NAMESPACE}", name, "--container=agent", "--",
+                           "gpu-health-agent", "inject", *arguments)  # fmt: skip
+
+    def taints(self, node: str) -> list[str]:
+        spec = self.plane.must("GET", f"/api/v1/nodes/{node}")["spec"]
+        return [taint["key"] for taint in spec.get("taints") or () if taint["key"].startswith("gpu-health-agent/")]
+
+    def _cordon(self, node: str, cordoned: bool) -> None:
+        body = {"spec": {"unschedulable": cordoned or None}}
+        self.plane.must("PATCH", f"/api/v1/nodes/{node}", body, "application/merge-patch+json")
+
+
+def agent_on(made: Rig, node: str) -> dict[str, Any]:
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods?fieldSelector=spec.nodeName%3D{node}"
+    (pod,) = made.plane.must("GET", path)["items"] or [{}]
+    return dict(pod)
+
+
+def install(made: Rig, folder: Path) -> None:
+    """The manifests as they are shipped, but for the image, simulated GPUs and shorter times."""
+    config = yaml.safe_load((_MANIFESTS / "config.yaml").read_text())
+    config |= {"poll_s": 1, "sources": {"simulated": {"scenario": "idle"}}, "policy": {"soak_s": 2}}
+    config["drain"]["gather_s"] = 1
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    writable = [
+        {"op": "add", "path": "/spec/template/spec/volumes/-", "value": {"name": "simulation", "emptyDir": {}}},
+        {"op": "add", "path": "/spec/template/spec/containers/0/volumeMounts/-",
+         "value": {"name": "simulation", "mountPath": "/tmp"}},
+    ]  # fmt: skip
+    name, _, tag = IMAGE.rpartition(":")
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump({
+        "resources": [os.path.relpath(_MANIFESTS, folder)],
+        "images": [{"name": "gpu-health-agent", "newName": name, "newTag": tag}],
+        "configMapGenerator": [{"name": NAMESPACE, "namespace": NAMESPACE, "behavior": "replace",
+                                "files": ["config.yaml"]}],
+        "patches": [{"target": {"kind": "DaemonSet"}, "patch": yaml.safe_dump(writable)}],
+    }))  # fmt: skip
+    # What the NVIDIA container toolkit makes on a node with GPUs.
+    made.plane.must("POST", "/apis/node.k8s.io/v1/runtimeclasses", {"metadata": {"name": "nvidia"}, "handler": "runc"})
+    made.plane.kubectl("apply", "-k", str(folder))
+
+
+@pytest.fixture(scope="session")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Two real nodes with the agent on them, which reads its simulated GPUs."""
+    with rig(2, images=images()) as made:
+        install(made, tmp_path_factory.mktemp("manifests"))
+        try:
+            made.plane.wait("the agents are ready", lambda: all(_serves(made, node) for node in made.nodes), 180)
+            yield made
+        finally:
+            print(made.plane.kubectl("get", "pods", "--all-namespaces", "--output=wide"))
+            print(made.plane.kubectl("logs", f"--namespace={NAMESPACE}", "--all-containers", "--prefix", "--tail=-1",
+                                     "--ignore-errors", f"--selector=app.kubernetes.io/name={NAMESPACE}"))  # fmt: skip
+
+
+def _serves(made: Rig, node: str) -> bool:
+    conditions = agent_on(made, node).get("status", {}).get("conditions", ())
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions) and _labelled(made, node)
+
+
+def _labelled(made: Rig, node: str) -> bool:
+    labels = made.plane.must("GET", f"/api/v1/nodes/{node}")["metadata"]["labels"]
+    return labels.get("gpu-health-agent/state") == "healthy"
+
+
+@pytest.fixture
+def site(nodes: Rig) -> Iterator[Site]:
+    made = Site(nodes)
+    yield made
+    for node in nodes.nodes.values():
+        node.sicken("")
+        made.inject(node.name, "--clear")
+    nodes.plane.must("DELETE", f"/api/v1/namespaces/{made.name}")
+    nodes.plane.wait("the test's pods are gone", lambda: not nodes.plane.must(
+        "GET", f"/api/v1/namespaces/{made.name}/pods")["items"])  # fmt: skip

@@ -1,0 +1,53 @@
+"""The whole way on real nodes: the image as a DaemonSet, a fault in its container, a pod that moves and comes back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from agent.sources.pods import who_holds
+from tests.nodes.conftest import NAMESPACE, UUIDS, Site
+
+HARD = "gpu-health-agent/unhealthy"
+
+
+def index(site: Site, pod: dict[str, Any]) -> str:
+    """Which GPU a pod holds, as the real kubelet tells."""
+    node = site.rig.nodes[pod["spec"]["nodeName"]]
+    (uuid,) = who_holds(node.pod_resources)[f"{site.name}/{pod['metadata']['name']}"] or ()
+    return str(UUIDS.index(uuid))
+
+
+def test_only_the_pod_on_the_bad_gpu_moves_with_its_work_saved_and_the_node_returns(site: Site) -> None:
+    site.deploy("train", "n1")
+    site.deploy("other", "n1")
+    site.deploy("web", "n1", gpus=0)
+    stay = {app: site.pod(app)["metadata"]["uid"] for app in ("other", "web")}
+    bad = index(site, site.pod("train"))
+    assert bad != index(site, site.pod("other"))
+
+    site.inject("n1", "--gpu", bad, "--xid", "95")
+    site.plane.wait("taint", lambda: site.taints("n1") == [HARD])
+    site.plane.wait("the replacement runs on another node", lambda: site.where("train") == ["n2"])
+    site.plane.wait("the work was saved in its grace period", lambda: site.saved("train").exists())
+    node = site.plane.must("GET", "/api/v1/nodes/n1")
+    assert node["metadata"]["labels"]["node.kubernetes.io/gpu-error"] == "true"
+    assert [c["status"] for c in node["status"]["conditions"] if c["type"] == "GpuUnhealthy"] == ["True"]
+    assert site.taints("n2") == []
+
+    site.inject("n1", "--gpu", bad, "--clear")
+    site.plane.wait("the node is back", lambda: site.taints("n1") == [])
+    site.plane.wait("and healthy", lambda: site.state("n1")["status"] == "healthy")
+    site.deploy("next", "n1")
+    assert {app: site.pod(app)["metadata"]["uid"] for app in stay} == stay, "the other pods were left alone"
+
+
+def test_the_log_is_json_the_probes_pass_and_nothing_was_restarted(site: Site) -> None:
+    for node in site.rig.nodes:
+        pod = site.agent(node)
+        for status in pod["status"]["containerStatuses"]:
+            assert (status["ready"], status["restartCount"]) == (True, 0), status["name"]
+        lines = site.plane.kubectl("logs", f"--namespace={NAMESPACE}", pod["metadata"]["name"], "--container=agent")
+        assert "started" in [json.loads(line)["event"] for line in lines.splitlines()]
+        assert "gpu_health_" in site.get(node, "/metrics")
+        assert site.get(node, "/healthz")
