@@ -8,7 +8,7 @@ from agent.config import Config, Limits
 from agent.explain import in_words, stored
 from agent.model import Remedy, Severity
 from agent.policy.attempts import Attempt, Records, Stage
-from agent.policy.explain import clears, next_step
+from agent.policy.explain import ADVICE, clears, next_step
 from agent.policy.rules import ROWS
 from agent.policy.stored import dump
 from agent.state import fault
@@ -65,3 +65,10 @@ def test_every_rule_says_what_ends_it_and_what_comes_next(rule: str) -> None:
     acts = {Severity.NOTICE: "no pod is moved", Severity.DEGRADED: "running pods stay", Severity.FATAL: "withdrawn"}
     assert acts[finding.severity] in told
     assert finding.remedy is Remedy.NONE or len(told) > 60
+
+
+def test_heat_is_answered_with_cooling_and_no_advice_is_for_a_rule_that_is_none() -> None:
+    assert ADVICE.keys() <= ROWS.keys()
+    hot = {"temperature_c": 95.0, "temperature_slowdown_c": 93.0}
+    verdict = Judge().each_poll(90, alive(), reading(**hot))
+    assert "cooling" in next_step(verdict.faults[0])

@@ -20,6 +20,26 @@ _WHAT_TO_DO = {
     Remedy.REBOOT_NODE: "when its pods have left, reboot the node",
     Remedy.REPLACE_NODE: "have the card or the node replaced; a reset or reboot does not mend it",
 }
+# What a rule alone can say better than its remedy.
+_COOLING = "look at the node's cooling: fans, air flow, inlet temperature, and whether its neighbours are hot too"
+_POWER = "look at the rack's and the node's power supplies: the brake is their signal, not the GPU's"
+_SLOT = "when its pods have left, power the node off and seat the card, its riser or cable anew"
+_LINKS = "look at 'nvidia-smi nvlink --status' here and at the other end; seat or replace the bridge, cable or board"
+_FABRIC = "look at 'systemctl status nvidia-fabricmanager' and its log, then at 'nvidia-smi -q' under Fabric"
+_PROBE = "look at the agent's pod: the log of its container 'sources' says why, and /state names what is missing"
+_DRIVER = (
+    "look at 'dmesg' and 'nvidia-smi' on the node: a driver that was upgraded under running programs wants a reboot"
+)
+ADVICE = {
+    **dict.fromkeys(("temperature", "temperature-shutdown", "memory-temperature", "hw-thermal-slowdown",
+                     "sw-thermal-slowdown", "hw-slowdown"), _COOLING),
+    "power-brake": _POWER,
+    **dict.fromkeys(("pcie-width", "pcie-replays", "pcie-fatal-errors", "gpu-count"), _SLOT),
+    **dict.fromkeys(("nvlink-down", "nvlink-errors", "nvlink-crc", "nvlink-recovery-failed", "nvlink-ber"), _LINKS),
+    **dict.fromkeys(("fabric-state", "fabric-health"), _FABRIC),
+    **dict.fromkeys(("nvml-silent", "kmsg-silent", "dcgm-silent"), _PROBE),
+    **dict.fromkeys(("driver-not-loaded", "driver-mismatch", "driver-hung"), _DRIVER),
+}  # fmt: skip
 
 
 def clears(finding: Finding, limits: Limits) -> str:
@@ -42,7 +62,7 @@ def next_step(fault: Fault) -> str:
     if fault.proved:
         return "the cure is proved; the node returns to service by itself after the soak"
     gpu = fault.uuid or finding.pci or "GPU"
-    to_do = _WHAT_TO_DO[finding.remedy].format(gpu=gpu)
+    to_do = ADVICE.get(finding.rule) or _WHAT_TO_DO[finding.remedy].format(gpu=gpu)
     if finding.severity is Severity.NOTICE:
         return f"no pod is moved; {to_do}"
     if finding.severity is Severity.DEGRADED:
