@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -12,9 +12,14 @@ from typing import Any
 import yaml
 
 from agent.sources.simulated_answers import SYMBOLS
-from agent.sources.simulated_gpu import SIGNALS, a100_8_mig, h100_8, t4_1
+from agent.sources.simulated_gpu import SIGNALS, SimulatedGpu, a100_8_mig, h100_8, h100_16, t4_1
 
-PROFILES = {"h100-8": h100_8, "a100-8-mig": a100_8_mig, "t4-1": t4_1}
+PROFILES: Mapping[str, Callable[[], list[SimulatedGpu]]] = {
+    "h100-8": h100_8,
+    "h100-16": h100_16,
+    "a100-8-mig": a100_8_mig,
+    "t4-1": t4_1,
+}
 _REQUEST_KEYS = frozenset({
     "gpu", "xid", "pid", "name", "temperature", "ecc_uncorrected", "lost", "recovery_action", "set", "hang", "process",
     "clear",
@@ -62,7 +67,7 @@ def load_scenario(name: str) -> Scenario:
 def _scenario(name: str, data: Any) -> Scenario:
     if not isinstance(data, dict) or data.keys() - {"profile", "duration_s", "steps", "expect"}:
         raise ValueError(f"scenario {name}: use the keys profile, duration_s, steps and expect")
-    profile = data.get("profile")
+    profile = str(data.get("profile"))
     if profile not in PROFILES:
         raise ValueError(f"scenario {name}: profile: {profile!r} is none of {', '.join(PROFILES)}")
     duration_s, expect = data.get("duration_s"), data.get("expect") or {}

@@ -70,14 +70,20 @@ SIGNALS = frozenset({
 """What an injection may set on a simulated GPU besides the faults that have a name."""
 
 
-def h100_8() -> list[SimulatedGpu]:
+def h100_8(baseboards: int = 1) -> list[SimulatedGpu]:
     """The profile ``h100-8``: eight SXM5 boards at the addresses of a common HGX system."""
     buses = ("1B", "43", "52", "61", "9D", "C3", "D1", "DF")
+    addresses = [f"{domain:08X}:{bus}:00.0" for domain in range(baseboards) for bus in buses]
     return [
-        SimulatedGpu(i, f"00000000:{bus}:00.0", f"GPU-5e1f0000-0000-4000-8000-0000000000{i:02d}",
-                     "NVIDIA H100 80GB HBM3", architecture=9)
-        for i, bus in enumerate(buses)
+        SimulatedGpu(i, address, f"GPU-5e1f0000-0000-4000-8000-0000000000{i:02d}", "NVIDIA H100 80GB HBM3",
+                     architecture=9)
+        for i, address in enumerate(addresses)
     ]  # fmt: skip
+
+
+def h100_16() -> list[SimulatedGpu]:
+    """The profile ``h100-16``: two such baseboards, the second in a PCI domain of its own."""
+    return h100_8(baseboards=2)
 
 
 def a100_8_mig() -> list[SimulatedGpu]:

@@ -25,7 +25,7 @@ from tests.bench.judging import judging
 from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane, environment
 
-TRIALS, IDLE_S = 50, 130
+TRIALS, IDLE_S = 50, 65
 XID = "NVRM: Xid (PCI:0000:1b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 MANIFESTS = Path(__file__).parents[2] / "daemonset"
 NODE = "node-0"
@@ -39,7 +39,9 @@ def main() -> int:
         try:
             plane.install(MANIFESTS)
             latency(plane, folder)
-            footprint(plane, folder)
+            for profile in ("h100-8", "h100-16"):
+                for split in (False, True):
+                    footprint(plane, folder, profile, split)
             fleet(plane)
             thousand()
             judging()
@@ -115,26 +117,35 @@ def latency(plane: ControlPlane, folder: Path) -> None:
     print(f"  ratio                         p50 {ratio(whole, bare, 50)}  p99 {ratio(whole, bare, 99)}", flush=True)
 
 
-def footprint(plane: ControlPlane, folder: Path) -> None:
-    config = folder / "idle.yaml"
+def footprint(plane: ControlPlane, folder: Path, profile: str, split: bool) -> None:
+    """What an agent takes that has nothing to do, in one container or in two."""
+    config, scenario, simulation = folder / "idle.yaml", folder / "scenario.yaml", folder / f"{profile}-{split}"
     config.write_text(yaml.safe_dump({"mode": "evict", "http": {"address": "127.0.0.1", "port": 0}}))
-    agent = Agent(plane, folder, config, "--simulate", "idle", "--simulation-dir", str(folder / "simulation"))
+    scenario.write_text(yaml.safe_dump({"profile": profile}))
+    simulated = ["--simulate", str(scenario), "--simulation-dir", str(simulation)]
+    socket = folder / "sources.sock"
+    command = [sys.executable, "-m", "agent", "sources", "--config", str(config), "--socket", str(socket), *simulated]
+    other = subprocess.Popen(command, stderr=subprocess.DEVNULL) if split else None
+    agent = Agent(plane, folder, config, *(["--sources", str(socket)] if other else simulated))
     agent.until(lambda state: state["status"] == "healthy" and not state["waits"])
     time.sleep(5)
-    pids = [agent.pid, *children(agent.pid)]
+    pids = [pid for process in (agent, other) if process for pid in (process.pid, *children(process.pid))]
     cpu, sent, began = cpu_s(pids), agent.state()["requests"], time.monotonic()
     time.sleep(IDLE_S)
     elapsed = time.monotonic() - began
     after = agent.state()["requests"]
-    print(f"idle, 8 simulated GPUs, 5 s poll, {elapsed:.0f} s")
+    print(f"idle, {profile}, 5 s poll, {'two containers' if split else 'one container'}, {elapsed:.0f} s")
     for pid in pids:
-        print(f"  {command(pid):<28}  RSS {rollup(pid, 'Rss'):5.1f} MiB  PSS {rollup(pid, 'Pss'):5.1f} MiB")
+        print(f"  {name_of(pid):<28}  RSS {rollup(pid, 'Rss'):5.1f} MiB  PSS {rollup(pid, 'Pss'):5.1f} MiB")
     print(f"  whole tree                    PSS {sum(rollup(pid, 'Pss') for pid in pids):5.1f} MiB")
     print(f"  CPU                           {100 * (cpu_s(pids) - cpu) / elapsed:.2f} % of a core")
     asked = sum(after.values()) - sum(sent.values())
     written = asked - (after.get("GET", 0) - sent.get("GET", 0))
     print(f"  API requests                  {60 * asked / elapsed:.2f} a minute, {written} of them writes", flush=True)
     agent.kill()
+    if other:
+        other.terminate()
+        other.wait(10)
 
 
 class Agent:
@@ -193,7 +204,7 @@ def children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def command(pid: int) -> str:
+def name_of(pid: int) -> str:
     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     return words[words.index("-m") + 1]
 
