@@ -32,9 +32,24 @@ def test_every_command_of_the_readme_is_one(line: str) -> None:
     elif program == "gpu-health-agent":
         assert parser().parse_args(arguments).command
     else:
+        for folder in (
+            one for one in arguments if one.startswith("daemonset/") and one != "daemonset/gpu-health-agent"
+        ):
+            assert (ROOT / folder).is_dir()
         assert line in (
             "kubectl apply -k daemonset/monitoring/",  # rendered by a test of its own
-            "kubectl apply -k daemonset/",  # the control plane's fixture applies it
+            # tests/cluster/test_overlays.py
+            "kubectl apply -k daemonset/overlays/observe",
+            "kubectl apply -k daemonset/overlays/evict",
+            "kubectl get nodes --label-columns gpu-health-agent/state",
+            "kubectl -n gpu-health-agent rollout undo daemonset/gpu-health-agent",
+            "kubectl -n gpu-health-agent delete daemonset gpu-health-agent",
+            "kubectl delete -k daemonset/overlays/evict",
+            # tests/cluster/test_chart.py
+            "helm install gpu-health-agent daemonset/chart --namespace gpu-health-agent --create-namespace"
+            " --set config.mode=observe",
+            "helm upgrade gpu-health-agent daemonset/chart --namespace gpu-health-agent --reuse-values"
+            " --set config.mode=evict",
             "kubectl annotate node NODE gpu-health-agent/dismiss=xid-79@0000:1b:00.0",  # as its test does
         )
 

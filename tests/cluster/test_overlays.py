@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS
 from tests.cluster.control_plane import ControlPlane
+from tests.readme import TEXT
 
 MERGE = "application/merge-patch+json"
 DAEMONSET = "/apis/apps/v1/namespaces/gpu-health-agent/daemonsets/gpu-health-agent"
+COMPONENTS = OVERLAYS.parent / "components"
 BASE_FIRST = sorted((path.name for path in OVERLAYS.iterdir()), key=lambda name: (name != "evict", name))
 
 
@@ -36,26 +41,34 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     made.down()
 
 
+def rolled_out(plane: ControlPlane) -> bool:
+    """Both nodes' pods are those of the DaemonSet as it is now."""
+    made = plane.must("GET", DAEMONSET)
+    status = made.get("status", {})
+    seen = status.get("observedGeneration") == made["metadata"]["generation"]
+    return bool(seen and status.get("updatedNumberScheduled") == status.get("numberReady") == 2)
+
+
+def pods(plane: ControlPlane) -> list[dict[str, Any]]:
+    found = plane.must("GET", "/api/v1/namespaces/gpu-health-agent/pods")["items"]
+    return [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
+
+
+def configured(plane: ControlPlane) -> str:
+    """The configuration file that the pods have."""
+    (name,) = {v["configMap"]["name"] for p in pods(plane) for v in p["spec"]["volumes"] if v["name"] == "config"}
+    return str(plane.must("GET", f"/api/v1/namespaces/gpu-health-agent/configmaps/{name}")["data"]["config.yaml"])
+
+
 @pytest.mark.parametrize("overlay", BASE_FIRST)
 def test_it_is_applied_and_its_pods_run_on_the_nodes_with_gpus_or_with_our_label(
     plane: ControlPlane, overlay: str
 ) -> None:
     plane.install(OVERLAYS / overlay)
-    generation = plane.must("GET", DAEMONSET)["metadata"]["generation"]
-
-    def rolled_out() -> bool:
-        status = plane.must("GET", DAEMONSET).get("status", {})
-        seen = status.get("observedGeneration") == generation
-        return bool(seen and status.get("updatedNumberScheduled") == status.get("numberReady") == 2)
-
-    plane.wait("rolled out", rolled_out)
-    pods = plane.must("GET", "/api/v1/namespaces/gpu-health-agent/pods")["items"]
-    running = [p for p in pods if not p["metadata"].get("deletionTimestamp")]
-    assert {p["spec"]["nodeName"] for p in running} == {"gpu", "dead-gpu"}
-    config = next(v["configMap"]["name"] for v in running[0]["spec"]["volumes"] if v["name"] == "config")
-    applied = plane.must("GET", f"/api/v1/namespaces/gpu-health-agent/configmaps/{config}")["data"]["config.yaml"]
+    plane.wait("rolled out", lambda: rolled_out(plane))
+    assert {pod["spec"]["nodeName"] for pod in pods(plane)} == {"gpu", "dead-gpu"}
     own = OVERLAYS / overlay / "config.yaml"
-    assert applied == (own if own.exists() else OVERLAYS.parent / "base" / "config.yaml").read_text()
+    assert configured(plane) == (own if own.exists() else OVERLAYS.parent / "base" / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("overlay", BASE_FIRST)
@@ -76,17 +89,32 @@ def test_no_expression_of_its_policies_has_a_wrong_type(plane: ControlPlane, ove
     assert not any(warnings.values()), warnings
 
 
-def test_the_components_go_together(plane: ControlPlane, tmp_path: Path) -> None:
-    """As the README has it: an operator's own overlay, of any of them."""
-    shutil.copytree(OVERLAYS.parent, tmp_path / "daemonset")
-    own = tmp_path / "own"
-    own.mkdir()
-    names = sorted(path.name for path in (tmp_path / "daemonset/components").iterdir())
-    parts = "".join(f"  - {os.path.relpath(tmp_path / 'daemonset/components' / name, own)}\n" for name in names)
-    (own / "kustomization.yaml").write_text(f"resources: [../daemonset/base]\ncomponents:\n{parts}")
-    plane.install(own)
-    for role in ("clusterroles/gpu-health-agent-hardened", "namespaces/gpu-health-agent/roles/gpu-health-agent-repair"):
-        assert plane.request("GET", f"/apis/rbac.authorization.k8s.io/v1/{role}")[0] == 200
+def test_the_components_go_together_in_a_folder_of_ones_own(plane: ControlPlane, tmp_path: Path) -> None:
+    """The one of the README, and all of them at once."""
+    (block,) = re.findall(r"```kustomize\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "config.yaml").write_text("mode: taint\n")
+    (tmp_path / "kustomization.yaml").write_text(
+        block.replace("../gpu-health-agent", os.path.relpath(OVERLAYS.parents[1], tmp_path))
+    )
+    rendered = plane.kubectl("kustomize", str(tmp_path))
+    for part in ("mode: taint", "name: gpu-health-agent-repair", "name: gpu-health-agent-hardened"):
+        assert part in rendered
+    made = yaml.safe_load(block)
+    made["components"] = [f"../gpu-health-agent/daemonset/components/{path.name}" for path in COMPONENTS.iterdir()]
+    text = json.dumps(made).replace("../gpu-health-agent", os.path.relpath(OVERLAYS.parents[1], tmp_path))
+    (tmp_path / "kustomization.yaml").write_text(text)
+    plane.install(tmp_path)
+
+
+def test_rolled_back_it_has_its_former_configuration_too(plane: ControlPlane) -> None:
+    plane.install(OVERLAYS / "observe")
+    plane.wait("rolled out", lambda: rolled_out(plane))
+    plane.install(OVERLAYS / "evict")
+    plane.wait("rolled out", lambda: rolled_out(plane))
+    plane.kubectl("-n", "gpu-health-agent", "rollout", "undo", "daemonset/gpu-health-agent")
+    plane.wait("rolled back", lambda: rolled_out(plane))
+    assert configured(plane) == (OVERLAYS / "observe" / "config.yaml").read_text()
+    assert "STATE" in plane.kubectl("get", "nodes", "--label-columns", "gpu-health-agent/state")
 
 
 def test_the_base_is_what_apply_on_the_folder_gives(plane: ControlPlane) -> None:
@@ -96,6 +124,7 @@ def test_the_base_is_what_apply_on_the_folder_gives(plane: ControlPlane) -> None
 
 def test_without_the_repair_overlay_no_operand_label_and_no_replacement_is_ours(plane: ControlPlane) -> None:
     plane.install(OVERLAYS / "evict")
+    plane.wait("rolled out", lambda: rolled_out(plane))
     token = plane.agent_token("gpu")
     path = "/api/v1/nodes/gpu?dryRun=All"
     for key, allowed in (("gpu-health-agent/state", 200), ("nvidia.com/gpu.deploy.dcgm", 422)):
