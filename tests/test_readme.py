@@ -33,7 +33,7 @@ def test_every_command_of_the_readme_is_one(line: str) -> None:
         assert parser().parse_args(arguments).command
     else:
         assert line in (
-            "kubectl apply -k daemonset/monitoring/",  # rendered by a test of its own
+            "kubectl apply -k daemonset/monitoring/",  # as its test on the control plane does
             "kubectl apply -k daemonset/",  # the control plane's fixture applies it
             "kubectl annotate node NODE gpu-health-agent/dismiss=xid-79@0000:1b:00.0",  # as its test does
         )
