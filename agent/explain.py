@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.config import Config, Mode
+from agent.config import Config
 from agent.model import rfc3339
 from agent.policy.plan import plain
 from agent.policy.stored import MalformedError, load
@@ -44,8 +44,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "node": world.node,
         "status": world.labels.get("gpu-health-agent/state", "unknown"),
         "at": rfc3339(kept.at),
-        # Its agent's mode is not written there.
-        "faults": [fault(one, config.policy, Mode.EVICT) for one in kept.faults],
+        "faults": [fault(one, config.policy) for one in kept.faults],
         "waits": [
             f"{one.remedy}, attempt {one.number} (Job {one.job}): {one.stage}{f', {one.said}' if one.said else ''}"
             for one in kept.records.attempts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.config import Limits
+from agent.config import Limits, Mode
 from agent.model import Fault, rfc3339
 from agent.policy.explain import clears, next_step
 from agent.snapshot import Snapshot
@@ -42,7 +42,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fault(one: Fault, limits: Limits, mode: str) -> dict[str, Any]:
+def fault(one: Fault, limits: Limits, mode: str = Mode.EVICT) -> dict[str, Any]:
     finding = one.finding
     return {
         "id": finding.id,

@@ -28,7 +28,7 @@ def lost_gpu() -> Judge:
 def test_a_fault_is_told_with_its_lines_its_end_and_what_to_do() -> None:
     verdict = lost_gpu().after(1, alive())
     state = {"node": "n", "status": "unhealthy", "at": "", "blind": [], "waits": ["pod a/b may not be evicted yet"]}
-    text = in_words({**state, "faults": [fault(f, Limits(), "evict") for f in verdict.faults]}, None)
+    text = in_words({**state, "faults": [fault(f, Limits()) for f in verdict.faults]}, None)
     for part in (f"xid-79@{GPU}: fatal, remedy reboot_node", "GPU has fallen off the bus", f"explains:  gpu-lost@{GPU}",
                  "a reboot (another boot id)", f"gpu-health-agent/dismiss=xid-79@{GPU}", "reboot the node",
                  "waiting: pod a/b"):  # fmt: skip
@@ -61,7 +61,7 @@ def test_every_rule_says_what_ends_it_and_what_comes_next(rule: str) -> None:
     finding = ROWS[rule].found(seen, Limits())
     assert f"dismiss={rule}@{GPU}" in clears(finding, Limits())
     standing = judge.after(1, xid(79)).faults[0]
-    told = next_step(standing.__class__(finding, 0, 0, 0), "evict")
+    told = next_step(standing.__class__(finding, 0, 0, 0))
     acts = {Severity.NOTICE: "no pod is moved", Severity.DEGRADED: "running pods stay", Severity.FATAL: "withdrawn"}
     assert acts[finding.severity] in told
     assert finding.remedy is Remedy.NONE or len(told) > 60

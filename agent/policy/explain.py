@@ -11,6 +11,11 @@ _ENDS = {
     Remedy.RESET_GPU: "a GPU reset or a reboot",
     Remedy.REBOOT_NODE: "a reboot (another boot id)",
 }
+_BY_ITSELF = {
+    Mode.OBSERVE: "mode observe: it is only reported, and nothing keeps pods away",
+    Mode.TAINT: "the node is withdrawn under a permit; mode taint: its pods stay",
+    Mode.EVICT: "the node is withdrawn under a permit and its pods are evicted as their budgets allow",
+}
 _WHAT_TO_DO = {
     Remedy.NONE: "nothing has to be done",
     Remedy.RESTART_WORKLOAD: "look at the program that ran on the GPU; the GPU itself needs nothing",
@@ -56,14 +61,7 @@ def clears(finding: Finding, limits: Limits) -> str:
     return "; ".join(part for part in (proof, card, dismissal) if part)
 
 
-_BY_ITSELF = {
-    Mode.OBSERVE: "mode observe: it is only reported, and nothing keeps pods away",
-    Mode.TAINT: "the node is withdrawn under a permit; mode taint: its pods stay",
-    Mode.EVICT: "the node is withdrawn under a permit and its pods are evicted as their budgets allow",
-}
-
-
-def next_step(fault: Fault, mode: str) -> str:
+def next_step(fault: Fault, mode: str = Mode.EVICT) -> str:
     """What happens by itself, and what a person does."""
     finding = fault.finding
     if fault.proved:
