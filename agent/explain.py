@@ -61,7 +61,7 @@ def recorded(path: Path, other: Config | None) -> dict[str, Any]:
         "node": path.name,
         "status": str(verdict.status),
         "at": rfc3339(verdict.at),
-        "faults": [fault(one, config.policy) for one in verdict.faults],
+        "faults": [fault(one, config.policy, config.mode) for one in verdict.faults],
         "waits": [],
         "blind": list(verdict.blind),
     }

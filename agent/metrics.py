@@ -148,7 +148,7 @@ def _standing(shot: Snapshot) -> Iterator[Metric]:
     if shot.withdrawn_since is not None:
         since.add_metric([shot.node], shot.withdrawn_since)
     yield since
-    waits = GaugeMetricFamily("gpu_health_waits", "Things that the agent waits for, by kind; /state names them.",
+    waits = GaugeMetricFamily("gpu_health_waits", "What is waited for: a permit, a refused eviction, a person …",
                               labels=["node", "kind"])  # fmt: skip
     for on in On:
         waits.add_metric([shot.node, on], sum(wait.on is on for wait in shot.waits))

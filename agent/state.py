@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.config import Limits
+from agent.config import Limits, Mode
 from agent.model import Fault, rfc3339
 from agent.policy.explain import clears, next_step
 from agent.snapshot import Snapshot
@@ -21,7 +21,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "remedy": verdict.remedy,
         "withdraw": verdict.withdraw,
         "blind": list(verdict.blind),
-        "faults": [fault(f, limits) for f in verdict.faults],
+        "faults": [fault(f, limits, shot.mode) for f in verdict.faults],
         "steps": list(shot.steps),
         "waits": [wait.why for wait in shot.waits],
         "stage": shot.stage,
@@ -42,7 +42,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fault(one: Fault, limits: Limits) -> dict[str, Any]:
+def fault(one: Fault, limits: Limits, mode: str = Mode.EVICT) -> dict[str, Any]:
     finding = one.finding
     return {
         "id": finding.id,
@@ -60,5 +60,5 @@ def fault(one: Fault, limits: Limits) -> dict[str, Any]:
         "explains": [symptom.finding.id for symptom in one.joined],
         "doubts": list(one.doubts),
         "clears": clears(finding, limits),
-        "next": next_step(one),
+        "next": next_step(one, mode),
     }

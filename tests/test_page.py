@@ -127,6 +127,12 @@ def test_the_banner_says_how_far_it_is(changes: dict[str, Any], sentence: str) -
     assert sentence in words(seen(told(**changes)))
 
 
+def test_an_observing_agent_promises_no_withdrawal_and_no_eviction() -> None:
+    text = words(seen(told(mode="observe", withdrawn_since=None, waits=())))
+    assert "Happens next mode observe: it is only reported, and nothing keeps pods away; when its pods" in text
+    assert "evicted" not in text
+
+
 def test_hostile_text_stays_text() -> None:
     judge = Judge()
     judge.after(0, alive(), reading(index=0))

@@ -37,7 +37,7 @@ def test_every_command_of_the_readme_is_one(line: str) -> None:
         ):
             assert (ROOT / folder).is_dir()
         assert line in (
-            "kubectl apply -k daemonset/monitoring/",  # rendered by a test of its own
+            "kubectl apply -k daemonset/monitoring/",  # tests/cluster/test_monitoring.py
             # tests/cluster/test_overlays.py
             "kubectl apply -k daemonset/overlays/observe",
             "kubectl apply -k daemonset/overlays/evict",

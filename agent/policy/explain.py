@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.config import Limits
+from agent.config import Limits, Mode
 from agent.model import Fault, Finding, Remedy, Severity
 
 _ENDS = {
@@ -10,6 +10,11 @@ _ENDS = {
     Remedy.RESTART_WORKLOAD: "a reboot",
     Remedy.RESET_GPU: "a GPU reset or a reboot",
     Remedy.REBOOT_NODE: "a reboot (another boot id)",
+}
+_BY_ITSELF = {
+    Mode.OBSERVE: "mode observe: it is only reported, and nothing keeps pods away",
+    Mode.TAINT: "the node is withdrawn under a permit; mode taint: its pods stay",
+    Mode.EVICT: "the node is withdrawn under a permit and its pods are evicted as their budgets allow",
 }
 _WHAT_TO_DO = {
     Remedy.NONE: "nothing has to be done",
@@ -56,7 +61,7 @@ def clears(finding: Finding, limits: Limits) -> str:
     return "; ".join(part for part in (proof, card, dismissal) if part)
 
 
-def next_step(fault: Fault) -> str:
+def next_step(fault: Fault, mode: str = Mode.EVICT) -> str:
     """What happens by itself, and what a person does."""
     finding = fault.finding
     if fault.proved:
@@ -66,5 +71,6 @@ def next_step(fault: Fault) -> str:
     if finding.severity is Severity.NOTICE:
         return f"no pod is moved; {to_do}"
     if finding.severity is Severity.DEGRADED:
-        return f"running pods stay, new ones prefer other nodes; {to_do}"
-    return f"the node is withdrawn under a permit and its pods are evicted as their budgets allow; {to_do}"
+        prefer = "" if mode == Mode.OBSERVE else ", new ones prefer other nodes"
+        return f"running pods stay{prefer}; {to_do}"
+    return f"{_BY_ITSELF[Mode(mode)]}; {to_do}"

@@ -12,7 +12,7 @@ import yaml
 
 from tests.monitoring.programs import program
 from tests.monitoring.site import ROOT
-from tests.readme import anchors
+from tests.readme import TEXT, anchors
 from tests.test_metrics import exported
 
 FOLDER = ROOT / "daemonset" / "monitoring"
@@ -57,6 +57,11 @@ def test_every_alert_says_what_it_means_and_has_a_runbook(alert: dict[str, Any])
     assert told["description"]
     assert told["runbook_url"] == f"README.md#{alert['alert'].lower()}"
     assert alert["alert"].lower() in anchors()
+
+
+def test_every_runbook_is_one_of_an_alert() -> None:
+    runbooks = TEXT.partition("## What to do when paged\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (\w+)$", runbooks, re.MULTILINE) == [alert["alert"] for alert in ALERTS]
 
 
 def test_rules_use_only_metrics_that_the_agent_exports() -> None:
