@@ -106,6 +106,11 @@ class Life:
         """The kernel says so."""
         self.log.append((self.boot, len(self.log) + 2, START + self.now))
 
+    def reboots(self) -> None:
+        """By a person's hand, or by a power cut."""
+        self.boot += 1
+        self._begin()
+
     def run(self, seconds: float, rests: bool = False) -> None:
         """``rests``: only until the node is back in service."""
         for _ in range(int(seconds / POLL_S)):
@@ -175,7 +180,8 @@ class Life:
                 told = xid(self.fault, source="kmsg", boot_id=boot, seq=number)
                 stamped.append(Observation(**{**fields(told), "seen": self.now, "at": at}))
                 self.read = boot_number, number
-        orders = Orders(resets=resets(records))
+        assert self.world is not None
+        orders = Orders(resets=resets(records), dismissed=self.world.dismissed)
         self.memory, verdict = judge(
             self.memory, stamped, self.now, START + self.now, self.config.policy, ("nvml", "kmsg"), orders
         )
@@ -211,8 +217,7 @@ class Life:
         remedy = name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_")
         good = self.exit_code == 0
         if remedy == "reboot_node" and good:
-            self.boot += 1
-            self._begin()  # the agent's own process went down with it
+            self.reboots()  # the agent's own process went down with it
         if good and not self.cures(remedy):
             self.breaks()
         condition = {"type": "Complete" if good else "Failed", "status": "True",

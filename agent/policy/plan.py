@@ -12,7 +12,7 @@ from agent.policy.aside import another, upgrading
 from agent.policy.attempts import Records, Stage
 from agent.policy.budget import free_slot, spent
 from agent.policy.drain import drain, leaving
-from agent.policy.repair import effective, operand_labels, repair, settled
+from agent.policy.repair import effective, operand_labels, repair, running, settled
 from agent.policy.stored import MalformedError, NewerError, Stored, dump, load
 from agent.world import (
     HARD_TAINT,
@@ -74,7 +74,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
     if tainted and stored is None and not verdict.withdraw:
         return (*_bad_news(verdict, world), Wait(_UNEXPLAINED, On.STOPPED))
-    withdraw = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN)
+    job = running(world) if tainted else ""
+    withdraw = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN) or bool(job)
     old = records = stored.records if stored else Records()
     acts = verdict.withdraw and config.mode is Mode.EVICT
     repairing: tuple[Step, ...] = ()
@@ -92,9 +93,11 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     elif verdict.withdraw and config.mode is not Mode.OBSERVE:
         steps = (*_withdraw(verdict, world, config, aim, tainted, local.gathered), *repairing)
     elif withdraw:
-        why = "blind: the taint is held as it is" if not verdict.withdraw else (
-            "mode observe: the node would be withdrawn, and is only reported"
-        )  # fmt: skip
+        why = "mode observe: the node would be withdrawn, and is only reported"
+        if not verdict.withdraw:
+            why = f"Job {job} runs: the node stays withdrawn until it has ended" if job else (
+                "blind: the taint is held as it is"
+            )  # fmt: skip
         steps = (*_report(world, aim), Wait(why))
     else:
         steps = _return(world, aim)
@@ -186,6 +189,8 @@ def _state(verdict: Verdict, world: World, config: Config, bad: bool, records: R
         if records.attempts and records.attempts[-1].stage is Stage.DONE:
             return "validating"
         return "drained" if _drained(verdict, world) else "draining"
+    if records.live:
+        return "repairing"
     return "degraded" if bad else str(verdict.status)
 
 

@@ -89,11 +89,27 @@ def repair(
         return _ended(verdict, records, live, f"repair.{live.remedy} names no template any more")
     if job is not None:
         return records.latest(replace(live, stage=Stage.STARTED, acted_at=verdict.at)), ()
+    if world.jobs is not None and (why := _overtaken(verdict, live)):
+        return _ended(verdict, records, live, why)
     if world.jobs is None or not drained:
         return records, (Wait(f"{live.remedy} is reserved, and waits until no pod is in its way"),)
     if live.remedy is Remedy.RESET_GPU and not local.released:
         return records, (Wait("our own NVML is closed before the reset"),)
     return records, (StartJob(live.job, str(live.remedy), live.uuids),)
+
+
+def _overtaken(verdict: Verdict, live: Attempt) -> str:
+    """Why a reserved attempt that has no Job is not to begin any more: somebody else, or a power cut, came first."""
+    if _rebooted(live.boot_id, verdict):
+        return "the node was rebooted before its Job was made"
+    if all(f.proved for f in verdict.faults if f.finding.severity is Severity.FATAL):
+        return "the GPUs were cured before its Job was made"
+    return ""
+
+
+def running(world: World) -> str:
+    """The Job of a repair that has not ended: until it has, the node stays as it is."""
+    return next((job.name for job in world.jobs or () if job.state == "active"), "")
 
 
 def _reserve(
@@ -105,6 +121,8 @@ def _reserve(
         return _restored(records), (Wait(why, On.REPAIR),) if asked and drained else ()
     if not drained or not local.gathered or world.jobs is None:
         return records, ()
+    if name := running(world):  # of an incident whose records are lost
+        return records, (Wait(f"Job {name} runs: nothing else is begun"),)
     if all(f.proved for f in verdict.faults if f.finding.severity is Severity.FATAL):
         return records, (Wait("the GPUs were cured by somebody else: they stay well for a while first"),)
     if local.up_s < settings.prove_s and any(_rebooted(f.boot_id, verdict) for f in verdict.faults):
@@ -153,12 +171,12 @@ def _watch(
 ) -> tuple[Records, tuple[Step, ...]]:
     if job and job.finished_at:
         live = replace(live, acted_at=job.finished_at)
+    if job and job.state == "active":  # in another boot as well: its pod may yet begin and reboot the node again
+        return records, (Wait(f"Job {live.job} runs: {live.remedy}, attempt {live.number}"),)
     if live.remedy is Remedy.REBOOT_NODE and _rebooted(live.boot_id, verdict):  # its own Job may well have died of it
         return _ended(verdict, records, live, "")
     if job is None:
         return _ended(verdict, records, live, "its Job was removed before it was seen to end")
-    if job.state == "active":
-        return records, (Wait(f"Job {live.job} runs: {live.remedy}, attempt {live.number}"),)
     if job.state == "failed":
         words, again = _EXIT_CODES.get(job.exit_code or 0, (job.said or f"exit code {job.exit_code}", True))
         return _ended(verdict, records, replace(live, final=not again), words)

@@ -75,8 +75,7 @@ def test_what_somebody_else_cured_meanwhile_is_not_repaired() -> None:
     life = Life(79, clients={})
     life.cluster.add_pod("research", "notebook", "n1", owner="")  # a person must move it
     life.run(50)
-    life.boot += 1  # and reboots the node while at it
-    life._begin()
+    life.reboots()  # while at it
     del life.cluster._objects["pods", "research", "notebook"]
     life.run(100)
     assert (life.repairs, returned(life)) == ([], True)

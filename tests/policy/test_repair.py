@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -161,6 +162,59 @@ def test_a_reserved_remedy_whose_template_was_taken_out_of_the_configuration_lea
     life.run(20)
     assert (life.released, life.repairs, life.tainted()) == (False, [], True)
     assert life.node()["metadata"]["labels"].items() >= OPERANDS.items()
+
+
+@pytest.mark.parametrize("fault", [RESET, REBOOT])
+def test_what_a_power_cut_cured_before_its_job_was_made_is_not_repaired_again(fault: int) -> None:
+    life = Life(fault)
+    missing = "reset" if fault == RESET else "reboot"
+    template = life.cluster._objects.pop(("cronjobs", "gpu-health-agent", missing))
+    life.run(60)
+    assert life.records().live
+    life.reboots()
+    life.cluster._store("cronjobs", "gpu-health-agent", template)
+    life.run(200)
+    assert (life.repairs, returned(life)) == ([], True)
+
+
+def job_of(life: Life) -> str:
+    while not (names := [name for kind, _, name in life.cluster._objects if kind == "jobs"]):
+        life.tick()
+    return names[0]
+
+
+def test_a_reboot_is_not_done_while_its_job_may_still_reboot_the_node_again() -> None:
+    life = Life(REBOOT)
+    life.began[job_of(life)] = float("inf")  # it hangs: somebody else reboots the node
+    life.reboots()
+    life.run(300)
+    assert (life.tainted(), life.records().attempts[-1].stage) == (True, Stage.STARTED)
+
+
+def test_a_node_whose_fault_was_dismissed_returns_once_its_job_has_ended_and_not_before() -> None:
+    life = Life(REBOOT)
+    name = job_of(life)
+    life.began[name] = float("inf")
+    word = {"metadata": {"annotations": {"gpu-health-agent/dismiss": "xid-79@0000:1b:00.0"}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", word, MERGE)
+    life.run(100)
+    assert life.tainted()
+    assert f"Job {name} runs: the node stays withdrawn until it has ended" in life.waits
+    life.began[name] = life.now
+    life.run(30)
+    assert not life.tainted()
+
+
+def test_nothing_is_begun_while_a_job_of_lost_records_runs() -> None:
+    life = Life(RESET)
+    name = job_of(life)
+    life.began[name] = float("inf")
+    text = life.node()["metadata"]["annotations"]["gpu-health-agent/faults"]
+    without = {key: value for key, value in json.loads(text).items() if key != "attempts"}
+    body = {"metadata": {"annotations": {"gpu-health-agent/faults": json.dumps(without)}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", body, MERGE)
+    life.run(100)
+    assert (life.repairs, life.waits) == ([], (f"Job {name} runs: nothing else is begun",))
 
 
 def test_a_job_that_somebody_removed_is_a_failed_attempt_and_never_counts_as_a_repair() -> None:
