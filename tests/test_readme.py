@@ -50,6 +50,8 @@ def test_every_command_of_the_readme_is_one(line: str) -> None:
             " --set config.mode=observe",
             "helm upgrade gpu-health-agent daemonset/chart --namespace gpu-health-agent --reuse-values"
             " --set config.mode=evict",
+            "kubectl apply -k daemonset/",  # the control plane's fixture applies it
+            "kubectl apply -k daemonset/kit/",  # as tests/cluster/test_kit.py does
             "kubectl annotate node NODE gpu-health-agent/dismiss=xid-79@0000:1b:00.0",  # as its test does
         )
 

@@ -1,0 +1,151 @@
+"""Looks after the checkpoints of a run: is the newest one whole, how old is it, and a verified copy elsewhere.
+
+Run by a CronJob, or by hand. Only a whole file is copied, beside the copies that are there, and the oldest of those go
+once the new one was read back: a broken file never takes a good one's place. Exit codes: 0 well; 1 the newest is
+broken, or there is none, or it could not be copied; 75 another run is at work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import logging
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from checkpoint import FencedError, Folder, read
+
+_BUSY = 75
+_log = logging.getLogger("checkpoint-manager")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """False if another run holds the lock. The kernel, or the NFS server, frees it with its holder: none to clean up.
+
+    Where an NFS is mounted without locks two runs could pass; then the backup itself lets one of them alone add a file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                yield False
+                return
+            _log.warning("no locks on %s (%s): two runs at once are not excluded here", folder, error)
+        yield True
+
+
+class Found:
+    """What one run saw, as metrics."""
+
+    def __init__(self) -> None:
+        self.valid = 0
+        self.step = self.backup_step = self.saved_at = 0.0
+
+    def text(self) -> str:
+        values = {
+            "checkpoint_valid": self.valid,
+            "checkpoint_step": self.step,
+            "checkpoint_saved_timestamp_seconds": self.saved_at,
+            "checkpoint_backup_step": self.backup_step,
+            "checkpoint_manager_run_timestamp_seconds": time.time(),
+        }
+        return "".join(f"# TYPE {name} gauge\n{name} {value:.15g}\n" for name, value in values.items())
+
+
+def look_after(source: Folder, backup: Folder) -> Found:
+    """Verify, copy, prune."""
+    found = Found()
+    backup.sweep()
+    files = [number for number in source.numbers() if not is_claim(source.file(number))]
+    newest = source.restore()
+    if newest is None:
+        _log.error("%s holds no whole checkpoint", source.path)
+    else:
+        found.valid = int(newest.number >= max(files, default=0))
+        found.step, found.saved_at = newest.step, source.file(newest.number).stat().st_mtime
+        _log.info("newest whole: step %d, %.0f s old", newest.step, time.time() - found.saved_at)
+        if not found.valid:
+            _log.error("%s is broken; older ones are whole", source.file(files[0]))
+        copy(newest.number, newest.step, newest.payload, backup)
+        backup.prune()
+    if kept := backup.restore():
+        found.backup_step = kept.step
+    return found
+
+
+def is_claim(path: Path) -> bool:
+    """An empty file: a writer that has not saved yet, which is no damage."""
+    try:
+        return path.stat().st_size == 0
+    except FileNotFoundError:  # pruned since
+        return True
+
+
+def copy(number: int, step: int, payload: bytes, backup: Folder) -> None:
+    """Under the same number, so that the backup can be restored from as it is."""
+    there = backup.numbers()
+    if there and there[0] > number:
+        raise ValueError(f"{backup.path} is ahead of its source: give each run folders of its own")
+    if there and there[0] == number:
+        if read(backup.file(number)):
+            return
+        _log.error("%s is broken: copied anew", backup.file(number))
+        backup.file(number).unlink()
+    backup.add(number, step, payload)
+    if read(backup.file(number)) is None:
+        backup.file(number).unlink()
+        raise OSError(errno.EIO, f"{backup.file(number)} does not read back as it was written")
+    _log.info("copied to %s", backup.file(number))
+
+
+def push(gateway: str, run: str, text: str) -> None:
+    """To a Pushgateway, as Prometheus advises for a batch job of no one machine.
+
+    The job ends before it could be scraped, and a textfile for the node_exporter would stay on each run's node. What is
+    pushed are times and no ages: time() - checkpoint_saved_timestamp_seconds goes on growing when nothing runs.
+    """
+    url = f"{gateway.rstrip('/')}/metrics/job/checkpoint-manager/run/{quote(run, safe='')}"
+    headers = {"Content-Type": "text/plain; version=0.0.4"}
+    request = urllib.request.Request(url, text.encode(), headers, method="PUT")  # noqa: S310 - the operator's argument
+    urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - as above
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="the run's checkpoints")
+    parser.add_argument("--backup", type=Path, required=True, help="a folder of the run's own on other storage")
+    parser.add_argument("--keep", type=int, default=5, help="copies kept")
+    parser.add_argument("--pushgateway", default="", help="http://host:9091; without it the metrics are printed")
+    options = parser.parse_args()
+    found = Found()
+    with alone(options.backup) as only:
+        if not only:
+            _log.error("another run is at work on %s", options.backup)
+            return _BUSY
+        try:
+            found = look_after(Folder(options.folder), Folder(options.backup, options.keep))
+        except (OSError, ValueError, FencedError) as error:
+            _log.error("no copy was made: %s", error)
+            found.valid = 0
+        _log.info("metrics\n%s", found.text())
+        if options.pushgateway:
+            try:
+                push(options.pushgateway, options.folder.name, found.text())
+            except OSError as error:
+                _log.error("the metrics could not be pushed: %s", error)
+                return 1
+    return 0 if found.valid else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

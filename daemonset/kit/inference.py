@@ -1,0 +1,228 @@
+"""An inference replica: loads the newest whole checkpoint, answers, and leaves without failing a request.
+
+POST /infer answers all rows in one JSON object, POST /infer/stream a line for each as it is computed. GET /healthz is
+false once CUDA failed in a way that only a new process cures, /readyz until the model is there and from SIGTERM on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from checkpoint import Folder
+from model import LostGpuError, Model, OutOfMemoryError, model
+
+_LARGEST_BYTES = 16 << 20
+_OUT_OF_MEMORY = 507  # the gateway knows it by this: no fault of the replica, and a smaller model may have room
+_log = logging.getLogger("inference")
+
+
+class Replica:
+    """The model and what is going on with it."""
+
+    def __init__(self, learner: Model, most_in_flight: int) -> None:
+        self._model, self._gpu = learner, threading.Lock()  # one request at a time on the GPU
+        self.most_in_flight = most_in_flight
+        self.step: int | None = None
+        self.lost = self.draining = False
+        self.answers: Counter[int] = Counter()
+        self.seconds = 0.0
+        self.in_flight = 0
+        self.changed = threading.Condition()
+
+    def load(self, folder: Folder, again_s: float) -> None:
+        """Weights that nobody trained must not answer: without a checkpoint it waits, not ready."""
+        while self.step is None:
+            if found := folder.restore():
+                self._model.load(found.payload)
+                self.step = found.step
+                _log.info("serving step %d from %s", found.step, folder.file(found.number))
+            else:
+                _log.warning("no whole checkpoint in %s yet", folder.path)
+                time.sleep(again_s)
+
+    def ready(self) -> bool:
+        return self.step is not None and not self.draining and not self.lost
+
+    def infer(self, rows: list[list[float]]) -> list[float]:
+        with self._gpu:
+            began = time.monotonic()
+            try:
+                return self._model.infer(rows)
+            except LostGpuError:
+                self.lost = True
+                raise
+            finally:
+                self.seconds += time.monotonic() - began
+
+    def metrics(self) -> str:
+        """The text format, by hand: training images bring PyTorch, rarely a Prometheus client."""
+        lines = ["# TYPE inference_requests_total counter"]
+        lines += [f'inference_requests_total{{code="{code}"}} {count}' for code, count in sorted(self.answers.items())]
+        lines += ["# TYPE inference_model_seconds_total counter", f"inference_model_seconds_total {self.seconds:.6f}"]
+        lines += ["# TYPE inference_in_flight gauge", f"inference_in_flight {self.in_flight}"]
+        lines += ["# TYPE inference_ready gauge", f"inference_ready {int(self.ready())}"]
+        lines += ["# TYPE inference_checkpoint_step gauge", f"inference_checkpoint_step {self.step or 0}"]
+        return "\n".join(lines) + "\n"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection, in a thread of its own."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # an idle connection, or a client that sends no body
+    replica: Replica
+
+    def do_GET(self) -> None:
+        replica = self.replica
+        match urlsplit(self.path).path:
+            case "/healthz":
+                self._say(503 if replica.lost else 200, {"gpu": "lost" if replica.lost else "ok"})
+            case "/readyz":
+                self._say(200 if replica.ready() else 503, {"ready": replica.ready(), "step": replica.step})
+            case "/metrics":
+                self._send(200, "text/plain; version=0.0.4", replica.metrics().encode())
+            case _:
+                self._say(404, {"error": "there is /infer, /infer/stream, /healthz, /readyz and /metrics"})
+
+    def do_POST(self) -> None:
+        replica = self.replica
+        with replica.changed:
+            replica.in_flight += 1
+        try:
+            self._infer(urlsplit(self.path).path)
+        finally:
+            with replica.changed:
+                replica.in_flight -= 1
+                replica.changed.notify_all()
+
+    def _infer(self, path: str) -> None:
+        try:
+            length = int(self.headers.get("Content-Length", ""))
+        except ValueError:
+            length = -1
+        if not 0 <= length <= _LARGEST_BYTES:
+            self.close_connection = True  # the body is left unread
+            self._say(413 if length > 0 else 411, {"error": f"Content-Length must be 0 to {_LARGEST_BYTES}"})
+            return
+        if self.replica.in_flight > self.replica.most_in_flight:
+            self.close_connection = True
+            self._say(503, {"error": "too many requests at once"}, {"Retry-After": "1"})
+            return
+        body = self.rfile.read(length)
+        if path not in ("/infer", "/infer/stream"):
+            self._say(404, {"error": "POST /infer or /infer/stream"})
+        elif self.replica.step is None or self.replica.lost:
+            self._say(503, {"error": "not ready"})
+        else:
+            try:
+                rows = json.loads(body)["inputs"]
+                if path == "/infer":
+                    self._say(200, {"outputs": self.replica.infer(rows), **self._who()})
+                else:
+                    self._stream(rows)
+            except (OutOfMemoryError, MemoryError):
+                self._say(_OUT_OF_MEMORY, {"error": "gpu_out_of_memory"})
+            except LostGpuError as error:
+                self._say(500, {"error": f"the GPU is lost: {error}"})
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                self._say(400, {"error": f'the body must be {{"inputs": [[...], ...]}}: {error}'})
+
+    def _stream(self, rows: list[list[float]]) -> None:
+        """The first row before the status, so that a model out of memory can still say so."""
+        first = self.replica.infer(rows[:1])
+        self._head(200, "application/x-ndjson", {"Transfer-Encoding": "chunked"})
+        for index in range(len(rows)):
+            try:
+                output = first if index == 0 else self.replica.infer(rows[index : index + 1])
+            except (ValueError, OutOfMemoryError, LostGpuError) as error:
+                _log.error("a stream broke off: %s", error)
+                self.close_connection = True  # without the last chunk, so that the client knows
+                return
+            line = json.dumps({"output": output[0], **self._who()}).encode() + b"\n"
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _who(self) -> dict[str, Any]:
+        return {
+            "step": self.replica.step,
+            "pod": os.environ.get("POD_NAME", ""),
+            "node": os.environ.get("NODE_NAME", ""),
+        }
+
+    def _say(self, code: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        self._send(code, "application/json", json.dumps(body).encode(), headers)
+
+    def _send(self, code: int, kind: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        self._head(code, kind, {"Content-Length": str(len(data)), **(headers or {})})
+        self.wfile.write(data)
+
+    def _head(self, code: int, kind: str, headers: dict[str, str]) -> None:
+        if self.command == "POST":
+            with self.replica.changed:
+                self.replica.answers[code] += 1
+        self.send_response(code)
+        for name, value in {"Content-Type": kind, **headers}.items():
+            self.send_header(name, value)
+        if self.replica.draining:
+            self.send_header("Connection", "close")  # the client's next request goes to another replica
+            self.close_connection = True
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in http.server
+        _log.debug(format, *args)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True  # an idle connection must not keep the process
+    request_queue_size = 128
+
+
+def drain(replica: Replica, server: Server, linger_s: float, drain_s: float) -> None:
+    """Not ready at once; goes on serving while others learn of it; then no new connection, and the last answers."""
+    replica.draining = True
+    time.sleep(linger_s)
+    server.shutdown()
+    server.server_close()
+    with replica.changed:
+        if not replica.changed.wait_for(lambda: replica.in_flight == 0, drain_s):
+            _log.error("%d requests were still running after %g s", replica.in_flight, drain_s)
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="where training saves its checkpoints")
+    parser.add_argument("--width", type=int, default=256, help="of the model")
+    parser.add_argument("--port", type=int, default=8080, help="0: any free one")
+    parser.add_argument("--most-in-flight", type=int, default=32, help="requests; more are answered 503 at once")
+    parser.add_argument("--again-s", type=float, default=5, help="between looks for a first checkpoint")
+    parser.add_argument("--linger-s", type=float, default=3, help="served after SIGTERM, while clients learn of it")
+    parser.add_argument("--drain-s", type=float, default=20, help="for the last requests; within the grace period")
+    options = parser.parse_args()
+
+    terminated = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    replica = Replica(model(options.width), options.most_in_flight)
+    server = Server(("", options.port), type("Bound", (Handler,), {"replica": replica}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=replica.load, args=(Folder(options.folder), options.again_s), daemon=True).start()
+    _log.info("listening on port %d", server.server_address[1])
+    terminated.wait()
+    drain(replica, server, options.linger_s, options.drain_s)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The example's model, which you replace by your own: PyTorch where it is installed, else the same in NumPy."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Protocol
+
+import numpy
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+FEATURES, BATCH, RATE, MOMENTUM = 8, 32, 0.01, 0.9
+Floats = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
+
+
+class OutOfMemoryError(Exception):
+    """The request does not fit into the memory that is left; a smaller model's may."""
+
+
+class LostGpuError(Exception):
+    """CUDA failed in a way that only a new process cures, if that."""
+
+
+class Model(Protocol):
+    """What training and inference ask of a model."""
+
+    def train(self, step: int) -> float:
+        """One step; its loss."""
+
+    def infer(self, rows: list[list[float]]) -> list[float]:
+        """A number for each row. OutOfMemoryError, LostGpuError, ValueError for rows of another shape."""
+
+    def dump(self) -> bytes:
+        """Everything that the next step depends on: weights and optimizer. The batch is a function of the step."""
+
+    def load(self, payload: bytes) -> None:
+        """The reverse. ValueError if it is another model's."""
+
+
+def model(width: int) -> Model:
+    return NumpyModel(width) if torch is None else TorchModel(width)
+
+
+def batch(step: int) -> tuple[Floats, Floats]:
+    """Of the step alone, so that a training that was interrupted sees what it would have seen."""
+    inputs = numpy.random.default_rng(step).standard_normal((BATCH, FEATURES), numpy.float32)
+    return inputs, numpy.sin(inputs).sum(axis=1, keepdims=True)
+
+
+def shaped(rows: list[list[float]]) -> Floats:
+    inputs = numpy.asarray(rows, numpy.float32)
+    if inputs.ndim != 2 or inputs.shape[1] != FEATURES or not numpy.isfinite(inputs).all():
+        raise ValueError(f"inputs must be rows of {FEATURES} finite numbers")
+    return inputs
+
+
+class NumpyModel:
+    """One hidden layer, trained by gradient descent with momentum."""
+
+    def __init__(self, width: int) -> None:
+        random = numpy.random.default_rng(0)
+        self._weights: list[Floats] = [
+            random.standard_normal((FEATURES, width), numpy.float32) * 0.3,
+            random.standard_normal((width, 1), numpy.float32) / numpy.float32(width**0.5),
+        ]
+        self._velocities = [numpy.zeros_like(weights) for weights in self._weights]
+
+    def train(self, step: int) -> float:
+        inputs, wanted = batch(step)
+        hidden = numpy.tanh(inputs @ self._weights[0])
+        error = hidden @ self._weights[1] - wanted
+        behind = error @ self._weights[1].T * (1 - hidden**2)
+        for layer, slope in enumerate((inputs.T @ behind, hidden.T @ error)):
+            self._velocities[layer] *= numpy.float32(MOMENTUM)
+            self._velocities[layer] -= numpy.float32(RATE / BATCH) * slope
+            self._weights[layer] += self._velocities[layer]
+        return float((error**2).mean())
+
+    def infer(self, rows: list[list[float]]) -> list[float]:
+        try:
+            hidden = numpy.tanh(shaped(rows) @ self._weights[0])
+            return [float(value) for value in (hidden @ self._weights[1])[:, 0]]
+        except MemoryError as error:
+            raise OutOfMemoryError(str(error)) from error
+
+    def dump(self) -> bytes:
+        file = io.BytesIO()
+        first, second = self._weights
+        numpy.savez(file, first=first, second=second, velocity1=self._velocities[0], velocity2=self._velocities[1])
+        return file.getvalue()
+
+    def load(self, payload: bytes) -> None:
+        with numpy.load(io.BytesIO(payload), allow_pickle=False) as saved:
+            loaded = [saved[name] for name in ("first", "second", "velocity1", "velocity2")]
+        if [one.shape for one in loaded] != [one.shape for one in (*self._weights, *self._velocities)]:
+            raise ValueError("the checkpoint is of a model of another width")
+        self._weights, self._velocities = loaded[:2], loaded[2:]
+
+
+class TorchModel:
+    """The same layers on the GPU, if there is one."""
+
+    def __init__(self, width: int) -> None:
+        torch.manual_seed(0)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        linear = torch.nn.Linear
+        self._layers = torch.nn.Sequential(linear(FEATURES, width), torch.nn.Tanh(), linear(width, 1)).to(self._device)
+        self._optimizer = torch.optim.SGD(self._layers.parameters(), lr=RATE, momentum=MOMENTUM)
+
+    def train(self, step: int) -> float:
+        inputs, wanted = (torch.from_numpy(one).to(self._device) for one in batch(step))
+        loss = torch.nn.functional.mse_loss(self._layers(inputs), wanted)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return float(loss)
+
+    def infer(self, rows: list[list[float]]) -> list[float]:
+        inputs = torch.from_numpy(shaped(rows))
+        try:
+            with torch.inference_mode():
+                return [float(value) for value in self._layers(inputs.to(self._device))[:, 0].cpu()]
+        except torch.cuda.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemoryError(str(error)) from error
+        except RuntimeError as error:  # an ECC error, an illegal address, a GPU off the bus: the context is gone
+            raise LostGpuError(str(error)) from error
+
+    def dump(self) -> bytes:
+        file = io.BytesIO()
+        torch.save({"layers": self._layers.state_dict(), "optimizer": self._optimizer.state_dict()}, file)
+        return file.getvalue()
+
+    def load(self, payload: bytes) -> None:
+        # weights_only: a checkpoint is data. Without it, whoever may write the folder runs code in every replica.
+        saved = torch.load(io.BytesIO(payload), map_location=self._device, weights_only=True)
+        self._layers.load_state_dict(saved["layers"])
+        self._optimizer.load_state_dict(saved["optimizer"])

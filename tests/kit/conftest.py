@@ -1,0 +1,98 @@
+"""Starts the kit's programs as their pods do, on loopback."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from signal import SIGTERM, Signals
+from typing import Any
+
+import pytest
+
+KIT = Path(__file__).parents[2] / "daemonset" / "kit"
+
+
+def until(seen: Callable[[], Any], timeout_s: float = 60) -> Any:
+    """Until ``seen`` gives something."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        try:
+            if found := seen():
+                return found
+        except (OSError, http.client.HTTPException):
+            pass
+        time.sleep(0.01)
+    raise TimeoutError
+
+
+class Program:
+    """One of the kit's programs, running."""
+
+    def __init__(self, log: Path, name: str, *arguments: object, environment: dict[str, str] | None = None) -> None:
+        self.log = log
+        command = [sys.executable, "-W", "error", str(KIT / name), *map(str, arguments)]
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(environment or {})})
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def port(self) -> int:
+        """As it said; a program that ended shows its log."""
+
+        def said() -> int:
+            assert self.process.poll() is None, self.text()
+            found = re.search(r"port (\d+)", self.text())
+            return int(found[1]) if found else 0
+
+        return int(until(said))
+
+    def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, timeout_s: float = 30
+    ) -> tuple[int, bytes, dict[str, str]]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port(), timeout=timeout_s)
+        try:
+            data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+            connection.request(method, path, data, headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.request("GET", path)[1])
+
+    def signal(self, number: Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self, number: Signals = SIGTERM) -> int:
+        self.signal(number)
+        return self.process.wait(60)
+
+
+Start = Callable[..., Program]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts programs; shows their logs if the test fails, and ends what still runs."""
+    started: list[Program] = []
+
+    def begin(name: str, *arguments: object, environment: dict[str, str] | None = None) -> Program:
+        log = tmp_path / f"{len(started)}-{name}.log"
+        started.append(Program(log, name, *arguments, environment=environment))
+        return started[-1]
+
+    yield begin
+    for program in started:
+        if program.process.poll() is None:
+            program.process.kill()
+            program.process.wait()
+        print(program.log.name, program.text()[-3000:])

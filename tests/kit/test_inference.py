@@ -1,0 +1,157 @@
+"""A replica serves what was trained, says what is wrong with it, and leaves without failing a request."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import resource
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from checkpoint import Folder
+from model import FEATURES, model
+
+from tests.kit.conftest import Program, Start, until
+
+ROW = [0.5] * FEATURES
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A folder with two checkpoints, of which the newer is torn."""
+    folder, learner = Folder(tmp_path / "run"), model(256)
+    folder.claim()
+    for step in (10, 20, 30):
+        for one in range(step - 10, step):
+            learner.train(one)
+        folder.save(step, learner.dump())
+    newest = folder.file(folder.numbers()[0])
+    newest.write_bytes(newest.read_bytes()[:1000])
+    return tmp_path / "run"
+
+
+def serve(start: Start, folder: Path, *extra: object) -> Program:
+    replica = start("inference.py", "--folder", folder, "--port", 0, "--again-s", 0.05, *extra)
+    until(lambda: replica.request("GET", "/healthz")[0] == 200)
+    return replica
+
+
+def ready(replica: Program) -> bool:
+    return replica.request("GET", "/readyz")[0] == 200
+
+
+def test_it_serves_the_newest_whole_checkpoint(start: Start, trained: Path) -> None:
+    replica = serve(start, trained)
+    until(lambda: ready(replica))
+    status, body, _ = replica.request("POST", "/infer", {"inputs": [ROW, ROW]})
+    found = Folder(trained).restore()
+    assert found is not None
+    learner = model(256)
+    learner.load(found.payload)
+    assert status == 200
+    assert (json.loads(body)["step"], json.loads(body)["outputs"]) == (20, learner.infer([ROW, ROW]))
+    lines = replica.request("POST", "/infer/stream", {"inputs": [ROW] * 5})[1].splitlines()
+    assert [json.loads(line)["output"] for line in lines] == learner.infer([ROW]) * 5
+    assert b'inference_requests_total{code="200"} 2' in replica.request("GET", "/metrics")[1]
+
+
+def test_without_a_checkpoint_it_lives_but_is_not_ready(start: Start, tmp_path: Path) -> None:
+    replica = serve(start, tmp_path / "run")
+    assert not ready(replica)
+    assert replica.request("POST", "/infer", {"inputs": [ROW]})[0] == 503
+    folder = Folder(tmp_path / "run")
+    folder.claim()
+    folder.save(0, model(256).dump())
+    until(lambda: ready(replica))
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'{"inputs": 1}', b'{"inputs": [["x"]]}', b'{"inputs": []}', b"[" * 100_000,
+             b'{"inputs": [[1,2,3]]}', b'{"inputs": [[1,1,1,1,1,1,1,NaN]]}', b'{"inputs": {"a": 1}}', b"\xff\xfe"]
+)  # fmt: skip
+def test_a_malformed_request_is_refused_and_the_next_served(start: Start, trained: Path, body: bytes) -> None:
+    replica = serve(start, trained)
+    until(lambda: ready(replica))
+    for path in ("/infer", "/infer/stream"):
+        assert replica.request("POST", path, body)[0] == 400
+    assert replica.request("POST", "/infer", b"", {"Content-Length": "99999999999"})[0] == 413
+    assert replica.request("POST", "/infer", {"inputs": [ROW]})[0] == 200
+
+
+def test_out_of_memory_is_said_and_survived(start: Start, trained: Path) -> None:
+    replica = serve(start, trained)
+    until(lambda: ready(replica))
+    used = int((Path(f"/proc/{replica.process.pid}/statm").read_text().split())[0]) * resource.getpagesize()
+    resource.prlimit(replica.process.pid, resource.RLIMIT_AS, (used + (300 << 20), used + (300 << 20)))
+    large = {"inputs": [[1] * FEATURES] * 400_000}
+    assert replica.request("POST", "/infer", large)[0] == 507
+    assert replica.request("POST", "/infer", {"inputs": [ROW]})[0] == 200
+
+
+def test_no_request_is_lost_when_it_is_ended(start: Start, trained: Path) -> None:
+    """Clients learn that it isn't ready and go elsewhere; until then, and what runs then, is answered."""
+    replica = serve(start, trained, "--linger-s", 5)
+    until(lambda: ready(replica))
+    port, outcomes, stop = replica.port(), [], threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("POST", "/infer", json.dumps({"inputs": [ROW] * 50}))
+            answer = connection.getresponse()
+            answer.read()
+            outcomes.append((answer.status, answer.getheader("Connection")))
+            connection.close()
+
+    slow = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    slow.putrequest("POST", "/infer")
+    body = json.dumps({"inputs": [ROW]}).encode()
+    slow.putheader("Content-Length", str(len(body)))
+    slow.endheaders(body[:5])
+    until(lambda: b"inference_in_flight 1" in replica.request("GET", "/metrics")[1])
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(outcomes) > 20)
+    replica.signal(signal.SIGTERM)
+    until(lambda: not ready(replica))
+    served = len(outcomes)
+    until(lambda: len(outcomes) > served + 20)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in outcomes} == {200}
+    assert outcomes[-1][1] == "close"
+    until(lambda: not listens(port))
+    slow.send(body[5:])  # a request that was under way when it stopped listening
+    assert slow.getresponse().status == 200
+    assert replica.process.wait(60) == 0
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionError:
+        return False
+    return True
+
+
+def test_more_requests_than_it_can_hold_are_refused_at_once(start: Start, trained: Path) -> None:
+    replica = serve(start, trained, "--most-in-flight", 2)
+    until(lambda: ready(replica))
+    held = []
+    for _ in range(2):
+        connection = http.client.HTTPConnection("127.0.0.1", replica.port(), timeout=30)
+        connection.putrequest("POST", "/infer")
+        connection.putheader("Content-Length", "100")
+        connection.endheaders(b"{")  # the rest never comes
+        held.append(connection)
+    until(lambda: b"inference_in_flight 2" in replica.request("GET", "/metrics")[1])
+    status, _, headers = replica.request("POST", "/infer", {"inputs": [ROW]})
+    assert (status, headers["retry-after"]) == (503, "1")
+    for connection in held:
+        connection.close()
+    until(lambda: replica.request("POST", "/infer", {"inputs": [ROW]})[0] == 200)
