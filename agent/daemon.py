@@ -147,13 +147,13 @@ class Daemon:
             tuple((f.finding.id, f.finding.severity) for f in verdict.faults),
             verdict.boot_id,
         )
+        if self._recorder:  # before a plan is made of it: a replay reads the lines in this order
+            self._recorder.judged(now, wall, seen, orders, verdict)
         if self._actor and self._restored:  # first of all: the taint waits for no log line
             self._actor.judged(verdict, key != self._key)
         if self._actor:
             self._actor.ask(set(self._memory.history.pods.values()))
         self._key = key
-        if self._recorder:
-            self._recorder.judged(now, wall, seen, orders, verdict)
         self._tell_changes(before, verdict)
         self.snapshot = self._show(verdict, now)
         if self.judged:
