@@ -87,6 +87,14 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--process", type=int, metavar="PID", help="this process computes on the GPU")
     what.add_argument("--clear", action="store_true", help="the proved remedy: new counters, and a boot if need be")
     _directory(inject)
+    diagnose = commands.add_parser("diagnose", help="DCGM's active diagnosis: exit 0 passed, 1 failed, 75 not run")
+    diagnose.add_argument("--level", type=int, choices=(1, 2, 3, 4), required=True,
+                          help="1 takes seconds and disturbs nobody; 2 minutes, 3 longer, 4 an hour")  # fmt: skip
+    diagnose.add_argument("--gpu", action="append", default=[], metavar="G", help="PCI address, UUID or index")
+    diagnose.add_argument("--force", action="store_true", help="though the GPU is in use or the node in service")
+    diagnose.add_argument("--config", metavar="F")
+    diagnose.add_argument("--node", metavar="N", help="see by this Node whether it is withdrawn, where no agent runs")
+    diagnose.add_argument("--kubeconfig", metavar="F", help="credentials for --node")
     release = commands.add_parser("release", help="take everything of ours off one node or all of them")
     whose = release.add_mutually_exclusive_group(required=True)
     whose.add_argument("--node", metavar="N")

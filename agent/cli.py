@@ -1,4 +1,4 @@
-"""The command line, a function a command. Exit codes follow sysexits: 64 usage, 78 configuration."""
+"""The command line, a function a command. Exit codes follow sysexits: 64 usage, 75 not now, 78 configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agent.arguments import USAGE, parser
 from agent.config import Config, ConfigError, load
 from agent.world import CredentialsError, Hands, RefusedError, UnreachableError
 
-_CONFIG, _FAILED = 78, 1
+_CONFIG, _NOT_NOW, _FAILED = 78, 75, 1
 _SWITCH_S = 0.0005
 
 
@@ -232,6 +232,26 @@ def _inject(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _diagnose(arguments: argparse.Namespace) -> int:
+    from agent.check import check
+    from agent.diagnose import RefusedDiagnosisError, chosen, diagnose, on_terminal, refusal, withdrawn
+
+    config = configured(arguments.config)
+    state = check(config)
+    try:
+        gpus = chosen(state, arguments.gpu)
+        out = bool(state.get("withdrawn"))
+        if arguments.node and arguments.level > 1:
+            out = withdrawn(hands(arguments.kubeconfig, arguments.node, config).look(closely=False))
+        if (why := refusal(state, out, arguments.level, gpus)) and not arguments.force:
+            raise RefusedDiagnosisError(why)
+        told = diagnose(config, arguments.level, gpus, on_terminal(arguments.level, gpus))
+    except RefusedDiagnosisError as error:
+        return _say(_NOT_NOW, str(error))
+    sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    return 0 if told["passed"] else _FAILED
+
+
 def _release(arguments: argparse.Namespace) -> int:
     from agent.actions.api import connect
     from agent.actions.release import release
@@ -258,4 +278,5 @@ _COMMANDS = {
     "simulate": _simulate,
     "inject": _inject,
     "release": _release,
+    "diagnose": _diagnose,
 }

@@ -54,6 +54,22 @@ class PodsSource(_Section):
     """The kubelet's PodResources API: which pod holds which GPU, asked while pods leave a bad one."""
 
 
+class DcgmSource(_Section):
+    enabled: bool = True
+    """DCGM as a second witness, where there is an engine."""
+    address: Annotated[str, Field(pattern=r"^(auto|embedded|/.+|[^/\s]+:[0-9]{1,5})$")] = "auto"
+    """host:port or a unix socket's path. auto: 127.0.0.1:5555 if an engine answers there, else none. embedded: an
+    engine of our own, which NVIDIA doesn't support beside another one (that of dcgm-exporter, say)."""
+    bindings: Path | None = None
+    """The folder with pydcgm.py; unset: where NVIDIA's packages of DCGM 4 and 3 put it."""
+    library: Path | None = None
+    """The folder with libdcgm.so; unset: LD_LIBRARY_PATH, then the system's."""
+    poll_s: Annotated[float, Field(gt=0, le=60)] = 10
+    """Between two readings of its fields; the engine reads them as often."""
+    health_s: Annotated[float, Field(gt=0, le=600)] = 30
+    """Between two health checks: each is over a megabyte, and judges the samples of a minute."""
+
+
 class SimulatedSource(_Section):
     scenario: str | None = None
     """A scenario's name or file: simulated GPUs stand in for NVML. Off by default."""
@@ -62,6 +78,7 @@ class SimulatedSource(_Section):
 class Sources(_Section):
     nvml: NvmlSource = NvmlSource()
     kmsg: KmsgSource = KmsgSource()
+    dcgm: DcgmSource = DcgmSource()
     pods: PodsSource = PodsSource()
     simulated: SimulatedSource = SimulatedSource()
 
@@ -139,6 +156,10 @@ class Limits(_Section):
     degraded_xid_clear_s: Seconds = 3600  # and an Xid that degrades
     xid_count_window_s: Seconds = 3600
     """Xid 109 is a notice, and degraded at two in this window."""
+    dcgm_clear_s: Seconds = 600
+    """How long DCGM's health must no longer report an incident before its fault clears."""
+    disagreement_confirm_s: Seconds = 300
+    """How long DCGM and NVML must read a quantity differently before it is a notice: each has its own rhythm."""
     soak_s: Seconds = 600
     """How long a cured GPU must stay well before the node returns to service."""
     expected_gpus: Count | None = None

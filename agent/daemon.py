@@ -11,7 +11,9 @@ from agent.acting import Actor, Tell
 from agent.config import Config
 from agent.metrics import registry
 from agent.model import Failure, Fault, Observation, Signal, Status, Verdict
+from agent.policy.history import SECOND
 from agent.policy.resume import resumed
+from agent.policy.rules.dcgm import disagreements
 from agent.policy.verdict import Memory, Orders, judge
 from agent.recording import Recorder
 from agent.server import Server
@@ -40,7 +42,7 @@ class Daemon:
         self.seen: Callable[[Observation], None] | None = None  # for a narrator
         self.judged: Callable[[Verdict], object] | None = None  # for one that waits for a verdict
         self._recorder: Recorder | None = None
-        self._unasked = ""
+        self._unasked = self._second = ""
         if actor and config.sources.pods.enabled:
             actor.holders = self._holders
         self.snapshot: Snapshot | None = None
@@ -177,11 +179,16 @@ class Daemon:
         for key in new.keys() & old.keys():
             if new[key].proved and not old[key].proved:
                 self._tell("cure proved, soaking", fault=key, soak_s=self._config.policy.soak_s)
+        failed = self._memory.history.failed.get(SECOND)
+        why = failed.raw if failed else ""
+        if why != self._second:
+            self._second = why
+            self._tell("the second witness can't see" if why else "the second witness sees", source=SECOND, why=why)
         if before is None or before.status is not verdict.status or before.blind[:1] != verdict.blind[:1]:
             self._tell("status", status=str(verdict.status), blind=list(verdict.blind))
 
     def _show(self, verdict: Verdict, now: float) -> Snapshot:
-        history = self._memory.history
+        history, silent_s = self._memory.history, self._config.policy.silent_s
         acted = view(self._actor, self._config.budget, self._restored) if self._actor else {}
         return Snapshot(
             node=self._node,
@@ -191,10 +198,11 @@ class Daemon:
                 # What is lost or was not read lately has no value now, and must leave no stale series.
                 pci: reading
                 for pci, reading in history.readings.items()
-                if pci not in history.lost and now - reading.seen <= self._config.policy.silent_s
+                if pci not in history.lost and now - reading.seen <= silent_s
             },
+            disagreements=tuple((pci, signal) for pci, signal, *_ in disagreements(history, silent_s)),
             xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
-            sources=tuple(_view(status, verdict, now) for status in self._sources.statuses),
+            sources=tuple(_view(one, verdict, history.failed.get(one.name), now) for one in self._sources.statuses),
             **acted,
         )
 
@@ -214,16 +222,16 @@ def serve(config: Config, daemon: Daemon) -> Server:
     return server
 
 
-def _view(status: SourceStatus, verdict: Verdict, now: float) -> SourceView:
-    blind = next((why for why in verdict.blind if why.startswith(f"{status.name}: ")), "")
+def _view(status: SourceStatus, verdict: Verdict, failed: Observation | None, now: float) -> SourceView:
+    blind = next((why for why in verdict.blind if why.startswith(f"{status.name}: ")), failed.raw if failed else "")
     return SourceView(
         name=status.name,
-        up=status.running and not blind,
+        up=status.running and status.last_seen is not None and not blind,
         age_s=None if status.last_seen is None else now - status.last_seen,
         starts=status.starts,
         garbage=status.garbage,
         pid=status.pid,
-        trouble=status.trouble or blind,
+        trouble=(failed.raw if failed else "") or status.trouble or blind,  # its own words before its library's
     )
 
 

@@ -103,6 +103,12 @@ def families(shot: Snapshot) -> Iterator[Metric]:
         yield _readings(shot, GaugeMetricFamily(f"gpu_health_{name}", said, labels=_GPU), signal)
     for signal, name, said in _COUNTERS:
         yield _readings(shot, CounterMetricFamily(f"gpu_health_{name}", said, labels=_GPU), signal)
+    apart = GaugeMetricFamily("gpu_health_witnesses_disagree", "1 while NVML and DCGM read the signal differently.",
+                              labels=[*_GPU, "signal"])  # fmt: skip
+    for pci, signal in shot.disagreements:
+        if pci in shot.readings:
+            apart.add_metric([*_gpu(node, pci, shot.readings[pci]), signal], 1)
+    yield apart
     yield from _sources(shot)
     yield from _standing(shot)
     yield from _actions(shot)

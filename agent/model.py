@@ -21,6 +21,7 @@ class Signal(StrEnum):
     DRIVER = "driver"  # the kernel module's other words; value is one of Words
     LOST = "lost"  # a GPU no longer answers
     RESET_REQUIRED = "reset_required"  # NVML error 16
+    HEALTH = "health"  # an incident of DCGM's health check; value is its code
     FAILED = "failed"  # the source as a whole can't see; value is a Failure
     GAP = "gap"  # records were overwritten before they were read; value is how many
 
@@ -40,6 +41,7 @@ class Failure(StrEnum):
     DRIVER_NOT_LOADED = "driver_not_loaded"  # 9
     LIBRARY_MISMATCH = "library_mismatch"  # 18
     NO_PERMISSION = "no_permission"  # 4, or EPERM on a device
+    ABSENT = "absent"  # there is nothing to see with, and nobody asked for it
     ASIDE = "aside"  # it was ended on purpose, for a reset or a driver upgrade; raw says why
     HUNG = "hung"  # a call into the driver has not returned; raw says which
     UNREADABLE = "unreadable"  # anything else; raw says what

@@ -30,7 +30,7 @@ class Recorder:
     def __init__(self, path: Path, config: Config, node: str, sources: tuple[str, ...]) -> None:
         self._file = path.open("w", encoding="utf-8", buffering=1)
         self._lock = threading.Lock()  # the judge's rounds and the act thread's plans
-        self._readings: dict[str, Mapping[str, Value]] = {}
+        self._readings: dict[tuple[str, str], Mapping[str, Value]] = {}
         self._orders = Orders()
         self._world = ""
         self._judged, self._planned = Decisions(), Decisions()  # each thread has its own
@@ -77,10 +77,10 @@ class Recorder:
     def _observation(self, one: Observation) -> Any:
         if one.signal is not Signal.READING:
             return json.loads(one.to_json()) | {"at": one.at}
-        before = self._readings.get(one.pci, {})
+        before = self._readings.get((one.source, one.pci), {})
         changed = {k: _plain(v) for k, v in one.values.items() if before.get(k, self) != v}
         gone = [k for k in before if k not in one.values]
-        self._readings[one.pci] = one.values
+        self._readings[one.source, one.pci] = one.values
         return [one.source, one.pci, one.at, changed, *([gone] if gone else [])]
 
     def _write(self, line: dict[str, Any], decision: str | None) -> None:
@@ -142,7 +142,7 @@ class Recording:
     config: Config
     sources: tuple[str, ...]
     _lines: Iterator[str]
-    _readings: dict[str, dict[str, Value]] = field(default_factory=dict)
+    _readings: dict[tuple[str, str], dict[str, Value]] = field(default_factory=dict)
     _world: World | None = None
 
     @classmethod
@@ -185,12 +185,12 @@ class Recording:
             at = one.pop("at")
             return replace(parse_line(json.dumps(one | {"at": "1970-01-01T00:00:00Z"}), seen), at=at)
         source, pci, at, changed, *gone = one
-        values = self._readings.get(pci, {})
+        values = self._readings.get((source, pci), {})
         if changed or gone:
             new = {k: Missing(v[0]) if isinstance(v, list) else v for k, v in changed.items()}
             dropped = set(gone[0]) if gone else ()
             values = {k: v for k, v in {**values, **new}.items() if k not in dropped}
-            self._readings[pci] = values
+            self._readings[source, pci] = values
         return Observation(at, source, Signal.READING, pci, values=values, seen=seen)
 
 

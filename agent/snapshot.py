@@ -40,6 +40,7 @@ class Snapshot:
     mode: str
     verdict: Verdict
     readings: Mapping[str, Observation] = field(default_factory=dict)
+    disagreements: tuple[tuple[str, str], ...] = ()  # GPU and signal that NVML and DCGM read differently now
     xids: Mapping[tuple[str, int], tuple[int, float]] = field(default_factory=dict)  # count, last (Unix seconds)
     sources: tuple[SourceView, ...] = ()
     steps: tuple[str, ...] = ()  # done in the last round that did anything

@@ -20,6 +20,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "status": verdict.status,
         "remedy": verdict.remedy,
         "withdraw": verdict.withdraw,
+        "withdrawn": shot.withdrawn,
         "blind": list(verdict.blind),
         "faults": [fault(f, limits, shot.mode) for f in verdict.faults],
         "steps": list(shot.steps),

@@ -1,11 +1,13 @@
 """An incident: what a node with GPUs shows over time, and what the judge must make of it at each point.
 
 A file's keys: ``story`` (one sentence), ``complaint`` (what it answers, where users of other agents asked),
-``card`` (one of CARDS, h100), ``poll_s`` (5), ``policy`` (limits), ``labels``, ``workloads``
-({pid: namespace/Kind/name}), ``timeline``.
+``card`` (one of CARDS, h100), ``dcgm`` (true: a second witness), ``poll_s`` (5), ``policy`` (limits), ``labels``,
+``workloads`` ({pid: namespace/Kind/name}), ``timeline``.
 Each step of the timeline has ``at`` (seconds) and any of:
   set {gpu: {signal: value}} · kernel [lines] · old [lines that were there at the first start] ·
-  xid {gpu: code} by NVML's event · lost [gpus] · needs_reset [gpus] · back [gpus] · missing {gpu: driver} ·
+  xid {gpu: code} by NVML's event · dcgm {gpu: [codes that its health check names], node: [...]} ·
+  dcgm_xid {gpu: code} by DCGM's history, and in its health check for ever · dcgm_set {gpu: {signal: value}} ·
+  dcgm_drops [gpus] · lost [gpus] · needs_reset [gpus] · back [gpus] · missing {gpu: driver} ·
   forgotten [gpus that NVML lists no more as missing] · silent [sources] · speaks [sources] ·
   failed {source: failure} · boot id · reset [gpus] · card {gpu: uuid} ·
   clock seconds to jump · restart true · dismiss [ids]
@@ -97,6 +99,11 @@ class Machine:
         self.failed: dict[str, str] = {}
         self.dismissed: frozenset[str] = frozenset()
         self.facts = Facts()
+        self.sources = (*SOURCES, "dcgm") if data.get("dcgm") else SOURCES
+        self.incidents: dict[Any, list[Any]] = {}
+        self.by_xid: list[tuple[int, int]] = []
+        self.otherwise: dict[int, dict[str, Value]] = {}
+        self.dropped: set[int] = set()
 
     @property
     def wall(self) -> float:
@@ -105,7 +112,9 @@ class Machine:
     def round(self, *seen: Observation) -> Verdict:
         stamped = [replace(o, at=self.wall, seen=1000 + self.now) for o in seen]
         orders = Orders(self.labels, self.workloads, self.dismissed)
-        self.memory, verdict = judge(self.memory, stamped, 1000 + self.now, self.wall, self.limits, SOURCES, orders)
+        self.memory, verdict = judge(
+            self.memory, stamped, 1000 + self.now, self.wall, self.limits, self.sources, orders
+        )
         return verdict
 
     def poll(self) -> Verdict:
@@ -113,7 +122,7 @@ class Machine:
         return self.round(*self._said())
 
     def _said(self) -> Iterator[Observation]:
-        for source in SOURCES:
+        for source in self.sources:
             if source in self.failed:
                 failure = Failure(self.failed[source])
                 yield Observation(0, source, Signal.FAILED, value=failure, raw=f"{source}: {failure}")
@@ -123,6 +132,9 @@ class Machine:
     def _heard(self, source: str) -> Iterator[Observation]:
         if source == "kmsg":
             yield Observation(0, "kmsg", Signal.ALIVE, boot_id=self.boot, seq=self.seq)
+            return
+        if source == "dcgm":
+            yield from self._witnessed()
             return
         here = [i for i in self.values if i not in self.missing]
         for i in here:
@@ -136,6 +148,21 @@ class Machine:
         missing = ",".join(f"{GPUS[i]}={driver}" for i, driver in self.missing.items() if i not in self.forgotten)
         heartbeat: dict[str, Value] = {"gpu_count": len(here), "missing": missing}
         yield Observation(0, "nvml", Signal.ALIVE, boot_id=self.boot, values=heartbeat)
+
+    def _witnessed(self) -> Iterator[Observation]:
+        """DCGM's words: a health check that counts at each of its polls."""
+        check: dict[str, Value] = {"check": self.now, "health": 20, "system": 0x10, "severity": 2}
+        for i in self.values.keys() - self.dropped:
+            values = {**self.values[i], **self.otherwise.get(i, {})}
+            yield Observation(0, "dcgm", Signal.READING, GPUS[i], values=values)
+        for where, codes in self.incidents.items():
+            for code in codes:
+                pci = "" if where == "node" else GPUS[where]
+                yield Observation(0, "dcgm", Signal.HEALTH, pci, code, check, raw=f"DCGM code {code} for GPU 32767")
+        for i, xid in self.by_xid:
+            latched = {**check, "system": 0xFFFFFFFF, "xid": xid}
+            yield Observation(0, "dcgm", Signal.HEALTH, GPUS[i], 120 if xid == 79 else 101, latched, raw=f"XID {xid}")
+        yield Observation(0, "dcgm", Signal.ALIVE, values={"check": self.now})
 
     def kernel(self, text: str, past: bool = False) -> Iterator[Observation]:
         self.seq += 1
@@ -161,6 +188,11 @@ class Machine:
         for source in step.get("speaks", ()):
             self.failed.pop(source, None)
         self.failed.update(step.get("failed") or {})
+        self.incidents.update(step.get("dcgm") or {})
+        self.by_xid += [(gpu, code) for gpu, code in (step.get("dcgm_xid") or {}).items()]
+        for gpu, values in (step.get("dcgm_set") or {}).items():
+            self.otherwise.setdefault(gpu, {}).update(values)
+        self.dropped = (self.dropped | set(step.get("dcgm_drops", ()))) - set(step.get("back", ()))
         if "boot" in step:
             self.boot, self.seq = step["boot"], 0
         self.jumped += step.get("clock", 0)
@@ -173,6 +205,10 @@ class Machine:
         events += [
             Observation(0, "nvml", Signal.XID, GPUS[gpu], value=code, raw=f"NVML event: Xid {code}")
             for gpu, code in (step.get("xid") or {}).items()
+        ]
+        events += [
+            Observation(0, "dcgm", Signal.XID, GPUS[gpu], value=code, raw=f"DCGM field 230: Xid {code}")
+            for gpu, code in (step.get("dcgm_xid") or {}).items()
         ]
         return self.round(*events, *self._said())
 

@@ -13,6 +13,7 @@ WIRING = {
     "cli.py",
     "check.py",
     "decisions.py",
+    "diagnose.py",
     "explain.py",
     "recording.py",
     "replay.py",

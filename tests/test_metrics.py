@@ -28,7 +28,12 @@ def snapshot() -> Snapshot:
         verdict=verdict,
         readings=history.readings,
         xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
-        sources=(SourceView("nvml", True, 1.5, 1, 0, 42, ""), SourceView("kmsg", False, None, 3, 2, None, "gone")),
+        sources=(
+            SourceView("nvml", True, 1.5, 1, 0, 42, ""),
+            SourceView("kmsg", False, None, 3, 2, None, "gone"),
+            SourceView("dcgm", False, None, 1, 0, 43, "no DCGM engine answers"),
+        ),
+        disagreements=((OTHER, "pcie_replays"),),
         waits=(Wait("pod a/b may not be evicted yet", On.EVICTION),),
         stage="draining",
         withdrawn=True,

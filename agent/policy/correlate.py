@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from agent.model import Fault, Finding, Remedy, Severity
 from agent.policy.history import History
+from agent.policy.rules import dcgm
 from agent.policy.rules.recovery import ROW as RECOVERY
 from agent.policy.rules.xid import contained
 
@@ -22,6 +23,7 @@ _EXPLAINED_BY = {
     "xid-171": ("xid-48",),
     "xid-172": ("xid-48",),
     "driver-hung": ("nvml-silent",),
+    **dcgm.EXPLAINED_BY,
 }
 # These follow from almost anything: the worst fault of the GPU explains them.
 _FOLLOW_ANY = (RECOVERY.rule, "gpu-reset-required")
@@ -76,8 +78,8 @@ def order(fault: Fault) -> tuple[float, float, float, float, str]:
 def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:
     finding = fault.finding
     for rule in _EXPLAINED_BY.get(finding.rule, ()):
-        if (key := f"{rule}@{finding.pci or 'node'}") in by_id:
-            return key
+        if explaining := [other for other in by_id.values() if _explains(rule, other.finding, finding)]:
+            return min(explaining, key=order).finding.id
     if finding.rule in _FOLLOW_ANY:
         others = [
             other
@@ -90,6 +92,13 @@ def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:
         if others:
             return min(others, key=order).finding.id
     return finding.id
+
+
+def _explains(rule: str, other: Finding, symptom: Finding) -> bool:
+    """On the same GPU; on the same MIG instance where both name one."""
+    named = other.rule.startswith(rule[:-1]) if rule.endswith("*") else other.rule == rule
+    apart = None not in (other.instance, symptom.instance) and other.instance != symptom.instance
+    return named and other.pci == symptom.pci and not apart
 
 
 def _root(key: str, heads: Mapping[str, str]) -> str:

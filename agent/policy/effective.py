@@ -35,7 +35,7 @@ def wrong_override(limits: Limits) -> str:
         family, _, code = override.rule.partition("-")
         if override.count and family != "xid":
             return f"policy.overrides.{number}.count: only Xids are counted, not {override.rule}: leave it out"
-        if override.rule in ROWS or (family in ("xid", "sxid") and code.isdigit()):
+        if override.rule in ROWS or (family in ("xid", "sxid", "dcgm") and code.isdigit()):
             continue
         near = get_close_matches(override.rule, ROWS, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see 'gpu-health-agent policy' for all rules"

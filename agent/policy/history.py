@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from agent.model import Card, Missing, Observation, Value
 
+SECOND = "dcgm"  # the second witness: it says what NVML says as well, later, and nobody is blind without it
 # Counters of which rates and shares of time are judged, kept once a minute for two hours.
 TREND = ("hw_thermal_ns", "sw_thermal_ns", "hw_power_brake_ns", "ecc_corrected_volatile", "pcie_replays",
          "nvlink_replay", "nvlink_recovery", "nvlink_crc")  # fmt: skip
@@ -63,6 +64,8 @@ class History:
     cards: Mapping[str, Card] = field(default_factory=dict)  # the node's GPUs, those that are gone too
     lost: Mapping[str, Observation] = field(default_factory=dict)  # GPUs that don't answer, until one reads again
     resets: Mapping[str, Observation] = field(default_factory=dict)  # GPUs that answer only that they need a reset
+    witnessed: Mapping[str, Observation] = field(default_factory=dict)  # DCGM's last reading of each GPU
+    incidents: Mapping[tuple[str, Value, Value], Observation] = field(default_factory=dict)  # DCGM's, that stand
     alive: Mapping[str, Observation] = field(default_factory=dict)  # the last heartbeat of each source
     failed: Mapping[str, Observation] = field(default_factory=dict)  # sources that say they can't see
     heard: Mapping[str, float] = field(default_factory=dict)  # when each source last saw something

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 from agent.model import Observation, Signal
 from agent.policy.cards import card_of, given_away
-from agent.policy.history import TREND, UNCORRECTABLE_XID, Blame, History, Sample, Tally, number, settled
+from agent.policy.history import SECOND, TREND, UNCORRECTABLE_XID, Blame, History, Sample, Tally, number, settled
 
 # Counters that only a driver reload, a GPU reset or a reboot takes back: one that falls is a new epoch.
 _EPOCH_COUNTERS = ("energy_j", "ecc_uncorrected_volatile", "ecc_corrected_volatile", "pcie_replays")
 # One Xid reaches us by the kernel log and by NVML: the same code on the same GPU from the other
 # witness within this many seconds is the same error.
 _SAME_EVENT_S = 5.0
+_SECOND_LATE_S = 90.0  # DCGM is asked each 10 s, and its engine may need 45 s to answer
 _TREND_EVERY_S, _TREND_SAMPLES = 60.0, 121
 _MOST_REPEATS = 10_000_000  # of one error in one second: more is no count
 _MOST_BLAMES, _MOST_PIDS = 512, 1024
@@ -41,6 +42,7 @@ class _Draft:
         self._lost, self._alive, self._failed = dict(old.lost), dict(old.alive), dict(old.failed)
         self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
         self._trends, self._blames, self._pods = dict(old.trends), list(old.blames), dict(old.pods)
+        self._witnessed, self._incidents = dict(old.witnessed), dict(old.incidents)
 
     def add(self, o: Observation) -> None:
         if o.boot_id and o.boot_id != self._boots.get(o.source):
@@ -59,8 +61,15 @@ class _Draft:
                     self._cards.pop(pci, None)
                 if self._seq is None and o.source == "kmsg":
                     self._seq = o.seq  # what was there when the log was opened is taken in
+                if "check" in o.values:  # a health check that counts is over: what it did not name has ended
+                    same = o.values["check"]
+                    self._incidents = {k: i for k, i in self._incidents.items() if i.values.get("check") == same}
+            case Signal.READING if o.source == SECOND:
+                self._witnessed[o.pci] = o
             case Signal.READING:
                 self._read(o)
+            case Signal.HEALTH:
+                self._incidents[o.pci, o.value, o.values.get("gpu_instance")] = o
             case Signal.XID if isinstance(o.value, int):
                 self._xid(o, o.value)
             case Signal.LOST | Signal.RESET_REQUIRED | Signal.SXID | Signal.DRIVER:
@@ -101,15 +110,16 @@ class _Draft:
             self._past[o.pci, code] = o
             return
         self._fresh.append(o)
-        if code == UNCORRECTABLE_XID:
-            self._uncorrectable[o.pci] = o
         if (pid := number(o, "pid")) is not None:
             blame = Blame(o.seen, o.pci, code, int(pid), self._pods.get(int(pid), ""))
             self._blames = [*self._blames[-_MOST_BLAMES + 1 :], blame]
         old = self._tallies.get((o.pci, code)) or Tally(0, o.at, (), {})
         repeats = min(max(int(number(o, "repeats") or 1), 1), _MOST_REPEATS)
         by = {**old.by, o.source: old.by.get(o.source, 0) + repeats}
-        told = bool(old.seen) and by[o.source] <= old.count and o.seen - old.seen[-1] <= _SAME_EVENT_S
+        within_s = _SECOND_LATE_S if o.source == SECOND else _SAME_EVENT_S
+        told = bool(old.seen) and by[o.source] <= old.count and o.seen - old.seen[-1] <= within_s
+        if code == UNCORRECTABLE_XID and not (told and o.source == SECOND):
+            self._uncorrectable[o.pci] = o
         if told:  # the other witness of an error that is counted already
             self._tallies[o.pci, code] = replace(old, by=by)
         else:
@@ -138,6 +148,8 @@ class _Draft:
             self._cards,
             self._lost,
             self._resets,
+            self._witnessed,
+            self._incidents,
             self._alive,
             self._failed,
             self._heard,

@@ -9,7 +9,7 @@ from agent.config import Limits
 from agent.model import Evidence, Fault, Finding, Observation, Remedy, Severity, Status, Verdict
 from agent.policy import relapse
 from agent.policy.correlate import incidents, order, overruled
-from agent.policy.history import History, number
+from agent.policy.history import SECOND, History, number
 from agent.policy.overrides import settle
 from agent.policy.renew import renew
 from agent.policy.rules import RULES
@@ -53,13 +53,14 @@ def judge(
     unseen = dict(blind(history, expected, limits.silent_s))
     findings = [finding for rule in RULES for finding in rule(history, limits)]
     history = history.without({finding.pci for finding in findings})
-    found = _strongest(
-        settled
+    wanted = [
+        as_wanted
         for finding in findings
-        if (settled := settle(finding, history, limits, orders.labels))
+        if (as_wanted := settle(finding, history, limits, orders.labels))
         # A word on a state that lasts holds while it is said; a new event is news even so.
         and not (finding.id in orders.dismissed and _lasts(finding))
-    )
+    ]
+    found = _strongest(wanted)
     released = orders.dismissed - memory.dismissed
     old = {key: fault for key, fault in memory.faults.items() if key not in released}
     faults: dict[str, Fault] = {}
@@ -67,6 +68,9 @@ def judge(
         fault = _age(old.get(key), found.get(key), memory.history, history, unseen, limits, orders.resets)
         if fault:
             faults[key] = fault
+    for finding in wanted:  # several that say the same in one round are witnesses each
+        if fault := faults.get(finding.id):
+            faults[finding.id] = _also(fault, finding.evidence)
     faults = overruled(faults, history)
     onsets = {pci: times for pci, times in memory.onsets.items() if relapse.fault_id(pci) not in released}
     onsets = relapse.counted(onsets, old, faults, wall, limits)
@@ -179,6 +183,11 @@ def _joined(witnesses: tuple[Evidence, ...], new: Evidence) -> tuple[Evidence, .
     return witnesses if any(w.source == new.source for w in witnesses) else (*witnesses, new)
 
 
+def _also(fault: Fault, evidence: Evidence) -> Fault:
+    witnesses = _joined(fault.witnesses, evidence)
+    return fault if witnesses is fault.witnesses else replace(fault, witnesses=witnesses)
+
+
 def _another_card(fault: Fault, history: History) -> bool:
     uuid = history.uuid(fault.finding.pci)
     return bool(fault.uuid and uuid and fault.uuid != uuid)
@@ -214,10 +223,12 @@ def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float) -> Verdict:
     history = memory.history
     standing = tuple(sorted((f for f in memory.faults.values() if f.confirmed), key=order))
     whole = incidents(standing, history)
+    # What only the second witness saw is held while it is silent; the node is not unknown for that.
+    blind_now = {source: why for source, why in unseen.items() if source != SECOND}
     worst = whole[0].finding.severity if whole else Severity.NOTICE
     if worst is Severity.FATAL:
         status = Status.UNHEALTHY
-    elif unseen:
+    elif blind_now:
         status = Status.UNKNOWN
     else:
         status = Status.DEGRADED if worst is Severity.DEGRADED else Status.HEALTHY
@@ -227,7 +238,7 @@ def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float) -> Verdict:
         status=status,
         remedy=max(acting, key=lambda remedy: remedy.rank, default=Remedy.NONE),
         faults=whole,
-        blind=tuple(f"{source}: {why}" for source, why in sorted(unseen.items())),
+        blind=tuple(f"{source}: {why}" for source, why in sorted(blind_now.items())),
         boot_id=history.boot_id,
         kernel_seq=history.kernel_seq,
         standing=standing,

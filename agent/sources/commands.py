@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from agent.config import Config
@@ -43,4 +44,19 @@ def commands(config: Config, simulation: Path | None) -> dict[str, list[str]]:
         userspace = ["--accept-userspace"] if sources.kmsg.accept_userspace else []
         beat = ["--heartbeat-s", str(config.poll_s)]
         found["kmsg"] = [*python, "agent.sources.kmsg", "--path", path, *boot, *beat, *userspace]
+    dcgm = sources.dcgm
+    if dcgm.enabled and (simulation is None or dcgm.address != "auto"):  # an engine here has this machine's GPUs
+        found["dcgm"] = [*python, "agent.sources.dcgm", *_options(dcgm.model_dump(exclude={"enabled"}))]
     return found
+
+
+def diagnosis(config: Config, level: int, gpus: list[str]) -> list[str]:
+    """The command line of a diagnosis by the engine that the source reads."""
+    engine = config.sources.dcgm.model_dump(include={"address", "bindings", "library"})
+    facts = {**engine, "level": level, "gpus": ",".join(gpus)}
+    return [sys.executable, "-m", "agent.sources.diagnosis", *_options(facts)]
+
+
+def _options(facts: Mapping[str, object]) -> list[str]:
+    given = {name.replace("_", "-"): str(value) for name, value in facts.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name}", value)]

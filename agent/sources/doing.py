@@ -10,9 +10,10 @@ from agent.model import Failure, Observation, Signal
 
 
 class Doing:
-    """Noted before each call into the driver; watched by a thread of its own, because the caller can't."""
+    """Noted before each call into a library; watched by a thread of its own, because the caller can't."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str = "nvml", whose: str = "the driver") -> None:
+        self._source, self._whose = source, whose
         self._what, self._since = "", 0.0
 
     def now(self, what: str) -> None:
@@ -28,6 +29,6 @@ class Doing:
         """Say, once every ``limit_s``, what hangs. It runs while the call holds its thread."""
         while not stop.wait(limit_s / 4):
             if what := self.stuck(limit_s):
-                sentence = f"the driver does not answer: {what} has not returned"
-                say(Observation(time.time(), "nvml", Signal.FAILED, value=Failure.HUNG, raw=sentence))
+                sentence = f"{self._whose} does not answer: {what} has not returned"
+                say(Observation(time.time(), self._source, Signal.FAILED, value=Failure.HUNG, raw=sentence))
                 stop.wait(limit_s * 3 / 4)

@@ -14,7 +14,8 @@ from agent.model import Observation, Signal
 from agent.sources import Source, SourceStatus
 from agent.sources.pods import Holders, who_holds
 
-HOLD_GPUS = frozenset({"nvml"})  # sources that keep a GPU from being reset
+HOLD_GPUS = frozenset({"nvml", "dcgm"})  # sources that keep a GPU from being reset; an embedded engine does
+_LEAST_HUNG_S = {"dcgm": 120.0}  # engines were seen to need 45 s for an answer, in a storm of correctable errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,10 @@ class Supervisor:
         """``commands`` are command lines; ``kubelet`` is the socket of its PodResources API."""
         self._commands, self._kubelet = commands, kubelet
         self._known = Known()
-        self._sources = {name: Source(name, partial(self._command, name), hung_s) for name in commands}
+        self._sources = {
+            name: Source(name, partial(self._command, name), max(hung_s, _LEAST_HUNG_S.get(name, 0.0)))
+            for name in commands
+        }
         self._wanted: Set[str] = frozenset()
         self._registered: dict[str, tuple[int, int]] = {}
         self.selector = selectors.DefaultSelector()  # others may wait here too, by a callable that is called when due

@@ -22,6 +22,8 @@ import yaml
 from agent.actions.api import connect
 from tests.bench.fleet import fleet, thousand
 from tests.bench.judging import judging
+from tests.bench.usage import cpu_s, rollup
+from tests.bench.witness import witness
 from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane, environment
 
@@ -45,6 +47,7 @@ def main() -> int:
             fleet(plane)
             thousand()
             judging()
+            witness()
         finally:
             plane.down()
     return 0
@@ -207,21 +210,6 @@ def children(pid: int) -> list[int]:
 def name_of(pid: int) -> str:
     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     return words[words.index("-m") + 1]
-
-
-def rollup(pid: int, kind: str) -> float:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def cpu_s(pids: list[int]) -> float:
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def percentile(values: list[float], percent: int) -> float:

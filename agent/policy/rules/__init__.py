@@ -12,6 +12,7 @@ from agent.policy.row import Row
 from agent.policy.rules import (
     blame,
     clocks,
+    dcgm,
     kernel,
     limits,
     links,
@@ -24,8 +25,8 @@ from agent.policy.rules import (
 
 Rule = Callable[[History, Limits], Iterable[Finding]]
 RULES: tuple[Rule, ...] = (
-    presence.find, xid.find, recovery.find, memory.find, limits.find, clocks.find, links.find, kernel.find, blame.find,
-    silence.find,
+    presence.find, xid.find, recovery.find, memory.find, limits.find, clocks.find, links.find, kernel.find, dcgm.find,
+    blame.find, silence.find,
 )  # fmt: skip
 ROWS: Mapping[str, Row] = {
     row.rule: row
@@ -38,6 +39,7 @@ ROWS: Mapping[str, Row] = {
         clocks.ROWS,
         links.ROWS,
         kernel.ROWS,
+        dcgm.ROWS,
         blame.ROWS,
         silence.ROWS,
         (relapse.ROW,),

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 
 from agent.config import Limits
 from agent.model import Evidence, Failure, Finding, Remedy, Severity
-from agent.policy.history import History
+from agent.policy.history import SECOND, History
 from agent.policy.row import Row
 
 _SILENT = {
-    source: Row(f"{source}-silent", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, f"the source {source} has said nothing")
-    for source in ("nvml", "kmsg", "dcgm")
+    source: Row(f"{source}-silent", severity, Remedy.CONTACT_SUPPORT, f"the source {source} has said nothing")
+    for source, severity in (("nvml", Severity.DEGRADED), ("kmsg", Severity.DEGRADED), (SECOND, Severity.NOTICE))
 }
 _FAILED: dict[str, Row] = {
     Failure.DRIVER_NOT_LOADED: Row("driver-not-loaded", Severity.DEGRADED, Remedy.REBOOT_NODE,
@@ -31,11 +31,13 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
         failed = history.failed.get(source)
         if failed and failed.value in _CONFIGURATION:
             continue
+        if failed and failed.value == Failure.ABSENT and source not in history.heard:
+            continue  # it never was there
         silent_s = history.now - history.heard.get(source, history.began)
         hung = failed is not None and failed.value == Failure.HUNG
         limit_s = 3 * limits.silent_s if hung or not failed else limits.driver_confirm_s
         if silent_s > limit_s:
-            row = _FAILED.get(str(failed.value)) if failed else None
+            row = _FAILED.get(str(failed.value)) if failed and source != SECOND else None
             row = row or _SILENT[source]
             message = failed.raw if failed and not hung else f"{row.meaning} for over {limit_s:.0f} s"
             evidence = Evidence(failed.at if failed else 0.0, source, failed.raw if failed else message)

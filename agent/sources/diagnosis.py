@@ -1,0 +1,143 @@
+"""DCGM's diagnosis of GPUs, run by the engine while this process waits: one JSON object on standard output.
+
+A process of its own, for the call takes from seconds (level 1) to over an hour (4), and nothing but the end of the
+process ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from agent.model import normalise_pci
+from agent.sources.bindings import Bindings, NoBindingsError, load
+from agent.sources.dcgm import AUTO, USUAL, answers, error_number, failure
+from agent.sources.dcgm_engine import EngineError, where
+from agent.sources.dcgm_signals import text
+
+_RESULTS = {0: "pass", 1: "skip", 2: "warn", 3: "fail", 4: "not run"}
+_NOT_RUN = 4
+_GPU, _NODE = 1, "node"
+_ISOLATE = -51  # NVVS_ISOLATE_ERROR: it ran, and found a GPU that should be taken out of service
+_SENTENCES = {
+    -39: "another diagnosis runs on this engine",
+    -52: "the engine has no diagnosis: install DCGM's CUDA packages beside it",
+}
+# DCGM 3 has no names in its answer: the order of its tests (dcgm_structs.py, DCGM_*_INDEX and DCGM_SWTEST_*).
+_BY_GPU = ("memory", "diagnostic", "pcie", "sm_stress", "targeted_stress", "targeted_power", "memory_bandwidth",
+           "memtest", "pulse_test", "eud", "unused-10", "unused-11", "unused-12")  # fmt: skip
+_SOFTWARE = ("denylist", "nvml_library", "cuda_main_library", "cuda_runtime_library", "permissions",
+             "persistence_mode", "environment", "page_retirement", "graphics_processes", "inforom")  # fmt: skip
+
+
+def diagnose(bindings: Bindings, address: str, level: int, wanted: set[str]) -> dict[str, Any]:
+    """Run it on the GPUs at these addresses; the bindings' DCGMError or ValueError if it can't be run."""
+    began = time.monotonic()
+    session = bindings.pydcgm.DcgmHandle(**where(address))
+    places = {}
+    for number in bindings.agent.dcgmGetAllSupportedDevices(session.handle):
+        attributes = bindings.agent.dcgmGetDeviceAttributes(session.handle, number)
+        places[number] = normalise_pci(text(attributes.identifiers, "pciBusId"))
+    if unknown := wanted - set(places.values()):
+        raise ValueError(f"DCGM lists no GPU at {', '.join(sorted(unknown))}")
+    with redirect_stdout(io.StringIO()):
+        import DcgmDiag
+    diag = DcgmDiag.DcgmDiag(gpuIds=[n for n, pci in places.items() if pci in wanted], testNamesStr=str(level))
+    errors: list[dict[str, Any]]
+    try:
+        response = diag.Execute(session.handle)
+    except bindings.structs.DCGMError as error:
+        if error.value != _ISOLATE:
+            raise
+        results, errors = [], [{"gpu": _NODE, "test": "", "code": _ISOLATE, "message": str(error)}]
+    else:
+        by_gpu = hasattr(response, "perGpuResponses")
+        results = list(_by_gpu(response, places) if by_gpu else _by_test(response, places))
+        errors = [e for *_, error in results if (e := error)] if by_gpu else list(_errors(response, places))
+    session.Shutdown()
+    found: dict[str, dict[str, str]] = {}
+    for place, test, result, _ in results:
+        found.setdefault(place, {})[test] = _RESULTS.get(result, str(result))
+    each = [result for _, _, result, _ in results]
+    return {
+        "level": level,
+        "gpus": sorted(wanted),
+        "passed": 0 in each and not errors and not set(each) & {2, 3},
+        "seconds": round(time.monotonic() - began, 1),
+        "results": found,
+        "errors": errors,
+    }
+
+
+def _by_test(response: Any, places: dict[int, str]) -> Iterator[tuple[str, str, int, None]]:
+    """DCGM 4: a list of results, each of an entity and a test."""
+    for entry in response.results[: response.numResults]:
+        test = text(response.tests[entry.testId], "name")
+        yield _place(entry.entity, places), test, int(entry.result), None
+
+
+def _errors(response: Any, places: dict[int, str]) -> Iterator[dict[str, Any]]:
+    for entry in response.errors[: response.numErrors]:
+        test = text(response.tests[entry.testId], "name") if entry.testId < response.numTests else ""
+        yield {
+            "gpu": _place(entry.entity, places),
+            "test": test,
+            "code": int(entry.code),
+            "message": text(entry, "msg"),
+        }
+
+
+def _by_gpu(response: Any, places: dict[int, str]) -> Iterator[tuple[str, str, int, dict[str, Any] | None]]:
+    """DCGM 3: a table of tests for each GPU, and one for the node's software."""
+    for number, entry in enumerate(response.levelOneResults[: response.levelOneTestCount]):
+        yield _NODE, _SOFTWARE[number], int(entry.result), _told(_NODE, _SOFTWARE[number], entry)
+    for gpu in response.perGpuResponses[: response.gpuCount]:
+        place = places.get(int(gpu.gpuId), "")
+        for number, entry in enumerate(gpu.results):
+            if place and entry.result != _NOT_RUN:
+                yield place, _BY_GPU[number], int(entry.result), _told(place, _BY_GPU[number], entry)
+
+
+def _told(place: str, test: str, entry: Any) -> dict[str, Any] | None:
+    code = int(entry.error.code)
+    return {"gpu": place, "test": test, "code": code, "message": text(entry.error, "msg")} if code else None
+
+
+def _place(entity: Any, places: dict[int, str]) -> str:
+    return places.get(int(entity.entityId), _NODE) if entity.entityGroupId == _GPU else _NODE
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m agent.sources.diagnosis", description=__doc__)
+    parser.add_argument("--address", default=AUTO)
+    parser.add_argument("--bindings", type=Path)
+    parser.add_argument("--library", type=Path)
+    parser.add_argument("--level", type=int, choices=(1, 2, 3, 4), required=True)
+    parser.add_argument("--gpus", required=True, help="PCI addresses, separated by commas")
+    options = parser.parse_args()
+    address = USUAL if options.address == AUTO else options.address
+    try:
+        if not answers(address):
+            raise ValueError(f"no DCGM engine answers at {address}")
+        wanted = {normalise_pci(pci) for pci in options.gpus.split(",")}
+        told = diagnose(load(options.bindings, options.library), address, options.level, wanted)
+    except (ValueError, NoBindingsError, EngineError) as error:
+        told = {"error": str(error)}
+    except Exception as error:  # noqa: BLE001 - the bindings' own error class is not importable here
+        number = error_number(error)
+        told = {"error": _SENTENCES.get(number or 0) or failure(error, address).raw}
+    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.flush()
+    os._exit(0 if told.get("passed") else 1)  # without the bindings' destructors, which call into dead connections
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""``diagnose`` through NVIDIA's bindings over the stand-in engine, and when it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent import cli
+from agent.config import Config
+from agent.daemon import Daemon, serve
+from agent.diagnose import RefusedDiagnosisError, chosen, refusal
+from agent.sources.commands import supervisor
+from tests.dcgm.standin import Engine
+
+A, B = "0000:1b:00.0", "0000:43:00.0"
+WELL = "test memory 0 1 0 0 0\ntest memory 0 1 1 0 0\ntest environment 0 0 0 0 0\n"
+IDLE: dict[str, Any] = {"gpus": {A: {"uuid": "GPU-a", "index": 0, "processes": ""},
+                                 B: {"uuid": "GPU-b", "index": 1, "processes": "71,72"}}}  # fmt: skip
+
+
+def diagnosed(engine: Engine, level: int, *gpus: str) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-W", "error", "-m", "agent.sources.diagnosis", "--level", str(level)]
+    done = subprocess.run([*command, *engine.options(), "--gpus", ",".join(gpus)], env=engine.environment(),
+                          capture_output=True, text=True)  # fmt: skip
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_a_diagnosis_that_passes_says_what_was_tested_on_which_gpu(engine: Engine) -> None:
+    engine.answers(WELL)
+    code, told = diagnosed(engine, 2, A, B)
+    assert (code, told["passed"], told["gpus"], told["errors"]) == (0, True, [A, B], [])
+    assert told["results"][A]["memory"] == told["results"][B]["memory"] == "pass"
+    assert "dcgmActionValidate_v2 level=2 gpus=0,1" in engine.calls()
+
+
+def test_one_gpu_alone_can_be_diagnosed(engine: Engine) -> None:
+    engine.answers("test memory 0 1 1 0 0\n")
+    assert diagnosed(engine, 1, B)[1]["gpus"] == [B]
+    assert "dcgmActionValidate_v2 level=1 gpus=1" in engine.calls()
+
+
+def test_a_failed_test_names_the_gpu_by_its_entity_and_the_reason(engine: Engine) -> None:
+    engine.answers("test memory 0 1 0 0 0\ntest memory 3 1 1 58 2 a mismatch on GPU 0\n")
+    code, told = diagnosed(engine, 3, A, B)
+    assert (code, told["passed"]) == (1, False)
+    assert (told["results"][A]["memory"], told["results"][B]["memory"]) == ("pass", "fail")
+    assert [(e["gpu"], e["test"], e["code"]) for e in told["errors"]] == [(B, "memory", 58)]
+
+
+def test_a_diagnosis_in_which_nothing_was_run_is_not_passed(engine: Engine) -> None:
+    assert diagnosed(engine, 1, A)[1]["passed"] is False
+
+
+@pytest.mark.parametrize(("status", "words"), [(-39, "another diagnosis runs"), (-52, "has no diagnosis"),
+                                               (-21, "ended the connection"), (-12, "versions")])  # fmt: skip
+def test_what_keeps_it_from_running_is_no_result(engine: Engine, status: int, words: str) -> None:
+    engine.answers(f"error dcgmActionValidate_v2 {status}\n")
+    code, told = diagnosed(engine, 1, A)
+    assert (code, words in told["error"]) == (1, True)
+
+
+def test_an_engine_that_asks_for_isolation_has_found_something(engine: Engine) -> None:
+    engine.answers("error dcgmActionValidate_v2 -51\n")
+    told = diagnosed(engine, 1, A)[1]
+    assert (told["passed"], told["errors"][0]["code"]) == (False, -51)
+
+
+def test_a_gpu_that_dcgm_does_not_list_is_said(engine: Engine) -> None:
+    assert "DCGM lists no GPU at 0000:99:00.0" in diagnosed(engine, 1, "0000:99:00.0")[1]["error"]
+
+
+@pytest.mark.parametrize(("name", "pci"), [(A, A), ("GPU-b", B), ("1", B)])
+def test_a_gpu_has_three_names(name: str, pci: str) -> None:
+    assert chosen(IDLE, [name]) == [pci]
+    with pytest.raises(ValueError, match="none of this node's GPUs"):
+        chosen(IDLE, ["7"])
+    with pytest.raises(RefusedDiagnosisError):
+        chosen({"gpus": {}}, [])
+
+
+@pytest.mark.parametrize(
+    ("level", "withdrawn", "gpu", "why"),
+    [(1, False, B, ""), (2, True, A, ""), (2, False, A, "in service"), (2, True, B, "pids 71,72")],
+)
+def test_what_takes_the_gpu_needs_it_idle_and_the_node_withdrawn(
+    level: int, withdrawn: bool, gpu: str, why: str
+) -> None:
+    said = refusal(IDLE, withdrawn, level, [gpu])
+    assert why in said
+    assert bool(said) == bool(why)
+
+
+def test_a_gpu_whose_processes_nobody_knows_is_not_idle() -> None:
+    assert "nobody knows who" in refusal({"gpus": {A: {}}}, True, 2, [A])
+
+
+@pytest.fixture
+def running(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The configuration file of an agent that runs on simulated GPUs, and reads this engine."""
+    monkeypatch.setenv("DCGM_STANDIN", str(engine.file))
+    data: dict[str, Any] = {
+        "http": {"address": "127.0.0.1", "port": 0},
+        "sources": {"simulated": {"scenario": "idle"}, "pods": {"enabled": False},
+                    "dcgm": {"address": engine.address, "bindings": str(engine.bindings),
+                             "library": str(engine.library)}},
+    }  # fmt: skip
+    config, ready = Config.model_validate(data), threading.Event()
+    daemon = Daemon(config, "n", None, lambda *_, **__: None, supervisor(config, tmp_path))
+    daemon.judged = lambda verdict: ready.set() if not verdict.blind else None
+    server, stop = serve(config, daemon), threading.Event()
+    thread = threading.Thread(target=daemon.run, args=(stop,))
+    thread.start()
+    assert ready.wait(60)
+    data["http"]["port"] = server.port
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
+    yield tmp_path / "config.yaml"
+    stop.set()
+    thread.join(20)
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_command_asks_the_running_agent_and_prints_json(
+    engine: Engine, running: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.answers(WELL)
+    asked = ["--gpu", A, "--gpu", B, "--config", str(running)]
+    assert cli.main(["diagnose", "--level", "1", *asked]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"] is True
+    assert cli.main(["diagnose", "--level", "2", *asked]) == 75
+    assert "the node is in service" in capsys.readouterr().err
+    assert cli.main(["diagnose", "--level", "2", "--force", *asked]) == 0
+    engine.answers("test memory 3 1 0 58 2 bad\n")
+    assert cli.main(["diagnose", "--level", "1", *asked]) == 1
+    assert cli.main(["diagnose", "--level", "1", "--gpu", "99", "--config", str(running)]) == 64
