@@ -114,7 +114,7 @@ class Site:
 
     def inject(self, node: str, *arguments: str) -> None:
         name = self.agent(node)["metadata"]["name"]
-        self.plane.kubectl("exec", f"--namespace={NAMESPACE}", name, "--container=agent", "--",
+        self.plane.kubectl("exec", f"--namespace={NAMESPACE}", name, "--container=sources", "--",
                            "gpu-health-agent", "inject", *arguments)  # fmt: skip
 
     def taints(self, node: str) -> list[str]:
@@ -134,13 +134,14 @@ def agent_on(made: Rig, node: str) -> dict[str, Any]:
 
 def install(made: Rig, folder: Path) -> None:
     """The manifests as they are shipped, but for the image, simulated GPUs and shorter times."""
-    config = yaml.safe_load((_MANIFESTS / "config.yaml").read_text())
+    config = yaml.safe_load((_MANIFESTS / "base" / "config.yaml").read_text())
     config |= {"poll_s": 1, "sources": {"simulated": {"scenario": "idle"}}, "policy": {"soak_s": 2}}
     config["drain"]["gather_s"] = 1
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     writable = [
         {"op": "add", "path": "/spec/template/spec/volumes/-", "value": {"name": "simulation", "emptyDir": {}}},
-        {"op": "add", "path": "/spec/template/spec/containers/0/volumeMounts/-",
+        {"op": "test", "path": "/spec/template/spec/containers/1/name", "value": "sources"},
+        {"op": "add", "path": "/spec/template/spec/containers/1/volumeMounts/-",
          "value": {"name": "simulation", "mountPath": "/tmp"}},
     ]  # fmt: skip
     name, _, tag = IMAGE.rpartition(":")

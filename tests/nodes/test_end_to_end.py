@@ -51,3 +51,34 @@ def test_the_log_is_json_the_probes_pass_and_nothing_was_restarted(site: Site) -
         assert "started" in [json.loads(line)["event"] for line in lines.splitlines()]
         assert "gpu_health_" in site.get(node, "/metrics")
         assert site.get(node, "/healthz")
+
+
+def test_no_container_holds_both_the_credential_and_the_hosts_privileges(site: Site) -> None:
+    """What each of them finds of itself, by the kernel's word."""
+    look = """
+import json, os
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+def writes(path):
+    try:
+        open(path, "w").close()
+    except OSError:
+        return False
+    os.unlink(path)
+    return True
+print(json.dumps({
+    "root": os.getuid() == 0, "capabilities": int(status["CapEff"], 16) != 0,
+    "may gain some": status["NoNewPrivs"].strip() == "0", "seccomp": status["Seccomp"].strip() == "2",
+    "token": os.path.exists("/var/run/secrets/kubernetes.io/serviceaccount/token"),
+    "kernel log": os.path.exists("/dev/kmsg") and os.access("/dev/kmsg", os.R_OK), "writes /": writes("/x")}))
+"""
+    name = site.agent("n1")["metadata"]["name"]
+
+    def found(container: str) -> dict[str, bool]:
+        command = (f"--container={container}", "--", "/opt/gpu-health-agent/bin/python", "-c", look)
+        return dict(json.loads(site.plane.kubectl("exec", f"--namespace={NAMESPACE}", name, *command)))
+
+    assert found("agent") == {"root": False, "capabilities": False, "may gain some": False, "seccomp": True,
+                              "token": True, "kernel log": False, "writes /": False}  # fmt: skip
+    sources = found("sources")
+    assert (sources["root"], sources["capabilities"], sources["kernel log"]) == (True, True, True)
+    assert (sources["token"], sources["writes /"]) == (False, False)
