@@ -38,6 +38,21 @@ def test_promtool_finds_nothing_wrong_with_the_rules() -> None:
     assert f"SUCCESS: {len(rules())} rules found" in promtool("check", "rules", str(RULES))
 
 
+def test_the_plain_scrape_configuration_is_one_and_finds_the_agents_port(tmp_path: Path) -> None:
+    config = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
+    (job,) = config["scrape_configs"]
+    # Debian builds Prometheus without the discovery of pods: everything else is checked.
+    assert job.pop("kubernetes_sd_configs") == [{"role": "pod", "namespaces": {"names": ["gpu-health-agent"]}}]
+    config["rule_files"] = [str(RULES)]
+    (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    assert "SUCCESS" in promtool("check", "config", str(tmp_path / "prometheus.yaml"))
+    assert re.search(r'up\{job=~"\(\.\+/\)\?' + job["job_name"] + '"', RULES.read_text())
+    name, port = job["relabel_configs"][0]["regex"].split(";")
+    daemonset = (ROOT / "daemonset" / "base" / "daemonset.yaml").read_text()
+    assert f"app.kubernetes.io/name: {name}" in daemonset
+    assert f"name: {port}, containerPort: 9836" in daemonset
+
+
 def test_each_alert_fires_where_and_when_it_should_and_nowhere_else() -> None:
     promtool("test", "rules", str(TESTS))
 
