@@ -132,10 +132,11 @@ def agent_on(made: Rig, node: str) -> dict[str, Any]:
     return dict(pod)
 
 
-def install(made: Rig, folder: Path) -> None:
+def install(made: Rig, folder: Path, kernel_log: bool = True) -> None:
     """The manifests as they are shipped, but for the image, simulated GPUs and shorter times."""
     config = yaml.safe_load((_MANIFESTS / "base" / "config.yaml").read_text())
-    config |= {"poll_s": 1, "sources": {"simulated": {"scenario": "idle"}}, "policy": {"soak_s": 2}}
+    gpus = {"scenario": "idle", "kernel_log": kernel_log}
+    config |= {"poll_s": 1, "sources": {"simulated": gpus}, "policy": {"soak_s": 2}}
     config["drain"]["gather_s"] = 1
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     writable = [
@@ -163,7 +164,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with rig(2, images=images()) as made:
         install(made, tmp_path_factory.mktemp("manifests"))
         try:
-            made.plane.wait("the agents are ready", lambda: all(_serves(made, node) for node in made.nodes), 180)
+            made.plane.wait("the agents are ready", lambda: all(serves(made, node) for node in made.nodes), 180)
             yield made
         finally:
             print(made.plane.kubectl("get", "pods", "--all-namespaces", "--output=wide"))
@@ -171,7 +172,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
                                      "--ignore-errors", f"--selector=app.kubernetes.io/name={NAMESPACE}"))  # fmt: skip
 
 
-def _serves(made: Rig, node: str) -> bool:
+def serves(made: Rig, node: str) -> bool:
     conditions = agent_on(made, node).get("status", {}).get("conditions", ())
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions) and _labelled(made, node)
 

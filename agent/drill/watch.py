@@ -1,0 +1,72 @@
+"""What the drill sees while it waits: the kit's pods, the node, what the agent and the training say of themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from agent.drill.cluster import Cluster
+from agent.drill.kit import Object
+from agent.world import HARD_TAINT, RefusedError
+
+REPLICAS, _GATEWAYS = 3, 2
+_METRICS, _TRAINING = 9836, 8080
+
+
+class Watch:
+    """Looks, and remembers how far each training was."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.steps: dict[str, dict[str, int]] = {}  # UID of a training pod → what it last said of itself
+
+    def state(self, node: str) -> dict[str, Any]:
+        """What the agent there says of itself."""
+        pod = self._cluster.agent_pods().get(node)
+        told = pod and self._cluster.ask_pod(self._cluster.agents, pod["metadata"]["name"], _METRICS, "/state")
+        return told or {}
+
+    def hear(self, training: Object) -> dict[str, int]:
+        """How far a training is; what it last said is kept."""
+        metadata = training["metadata"]
+        said = self._cluster.ask_pod(metadata["namespace"], metadata["name"], _TRAINING, "/status")
+        if isinstance(said, dict) and "step" in said:
+            self.steps[metadata["uid"]] = said
+            return said
+        return {}
+
+    def whole(self) -> bool:
+        enough = len(self.ready("inference")) >= REPLICAS and len(self.ready("gateway")) >= _GATEWAYS
+        return enough and any(self.hear(pod) for pod in self.ready("training"))
+
+    def live(self, app: str) -> list[Object]:
+        return [p for p in self._cluster.pods() if p["metadata"].get("labels", {}).get("app") == app and not ending(p)]
+
+    def ready(self, app: str) -> list[Object]:
+        return [pod for pod in self.live(app) if any(c["type"] == "Ready" and c["status"] == "True"
+                                                      for c in pod["status"].get("conditions") or ())]  # fmt: skip
+
+    def uids(self) -> set[str]:
+        return {pod["metadata"]["uid"] for pod in self._cluster.pods()}
+
+    def tainted(self, node: str) -> bool:
+        return any(taint["key"] == HARD_TAINT for taint in self._cluster.node(node)["spec"].get("taints") or ())
+
+    def simulated(self, agent: Object) -> bool | None:
+        """By the agent's own configuration."""
+        maps = [v["configMap"]["name"] for v in agent["spec"].get("volumes") or () if "configMap" in v]
+        arguments = [word for c in agent["spec"]["containers"] for word in c.get("args") or ()]
+        try:
+            texts = [text for name in maps for text in self._cluster.get(
+                f"/api/v1/namespaces/{self._cluster.agents}/configmaps/{name}")["data"].values()]  # fmt: skip
+            configs = [yaml.safe_load(text) for text in texts]
+            return "--simulate" in arguments or any(c["sources"]["simulated"]["scenario"] for c in configs
+                                                    if "simulated" in (c.get("sources") or {}))  # fmt: skip
+        except (RefusedError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+            return None
+
+
+def ending(pod: Object) -> bool:
+    phase = pod.get("status", {}).get("phase")
+    return bool(pod["metadata"].get("deletionTimestamp")) or phase in ("Succeeded", "Failed")
