@@ -7,8 +7,8 @@ SCENARIO ?= demo
 # Tests that need more than Python.
 OTHERS := bench cluster gpu image monitoring nodes
 
-.PHONY: run test lint plain incidents monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests cluster bench kit-bench \
-	clean
+.PHONY: run test lint plain incidents monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests cluster bench \
+	kit-bench drill clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -51,6 +51,10 @@ e2e: $(STAMP)
 	$(BIN)/python -m tests.cluster.build
 	$(BIN)/python -m tests.image.build
 	$(BIN)/pytest tests/nodes
+
+# Also so: four real nodes with the agent and the kit on them, and a report in build/drill.html.
+drill: $(STAMP)
+	$(BIN)/python -m tests.nodes.drill
 
 gpu-tests: $(STAMP)
 	$(BIN)/pytest tests/gpu

@@ -12,10 +12,10 @@ from urllib.parse import quote
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, Api, ask
 from agent.drill.kit import MARK, Object
 from agent.rehearsal import valid
-from agent.world import RefusedError, UnreachableError
+from agent.world import HARD_TAINT, RefusedError, UnreachableError
 
 _PLURALS = {"ConfigMap": "configmaps", "Deployment": "deployments", "Job": "jobs", "Namespace": "namespaces",
-            "PersistentVolume": "persistentvolumes", "PersistentVolumeClaim": "persistentvolumeclaims", "Pod": "pods",
+            "PersistentVolumeClaim": "persistentvolumeclaims", "Pod": "pods",
             "PodDisruptionBudget": "poddisruptionbudgets", "Service": "services"}  # fmt: skip
 _AGENT = "app.kubernetes.io%2Fname%3Dgpu-health-agent"
 _NOT_THERE, _CONFLICT = 404, 409
@@ -55,6 +55,9 @@ class Cluster:
 
     def node(self, name: str) -> Object:
         return dict(self.get(node_path(name)))
+
+    def tainted(self, node: str) -> bool:
+        return any(taint["key"] == HARD_TAINT for taint in self.node(node)["spec"].get("taints") or ())
 
     def agent_pods(self) -> dict[str, Object]:
         """The agents by node."""
@@ -138,9 +141,7 @@ class Cluster:
                 continue
             for one in self.get(f"{path}?labelSelector={quote(MARK, safe='')}")["items"]:
                 metadata = one["metadata"]
-                if (kind == "namespace" and metadata["name"] != self.namespace) or (
-                    kind == "volume" and one["spec"].get("claimRef", {}).get("namespace") != self.namespace
-                ):
+                if kind == "namespace" and metadata["name"] != self.namespace:
                     continue
                 if not metadata.get("deletionTimestamp"):
                     self._gone("DELETE", f"{path}/{metadata['name']}", {"preconditions": {"uid": metadata["uid"]}})
@@ -154,7 +155,6 @@ class Cluster:
             for plural in ("pods", "configmaps"):
                 yield f"{self.home}/{plural}", plural.removesuffix("s")
         yield "/api/v1/namespaces", "namespace"
-        yield "/api/v1/persistentvolumes", "volume"
 
     def state(self) -> str:
         """Of the namespace: absent, ours, theirs, or ending."""

@@ -96,6 +96,9 @@ def _clean(cluster: Cluster, nonce: str, outcome: Outcome, keep: bool) -> None:
     while True:
         try:
             outcome.cleaned += cluster.sweep(nonce, keep)
+            if outcome.node:
+                cluster.wait(f"node {outcome.node} is back in service", lambda: not cluster.tainted(outcome.node),
+                             max(0.0, end - time.monotonic()))  # fmt: skip
             if keep:
                 outcome.cleaned.append(f"namespace {cluster.namespace} is kept, as --keep asks")
                 return

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agent.drill.choice import Choice, choose
+from agent.drill.choice import Choice, UnfitError, choose
 from agent.drill.cluster import RENEW_S, Cluster, MissedError, node_path
 from agent.drill.hand import finished, hand
 from agent.drill.kit import LOAD_PORT, Object, Settings
@@ -29,7 +29,7 @@ from agent.drill.watch import REPLICAS, Watch, ending
 from agent.world import HARD_TAINT
 
 _START_S, _PERMIT_S, _STAGE_S, _RETURN_S = 300.0, 120.0, 300.0, 120.0
-_CALM_S, _AFTER_S = 5.0, 3.0
+_FIT_S, _CALM_S, _AFTER_S = 60.0, 5.0, 3.0
 
 Say = Callable[[str], None]
 
@@ -55,6 +55,8 @@ class Exercise:
 
     def _start(self, kit: list[Object]) -> None:
         for one in kit:
+            if one["kind"] == "Job":  # last: the training goes beside a replica, so that both leave in one drill
+                self._wait("the replicas have nodes", lambda: self._watched.placed("inference") >= REPLICAS, _START_S)
             self._cluster.apply(one)
             if one["kind"] == "Namespace":
                 self._bear(self._cluster.home)
@@ -75,29 +77,25 @@ class Exercise:
 
     def _pod(self) -> None:
         part = self._begin(POD)
-        victim = self._watched.ready("inference")[0]
+        # Not the one beside the training: that leaves with its node.
+        kept = {pod["spec"].get("nodeName") for pod in self._watched.live("training")}
+        victim = min(self._watched.ready("inference"), key=lambda pod: pod["spec"]["nodeName"] in kept)
         self._cluster.delete_pod(victim)
         uid, name = victim["metadata"]["uid"], victim["metadata"]["name"]
         part.note("deleted", time.time())
         self._say(f"pod {name} deleted")
-
-        def others() -> list[Object]:
-            return [pod for pod in self._watched.live("inference") if pod["metadata"]["uid"] != uid]
-
-        self._wait("another pod has a node", lambda: sum(_placed(p) for p in others()) >= REPLICAS, _STAGE_S)
+        self._wait("another pod has a node", lambda: self._watched.placed("inference") >= REPLICAS, _STAGE_S)
         part.note("another pod has a node", time.time())
         self._wait("all replicas are ready", lambda: len(self._watched.ready("inference")) >= REPLICAS, _STAGE_S)
         part.note("all replicas are ready", time.time())
         self._wait("the deleted pod has ended", lambda: uid not in self._watched.uids(), _STAGE_S)
         part.note("the deleted pod has ended", time.time())
-        part.measure(
-            "deleted → all replicas are ready", part.between("deleted", "all replicas are ready"), READY_S, "s"
-        )
+        ready_s = part.between("deleted", "all replicas are ready")
+        part.measure("deleted → all replicas are ready", ready_s, READY_S, "s")
         self._end(part)
 
     def _node(self) -> None:
-        choice = choose(self._cluster.nodes(), self._cluster.all_pods(), self._cluster.agent_pods(),
-                        self._cluster.namespace, self._settings.node)  # fmt: skip
+        choice = self._choose()
         part = self._begin(NODE)
         self._outcome.node = choice.node
         leaving = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in choice.pods}
@@ -110,50 +108,66 @@ class Exercise:
             self._paths.remove(node_path(choice.node))
             self._cluster.release(self.nonce)
         part.note("the drill's annotation is taken off", time.time())
-        self._wait(f"{HARD_TAINT} is off the node", lambda: not self._watched.tainted(choice.node), _RETURN_S)
+        self._wait(f"{HARD_TAINT} is off the node", lambda: not self._cluster.tainted(choice.node), _RETURN_S)
         part.note("the node is back in service", time.time())
         self._say(f"node {choice.node} is back in service")
         self._wait("the evicted pods have ended", lambda: not leaving.keys() & self._watched.uids(), _STAGE_S)
         self._figures(part, training)
         self._end(part)
 
+    def _choose(self) -> Choice:
+        """UnfitError, if it is not but for a moment."""
+        end = time.monotonic() + _FIT_S
+        while True:
+            try:
+                return choose(self._cluster.nodes(), self._cluster.all_pods(), self._cluster.agent_pods(),
+                              self._cluster.namespace, self._settings.node)  # fmt: skip
+            except UnfitError:
+                if time.monotonic() > end:
+                    raise
+            self._sleep(1)
+
     def _withdraw(self, part: Part, choice: Choice, leaving: dict[str, str], training: Object) -> None:
         pods = [f"--pod={self._cluster.namespace}/{name}" for name in leaving.values()]
         cards = [f"--card={uuid}={pci}" for uuid, pci in choice.cards.items()]
-        done = self._hand(choice.node, "fault", [f"--nonce={self.nonce}", *cards, *pods])
+        counted = self._watched.checkpoints(choice.node)
+
+        def see() -> bool:
+            return self._watch(part, choice, leaving, training)
+
+        done = self._hand(choice.node, "fault", [f"--nonce={self.nonce}", *cards, *pods], meanwhile=see)
         part.note("fault", _within(part.began, done["written"][0]["at"], time.time()))
         self._say(f"marked Xid 74 in the kernel log of {choice.node}: {', '.join(w['pci'] for w in done['written'])}")
         try:
-            self._wait("the node is tainted", lambda: self._watch(part, choice.node, training), _PERMIT_S)
+            self._wait("the node is tainted", see, _PERMIT_S)
         except MissedError as missed:
             waits = "; ".join(self._watched.state(choice.node).get("waits", []))
             raise MissedError(f"{missed}; its agent waits for: {waits or 'nothing that it says'}") from missed
+        self._say("tainted")
         for what in ("checkpoint saved", "evicted", "all evicted pods are replaced on other nodes", "all are ready"):
 
             def seen(what: str = what) -> bool:
-                self._watch(part, choice.node, training)
-                self._follow(part, choice, leaving)
                 # A checkpoint that was never saved misses its target; it doesn't hold the drill up.
-                return part.at(what) is not None or (what == "checkpoint saved" and part.at("evicted") is not None)
+                return see() and bool(part.at(what) or (what == "checkpoint saved" and part.at("all are evicted")))
 
             self._wait(what, seen, _STAGE_S)
             self._say(what)
+        counted = self._watched.checkpoints(choice.node) - counted
+        part.notes.append(f"the agent counts {counted} checkpoint{'s' * (counted != 1)} as saved")
+        if not counted:  # what the training saved was its own doing
+            part.moments = [moment for moment in part.moments if moment.what != "checkpoint saved"]
 
-    def _watch(self, part: Part, node: str, training: Object) -> bool:
-        """The node and what its agent and the training say; whether it is tainted by now."""
-        now = time.time()
+    def _watch(self, part: Part, choice: Choice, leaving: dict[str, str], training: Object) -> bool:
+        """The node, the training and the pods; whether the node was seen tainted by now."""
         saved = self._watched.hear(training).get("saved_step", 0)
         if part.at("tainted") is None:
-            if not self._watched.tainted(node):
-                self._saved = saved
+            if not self._cluster.tainted(choice.node):
+                self._saved = max(saved, self._saved)
                 return False
-            part.note("tainted", now)
-        asked = f"ask pod {self._cluster.namespace}/{training['metadata']['name']} to save a checkpoint"
-        if part.at("all are evicted") is None and part.at("checkpoint saved") is None:
-            if part.at("checkpoint asked for") is None and asked in self._watched.state(node).get("steps", ()):
-                part.note("checkpoint asked for", now)
-            if part.at("checkpoint asked for") is not None and saved > self._saved:
-                part.note("checkpoint saved", time.time())
+            part.note("tainted", time.time())
+        if saved > self._saved and part.at("all are evicted") is None:
+            part.note("checkpoint saved", time.time())
+        self._follow(part, choice, leaving)
         return True
 
     def _follow(self, part: Part, choice: Choice, leaving: dict[str, str]) -> None:
@@ -233,8 +247,7 @@ class Exercise:
         part.served(next(w for w in told["windows"] if w["name"] == part.name), ahead_s)
         part.ended = time.time()
         for figure in part.figures:
-            value = "not seen" if figure.value is None else f"{figure.value:.3g} {figure.unit}".strip()
-            self._say(f"  {figure.name}: {value} (at most {figure.target:g}){'' if figure.met else '  MISSED'}")
+            self._say(f"  {figure.name}: {figure.told} (at most {figure.target:g}){'' if figure.met else '  MISSED'}")
 
     def _window(self, name: str) -> None:
         self._wait("the client answers", lambda: self._client(f"/window?name={name}"), 60)
@@ -274,10 +287,6 @@ class Exercise:
 
     def _sleep(self, seconds: float) -> None:
         time.sleep(seconds)
-
-
-def _placed(pod: Object) -> bool:
-    return bool(pod["spec"].get("nodeName"))
 
 
 def _within(earliest: float, at: float, latest: float) -> float:

@@ -17,7 +17,6 @@ LOAD_PORT = 8090
 _HERE = Path(__file__).parents[2] / "daemonset" / "kit"
 _SIZE, _IMAGE = "1Gi", "gpu-kit"
 _LEFT_OUT = {("CronJob", "checkpoint-manager"), ("PersistentVolumeClaim", "checkpoints-backup")}
-_CLUSTER_WIDE = ("Namespace", "PersistentVolume")
 
 Object = dict[str, Any]
 
@@ -47,11 +46,12 @@ def objects(folder: Path | None, settings: Settings) -> list[Object]:
         made = [one for text in texts for one in yaml.safe_load_all(text) if one]
         config: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generated["name"]},
                           "data": programs}  # fmt: skip
-        adapted = [_adapted(one, _IMAGE, settings) for one in [*_shared(settings), config, *made, *_load()]
-                   if (one["kind"], one["metadata"]["name"]) not in _LEFT_OUT]  # fmt: skip
+        adapted = [_adapted(one, _IMAGE, settings) for one in [config, *made, *_load()]
+                   if (one["kind"], one["metadata"]["name"]) not in _LEFT_OUT
+                   and not (one["kind"] == "PersistentVolumeClaim" and settings.shared_path)]  # fmt: skip
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"--kit: {folder} is not the kit ({error}): name the folder daemonset/kit") from error
-    return sorted(adapted, key=lambda one: one["kind"] != "Namespace")
+    return sorted(adapted, key=lambda one: (one["kind"] != "Namespace", one["kind"] == "Job"))
 
 
 def _adapted(one: Object, image: str, settings: Settings) -> Object:
@@ -60,16 +60,19 @@ def _adapted(one: Object, image: str, settings: Settings) -> Object:
     metadata["labels"] = {**metadata.get("labels", {}), MARK: "true"}
     if one["kind"] == "Namespace":
         metadata["name"] = settings.namespace
-    elif one["kind"] not in _CLUSTER_WIDE:
+        if settings.shared_path:  # Pod Security allows a hostPath nowhere else
+            metadata["labels"]["pod-security.kubernetes.io/enforce"] = "privileged"
+    else:
         metadata["namespace"] = settings.namespace
     if one["kind"] == "PersistentVolumeClaim":
         one["spec"]["resources"]["requests"]["storage"] = _SIZE
-        if settings.shared_path:
-            one["spec"] |= {"storageClassName": "", "volumeName": _volume(settings)}
-        elif settings.storage_class:
+        if settings.storage_class:
             one["spec"]["storageClassName"] = settings.storage_class
     for pod in _templates(one):
         pod["metadata"].setdefault("labels", {})[MARK] = "true"
+        for volume in pod["spec"].get("volumes", ()) if settings.shared_path else ():
+            if volume.pop("persistentVolumeClaim", None):
+                volume["hostPath"] = {"path": settings.shared_path}
         for container in pod["spec"]["containers"]:
             if container["image"] == image:
                 container["image"] = settings.image
@@ -94,7 +97,7 @@ def _argument(word: str, settings: Settings) -> str:
 
 
 def _beside(node: str | None) -> Object:
-    """The training on the node that was named, else beside an inference replica: so both leave in one drill."""
+    """The training on the node that was named, else beside an inference replica."""
     term: Object
     if node:
         term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
@@ -103,20 +106,6 @@ def _beside(node: str | None) -> Object:
     term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "inference"}}}
     return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
         {"weight": 100, "podAffinityTerm": term}]}}  # fmt: skip
-
-
-def _volume(settings: Settings) -> str:
-    return f"{settings.namespace}-checkpoints"
-
-
-def _shared(settings: Settings) -> Iterator[Object]:
-    if settings.shared_path:
-        yield {
-            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": _volume(settings)},
-            "spec": {"capacity": {"storage": _SIZE}, "accessModes": ["ReadWriteMany"], "storageClassName": "",
-                     "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": settings.shared_path},
-                     "claimRef": {"namespace": settings.namespace, "name": "checkpoints"}},
-        }  # fmt: skip
 
 
 def load(settings: Settings) -> list[Object]:

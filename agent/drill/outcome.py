@@ -33,6 +33,12 @@ class Figure:
     unit: str
 
     @property
+    def told(self) -> str:
+        if self.value is None:
+            return "not seen"
+        return f"{self.value:.2f} s" if self.unit == "s" else f"{self.value:g} {self.unit}".strip()
+
+    @property
     def met(self) -> bool:
         return self.value is not None and self.value <= self.target
 

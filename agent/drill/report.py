@@ -6,10 +6,11 @@ import time
 from html import escape
 from importlib.resources import files
 
-from agent.drill.outcome import TITLES, Figure, Moment, Outcome, Part
+from agent.drill.outcome import TITLES, Moment, Outcome, Part
 from agent.model import rfc3339
 
-_WIDTH, _HEIGHT, _LEFT, _TOP = 900.0, 150.0, 40.0, 44.0
+_WIDTH, _HEIGHT, _LEFT, _TOP = 900.0, 150.0, 40.0, 90.0
+_LEVELS, _APART = 4, 18.0
 _ABOUT_TICKS = 8
 _STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
 
@@ -20,7 +21,7 @@ def text(outcome: Outcome) -> str:
     for part in outcome.parts:
         lines += ["", TITLES[part.name]]
         lines += [f"  {moment.at - part.began:7.2f} s  {moment.what}" for moment in _ordered(part)]
-        lines += [f"  {'ok    ' if one.met else 'MISSED'}  {one.name}: {_value(one)} (at most {one.target:g})"
+        lines += [f"  {'ok    ' if one.met else 'MISSED'}  {one.name}: {one.told} (at most {one.target:g})"
                   for one in part.figures]  # fmt: skip
         lines += [f"          {note}" for note in part.notes]
         lines += [f"          failed: {one['why']}" for one in part.requests.get("failures", ())]
@@ -58,7 +59,7 @@ def page(outcome: Outcome) -> str:
 def _part(part: Part) -> str:
     moments = "".join(f"<li>{moment.at - part.began:.2f} s: {escape(moment.what)}</li>" for moment in _ordered(part))
     figures = "".join(
-        f"<tr><td>{escape(one.name)}</td><td>{escape(_value(one))}</td><td>{one.target:g}</td>"
+        f"<tr><td>{escape(one.name)}</td><td>{escape(one.told)}</td><td>{one.target:g}</td>"
         f"<td>{'met' if one.met else '<strong>missed</strong>'}</td></tr>"
         for one in part.figures
     )
@@ -97,8 +98,12 @@ def picture(part: Part) -> str:
     step = next((s for s in _STEPS_S if span / s <= _ABOUT_TICKS), _STEPS_S[-1])
     marks += [f'<text class="tick" x="{x(tick):.1f}" y="{base + 16:.1f}">{tick} s</text>'
               for tick in range(0, int(span) + 1, step)]  # fmt: skip
+    last = [-_APART] * _LEVELS  # the right-most number on each level
     for number, moment in enumerate(_ordered(part), 1):
-        at, up = x(moment.at - part.began), 10 + 16 * (number % 2)
+        at = x(moment.at - part.began)
+        level = next((i for i, right in enumerate(last) if at - right >= _APART), last.index(min(last)))
+        last[level] = at
+        up = 10 + _APART * level
         marks.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{up + 8:.1f}" y2="{base:.1f}"/>'
                      f'<circle cx="{at:.1f}" cy="{up:.1f}" r="8"/>'
                      f'<text class="number" x="{at:.1f}" y="{up + 4:.1f}">{number}</text>')  # fmt: skip
@@ -113,7 +118,3 @@ def picture(part: Part) -> str:
 
 def _ordered(part: Part) -> list[Moment]:
     return sorted(part.moments, key=lambda moment: moment.at)
-
-
-def _value(figure: Figure) -> str:
-    return "not seen" if figure.value is None else f"{figure.value:.3g} {figure.unit}".strip()

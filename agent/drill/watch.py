@@ -8,7 +8,7 @@ import yaml
 
 from agent.drill.cluster import Cluster
 from agent.drill.kit import Object
-from agent.world import HARD_TAINT, RefusedError
+from agent.world import RefusedError
 
 REPLICAS, _GATEWAYS = 3, 2
 _METRICS, _TRAINING = 9836, 8080
@@ -26,6 +26,10 @@ class Watch:
         pod = self._cluster.agent_pods().get(node)
         told = pod and self._cluster.ask_pod(self._cluster.agents, pod["metadata"]["name"], _METRICS, "/state")
         return told or {}
+
+    def checkpoints(self, node: str) -> int:
+        """How many the agent there has counted as saved."""
+        return int(self.state(node).get("checkpoints", {}).get("saved", 0))
 
     def hear(self, training: Object) -> dict[str, int]:
         """How far a training is; what it last said is kept."""
@@ -47,11 +51,12 @@ class Watch:
         return [pod for pod in self.live(app) if any(c["type"] == "Ready" and c["status"] == "True"
                                                       for c in pod["status"].get("conditions") or ())]  # fmt: skip
 
+    def placed(self, app: str) -> int:
+        """How many have a node, and are not ending."""
+        return sum(bool(pod["spec"].get("nodeName")) for pod in self.live(app))
+
     def uids(self) -> set[str]:
         return {pod["metadata"]["uid"] for pod in self._cluster.pods()}
-
-    def tainted(self, node: str) -> bool:
-        return any(taint["key"] == HARD_TAINT for taint in self._cluster.node(node)["spec"].get("taints") or ())
 
     def simulated(self, agent: Object) -> bool | None:
         """By the agent's own configuration."""

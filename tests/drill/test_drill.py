@@ -142,10 +142,12 @@ def test_the_kit_is_applied_in_one_namespace_each_object_labelled_and_short_of_t
     assert {"--interval-s=20", "--step-s=0.5"} <= set(training["command"])
     assert {c["image"] for one in made for c in containers(one)} == {"image:1"}
     assert "7" in containers(by["Pod", "drill-load"])[0]["command"]
-    claim, volume = by["PersistentVolumeClaim", "checkpoints"], by["PersistentVolume", f"{NS}-checkpoints"]
-    assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
-    assert volume["spec"]["claimRef"] == {"namespace": NS, "name": "checkpoints"}
-    assert not [key for key in by if key[0] == "CronJob"]
+    volumes = by["Job", "training"]["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "checkpoints", "hostPath": {"path": "/srv/shared"}} in volumes
+    assert not [key for key in by if key[0] in ("CronJob", "PersistentVolumeClaim")]
+    (claim,) = [one for one in objects(None, Settings(NS, "image:1", storage_class="c"))
+                if one["kind"] == "PersistentVolumeClaim"]  # fmt: skip
+    assert (claim["spec"]["storageClassName"], claim["spec"]["resources"]["requests"]["storage"]) == ("c", "1Gi")
     programs = by["ConfigMap", "gpu-kit"]["data"]
     assert {"train.py", "gateway.py", "inference.py"} <= programs.keys()
 
@@ -200,12 +202,8 @@ def drilled(name: str, text: str) -> dict[str, Any]:
 
 def test_cleaning_up_removes_what_bears_the_label_and_our_nonce_and_nothing_else() -> None:
     ours, others = json.dumps({"nonce": NONCE}), json.dumps({"nonce": "f" * 32})
-    volumes = [
-        labelled("v", spec={"claimRef": {"namespace": NS}}),
-        labelled("w", spec={"claimRef": {"namespace": "x"}}),
-    ]
     server = Server(
-        nodes=[drilled("n1", ours), drilled("n2", others)], pods=[labelled("hand")], persistentvolumes=volumes,
+        nodes=[drilled("n1", ours), drilled("n2", others)], pods=[labelled("hand")],
         namespaces=[labelled(NS), labelled("another-drills")],
     )  # fmt: skip
     Cluster(server, NS, "gpu-health-agent").sweep(NONCE)
@@ -213,7 +211,6 @@ def test_cleaning_up_removes_what_bears_the_label_and_our_nonce_and_nothing_else
         ("PATCH", "/api/v1/nodes/n1"),
         ("DELETE", "/api/v1/namespaces/gpu-health-agent/pods/hand"),
         ("DELETE", f"/api/v1/namespaces/{NS}"),
-        ("DELETE", "/api/v1/persistentvolumes/v"),
     ]
     assert server.nodes[1]["metadata"]["annotations"] == {MARK: others}
 
