@@ -36,6 +36,7 @@ def test_each_gpu_is_read_by_field_numbers_and_named_by_its_pci_address(engine: 
     assert [o.pci for o in seen if o.signal is Signal.READING] == [A, B]
     values = reading(seen, B).values
     assert (values["temperature_c"], values["power_w"], values["remapped_rows_uncorrected"]) == (71, 612.5, 4)
+    assert values["uuid"] == "GPU-b"
     assert values["recovery_action"] == 0, "DCGM's 1523, never its 230"
     assert XID not in FIELDS
 
