@@ -17,6 +17,7 @@ from agent import cli
 from agent.config import Config
 from agent.daemon import Daemon, serve
 from agent.diagnose import RefusedDiagnosisError, chosen, refusal
+from agent.model import Verdict
 from agent.sources.commands import supervisor
 from tests.dcgm.standin import Engine
 
@@ -114,7 +115,12 @@ def running(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     }  # fmt: skip
     config, ready = Config.model_validate(data), threading.Event()
     daemon = Daemon(config, "n", None, lambda *_, **__: None, supervisor(config, tmp_path))
-    daemon.judged = lambda verdict: ready.set() if not verdict.blind else None
+
+    def judged(verdict: Verdict) -> None:
+        if not verdict.blind and daemon.snapshot and len(daemon.snapshot.readings) == 8:
+            ready.set()
+
+    daemon.judged = judged
     server, stop = serve(config, daemon), threading.Event()
     thread = threading.Thread(target=daemon.run, args=(stop,))
     thread.start()
