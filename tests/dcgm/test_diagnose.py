@@ -56,6 +56,12 @@ def test_a_failed_test_names_the_gpu_by_its_entity_and_the_reason(engine: Engine
     assert [(e["gpu"], e["test"], e["code"]) for e in told["errors"]] == [(B, "memory", 58)]
 
 
+def test_a_warning_is_told_and_fails_nothing(engine: Engine) -> None:
+    engine.answers(f"{WELL}test persistence_mode 2 0 0 29 5 it is off\n")
+    code, told = diagnosed(engine, 1, A)
+    assert (code, told["passed"], [e["code"] for e in told["errors"]]) == (0, True, [29])
+
+
 def test_a_diagnosis_in_which_nothing_was_run_is_not_passed(engine: Engine) -> None:
     assert diagnosed(engine, 1, A)[1]["passed"] is False
 

@@ -321,3 +321,4 @@ def test_an_address_that_is_none_is_said_in_one_sentence(tmp_path: Path, address
     ):
         load(tmp_path / "c.yaml")
     assert not answers("127.0.0.1:99999")
+    assert not answers("a..b:5555")
