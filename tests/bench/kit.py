@@ -84,9 +84,7 @@ def main() -> int:
     print(
         f"{RATE} requests a second for {DURATION_S} s; one of three replicas answers in {1000 * ANSWER_S:.0f} ms, one"
     )
-    print(
-        f"hangs, one answers 500; clients wait {PATIENCE_S} s, the gateway {READ_S} s for a replica, {TOTAL_S} s in all\n"
-    )
+    print(f"hangs, one answers 500; clients wait {PATIENCE_S} s, the gateway {READ_S} s for a replica\n")
     columns = (
         "",
         "answered",
