@@ -7,7 +7,7 @@ SCENARIO ?= demo
 # Tests that need more than Python.
 OTHERS := bench cluster gpu image monitoring nodes
 
-.PHONY: run test lint plain incidents monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests cluster bench \
+.PHONY: run test lint plain incidents monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests cluster bench kit-bench \
 	clean
 
 run: $(STAMP)
@@ -60,6 +60,9 @@ cluster: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+
+kit-bench: $(STAMP)
+	$(BIN)/python -m tests.bench.kit
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,175 @@
+"""The shipped Envoy configuration in a real Envoy, its names turned to replicas on loopback."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.kit.conftest import KIT, until
+from tests.kit.test_gateway import Stub
+
+ENVOY = Path(sys.executable).parent / "envoy"
+
+
+class Envoy:
+    """One Envoy in front of stubs: three large replicas and one of the smaller model."""
+
+    def __init__(self, folder: Path, large: list[Stub], small: Stub, change: Callable[[Any], None]) -> None:
+        text = (KIT / "envoy.yaml").read_text()
+        text = text.replace("0.0.0.0, port_value: 8080", "127.0.0.1, port_value: 0").replace(
+            "port_value: 9901", "port_value: 0"
+        )
+        config = yaml.safe_load(text)
+        cluster = config["static_resources"]["clusters"][0]
+        for group, stubs in zip(cluster["load_assignment"]["endpoints"], (large, [small]), strict=True):
+            group["lb_endpoints"] = [endpoint(stub.port) for stub in stubs]
+        change(cluster)
+        (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
+        self._admin = folder / "admin"
+        self.log = folder / "log"
+        command = [str(ENVOY), "-c", str(folder / "envoy.yaml"), "--admin-address-path", str(self._admin),
+                   "--use-dynamic-base-id", "--concurrency", "1"]  # fmt: skip
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out)
+        self.port = int(until(self._listens))
+
+    def _listens(self) -> str:
+        assert self.process.poll() is None, self.log.read_text()
+        found = re.search(r"127\.0\.0\.1:([1-9]\d*)", self.admin("/listeners"))
+        return found[1] if found else ""
+
+    def admin(self, path: str) -> str:
+        written = until(lambda: re.fullmatch(r"(.+):(\d+)", self._admin.read_text()))  # a moment after it is made
+        connection = http.client.HTTPConnection(written[1], int(written[2]), timeout=10)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    def ask(self, path: str = "/infer") -> tuple[int, http.client.HTTPMessage, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("POST", path, b"{}")
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+        finally:
+            connection.close()
+
+
+def endpoint(port: int) -> dict[str, Any]:
+    return {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}}
+
+
+@pytest.fixture
+def stubs() -> Iterator[list[Stub]]:
+    made = [Stub() for _ in range(4)]
+    yield made
+    for one in made:
+        one.close()
+
+
+Begin = Callable[..., Envoy]
+
+
+@pytest.fixture
+def envoy(tmp_path: Path, stubs: list[Stub]) -> Iterator[Begin]:
+    started: list[Envoy] = []
+
+    def begin(change: Callable[[Any], None] = lambda _: None) -> Envoy:
+        started.append(Envoy(tmp_path, stubs[:3], stubs[3], change))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.process.terminate()
+        one.process.wait(30)
+        print(one.log.read_text()[-2000:])
+
+
+def test_the_shipped_file_is_valid_as_it_is() -> None:
+    command = [str(ENVOY), "--mode", "validate", "-c", str(KIT / "envoy.yaml"), "--use-dynamic-base-id"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr.lower()
+
+
+def test_a_failing_replica_is_ejected_after_five_failures_that_no_client_sees(envoy: Begin, stubs: list[Stub]) -> None:
+    front = envoy()
+    stubs[0].mode = "500"
+    until(lambda: front.ask()[0] == 200 and "failed_outlier_check" in front.admin("/clusters"))
+    front.ask()  # the worker learns of it a moment after the main thread
+    served = stubs[0].served
+    assert 5 <= served <= 10
+    for _ in range(30):
+        assert front.ask()[0] == 200
+    assert stubs[0].served == served
+
+
+def test_a_replica_that_is_gone_costs_nothing(envoy: Begin, stubs: list[Stub]) -> None:
+    front = envoy()
+    stubs[0].close()
+    for _ in range(20):
+        assert front.ask("/not-repeatable")[0] == 200
+    stubs[0] = Stub()  # for the fixture to close
+
+
+def test_what_may_not_be_repeated_is_sent_once(envoy: Begin, stubs: list[Stub]) -> None:
+    front = envoy()
+    for stub in stubs:
+        stub.mode = "500"
+    assert front.ask("/order")[0] == 500
+    assert sum(stub.served for stub in stubs) == 1
+
+
+def test_out_of_memory_ends_at_the_smaller_model(envoy: Begin, stubs: list[Stub]) -> None:
+    front = envoy()
+    for stub in stubs[:3]:
+        stub.mode = "507"
+    status, headers, _ = front.ask()
+    assert (status, headers["x-replica"]) == (200, str(stubs[3].port))
+
+
+def test_more_than_the_replicas_hold_is_refused_at_once_with_a_time_to_come_back(
+    envoy: Begin, stubs: list[Stub]
+) -> None:
+    def small(cluster: Any) -> None:
+        cluster["circuit_breakers"]["thresholds"][0]["max_requests"] = 3
+
+    front = envoy(small)
+    for stub in stubs:
+        stub.mode = "hang"
+    asking = [threading.Thread(target=front.ask) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    until(lambda: sum(stub.served for stub in stubs) == 3)
+    status, headers, _ = front.ask()
+    assert (status, headers["retry-after"]) == (503, "1")
+    for stub in stubs:
+        stub.mode = "ok"
+        stub.release.set()
+    for thread in asking:
+        thread.join()
+
+
+def test_a_stream_arrives_as_it_is_made(envoy: Begin, stubs: list[Stub]) -> None:
+    front = envoy()
+    for stub in stubs:
+        stub.mode = "stream"
+    connection = http.client.HTTPConnection("127.0.0.1", front.port, timeout=30)
+    connection.request("POST", "/infer/stream", b"{}")
+    answer = connection.getresponse()
+    assert answer.read1() == b"first"
+    for stub in stubs:
+        stub.release.set()
+    assert answer.read() == b"last"
+    connection.close()
