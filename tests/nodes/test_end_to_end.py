@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from agent.sources.pods import who_holds
 from tests.nodes.conftest import NAMESPACE, UUIDS, Site, serves
 
@@ -82,7 +84,9 @@ print(json.dumps({
     assert (sources["token"], sources["writes /"]) == (False, False)
 
 
-def test_each_container_has_its_memory_limit_and_stays_far_below_it(site: Site) -> None:
+def test_each_container_has_its_memory_limit_and_stays_far_below_it(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Version 1 and version 2 of cgroups name the files differently."""
     read = """cd /sys/fs/cgroup
 if [ -d memory ]; then cat memory/memory.limit_in_bytes; grep '^total_rss ' memory/memory.stat
@@ -90,7 +94,8 @@ else cat memory.max; grep '^anon ' memory.stat; fi"""
     for container in ("agent", "sources"):
         limit, _, used = site.shell("n1", container, "sh", "-c", read).split()
         assert int(limit) == 192 * 2**20
-        print(f"{container}: {int(used) / 2**20:.0f} MiB of anonymous memory")
+        with capsys.disabled():
+            print(f"\n{container}: {int(used) / 2**20:.0f} MiB of anonymous memory")
         assert int(used) < int(limit) / 2
 
 
