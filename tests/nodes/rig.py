@@ -42,7 +42,7 @@ def rig(nodes: int = 3, gpus: int = 8, images: Iterable[Path] = ()) -> Iterator[
         raise RuntimeError("real nodes need root: they are made of namespaces, mounts and cgroups")
     need(*_PACKAGES)
     programs = assets()
-    _sweep()
+    sweep()
     prefix = f"{_PREFIX}{os.getpid()}-"
     with _ended_by_signals(), tempfile.TemporaryDirectory(prefix=prefix) as folder, _own_network():
         made = Rig(Path(folder), programs, nodes, gpus, tuple(images))
@@ -147,7 +147,7 @@ class Node:
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         pid = self.folder / "init.pid"
-        _wait(f"{self.name} boots", lambda: pid.exists() and pid.read_text().endswith("\n"))
+        wait(f"{self.name} boots", lambda: pid.exists() and pid.read_text().endswith("\n"))
         self._init = int(pid.read_text())
         self._connect()
 
@@ -230,7 +230,7 @@ def _write(path: Path, **content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def _wait(what: str, seen: Callable[[], object], timeout_s: float = 60) -> None:
+def wait(what: str, seen: Callable[[], object], timeout_s: float = 60) -> None:
     end = time.monotonic() + timeout_s
     while not seen():
         if time.monotonic() > end:
@@ -268,14 +268,14 @@ def _ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _hierarchies() -> list[Path]:
+def hierarchies() -> list[Path]:
     """The cgroup v1 hierarchies and the v2 one beside them."""
     lines = Path("/proc/mounts").read_text().splitlines()
     return [Path(where) for _, where, kind, *_ in map(str.split, lines) if kind in ("cgroup", "cgroup2")]
 
 
 def _make_groups(name: str) -> None:
-    for hierarchy in _hierarchies():
+    for hierarchy in hierarchies():
         folder = hierarchy
         for part in Path(name).parts:
             folder = folder / part
@@ -286,9 +286,9 @@ def _make_groups(name: str) -> None:
 
 
 def _remove_groups(name: str) -> None:
-    for hierarchy in _hierarchies():
+    for hierarchy in hierarchies():
         for folder, _, _ in os.walk(hierarchy / name, topdown=False):
-            _wait(f"{folder} to be empty", lambda folder=folder: _removed(folder))  # type: ignore[misc]
+            wait(f"{folder} to be empty", lambda folder=folder: _removed(folder))  # type: ignore[misc]
 
 
 def _removed(folder: str) -> bool:
@@ -301,12 +301,15 @@ def _removed(folder: str) -> bool:
     return True
 
 
-def _sweep() -> None:
-    """What rigs leave whose process was killed: cgroups and files; all else ends with the process."""
-    for where in (*_hierarchies(), Path(tempfile.gettempdir())):
-        for folder in where.glob(f"{_PREFIX}*"):
-            if not Path("/proc", folder.name.removeprefix(_PREFIX).partition("-")[0]).exists():
-                if where in _hierarchies():
-                    _remove_groups(folder.name)
-                else:
-                    shutil.rmtree(folder)
+def sweep() -> None:
+    """Remove what rigs leave whose process was killed, cgroups and files; all else ends with the process."""
+    for folder in [folder for hierarchy in hierarchies() for folder in hierarchy.glob(f"{_PREFIX}*")]:
+        if _is_orphan(folder):
+            _remove_groups(folder.name)
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if _is_orphan(folder):
+            shutil.rmtree(folder)
+
+
+def _is_orphan(folder: Path) -> bool:
+    return not Path("/proc", folder.name.removeprefix(_PREFIX).partition("-")[0]).exists()
