@@ -83,6 +83,7 @@ class Job:
 class SlotKind(StrEnum):
     """What a permit allows."""
 
+    HOURLY = "hourly"  # one withdrawal; only where so many an hour are allowed
     WITHDRAWN = "withdrawn"  # the hard taint
     DRAINING = "draining"  # evictions
 

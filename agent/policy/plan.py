@@ -10,7 +10,7 @@ from agent.config import Config, Mode
 from agent.model import Fault, Remedy, Severity, Status, Verdict
 from agent.policy.aside import another, upgrading
 from agent.policy.attempts import Records, Stage
-from agent.policy.budget import free_slot, spent
+from agent.policy.budget import free_slot, needed, spent
 from agent.policy.drain import drain, leaving
 from agent.policy.repair import effective, operand_labels, repair, running, settled
 from agent.policy.stored import MalformedError, NewerError, Stored, dump, load
@@ -122,11 +122,13 @@ def _withdraw(
         why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
         return (*_report(world, aim), Wait(why, On.STOPPED))
     steps: list[Step] = [TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale]
-    if not world.held(SlotKind.WITHDRAWN):
-        slot = free_slot(world, SlotKind.WITHDRAWN, config.budget)
+    for kind in needed(world, config.budget):
+        slot = free_slot(world, kind, config.budget)
         if slot is None:
-            return (*_report(world, aim), Wait(spent(world, SlotKind.WITHDRAWN, config.budget), On.PERMIT))
-        steps.append(TakeSlot(SlotKind.WITHDRAWN, slot))
+            return (*_report(world, aim), Wait(spent(world, kind, config.budget), On.PERMIT))
+        steps.append(TakeSlot(kind, slot))
+    if tainted and (used := world.held(SlotKind.HOURLY)):
+        steps.append(GiveSlot(SlotKind.HOURLY, used.index))
     retaint = _retaint(world, aim)
     steps += [*retaint, *_report(world, aim, told=bool(retaint))]
     if config.mode is Mode.EVICT and tainted:
@@ -156,9 +158,14 @@ def _drain(verdict: Verdict, world: World, config: Config, gathered: bool) -> tu
 
 
 def _return(world: World, aim: _Aim) -> tuple[Step, ...]:
-    """Taint first, permit last: between the two a crash costs a slot for a moment, never the budget."""
-    held = tuple(GiveSlot(kind, slot.index) for kind in reversed(SlotKind) if (slot := world.held(kind)))
-    return (*_retaint(world, aim), *_report(world, aim), *held)
+    """Taint first, permit last: between the two a crash costs a slot for a moment, never the budget.
+
+    But first of all what this withdrawal used of the hour: another one must not find it in our hands.
+    """
+    used = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.HOURLY,) if (slot := world.held(kind)))
+    held = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.DRAINING, SlotKind.WITHDRAWN)
+                 if (slot := world.held(kind)))  # fmt: skip
+    return (*used, *_retaint(world, aim), *_report(world, aim), *held)
 
 
 def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Records, records: Records) -> _Aim:
