@@ -270,9 +270,9 @@ class CredentialsError(Exception):
 class RefusedError(Exception):
     """The API server answered and said no, in its own sentence."""
 
-    def __init__(self, status: int, sentence: str) -> None:
+    def __init__(self, status: int, sentence: str, causes: tuple[str, ...] = ()) -> None:
         super().__init__(sentence)
-        self.status, self.sentence = status, sentence
+        self.status, self.sentence, self.causes = status, sentence, causes
 
 
 class Hands(Protocol):

@@ -17,7 +17,7 @@ from agent.actions.pretend import PretendCluster
 from agent.config import Config, Mode
 from agent.model import Verdict
 from agent.policy.plan import plan
-from agent.world import Local, Wait
+from agent.world import Local, RefusedError, Wait
 from tests.actions.test_kube import MERGE, cluster, drive, fatal, node
 from tests.actions.test_permits import Clock
 from tests.observe import Judge, alive, reading, xid
@@ -76,7 +76,8 @@ def test_what_a_budget_protects_is_deleted_only_after_the_deadline_and_only_wher
 
     def protected(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         if path.endswith("/eviction"):
-            return 429, {"message": "Cannot evict pod", "details": {"causes": [{"message": "budget web needs 3"}]}}
+            cause = {"reason": "DisruptionBudget", "message": "budget web needs 3"}
+            return 429, {"message": "Cannot evict pod", "details": {"causes": [cause]}}
         return made(method, path, *rest, **more)
 
     hands = KubeHands(protected, "n1", settings, clock)
@@ -88,6 +89,21 @@ def test_what_a_budget_protects_is_deleted_only_after_the_deadline_and_only_wher
     clock.now += 3601
     drive(hands, reset(), settings, rounds=5)
     assert ("train" not in made.pods_on("n1")) is gone
+
+
+@pytest.mark.parametrize("answer", [(429, {"message": "Too many requests, please try again later."}),
+                                    (500, {"message": "Internal error occurred: failed calling webhook"})])  # fmt: skip
+def test_a_busy_or_broken_server_has_asked_no_budget_and_leads_to_no_deletion(answer: tuple[int, Any]) -> None:
+    made, settings = cluster(), config(on_deadline="delete", deadline_s={"reset_gpu": 0})
+
+    def troubled(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        return answer if path.endswith("/eviction") else made(method, path, *rest, **more)
+
+    hands = KubeHands(troubled, "n1", settings)
+    for _ in range(3):
+        with pytest.raises(RefusedError):
+            drive(hands, reset(), settings, rounds=5)
+    assert "train" in made.pods_on("n1")
 
 
 def test_two_budgets_on_one_pod_are_named() -> None:
@@ -386,7 +402,8 @@ def test_what_the_dry_run_refuses_is_neither_marked_nor_deleted() -> None:
 
     def protected(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         if path.endswith("/eviction?dryRun=All"):
-            return 429, {"message": "Cannot evict pod", "details": {"causes": [{"message": "budget web needs 3"}]}}
+            cause = {"reason": "DisruptionBudget", "message": "budget web needs 3"}
+            return 429, {"message": "Cannot evict pod", "details": {"causes": [cause]}}
         return made(method, path, *rest, **more)
 
     hands = KubeHands(protected, "n1", settings)
