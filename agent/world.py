@@ -98,6 +98,7 @@ class Slot:
     stale: bool = False  # ours, and to be confirmed before anything else is written
     abandoned: bool = False  # another's who is gone: it may be taken over
     taken_s: int = 0  # seconds since it was last taken
+    unchanged_s: int = 0  # seconds since its Lease was last seen to change
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,7 @@ class Permits:
             stale=mine and now - self._confirmed.get(name, float("-inf")) > _RENEW_S,
             abandoned=bool(holder) and not mine and self._abandoned(lease),
             taken_s=int(now - self._taken[name] if mine and name in self._taken else max(age_s, now - watched.since)),
+            unchanged_s=int(now - watched.since),
         )
 
     def _ask_holder(self, watched: _Watched, holder: str) -> None:
