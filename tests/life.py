@@ -18,7 +18,7 @@ from agent.policy.resume import resumed
 from agent.policy.stored import load
 from agent.policy.verdict import Memory, Orders, judge
 from agent.world import HARD_TAINT, Evict, Local, RefusedError, UnreachableError, Wait, World
-from tests.observe import GPU, START, alive, fields, reading, xid
+from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
 
 POLL_S = 5.0
 UUID = f"GPU-{GPU}"
@@ -51,6 +51,7 @@ class Life:
     boot: int = 1
     writes: int = 0
     repairs: list[str] = field(default_factory=list)
+    reset: list[str] = field(default_factory=list)  # the GPUs of each reset
     waits: tuple[str, ...] = ()
     gathered: bool = True
     clients: dict[str, str] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class Life:
             body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}
             self.cluster._store("cronjobs", "gpu-health-agent", body)
         self.began: dict[str, float] = {}
-        self.log: list[tuple[int, int, float]] = []  # the fault's records: boot, number, time
+        self.log: list[tuple[int, int, float, str, int]] = []  # the faults' records: boot, number, time, GPU, Xid
         self._begin()
         self.tick()  # healthy
         self.writes = 0
@@ -102,9 +103,9 @@ class Life:
         path = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
         return [lease["spec"]["holderIdentity"] for lease in self.cluster("GET", path)[1]["items"]]
 
-    def breaks(self) -> None:
+    def breaks(self, pci: str = GPU, code: int = 0) -> None:
         """The kernel says so."""
-        self.log.append((self.boot, len(self.log) + 2, START + self.now))
+        self.log.append((self.boot, len(self.log) + 2, START + self.now, pci, code or self.fault))
 
     def reboots(self) -> None:
         """By a person's hand, or by a power cut."""
@@ -173,11 +174,11 @@ class Life:
         if aside:
             seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.ASIDE, raw=aside))
         else:
-            seen += [alive("nvml", boot), reading()]
+            seen += [alive("nvml", boot), reading(), reading(OTHER)]
         stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
-        for boot_number, number, at in self.log:
+        for boot_number, number, at, pci, code in self.log:
             if boot_number == self.boot and (boot_number, number) > self.read:
-                told = xid(self.fault, source="kmsg", boot_id=boot, seq=number)
+                told = xid(code, pci, "kmsg", boot_id=boot, seq=number)
                 stamped.append(Observation(**{**fields(told), "seen": self.now, "at": at}))
                 self.read = boot_number, number
         assert self.world is not None
@@ -210,7 +211,8 @@ class Life:
         assert "ttlSecondsAfterFinished" not in job["spec"]
         if remedy == "reset_gpu":
             assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "false"
-            assert job["spec"]["template"]["metadata"]["annotations"] == {"gpu-health-agent/gpus": UUID}
+            self.reset.append(job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"])
+            assert set(self.reset[-1].split(",")) <= {f"GPU-{pci}" for *_, pci, _ in self.log}
         self.repairs.append(remedy)
 
     def _ends(self, name: str, job: dict[str, Any]) -> None:

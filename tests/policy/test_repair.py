@@ -10,8 +10,9 @@ import pytest
 
 from agent.policy.attempts import Stage
 from tests.life import CONFIG, OPERANDS, UUID, Life
+from tests.observe import OTHER
 
-RESET, REBOOT, REPLACE = 95, 79, 64
+RESET, REBOOT, REPLACE, CONTACT_SUPPORT = 95, 79, 64, 74
 MERGE = "application/merge-patch+json"
 
 
@@ -181,6 +182,41 @@ def job_of(life: Life) -> str:
     while not (names := [name for kind, _, name in life.cluster._objects if kind == "jobs"]):
         life.tick()
     return names[0]
+
+
+@pytest.mark.parametrize("when", ["reserved", "runs", "soaks"])
+def test_a_gpu_that_fails_while_another_is_repaired_gets_a_reset_of_its_own_and_the_cured_one_none(when: str) -> None:
+    life = Life(RESET)
+    job_of(life)
+    while when != "reserved" and not life.repairs:
+        life.tick()
+    while when == "soaks" and not any("proved:" in why for why in life.waits):
+        life.tick()
+    life.breaks(OTHER)
+    life.run(400)
+    assert (life.reset, returned(life)) == ([UUID, f"GPU-{OTHER}"], True)
+
+
+def test_a_gpus_reset_is_not_answered_for_by_what_another_gpu_needed_before() -> None:
+    """The first GPU took two resets and a reboot; the second one begins with a reset, in the boot after."""
+    life = Life(RESET, cures=lambda remedy: remedy != "reset_gpu")
+    while life.repairs != ["reset_gpu"] * 2 + ["reboot_node"]:
+        life.tick()
+    while not any("proved:" in why for why in life.waits):
+        life.tick()
+    life.cures = lambda _: True
+    life.breaks(OTHER)
+    life.run(400)
+    assert (life.repairs[3:], life.reset[-1], returned(life)) == (["reset_gpu"], f"GPU-{OTHER}", True)
+
+
+def test_no_pod_makes_way_for_a_reboot_that_does_not_come_because_a_person_must_decide_first() -> None:
+    life = Life(REBOOT)
+    life.cluster.add_pod("web", "front", "n1", gpus=0)
+    life.breaks(OTHER, CONTACT_SUPPORT)
+    life.run(200)
+    assert (life.repairs, life.cluster.evicted) == ([], ["research/train"])
+    assert life.node()["spec"]["taints"][0]["value"] == "contact_support"
 
 
 def test_a_reboot_is_not_done_while_its_job_may_still_reboot_the_node_again() -> None:
