@@ -178,10 +178,11 @@ def test_what_a_power_cut_cured_before_its_job_was_made_is_not_repaired_again(fa
     assert (life.repairs, returned(life)) == ([], True)
 
 
-def job_of(life: Life) -> str:
-    while not (names := [name for kind, _, name in life.cluster._objects if kind == "jobs"]):
+def job_of(life: Life) -> tuple[str, str]:
+    """Its name and UID, once there is one."""
+    while not (found := [job["metadata"] for (kind, _, _), job in life.cluster._objects.items() if kind == "jobs"]):
         life.tick()
-    return names[0]
+    return found[0]["name"], found[0]["uid"]
 
 
 @pytest.mark.parametrize("when", ["reserved", "runs", "soaks"])
@@ -221,7 +222,7 @@ def test_no_pod_makes_way_for_a_reboot_that_does_not_come_because_a_person_must_
 
 def test_a_reboot_is_not_done_while_its_job_may_still_reboot_the_node_again() -> None:
     life = Life(REBOOT)
-    life.began[job_of(life)] = float("inf")  # it hangs: somebody else reboots the node
+    life.began[job_of(life)[1]] = float("inf")  # it hangs: somebody else reboots the node
     life.reboots()
     life.run(300)
     assert (life.tainted(), life.records().attempts[-1].stage) == (True, Stage.STARTED)
@@ -229,22 +230,22 @@ def test_a_reboot_is_not_done_while_its_job_may_still_reboot_the_node_again() ->
 
 def test_a_node_whose_fault_was_dismissed_returns_once_its_job_has_ended_and_not_before() -> None:
     life = Life(REBOOT)
-    name = job_of(life)
-    life.began[name] = float("inf")
+    name, uid = job_of(life)
+    life.began[uid] = float("inf")
     word = {"metadata": {"annotations": {"gpu-health-agent/dismiss": "xid-79@0000:1b:00.0"}}}
     life.cluster("PATCH", "/api/v1/nodes/n1", word, MERGE)
     life.run(100)
     assert life.tainted()
     assert f"Job {name} runs: the node stays withdrawn until it has ended" in life.waits
-    life.began[name] = life.now
+    life.began[uid] = life.now
     life.run(30)
     assert not life.tainted()
 
 
 def test_nothing_is_begun_while_a_job_of_lost_records_runs() -> None:
     life = Life(RESET)
-    name = job_of(life)
-    life.began[name] = float("inf")
+    name, uid = job_of(life)
+    life.began[uid] = float("inf")
     text = life.node()["metadata"]["annotations"]["gpu-health-agent/faults"]
     without = {key: value for key, value in json.loads(text).items() if key != "attempts"}
     body = {"metadata": {"annotations": {"gpu-health-agent/faults": json.dumps(without)}}}
