@@ -39,7 +39,7 @@ _QUEUED_S = 30.0  # for a permit: a whole fleet may wait for one at once, and fo
 _STEP_BACK_S = 0.1  # at most, after another was quicker: a hundred that look again at once would meet again
 _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
 _MOST_ROUNDS = 20  # in one go: a plan that never comes to rest is a bug, not a reason to flood the API server
-_CONFLICT = 409
+_CONFLICT, _BUSY, _BROKEN = 409, 429, 500
 _HOLDERS_S = 10.0  # how long an answer about who holds which GPU serves
 _MOST_WORKLOADS = 1024
 
@@ -131,7 +131,6 @@ class Actor:
             self.failures = 0
         except (CredentialsError, RefusedError, UnreachableError) as error:
             self.failures += 1
-            self.failed["look"] += 1
             self._waiting((Wait(str(error)),))
             longest = min(_LONGEST_PAUSE_S, 2.0 ** min(self.failures - 1, 6))
             return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
@@ -170,11 +169,16 @@ class Actor:
         verdict = self._verdict
         self._queued = False
         began = time.monotonic()
-        world = self.world = hands.look(
-            closely=not self.started
+        closely = (
+            not self.started
             or self._standing()
             or (verdict is not None and verdict.withdraw and self._config.mode is not Mode.OBSERVE)
         )
+        try:
+            world = self.world = hands.look(closely)
+        except (RefusedError, UnreachableError):
+            self.failed["look"] += 1
+            raise
         look_s, self.looked_at = time.monotonic() - began, time.time()
         self._heed(world)
         self._restore(world)
@@ -221,12 +225,18 @@ class Actor:
             kind = type(step).__name__.lower()
             try:
                 hands.do(step)
+            except UnreachableError:
+                self.failed[kind] += 1
+                raise
             except RefusedError as refused:
                 self.failed[kind] += 1
                 if refused.status == _CONFLICT:
                     self._stop.wait(random.uniform(0.0, _STEP_BACK_S))  # noqa: S311 - jitter, no secret
                     return True, ()  # somebody else was quicker: look again
-                return False, (Wait(f"could not {describe(step)}: {refused}"),)
+                said = f"could not {describe(step)}: {refused}"
+                if refused.status == _BUSY or refused.status >= _BROKEN:  # the server's trouble, and not the step's
+                    raise RefusedError(refused.status, said) from refused
+                return False, (Wait(said),)
             self.done[kind] += 1
             done.append(step)
             # An eviction's effect is not there at once, and a refused one is asked again in a while.

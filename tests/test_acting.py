@@ -84,7 +84,8 @@ def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_se
 
     def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         if path.endswith("/eviction"):
-            return 429, {"message": "the budget a needs 1 healthy pod"}
+            cause = {"reason": "DisruptionBudget", "message": "the budget a needs 1 healthy pod"}
+            return 429, {"message": "Cannot evict pod", "details": {"causes": [cause]}}
         return cluster(method, path, *rest, **more)
 
     config = Config(mode=Mode.EVICT, drain=Drain(gather_s=0))
@@ -108,3 +109,29 @@ def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_se
     for one, held in ((first, True), (second, False)):
         permits = next(p for p in one["permits"] if p.kind is SlotKind.WITHDRAWN)
         assert (permits.held, permits.taken, permits.allowed) == (held, 1, 1)
+
+
+def test_writes_that_a_troubled_server_refuses_open_the_circuit_as_reads_do() -> None:
+    cluster, trouble = made(), [503]
+
+    def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if trouble and method == "PATCH":
+            return trouble[0], {"message": "not now"}
+        return cluster(method, path, *rest, **more)
+
+    actor = Actor(CONFIG, lambda: KubeHands(server, "n1", CONFIG), False, lambda *_, **__: None)
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    actor.judged(judge.after(1, xid(79)), True)
+    pauses = []
+    for status in (503, 500, 429, 503, 503, 503):
+        trouble[0] = status
+        pauses.append(actor._round())
+    assert actor.failures == 6
+    assert pauses[0] <= 1
+    assert pauses[-1] >= 15
+    assert "not now" in actor.waits[0].why
+    assert (actor.failed["look"], actor.failed["retaint"]) == (0, 6)
+    trouble.clear()
+    actor._round()
+    assert actor.failures == 0

@@ -10,8 +10,9 @@ import pytest
 
 from agent.policy.attempts import Stage
 from tests.life import CONFIG, OPERANDS, UUID, Life
+from tests.observe import OTHER
 
-RESET, REBOOT, REPLACE = 95, 79, 64
+RESET, REBOOT, REPLACE, CONTACT_SUPPORT = 95, 79, 64, 74
 MERGE = "application/merge-patch+json"
 
 
@@ -177,15 +178,51 @@ def test_what_a_power_cut_cured_before_its_job_was_made_is_not_repaired_again(fa
     assert (life.repairs, returned(life)) == ([], True)
 
 
-def job_of(life: Life) -> str:
-    while not (names := [name for kind, _, name in life.cluster._objects if kind == "jobs"]):
+def job_of(life: Life) -> tuple[str, str]:
+    """Its name and UID, once there is one."""
+    while not (found := [job["metadata"] for (kind, _, _), job in life.cluster._objects.items() if kind == "jobs"]):
         life.tick()
-    return names[0]
+    return found[0]["name"], found[0]["uid"]
+
+
+@pytest.mark.parametrize("when", ["reserved", "runs", "soaks"])
+def test_a_gpu_that_fails_while_another_is_repaired_gets_a_reset_of_its_own_and_the_cured_one_none(when: str) -> None:
+    life = Life(RESET)
+    job_of(life)
+    while when != "reserved" and not life.repairs:
+        life.tick()
+    while when == "soaks" and not any("proved:" in why for why in life.waits):
+        life.tick()
+    life.breaks(OTHER)
+    life.run(400)
+    assert (life.reset, returned(life)) == ([UUID, f"GPU-{OTHER}"], True)
+
+
+def test_a_gpus_reset_is_not_answered_for_by_what_another_gpu_needed_before() -> None:
+    """The first GPU took two resets and a reboot; the second one begins with a reset, in the boot after."""
+    life = Life(RESET, cures=lambda remedy: remedy != "reset_gpu")
+    while life.repairs != ["reset_gpu"] * 2 + ["reboot_node"]:
+        life.tick()
+    while not any("proved:" in why for why in life.waits):
+        life.tick()
+    life.cures = lambda _: True
+    life.breaks(OTHER)
+    life.run(400)
+    assert (life.repairs[3:], life.reset[-1], returned(life)) == (["reset_gpu"], f"GPU-{OTHER}", True)
+
+
+def test_no_pod_makes_way_for_a_reboot_that_does_not_come_because_a_person_must_decide_first() -> None:
+    life = Life(REBOOT)
+    life.cluster.add_pod("web", "front", "n1", gpus=0)
+    life.breaks(OTHER, CONTACT_SUPPORT)
+    life.run(200)
+    assert (life.repairs, life.cluster.evicted) == ([], ["research/train"])
+    assert life.node()["spec"]["taints"][0]["value"] == "contact_support"
 
 
 def test_a_reboot_is_not_done_while_its_job_may_still_reboot_the_node_again() -> None:
     life = Life(REBOOT)
-    life.began[job_of(life)] = float("inf")  # it hangs: somebody else reboots the node
+    life.began[job_of(life)[1]] = float("inf")  # it hangs: somebody else reboots the node
     life.reboots()
     life.run(300)
     assert (life.tainted(), life.records().attempts[-1].stage) == (True, Stage.STARTED)
@@ -193,22 +230,22 @@ def test_a_reboot_is_not_done_while_its_job_may_still_reboot_the_node_again() ->
 
 def test_a_node_whose_fault_was_dismissed_returns_once_its_job_has_ended_and_not_before() -> None:
     life = Life(REBOOT)
-    name = job_of(life)
-    life.began[name] = float("inf")
+    name, uid = job_of(life)
+    life.began[uid] = float("inf")
     word = {"metadata": {"annotations": {"gpu-health-agent/dismiss": "xid-79@0000:1b:00.0"}}}
     life.cluster("PATCH", "/api/v1/nodes/n1", word, MERGE)
     life.run(100)
     assert life.tainted()
     assert f"Job {name} runs: the node stays withdrawn until it has ended" in life.waits
-    life.began[name] = life.now
+    life.began[uid] = life.now
     life.run(30)
     assert not life.tainted()
 
 
 def test_nothing_is_begun_while_a_job_of_lost_records_runs() -> None:
     life = Life(RESET)
-    name = job_of(life)
-    life.began[name] = float("inf")
+    name, uid = job_of(life)
+    life.began[uid] = float("inf")
     text = life.node()["metadata"]["annotations"]["gpu-health-agent/faults"]
     without = {key: value for key, value in json.loads(text).items() if key != "attempts"}
     body = {"metadata": {"annotations": {"gpu-health-agent/faults": json.dumps(without)}}}
