@@ -55,7 +55,7 @@ class Life:
     reset: list[str] = field(default_factory=list)  # the GPUs of each reset
     waits: tuple[str, ...] = ()
     gathered: bool = True
-    clients: dict[str, str] = field(default_factory=dict)
+    clients: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.cluster.add_node("n1")

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from agent.model import Missing, Observation, Signal
 from agent.policy.attempts import Stage
+from agent.policy.clients import clients
 from tests.life import CONFIG, OPERANDS, UUID, Life
-from tests.observe import OTHER
+from tests.observe import GPU, OTHER, Judge, alive, reading
 
 RESET, REBOOT, REPLACE, CONTACT_SUPPORT = 95, 79, 64, 74
 MERGE = "application/merge-patch+json"
@@ -103,14 +105,39 @@ def test_nvidia_smis_exit_code_decides_whether_a_second_try_makes_sense(code: in
     assert words in " ".join(life.waits)
 
 
-def test_no_reset_while_a_process_holds_the_gpu_and_it_is_named() -> None:
-    life = Life(RESET, clients={UUID: "4711,4712", "GPU-other": "1"})
+def test_no_reset_while_a_process_holds_the_gpu_and_it_is_named_with_its_pod() -> None:
+    life = Life(RESET)
+    life.cluster.add_pod("research", "notebook", "n1", gpus=0, owner="StatefulSet")
+    uid = life.cluster.read("pods", "notebook", "research")["metadata"]["uid"]
+    life.clients = {UUID: {"4711": uid, "4712": ""}, "GPU-other": {"1": ""}}
     life.run(200)
     assert life.repairs == []
-    assert f"no reset while processes hold the GPU: pids 4711,4712 on {UUID}" in life.waits
+    pod = "pod research/notebook of research/StatefulSet/notebook"
+    assert f"no reset while processes hold the GPU: pids 4711 ({pod}), 4712 on {UUID}" in life.waits
     life.clients = {}
     life.run(200)
     assert returned(life)
+
+
+@pytest.mark.parametrize("answer", [Signal.RESET_REQUIRED, Signal.LOST, None])
+def test_a_gpu_that_answers_nothing_more_holds_no_process_for_ever(answer: Signal | None) -> None:
+    """So that one that asks for a reset can be reset."""
+    judge = Judge()
+    judge.after(0, alive(), reading(processes="4711", pods="4711=uid"))
+    history = judge.memory.history
+    assert clients(history, judge.now, 60) == {UUID: {"4711": "uid"}}
+    if answer:
+        judge.after(5, alive(), Observation(0, "nvml", answer, GPU, raw="NVML error"))
+    else:
+        judge.now += 61
+    assert clients(judge.memory.history, judge.now, 60) == {}
+
+
+@pytest.mark.parametrize("missing", [*Missing, None, ""])
+def test_a_driver_that_can_not_tell_who_holds_a_gpu_names_nobody(missing: Missing | str | None) -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading(processes=missing, pods=missing))
+    assert clients(judge.memory.history, judge.now, 60) == {UUID: {}}
 
 
 def test_no_reset_while_an_operand_of_gpu_operator_still_runs() -> None:
@@ -277,7 +304,7 @@ def test_a_relapsing_gpu_is_held_for_a_person_and_not_repaired_for_ever() -> Non
 
 
 def test_paused_nothing_is_repaired() -> None:
-    life = Life(RESET, clients={UUID: "4711"})
+    life = Life(RESET, clients={UUID: {"4711": ""}})
     life.run(50)
     body = {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"}}
     life.cluster._store("configmaps", "gpu-health-agent", body)
