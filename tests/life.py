@@ -212,7 +212,7 @@ class Life:
         assert self.tainted(), "a repair without our taint"
         assert "train" not in self.cluster.pods_on("n1"), "a repair under a running pod"
         assert job["spec"]["template"]["spec"]["nodeName"] == "n1"
-        assert "ttlSecondsAfterFinished" not in job["spec"]
+        assert job["spec"]["ttlSecondsAfterFinished"] == 7 * 86400, "it must be there to be read, and not for ever"
         if remedy == "reset_gpu":
             assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "false"
             self.reset.append(job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"])

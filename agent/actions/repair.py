@@ -16,6 +16,7 @@ from agent.world import Job, RefusedError, StartJob
 NODE_LABEL = "gpu-health-agent/node-uid"
 GPUS_ANNOTATION = "gpu-health-agent/gpus"
 _CONFLICT = 409
+_KEPT_S = 7 * 86400
 
 
 class Jobs:
@@ -57,7 +58,8 @@ class Jobs:
         metadata, spec = template.get("metadata") or {}, template["spec"]
         of = {TEMPLATE_LABEL: cron_job["metadata"]["name"], NODE_LABEL: uid}
         labels = {**(metadata.get("labels") or {}), **OURS, **of}
-        spec.pop("ttlSecondsAfterFinished", None)  # that it ran must not be forgotten before we have read it
+        # That it ran must not be forgotten before it was read, by an agent that may be down for a while.
+        spec["ttlSecondsAfterFinished"] = max(spec.get("ttlSecondsAfterFinished") or 0, _KEPT_S)
         limit_s = min(spec.get("activeDeadlineSeconds") or self._repair.deadline_s, self._repair.deadline_s)
         spec |= {"backoffLimit": 0, "activeDeadlineSeconds": limit_s, "parallelism": 1, "completions": 1}
         pod = spec["template"]
