@@ -23,6 +23,7 @@ from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
 POLL_S = 5.0
 UUID = f"GPU-{GPU}"
 TEMPLATES = {"reset_gpu": "reset", "reboot_node": "reboot", "replace_node": "replace"}
+CHECK = "node-check"
 CONFIG = Config.model_validate({
     "mode": "evict",
     "policy": {"soak_s": 20},
@@ -44,6 +45,7 @@ class Life:
     config: Config = CONFIG
     cures: Callable[[str], bool] = lambda _: True
     exit_code: int = 0
+    passes: bool = True  # the check before the return
     kills: Collection[int] = ()
     api: Callable[..., tuple[int, Any]] | None = None
     cluster: PretendCluster = field(default_factory=PretendCluster)
@@ -63,7 +65,7 @@ class Life:
         self.cluster.add_pod("research", "train", "n1", owner="Job")
         labels = {"metadata": {"labels": OPERANDS}}
         self.cluster("PATCH", "/api/v1/nodes/n1", labels, "application/merge-patch+json")
-        for name in TEMPLATES.values():
+        for name in (*TEMPLATES.values(), CHECK):
             spec = {"containers": [{"name": "main", "image": "none"}]}
             job = {"spec": {"template": {"spec": spec}, "ttlSecondsAfterFinished": 60}}
             body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}
@@ -221,7 +223,7 @@ class Life:
 
     def _ends(self, name: str, job: dict[str, Any]) -> None:
         """Once; a restored server is only told of it again."""
-        uid, good = job["metadata"]["uid"], self.exit_code == 0
+        uid, good = job["metadata"]["uid"], self.exit_code == 0 and (self.passes or "-check-" not in name)
         if uid not in self.over:
             self.over[uid] = self.now
             self._acts(name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_"), good)
@@ -230,7 +232,7 @@ class Life:
         self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [condition]}})
         self.cluster.add_pod("gpu-health-agent", f"{name}-pod", "n1", gpus=0, owner="Job")
         labels = {"batch.kubernetes.io/job-name": name, "gpu-health-agent/node-uid": self.node()["metadata"]["uid"]}
-        ended = {"exitCode": self.exit_code, "finishedAt": rfc3339(START + self.over[uid])}
+        ended = {"exitCode": 0 if good else self.exit_code or 1, "finishedAt": rfc3339(START + self.over[uid])}
         status = {"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": ended}}]}
         path = f"/api/v1/namespaces/gpu-health-agent/pods/{name}-pod"
         body = {"metadata": {"labels": labels}, "status": status}

@@ -236,7 +236,9 @@ def _watch(
 def settled(world: World, records: Records) -> Records:
     """An attempt whose fault is gone: nothing is started for it, and a Job that runs is waited for."""
     live = records.live
-    if live is None or any(job.name == live.job and job.state == "active" for job in world.jobs or ()):
+    if live is None or live.remedy is Remedy.NONE:
+        return records
+    if any(job.name == live.job and job.state == "active" for job in world.jobs or ()):
         return records
     return records.latest(replace(live, stage=Stage.FAILED, said="no fault stands any more"))
 
