@@ -39,7 +39,10 @@ class Killed(BaseException):
 
 @dataclass
 class Life:
-    """One node and its agent. ``cures``: whether a remedy of this name helps; ``kills``: after which writes to die."""
+    """One node and its agent. ``cures``: whether a remedy of this name helps; ``kills``: after which writes to die.
+
+    To die before a write is to die after the one before it: in between the agent only reads.
+    """
 
     fault: int  # the Xid in the kernel log
     config: Config = CONFIG
@@ -72,6 +75,7 @@ class Life:
             self.cluster._store("cronjobs", "gpu-health-agent", body)
         self.began: dict[str, float] = {}  # by the Job's UID
         self.over: dict[str, float] = {}
+        self.uuids = {pci: f"GPU-{pci}" for pci in (GPU, OTHER)}
         self.new = dict.fromkeys((GPU, OTHER), 0.0)  # since when each GPU's counters count
         self.log: list[tuple[int, int, float, str, int]] = []  # the faults' records: boot, number, time, GPU, Xid
         self._begin()
@@ -180,7 +184,8 @@ class Life:
         if aside:
             seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.ASIDE, raw=aside))
         else:
-            seen += [alive("nvml", boot), *(reading(pci, energy_j=self.now - self.new[pci]) for pci in self.new)]
+            seen.append(alive("nvml", boot))
+            seen += [reading(pci, uuid=self.uuids[pci], energy_j=self.now - since) for pci, since in self.new.items()]
         stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
         for boot_number, number, at, pci, code in self.log:
             if boot_number == self.boot and (boot_number, number) > self.read:
@@ -243,6 +248,8 @@ class Life:
         self.ended.append(remedy)
         if remedy == "reset_gpu" and good:
             self.new |= dict.fromkeys((uuid.removeprefix("GPU-") for uuid in self.reset[-1].split(",")), self.now)
+        if remedy == "replace_node" and good and self.cures(remedy):
+            self.uuids = {pci: f"{uuid}-new" for pci, uuid in self.uuids.items()}
         if remedy == "reboot_node" and good:
             self.reboots()  # the agent's own process went down with it
         if good and not self.cures(remedy):
