@@ -13,6 +13,7 @@ from agent.config import Config, Mode
 from agent.model import Severity, Verdict
 from agent.policy.aside import released, upgrading
 from agent.policy.attempts import Records
+from agent.policy.clients import Clients
 from agent.policy.plan import plan
 from agent.policy.repair import resets
 from agent.policy.stored import MalformedError, load
@@ -69,7 +70,7 @@ class Actor:
         self._held: tuple[float, Mapping[str, frozenset[str] | None]] | None = None
         self.aside = ""  # why no process of ours may hold a GPU now
         self.released = False  # and that none does
-        self.clients: dict[str, str] = {}  # GPU UUID → pids of the processes on it
+        self.clients: Clients = {}
         self.stored_text: str | None = None  # what the Node held when it was first read
         self.started = False  # the Node was read once
         self.steps: tuple[str, ...] = ()
@@ -189,7 +190,7 @@ class Actor:
         if verdict.withdraw:
             world = self.world = self._with_holders(world)
         up_s = int(time.monotonic() - self._began)
-        local = Local(self._gathered(verdict), up_s, bool(self.aside) and self.released, dict(self.clients))
+        local = Local(self._gathered(verdict), up_s, bool(self.aside) and self.released, self.clients)
         steps = plan(verdict, world, self._config, local)
         if self.planned:
             self.planned(verdict, world, local, steps)

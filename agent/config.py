@@ -222,6 +222,7 @@ class Repair(_Section):
     reboot_node: str | None = None
     replace_node: str | None = None
     """Suspended CronJobs in the agent's namespace, of which a Job on this node is made."""
+    check: str | None = None  # one more: a Job of it must end well before a cured node returns
     request_replacement: bool = False
     """For replace_node: condition GpuReplacementRequested, on which another controller acts."""
     max_attempts: Annotated[int, Field(ge=1, le=5)] = 2

@@ -138,7 +138,7 @@ class Local:
     gathered: bool = True  # the faults had time to gather
     up_s: int = 10**9  # seconds since the agent's start
     released: bool = False  # our own processes hold no GPU
-    clients: Mapping[str, str] = field(default_factory=dict)  # GPU UUID → the pids of processes on it
+    clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
 
 
 @dataclass(frozen=True, slots=True)

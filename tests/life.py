@@ -23,6 +23,7 @@ from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
 POLL_S = 5.0
 UUID = f"GPU-{GPU}"
 TEMPLATES = {"reset_gpu": "reset", "reboot_node": "reboot", "replace_node": "replace"}
+CHECK = "node-check"
 CONFIG = Config.model_validate({
     "mode": "evict",
     "policy": {"soak_s": 20},
@@ -38,12 +39,16 @@ class Killed(BaseException):
 
 @dataclass
 class Life:
-    """One node and its agent. ``cures``: whether a remedy of this name helps; ``kills``: after which writes to die."""
+    """One node and its agent. ``cures``: whether a remedy of this name helps; ``kills``: after which writes to die.
+
+    To die before a write is to die after the one before it: in between the agent only reads.
+    """
 
     fault: int  # the Xid in the kernel log
     config: Config = CONFIG
     cures: Callable[[str], bool] = lambda _: True
     exit_code: int = 0
+    passes: bool = True  # the check before the return
     kills: Collection[int] = ()
     api: Callable[..., tuple[int, Any]] | None = None
     cluster: PretendCluster = field(default_factory=PretendCluster)
@@ -55,7 +60,7 @@ class Life:
     reset: list[str] = field(default_factory=list)  # the GPUs of each reset
     waits: tuple[str, ...] = ()
     gathered: bool = True
-    clients: dict[str, str] = field(default_factory=dict)
+    clients: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.cluster.add_node("n1")
@@ -63,13 +68,14 @@ class Life:
         self.cluster.add_pod("research", "train", "n1", owner="Job")
         labels = {"metadata": {"labels": OPERANDS}}
         self.cluster("PATCH", "/api/v1/nodes/n1", labels, "application/merge-patch+json")
-        for name in TEMPLATES.values():
+        for name in (*TEMPLATES.values(), CHECK):
             spec = {"containers": [{"name": "main", "image": "none"}]}
             job = {"spec": {"template": {"spec": spec}, "ttlSecondsAfterFinished": 60}}
             body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}
             self.cluster._store("cronjobs", "gpu-health-agent", body)
         self.began: dict[str, float] = {}  # by the Job's UID
         self.over: dict[str, float] = {}
+        self.uuids = {pci: f"GPU-{pci}" for pci in (GPU, OTHER)}
         self.new = dict.fromkeys((GPU, OTHER), 0.0)  # since when each GPU's counters count
         self.log: list[tuple[int, int, float, str, int]] = []  # the faults' records: boot, number, time, GPU, Xid
         self._begin()
@@ -178,7 +184,8 @@ class Life:
         if aside:
             seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.ASIDE, raw=aside))
         else:
-            seen += [alive("nvml", boot), *(reading(pci, energy_j=self.now - self.new[pci]) for pci in self.new)]
+            seen.append(alive("nvml", boot))
+            seen += [reading(pci, uuid=self.uuids[pci], energy_j=self.now - since) for pci, since in self.new.items()]
         stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
         for boot_number, number, at, pci, code in self.log:
             if boot_number == self.boot and (boot_number, number) > self.read:
@@ -212,7 +219,7 @@ class Life:
         assert self.tainted(), "a repair without our taint"
         assert "train" not in self.cluster.pods_on("n1"), "a repair under a running pod"
         assert job["spec"]["template"]["spec"]["nodeName"] == "n1"
-        assert "ttlSecondsAfterFinished" not in job["spec"]
+        assert job["spec"]["ttlSecondsAfterFinished"] == 7 * 86400, "it must be there to be read, and not for ever"
         if remedy == "reset_gpu":
             assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "false"
             self.reset.append(job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"])
@@ -221,7 +228,7 @@ class Life:
 
     def _ends(self, name: str, job: dict[str, Any]) -> None:
         """Once; a restored server is only told of it again."""
-        uid, good = job["metadata"]["uid"], self.exit_code == 0
+        uid, good = job["metadata"]["uid"], self.exit_code == 0 and (self.passes or "-check-" not in name)
         if uid not in self.over:
             self.over[uid] = self.now
             self._acts(name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_"), good)
@@ -230,7 +237,7 @@ class Life:
         self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [condition]}})
         self.cluster.add_pod("gpu-health-agent", f"{name}-pod", "n1", gpus=0, owner="Job")
         labels = {"batch.kubernetes.io/job-name": name, "gpu-health-agent/node-uid": self.node()["metadata"]["uid"]}
-        ended = {"exitCode": self.exit_code, "finishedAt": rfc3339(START + self.over[uid])}
+        ended = {"exitCode": 0 if good else self.exit_code or 1, "finishedAt": rfc3339(START + self.over[uid])}
         status = {"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": ended}}]}
         path = f"/api/v1/namespaces/gpu-health-agent/pods/{name}-pod"
         body = {"metadata": {"labels": labels}, "status": status}
@@ -241,6 +248,8 @@ class Life:
         self.ended.append(remedy)
         if remedy == "reset_gpu" and good:
             self.new |= dict.fromkeys((uuid.removeprefix("GPU-") for uuid in self.reset[-1].split(",")), self.now)
+        if remedy == "replace_node" and good and self.cures(remedy):
+            self.uuids = {pci: f"{uuid}-new" for pci, uuid in self.uuids.items()}
         if remedy == "reboot_node" and good:
             self.reboots()  # the agent's own process went down with it
         if good and not self.cures(remedy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from agent.acting import Actor
@@ -10,7 +11,7 @@ from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
 from agent.config import Config, Drain, Mode
 from agent.view import view
-from agent.world import On, SlotKind
+from agent.world import HARD_TAINT, On, SlotKind
 from tests.observe import Judge, alive, reading, xid
 
 CONFIG = Config(mode=Mode.EVICT)
@@ -135,3 +136,26 @@ def test_writes_that_a_troubled_server_refuses_open_the_circuit_as_reads_do() ->
     trouble.clear()
     actor._round()
     assert actor.failures == 0
+
+
+def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:
+    """Three GPUs fail within a few seconds: no pod leaves before ten seconds after the first, then all at once."""
+    cluster = made()
+    for name in ("worker-0", "worker-1"):
+        cluster.add_pod("a", name, "n1", owner="Job")
+    actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+    judge = Judge()
+    judge.now = time.monotonic() + 1000  # however slow this machine is, the ten seconds are not over
+    addresses = ("0000:1b:00.0", "0000:43:00.0", "0000:52:00.0")
+    judge.after(0, alive(), *(reading(pci) for pci in addresses))
+    for pci in addresses:
+        actor.judged(judge.after(2, xid(95, pci)), True)
+        actor._round()
+        assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == [HARD_TAINT]
+        assert cluster.evicted == []
+    judge.memory = replace(judge.memory, faults={
+        key: replace(fault, began=fault.began - 2000) for key, fault in judge.memory.faults.items()
+    })  # fmt: skip
+    actor.judged(judge.after(0), True)
+    actor._round()
+    assert cluster.evicted == ["a/train", "a/worker-0", "a/worker-1"]

@@ -11,6 +11,7 @@ from agent.model import Fault, Remedy, Severity, Status, Verdict
 from agent.policy.aside import another, upgrading
 from agent.policy.attempts import Records, Stage
 from agent.policy.budget import free_slot, needed, spent
+from agent.policy.check import check, without
 from agent.policy.drain import drain, leaving
 from agent.policy.repair import effective, operand_labels, repair, running, settled
 from agent.policy.stored import MalformedError, NewerError, Stored, dump, load
@@ -71,15 +72,20 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
     if tainted and stored is None and not verdict.withdraw:
         return (*_bad_news(verdict, world), Wait(_UNEXPLAINED, On.STOPPED))
-    job = running(world) if tainted else ""
+    job = running(world) if tainted and not verdict.withdraw else ""
     withdraw = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN) or bool(job)
     old = records = stored.records if stored else Records()
     acts = verdict.withdraw and config.mode is Mode.EVICT
     moves: tuple[Step, ...] = ()
     repairing: tuple[Step, ...] = ()
+    if verdict.withdraw:
+        records = without(records)
     if acts:
         verdict = replace(verdict, remedy=effective(verdict, records, config.repair))
-    if not withdraw:
+    if not withdraw and tainted and config.mode is Mode.EVICT and config.repair.check:
+        may = bool(not world.paused and world.held(SlotKind.WITHDRAWN))
+        records, repairing = check(verdict, world, records, stored.faults if stored else (), may)
+    elif not withdraw:
         records = Records()
     elif not verdict.withdraw:
         records = settled(world, records)
@@ -100,6 +106,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
                 "blind: the taint is held as it is"
             )  # fmt: skip
         steps = (*_report(world, aim), Wait(why))
+    elif repairing:
+        steps = (*_confirmed(world), *_report(world, aim), *repairing)
     else:
         steps = _return(world, aim)
     return (*steps, *_announce(verdict, world))
@@ -120,7 +128,7 @@ def _withdraw(world: World, config: Config, aim: _Aim, tainted: bool, moves: tup
     if world.paused:
         why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
         return (*_report(world, aim), Wait(why, On.STOPPED))
-    steps: list[Step] = [TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale]
+    steps: list[Step] = [*_confirmed(world)]
     for kind in needed(world, config.budget):
         slot = free_slot(world, kind, config.budget)
         if slot is None:
@@ -131,6 +139,11 @@ def _withdraw(world: World, config: Config, aim: _Aim, tainted: bool, moves: tup
     retaint = _retaint(world, aim)
     steps += [*retaint, *_report(world, aim, told=bool(retaint))]
     return (*steps, *moves)
+
+
+def _confirmed(world: World) -> tuple[Step, ...]:
+    """Nothing is done on a permit that was not confirmed lately."""
+    return tuple(TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale)
 
 
 def _return(world: World, aim: _Aim) -> tuple[Step, ...]:
@@ -173,7 +186,9 @@ def _state(verdict: Verdict, world: World, config: Config, bad: bool, records: R
             return "validating"
         return "drained" if _drained(verdict, world) else "draining"
     if records.live:
-        return "repairing"
+        return "validating" if records.live.remedy is Remedy.NONE else "repairing"
+    if records.attempts:  # the check failed: what is left is a person's
+        return "unhealthy"
     return "degraded" if bad else str(verdict.status)
 
 

@@ -12,6 +12,7 @@ from hashlib import sha256
 from agent.config import Repair
 from agent.model import Fault, Remedy, Severity, Verdict
 from agent.policy.attempts import Attempt, Records, Stage
+from agent.policy.clients import told
 from agent.policy.drain import bad_gpus
 from agent.world import OPERANDS, Job, Local, On, StartJob, Step, Wait, World
 
@@ -183,11 +184,11 @@ def _reserve(
     number = 1 + sum(attempt.remedy is remedy for attempt in records.attempts)
     first = min(_fatal(due), key=lambda fault: fault.since)
     # By the incident and not by the time: whatever is forgotten, the same attempt finds its Job again.
-    told = f"{world.uid} {first.finding.id} {first.since:.3f} {remedy} {number}"
+    incident = f"{world.uid} {first.finding.id} {first.since:.3f} {remedy} {number}"
     attempt = Attempt(
         remedy,
         number,
-        f"gpu-health-{remedy.replace('_', '-')}-{sha256(told.encode()).hexdigest()[:10]}",
+        f"gpu-health-{remedy.replace('_', '-')}-{sha256(incident.encode()).hexdigest()[:10]}",
         tuple(sorted(bad_gpus(due))),
         verdict.boot_id,
         Stage.RESERVED,
@@ -204,10 +205,10 @@ def _clients(verdict: Verdict, world: World, records: Records, local: Local) -> 
     staying = [pod.key for pod in world.pods or () if pod.operand and not pod.finished]
     if staying:
         return records, (Wait(f"these must leave before the reset: {', '.join(sorted(staying))}"),)
-    held = {uuid: pids for uuid, pids in local.clients.items() if pids and uuid in bad_gpus(verdict)}
+    held = sorted((uuid, pids) for uuid, pids in local.clients.items() if pids and uuid in bad_gpus(verdict))
     if held:
-        told = "; ".join(f"pids {pids} on {uuid}" for uuid, pids in sorted(held.items()))
-        return records, (Wait(f"no reset while processes hold the GPU: {told}", On.REPAIR),)
+        named = "; ".join(told(uuid, pids, world.pods or ()) for uuid, pids in held)
+        return records, (Wait(f"no reset while processes hold the GPU: {named}", On.REPAIR),)
     return records, ()
 
 
@@ -235,7 +236,9 @@ def _watch(
 def settled(world: World, records: Records) -> Records:
     """An attempt whose fault is gone: nothing is started for it, and a Job that runs is waited for."""
     live = records.live
-    if live is None or any(job.name == live.job and job.state == "active" for job in world.jobs or ()):
+    if live is None or live.remedy is Remedy.NONE:
+        return records
+    if any(job.name == live.job and job.state == "active" for job in world.jobs or ()):
         return records
     return records.latest(replace(live, stage=Stage.FAILED, said="no fault stands any more"))
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from agent.config import Config
+from agent.model import Missing, Observation, Signal
 from agent.policy.attempts import Stage
-from tests.life import CONFIG, OPERANDS, UUID, Life
-from tests.observe import OTHER
+from agent.policy.clients import clients
+from tests.life import CONFIG, OPERANDS, TEMPLATES, UUID, Life
+from tests.observe import GPU, OTHER, Judge, alive, reading
 
 RESET, REBOOT, REPLACE, CONTACT_SUPPORT = 95, 79, 64, 74
 MERGE = "application/merge-patch+json"
@@ -27,36 +30,41 @@ def returned(life: Life) -> bool:
     )
 
 
-def plain_run(fault: int) -> Life:
-    life = Life(fault)
+def only(remedy: str) -> Config:
+    """Its template is the only one."""
+    others = {name: None for name in TEMPLATES if name != remedy}
+    return CONFIG.model_copy(update={"repair": CONFIG.repair.model_copy(update=others)})
+
+
+FAULTS = {"reset_gpu": RESET, "reboot_node": REBOOT, "replace_node": REPLACE}
+
+
+@pytest.mark.parametrize("remedy", FAULTS)
+def test_a_node_is_drained_repaired_once_proved_and_returned(remedy: str) -> None:
+    life = Life(FAULTS[remedy], only(remedy))
     life.run(200)
-    return life
-
-
-@pytest.mark.parametrize(("fault", "remedy"), [(RESET, "reset_gpu"), (REBOOT, "reboot_node")])
-def test_a_node_is_drained_repaired_once_proved_and_returned(fault: int, remedy: str) -> None:
-    life = plain_run(fault)
     assert (life.repairs, returned(life)) == ([remedy], True)
 
 
-WRITES = {"reset": plain_run(RESET).writes, "reboot": plain_run(REBOOT).writes}
-
-
 def test_killed_after_any_two_writes_it_ends_returned_after_exactly_one_repair() -> None:
-    for kills in itertools.combinations(range(1, WRITES["reset"] + 3), 2):
+    plain = Life(RESET)
+    plain.run(200)
+    for kills in itertools.combinations(range(1, plain.writes + 3), 2):
         life = Life(RESET, kills=kills)
         life.run(260, rests=True)
         assert len(life.repairs) == 1, f"killed after writes {kills}: {life.repairs}"
         assert returned(life), f"killed after writes {kills}: {life.waits}"
 
 
-@pytest.mark.parametrize("fault", ["reset", "reboot"])
-def test_killed_after_every_subset_of_the_writes_around_a_repair(fault: str) -> None:
-    """From the last eviction to the return: each of eight writes is followed by a kill, or isn't."""
-    first = WRITES[fault] - 9
-    for pattern in itertools.product((False, True), repeat=8):
+@pytest.mark.parametrize("remedy", FAULTS)
+def test_killed_after_every_subset_of_the_writes_around_a_repair(remedy: str) -> None:
+    """From just before its Job is made: each of six writes is followed by a kill, or isn't."""
+    plain = Life(FAULTS[remedy], only(remedy))
+    job_of(plain)
+    first = plain.writes - 2
+    for pattern in itertools.product((False, True), repeat=6):
         kills = [first + i for i, killed in enumerate(pattern) if killed]
-        life = Life(RESET if fault == "reset" else REBOOT, kills=kills)
+        life = Life(FAULTS[remedy], only(remedy), kills=kills)
         life.run(260, rests=True)
         assert (len(life.repairs), returned(life)) == (1, True), f"killed after writes {kills}: {life.waits}"
 
@@ -84,7 +92,7 @@ def test_a_person_decides_through_any_crash_and_no_remedy_is_tried_more_often() 
     plain = Life(RESET, quick, cures=lambda _: False)
     plain.run(400)
     assert len(plain.repairs) == 6
-    for kill in range(8, plain.writes, 5):
+    for kill in range(8, plain.writes, 2):
         life = Life(RESET, quick, cures=lambda _: False, kills=[kill, kill + 1])
         life.run(450)
         assert life.repairs == plain.repairs
@@ -103,14 +111,39 @@ def test_nvidia_smis_exit_code_decides_whether_a_second_try_makes_sense(code: in
     assert words in " ".join(life.waits)
 
 
-def test_no_reset_while_a_process_holds_the_gpu_and_it_is_named() -> None:
-    life = Life(RESET, clients={UUID: "4711,4712", "GPU-other": "1"})
+def test_no_reset_while_a_process_holds_the_gpu_and_it_is_named_with_its_pod() -> None:
+    life = Life(RESET)
+    life.cluster.add_pod("research", "notebook", "n1", gpus=0, owner="StatefulSet")
+    uid = life.cluster.read("pods", "notebook", "research")["metadata"]["uid"]
+    life.clients = {UUID: {"4711": uid, "4712": ""}, "GPU-other": {"1": ""}}
     life.run(200)
     assert life.repairs == []
-    assert f"no reset while processes hold the GPU: pids 4711,4712 on {UUID}" in life.waits
+    pod = "pod research/notebook of research/StatefulSet/notebook"
+    assert f"no reset while processes hold the GPU: pids 4711 ({pod}), 4712 on {UUID}" in life.waits
     life.clients = {}
     life.run(200)
     assert returned(life)
+
+
+@pytest.mark.parametrize("answer", [Signal.RESET_REQUIRED, Signal.LOST, None])
+def test_a_gpu_that_answers_nothing_more_holds_no_process_for_ever(answer: Signal | None) -> None:
+    """So that one that asks for a reset can be reset."""
+    judge = Judge()
+    judge.after(0, alive(), reading(processes="4711", pods="4711=uid"))
+    history = judge.memory.history
+    assert clients(history, judge.now, 60) == {UUID: {"4711": "uid"}}
+    if answer:
+        judge.after(5, alive(), Observation(0, "nvml", answer, GPU, raw="NVML error"))
+    else:
+        judge.now += 61
+    assert clients(judge.memory.history, judge.now, 60) == {}
+
+
+@pytest.mark.parametrize("missing", [*Missing, None, ""])
+def test_a_driver_that_can_not_tell_who_holds_a_gpu_names_nobody(missing: Missing | str | None) -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading(processes=missing, pods=missing))
+    assert clients(judge.memory.history, judge.now, 60) == {UUID: {}}
 
 
 def test_no_reset_while_an_operand_of_gpu_operator_still_runs() -> None:
@@ -277,7 +310,7 @@ def test_a_relapsing_gpu_is_held_for_a_person_and_not_repaired_for_ever() -> Non
 
 
 def test_paused_nothing_is_repaired() -> None:
-    life = Life(RESET, clients={UUID: "4711"})
+    life = Life(RESET, clients={UUID: {"4711": ""}})
     life.run(50)
     body = {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"}}
     life.cluster._store("configmaps", "gpu-health-agent", body)
