@@ -88,7 +88,7 @@ class Rig:
 
 
 class Node:
-    """One node: ``signal`` and ``stop`` act on one of its programs, ``power_off`` on all at once."""
+    """One node: ``signal`` acts on one of its programs, ``power_off`` ends all at once."""
 
     def __init__(self, rig: Rig, name: str, number: int, folder: Path, gpus: int) -> None:
         self._rig, self.name, self._number, self._gpus = rig, name, number, gpus
@@ -120,14 +120,6 @@ class Node:
     def signal(self, program: str, name: str) -> None:
         """STOP hangs containerd, kubelet, kube-proxy or gpu-plugin, CONT lets it go on, KILL starts it anew."""
         self.run("sh", "-c", f"kill -{name} $(cat /run/{program}.pid)")
-
-    def stop(self, program: str) -> None:
-        """End a program and keep it ended, until ``start``."""
-        (self.folder / "run" / f"{program}.off").touch()
-        self.signal(program, "KILL")
-
-    def start(self, program: str) -> None:
-        (self.folder / "run" / f"{program}.off").unlink()
 
     def sicken(self, lines: str) -> None:
         """What the device plugin says of the GPUs from now on: lines as ``2`` or ``GONE 2``; none: all are healthy."""
