@@ -69,6 +69,10 @@ class Daemon:
     def alive(self) -> bool:
         return time.monotonic() - self._turned < _STALLED_S
 
+    def ready(self) -> bool:
+        """It judges, and has read its Node once: a rollout whose agents can't act stops at the first."""
+        return self.snapshot is not None and self._restored
+
     def _turn(self) -> None:
         self._restore()
         now = time.monotonic()
@@ -214,7 +218,7 @@ def serve(config: Config, daemon: Daemon) -> Server:
         if daemon.snapshot
         else {"status": "unknown", "faults": [], "waits": ["no verdict yet"]},
         daemon.alive,
-        lambda: daemon.snapshot is not None,
+        daemon.ready,
     )
     server.start()
     return server
