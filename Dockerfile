@@ -30,6 +30,8 @@ LABEL org.opencontainers.image.title="gpu-health-agent" \
       org.opencontainers.image.description="Sees GPU faults on a Kubernetes node, moves pods away, and says why" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
+# Docker's own Python images come without compiled modules: half a second of CPU at each start of each process.
+RUN python3 -m compileall -q -x site-packages "$(python3 -c 'import os; print(os.path.dirname(os.__file__))')"
 COPY --from=build /opt/gpu-health-agent /opt/gpu-health-agent
 COPY --from=dcgm /dcgm /
 ENV PATH=/opt/gpu-health-agent/bin:$PATH PYTHONUNBUFFERED=1

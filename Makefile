@@ -45,12 +45,12 @@ cluster-tests: $(STAMP)
 
 # These two need root on Debian 12: they install what they need, and leave nothing running.
 image-tests: $(STAMP)
-	$(BIN)/pytest tests/image
+	$(BIN)/pytest -rP tests/image  # with its figures
 
 e2e: $(STAMP)
 	$(BIN)/python -m tests.cluster.build
 	$(BIN)/python -m tests.image.build
-	$(BIN)/pytest tests/nodes
+	$(BIN)/pytest --durations=10 tests/nodes
 
 # Also so: four real nodes with the agent and the kit on them, and a report in build/drill.html.
 drill: $(STAMP)

@@ -13,6 +13,7 @@ from agent.config import Config, Mode
 from agent.model import Severity, Verdict
 from agent.policy.aside import released, upgrading
 from agent.policy.attempts import Records
+from agent.policy.clients import Clients
 from agent.policy.plan import plan
 from agent.policy.repair import resets
 from agent.policy.stored import MalformedError, load
@@ -40,7 +41,7 @@ _QUEUED_S = 30.0  # for a permit: a whole fleet may wait for one at once, and fo
 _STEP_BACK_S = 0.1  # at most, after another was quicker: a hundred that look again at once would meet again
 _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
 _MOST_ROUNDS = 20  # in one go: a plan that never comes to rest is a bug, not a reason to flood the API server
-_CONFLICT = 409
+_CONFLICT, _BUSY, _BROKEN = 409, 429, 500
 _HOLDERS_S = 10.0  # how long an answer about who holds which GPU serves
 _MOST_WORKLOADS = 1024
 
@@ -71,7 +72,7 @@ class Actor:
         self._held: tuple[float, Mapping[str, frozenset[str] | None]] | None = None
         self.aside = ""  # why no process of ours may hold a GPU now
         self.released = False  # and that none does
-        self.clients: dict[str, str] = {}  # GPU UUID → pids of the processes on it
+        self.clients: Clients = {}
         self.stored_text: str | None = None  # what the Node held when it was first read
         self.started = False  # the Node was read once
         self.steps: tuple[str, ...] = ()
@@ -139,7 +140,6 @@ class Actor:
             self.failures = 0
         except (CredentialsError, RefusedError, UnreachableError) as error:
             self.failures += 1
-            self.failed["look"] += 1
             self._waiting((Wait(str(error)),))
             longest = min(_LONGEST_PAUSE_S, 2.0 ** min(self.failures - 1, 6))
             return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
@@ -178,11 +178,16 @@ class Actor:
         verdict = self._verdict
         self._queued = False
         began = time.monotonic()
-        world = self.world = hands.look(
-            closely=not self.started
+        closely = (
+            not self.started
             or self._standing()
             or (verdict is not None and verdict.withdraw and self._config.mode is not Mode.OBSERVE)
         )
+        try:
+            world = self.world = hands.look(closely)
+        except (RefusedError, UnreachableError):
+            self.failed["look"] += 1
+            raise
         look_s, self.looked_at, self.look_began = time.monotonic() - began, time.time(), began
         self._heed(world)
         self._restore(world)
@@ -193,7 +198,7 @@ class Actor:
         if verdict.withdraw:
             world = self.world = self._with_holders(world)
         up_s = int(time.monotonic() - self._began)
-        local = Local(self._gathered(verdict), up_s, bool(self.aside) and self.released, dict(self.clients))
+        local = Local(self._gathered(verdict), up_s, bool(self.aside) and self.released, self.clients)
         steps = plan(verdict, world, self._config, local)
         if self.planned:
             self.planned(verdict, world, local, steps)
@@ -229,12 +234,18 @@ class Actor:
             kind = type(step).__name__.lower()
             try:
                 hands.do(step)
+            except UnreachableError:
+                self.failed[kind] += 1
+                raise
             except RefusedError as refused:
                 self.failed[kind] += 1
                 if refused.status == _CONFLICT:
                     self._stop.wait(random.uniform(0.0, _STEP_BACK_S))  # noqa: S311 - jitter, no secret
                     return True, ()  # somebody else was quicker: look again
-                return False, (Wait(f"could not {describe(step)}: {refused}"),)
+                said = f"could not {describe(step)}: {refused}"
+                if refused.status == _BUSY or refused.status >= _BROKEN:  # the server's trouble, and not the step's
+                    raise RefusedError(refused.status, said) from refused
+                return False, (Wait(said),)
             self.done[kind] += 1
             done.append(step)
             # An eviction's effect is not there at once, and a refused one is asked again in a while.

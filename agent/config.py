@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from agent.model import Remedy
 
@@ -54,16 +55,19 @@ class PodsSource(_Section):
     """The kubelet's PodResources API: which pod holds which GPU, asked while pods leave a bad one."""
 
 
+def _engine(address: str) -> str:
+    if not re.fullmatch(r"auto|embedded|/.+|[^/\s]+:[0-9]{1,5}", address):
+        raise ValueError("name host:port, a socket's path, auto or embedded")
+    return address
+
+
 class DcgmSource(_Section):
-    enabled: bool = True
-    """DCGM as a second witness, where there is an engine."""
-    address: Annotated[str, Field(pattern=r"^(auto|embedded|/.+|[^/\s]+:[0-9]{1,5})$")] = "auto"
+    enabled: bool = True  # DCGM as a second witness, where there is an engine
+    address: Annotated[str, AfterValidator(_engine)] = "auto"
     """host:port or a unix socket's path. auto: 127.0.0.1:5555 if an engine answers there, else none. embedded: an
     engine of our own, which NVIDIA doesn't support beside another one (that of dcgm-exporter, say)."""
-    bindings: Path | None = None
-    """The folder with pydcgm.py; unset: where NVIDIA's packages of DCGM 4 and 3 put it."""
-    library: Path | None = None
-    """The folder with libdcgm.so; unset: LD_LIBRARY_PATH, then the system's."""
+    bindings: Path | None = None  # the folder with pydcgm.py; unset: where NVIDIA's packages of DCGM 4 and 3 put it
+    library: Path | None = None  # the folder with libdcgm.so; unset: LD_LIBRARY_PATH, then the system's
     poll_s: Annotated[float, Field(gt=0, le=60)] = 10
     """Between two readings of its fields; the engine reads them as often."""
     health_s: Annotated[float, Field(gt=0, le=600)] = 30
@@ -220,6 +224,7 @@ class Repair(_Section):
     reboot_node: str | None = None
     replace_node: str | None = None
     """Suspended CronJobs in the agent's namespace, of which a Job on this node is made."""
+    check: str | None = None  # one more: a Job of it must end well before a cured node returns
     request_replacement: bool = False
     """For replace_node: condition GpuReplacementRequested, on which another controller acts."""
     max_attempts: Annotated[int, Field(ge=1, le=5)] = 2

@@ -11,6 +11,7 @@ from agent.acting import Actor, Tell
 from agent.config import Config
 from agent.metrics import registry
 from agent.model import Failure, Fault, Observation, Signal, Status, Verdict
+from agent.policy.clients import clients
 from agent.policy.history import SECOND
 from agent.policy.resume import resumed
 from agent.policy.rules.dcgm import disagreements
@@ -71,6 +72,10 @@ class Daemon:
     def alive(self) -> bool:
         return time.monotonic() - self._turned < _STALLED_S
 
+    def ready(self) -> bool:
+        """It judges, and has read its Node once: a rollout whose agents can't act stops at the first."""
+        return self.snapshot is not None and self._restored
+
     def _turn(self) -> None:
         self._restore()
         now = time.monotonic()
@@ -119,10 +124,7 @@ class Daemon:
         """The act thread waits until no process of ours holds a GPU, and names those of others."""
         if self._actor:
             self._actor.released = bool(aside) and self._sources.ended(HOLD_GPUS)
-            self._actor.clients = {
-                str(reading.values.get("uuid")): str(reading.values.get("processes") or "")
-                for reading in self._memory.history.readings.values()
-            }
+            self._actor.clients = clients(self._memory.history, time.monotonic(), self._config.policy.silent_s)
 
     def _holders(self) -> Holders:
         """Called by the act thread. Where it can't be asked nobody's GPUs are known: every GPU pod leaves."""
@@ -234,7 +236,7 @@ def serve(config: Config, daemon: Daemon) -> Server:
         if daemon.snapshot
         else {"status": "unknown", "faults": [], "waits": ["no verdict yet"]},
         daemon.alive,
-        lambda: daemon.snapshot is not None,
+        daemon.ready,
     )
     server.start()
     return server

@@ -62,7 +62,7 @@ def page(state: Mapping[str, Any], now: float, renewing: bool = True) -> str:
         "".join(_fault(fault, state.get("gpus", {})) for fault in faults) or "<p>No fault stands.</p>",
         "</section>",
         _gpus(state),
-        _sources(state.get("sources", ())),
+        _sources(state),
         _list("Done last", state.get("steps", ())),
         '</main><footer><p class="soft">The same as text: <code>gpu-health-agent explain</code>; as data: '
         '<a href="/state">/state</a>, <a href="/metrics">/metrics</a>.</p></footer></body></html>\n',
@@ -170,12 +170,15 @@ def _gpus(state: Mapping[str, Any]) -> str:
     )
 
 
-def _sources(sources: Iterable[Mapping[str, Any]]) -> str:
-    items = [
-        f"{_badge('healthy' if one['up'] else 'unknown', 'sees' if one['up'] else 'blind')} "
-        f"<code>{_text(one['name'])}</code> {_text(one['trouble'] or '')}"
-        for one in sources
-    ]
+def _sources(state: Mapping[str, Any]) -> str:
+    blind = {why.partition(": ")[0] for why in state.get("blind", ())}
+    items = []
+    for one in state.get("sources", ()):
+        # A second witness that isn't there makes nobody blind.
+        badge = (
+            ("healthy", "sees") if one["up"] else ("unknown", "blind") if one["name"] in blind else ("notice", "absent")
+        )
+        items.append(f"{_badge(*badge)} <code>{_text(one['name'])}</code> {_text(one['trouble'] or '')}")
     listed = "".join(f"<li>{item}</li>" for item in items)
     return f"<section><h2>Sources</h2><ul>{listed}</ul></section>" if items else ""
 

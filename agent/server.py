@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "/healthz":
                 self._probe(self.server.alive(), "the judge loop turns", "the judge loop stands still")
             case "/readyz":
-                self._probe(self.server.ready(), "judging", "no verdict yet")
+                self._probe(self.server.ready(), "judging", "no verdict yet, or the Node was not read yet")
             case "/state":
                 body = json.dumps(self.server.state(), indent=2).encode()
                 self._answer(200, "application/json", body)

@@ -11,6 +11,8 @@ from agent.policy.plan import STATE_LABEL
 from agent.snapshot import PermitsView
 from agent.world import HARD_TAINT, SlotKind, World
 
+_SHOWN = (SlotKind.WITHDRAWN, SlotKind.DRAINING)  # held for as long as a node is out; an hourly one is used at once
+
 
 def view(actor: Actor, budget: Budget, restored: bool) -> dict[str, Any]:
     """``restored``: the faults of the agent's last life are known again; the Node is told of together with them."""
@@ -37,7 +39,7 @@ def _standing(world: World, looked_at: float, budget: Budget) -> dict[str, Any]:
         "stage": world.labels.get(STATE_LABEL, ""),
         "withdrawn": withdrawn,
         "withdrawn_since": looked_at - permit.taken_s if withdrawn and permit else None,
-        "permits": tuple(_permits(world, kind, budget) for kind in SlotKind if world.slots is not None),
+        "permits": tuple(_permits(world, kind, budget) for kind in _SHOWN if world.slots is not None),
     }
 
 

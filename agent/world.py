@@ -83,6 +83,7 @@ class Job:
 class SlotKind(StrEnum):
     """What a permit allows."""
 
+    HOURLY = "hourly"  # one withdrawal; only where so many an hour are allowed
     WITHDRAWN = "withdrawn"  # the hard taint
     DRAINING = "draining"  # evictions
 
@@ -97,6 +98,7 @@ class Slot:
     stale: bool = False  # ours, and to be confirmed before anything else is written
     abandoned: bool = False  # another's who is gone: it may be taken over
     taken_s: int = 0  # seconds since it was last taken
+    unchanged_s: int = 0  # seconds since its Lease was last seen to change
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ class Local:
     gathered: bool = True  # the faults had time to gather
     up_s: int = 10**9  # seconds since the agent's start
     released: bool = False  # our own processes hold no GPU
-    clients: Mapping[str, str] = field(default_factory=dict)  # GPU UUID → the pids of processes on it
+    clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,9 +272,9 @@ class CredentialsError(Exception):
 class RefusedError(Exception):
     """The API server answered and said no, in its own sentence."""
 
-    def __init__(self, status: int, sentence: str) -> None:
+    def __init__(self, status: int, sentence: str, causes: tuple[str, ...] = ()) -> None:
         super().__init__(sentence)
-        self.status, self.sentence = status, sentence
+        self.status, self.sentence, self.causes = status, sentence, causes
 
 
 class Hands(Protocol):

@@ -153,7 +153,7 @@ class Machine:
         """DCGM's words: a health check that counts at each of its polls."""
         check: dict[str, Value] = {"check": self.now, "health": 20, "system": 0x10, "severity": 2}
         for i in self.values.keys() - self.dropped:
-            values = {**self.values[i], **self.otherwise.get(i, {})}
+            values: dict[str, Value] = {**self.values[i], **self.otherwise.get(i, {})}
             yield Observation(0, "dcgm", Signal.READING, GPUS[i], values=values)
         for where, codes in self.incidents.items():
             for code in codes:

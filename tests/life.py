@@ -18,11 +18,12 @@ from agent.policy.resume import resumed
 from agent.policy.stored import load
 from agent.policy.verdict import Memory, Orders, judge
 from agent.world import HARD_TAINT, Evict, Local, RefusedError, UnreachableError, Wait, World
-from tests.observe import GPU, START, alive, fields, reading, xid
+from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
 
 POLL_S = 5.0
 UUID = f"GPU-{GPU}"
 TEMPLATES = {"reset_gpu": "reset", "reboot_node": "reboot", "replace_node": "replace"}
+CHECK = "node-check"
 CONFIG = Config.model_validate({
     "mode": "evict",
     "policy": {"soak_s": 20},
@@ -38,22 +39,28 @@ class Killed(BaseException):
 
 @dataclass
 class Life:
-    """One node and its agent. ``cures``: whether a remedy of this name helps; ``kills``: after which writes to die."""
+    """One node and its agent. ``cures``: whether a remedy of this name helps; ``kills``: after which writes to die.
+
+    To die before a write is to die after the one before it: in between the agent only reads.
+    """
 
     fault: int  # the Xid in the kernel log
     config: Config = CONFIG
     cures: Callable[[str], bool] = lambda _: True
     exit_code: int = 0
+    passes: bool = True  # the check before the return
     kills: Collection[int] = ()
     api: Callable[..., tuple[int, Any]] | None = None
     cluster: PretendCluster = field(default_factory=PretendCluster)
     now: float = 1000.0
     boot: int = 1
     writes: int = 0
-    repairs: list[str] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)  # begun
+    ended: list[str] = field(default_factory=list)
+    reset: list[str] = field(default_factory=list)  # the GPUs of each reset
     waits: tuple[str, ...] = ()
     gathered: bool = True
-    clients: dict[str, str] = field(default_factory=dict)
+    clients: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.cluster.add_node("n1")
@@ -61,13 +68,16 @@ class Life:
         self.cluster.add_pod("research", "train", "n1", owner="Job")
         labels = {"metadata": {"labels": OPERANDS}}
         self.cluster("PATCH", "/api/v1/nodes/n1", labels, "application/merge-patch+json")
-        for name in TEMPLATES.values():
+        for name in (*TEMPLATES.values(), CHECK):
             spec = {"containers": [{"name": "main", "image": "none"}]}
             job = {"spec": {"template": {"spec": spec}, "ttlSecondsAfterFinished": 60}}
             body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}
             self.cluster._store("cronjobs", "gpu-health-agent", body)
-        self.began: dict[str, float] = {}
-        self.log: list[tuple[int, int, float]] = []  # the fault's records: boot, number, time
+        self.began: dict[str, float] = {}  # by the Job's UID
+        self.over: dict[str, float] = {}
+        self.uuids = {pci: f"GPU-{pci}" for pci in (GPU, OTHER)}
+        self.new = dict.fromkeys((GPU, OTHER), 0.0)  # since when each GPU's counters count
+        self.log: list[tuple[int, int, float, str, int]] = []  # the faults' records: boot, number, time, GPU, Xid
         self._begin()
         self.tick()  # healthy
         self.writes = 0
@@ -102,13 +112,14 @@ class Life:
         path = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
         return [lease["spec"]["holderIdentity"] for lease in self.cluster("GET", path)[1]["items"]]
 
-    def breaks(self) -> None:
+    def breaks(self, pci: str = GPU, code: int = 0) -> None:
         """The kernel says so."""
-        self.log.append((self.boot, len(self.log) + 2, START + self.now))
+        self.log.append((self.boot, len(self.log) + 2, START + self.now, pci, code or self.fault))
 
     def reboots(self) -> None:
         """By a person's hand, or by a power cut."""
         self.boot += 1
+        self.new = dict.fromkeys(self.new, self.now)
         self._begin()
 
     def run(self, seconds: float, rests: bool = False) -> None:
@@ -173,11 +184,12 @@ class Life:
         if aside:
             seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.ASIDE, raw=aside))
         else:
-            seen += [alive("nvml", boot), reading()]
+            seen.append(alive("nvml", boot))
+            seen += [reading(pci, uuid=self.uuids[pci], energy_j=self.now - since) for pci, since in self.new.items()]
         stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
-        for boot_number, number, at in self.log:
+        for boot_number, number, at, pci, code in self.log:
             if boot_number == self.boot and (boot_number, number) > self.read:
-                told = xid(self.fault, source="kmsg", boot_id=boot, seq=number)
+                told = xid(code, pci, "kmsg", boot_id=boot, seq=number)
                 stamped.append(Observation(**{**fields(told), "seen": self.now, "at": at}))
                 self.read = boot_number, number
         assert self.world is not None
@@ -190,13 +202,13 @@ class Life:
     def _machine(self) -> None:
         """Jobs run two polls long, and only where they may."""
         for job in self.cluster("GET", "/apis/batch/v1/namespaces/gpu-health-agent/jobs")[1]["items"]:
-            name = job["metadata"]["name"]
+            name, uid = job["metadata"]["name"], job["metadata"]["uid"]
             if job.get("status"):
                 continue
-            if name not in self.began:
-                self.began[name] = self.now
+            if uid not in self.began:
+                self.began[uid] = self.now
                 self._starts(name, job)
-            elif self.now - self.began[name] >= 2 * POLL_S:
+            elif self.now - self.began[uid] >= 2 * POLL_S:
                 self._ends(name, job)
 
     def _starts(self, name: str, job: dict[str, Any]) -> None:
@@ -207,26 +219,38 @@ class Life:
         assert self.tainted(), "a repair without our taint"
         assert "train" not in self.cluster.pods_on("n1"), "a repair under a running pod"
         assert job["spec"]["template"]["spec"]["nodeName"] == "n1"
-        assert "ttlSecondsAfterFinished" not in job["spec"]
+        assert job["spec"]["ttlSecondsAfterFinished"] == 7 * 86400, "it must be there to be read, and not for ever"
         if remedy == "reset_gpu":
             assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "false"
-            assert job["spec"]["template"]["metadata"]["annotations"] == {"gpu-health-agent/gpus": UUID}
+            self.reset.append(job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"])
+            assert set(self.reset[-1].split(",")) <= {f"GPU-{pci}" for *_, pci, _ in self.log}
         self.repairs.append(remedy)
 
     def _ends(self, name: str, job: dict[str, Any]) -> None:
-        remedy = name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_")
-        good = self.exit_code == 0
-        if remedy == "reboot_node" and good:
-            self.reboots()  # the agent's own process went down with it
-        if good and not self.cures(remedy):
-            self.breaks()
+        """Once; a restored server is only told of it again."""
+        uid, good = job["metadata"]["uid"], self.exit_code == 0 and (self.passes or "-check-" not in name)
+        if uid not in self.over:
+            self.over[uid] = self.now
+            self._acts(name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_"), good)
         condition = {"type": "Complete" if good else "Failed", "status": "True",
                      "lastTransitionTime": "2026-01-01T00:00:00Z"}  # fmt: skip
         self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [condition]}})
         self.cluster.add_pod("gpu-health-agent", f"{name}-pod", "n1", gpus=0, owner="Job")
         labels = {"batch.kubernetes.io/job-name": name, "gpu-health-agent/node-uid": self.node()["metadata"]["uid"]}
-        ended = {"exitCode": self.exit_code, "finishedAt": rfc3339(START + self.now)}
+        ended = {"exitCode": 0 if good else self.exit_code or 1, "finishedAt": rfc3339(START + self.over[uid])}
         status = {"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": ended}}]}
         path = f"/api/v1/namespaces/gpu-health-agent/pods/{name}-pod"
         body = {"metadata": {"labels": labels}, "status": status}
         self.cluster("PATCH", path, body, "application/merge-patch+json")
+
+    def _acts(self, remedy: str, good: bool) -> None:
+        """What it did to the machine."""
+        self.ended.append(remedy)
+        if remedy == "reset_gpu" and good:
+            self.new |= dict.fromkeys((uuid.removeprefix("GPU-") for uuid in self.reset[-1].split(",")), self.now)
+        if remedy == "replace_node" and good and self.cures(remedy):
+            self.uuids = {pci: f"{uuid}-new" for pci, uuid in self.uuids.items()}
+        if remedy == "reboot_node" and good:
+            self.reboots()  # the agent's own process went down with it
+        if good and not self.cures(remedy):
+            self.breaks()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from agent.acting import Actor
@@ -10,7 +11,7 @@ from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
 from agent.config import Config, Drain, Mode
 from agent.view import view
-from agent.world import On, SlotKind
+from agent.world import HARD_TAINT, On, SlotKind
 from tests.observe import Judge, alive, reading, xid
 
 CONFIG = Config(mode=Mode.EVICT)
@@ -84,7 +85,8 @@ def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_se
 
     def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         if path.endswith("/eviction"):
-            return 429, {"message": "the budget a needs 1 healthy pod"}
+            cause = {"reason": "DisruptionBudget", "message": "the budget a needs 1 healthy pod"}
+            return 429, {"message": "Cannot evict pod", "details": {"causes": [cause]}}
         return cluster(method, path, *rest, **more)
 
     config = Config(mode=Mode.EVICT, drain=Drain(gather_s=0))
@@ -108,3 +110,52 @@ def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_se
     for one, held in ((first, True), (second, False)):
         permits = next(p for p in one["permits"] if p.kind is SlotKind.WITHDRAWN)
         assert (permits.held, permits.taken, permits.allowed) == (held, 1, 1)
+
+
+def test_writes_that_a_troubled_server_refuses_open_the_circuit_as_reads_do() -> None:
+    cluster, trouble = made(), [503]
+
+    def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if trouble and method == "PATCH":
+            return trouble[0], {"message": "not now"}
+        return cluster(method, path, *rest, **more)
+
+    actor = Actor(CONFIG, lambda: KubeHands(server, "n1", CONFIG), False, lambda *_, **__: None)
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    actor.judged(judge.after(1, xid(79)), True)
+    pauses = []
+    for status in (503, 500, 429, 503, 503, 503):
+        trouble[0] = status
+        pauses.append(actor._round())
+    assert actor.failures == 6
+    assert pauses[0] <= 1
+    assert pauses[-1] >= 15
+    assert "not now" in actor.waits[0].why
+    assert (actor.failed["look"], actor.failed["retaint"]) == (0, 6)
+    trouble.clear()
+    actor._round()
+    assert actor.failures == 0
+
+
+def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:
+    """Three GPUs fail within a few seconds: no pod leaves before ten seconds after the first, then all at once."""
+    cluster = made()
+    for name in ("worker-0", "worker-1"):
+        cluster.add_pod("a", name, "n1", owner="Job")
+    actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+    judge = Judge()
+    judge.now = time.monotonic() + 1000  # however slow this machine is, the ten seconds are not over
+    addresses = ("0000:1b:00.0", "0000:43:00.0", "0000:52:00.0")
+    judge.after(0, alive(), *(reading(pci) for pci in addresses))
+    for pci in addresses:
+        actor.judged(judge.after(2, xid(95, pci)), True)
+        actor._round()
+        assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == [HARD_TAINT]
+        assert cluster.evicted == []
+    judge.memory = replace(judge.memory, faults={
+        key: replace(fault, began=fault.began - 2000) for key, fault in judge.memory.faults.items()
+    })  # fmt: skip
+    actor.judged(judge.after(0), True)
+    actor._round()
+    assert cluster.evicted == ["a/train", "a/worker-0", "a/worker-1"]

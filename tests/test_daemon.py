@@ -7,15 +7,18 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from agent.acting import Actor
 from agent.config import Config
 from agent.daemon import Daemon, serve
 from agent.model import Status
 from agent.server import Server
 from agent.sources.commands import supervisor
 from agent.sources.simulated import inject
+from agent.world import UnreachableError
 
 POLL_S = 1.0
 
@@ -73,3 +76,22 @@ def test_a_hung_driver_is_named_and_hides_nothing_and_withdraws_nothing(
     assert [source.starts for source in daemon.snapshot.sources] == [1, 1]
     assert [fault.finding.rule for fault in daemon.snapshot.verdict.faults] == ["xid-79"]
     inject(folder, {"clear": True})
+
+
+def test_an_agent_that_never_read_its_node_is_alive_and_not_ready(tmp_path: Path) -> None:
+    config = Config.model_validate({"poll_s": POLL_S, "sources": {"simulated": {"scenario": "idle"}}})
+
+    def nobody() -> NoReturn:
+        raise UnreachableError("no API server")
+
+    actor = Actor(config, nobody, False, lambda *_, **__: None)
+    daemon = Daemon(config, "n", actor, lambda *_, **__: None, supervisor(config, tmp_path))
+    stop = threading.Event()
+    thread = threading.Thread(target=daemon.run, args=(stop,))
+    thread.start()
+    try:
+        until(lambda: bool(daemon.snapshot and daemon.snapshot.waits))
+        assert (daemon.alive(), daemon.ready()) == (True, False)
+    finally:
+        stop.set()
+        thread.join(10)

@@ -100,6 +100,13 @@ def test_blind_is_never_shown_as_healthy() -> None:
     assert "✓ healthy" not in text
 
 
+def test_a_witness_that_is_not_needed_is_absent_and_one_that_is_blind() -> None:
+    said = told()  # its source kmsg is down
+    assert "• absent kmsg gone" in words(seen(said))
+    said["blind"] = ["kmsg: gone"]
+    assert "? blind kmsg gone" in words(seen(said))
+
+
 def test_a_gpu_that_no_longer_answers_stays_on_the_page() -> None:
     said = told()
     del said["gpus"][GPU]

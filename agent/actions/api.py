@@ -82,4 +82,5 @@ def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = 
     message = str(answer.get("message") or f"HTTP {status}")
     causes = (answer.get("details") or {}).get("causes") or ()
     told = "; ".join(str(cause.get("message", "")) for cause in causes if cause.get("message"))
-    raise RefusedError(status, f"{message} {told}".strip())
+    reasons = tuple(str(cause.get("reason", "")) for cause in causes)
+    raise RefusedError(status, f"{message} {told}".strip(), reasons)

@@ -47,9 +47,10 @@ class Evictions:
             self.blocked.pop(pod.key, None)
             self._left(pod, outcome)
         except RefusedError as refused:
-            if refused.status == _BLOCKED:
+            # A busy or broken server answers alike, and has asked no budget: that must never lead to a deletion.
+            if refused.status == _BLOCKED and "DisruptionBudget" in refused.causes:
                 self.blocked[pod.key] = refused.sentence
-            elif refused.status == _SERVER:  # two budgets on one pod can't both be asked
+            elif refused.status == _SERVER and "more than one PodDisruptionBudget" in refused.sentence:
                 self.blocked[pod.key] = f"{refused.sentence} {self._budgets(pod, labels)}".strip()
             elif refused.status not in (_GONE, _CONFLICT):
                 raise

@@ -68,8 +68,9 @@ class Permits:
         self._confirmed = {
             n: at for n, at in self._confirmed.items() if n in self._seen and _holder(self._seen[n]) == own
         }
-        needed = not any(_holder(lease) == own for lease in self._seen.values())
-        return tuple(slot for lease in self._seen.values() if (slot := self._slot(lease, own, needed)))
+        ours = {_kind(lease) for lease in self._seen.values() if _holder(lease) == own}
+        slots = (self._slot(lease, own, _kind(lease) not in ours) for lease in self._seen.values())
+        return tuple(slot for slot in slots if slot)
 
     def pool(self, own: str) -> Pool:
         """How many nodes the pool has, and which others are NotReady or cordoned without a slot of ours.
@@ -126,7 +127,8 @@ class Permits:
         """Free our own slot; one that is another's by now is left alone."""
         lease = self._seen.get(self._name(kind, index))
         if lease and _holder(lease) == holder:
-            self._put(lease, {"holderIdentity": "", "renewTime": _now()})
+            used = {"acquireTime": _now()} if kind is SlotKind.HOURLY else {}  # its hour begins now
+            self._put(lease, {"holderIdentity": "", "renewTime": _now(), **used})
             self._confirmed.pop(self._name(kind, index), None)
 
     def require(self, kind: SlotKind) -> None:
@@ -138,7 +140,7 @@ class Permits:
     def _slot(self, lease: Mapping[str, Any], own: str, needed: bool) -> Slot | None:
         """A Lease as a slot; one that only looks like ours is none."""
         metadata = lease["metadata"]
-        name, kind = metadata["name"], (metadata.get("labels") or {}).get(_KIND_LABEL)
+        name, kind = metadata["name"], _kind(lease)
         index = name.rpartition("-")[2]
         if kind not in tuple(SlotKind) or not index.isdigit() or name != self._name(SlotKind(kind), int(index)):
             return None
@@ -156,6 +158,7 @@ class Permits:
             stale=mine and now - self._confirmed.get(name, float("-inf")) > _RENEW_S,
             abandoned=bool(holder) and not mine and self._abandoned(lease),
             taken_s=int(now - self._taken[name] if mine and name in self._taken else max(age_s, now - watched.since)),
+            unchanged_s=int(now - watched.since),
         )
 
     def _ask_holder(self, watched: _Watched, holder: str) -> None:
@@ -192,6 +195,10 @@ class Permits:
 
     def _name(self, kind: SlotKind, index: int) -> str:
         return f"gpu-health-agent-{kind}-{self._budget.pool}-{index}"
+
+
+def _kind(lease: Mapping[str, Any]) -> str:
+    return str((lease["metadata"].get("labels") or {}).get(_KIND_LABEL))
 
 
 def _holder(lease: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from agent.world import Job, RefusedError, StartJob
 NODE_LABEL = "gpu-health-agent/node-uid"
 GPUS_ANNOTATION = "gpu-health-agent/gpus"
 _CONFLICT = 409
+_KEPT_S = 7 * 86400
 
 
 class Jobs:
@@ -28,24 +29,25 @@ class Jobs:
 
     @property
     def configured(self) -> bool:
-        repair = self._repair
-        return bool(repair.reset_gpu or repair.reboot_node or repair.replace_node or repair.request_replacement)
+        return bool(self._templates or self._repair.request_replacement)
+
+    @property
+    def _templates(self) -> dict[str, str]:
+        """Remedy → its template's name, of those that are configured."""
+        names = ("reset_gpu", "reboot_node", "replace_node", "check")
+        return {name: template for name in names if (template := getattr(self._repair, name))}
 
     def look(self, uid: str, ended: Mapping[str, tuple[int, float]]) -> tuple[Job, ...]:
         """Every Job ever made for the Node with this UID. RefusedError, UnreachableError."""
-        if not (self._repair.reset_gpu or self._repair.reboot_node or self._repair.replace_node):
+        if not self._templates:
             return ()
         found = ask(self._api, "GET", f"{self._path}/jobs?labelSelector={quote(f'{NODE_LABEL}={uid}')}")
         return tuple(_job(item, ended) for item in found.get("items", ()))
 
     def start(self, step: StartJob, uid: str) -> None:
         """Create it; one that is there already was created by us before a crash."""
-        template = {
-            "reset_gpu": self._repair.reset_gpu,
-            "reboot_node": self._repair.reboot_node,
-            "replace_node": self._repair.replace_node,
-        }[step.remedy]
-        cron_job = ask(self._api, "GET", f"{self._path}/cronjobs/{quote(template or '', safe='')}")
+        template = quote(self._templates[step.remedy], safe="")
+        cron_job = ask(self._api, "GET", f"{self._path}/cronjobs/{template}")
         try:
             ask(self._api, "POST", f"{self._path}/jobs", self._body(step, uid, cron_job))
         except RefusedError as refused:
@@ -57,7 +59,8 @@ class Jobs:
         metadata, spec = template.get("metadata") or {}, template["spec"]
         of = {TEMPLATE_LABEL: cron_job["metadata"]["name"], NODE_LABEL: uid}
         labels = {**(metadata.get("labels") or {}), **OURS, **of}
-        spec.pop("ttlSecondsAfterFinished", None)  # that it ran must not be forgotten before we have read it
+        # That it ran must not be forgotten before it was read, by an agent that may be down for a while.
+        spec["ttlSecondsAfterFinished"] = max(spec.get("ttlSecondsAfterFinished") or 0, _KEPT_S)
         limit_s = min(spec.get("activeDeadlineSeconds") or self._repair.deadline_s, self._repair.deadline_s)
         spec |= {"backoffLimit": 0, "activeDeadlineSeconds": limit_s, "parallelism": 1, "completions": 1}
         pod = spec["template"]

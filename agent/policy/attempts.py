@@ -34,11 +34,20 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """A drain: for which remedy, and since when pods are asked to leave for it."""
+
+    remedy: Remedy
+    at: int  # Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Records:
-    """One incident's attempts, oldest first, and the Node labels that wait to be set back."""
+    """One incident's drain, its attempts, oldest first, and the Node labels that wait to be set back."""
 
     attempts: tuple[Attempt, ...] = ()
     operands: Mapping[str, str] = field(default_factory=dict)  # label → the value it had
+    drain: Begun | None = None
 
     def latest(self, attempt: Attempt) -> Records:
         """With the last attempt as it is now."""
@@ -60,6 +69,8 @@ def as_json(records: Records) -> dict[str, Any]:
         ]
     if records.operands:
         told["operands"] = dict(records.operands)
+    if records.drain:
+        told["drain"] = {"remedy": records.drain.remedy, "at": records.drain.at}
     return told
 
 
@@ -80,4 +91,6 @@ def from_json(data: Mapping[str, Any]) -> Records:
         )
         for one in data.get("attempts", ())
     )
-    return Records(attempts, {str(key): str(value) for key, value in data.get("operands", {}).items()})
+    operands = {str(key): str(value) for key, value in data.get("operands", {}).items()}
+    drain = data.get("drain")
+    return Records(attempts, operands, Begun(Remedy(drain["remedy"]), int(drain["at"])) if drain else None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from agent.config import Budget
-from agent.world import Slot, SlotKind, World
+from agent.world import HARD_TAINT, Slot, SlotKind, World
+
+_HOUR_S = 3600
 
 
 def slot_limit(setting: int | str, pool_size: int) -> int:
@@ -15,30 +17,34 @@ def slot_limit(setting: int | str, pool_size: int) -> int:
 
 def allowed(world: World, kind: SlotKind, budget: Budget) -> int:
     """How many nodes of this pool may hold a slot of this kind."""
-    setting = budget.max_withdrawn if kind is SlotKind.WITHDRAWN else budget.max_draining
-    return slot_limit(setting, world.pool_size)
+    if kind is SlotKind.HOURLY:
+        return budget.per_hour
+    return slot_limit(budget.max_withdrawn if kind is SlotKind.WITHDRAWN else budget.max_draining, world.pool_size)
+
+
+def needed(world: World, budget: Budget) -> tuple[SlotKind, ...]:
+    """What a withdrawal must still take, in this order."""
+    tainted = any(taint.key == HARD_TAINT for taint in world.taints)
+    wanted = ((SlotKind.HOURLY,) if budget.per_hour and not tainted else ()) + (SlotKind.WITHDRAWN,)
+    return tuple(kind for kind in wanted if not world.held(kind))
 
 
 def free_slot(world: World, kind: SlotKind, budget: Budget) -> int | None:
     """The lowest free slot's number, or None if the budget is spent or was not read.
 
-    Each number has one Lease, so two nodes that ask at once can't exceed the budget. What is out of service
-    otherwise (nodes that are NotReady or cordoned, slots beyond a limit that was lowered) leaves fewer numbers.
+    Each number has one Lease, and whoever takes number n has seen all below it taken: so two nodes that ask at once
+    can't exceed the budget. What is out of service otherwise (nodes that are NotReady or cordoned, slots beyond a
+    limit that was lowered) counts as well. An hourly slot rests for an hour after it was used, whoever holds it.
     """
     if world.slots is None:
         return None
-    limit = allowed(world, kind, budget)
-    held = {slot.index for slot in world.slots if slot.kind is kind and slot.holder and not slot.abandoned}
-    left = limit - sum(index >= limit for index in held)
-    if kind is SlotKind.WITHDRAWN:
-        left -= len(world.out)
-        held |= {slot.index for slot in world.slots if slot.kind is kind and _cools(slot, limit, budget)}
-    return next((index for index in range(left) if index not in held), None)
+    left = allowed(world, kind, budget) - (len(world.out) if kind is SlotKind.WITHDRAWN else 0)
+    held = {slot.index for slot in world.slots if slot.kind is kind and _counts(slot)}
+    return next((index for index in range(left) if index not in held), None) if len(held) < left else None
 
 
-def _cools(slot: Slot, limit: int, budget: Budget) -> bool:
-    """So many an hour for all slots is one in so long for each."""
-    return bool(budget.per_hour) and slot.taken_s < 3600 * limit / budget.per_hour
+def _counts(slot: Slot) -> bool:
+    return (bool(slot.holder) and not slot.abandoned) or (slot.kind is SlotKind.HOURLY and slot.taken_s < _HOUR_S)
 
 
 def spent(world: World, kind: SlotKind, budget: Budget) -> str:
@@ -46,6 +52,8 @@ def spent(world: World, kind: SlotKind, budget: Budget) -> str:
     if world.slots is None:
         return f"the cluster's {kind} slots were not read: nothing is withdrawn without a permit"
     limit = allowed(world, kind, budget)
+    if kind is SlotKind.HOURLY:
+        return f"the budget is spent: {limit} withdrawals an hour allowed"
     said = f"the budget is spent: {limit} {kind} of {world.pool_size} nodes allowed"
     ours = [slot for slot in world.slots if slot.kind is kind]
     holders = [slot.holder.split("/")[0] for slot in ours if slot.holder and not slot.abandoned]
@@ -53,6 +61,4 @@ def spent(world: World, kind: SlotKind, budget: Budget) -> str:
         said += f", held by {', '.join(holders)}"
     if kind is SlotKind.WITHDRAWN and world.out:
         said += f"; out of service otherwise: {', '.join(sorted(world.out)[:5])}{' …' if len(world.out) > 5 else ''}"
-    if kind is SlotKind.WITHDRAWN and any(not slot.holder and _cools(slot, limit, budget) for slot in ours):
-        said += f"; {budget.per_hour} withdrawals an hour allowed"
     return said

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from agent.config import Drain
+from dataclasses import replace
+
+from agent.config import Config, Drain
 from agent.model import Remedy, Severity, Verdict
-from agent.world import AskCheckpoint, Delete, Evict, On, Pod, SlotKind, Step, Wait, World
+from agent.policy.attempts import Begun, Records
+from agent.policy.budget import free_slot, spent
+from agent.world import AskCheckpoint, Delete, Evict, GiveSlot, On, Pod, SlotKind, Step, TakeSlot, Wait, World
 
 _WHOLE_NODE = (Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
 _LOST = ("xid-79", "gpu-lost", "gpu-missing")  # nothing on such a GPU can be saved any more
 _MOST_RETURNS = 3
+_OTHERS_FIRST_S = 300  # whoever waits for a permit looks each half a minute or so
 
 
 def bad_gpus(verdict: Verdict, lost: bool = False) -> frozenset[str]:
@@ -38,30 +43,71 @@ def leaving(pods: tuple[Pod, ...], verdict: Verdict) -> tuple[Pod, ...]:
     return tuple(sorted(found, key=lambda pod: (pod.priority, pod.key)))
 
 
-def drain(verdict: Verdict, world: World, settings: Drain) -> tuple[Step, ...]:
-    """A step for each pod that may leave now or save its work, a Wait for each that can't."""
-    held = world.held(SlotKind.WITHDRAWN)
-    overdue = bool(held and held.taken_s >= settings.deadline_s.of(verdict.remedy))
-    steps: list[Step] = []
-    for pod in leaving(world.pods or (), verdict):
-        why, on = _keeps(pod, verdict, world, settings, overdue)
-        if why:
-            steps.append(Wait(f"pod {pod.key} {why}", on))
-            continue
-        if pod.checkpoint_said and not pod.checkpoint:
-            steps.append(Wait(f"pod {pod.key} is asked for no checkpoint: {pod.checkpoint_said}"))
-        outcome, saving = _checkpoint(pod, verdict, settings)
-        if not outcome:
-            steps += saving
-            continue
-        refused = world.blocked.get(pod.key)
-        if refused and overdue and settings.on_deadline == "delete":
-            steps.append(Delete(pod, outcome))
-            continue
-        if refused:
-            steps.append(Wait(f"pod {pod.key} may not be evicted yet: {refused}", On.EVICTION))
-        steps.append(Evict(pod, outcome))
-    return tuple(steps)
+def drain(
+    verdict: Verdict, world: World, config: Config, records: Records, gathered: bool
+) -> tuple[Records, tuple[Step, ...]]:
+    """The records with the drain's beginning, and what to do about each pod that must leave."""
+    if world.pods is None:
+        return records, (Wait("the node's pods were not read yet"),)
+    held = world.held(SlotKind.DRAINING)
+    back = (GiveSlot(SlotKind.DRAINING, held.index),) if held else ()
+    there = leaving(world.pods, verdict)
+    if not there:
+        return records, back
+    if not gathered:
+        why = "the node's faults are gathered before the first eviction, so that a gang restarts once"
+        return records, (Wait(why),)
+    slot = None if held else free_slot(world, SlotKind.DRAINING, config.budget)
+    if (held or slot is not None) and (records.drain is None or records.drain.remedy is not verdict.remedy):
+        records = replace(records, drain=Begun(verdict.remedy, int(verdict.at)))
+    overdue = _overdue(verdict, world, config.drain, records)
+    steps = tuple(step for pod in there for step in _steps(pod, verdict, world, config.drain, overdue))
+    asks = [step for step in steps if isinstance(step, Evict | Delete | AskCheckpoint)]
+    # What is left waits for a person or for a budget, maybe for weeks: that must block no other node's drain. What a
+    # budget refused is asked again once nobody else has wanted the permit for a while.
+    refused = overdue and all(isinstance(step, Evict) and step.pod.key in world.blocked for step in asks)
+    waits = tuple(step for step in steps if isinstance(step, Wait))
+    if held:
+        idle = (refused or not asks) and not any(pod.terminating for pod in there)
+        return records, (*waits, *back) if idle else steps
+    if not asks or (refused and _wanted(world, slot)):
+        return records, waits
+    if slot is None:
+        return records, (Wait(spent(world, SlotKind.DRAINING, config.budget), On.PERMIT),)
+    return records, (TakeSlot(SlotKind.DRAINING, slot), *steps)
+
+
+def _overdue(verdict: Verdict, world: World, settings: Drain, records: Records) -> bool:
+    """Whether this drain's deadline is over: by the wall clock, which outlives the agent, but never before so much
+    time has passed since the withdrawal by the monotonic one."""
+    begun, held = records.drain, world.held(SlotKind.WITHDRAWN)
+    if begun is None or begun.remedy is not verdict.remedy or held is None:
+        return False
+    return min(verdict.at - begun.at, held.taken_s) >= settings.deadline_s.of(verdict.remedy)
+
+
+def _wanted(world: World, index: int | None) -> bool:
+    """Whether others may still want this permit: it is held, or was so a moment ago."""
+    known = {slot.index: slot for slot in world.slots or () if slot.kind is SlotKind.DRAINING}
+    return index is None or (index in known and known[index].unchanged_s < _OTHERS_FIRST_S)
+
+
+def _steps(pod: Pod, verdict: Verdict, world: World, settings: Drain, overdue: bool) -> tuple[Step, ...]:
+    """The step of a pod that may leave now or save its work, with a Wait for what keeps it."""
+    why, on = _keeps(pod, verdict, world, settings, overdue)
+    if why:
+        return (Wait(f"pod {pod.key} {why}", on),)
+    outcome, saving = _checkpoint(pod, verdict, settings)
+    if pod.checkpoint_said and not pod.checkpoint:
+        saving = (Wait(f"pod {pod.key} is asked for no checkpoint: {pod.checkpoint_said}"),)
+    if not outcome:
+        return saving
+    refused = world.blocked.get(pod.key)
+    if refused and overdue and settings.on_deadline == "delete":
+        return (*saving, Delete(pod, outcome))
+    if refused:
+        saving = (*saving, Wait(f"pod {pod.key} may not be evicted yet: {refused}", On.EVICTION))
+    return (*saving, Evict(pod, outcome))
 
 
 def _keeps(pod: Pod, verdict: Verdict, world: World, settings: Drain, overdue: bool) -> tuple[str, On]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agent.config import Limits, Mode
 from agent.model import Fault, Finding, Remedy, Severity
+from agent.policy.rules.dcgm import EXPLAINED_BY
 
 _ENDS = {
     Remedy.NONE: "a reboot",
@@ -35,6 +36,11 @@ _PROBE = "look at the agent's pod: the log of its container 'sources' says why, 
 _DRIVER = (
     "look at 'dmesg' and 'nvidia-smi' on the node: a driver that was upgraded under running programs wants a reboot"
 )
+_ENGINE = "look at DCGM's engine, nv-hostengine or the pod nvidia-dcgm: does 'dcgmi discovery -l' answer on the node?"
+_COMPARE = (
+    "compare 'dcgmi discovery -l' and 'dcgmi health -c' with 'nvidia-smi -q': restart the engine if it is the odd one"
+)
+_ADDRESS = "let sources.dcgm.address lead to this node's engine: a Service for it needs internalTrafficPolicy: Local"
 ADVICE = {
     **dict.fromkeys(("temperature", "temperature-shutdown", "memory-temperature", "hw-thermal-slowdown",
                      "sw-thermal-slowdown", "hw-slowdown"), _COOLING),
@@ -42,9 +48,14 @@ ADVICE = {
     **dict.fromkeys(("pcie-width", "pcie-replays", "pcie-fatal-errors", "gpu-count"), _SLOT),
     **dict.fromkeys(("nvlink-down", "nvlink-errors", "nvlink-crc", "nvlink-recovery-failed", "nvlink-ber"), _LINKS),
     **dict.fromkeys(("fabric-state", "fabric-health"), _FABRIC),
-    **dict.fromkeys(("nvml-silent", "kmsg-silent", "dcgm-silent"), _PROBE),
+    **dict.fromkeys(("nvml-silent", "kmsg-silent"), _PROBE),
+    **dict.fromkeys(("dcgm-dropped", "dcgm-disagrees"), _COMPARE),
+    "dcgm-silent": _ENGINE,
+    "dcgm-elsewhere": _ADDRESS,
     **dict.fromkeys(("driver-not-loaded", "driver-mismatch", "driver-hung"), _DRIVER),
 }  # fmt: skip
+# An incident of DCGM's is looked at like the fault whose symptom it is.
+ADVICE |= {rule: ADVICE[heads[0]] for rule, heads in EXPLAINED_BY.items() if heads and heads[0] in ADVICE}
 
 
 def clears(finding: Finding, limits: Limits) -> str:

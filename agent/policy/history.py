@@ -83,6 +83,11 @@ class History:
         """The boot that ``kernel_seq`` counts in; without the kernel log, NVML's."""
         return self.boots.get("kmsg") or self.boots.get("nvml", "")
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the second witness speaks of another node's GPUs."""
+        return elsewhere(self.readings, self.witnessed)
+
     def number(self, pci: str, signal: str) -> float | None:
         """A GPU's last value; None if unsupported, unreadable or not yet read."""
         return number(self.readings.get(pci), signal)
@@ -142,9 +147,18 @@ class History:
         return tally.seen if tally else ()
 
     def uuid(self, pci: str) -> str:
-        reading = self.readings.get(pci)
-        value = reading.values.get("uuid") if reading else None
-        return value if isinstance(value, str) and not isinstance(value, Missing) else ""
+        return uuid_of(self.readings.get(pci))
+
+
+def elsewhere(readings: Mapping[str, Observation], witnessed: Mapping[str, Observation]) -> bool:
+    """Whether some GPU of DCGM's is another card than NVML's at its address; a card that can't be told is none."""
+    pairs = ((uuid_of(readings.get(pci)), uuid_of(second)) for pci, second in witnessed.items())
+    return any(ours and theirs and ours != theirs for ours, theirs in pairs)
+
+
+def uuid_of(reading: Observation | None) -> str:
+    value = reading.values.get("uuid") if reading else None
+    return value if isinstance(value, str) and not isinstance(value, Missing) else ""
 
 
 def number(reading: Observation | None, signal: str) -> float | None:

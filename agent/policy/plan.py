@@ -10,7 +10,8 @@ from agent.config import Config, Mode
 from agent.model import Fault, Remedy, Severity, Status, Verdict
 from agent.policy.aside import another, upgrading
 from agent.policy.attempts import Records, Stage
-from agent.policy.budget import free_slot, spent
+from agent.policy.budget import free_slot, needed, spent
+from agent.policy.check import check, without
 from agent.policy.drain import drain, leaving
 from agent.policy.repair import effective, operand_labels, repair, running, settled
 from agent.policy.stored import MalformedError, NewerError, Stored, dump, load
@@ -18,10 +19,7 @@ from agent.world import (
     HARD_TAINT,
     SOFT_TAINT,
     Announce,
-    AskCheckpoint,
     Condition,
-    Delete,
-    Evict,
     GiveSlot,
     Local,
     On,
@@ -74,24 +72,33 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
     if tainted and stored is None and not verdict.withdraw:
         return (*_bad_news(verdict, world), Wait(_UNEXPLAINED, On.STOPPED))
-    job = running(world) if tainted else ""
+    job = running(world) if tainted and not verdict.withdraw else ""
     withdraw = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN) or bool(job)
     old = records = stored.records if stored else Records()
     acts = verdict.withdraw and config.mode is Mode.EVICT
+    moves: tuple[Step, ...] = ()
     repairing: tuple[Step, ...] = ()
+    if verdict.withdraw:
+        records = without(records)
     if acts:
         verdict = replace(verdict, remedy=effective(verdict, records, config.repair))
-    if not withdraw:
+    if not withdraw and tainted and config.mode is Mode.EVICT and config.repair.check:
+        may = bool(not world.paused and world.held(SlotKind.WITHDRAWN))
+        records, repairing = check(verdict, world, records, stored.faults if stored else (), may)
+    elif not withdraw:
         records = Records()
     elif not verdict.withdraw:
         records = settled(world, records)
-    elif acts and tainted and world.held(SlotKind.WITHDRAWN) and not world.paused and not another(world):
+    elif not acts or world.paused:
+        records = replace(records, drain=None)  # a deadline doesn't run while nobody may be asked
+    elif tainted and world.held(SlotKind.WITHDRAWN) and not another(world):
+        records, moves = drain(verdict, world, config, records, local.gathered)
         records, repairing = repair(verdict, world, config.repair, records, local, _drained(verdict, world))
     aim = _aim(verdict, world, config, _stored(verdict, stored, records), old, records)
     if why := another(world):
         steps: tuple[Step, ...] = (*_report(world, aim), Wait(f"{why}: it is only reported on"))
     elif verdict.withdraw and config.mode is not Mode.OBSERVE:
-        steps = (*_withdraw(verdict, world, config, aim, tainted, local.gathered), *repairing)
+        steps = _withdraw(world, config, aim, tainted, (*moves, *repairing))
     elif withdraw:
         why = "mode observe: the node would be withdrawn, and is only reported"
         if not verdict.withdraw:
@@ -99,6 +106,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
                 "blind: the taint is held as it is"
             )  # fmt: skip
         steps = (*_report(world, aim), Wait(why))
+    elif repairing:
+        steps = (*_confirmed(world), *_report(world, aim), *repairing)
     else:
         steps = _return(world, aim)
     return (*steps, *_announce(verdict, world))
@@ -115,50 +124,37 @@ def _drained(verdict: Verdict, world: World) -> bool:
     return world.pods is not None and not leaving(world.pods, verdict)
 
 
-def _withdraw(
-    verdict: Verdict, world: World, config: Config, aim: _Aim, tainted: bool, gathered: bool
-) -> tuple[Step, ...]:
+def _withdraw(world: World, config: Config, aim: _Aim, tainted: bool, moves: tuple[Step, ...]) -> tuple[Step, ...]:
     if world.paused:
         why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
         return (*_report(world, aim), Wait(why, On.STOPPED))
-    steps: list[Step] = [TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale]
-    if not world.held(SlotKind.WITHDRAWN):
-        slot = free_slot(world, SlotKind.WITHDRAWN, config.budget)
+    steps: list[Step] = [*_confirmed(world)]
+    for kind in needed(world, config.budget):
+        slot = free_slot(world, kind, config.budget)
         if slot is None:
-            return (*_report(world, aim), Wait(spent(world, SlotKind.WITHDRAWN, config.budget), On.PERMIT))
-        steps.append(TakeSlot(SlotKind.WITHDRAWN, slot))
+            return (*_report(world, aim), Wait(spent(world, kind, config.budget), On.PERMIT))
+        steps.append(TakeSlot(kind, slot))
+    if tainted and (used := world.held(SlotKind.HOURLY)):
+        steps.append(GiveSlot(SlotKind.HOURLY, used.index))
     retaint = _retaint(world, aim)
     steps += [*retaint, *_report(world, aim, told=bool(retaint))]
-    if config.mode is Mode.EVICT and tainted:
-        steps += _drain(verdict, world, config, gathered)
-    return tuple(steps)
+    return (*steps, *moves)
 
 
-def _drain(verdict: Verdict, world: World, config: Config, gathered: bool) -> tuple[Step, ...]:
-    if world.pods is None:
-        return (Wait("the node's pods were not read yet"),)
-    held = world.held(SlotKind.DRAINING)
-    if not leaving(world.pods, verdict):
-        return (GiveSlot(SlotKind.DRAINING, held.index),) if held else ()
-    if not gathered:
-        return (Wait("the node's faults are gathered before the first eviction, so that a gang restarts once"),)
-    steps = drain(verdict, world, config.drain)
-    if not any(isinstance(step, Evict | Delete | AskCheckpoint) for step in steps):
-        # What is left waits for a person, maybe for weeks: that must block no other node's drain.
-        idle = held and not any(pod.terminating for pod in leaving(world.pods, verdict))
-        return (*steps, GiveSlot(SlotKind.DRAINING, held.index)) if held and idle else steps
-    if held:
-        return steps
-    slot = free_slot(world, SlotKind.DRAINING, config.budget)
-    if slot is None:
-        return (Wait(spent(world, SlotKind.DRAINING, config.budget), On.PERMIT),)
-    return (TakeSlot(SlotKind.DRAINING, slot), *steps)
+def _confirmed(world: World) -> tuple[Step, ...]:
+    """Nothing is done on a permit that was not confirmed lately."""
+    return tuple(TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale)
 
 
 def _return(world: World, aim: _Aim) -> tuple[Step, ...]:
-    """Taint first, permit last: between the two a crash costs a slot for a moment, never the budget."""
-    held = tuple(GiveSlot(kind, slot.index) for kind in reversed(SlotKind) if (slot := world.held(kind)))
-    return (*_retaint(world, aim), *_report(world, aim), *held)
+    """Taint first, permit last: between the two a crash costs a slot for a moment, never the budget.
+
+    But first of all what this withdrawal used of the hour: another one must not find it in our hands.
+    """
+    used = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.HOURLY,) if (slot := world.held(kind)))
+    held = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.DRAINING, SlotKind.WITHDRAWN)
+                 if (slot := world.held(kind)))  # fmt: skip
+    return (*used, *_retaint(world, aim), *_report(world, aim), *held)
 
 
 def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Records, records: Records) -> _Aim:
@@ -190,7 +186,9 @@ def _state(verdict: Verdict, world: World, config: Config, bad: bool, records: R
             return "validating"
         return "drained" if _drained(verdict, world) else "draining"
     if records.live:
-        return "repairing"
+        return "validating" if records.live.remedy is Remedy.NONE else "repairing"
+    if records.attempts:  # the check failed: what is left is a person's
+        return "unhealthy"
     return "degraded" if bad else str(verdict.status)
 
 

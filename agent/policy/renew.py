@@ -7,7 +7,18 @@ from dataclasses import replace
 
 from agent.model import Observation, Signal
 from agent.policy.cards import card_of, given_away
-from agent.policy.history import SECOND, TREND, UNCORRECTABLE_XID, Blame, History, Sample, Tally, number, settled
+from agent.policy.history import (
+    SECOND,
+    TREND,
+    UNCORRECTABLE_XID,
+    Blame,
+    History,
+    Sample,
+    Tally,
+    elsewhere,
+    number,
+    settled,
+)
 
 # Counters that only a driver reload, a GPU reset or a reboot takes back: one that falls is a new epoch.
 _EPOCH_COUNTERS = ("energy_j", "ecc_uncorrected_volatile", "ecc_corrected_volatile", "pcie_replays")
@@ -54,6 +65,8 @@ class _Draft:
             return
         self._failed.pop(o.source, None)
         self._heard[o.source] = o.seen
+        if o.source == SECOND and o.signal is Signal.XID and elsewhere(self._readings, self._witnessed):
+            return  # of another node
         match o.signal:
             case Signal.ALIVE:
                 self._alive[o.source] = o

@@ -10,8 +10,9 @@ from dataclasses import replace
 from hashlib import sha256
 
 from agent.config import Repair
-from agent.model import Remedy, Severity, Verdict
+from agent.model import Fault, Remedy, Severity, Verdict
 from agent.policy.attempts import Attempt, Records, Stage
+from agent.policy.clients import told
 from agent.policy.drain import bad_gpus
 from agent.world import OPERANDS, Job, Local, On, StartJob, Step, Wait, World
 
@@ -42,41 +43,82 @@ def templates(settings: Repair, verdict: Verdict) -> tuple[Remedy, ...]:
     return tuple(remedy for remedy in LADDER if there[remedy])
 
 
+def outstanding(verdict: Verdict) -> Verdict:
+    """The verdict of the fatal faults whose cure is yet to be proved; the whole one if there is none."""
+    left = tuple(fault for fault in _fatal(verdict) if not fault.proved)
+    if not left:
+        return verdict
+    return replace(verdict, faults=left, remedy=max((f.finding.remedy for f in left), key=lambda one: one.rank))
+
+
+def current(verdict: Verdict, records: Records) -> Attempt | None:
+    """The attempt that is reserved, runs or is to be proved; none once all that is left is no matter of it."""
+    last = records.attempts[-1] if records.attempts else None
+    if last is None or last.stage is Stage.FAILED:
+        return None
+    left = [fault for fault in _fatal(verdict) if not fault.proved]
+    over = last.stage is Stage.DONE and left and not any(_concerns(last, fault) for fault in left)
+    return None if over else last
+
+
 def aimed(verdict: Verdict, records: Records, settings: Repair) -> tuple[Remedy | None, str]:
     """The remedy to take, or None and why a person must decide."""
-    attempts = records.attempts
-    if attempts and attempts[-1].stage is not Stage.FAILED:
-        return attempts[-1].remedy, ""
-    for fault in verdict.faults:
-        if fault.finding.severity is Severity.FATAL and fault.finding.remedy is Remedy.CONTACT_SUPPORT:
+    if attempt := current(verdict, records):
+        return attempt.remedy, ""
+    due = outstanding(verdict)
+    for fault in _fatal(due):
+        if fault.finding.remedy is Remedy.CONTACT_SUPPORT:
             return None, f"a person must decide about {fault.finding.id}"
-    if verdict.remedy not in LADDER:
-        return None, f"no repair can {verdict.remedy}: a person must decide"
-    least = max([verdict.remedy.rank, *(attempt.remedy.rank for attempt in attempts)])
-    for remedy in templates(settings, verdict):
+    if due.remedy not in LADDER:
+        return None, f"no repair can {due.remedy}: a person must decide"
+    attempts = _own(due, records)
+    least = max([due.remedy.rank, *(attempt.remedy.rank for attempt in attempts)])
+    for remedy in templates(settings, due):
         tried = [attempt for attempt in attempts if attempt.remedy is remedy]
         if remedy.rank >= least and len(tried) < settings.max_attempts and not any(a.final for a in tried):
             return remedy, ""
     if not attempts:
-        return None, f"no repair is configured for {verdict.remedy}: a person must decide"
+        return None, f"no repair is configured for {due.remedy}: a person must decide"
     last = attempts[-1]
     return None, f"a person must decide: {last.remedy} failed, attempt {last.number} ({last.said}), and nothing is left"
 
 
 def effective(verdict: Verdict, records: Records, settings: Repair) -> Remedy:
-    """The remedy that the node is drained for: the verdict's, or the harder one that the repair has come to."""
+    """The remedy that the node is drained for: the verdict's, or the harder one that the repair has come to.
+
+    Nothing is repaired beside a fault that a person must decide about, so no pod makes way for that.
+    """
     remedy, _ = aimed(verdict, records, settings)
     if remedy:
         return remedy
-    return max([verdict.remedy, *(attempt.remedy for attempt in records.attempts)], key=lambda one: one.rank)
+    due = outstanding(verdict)
+    held = any(fault.finding.remedy is Remedy.CONTACT_SUPPORT for fault in _fatal(due))
+    wanted = Remedy.CONTACT_SUPPORT if held else due.remedy
+    return max([wanted, *(attempt.remedy for attempt in _own(due, records))], key=lambda one: one.rank)
+
+
+def _fatal(verdict: Verdict) -> list[Fault]:
+    return [fault for fault in verdict.faults if fault.finding.severity is Severity.FATAL]
+
+
+def _own(verdict: Verdict, records: Records) -> list[Attempt]:
+    """The attempts that were for one of these faults; what another GPU needed counts for nothing here."""
+    return [one for one in records.attempts if any(_concerns(one, fault) for fault in _fatal(verdict))]
+
+
+def _concerns(attempt: Attempt, fault: Fault) -> bool:
+    """Whether an attempt is to cure this fault: a reset those of its GPUs, a reboot all that was seen in its boot."""
+    if not attempt.uuids or fault.uuid in attempt.uuids:
+        return True
+    return attempt.remedy is not Remedy.RESET_GPU and fault.boot_id == attempt.boot_id
 
 
 def repair(
     verdict: Verdict, world: World, settings: Repair, records: Records, local: Local, drained: bool
 ) -> tuple[Records, tuple[Step, ...]]:
     """The records as they should be written, and what to do; nothing is done before what it needs is written."""
-    live = records.attempts[-1] if records.attempts else None
-    if live is None or live.stage is Stage.FAILED:
+    live = current(verdict, records)
+    if live is None:
         return _reserve(verdict, world, settings, records, local, drained)
     if live.stage is Stage.DONE:
         return _prove(verdict, settings, records, live, local)
@@ -102,7 +144,7 @@ def _overtaken(verdict: Verdict, live: Attempt) -> str:
     """Why a reserved attempt that has no Job is not to begin any more: somebody else, or a power cut, came first."""
     if _rebooted(live.boot_id, verdict):
         return "the node was rebooted before its Job was made"
-    if all(f.proved for f in verdict.faults if f.finding.severity is Severity.FATAL):
+    if all(fault.proved for fault in _fatal(verdict) if _concerns(live, fault)):
         return "the GPUs were cured before its Job was made"
     return ""
 
@@ -123,27 +165,31 @@ def _reserve(
         return records, ()
     if name := running(world):  # of an incident whose records are lost
         return records, (Wait(f"Job {name} runs: nothing else is begun"),)
-    if all(f.proved for f in verdict.faults if f.finding.severity is Severity.FATAL):
+    if all(fault.proved for fault in _fatal(verdict)):
         return records, (Wait("the GPUs were cured by somebody else: they stay well for a while first"),)
     if local.up_s < settings.prove_s and any(_rebooted(f.boot_id, verdict) for f in verdict.faults):
         return records, (Wait("the node was rebooted since its fault was seen: whether that cured it is awaited"),)
-    last = records.attempts[-1] if records.attempts else None
-    if last and abs(verdict.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(records.attempts) - 1)):
+    due = outstanding(verdict)
+    own = _own(due, records)
+    last = own[-1] if own else None
+    if last and abs(verdict.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(own) - 1)):
         said = f"{last.remedy}, attempt {last.number}, failed ({last.said})"
         return records, (Wait(f"{said}: {remedy} follows after a pause of {pause_s:.0f} s"),)
     if remedy is Remedy.RESET_GPU:
-        records, waits = _clients(verdict, world, records, local)
+        records, waits = _clients(due, world, records, local)
         if waits:
             return records, waits
     else:
         records = _restored(records)
     number = 1 + sum(attempt.remedy is remedy for attempt in records.attempts)
-    told = f"{world.uid} {remedy} {number} {verdict.at:.3f}"
+    first = min(_fatal(due), key=lambda fault: fault.since)
+    # By the incident and not by the time: whatever is forgotten, the same attempt finds its Job again.
+    incident = f"{world.uid} {first.finding.id} {first.since:.3f} {remedy} {number}"
     attempt = Attempt(
         remedy,
         number,
-        f"gpu-health-{remedy.replace('_', '-')}-{sha256(told.encode()).hexdigest()[:10]}",
-        tuple(sorted(bad_gpus(verdict))),
+        f"gpu-health-{remedy.replace('_', '-')}-{sha256(incident.encode()).hexdigest()[:10]}",
+        tuple(sorted(bad_gpus(due))),
         verdict.boot_id,
         Stage.RESERVED,
     )
@@ -159,10 +205,10 @@ def _clients(verdict: Verdict, world: World, records: Records, local: Local) -> 
     staying = [pod.key for pod in world.pods or () if pod.operand and not pod.finished]
     if staying:
         return records, (Wait(f"these must leave before the reset: {', '.join(sorted(staying))}"),)
-    held = {uuid: pids for uuid, pids in local.clients.items() if pids and uuid in bad_gpus(verdict)}
+    held = sorted((uuid, pids) for uuid, pids in local.clients.items() if pids and uuid in bad_gpus(verdict))
     if held:
-        told = "; ".join(f"pids {pids} on {uuid}" for uuid, pids in sorted(held.items()))
-        return records, (Wait(f"no reset while processes hold the GPU: {told}", On.REPAIR),)
+        named = "; ".join(told(uuid, pids, world.pods or ()) for uuid, pids in held)
+        return records, (Wait(f"no reset while processes hold the GPU: {named}", On.REPAIR),)
     return records, ()
 
 
@@ -190,7 +236,9 @@ def _watch(
 def settled(world: World, records: Records) -> Records:
     """An attempt whose fault is gone: nothing is started for it, and a Job that runs is waited for."""
     live = records.live
-    if live is None or any(job.name == live.job and job.state == "active" for job in world.jobs or ()):
+    if live is None or live.remedy is Remedy.NONE:
+        return records
+    if any(job.name == live.job and job.state == "active" for job in world.jobs or ()):
         return records
     return records.latest(replace(live, stage=Stage.FAILED, said="no fault stands any more"))
 
@@ -210,10 +258,9 @@ def _prove(
     verdict: Verdict, settings: Repair, records: Records, live: Attempt, local: Local
 ) -> tuple[Records, tuple[Step, ...]]:
     records = _restored(records)
-    fatal = [fault for fault in verdict.faults if fault.finding.severity is Severity.FATAL]
     if again := _again(verdict, live):
         return _ended(verdict, records, live, again)
-    if all(fault.proved for fault in fatal):
+    if all(fault.proved for fault in _fatal(verdict) if _concerns(live, fault)):
         return records, (Wait(f"{live.remedy} is proved: the GPUs stay well for a while before the node returns"),)
     # An agent that was down meanwhile has yet to look: it must not call a cure none because of its own absence.
     if min(verdict.at - live.ended_at, local.up_s) < settings.prove_s:
@@ -225,8 +272,7 @@ def _again(verdict: Verdict, live: Attempt) -> str:
     """What was seen after a reset, in words; a reboot is proved by the boot that a fault was last seen in."""
     if live.remedy is not Remedy.RESET_GPU:
         return ""
-    late = [f.finding.id for f in verdict.faults if f.finding.severity is Severity.FATAL
-            and f.finding.evidence.at >= live.acted_at]  # fmt: skip
+    late = [f.finding.id for f in _fatal(verdict) if _concerns(live, f) and f.finding.evidence.at >= live.acted_at]
     return f"{', '.join(late)} came again after it" if late else ""
 
 

@@ -111,6 +111,8 @@ def _age(
 ) -> Fault | None:
     if old and _another_card(old, history):
         old = None
+    if old and not old.uuid and old.boot_id == history.boots.get("nvml"):
+        old = replace(old, uuid=history.uuid(old.finding.pci))  # no card was changed without a reboot
     if finding and not (finding.holds_only and old is None):
         return _found(old, finding, history)
     if old is None or not old.confirmed:

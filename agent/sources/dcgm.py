@@ -89,7 +89,7 @@ def answers(address: str) -> bool:
         else:
             host, _, port = address.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
-    except OSError:
+    except (OSError, OverflowError, UnicodeError):  # nobody, or no such port or name
         return False
     return True
 

@@ -47,6 +47,7 @@ class Place:
 
     pci: str
     instance: int | None = None
+    uuid: str = ""  # by which the judge knows the engine of another node
 
 
 class Engine:
@@ -120,7 +121,7 @@ class Engine:
             self._blank(listed)
         for number in listed:
             place = self._known[number]
-            yield observe(Signal.READING, place.pci, values=read[number])
+            yield observe(Signal.READING, place.pci, values={"uuid": place.uuid, **read[number]})
 
     def _blank(self, listed: list[int]) -> None:
         """Nothing is read of any GPU: whether the engine no longer asks the driver is known by asking it to."""
@@ -189,7 +190,8 @@ class Engine:
     def _place(self, number: int) -> Place:
         attributes = self._b.agent.dcgmGetDeviceAttributes(self._handle, number)
         try:
-            return Place(normalise_pci(text(attributes.identifiers, "pciBusId")))
+            pci = normalise_pci(text(attributes.identifiers, "pciBusId"))
+            return Place(pci, uuid=text(attributes.identifiers, "uuid"))
         except ValueError:
             raise EngineError(Failure.UNREADABLE, f"DCGM gives no PCI address for its GPU {number}") from None
 

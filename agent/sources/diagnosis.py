@@ -12,8 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import redirect_stdout
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from agent.sources.dcgm_engine import EngineError, where
 from agent.sources.dcgm_signals import text
 
 _RESULTS = {0: "pass", 1: "skip", 2: "warn", 3: "fail", 4: "not run"}
-_NOT_RUN = 4
+_PASS, _FAIL, _NOT_RUN = 0, 3, 4
 _GPU, _NODE = 1, "node"
 _ISOLATE = -51  # NVVS_ISOLATE_ERROR: it ran, and found a GPU that should be taken out of service
 _SENTENCES = {
@@ -36,6 +36,10 @@ _BY_GPU = ("memory", "diagnostic", "pcie", "sm_stress", "targeted_stress", "targ
            "memtest", "pulse_test", "eud", "unused-10", "unused-11", "unused-12")  # fmt: skip
 _SOFTWARE = ("denylist", "nvml_library", "cuda_main_library", "cuda_runtime_library", "permissions",
              "persistence_mode", "environment", "page_retirement", "graphics_processes", "inforom")  # fmt: skip
+
+
+Result = tuple[str, str, int]  # GPU or node, test, result
+Error = dict[str, Any]
 
 
 def diagnose(bindings: Bindings, address: str, level: int, wanted: set[str]) -> dict[str, Any]:
@@ -51,64 +55,57 @@ def diagnose(bindings: Bindings, address: str, level: int, wanted: set[str]) -> 
     with redirect_stdout(io.StringIO()):
         import DcgmDiag
     diag = DcgmDiag.DcgmDiag(gpuIds=[n for n, pci in places.items() if pci in wanted], testNamesStr=str(level))
-    errors: list[dict[str, Any]]
     try:
         response = diag.Execute(session.handle)
+        results, errors = (_by_gpu if hasattr(response, "perGpuResponses") else _by_test)(response, places)
     except bindings.structs.DCGMError as error:
         if error.value != _ISOLATE:
             raise
-        results, errors = [], [{"gpu": _NODE, "test": "", "code": _ISOLATE, "message": str(error)}]
-    else:
-        by_gpu = hasattr(response, "perGpuResponses")
-        results = list(_by_gpu(response, places) if by_gpu else _by_test(response, places))
-        errors = [e for *_, error in results if (e := error)] if by_gpu else list(_errors(response, places))
+        results, errors = [], [_error(_NODE, "", _ISOLATE, str(error))]
     session.Shutdown()
     found: dict[str, dict[str, str]] = {}
-    for place, test, result, _ in results:
+    for place, test, result in results:
         found.setdefault(place, {})[test] = _RESULTS.get(result, str(result))
-    each = [result for _, _, result, _ in results]
+    each = {result for *_, result in results}
     return {
         "level": level,
         "gpus": sorted(wanted),
-        "passed": 0 in each and not errors and not set(each) & {2, 3},
+        "passed": _PASS in each and _FAIL not in each,  # a warning is told, and fails nothing
         "seconds": round(time.monotonic() - began, 1),
         "results": found,
         "errors": errors,
     }
 
 
-def _by_test(response: Any, places: dict[int, str]) -> Iterator[tuple[str, str, int, None]]:
+def _by_test(response: Any, places: dict[int, str]) -> tuple[list[Result], list[Error]]:
     """DCGM 4: a list of results, each of an entity and a test."""
-    for entry in response.results[: response.numResults]:
-        test = text(response.tests[entry.testId], "name")
-        yield _place(entry.entity, places), test, int(entry.result), None
+    named = {number: text(test, "name") for number, test in enumerate(response.tests[: response.numTests])}
+    results = [
+        (_place(one.entity, places), named.get(int(one.testId), ""), int(one.result))
+        for one in response.results[: response.numResults]
+    ]
+    errors = [
+        _error(_place(one.entity, places), named.get(int(one.testId), ""), int(one.code), text(one, "msg"))
+        for one in response.errors[: response.numErrors]
+    ]
+    return results, errors
 
 
-def _errors(response: Any, places: dict[int, str]) -> Iterator[dict[str, Any]]:
-    for entry in response.errors[: response.numErrors]:
-        test = text(response.tests[entry.testId], "name") if entry.testId < response.numTests else ""
-        yield {
-            "gpu": _place(entry.entity, places),
-            "test": test,
-            "code": int(entry.code),
-            "message": text(entry, "msg"),
-        }
-
-
-def _by_gpu(response: Any, places: dict[int, str]) -> Iterator[tuple[str, str, int, dict[str, Any] | None]]:
+def _by_gpu(response: Any, places: dict[int, str]) -> tuple[list[Result], list[Error]]:
     """DCGM 3: a table of tests for each GPU, and one for the node's software."""
-    for number, entry in enumerate(response.levelOneResults[: response.levelOneTestCount]):
-        yield _NODE, _SOFTWARE[number], int(entry.result), _told(_NODE, _SOFTWARE[number], entry)
+    told = list(zip(cycle([_NODE]), _SOFTWARE, response.levelOneResults[: response.levelOneTestCount], strict=False))
     for gpu in response.perGpuResponses[: response.gpuCount]:
-        place = places.get(int(gpu.gpuId), "")
-        for number, entry in enumerate(gpu.results):
-            if place and entry.result != _NOT_RUN:
-                yield place, _BY_GPU[number], int(entry.result), _told(place, _BY_GPU[number], entry)
+        if place := places.get(int(gpu.gpuId), ""):
+            told += zip(cycle([place]), _BY_GPU, gpu.results, strict=False)
+    ran = [(place, test, one) for place, test, one in told if one.result != _NOT_RUN]
+    results = [(place, test, int(one.result)) for place, test, one in ran]
+    errors = [_error(place, test, int(one.error.code), text(one.error, "msg")) for place, test, one in ran
+              if one.error.code]  # fmt: skip
+    return results, errors
 
 
-def _told(place: str, test: str, entry: Any) -> dict[str, Any] | None:
-    code = int(entry.error.code)
-    return {"gpu": place, "test": test, "code": code, "message": text(entry.error, "msg")} if code else None
+def _error(gpu: str, test: str, code: int, message: str) -> Error:
+    return {"gpu": gpu, "test": test, "code": code, "message": message}
 
 
 def _place(entity: Any, places: dict[int, str]) -> str:

@@ -28,7 +28,7 @@ class Known:
 
     def after(self, seen: Observation) -> Known:
         """What is known once this was taken in; each boot counts its records anew."""
-        if seen.signal is Signal.READING and seen.pci not in self.gpus:
+        if seen.signal is Signal.READING and seen.source == "nvml" and seen.pci not in self.gpus:
             return replace(self, gpus=self.gpus | {seen.pci})
         if seen.source != "kmsg":
             return self

@@ -17,7 +17,7 @@ from agent.actions.pretend import PretendCluster
 from agent.config import Config, Mode
 from agent.model import Verdict
 from agent.policy.plan import plan
-from agent.world import Local, Wait
+from agent.world import Local, RefusedError, SlotKind, TakeSlot, Wait
 from tests.actions.test_kube import MERGE, cluster, drive, fatal, node
 from tests.actions.test_permits import Clock
 from tests.observe import Judge, alive, reading, xid
@@ -25,11 +25,12 @@ from tests.observe import Judge, alive, reading, xid
 DO_NOT_EVICT = {"gpu-health-agent/do-not-evict": "true"}
 
 
-def reset() -> Verdict:
+def reset(later_s: float = 0) -> Verdict:
     """A GPU's own remedy, on a GPU that still works."""
     judge = Judge()
     judge.after(0, alive(), reading(uuid="GPU-a"))
-    return judge.after(1, xid(95))
+    verdict = judge.after(1, xid(95))
+    return replace(verdict, at=verdict.at + later_s)
 
 
 def config(**drain: Any) -> Config:
@@ -64,7 +65,7 @@ def test_a_protected_pod_is_left_alone_until_the_deadline(annotations: dict[str,
         "pod research/train asks by annotation to be left alone; it is, for 3600 s"
     ]
     clock.now += 3601
-    drive(hands, reset(), settings)
+    drive(hands, reset(3601), settings)
     assert made.evicted == ["research/train"]
 
 
@@ -76,7 +77,8 @@ def test_what_a_budget_protects_is_deleted_only_after_the_deadline_and_only_wher
 
     def protected(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         if path.endswith("/eviction"):
-            return 429, {"message": "Cannot evict pod", "details": {"causes": [{"message": "budget web needs 3"}]}}
+            cause = {"reason": "DisruptionBudget", "message": "budget web needs 3"}
+            return 429, {"message": "Cannot evict pod", "details": {"causes": [cause]}}
         return made(method, path, *rest, **more)
 
     hands = KubeHands(protected, "n1", settings, clock)
@@ -86,8 +88,23 @@ def test_what_a_budget_protects_is_deleted_only_after_the_deadline_and_only_wher
     ]
     assert "train" in made.pods_on("n1")
     clock.now += 3601
-    drive(hands, reset(), settings, rounds=5)
+    drive(hands, reset(3601), settings, rounds=5)
     assert ("train" not in made.pods_on("n1")) is gone
+
+
+@pytest.mark.parametrize("answer", [(429, {"message": "Too many requests, please try again later."}),
+                                    (500, {"message": "Internal error occurred: failed calling webhook"})])  # fmt: skip
+def test_a_busy_or_broken_server_has_asked_no_budget_and_leads_to_no_deletion(answer: tuple[int, Any]) -> None:
+    made, settings = cluster(), config(on_deadline="delete", deadline_s={"reset_gpu": 0})
+
+    def troubled(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        return answer if path.endswith("/eviction") else made(method, path, *rest, **more)
+
+    hands = KubeHands(troubled, "n1", settings)
+    for _ in range(3):
+        with pytest.raises(RefusedError):
+            drive(hands, reset(), settings, rounds=5)
+    assert "train" in made.pods_on("n1")
 
 
 def test_two_budgets_on_one_pod_are_named() -> None:
@@ -360,16 +377,98 @@ def test_a_tolerating_pod_leaves_for_a_reset_only_if_it_holds_the_bad_gpu() -> N
     assert made.evicted == ["research/train"]
 
 
+def aged(made: PretendCluster) -> None:
+    """Every permit was taken long ago, by the wall clock."""
+    for (kind, _, _), lease in made._objects.items():
+        if kind == "leases":
+            lease["spec"]["acquireTime"] = "2020-01-01T00:00:00Z"
+
+
 def test_a_wall_clock_that_jumps_brings_no_deadline_nearer() -> None:
     made, settings = cluster(), config(on_deadline="delete")
     change(made, "train", {"metadata": {"annotations": DO_NOT_EVICT}})
     hands = KubeHands(made, "n1", settings, Clock())
     drive(hands, reset(), settings)
-    for (kind, _, _), lease in made._objects.items():
-        if kind == "leases":
-            lease["spec"]["acquireTime"] = "2020-01-01T00:00:00Z"
-    drive(hands, reset(), settings)
+    aged(made)
+    drive(hands, reset(10**7), settings)
     assert made.evicted == []
+
+
+def test_the_deadline_outlives_the_agent() -> None:
+    made, settings = cluster(), config()
+    change(made, "train", {"metadata": {"annotations": DO_NOT_EVICT}})
+    drive(KubeHands(made, "n1", settings), reset(), settings)
+    aged(made)
+    drive(KubeHands(made, "n1", settings), reset(3500), settings)
+    assert made.evicted == []
+    drive(KubeHands(made, "n1", settings), reset(3601), settings)
+    assert made.evicted == ["research/train"]
+
+
+def budget(made: PretendCluster, *protected: str) -> Any:
+    """An Api with a PodDisruptionBudget that allows nothing."""
+
+    def api(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/eviction") and path.split("/")[-2] in protected:
+            return 429, {"message": "Cannot evict pod", "details": {"causes": [{"reason": "DisruptionBudget"}]}}
+        return made(method, path, *rest, **more)
+
+    return api
+
+
+@pytest.mark.parametrize("what", ["queue", "pause", "mode"])
+def test_the_deadline_runs_only_while_pods_may_be_asked_to_leave(what: str) -> None:
+    made, clock = cluster(), Clock()
+    budget_of_two = {"max_withdrawn": 2}
+    settings = Config.model_validate({"mode": "evict", "drain": {"on_deadline": "delete"}, "budget": budget_of_two})
+    taint_only = settings.model_copy(update={"mode": Mode.TAINT})
+    other, hands = KubeHands(made, "n2", settings, clock), KubeHands(budget(made, "train"), "n1", settings, clock)
+    if what == "queue":
+        made.add_pod("research", "slow", "n2")
+        change(made, "slow", {"metadata": {"deletionTimestamp": "2020-01-01T00:00:00Z"}})
+        drive(other, reset(), settings, rounds=2)
+        other.do(TakeSlot(SlotKind.DRAINING, 0))
+        drive(hands, reset(), settings)
+    else:
+        drive(hands, reset(), taint_only if what == "mode" else settings)
+    if what == "pause":
+        pause = {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"}}
+        made._store("configmaps", "gpu-health-agent", pause)
+        drive(hands, reset(10), settings)
+    clock.now += 3601
+    if what == "queue":
+        del made._objects["pods", "research", "slow"]
+        drive(other, reset(3601), settings)
+    if what == "pause":
+        del made._objects["configmaps", "gpu-health-agent", "gpu-health-agent-pause"]
+    drive(hands, reset(3602), settings, rounds=5)
+    drive(hands, reset(3700), settings, rounds=5)
+    assert "train" in made.pods_on("n1"), "it was asked for the first time just now"
+    clock.now += 3601
+    drive(hands, reset(7300), settings, rounds=5)
+    assert "train" not in made.pods_on("n1")
+
+
+def test_a_drain_that_budgets_block_for_ever_lets_others_drain_and_goes_on_when_nobody_wants_to() -> None:
+    made, clock = cluster(), Clock()
+    settings = Config.model_validate({"mode": "evict", "budget": {"max_withdrawn": 2}})
+    made.add_pod("research", "other", "n2")
+    protected = {"train"}
+    one = KubeHands(lambda *a, **k: budget(made, *protected)(*a, **k), "n1", settings, clock)
+    two = KubeHands(made, "n2", settings, clock)
+    drive(one, reset(), settings)
+    drive(two, reset(), settings)
+    assert "other" in made.pods_on("n2")
+    clock.now += 3601
+    for _ in range(3):
+        drive(one, reset(3601), settings, rounds=3)
+    drive(two, reset(3601), settings)
+    assert "other" not in made.pods_on("n2")
+    protected.clear()
+    for later_s in range(3605, 4305, 100):
+        clock.now += 100
+        drive(one, reset(later_s), settings, rounds=3)
+    assert "train" not in made.pods_on("n1")
 
 
 def test_asked_by_a_dry_run_a_pod_is_marked_as_disrupted_and_then_deleted() -> None:
@@ -386,7 +485,8 @@ def test_what_the_dry_run_refuses_is_neither_marked_nor_deleted() -> None:
 
     def protected(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         if path.endswith("/eviction?dryRun=All"):
-            return 429, {"message": "Cannot evict pod", "details": {"causes": [{"message": "budget web needs 3"}]}}
+            cause = {"reason": "DisruptionBudget", "message": "budget web needs 3"}
+            return 429, {"message": "Cannot evict pod", "details": {"causes": [cause]}}
         return made(method, path, *rest, **more)
 
     hands = KubeHands(protected, "n1", settings)

@@ -55,7 +55,7 @@ def drained(**drain: str) -> set[tuple[Right, str]]:
     hands = KubeHands(made, "n1", settings, clock)
     drive(hands, reset(), settings, rounds=5)
     clock.now += 3601
-    drive(hands, reset(), settings, rounds=5)
+    drive(hands, reset(3601), settings, rounds=5)
     assert "train" not in made.made.pods_on("n1")
     return made.used
 

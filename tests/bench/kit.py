@@ -84,18 +84,17 @@ def main() -> int:
     print(
         f"{RATE} requests a second for {DURATION_S} s; one of three replicas answers in {1000 * ANSWER_S:.0f} ms, one"
     )
-    print(
-        f"hangs, one answers 500; clients wait {PATIENCE_S} s, the gateway {READ_S} s for a replica, {TOTAL_S} s in all\n"
-    )
+    print(f"hangs, one answers 500; clients wait {PATIENCE_S} s, the gateway {READ_S} s for a replica\n")
     columns = (
         "",
         "answered",
+        "else",
         "p50",
         "p99",
         "longest",
         "sent to replicas",
         "retries in 10 s",
-        "at the replicas at once",
+        "at replicas at once",
     )
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     with tempfile.TemporaryDirectory(prefix="gpu-health-agent-kit-bench-") as name:
@@ -142,9 +141,18 @@ def measure(what: str, vegeta: Path, folder: Path, settings: tuple[str, ...] | N
         retries = f"at most {100 * status.most_retries:.0f} %"
         gateway.terminate()
         gateway.wait(90)
+    codes = [f"{n}x {code}".replace("x 0", "x none") for code, n in report["status_codes"].items() if code != "200"]
     took = [f"{report['latencies'][name] / 1e6:.0f} ms" for name in ("50th", "99th", "max")]
     sent = f"{100 * sum(replicas.served.values()) / report['requests']:.0f} %"
-    row = (what, f"{100 * report['success']:.1f} %", *took, sent, retries, f"at most {sum(replicas.most.values())}")
+    row = (
+        what,
+        f"{100 * report['success']:.1f} %",
+        ", ".join(codes),
+        *took,
+        sent,
+        retries,
+        f"at most {sum(replicas.most.values())}",
+    )
     print(f"| {' | '.join(row)} |", flush=True)
 
 

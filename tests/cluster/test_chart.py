@@ -26,6 +26,7 @@ VALUES = {
     "observe": ["config.mode=observe"],
     "repair": ["repair.enabled=true"],
     "hardened": ["hardened.enabled=true"],
+    "dcgm": ["dcgm.enabled=true"],
 }
 
 

@@ -121,6 +121,19 @@ def test_the_preferred_form_rolls_out_on_three_nodes(plane: ControlPlane, kit: A
     plane.kubectl("-n", site.name, "rollout", "status", "deployment/inference", "--timeout=60s")
 
 
+def test_the_smaller_model_runs_beside_and_the_gateway_knows_it(plane: ControlPlane, kit: Any) -> None:
+    site = kit(3, "preferred", "smaller")
+    plane.wait("all run", lambda: [len(site.running(app)) for app in ("inference-small", "gateway")] == [2, 2])
+    command = site.pods("gateway")[0]["spec"]["containers"][0]["command"]
+    assert command[-1] == "--smaller=inference-small-replicas:8080"
+    addresses = f"/apis/discovery.k8s.io/v1/namespaces/{site.name}/endpointslices"
+    selector = "labelSelector=kubernetes.io%2Fservice-name%3Dinference-small-replicas"
+    plane.wait(
+        "its Service names its pods",
+        lambda: [len(s["endpoints"] or ()) for s in plane.must("GET", f"{addresses}?{selector}")["items"]] == [2],
+    )
+
+
 def test_the_cronjob_forbids_a_second_run_and_makes_a_valid_pod(plane: ControlPlane, kit: Any) -> None:
     site = kit(1)
     plane.kubectl("-n", site.name, "create", "job", "by-hand", "--from=cronjob/checkpoint-manager")

@@ -248,6 +248,14 @@ def test_a_job_that_asks_for_more_or_less_than_its_template_is_refused(stolen: S
     assert stolen("POST", f"{BATCH}/jobs", made) in REFUSED
 
 
+def test_a_job_whose_pod_looks_like_anothers_is_refused(stolen: Stolen) -> None:
+    for part in ("labels", "annotations"):
+        made = job(stolen)
+        made["spec"]["template"]["metadata"][part]["app"] = "ingress"
+        assert stolen("POST", f"{BATCH}/jobs", made) in REFUSED
+        assert "labels and annotations of the pod" in stolen.why
+
+
 def test_a_job_on_another_node_is_refused(stolen: Stolen) -> None:
     made = job(stolen)
     made["spec"]["template"]["spec"]["nodeName"] = stolen.other

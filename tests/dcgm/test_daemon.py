@@ -16,9 +16,11 @@ from agent.daemon import Daemon
 from agent.model import Status
 from agent.snapshot import Snapshot, SourceView
 from agent.sources.commands import supervisor
+from agent.sources.simulated_gpu import h100_8
 from tests.dcgm.standin import GENERATIONS, Engine
 
 pytestmark = pytest.mark.parametrize("built", GENERATIONS[-1:], indirect=True)
+SAME = "".join(f"gpu {i} {gpu.address} {gpu.uuid}\n" for i, gpu in enumerate(h100_8()[:2]))
 XID = "3,{seq},1,-;NVRM: Xid (PCI:0000:43:00): 79, GPU has fallen off the bus.\n"
 
 
@@ -67,6 +69,7 @@ class Agent:
 @contextmanager
 def agent(engine: Engine, folder: Path, environment: pytest.MonkeyPatch) -> Iterator[Agent]:
     environment.setenv("DCGM_STANDIN", str(engine.file))
+    engine.answers(gpus=SAME)
     one, stop = Agent(engine, folder), threading.Event()
     thread = threading.Thread(target=one.daemon.run, args=(stop,))
     thread.start()
@@ -92,7 +95,7 @@ def test_an_engine_that_fails_is_named_and_hides_no_fault(
 ) -> None:
     with agent(engine, tmp_path, monkeypatch) as one:
         one.until(lambda: one.status() is Status.HEALTHY and one.dcgm().up)
-        engine.answers(behaviour)
+        engine.answers(behaviour, SAME)
         one.until(lambda: not one.dcgm().up and named in one.dcgm().trouble)
         assert one.status() is Status.HEALTHY
         one.kernel(XID.format(seq=5000))
@@ -102,7 +105,7 @@ def test_an_engine_that_fails_is_named_and_hides_no_fault(
         assert one.shot.verdict.blind == ()
         starts = {source.name: source.starts for source in one.shot.sources}
         assert (starts["nvml"], starts["kmsg"]) == (1, 1)
-        engine.answers()
+        engine.answers(gpus=SAME)
 
 
 def test_an_engine_that_comes_back_is_read_again_and_told_in_the_log(
@@ -110,9 +113,9 @@ def test_an_engine_that_comes_back_is_read_again_and_told_in_the_log(
 ) -> None:
     with agent(engine, tmp_path, monkeypatch) as one:
         one.until(lambda: one.dcgm().up)
-        engine.answers("error * -21\n")
+        engine.answers("error * -21\n", SAME)
         one.until(lambda: not one.dcgm().up)
-        engine.answers()
+        engine.answers(gpus=SAME)
         one.until(lambda: one.dcgm().up)
         words = [what for what, _ in one.told if what.startswith("the second witness")]
         assert words[:2] == ["the second witness can't see", "the second witness sees"]
@@ -124,9 +127,9 @@ def test_a_slow_engine_is_named_while_it_is_slow_and_its_process_lives(
     with agent(engine, tmp_path, monkeypatch) as one:
         one.until(lambda: one.dcgm().up)
         pid = one.dcgm().pid
-        engine.answers("slow dcgmHealthCheck 3\n")
+        engine.answers("slow dcgmHealthCheck 3\n", SAME)
         one.until(lambda: "checking health has not returned" in one.dcgm().trouble)
-        engine.answers()
+        engine.answers(gpus=SAME)
         one.until(lambda: one.dcgm().up)
         assert one.dcgm().pid == pid
 
@@ -138,8 +141,9 @@ def test_both_witnesses_of_one_fault_are_seen_in_the_running_agent(
     with agent(engine, tmp_path, monkeypatch) as one:
         one.until(lambda: one.dcgm().up and one.status() is Status.HEALTHY)
         one.kernel(XID.format(seq=5000))
+        assert "dcgm-elsewhere" not in one.rules()
         text = "GPU 0 fell off the bus (triggered by XID 79: x)"
-        engine.answers(f"xid 1 1 79 {int(time.time() * 1e6)}\nincident ffffffff 20 120 1 1 {text}\n")
+        engine.answers(f"xid 1 1 79 {int(time.time() * 1e6)}\nincident ffffffff 20 120 1 1 {text}\n", SAME)
         one.until(lambda: one.shot and any(
             {"kmsg", "dcgm"} <= {word.source for word in fault.witnesses} for fault in one.shot.verdict.faults
         ))  # fmt: skip

@@ -17,6 +17,7 @@ from agent import cli
 from agent.config import Config
 from agent.daemon import Daemon, serve
 from agent.diagnose import RefusedDiagnosisError, chosen, refusal
+from agent.model import Verdict
 from agent.sources.commands import supervisor
 from tests.dcgm.standin import Engine
 
@@ -53,6 +54,12 @@ def test_a_failed_test_names_the_gpu_by_its_entity_and_the_reason(engine: Engine
     assert (code, told["passed"]) == (1, False)
     assert (told["results"][A]["memory"], told["results"][B]["memory"]) == ("pass", "fail")
     assert [(e["gpu"], e["test"], e["code"]) for e in told["errors"]] == [(B, "memory", 58)]
+
+
+def test_a_warning_is_told_and_fails_nothing(engine: Engine) -> None:
+    engine.answers(f"{WELL}test persistence_mode 2 0 0 29 5 it is off\n")
+    code, told = diagnosed(engine, 1, A)
+    assert (code, told["passed"], [e["code"] for e in told["errors"]]) == (0, True, [29])
 
 
 def test_a_diagnosis_in_which_nothing_was_run_is_not_passed(engine: Engine) -> None:
@@ -114,7 +121,12 @@ def running(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     }  # fmt: skip
     config, ready = Config.model_validate(data), threading.Event()
     daemon = Daemon(config, "n", None, lambda *_, **__: None, supervisor(config, tmp_path))
-    daemon.judged = lambda verdict: ready.set() if not verdict.blind else None
+
+    def judged(verdict: Verdict) -> None:
+        if not verdict.blind and daemon.snapshot and len(daemon.snapshot.readings) == 8:
+            ready.set()
+
+    daemon.judged = judged
     server, stop = serve(config, daemon), threading.Event()
     thread = threading.Thread(target=daemon.run, args=(stop,))
     thread.start()

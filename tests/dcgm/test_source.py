@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.config import ConfigError, load
 from agent.model import Failure, Missing, Observation, Signal
 from agent.sources.dcgm import USUAL, answers
 from agent.sources.dcgm_signals import FIELDS, XID
@@ -36,6 +37,7 @@ def test_each_gpu_is_read_by_field_numbers_and_named_by_its_pci_address(engine: 
     assert [o.pci for o in seen if o.signal is Signal.READING] == [A, B]
     values = reading(seen, B).values
     assert (values["temperature_c"], values["power_w"], values["remapped_rows_uncorrected"]) == (71, 612.5, 4)
+    assert values["uuid"] == "GPU-b"
     assert values["recovery_action"] == 0, "DCGM's 1523, never its 230"
     assert XID not in FIELDS
 
@@ -309,3 +311,14 @@ def test_a_real_engine_is_read() -> None:
         process.terminate()
     assert b'"signal":"failed"' not in b"".join(lines)
     assert b'"source":"dcgm"' in lines[0]
+
+
+@pytest.mark.parametrize("address", ["somewhere", "host:port", "a b:5555", "", "host:123456"])
+def test_an_address_that_is_none_is_said_in_one_sentence(tmp_path: Path, address: str) -> None:
+    (tmp_path / "c.yaml").write_text(f'sources: {{dcgm: {{address: "{address}"}}}}')
+    with pytest.raises(
+        ConfigError, match=r"sources\.dcgm\.address: .*name host:port, a socket's path, auto or embedded"
+    ):
+        load(tmp_path / "c.yaml")
+    assert not answers("127.0.0.1:99999")
+    assert not answers("a..b:5555")

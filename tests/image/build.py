@@ -23,6 +23,7 @@ from tests.packages import need
 ROOT = Path(__file__).parents[2]
 IMAGE, PAUSE, BASE = "localhost/gpu-health-agent:test", "localhost/pause:test", "localhost/debian:test"
 _SUITE = "bookworm"
+_KEPT = 4  # images of other states of the tree, 320 MB each
 _WASTE = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info")
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -35,6 +36,9 @@ def images(say: Callable[[str], None] = lambda line: print(line, file=sys.stderr
     sources += sorted(p for p in (ROOT / "agent").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     rootfs = base(say)
     folder = made_once(f"image-{key([*sources, Path(__file__)])}", lambda work: _build(work, rootfs, say))
+    os.utime(folder)
+    for old in sorted(folder.parent.glob("image-*"), key=lambda one: one.stat().st_mtime)[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
     return folder / "gpu-health-agent.tar", folder / "pause.tar"
 
 

@@ -62,7 +62,8 @@ class ApiServer(ThreadingHTTPServer):
 
     def answer(self, method: str, path: str, body: Any, content_type: str, accept: str) -> tuple[int, Any]:
         if path.endswith("/eviction") and path.split("/")[-2] in self.protected:
-            return 429, {"message": "Cannot evict pod as it would violate the pod's disruption budget."}
+            said = "Cannot evict pod as it would violate the pod's disruption budget."
+            return 429, {"message": said, "details": {"causes": [{"reason": "DisruptionBudget"}]}}
         return self.cluster(method, path, body, content_type, accept)
 
 

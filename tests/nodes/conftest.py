@@ -89,15 +89,15 @@ class Site:
         (one,) = self.running(app)
         return one
 
-    def pid(self, pod: dict[str, Any]) -> int:
-        """Of the pod's program, as the kernel of its node calls it."""
+    def pid(self, pod: dict[str, Any], word: str) -> int:
+        """Of the pod's program whose command line has this word, as the kernel of its node numbers it."""
         find = f"grep -l pod{pod['metadata']['uid']} /proc/[0-9]*/cgroup"
         node = self.rig.nodes[pod["spec"]["nodeName"]]
         for path in node.run("sh", "-c", find).split():
             pid = path.split("/")[2]
-            if node.run("cat", f"/proc/{pid}/cmdline").startswith(_PYTHON):
+            if word in node.run("cat", f"/proc/{pid}/cmdline").split("\0"):
                 return int(pid)
-        raise LookupError(f"no program of {pod['metadata']['name']} in {find}")
+        raise LookupError(f"no program of {pod['metadata']['name']} with {word!r}")
 
     def agent(self, node: str) -> dict[str, Any]:
         """The agent's pod on a node."""
@@ -113,9 +113,12 @@ class Site:
             return str(answer.read().decode())
 
     def inject(self, node: str, *arguments: str) -> None:
+        self.shell(node, "sources", "gpu-health-agent", "inject", *arguments)
+
+    def shell(self, node: str, container: str, *command: str) -> str:
+        """What a command says in a container of the agent's pod."""
         name = self.agent(node)["metadata"]["name"]
-        self.plane.kubectl("exec", f"--namespace={NAMESPACE}", name, "--container=sources", "--",
-                           "gpu-health-agent", "inject", *arguments)  # fmt: skip
+        return self.plane.kubectl("exec", f"--namespace={NAMESPACE}", name, f"--container={container}", "--", *command)
 
     def taints(self, node: str) -> list[str]:
         spec = self.plane.must("GET", f"/api/v1/nodes/{node}")["spec"]
@@ -173,13 +176,11 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 def serves(made: Rig, node: str) -> bool:
+    """The agent there is ready, and calls its node healthy."""
     conditions = agent_on(made, node).get("status", {}).get("conditions", ())
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions) and _labelled(made, node)
-
-
-def _labelled(made: Rig, node: str) -> bool:
     labels = made.plane.must("GET", f"/api/v1/nodes/{node}")["metadata"]["labels"]
-    return labels.get("gpu-health-agent/state") == "healthy"
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    return ready and labels.get("gpu-health-agent/state") == "healthy"
 
 
 @pytest.fixture

@@ -23,14 +23,10 @@ hostname "$NAME"
 export PATH="$BIN:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 export PYTHONDONTWRITEBYTECODE=1
 
-keep() { # a program's name and its command: run it, again when it ends, unless /run/NAME.off exists
+keep() { # a program's name and its command: run it, and again when it ends
   local name=$1
   shift
   while :; do
-    if [ -e "/run/$name.off" ]; then
-      sleep .2
-      continue
-    fi
     "$@" >> "$node/log/$name.log" 2>&1 &
     echo $! > "/run/$name.pid"
     wait $! || true
@@ -48,8 +44,10 @@ until [ -e "$node/conf/kubelet.kubeconfig" ]; do sleep .1; done # the API server
 keep kubelet kubelet --config="$node/conf/kubelet.yaml" --kubeconfig="$node/conf/kubelet.kubeconfig" \
   --hostname-override="$NAME" --node-ip="$ADDRESS" --node-labels="$LABELS" &
 keep kube-proxy kube-proxy --config="$node/conf/kube-proxy.yaml" &
-[ "$GPUS" = 0 ] || cd "$ROOT"
-[ "$GPUS" = 0 ] || keep gpu-plugin "$PYTHON" -m tests.nodes.gpu_plugin "$GPUS" &
+if [ "$GPUS" != 0 ]; then
+  cd "$ROOT"
+  keep gpu-plugin "$PYTHON" -m tests.nodes.gpu_plugin "$GPUS" &
+fi
 while :; do # also reaps what containerd's shims leave behind
   wait || true
   sleep 1

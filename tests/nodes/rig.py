@@ -43,7 +43,7 @@ def rig(nodes: int = 3, gpus: int = 8, images: Iterable[Path] = (), names: bool 
         raise RuntimeError("real nodes need root: they are made of namespaces, mounts and cgroups")
     need(*_PACKAGES, *(("dnsmasq-base",) if names else ()))
     programs = assets()
-    _sweep()
+    sweep()
     prefix = f"{_PREFIX}{os.getpid()}-"
     with _ended_by_signals(), tempfile.TemporaryDirectory(prefix=prefix) as folder, _own_network():
         made = Rig(Path(folder), programs, nodes, gpus, tuple(images))
@@ -90,7 +90,7 @@ class Rig:
 
 
 class Node:
-    """One node: ``signal`` and ``stop`` act on one of its programs, ``power_off`` on all at once."""
+    """One node: ``signal`` acts on one of its programs, ``power_off`` ends all at once."""
 
     def __init__(self, rig: Rig, name: str, number: int, folder: Path, gpus: int) -> None:
         self._rig, self.name, self._number, self._gpus = rig, name, number, gpus
@@ -123,14 +123,6 @@ class Node:
         """STOP hangs containerd, kubelet, kube-proxy or gpu-plugin, CONT lets it go on, KILL starts it anew."""
         self.run("sh", "-c", f"kill -{name} $(cat /run/{program}.pid)")
 
-    def stop(self, program: str) -> None:
-        """End a program and keep it ended, until ``start``."""
-        (self.folder / "run" / f"{program}.off").touch()
-        self.signal(program, "KILL")
-
-    def start(self, program: str) -> None:
-        (self.folder / "run" / f"{program}.off").unlink()
-
     def sicken(self, lines: str) -> None:
         """What the device plugin says of the GPUs from now on: lines as ``2`` or ``GONE 2``; none: all are healthy."""
         (self.folder / "run/gpu-unhealthy").write_text(lines)
@@ -149,7 +141,7 @@ class Node:
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         pid = self.folder / "init.pid"
-        _wait(f"{self.name} boots", lambda: pid.exists() and pid.read_text().endswith("\n"))
+        wait(f"{self.name} boots", lambda: pid.exists() and pid.read_text().endswith("\n"))
         self._init = int(pid.read_text())
         self._connect()
 
@@ -233,7 +225,7 @@ def _write(path: Path, **content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def _wait(what: str, seen: Callable[[], object], timeout_s: float = 60) -> None:
+def wait(what: str, seen: Callable[[], object], timeout_s: float = 60) -> None:
     end = time.monotonic() + timeout_s
     while not seen():
         if time.monotonic() > end:
@@ -271,14 +263,14 @@ def _ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _hierarchies() -> list[Path]:
+def hierarchies() -> list[Path]:
     """The cgroup v1 hierarchies and the v2 one beside them."""
     lines = Path("/proc/mounts").read_text().splitlines()
     return [Path(where) for _, where, kind, *_ in map(str.split, lines) if kind in ("cgroup", "cgroup2")]
 
 
 def _make_groups(name: str) -> None:
-    for hierarchy in _hierarchies():
+    for hierarchy in hierarchies():
         folder = hierarchy
         for part in Path(name).parts:
             folder = folder / part
@@ -289,9 +281,9 @@ def _make_groups(name: str) -> None:
 
 
 def _remove_groups(name: str) -> None:
-    for hierarchy in _hierarchies():
+    for hierarchy in hierarchies():
         for folder, _, _ in os.walk(hierarchy / name, topdown=False):
-            _wait(f"{folder} to be empty", lambda folder=folder: _removed(folder))  # type: ignore[misc]
+            wait(f"{folder} to be empty", lambda folder=folder: _removed(folder))  # type: ignore[misc]
 
 
 def _removed(folder: str) -> bool:
@@ -304,12 +296,15 @@ def _removed(folder: str) -> bool:
     return True
 
 
-def _sweep() -> None:
-    """What rigs leave whose process was killed: cgroups and files; all else ends with the process."""
-    for where in (*_hierarchies(), Path(tempfile.gettempdir())):
-        for folder in where.glob(f"{_PREFIX}*"):
-            if not Path("/proc", folder.name.removeprefix(_PREFIX).partition("-")[0]).exists():
-                if where in _hierarchies():
-                    _remove_groups(folder.name)
-                else:
-                    shutil.rmtree(folder)
+def sweep() -> None:
+    """Remove what rigs leave whose process was killed, cgroups and files; all else ends with the process."""
+    for folder in [folder for hierarchy in hierarchies() for folder in hierarchy.glob(f"{_PREFIX}*")]:
+        if _is_orphan(folder):
+            _remove_groups(folder.name)
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if _is_orphan(folder):
+            shutil.rmtree(folder)
+
+
+def _is_orphan(folder: Path) -> bool:
+    return not Path("/proc", folder.name.removeprefix(_PREFIX).partition("-")[0]).exists()

@@ -10,7 +10,7 @@ from tests.nodes.conftest import Site
 def test_a_program_that_fails_on_two_gpus_is_named_by_its_deployment(site: Site) -> None:
     site.deploy("train", "n1", gpus=2)
     pod = site.pod("train")
-    pid = str(site.pid(pod))
+    pid = str(site.pid(pod, "-c"))
     for gpu in ("4", "5"):
         site.inject("n1", "--gpu", gpu, "--process", pid)
     site.plane.wait("the process is seen", lambda: _processes(site, "4") == _processes(site, "5") == pid)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from agent.sources.pods import who_holds
-from tests.nodes.conftest import NAMESPACE, UUIDS, Site
+from tests.nodes.conftest import NAMESPACE, UUIDS, Site, serves
 
 HARD = "gpu-health-agent/unhealthy"
 
@@ -71,14 +73,39 @@ print(json.dumps({
     "token": os.path.exists("/var/run/secrets/kubernetes.io/serviceaccount/token"),
     "kernel log": os.path.exists("/dev/kmsg") and os.access("/dev/kmsg", os.R_OK), "writes /": writes("/x")}))
 """
-    name = site.agent("n1")["metadata"]["name"]
 
     def found(container: str) -> dict[str, bool]:
-        command = (f"--container={container}", "--", "/opt/gpu-health-agent/bin/python", "-c", look)
-        return dict(json.loads(site.plane.kubectl("exec", f"--namespace={NAMESPACE}", name, *command)))
+        return dict(json.loads(site.shell("n1", container, "/opt/gpu-health-agent/bin/python", "-c", look)))
 
     assert found("agent") == {"root": False, "capabilities": False, "may gain some": False, "seccomp": True,
                               "token": True, "kernel log": False, "writes /": False}  # fmt: skip
     sources = found("sources")
     assert (sources["root"], sources["capabilities"], sources["kernel log"]) == (True, True, True)
     assert (sources["token"], sources["writes /"]) == (False, False)
+
+
+def test_each_container_has_its_memory_limit_and_stays_far_below_it(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Version 1 and version 2 of cgroups name the files differently."""
+    read = """cd /sys/fs/cgroup
+if [ -d memory ]; then cat memory/memory.limit_in_bytes; grep '^total_rss ' memory/memory.stat
+else cat memory.max; grep '^anon ' memory.stat; fi"""
+    for container in ("agent", "sources"):
+        limit, _, used = site.shell("n1", container, "sh", "-c", read).split()
+        assert int(limit) == 192 * 2**20
+        with capsys.disabled():
+            print(f"\n{container}: {int(used) / 2**20:.0f} MiB of anonymous memory")
+        assert int(used) < int(limit) / 2
+
+
+def test_an_agent_that_hangs_is_started_anew_and_its_sources_go_on(site: Site) -> None:
+    pid = site.pid(site.agent("n2"), "run")
+    site.rig.nodes["n2"].run("kill", "-STOP", str(pid))
+    site.plane.wait("the liveness probe ends it", lambda: _restarts(site, "n2") == {"agent": 1, "sources": 0}, 300)
+    site.plane.wait("it is ready again", lambda: serves(site.rig, "n2"), 120)
+    assert site.state("n2")["status"] == "healthy"
+
+
+def _restarts(site: Site, node: str) -> dict[str, int]:
+    return {status["name"]: status["restartCount"] for status in site.agent(node)["status"]["containerStatuses"]}

@@ -103,6 +103,22 @@ def test_an_incident_of_a_mig_instance_is_a_fault_of_it() -> None:
     assert ids(verdict) == [f"dcgm-9@{GPU}/gi3"]
 
 
+def test_an_engine_of_another_node_is_believed_in_nothing() -> None:
+    one = judge_of_three()
+    nvml, other = (alive(), alive("kmsg"), reading(uuid="GPU-ours")), second(uuid="GPU-theirs")
+    one.each_poll(20, *nvml, *other, health(80))
+    verdict = one.each_poll(60, *nvml, *other, health(80, check=2.0), xid(79, source="dcgm"))
+    assert (ids(verdict), verdict.status) == (["dcgm-elsewhere@node"], Status.HEALTHY)
+    assert ids(one.each_poll(60, *nvml, *second(uuid="GPU-ours"), alive("dcgm", "", check=3.0))) == []
+
+
+def test_a_card_that_nvml_can_not_name_is_no_other_node() -> None:
+    one = judge_of_three()
+    for _ in range(3):
+        verdict = one.after(30, alive(), reading(uuid=Missing.UNREADABLE), *second(uuid="GPU-ours"))
+    assert ids(verdict) == []
+
+
 @pytest.mark.parametrize("failure", [Failure.ABSENT, Failure.NO_LIBRARY, Failure.UNREADABLE, Failure.HUNG, None])
 def test_a_node_without_its_second_witness_is_healthy_and_never_unknown(failure: Failure | None) -> None:
     one = judge_of_three()

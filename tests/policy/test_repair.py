@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from agent.config import Config
+from agent.model import Missing, Observation, Signal
 from agent.policy.attempts import Stage
-from tests.life import CONFIG, OPERANDS, UUID, Life
+from agent.policy.clients import clients
+from tests.life import CONFIG, OPERANDS, TEMPLATES, UUID, Life
+from tests.observe import GPU, OTHER, Judge, alive, reading
 
-RESET, REBOOT, REPLACE = 95, 79, 64
+RESET, REBOOT, REPLACE, CONTACT_SUPPORT = 95, 79, 64, 74
 MERGE = "application/merge-patch+json"
 
 
@@ -26,36 +30,41 @@ def returned(life: Life) -> bool:
     )
 
 
-def plain_run(fault: int) -> Life:
-    life = Life(fault)
+def only(remedy: str) -> Config:
+    """Its template is the only one."""
+    others = {name: None for name in TEMPLATES if name != remedy}
+    return CONFIG.model_copy(update={"repair": CONFIG.repair.model_copy(update=others)})
+
+
+FAULTS = {"reset_gpu": RESET, "reboot_node": REBOOT, "replace_node": REPLACE}
+
+
+@pytest.mark.parametrize("remedy", FAULTS)
+def test_a_node_is_drained_repaired_once_proved_and_returned(remedy: str) -> None:
+    life = Life(FAULTS[remedy], only(remedy))
     life.run(200)
-    return life
-
-
-@pytest.mark.parametrize(("fault", "remedy"), [(RESET, "reset_gpu"), (REBOOT, "reboot_node")])
-def test_a_node_is_drained_repaired_once_proved_and_returned(fault: int, remedy: str) -> None:
-    life = plain_run(fault)
     assert (life.repairs, returned(life)) == ([remedy], True)
 
 
-WRITES = {"reset": plain_run(RESET).writes, "reboot": plain_run(REBOOT).writes}
-
-
 def test_killed_after_any_two_writes_it_ends_returned_after_exactly_one_repair() -> None:
-    for kills in itertools.combinations(range(1, WRITES["reset"] + 3), 2):
+    plain = Life(RESET)
+    plain.run(200)
+    for kills in itertools.combinations(range(1, plain.writes + 3), 2):
         life = Life(RESET, kills=kills)
         life.run(260, rests=True)
         assert len(life.repairs) == 1, f"killed after writes {kills}: {life.repairs}"
         assert returned(life), f"killed after writes {kills}: {life.waits}"
 
 
-@pytest.mark.parametrize("fault", ["reset", "reboot"])
-def test_killed_after_every_subset_of_the_writes_around_a_repair(fault: str) -> None:
-    """From the last eviction to the return: each of eight writes is followed by a kill, or isn't."""
-    first = WRITES[fault] - 9
-    for pattern in itertools.product((False, True), repeat=8):
+@pytest.mark.parametrize("remedy", FAULTS)
+def test_killed_after_every_subset_of_the_writes_around_a_repair(remedy: str) -> None:
+    """From just before its Job is made: each of six writes is followed by a kill, or isn't."""
+    plain = Life(FAULTS[remedy], only(remedy))
+    job_of(plain)
+    first = plain.writes - 2
+    for pattern in itertools.product((False, True), repeat=6):
         kills = [first + i for i, killed in enumerate(pattern) if killed]
-        life = Life(RESET if fault == "reset" else REBOOT, kills=kills)
+        life = Life(FAULTS[remedy], only(remedy), kills=kills)
         life.run(260, rests=True)
         assert (len(life.repairs), returned(life)) == (1, True), f"killed after writes {kills}: {life.waits}"
 
@@ -83,7 +92,7 @@ def test_a_person_decides_through_any_crash_and_no_remedy_is_tried_more_often() 
     plain = Life(RESET, quick, cures=lambda _: False)
     plain.run(400)
     assert len(plain.repairs) == 6
-    for kill in range(8, plain.writes, 5):
+    for kill in range(8, plain.writes, 2):
         life = Life(RESET, quick, cures=lambda _: False, kills=[kill, kill + 1])
         life.run(450)
         assert life.repairs == plain.repairs
@@ -102,14 +111,39 @@ def test_nvidia_smis_exit_code_decides_whether_a_second_try_makes_sense(code: in
     assert words in " ".join(life.waits)
 
 
-def test_no_reset_while_a_process_holds_the_gpu_and_it_is_named() -> None:
-    life = Life(RESET, clients={UUID: "4711,4712", "GPU-other": "1"})
+def test_no_reset_while_a_process_holds_the_gpu_and_it_is_named_with_its_pod() -> None:
+    life = Life(RESET)
+    life.cluster.add_pod("research", "notebook", "n1", gpus=0, owner="StatefulSet")
+    uid = life.cluster.read("pods", "notebook", "research")["metadata"]["uid"]
+    life.clients = {UUID: {"4711": uid, "4712": ""}, "GPU-other": {"1": ""}}
     life.run(200)
     assert life.repairs == []
-    assert f"no reset while processes hold the GPU: pids 4711,4712 on {UUID}" in life.waits
+    pod = "pod research/notebook of research/StatefulSet/notebook"
+    assert f"no reset while processes hold the GPU: pids 4711 ({pod}), 4712 on {UUID}" in life.waits
     life.clients = {}
     life.run(200)
     assert returned(life)
+
+
+@pytest.mark.parametrize("answer", [Signal.RESET_REQUIRED, Signal.LOST, None])
+def test_a_gpu_that_answers_nothing_more_holds_no_process_for_ever(answer: Signal | None) -> None:
+    """So that one that asks for a reset can be reset."""
+    judge = Judge()
+    judge.after(0, alive(), reading(processes="4711", pods="4711=uid"))
+    history = judge.memory.history
+    assert clients(history, judge.now, 60) == {UUID: {"4711": "uid"}}
+    if answer:
+        judge.after(5, alive(), Observation(0, "nvml", answer, GPU, raw="NVML error"))
+    else:
+        judge.now += 61
+    assert clients(judge.memory.history, judge.now, 60) == {}
+
+
+@pytest.mark.parametrize("missing", [*Missing, None, ""])
+def test_a_driver_that_can_not_tell_who_holds_a_gpu_names_nobody(missing: Missing | str | None) -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading(processes=missing, pods=missing))
+    assert clients(judge.memory.history, judge.now, 60) == {UUID: {}}
 
 
 def test_no_reset_while_an_operand_of_gpu_operator_still_runs() -> None:
@@ -177,15 +211,51 @@ def test_what_a_power_cut_cured_before_its_job_was_made_is_not_repaired_again(fa
     assert (life.repairs, returned(life)) == ([], True)
 
 
-def job_of(life: Life) -> str:
-    while not (names := [name for kind, _, name in life.cluster._objects if kind == "jobs"]):
+def job_of(life: Life) -> tuple[str, str]:
+    """Its name and UID, once there is one."""
+    while not (found := [job["metadata"] for (kind, _, _), job in life.cluster._objects.items() if kind == "jobs"]):
         life.tick()
-    return names[0]
+    return found[0]["name"], found[0]["uid"]
+
+
+@pytest.mark.parametrize("when", ["reserved", "runs", "soaks"])
+def test_a_gpu_that_fails_while_another_is_repaired_gets_a_reset_of_its_own_and_the_cured_one_none(when: str) -> None:
+    life = Life(RESET)
+    job_of(life)
+    while when != "reserved" and not life.repairs:
+        life.tick()
+    while when == "soaks" and not any("proved:" in why for why in life.waits):
+        life.tick()
+    life.breaks(OTHER)
+    life.run(400)
+    assert (life.reset, returned(life)) == ([UUID, f"GPU-{OTHER}"], True)
+
+
+def test_a_gpus_reset_is_not_answered_for_by_what_another_gpu_needed_before() -> None:
+    """The first GPU took two resets and a reboot; the second one begins with a reset, in the boot after."""
+    life = Life(RESET, cures=lambda remedy: remedy != "reset_gpu")
+    while life.repairs != ["reset_gpu"] * 2 + ["reboot_node"]:
+        life.tick()
+    while not any("proved:" in why for why in life.waits):
+        life.tick()
+    life.cures = lambda _: True
+    life.breaks(OTHER)
+    life.run(400)
+    assert (life.repairs[3:], life.reset[-1], returned(life)) == (["reset_gpu"], f"GPU-{OTHER}", True)
+
+
+def test_no_pod_makes_way_for_a_reboot_that_does_not_come_because_a_person_must_decide_first() -> None:
+    life = Life(REBOOT)
+    life.cluster.add_pod("web", "front", "n1", gpus=0)
+    life.breaks(OTHER, CONTACT_SUPPORT)
+    life.run(200)
+    assert (life.repairs, life.cluster.evicted) == ([], ["research/train"])
+    assert life.node()["spec"]["taints"][0]["value"] == "contact_support"
 
 
 def test_a_reboot_is_not_done_while_its_job_may_still_reboot_the_node_again() -> None:
     life = Life(REBOOT)
-    life.began[job_of(life)] = float("inf")  # it hangs: somebody else reboots the node
+    life.began[job_of(life)[1]] = float("inf")  # it hangs: somebody else reboots the node
     life.reboots()
     life.run(300)
     assert (life.tainted(), life.records().attempts[-1].stage) == (True, Stage.STARTED)
@@ -193,22 +263,22 @@ def test_a_reboot_is_not_done_while_its_job_may_still_reboot_the_node_again() ->
 
 def test_a_node_whose_fault_was_dismissed_returns_once_its_job_has_ended_and_not_before() -> None:
     life = Life(REBOOT)
-    name = job_of(life)
-    life.began[name] = float("inf")
+    name, uid = job_of(life)
+    life.began[uid] = float("inf")
     word = {"metadata": {"annotations": {"gpu-health-agent/dismiss": "xid-79@0000:1b:00.0"}}}
     life.cluster("PATCH", "/api/v1/nodes/n1", word, MERGE)
     life.run(100)
     assert life.tainted()
     assert f"Job {name} runs: the node stays withdrawn until it has ended" in life.waits
-    life.began[name] = life.now
+    life.began[uid] = life.now
     life.run(30)
     assert not life.tainted()
 
 
 def test_nothing_is_begun_while_a_job_of_lost_records_runs() -> None:
     life = Life(RESET)
-    name = job_of(life)
-    life.began[name] = float("inf")
+    name, uid = job_of(life)
+    life.began[uid] = float("inf")
     text = life.node()["metadata"]["annotations"]["gpu-health-agent/faults"]
     without = {key: value for key, value in json.loads(text).items() if key != "attempts"}
     body = {"metadata": {"annotations": {"gpu-health-agent/faults": json.dumps(without)}}}
@@ -240,7 +310,7 @@ def test_a_relapsing_gpu_is_held_for_a_person_and_not_repaired_for_ever() -> Non
 
 
 def test_paused_nothing_is_repaired() -> None:
-    life = Life(RESET, clients={UUID: "4711"})
+    life = Life(RESET, clients={UUID: {"4711": ""}})
     life.run(50)
     body = {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"}}
     life.cluster._store("configmaps", "gpu-health-agent", body)

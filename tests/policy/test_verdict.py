@@ -166,6 +166,20 @@ def test_another_card_in_the_slot_ends_its_predecessors_faults() -> None:
     assert judge.after(5, alive(), reading(uuid="GPU-new")).status is Status.HEALTHY
 
 
+def test_a_fault_that_was_told_before_its_gpu_was_read_learns_which_card_it_is_of() -> None:
+    judge = Judge()
+    judge.after(0, alive())
+    assert judge.after(1, xid(95)).faults[0].uuid == ""
+    assert judge.after(5, alive(), reading()).faults[0].uuid == f"GPU-{GPU}"
+
+
+def test_after_a_reboot_nobody_knows_whether_the_card_is_the_same() -> None:
+    judge = Judge()
+    judge.after(0, alive())
+    judge.after(1, xid(95))
+    assert judge.after(60, alive(boot_id="boot-2"), reading()).faults[0].uuid == ""
+
+
 def test_records_older_than_the_first_start_withdraw_only_with_present_evidence() -> None:
     judge = Judge(expected=("nvml", "kmsg"))
     verdict = judge.each_poll(60, alive(), alive("kmsg"), reading(), xid(79, past=True))

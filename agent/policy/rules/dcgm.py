@@ -83,7 +83,9 @@ _BY_SEVERITY = {1: (_NOTICE, _ASK), 2: (_DEGRADED, _ASK), 4: (_DEGRADED, _ASK), 
 DROPPED = Row("dcgm-dropped", _DEGRADED, _ASK, "DCGM no longer lists the GPU", "", "dcgm_clear_s")
 DISAGREES = Row("dcgm-disagrees", _NOTICE, _ASK, "DCGM and NVML read different values", "disagreement_confirm_s",
                 "notice_clear_s")  # fmt: skip
-ROWS = (*(code.row for code in _CODES.values()), DROPPED, DISAGREES)
+ELSEWHERE = Row("dcgm-elsewhere", _NOTICE, _ASK, "the DCGM engine is another node's: look at sources.dcgm.address",
+                "flag_confirm_s", "flag_confirm_s")  # fmt: skip
+ROWS = (*(code.row for code in _CODES.values()), DROPPED, DISAGREES, ELSEWHERE)
 EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
     **{code.row.rule: code.explained_by for code in _CODES.values()},
     DROPPED.rule: ("xid-79", "gpu-lost", "gpu-missing", "gpu-reset-required"),
@@ -98,10 +100,14 @@ _COMPARED = (
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
+    alive = history.alive.get(SECOND)
+    if history.elsewhere:
+        if alive:
+            yield ELSEWHERE.found(alive, limits, pci="")
+        return
     for seen in history.incidents.values():
         if isinstance(seen.value, int) and "xid" not in seen.values and seen.value not in _IGNORED:
             yield _incident(history, limits, seen, seen.value)
-    alive = history.alive.get(SECOND)
     for pci, reading in history.witnessed.items() if alive else ():
         if alive and alive.seen - reading.seen > limits.missing_confirm_s:
             nvml = history.readings.get(pci)
@@ -134,7 +140,7 @@ def _incident(history: History, limits: Limits, seen: Observation, code: int) ->
 
 def disagreements(history: History, silent_s: float) -> Iterator[tuple[str, str, float, float]]:
     """GPU, signal, NVML's value and DCGM's, where both are of now, NVML's stands still, and they are not the same."""
-    for pci, second in history.witnessed.items():
+    for pci, second in history.witnessed.items() if not history.elsewhere else ():
         first, before = history.readings.get(pci), history.before.get(pci)
         if first is None or pci in history.lost or history.now - min(first.seen, second.seen) > silent_s:
             continue

@@ -12,6 +12,9 @@
 {{- if .Values.hardened.enabled -}}
 {{- $_ := set $config "drain" (dict "eviction" "ask_then_delete") -}}
 {{- end -}}
+{{- if .Values.dcgm.enabled -}}
+{{- $_ := set $config "sources" (dict "dcgm" (dict "address" "nvidia-dcgm.gpu-operator.svc:5555" "bindings" "/host/dcgm/bindings" "library" "/host/lib")) -}}
+{{- end -}}
 {{- mergeOverwrite $config (deepCopy .Values.config) | toYaml -}}
 {{- end -}}
 
