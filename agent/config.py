@@ -75,10 +75,8 @@ class DcgmSource(_Section):
 
 
 class SimulatedSource(_Section):
-    scenario: str | None = None
-    """A scenario's name or file: simulated GPUs stand in for NVML. Off by default."""
-    kernel_log: bool = True
-    """Simulate the kernel log too; false: the machine's own is read beside simulated GPUs, for a drill without GPUs."""
+    scenario: str | None = None  # A scenario's name or file: simulated GPUs stand in for NVML. Off by default.
+    kernel_log: bool = True  # is simulated too; false: the machine's own, for a drill without GPUs
 
 
 class Sources(_Section):

@@ -131,6 +131,7 @@ class Exercise:
         pods = [f"--pod={self._cluster.namespace}/{name}" for name in leaving.values()]
         cards = [f"--card={uuid}={pci}" for uuid, pci in choice.cards.items()]
         counted = self._watched.checkpoints(choice.node)
+        self._watched.follow(training)
 
         def see() -> bool:
             return self._watch(part, choice, leaving, training)
@@ -159,7 +160,7 @@ class Exercise:
 
     def _watch(self, part: Part, choice: Choice, leaving: dict[str, str], training: Object) -> bool:
         """The node, the training and the pods; whether the node was seen tainted by now."""
-        saved = self._watched.hear(training).get("saved_step", 0)
+        saved = self._watched.steps.get(training["metadata"]["uid"], {}).get("saved_step", 0)
         if part.at("tainted") is None:
             if not self._cluster.tainted(choice.node):
                 self._saved = max(saved, self._saved)
@@ -209,7 +210,8 @@ class Exercise:
 
         self._wait("the training has work that is not saved", unsaved, _STAGE_S)
         node = training["spec"]["nodeName"]
-        done = self._hand(node, "kill", [f"--kill={uid}"], meanwhile=lambda: self._watched.hear(training))
+        self._watched.follow(training)
+        done = self._hand(node, "kill", [f"--kill={uid}"])
         if not done["killed"]:
             raise MissedError(f"no process of {training['metadata']['name']} was found on {node}")
         part.note("killed", _within(part.began, done["at"], time.time()))
@@ -226,8 +228,10 @@ class Exercise:
 
     def _lost(self, old: Object, part: Part) -> float | None:
         """From the last step that the old pod told of to the one that its successor went on from."""
-        last = self._watched.steps.get(old["metadata"]["uid"], {}).get("step")
-        new = next((said for pod in self._watched.live("training") if (said := self._watched.hear(pod))), None)
+        uid = old["metadata"]["uid"]
+        last = self._watched.steps.get(uid, {}).get("step")
+        others = (pod for pod in self._watched.live("training") if pod["metadata"]["uid"] != uid)
+        new = next((said for pod in others if (said := self._watched.hear(pod))), None)
         if last is None or new is None:
             return None
         part.notes.append(f"the training was at step {last}, its successor went on from step {new['restored_step']}")

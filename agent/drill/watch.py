@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import yaml
@@ -12,6 +14,7 @@ from agent.world import RefusedError
 
 REPLICAS, _GATEWAYS = 3, 2
 _METRICS, _TRAINING = 9836, 8080
+_LISTEN_S, _SILENT_S = 0.1, 30.0
 
 
 class Watch:
@@ -39,6 +42,18 @@ class Watch:
             self.steps[metadata["uid"]] = said
             return said
         return {}
+
+    def follow(self, training: Object) -> None:
+        """Hear it until it falls silent, in a thread of its own: who asks a pod that is gone waits long."""
+
+        def listen() -> None:
+            heard = time.monotonic()
+            while time.monotonic() - heard < _SILENT_S:
+                if self.hear(training):
+                    heard = time.monotonic()
+                time.sleep(_LISTEN_S)
+
+        threading.Thread(target=listen, daemon=True).start()
 
     def whole(self) -> bool:
         enough = len(self.ready("inference")) >= REPLICAS and len(self.ready("gateway")) >= _GATEWAYS
