@@ -95,6 +95,11 @@ def _clean(cluster: Cluster, nonce: str, outcome: Outcome, keep: bool) -> None:
     end = time.monotonic() + _CLEAN_S
     while True:
         try:
+            outcome.cleaned += cluster.release(nonce)
+            if not keep:
+                cluster.stop()
+                cluster.wait("the kit's pods have ended", lambda: cluster.state() != "ours" or not cluster.pods(),
+                             max(0.0, end - time.monotonic()))  # fmt: skip
             outcome.cleaned += cluster.sweep(nonce, keep)
             if outcome.node:
                 cluster.wait(f"node {outcome.node} is back in service", lambda: not cluster.tainted(outcome.node),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 from agent.drill.choice import Choice, UnfitError, choose
@@ -214,14 +215,14 @@ class Exercise:
         done = self._hand(node, "kill", [f"--kill={uid}"])
         if not done["killed"]:
             raise MissedError(f"no process of {training['metadata']['name']} was found on {node}")
+        most = ceil(self._settings.interval_s * self._watched.pace(uid))
         part.note("killed", _within(part.began, done["at"], time.time()))
         self._say(f"training killed on {node} at step {self._watched.steps[uid]['step']}")
         self._wait("another pod goes on", lambda: any(p["metadata"]["uid"] != uid and self._watched.hear(p)
                                                       for p in self._watched.live("training")), _STAGE_S)  # fmt: skip
         part.note("another pod goes on from the checkpoint", time.time())
-        one_interval = self._settings.interval_s / self._settings.step_s
-        part.measure("steps of work lost, without a word", self._lost(training, part), one_interval,
-                     f"(an interval: {self._settings.interval_s:g} s)")  # fmt: skip
+        part.measure("steps of work lost, without a word", self._lost(training, part), most, "")
+        part.notes.append(f"{most} steps are an interval of {self._settings.interval_s:g} s between two checkpoints")
         part.measure("time to recover: killed → another pod goes on",
                      part.between("killed", "another pod goes on from the checkpoint"), RECOVER_S, "s")  # fmt: skip
         self._end(part)

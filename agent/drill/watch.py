@@ -22,6 +22,9 @@ class Watch:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self._heard: dict[
+            str, tuple[float, int, float]
+        ] = {}  # when a training was first heard, its step then, when last
         self.steps: dict[str, dict[str, int]] = {}  # UID of a training pod → what it last said of itself
 
     def state(self, node: str) -> dict[str, Any]:
@@ -40,8 +43,15 @@ class Watch:
         said = self._cluster.ask_pod(metadata["namespace"], metadata["name"], _TRAINING, "/status")
         if isinstance(said, dict) and "step" in said:
             self.steps[metadata["uid"]] = said
+            now = time.monotonic()
+            self._heard[metadata["uid"]] = (*self._heard.get(metadata["uid"], (now, said["step"]))[:2], now)
             return said
         return {}
+
+    def pace(self, uid: str) -> float:
+        """Steps a second of a training, as long as it was heard."""
+        began, first, last = self._heard[uid]
+        return (self.steps[uid]["step"] - first) / max(last - began, 1.0)
 
     def follow(self, training: Object) -> None:
         """Hear it until it falls silent, in a thread of its own: who asks a pod that is gone waits long."""
