@@ -39,6 +39,7 @@ class Begun:
 
     remedy: Remedy
     at: int  # Unix seconds
+    returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def as_json(records: Records) -> dict[str, Any]:
     if records.operands:
         told["operands"] = dict(records.operands)
     if records.drain:
-        told["drain"] = {"remedy": records.drain.remedy, "at": records.drain.at}
+        told["drain"] = {"remedy": records.drain.remedy, "at": records.drain.at, "returns": dict(records.drain.returns)}
     return told
 
 
@@ -92,5 +93,9 @@ def from_json(data: Mapping[str, Any]) -> Records:
         for one in data.get("attempts", ())
     )
     operands = {str(key): str(value) for key, value in data.get("operands", {}).items()}
-    drain = data.get("drain")
-    return Records(attempts, operands, Begun(Remedy(drain["remedy"]), int(drain["at"])) if drain else None)
+    return Records(attempts, operands, _begun(data["drain"]) if "drain" in data else None)
+
+
+def _begun(data: Mapping[str, Any]) -> Begun:
+    returns = {str(workload): int(times) for workload, times in data.get("returns", {}).items()}
+    return Begun(Remedy(data["remedy"]), int(data["at"]), returns)
