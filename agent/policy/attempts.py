@@ -19,7 +19,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One remedy, tried once."""
+    """One remedy, tried once; of remedy "none" is the check before the return."""
 
     remedy: Remedy
     number: int  # of this remedy in this incident, from 1
@@ -31,6 +31,11 @@ class Attempt:
     ended_at: int = 0  # when that was written down
     said: str = ""  # how it failed
     final: bool = False  # trying the same again can't help
+
+    @property
+    def what(self) -> str:
+        """For people."""
+        return "check" if self.remedy is Remedy.NONE else str(self.remedy)
 
 
 @dataclass(frozen=True, slots=True)
