@@ -62,6 +62,7 @@ class Actor:
         self.look_began = 0.0  # and when it had begun, monotonic seconds
         self._began = time.monotonic()
         self._resets: dict[str, tuple[float, float]] = {}
+        self._returned: Mapping[str, int] = {}  # workload → how often it came back before this life
         self._workloads: dict[str, str] = {}  # pod UID → namespace/Kind/name
         self._asked: set[str] = set()
         self._answered: set[str] = set()
@@ -196,7 +197,8 @@ class Actor:
             self._waiting((Wait("every source must be heard once before anything is concluded"),))
             return False
         if verdict.withdraw:
-            world = self.world = self._with_holders(world)
+            returns = dict(Counter(self._returned) + Counter(world.returns))
+            world = self.world = self._with_holders(replace(world, returns=returns))
         up_s = int(time.monotonic() - self._began)
         local = Local(self._gathered(verdict), up_s, bool(self.aside) and self.released, self.clients)
         steps = plan(verdict, world, self._config, local)
@@ -278,6 +280,8 @@ class Actor:
             records = load(world.stored, 0.0).records if world.stored is not None else Records()
         except MalformedError:
             records = Records()  # the plan says so, and does nothing
+        if not self.started or not records.drain:  # what the agent's last life counted in this drain
+            self._returned = records.drain.returns if records.drain else {}
         self._resets = resets(records)
         acts = self._config.mode is Mode.EVICT and not self._dry_run
         self.aside = released(world.labels, records) if acts else upgrading(world.labels)

@@ -46,7 +46,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "at": rfc3339(kept.at),
         "faults": [fault(one, config.policy) for one in kept.faults],
         "waits": [
-            f"{one.remedy}, attempt {one.number} (Job {one.job}): {one.stage}{f', {one.said}' if one.said else ''}"
+            f"{one.what}, attempt {one.number} (Job {one.job}): {one.stage}{f', {one.said}' if one.said else ''}"
             for one in kept.records.attempts
         ],
         "blind": [],

@@ -159,3 +159,23 @@ def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:
     actor.judged(judge.after(0), True)
     actor._round()
     assert cluster.evicted == ["a/train", "a/worker-0", "a/worker-1"]
+
+
+def test_a_pod_that_came_back_three_times_waits_for_a_person_however_often_the_agent_was_restarted() -> None:
+    cluster = PretendCluster()
+    cluster.add_node("n1")
+    judge = Judge()
+    judge.now = time.monotonic() - 60  # the faults are gathered by now
+    judge.after(0, alive(), reading())
+    bad = judge.after(1, xid(79))
+    for number in range(6):
+        actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+        actor.judged(bad, True)
+        actor._round()
+        cluster.add_pod("a", f"stubborn-{number}", "n1", gpus=0)
+        owner = [{"kind": "StatefulSet", "name": "stubborn", "controller": True}]
+        body = {"metadata": {"ownerReferences": owner}}
+        cluster("PATCH", f"/api/v1/namespaces/a/pods/stubborn-{number}", body, "application/merge-patch+json")
+        actor._round()
+    assert cluster.evicted == ["a/stubborn-0", "a/stubborn-1"]
+    assert "came back 3 times" in actor.waits[-1].why

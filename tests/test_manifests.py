@@ -93,3 +93,28 @@ print(type(ApiClient(made).rest_client.pool_manager).__name__)
 """
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert ran.stdout == "PoolManager\n"
+
+
+@pytest.mark.parametrize("code", [0, 15])
+@pytest.mark.parametrize("persistence", ["Enabled", "Disabled", "hangs"])
+def test_a_reset_finds_persistence_mode_off_sets_it_back_and_ends_as_nvidia_smi_does(
+    tmp_path: Path, code: int, persistence: str
+) -> None:
+    documents = yaml.safe_load_all((BASE.parent / "components" / "repair" / "templates.yaml").read_text())
+    template = next(one for one in documents if one["metadata"]["name"] == "gpu-reset")
+    command = template["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    log = tmp_path / "log"
+    answer = "exit 124" if persistence == "hangs" else f"echo {persistence}"
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"""#!/bin/sh
+        echo "$*" >> {log}
+        case "$1" in --query-gpu*) {answer} ;; --gpu-reset) exit {code} ;; esac
+    """)
+    smi.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert subprocess.run(command, env={**path, "GPUS": "GPU-a"}).returncode == code
+    told = log.read_text().splitlines()[1:]
+    reset, off, on = "--gpu-reset -i GPU-a", "-pm 0 -i GPU-a", "-pm 1 -i GPU-a"
+    assert told == ([off, reset, on] if persistence == "Enabled" else [reset])
+    assert subprocess.run(command, env=path, stderr=subprocess.DEVNULL).returncode != 0, "no GPU is named"
+    assert len(log.read_text().splitlines()) == len(told) + 1

@@ -19,7 +19,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One remedy, tried once."""
+    """One remedy, tried once; of remedy "none" is the check before the return."""
 
     remedy: Remedy
     number: int  # of this remedy in this incident, from 1
@@ -32,6 +32,11 @@ class Attempt:
     said: str = ""  # how it failed
     final: bool = False  # trying the same again can't help
 
+    @property
+    def what(self) -> str:
+        """For people."""
+        return "check" if self.remedy is Remedy.NONE else str(self.remedy)
+
 
 @dataclass(frozen=True, slots=True)
 class Begun:
@@ -39,6 +44,7 @@ class Begun:
 
     remedy: Remedy
     at: int  # Unix seconds
+    returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ def as_json(records: Records) -> dict[str, Any]:
     if records.operands:
         told["operands"] = dict(records.operands)
     if records.drain:
-        told["drain"] = {"remedy": records.drain.remedy, "at": records.drain.at}
+        told["drain"] = {"remedy": records.drain.remedy, "at": records.drain.at, "returns": dict(records.drain.returns)}
     return told
 
 
@@ -92,5 +98,9 @@ def from_json(data: Mapping[str, Any]) -> Records:
         for one in data.get("attempts", ())
     )
     operands = {str(key): str(value) for key, value in data.get("operands", {}).items()}
-    drain = data.get("drain")
-    return Records(attempts, operands, Begun(Remedy(drain["remedy"]), int(drain["at"])) if drain else None)
+    return Records(attempts, operands, _begun(data["drain"]) if "drain" in data else None)
+
+
+def _begun(data: Mapping[str, Any]) -> Begun:
+    returns = {str(workload): int(times) for workload, times in data.get("returns", {}).items()}
+    return Begun(Remedy(data["remedy"]), int(data["at"]), returns)

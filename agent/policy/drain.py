@@ -60,6 +60,8 @@ def drain(
     slot = None if held else free_slot(world, SlotKind.DRAINING, config.budget)
     if (held or slot is not None) and (records.drain is None or records.drain.remedy is not verdict.remedy):
         records = replace(records, drain=Begun(verdict.remedy, int(verdict.at)))
+    if records.drain and records.drain.returns != world.returns:
+        records = replace(records, drain=replace(records.drain, returns=dict(world.returns)))
     overdue = _overdue(verdict, world, config.drain, records)
     steps = tuple(step for pod in there for step in _steps(pod, verdict, world, config.drain, overdue))
     asks = [step for step in steps if isinstance(step, Evict | Delete | AskCheckpoint)]

@@ -185,10 +185,10 @@ def _state(verdict: Verdict, world: World, config: Config, bad: bool, records: R
         if records.attempts and records.attempts[-1].stage is Stage.DONE:
             return "validating"
         return "drained" if _drained(verdict, world) else "draining"
+    if records.attempts and records.attempts[-1].remedy is Remedy.NONE:  # a check that failed is a person's matter
+        return "validating" if records.live else "unhealthy"
     if records.live:
-        return "validating" if records.live.remedy is Remedy.NONE else "repairing"
-    if records.attempts:  # the check failed: what is left is a person's
-        return "unhealthy"
+        return "repairing"
     return "degraded" if bad else str(verdict.status)
 
 

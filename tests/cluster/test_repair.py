@@ -37,6 +37,17 @@ def test_a_gpu_is_reset_by_a_job_proved_and_the_node_returns_by_itself(site: Sit
     assert len(jobs(site)) == 1
 
 
+def test_a_cured_node_returns_once_its_check_ended_well(site: Site, agent: StartAgent) -> None:
+    # The policies let only the shipped templates through; a Job of any of them that ends well will do.
+    running = agent(simulate="idle", repair={"reset_gpu": "gpu-reset", "check": "gpu-reset", "pause_s": 1})
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.inject("--gpu", "3", "--xid", "95")
+    site.plane.wait("withdrawn", lambda: site.taints() == [UNHEALTHY])
+    site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
+    made = sorted(jobs(site), key=lambda job: str(job["metadata"]["creationTimestamp"]))
+    assert [job["metadata"]["name"].rpartition("-")[0] for job in made] == ["gpu-health-reset-gpu", "gpu-health-check"]
+
+
 def test_killed_while_the_gpu_is_being_reset_it_repairs_once_and_returns(site: Site, agent: StartAgent) -> None:
     site.deploy("train", 1, pin=site.nodes[0])
     running = agent(simulate="idle", repair={"reset_gpu": "gpu-reset", "pause_s": 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agent.explain import stored
 from tests.life import CHECK, CONFIG, Life
 from tests.observe import OTHER
 from tests.policy.test_repair import MERGE, RESET, returned
@@ -38,6 +39,8 @@ def test_a_node_that_fails_its_check_never_returns_until_a_person_dismisses_that
     life._begin()
     life.run(100)
     assert (life.tainted(), life.waits) == (True, (said,))
+    assert life.world
+    assert "check, attempt 1 (Job gpu-health-check-" in stored(life.world, CHECKED)["waits"][0]
     dismiss(life, "check@node")
     life.run(20)
     assert returned(life)
