@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     drill.add_argument("--agent-namespace", default="gpu-health-agent", metavar="S")
     drill.add_argument("--json", type=Path, metavar="F", help="write the report as JSON")
     drill.add_argument("--html", type=Path, metavar="F", help="and as a page")
-    drill.add_argument("--keep", action="store_true", help="leave the kit in its namespace")
+    drill.add_argument("--keep", action="store_true", help="leave the kit in its namespace, until the next drill")
     return whole
 
 

@@ -21,6 +21,7 @@ from agent.config import Config
 from agent.daemon import Daemon
 from agent.model import Observation, Status
 from agent.policy.attempts import Records
+from agent.policy.explain import clears, next_step
 from agent.policy.resume import resumed
 from agent.policy.stored import dump
 from agent.policy.verdict import Memory, Orders, judge
@@ -104,7 +105,10 @@ def test_the_judge_believes_nothing_of_a_drill_but_the_nodes_own_and_only_while_
     orders = Orders(drill=NONCE)
     memory, verdict = judge(memory, [marked(seen=101.0)], 101.0, NOW, limits, ("nvml",), orders)
     assert (ids(verdict), verdict.withdraw) == ([f"xid-74@{GPU}/drill"], True)
-    assert verdict.faults[0].finding.message.endswith("(a drill)")
+    (fault,) = verdict.faults
+    assert fault.finding.message.endswith("(a drill)")
+    assert next_step(fault).endswith("it is a drill: nothing has to be done")
+    assert clears(fault.finding, limits).startswith("the drill's end")
     memory, verdict = judge(memory, [], 102.0, NOW, limits, ("nvml",), orders)
     assert verdict.withdraw
     stored = dump(verdict, None, NOW, Records())

@@ -22,6 +22,7 @@ from agent.drill.report import page, text
 from agent.world import RefusedError, UnreachableError
 
 _CLEAN_S = 180.0
+_CONFLICT = 409
 
 
 def drill(arguments: argparse.Namespace) -> int:
@@ -31,8 +32,10 @@ def drill(arguments: argparse.Namespace) -> int:
         raise ValueError(_warning(server, arguments))
     cluster = Cluster(connect(arguments.kubeconfig), arguments.namespace, arguments.agent_namespace)
     outcome = Outcome(server, str(cluster.get("/version").get("gitVersion", "")), arguments.namespace, time.time())
-    _clear_the_way(cluster)
     settings, kit = _kit(cluster, arguments)
+    for path in filter(None, (arguments.json, arguments.html)):
+        _try(path)
+    _clear_the_way(cluster)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     exercise = Exercise(cluster, settings, outcome, _say)
@@ -56,7 +59,7 @@ def drill(arguments: argparse.Namespace) -> int:
 
 
 def _clear_the_way(cluster: Cluster) -> None:
-    """What a drill left that was killed is removed; one that lives is left alone. ValueError."""
+    """What a drill left that was killed is removed; one that lives is left alone. ValueError, RefusedError."""
     marked = cluster.marked()
     where = ", ".join(path.removeprefix("/api/v1/") for path in marked)
     if marked:
@@ -65,7 +68,10 @@ def _clear_the_way(cluster: Cluster) -> None:
             raise ValueError(f"another drill is under way ({where}): wait until it has ended")
     for sentence in cluster.sweep(None):
         _say(f"left by a drill before: {sentence}")
-    cluster.wait(f"namespace {cluster.namespace} is free", lambda: cluster.state() != "ending", _CLEAN_S)
+    try:
+        cluster.wait(f"namespace {cluster.namespace} is free", lambda: cluster.state() != "ending", _CLEAN_S)
+    except MissedError as missed:
+        raise RefusedError(_CONFLICT, str(missed)) from missed
 
 
 def _kit(cluster: Cluster, arguments: argparse.Namespace) -> tuple[Settings, list[Object]]:
@@ -135,6 +141,14 @@ def _server(kubeconfig: str) -> str:
         return str(next(c["cluster"]["server"] for c in data["clusters"] if c["name"] == context["cluster"]))
     except (OSError, KeyError, TypeError, AttributeError, StopIteration, UnicodeError, yaml.YAMLError) as error:
         raise ValueError(f"--kubeconfig: {kubeconfig} names no cluster ({type(error).__name__})") from error
+
+
+def _try(path: Path) -> None:
+    """A report that can't be written is said before the drill, not after it."""
+    try:
+        path.touch()
+    except OSError as error:
+        raise ValueError(f"{path} can't be written ({error.strerror}): name another file") from error
 
 
 def _interrupt(*_: object) -> None:
