@@ -106,10 +106,13 @@ class Reader:
         seen = self._gap(record)
         if self._skip_to is not None and record.seq <= self._skip_to:
             return seen
-        drill, known = self._drill(record), self._facts
-        if drill:
-            known = Facts()  # what the kernel began to say must not be ended by others
-        elif record.facility != 0 and not self._userspace:
+        # The kernel's own record may quote anything: a process can be named so.
+        quoted = _DRILL.search(record.text) if record.facility != 0 else None
+        drill, known = "", self._facts
+        if quoted and self._marked < _MOST_MARKED:
+            self._marked += 1
+            drill, known = quoted[1], Facts()  # what the kernel began to say must not be ended by others
+        elif record.facility != 0 and (quoted or not self._userspace):
             self.discarded += 1
             return seen
         try:
@@ -125,14 +128,6 @@ class Reader:
             if not drill or signal is Signal.XID
         ]
         return seen
-
-    def _drill(self, record: Record) -> str:
-        """The nonce that a user-space record quotes. The kernel's own may quote anything: a process can be named so."""
-        found = _DRILL.search(record.text) if record.facility != 0 else None
-        if found is None or self._marked >= _MOST_MARKED:
-            return ""
-        self._marked += 1
-        return found[1]
 
     def _gap(self, record: Record) -> list[Observation]:
         before, self.seq = self.seq, record.seq

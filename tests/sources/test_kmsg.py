@@ -102,7 +102,7 @@ def test_a_drill_changes_nothing_in_what_the_kernel_began_to_say() -> None:
 
 
 def test_a_flood_of_marked_records_is_cut_short_until_the_next_heartbeat() -> None:
-    one = reader()
+    one = reader(userspace=True)
     assert len(take(one, *(drill(n) for n in range(1, 100)))) == 8
     assert one.heartbeat().values["discarded_userspace"] == 91
     assert len(take(one, drill(100))) == 1
