@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SCENARIO ?= demo
 # Tests that need more than Python.
-OTHERS := bench cluster gpu image monitoring nodes
+OTHERS := bench cluster dcgm gpu image kit monitoring nodes
 
-.PHONY: run test lint plain incidents monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests cluster bench \
-	kit-bench drill clean
+.PHONY: run test lint plain incidents program-tests monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests \
+	cluster bench kit-bench drill clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -18,7 +18,7 @@ else
 	$(BIN)/gpu-health-agent simulate $(SCENARIO)
 endif
 
-test: lint plain monitoring-tests cluster-tests
+test: lint plain program-tests monitoring-tests cluster-tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -30,6 +30,10 @@ plain: $(STAMP)
 
 incidents: $(STAMP)
 	$(BIN)/python -m tests.incident
+
+# The kit's programs on loopback, and DCGM's bindings over a library of ours: each waits more than it computes.
+program-tests: $(STAMP)
+	$(BIN)/pytest -n 4 --dist worksteal tests/dcgm tests/kit
 
 monitoring-tests: $(STAMP)
 	$(BIN)/pytest tests/monitoring

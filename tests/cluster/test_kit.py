@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +163,11 @@ def test_a_training_answers_by_annotation_with_a_token_that_reaches_its_own_pod_
     other = site.pods("inference")[0]["metadata"]["name"]
     api = connect(str(credential))
     for name, field in ((other, "annotations"), (pod["name"], "labels")):
-        path = f"/api/v1/namespaces/{site.name}/pods/{name}"
-        status, answer = api("PATCH", path, {"metadata": {field: {"x": "y"}}}, MERGE_PATCH)
-        assert status == 422, answer
-        assert "a training pod may write" in answer["message"]
+        patch = partial(api, "PATCH", f"/api/v1/namespaces/{site.name}/pods/{name}",
+                        {"metadata": {field: {"x": "y"}}}, MERGE_PATCH)  # fmt: skip
+        # A policy is in force a moment after it is there.
+        plane.wait("the policy refuses", lambda patch=patch: patch()[0] == 422)
+        assert "a training pod may write" in patch()[1]["message"]
 
     podinfo = tmp_path / "annotations"
     podinfo.write_text("")
