@@ -113,6 +113,8 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             time.sleep(0.02)
 
     wait(Status.HEALTHY)
+    while not (daemon.snapshot and len(daemon.snapshot.readings) == 8):  # healthy as far as it was read
+        time.sleep(0.02)
     inject(tmp_path / "sim", {"gpu": 1, "xid": 31, "pid": 7, "name": "python"})
     inject(tmp_path / "sim", {"gpu": 3, "xid": 95})
     wait(Status.UNHEALTHY)
