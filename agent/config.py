@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from agent.limits import Count, Limits, Override, Seconds, Section
 from agent.model import Remedy
@@ -161,7 +161,17 @@ class Config(Section):
     budget: Budget = Budget()
     drain: Drain = Drain()
     repair: Repair = Repair()
+    presets: tuple[Literal["cluster-autoscaler", "eks"], ...] = ()
+    """What other controllers act on, said in their words too. cluster-autoscaler: its taint beside our hard one. eks:
+    condition AcceleratedHardwareReady beside GpuReplacementRequested, on which Karpenter replaces the node."""
     http: Http = Http()
+
+    @field_validator("presets")
+    @classmethod
+    def _asking(cls, presets: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+        if "eks" in presets and "repair" in others.data and not others.data["repair"].request_replacement:
+            raise ValueError("eks is a way to ask for a replacement: set repair.request_replacement to true as well")
+        return presets
 
 
 def load(path: str | os.PathLike[str] | None) -> Config:

@@ -15,6 +15,7 @@ from agent.policy.check import check, without
 from agent.policy.drain import drain, leaving
 from agent.policy.repair import effective, operand_labels, repair, running, settled
 from agent.policy.stored import MalformedError, NewerError, Stored, dump, load
+from agent.presets import accelerated, beside_hard, own_taint, spoken_for
 from agent.world import (
     HARD_TAINT,
     SOFT_TAINT,
@@ -94,6 +95,9 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     elif tainted and world.held(SlotKind.WITHDRAWN) and not another(world):
         records, moves = drain(verdict, world, config, records, local.gathered)
         records, repairing = repair(verdict, world, config.repair, records, local, _drained(verdict, world))
+        replacing = records.live is not None and records.live.remedy is Remedy.REPLACE_NODE
+        if replacing and (why := spoken_for(config.presets, world.conditions)):
+            repairing = (*repairing, Wait(why, On.REPAIR))
     aim = _aim(verdict, world, config, _stored(verdict, stored, records), old, records)
     if why := another(world):
         steps: tuple[Step, ...] = (*_report(world, aim), Wait(f"{why}: it is only reported on"))
@@ -163,9 +167,9 @@ def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Recor
     bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)
     taints: tuple[Taint, ...] = ()
     if config.mode is not Mode.OBSERVE:
-        taints = (hard,) if verdict.withdraw else (soft,) if bad else ()
+        taints = (hard, *beside_hard(config.presets, world.taints)) if verdict.withdraw else (soft,) if bad else ()
     if verdict.status is Status.UNKNOWN and not bad:  # blind: whatever stands, stands
-        taints = tuple(t for t in world.taints if t.key in (HARD_TAINT, SOFT_TAINT))
+        taints = tuple(t for t in world.taints if own_taint(t))
     labels: dict[str, str | None] = {
         STATE_LABEL: _state(verdict, world, config, bad, records),
         ERROR_LABEL: "true" if verdict.withdraw else None,
@@ -193,13 +197,20 @@ def _state(verdict: Verdict, world: World, config: Config, bad: bool, records: R
 
 
 def _replacement(world: World, config: Config, records: Records) -> tuple[Condition, ...]:
-    """An act, not a report: another controller replaces the node on it. A node that never had it doesn't get it."""
+    """An act, not a report: another controller replaces the node on it. A node that never had it doesn't get it.
+
+    So it is asked for only while we may act at all: a pause takes the word back before it is obeyed.
+    """
+    may = config.mode is Mode.EVICT and not world.paused and world.held(SlotKind.WITHDRAWN) is not None
     live = records.live
-    if live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement:
-        return (Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced"),)
+    asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
+    wanted = accelerated(config.presets, world.conditions, asked)
+    if asked:
+        told = Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced")
+        return (told, *wanted)
     if REPLACEMENT in world.conditions:
-        return (Condition(REPLACEMENT, "False", "NoReplacement", "no replacement is asked for"),)
-    return ()
+        return (Condition(REPLACEMENT, "False", "NoReplacement", "no replacement is asked for"), *wanted)
+    return wanted
 
 
 def _conditions(verdict: Verdict, world: World) -> tuple[Condition, ...]:
@@ -235,7 +246,7 @@ def _unchanged(old: Stored) -> str:
 
 
 def _retaint(world: World, aim: _Aim) -> tuple[Step, ...]:
-    ours = {t for t in world.taints if t.key in (HARD_TAINT, SOFT_TAINT)}
+    ours = {t for t in world.taints if own_taint(t)}
     if ours == set(aim.taints):
         return ()
     return (Retaint(aim.taints, aim.labels, aim.stored),)
