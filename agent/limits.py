@@ -96,6 +96,9 @@ class Limits(Section):
     """How long DCGM's health must no longer report an incident before its fault clears."""
     disagreement_confirm_s: Seconds = 300
     """How long DCGM and NVML must read a quantity differently before it is a notice: each has its own rhythm."""
+    degraded_effect: Literal["PreferNoSchedule", "NoSchedule"] = "PreferNoSchedule"
+    """Of a degraded node's taint. NoSchedule keeps every new pod away and costs a withdrawal's permit, but never the
+    last free one; without one it stays PreferNoSchedule."""
     soak_s: Seconds = 600
     """How long a cured GPU must stay well before the node returns to service."""
     expected_gpus: Count | None = None

@@ -194,7 +194,7 @@ class KubeHands:
     def _retaint(self, step: Retaint) -> None:
         """JSON Patch with a test on the list last seen: others write the same list, and theirs must survive."""
         metadata, seen = self._raw["metadata"], self._raw["spec"].get("taints")
-        if any(taint.key == HARD_TAINT for taint in step.taints):
+        if any(taint.withdraws for taint in step.taints):
             self._permits.require(SlotKind.WITHDRAWN)
         ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
         wanted = [t for t in seen or () if not own_taint(taint_of(t))] + ours

@@ -11,7 +11,7 @@ from agent.presets import ACCELERATED, AUTOSCALER_TAINT
 from agent.world import HARD_TAINT, OPERANDS, SOFT_TAINT
 
 FAULTS_ANNOTATION = "gpu-health-agent/faults"
-NODE_TAINTS = {HARD_TAINT: "NoSchedule", SOFT_TAINT: "PreferNoSchedule"}
+NODE_TAINTS = {HARD_TAINT: ["NoSchedule"], SOFT_TAINT: ["PreferNoSchedule", "NoSchedule"]}
 NODE_LABELS = ("gpu-health-agent/state", "node.kubernetes.io/gpu-error")
 NODE_ANNOTATIONS = (FAULTS_ANNOTATION,)
 NODE_CONDITIONS = ("GpuUnhealthy", "GpuDegraded")
@@ -19,7 +19,7 @@ NODE_CONDITIONS = ("GpuUnhealthy", "GpuDegraded")
 REPAIR_LABELS = tuple(OPERANDS)
 REPAIR_CONDITIONS = ("GpuReplacementRequested",)
 # And these with their presets only; of each only what bears our mark.
-AUTOSCALER_TAINTS = {AUTOSCALER_TAINT.key: AUTOSCALER_TAINT.effect}
+AUTOSCALER_TAINTS = {AUTOSCALER_TAINT.key: [AUTOSCALER_TAINT.effect]}
 EKS_CONDITIONS = (ACCELERATED,)
 POD_ANNOTATIONS = (REQUESTED,)
 POD_CONDITIONS = ("DisruptionTarget",)  # with drain.eviction ask_then_delete only
