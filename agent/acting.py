@@ -19,8 +19,8 @@ from agent.policy.repair import resets
 from agent.policy.stored import MalformedError, load
 from agent.policy.verdict import Orders
 from agent.rehearsal import valid
+from agent.sentences import describe
 from agent.world import (
-    HARD_TAINT,
     AskCheckpoint,
     CredentialsError,
     Delete,
@@ -33,7 +33,6 @@ from agent.world import (
     UnreachableError,
     Wait,
     World,
-    describe,
 )
 
 _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
@@ -171,7 +170,12 @@ class Actor:
             self._asked, self._answered = set(), set()
 
     def _standing(self) -> bool:
-        return self.world is not None and any(taint.key == HARD_TAINT for taint in self.world.taints)
+        return self.world is not None and any(taint.withdraws for taint in self.world.taints)
+
+    def _wants_permit(self, verdict: Verdict) -> bool:
+        least = Severity.DEGRADED if self._config.policy.degraded_effect == "NoSchedule" else Severity.FATAL
+        bad = any(fault.finding.severity >= least for fault in verdict.faults)
+        return bad and self._config.mode is not Mode.OBSERVE
 
     def _once(self) -> bool:
         """One round; whether it changed something and another look may find more to do."""
@@ -179,11 +183,8 @@ class Actor:
         verdict = self._verdict
         self._queued = False
         began = time.monotonic()
-        closely = (
-            not self.started
-            or self._standing()
-            or (verdict is not None and verdict.withdraw and self._config.mode is not Mode.OBSERVE)
-        )
+        wanted = verdict is not None and self._wants_permit(verdict)
+        closely = not self.started or self._standing() or wanted
         try:
             world = self.world = hands.look(closely)
         except (RefusedError, UnreachableError):
@@ -213,7 +214,7 @@ class Actor:
         if done:
             self.look_s = look_s
         self._waiting((*waits, *refused))
-        self._queued = verdict.withdraw and not (done or refused or self._standing())
+        self._queued = (wanted or verdict.withdraw) and not (done or refused or self._standing())
         return done
 
     def _do_all(self, hands: Hands, steps: tuple[Step, ...]) -> tuple[bool, tuple[Wait, ...]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from agent.limits import Count, Limits, Override, Seconds, Section
 from agent.model import Remedy
 
 
@@ -18,15 +19,7 @@ class ConfigError(Exception):
     """One sentence for a person; the command ends with exit code 78 (sysexits EX_CONFIG)."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])%$")]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Mode(StrEnum):
@@ -37,11 +30,11 @@ class Mode(StrEnum):
     EVICT = "evict"  # evictions too
 
 
-class NvmlSource(_Section):
+class NvmlSource(Section):
     enabled: bool = True  # read the GPUs through NVML
 
 
-class KmsgSource(_Section):
+class KmsgSource(Section):
     enabled: bool = True  # read the kernel log
     path: Path = Path("/dev/kmsg")  # the kernel log, or a file of its form
     accept_userspace: bool = False
@@ -49,7 +42,7 @@ class KmsgSource(_Section):
     with it on, whoever may write to /dev/kmsg can drain the node."""
 
 
-class PodsSource(_Section):
+class PodsSource(Section):
     enabled: bool = True  # ask the kubelet; else every pod that may hold the GPU leaves
     socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
     """The kubelet's PodResources API: which pod holds which GPU, asked while pods leave a bad one."""
@@ -61,7 +54,7 @@ def _engine(address: str) -> str:
     return address
 
 
-class DcgmSource(_Section):
+class DcgmSource(Section):
     enabled: bool = True  # DCGM as a second witness, where there is an engine
     address: Annotated[str, AfterValidator(_engine)] = "auto"
     """host:port or a unix socket's path. auto: 127.0.0.1:5555 if an engine answers there, else none. embedded: an
@@ -74,12 +67,14 @@ class DcgmSource(_Section):
     """Between two health checks: each is over a megabyte, and judges the samples of a minute."""
 
 
-class SimulatedSource(_Section):
-    scenario: str | None = None  # A scenario's name or file: simulated GPUs stand in for NVML. Off by default.
-    kernel_log: bool = True  # is simulated too; false: the machine's own, for a drill without GPUs
+class SimulatedSource(Section):
+    scenario: str | None = None
+    """A scenario's name or file: simulated GPUs stand in for NVML. Off by default."""
+    kernel_log: bool = True
+    """Simulate the kernel log too; false: the machine's own is read, for a drill without GPUs."""
 
 
-class Sources(_Section):
+class Sources(Section):
     nvml: NvmlSource = NvmlSource()
     kmsg: KmsgSource = KmsgSource()
     dcgm: DcgmSource = DcgmSource()
@@ -87,90 +82,7 @@ class Sources(_Section):
     simulated: SimulatedSource = SimulatedSource()
 
 
-class Override(_Section):
-    """Another opinion on one rule, for all GPUs or those of a model or node label; a later one wins."""
-
-    rule: str  # a name of the table of rules
-    gpu_model: str | None = None
-    """A pattern on NVML's product name: "*H100*"."""
-    node_label: Annotated[str, Field(pattern=r"^[^=]+=.*$")] | None = None  # KEY=VALUE of the node
-    disabled: bool = False  # the rule finds nothing
-    severity: Literal["notice", "degraded", "fatal"] | None = None  # notice, degraded or fatal
-    remedy: Remedy | None = None  # an action word
-    count: Annotated[int, Field(ge=1, le=64)] | None = None
-    window_s: Seconds = 3600
-    """Xids only: below so many within the window it is a notice."""
-    confirm_s: Seconds | None = None  # how long it must last before it counts
-    clear_s: Seconds | Literal["latched"] | None = None
-    """How long it must be gone, or "latched": only a proved cure ends it."""
-
-
-class Limits(_Section):
-    """The thresholds of the rules; durations in seconds, temperatures in °C."""
-
-    overrides: tuple[Override, ...] = ()  # other opinions on single rules
-
-    silent_s: Seconds = 60
-    """A source that said nothing for this long is blind (and for three times as long, degraded)."""
-    missing_confirm_s: Seconds = 60
-    """How long a GPU must be missing from NVML's enumeration: driver roll-outs pass sooner."""
-    temperature_confirm_s: Seconds = 60  # how long a GPU must be too hot before it counts
-    temperature_clear_s: Seconds = 600  # and cool before that clears
-    temperature_hysteresis_c: Annotated[float, Field(ge=0)] = 3  # °C below the limit that count as cool
-    flag_confirm_s: Seconds = 3
-    """For flags that NVML reads at each poll (recovery action, remap failure): two reads this far apart."""
-    throttle_clear_s: Seconds = 600
-    """How long clocks must be free of a slowdown (under 5 % of the time) before its fault clears."""
-    hw_thermal_notice_share: Fraction = 0.1
-    hw_thermal_degraded_share: Fraction = 0.5
-    """Shares of the last 5 and 10 minutes under hardware thermal slowdown; single bursts are common."""
-    sw_thermal_share: Fraction = 0.5
-    power_brake_share: Fraction = 0.1
-    """Shares of the last 15 minutes under software thermal slowdown, of the last 5 under the power brake."""
-    rate_clear_s: Seconds = 1800
-    """How long an error rate must stay under half its limit before its fault clears."""
-    ecc_corrected_per_hour: Positive = 100
-    """Correctable memory errors an hour, two hours running; correction is normal, no vendor gives a limit."""
-    pcie_replays_per_minute: Positive | None = None
-    """In 3 of 5 minutes a notice, at ten times as many degraded. Unset: DCGM's for the link (31 on gen. 5 x16)."""
-    nvlink_errors_per_minute: Positive = 1
-    """NVLink 4 and older: replays or recoveries, in 3 of 5 minutes."""
-    nvlink_crc_per_second: Positive = 100  # NVLink 4 and older: checksum errors
-    nvlink_ber: Annotated[float, Field(gt=0, lt=1)] = 1e-12
-    """NVLink 5: the effective bit error rate above which the link is worth a look. No vendor limit is public."""
-    link_confirm_s: Seconds = 10
-    """Three polls for a link's width or state; the generation falls when idle and is never judged."""
-    nvlink_down_fatal: bool = False
-    """Whether a missing NVLink withdraws the node (training that uses all of them) or only degrades it."""
-    fabric_confirm_s: Seconds = 600
-    """How long the fabric may take to come up after a boot."""
-    row_remaps_uncorrected: Count = 512  # as many as the table of remaps holds
-    retired_pages: Count = 63
-    retired_pages_dbe: Count = 15
-    """NVIDIA's limits for replacement: pages in all, and pages by double-bit errors while new ones come."""
-    driver_confirm_s: Seconds = 600
-    """A driver roll-out unloads the driver for minutes: no fault before this."""
-    app_window_s: Seconds = 86400
-    app_workloads: Annotated[int, Field(ge=2)] = 3
-    """So many distinct workloads that failed alike on one GPU within the window, and not elsewhere, suspect it."""
-    relapse_window_s: Seconds = 86400
-    relapses: Annotated[int, Field(ge=2)] = 3
-    """A GPU that turned fatal so often within the window waits for a person."""
-    notice_clear_s: Seconds = 600  # how long a notice stands after its last event
-    degraded_xid_clear_s: Seconds = 3600  # and an Xid that degrades
-    xid_count_window_s: Seconds = 3600
-    """Xid 109 is a notice, and degraded at two in this window."""
-    dcgm_clear_s: Seconds = 600
-    """How long DCGM's health must no longer report an incident before its fault clears."""
-    disagreement_confirm_s: Seconds = 300
-    """How long DCGM and NVML must read a quantity differently before it is a notice: each has its own rhythm."""
-    soak_s: Seconds = 600
-    """How long a cured GPU must stay well before the node returns to service."""
-    expected_gpus: Count | None = None
-    """How many GPUs the node must have; unset: as many as were seen since the agent's start."""
-
-
-class Budget(_Section):
+class Budget(Section):
     """How much of the cluster may be out of service at once through our doing."""
 
     max_withdrawn: Annotated[int, Field(ge=0)] | Share = "10%"
@@ -185,7 +97,7 @@ class Budget(_Section):
     namespace: str = "gpu-health-agent"  # where Leases, pause and templates are
 
 
-class Deadlines(_Section):
+class Deadlines(Section):
     """How long a drain waits for budgets and protected pods before ``on_deadline``, by remedy."""
 
     contact_support: Seconds = 3600  # until a person sees to the GPU
@@ -197,7 +109,7 @@ class Deadlines(_Section):
         return float(getattr(self, remedy, self.contact_support))
 
 
-class Drain(_Section):
+class Drain(Section):
     gather_s: Seconds = 10
     """From the taint to the first eviction: a node's faults are gathered, so that a gang restarts once."""
     deadline_s: Deadlines = Deadlines()
@@ -215,7 +127,7 @@ class Drain(_Section):
     """A pod that requests an extended resource with one of these prefixes holds a GPU."""
 
 
-class Repair(_Section):
+class Repair(Section):
     """What may be done to the node once it is drained; nothing is, unless a template is named here."""
 
     reset_gpu: str | None = None
@@ -235,13 +147,13 @@ class Repair(_Section):
     """How long after the Job the GPU must be well again, and after a reboot the node in another boot."""
 
 
-class Http(_Section):
+class Http(Section):
     address: str = ""
     """Where /metrics listens; empty: every address of the pod, IPv4 and IPv6."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9836  # of /metrics, /healthz, /readyz, /state and the page
 
 
-class Config(_Section):
+class Config(Section):
     mode: Mode = Mode.OBSERVE  # observe, taint or evict
     node: str | None = None
     """The Node object to write to; unset: the environment's NODE_NAME."""
@@ -251,7 +163,17 @@ class Config(_Section):
     budget: Budget = Budget()
     drain: Drain = Drain()
     repair: Repair = Repair()
+    presets: tuple[Literal["cluster-autoscaler", "eks"], ...] = ()
+    """What other controllers act on, said in their words too. cluster-autoscaler: its taint beside our hard one. eks:
+    condition AcceleratedHardwareReady beside GpuReplacementRequested, on which Karpenter replaces the node."""
     http: Http = Http()
+
+    @field_validator("presets")
+    @classmethod
+    def _asking(cls, presets: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+        if "eks" in presets and "repair" in others.data and not others.data["repair"].request_replacement:
+            raise ValueError("eks is a way to ask for a replacement: set repair.request_replacement to true as well")
+        return presets
 
 
 def load(path: str | os.PathLike[str] | None) -> Config:

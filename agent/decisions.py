@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 
 from agent.model import Verdict, rfc3339
-from agent.world import Step, Wait, describe
+from agent.sentences import describe
+from agent.world import Step, Wait
 
 
 class Decisions:

@@ -16,10 +16,11 @@ from agent.policy.plan import plan
 from agent.policy.resume import resumed
 from agent.policy.verdict import Memory, Orders, judge
 from agent.recording import Entry, Planned, Recording, Restored, Round
+from agent.sentences import describe
 from agent.sources.kernel_text import Facts, parse_record
 from agent.sources.scenario import PROFILES
 from agent.sources.simulated_gpu import SimulatedGpu
-from agent.world import Local, Wait, describe
+from agent.world import Local, Wait
 
 _LATEST_VERDICTS = 64
 _NODE = "node"

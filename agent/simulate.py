@@ -13,8 +13,9 @@ from pathlib import Path
 from agent.acting import Actor
 from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
-from agent.config import Config, ConfigError, Drain, Http, Limits, Mode, PodsSource, SimulatedSource, Sources
+from agent.config import Config, ConfigError, Drain, Http, Mode, PodsSource, SimulatedSource, Sources
 from agent.daemon import Daemon, serve
+from agent.limits import Limits
 from agent.model import Observation, Signal
 from agent.server import Server
 from agent.sources.commands import supervisor

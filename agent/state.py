@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.config import Limits, Mode
+from agent.config import Mode
+from agent.limits import Limits
 from agent.model import Fault, rfc3339
 from agent.policy.explain import clears, next_step
 from agent.snapshot import Snapshot

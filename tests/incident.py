@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Failure, Missing, Observation, Signal, Value, Verdict
 from agent.policy.attempts import Records
 from agent.policy.resume import resumed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Observation, Signal, Value, Verdict
 from agent.policy.verdict import Memory, judge
 

@@ -13,15 +13,14 @@ from typing import get_args
 from prometheus_client.core import CounterMetricFamily
 from pydantic import BaseModel
 
-from agent import config
-from agent.config import Config, Override
+from agent.config import Config
+from agent.limits import Override
 from agent.metrics import families
 from agent.model import Remedy, Status, Verdict
 from agent.snapshot import Snapshot
 
 PATH = Path(__file__).parents[1] / "README.md"
 TEXT = PATH.read_text(encoding="utf-8")
-_SOURCE = Path(config.__file__).read_text(encoding="utf-8")
 
 
 def anchors() -> set[str]:
@@ -62,13 +61,14 @@ def settings(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, 
 
 def _said(section: type[BaseModel]) -> dict[str, str]:
     """A field's own comment, else the next docstring below it: one may speak for several fields."""
-    (found,) = (node for node in ast.parse(_SOURCE).body if isinstance(node, ast.ClassDef)
+    source = Path(sys.modules[section.__module__].__file__ or "").read_text(encoding="utf-8")
+    (found,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)
                 and node.name == section.__name__)  # fmt: skip
     said: dict[str, str] = {}
     waiting: list[str] = []
     for node in found.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            comment = _SOURCE.splitlines()[(node.end_lineno or 0) - 1].partition("  # ")[2]
+            comment = source.splitlines()[(node.end_lineno or 0) - 1].partition("  # ")[2]
             if comment:
                 said[node.target.id] = comment
             else:

@@ -10,6 +10,7 @@ from agent.acting import Actor
 from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
 from agent.config import Config, Drain, Mode
+from agent.limits import Limits
 from agent.view import view
 from agent.world import HARD_TAINT, On, SlotKind
 from tests.observe import Judge, alive, reading, xid
@@ -179,3 +180,21 @@ def test_a_pod_that_came_back_three_times_waits_for_a_person_however_often_the_a
         actor._round()
     assert cluster.evicted == ["a/stubborn-0", "a/stubborn-1"]
     assert "came back 3 times" in actor.waits[-1].why
+
+
+def test_a_degraded_node_asks_for_a_permit_only_where_it_is_to_get_no_new_pod_and_then_seldom() -> None:
+    for wanted, asks in (("PreferNoSchedule", False), ("NoSchedule", True)):
+        config = CONFIG.model_copy(update={"policy": Limits(degraded_effect=wanted)})
+        cluster = made()
+        actor = Actor(config, lambda c=cluster, s=config: KubeHands(c, "n1", s), False, lambda *_, **__: None)
+        judge = Judge()
+        judge.after(0, alive(), reading())
+        actor.judged(judge.after(0), True)
+        actor._round()
+        cluster.requests.clear()
+        actor.judged(judge.after(1, xid(63)), True)
+        pause_s = actor._round()
+        # The pool's one permit is left to a fatal fault.
+        assert cluster.read("nodes", "n1")["spec"]["taints"][0]["effect"] == "PreferNoSchedule"
+        assert any("/leases" in path for _, path in cluster.requests) is asks
+        assert pause_s > 10

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from agent.config import Config, Limits
+from agent.config import Config
 from agent.explain import in_words, stored
+from agent.limits import Limits
 from agent.model import Remedy, Severity
 from agent.policy.attempts import Attempt, Records, Stage
 from agent.policy.explain import ADVICE, clears, next_step

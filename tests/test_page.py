@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agent.config import Http, Limits
+from agent.config import Http
+from agent.limits import Limits
 from agent.model import Status
 from agent.page import HEADERS, page
 from agent.server import Server

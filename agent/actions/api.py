@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any, Protocol
 
-from agent.world import CredentialsError, RefusedError, UnreachableError
+from agent.world import Condition, CredentialsError, RefusedError, Taint, UnreachableError
 
 TIMEOUT_S = 10.0
 JSON = "application/json"
@@ -84,3 +85,12 @@ def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = 
     told = "; ".join(str(cause.get("message", "")) for cause in causes if cause.get("message"))
     reasons = tuple(str(cause.get("reason", "")) for cause in causes)
     raise RefusedError(status, f"{message} {told}".strip(), reasons)
+
+
+def taint_of(item: Mapping[str, str]) -> Taint:
+    """One of a Node's, as the API server has it."""
+    return Taint(item["key"], item.get("value", ""), item["effect"])
+
+
+def condition_of(item: Mapping[str, str]) -> Condition:
+    return Condition(item["type"], item["status"], item.get("reason", ""), item.get("message", ""))

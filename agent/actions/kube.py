@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from typing import Any, assert_never
 from urllib.parse import quote
 
-from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask
+from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
 from agent.actions.permits import Clock, Permits, Pool
 from agent.actions.pods import Pods, workload
 from agent.actions.repair import Jobs
-from agent.actions.rights import DISMISS_ANNOTATION, DRILL_ANNOTATION, FAULTS_ANNOTATION, NODE_TAINTS, needed
+from agent.actions.rights import DISMISS_ANNOTATION, DRILL_ANNOTATION, FAULTS_ANNOTATION, needed
 from agent.config import Config
+from agent.presets import own_taint
 from agent.world import (
     HARD_TAINT,
     Announce,
@@ -32,7 +33,6 @@ from agent.world import (
     SlotKind,
     StartJob,
     Step,
-    Taint,
     TakeSlot,
     Wait,
     World,
@@ -107,12 +107,9 @@ class KubeHands:
             node=self._node,
             uid=metadata["uid"],
             managed=labels.get(MANAGED_LABEL) != "false",
-            taints=tuple(Taint(t["key"], t.get("value", ""), t["effect"]) for t in spec.get("taints") or ()),
+            taints=tuple(map(taint_of, spec.get("taints") or ())),
             labels=labels,
-            conditions={
-                c["type"]: Condition(c["type"], c["status"], c.get("reason", ""), c.get("message", ""))
-                for c in status.get("conditions") or ()
-            },
+            conditions={c["type"]: condition_of(c) for c in status.get("conditions") or ()},
             dismissed=frozenset(annotations.get(DISMISS_ANNOTATION, "").replace(",", " ").split()),
             stored=annotations.get(FAULTS_ANNOTATION),
             drill=annotations.get(DRILL_ANNOTATION),
@@ -197,10 +194,10 @@ class KubeHands:
     def _retaint(self, step: Retaint) -> None:
         """JSON Patch with a test on the list last seen: others write the same list, and theirs must survive."""
         metadata, seen = self._raw["metadata"], self._raw["spec"].get("taints")
-        if any(taint.key == HARD_TAINT for taint in step.taints):
+        if any(taint.withdraws for taint in step.taints):
             self._permits.require(SlotKind.WITHDRAWN)
         ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
-        wanted = [t for t in seen or () if t["key"] not in NODE_TAINTS] + ours
+        wanted = [t for t in seen or () if not own_taint(taint_of(t))] + ours
         patch: list[dict[str, Any]] = [
             {"op": "test", "path": "/spec/taints", "value": seen}
             if seen

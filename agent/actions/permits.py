@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.api import TABLE, Api, ask
+from agent.actions.api import TABLE, Api, ask, taint_of
 from agent.config import Budget
-from agent.world import HARD_TAINT, RefusedError, Slot, SlotKind
+from agent.world import RefusedError, Slot, SlotKind
 
 _POOL_LABEL = "gpu-health-agent/pool"
 _KIND_LABEL = "gpu-health-agent/slot"
@@ -177,7 +177,7 @@ class Permits:
             watched.gone = refused.status == _GONE
             return
         watched.gone = node["metadata"]["uid"] != uid
-        watched.tainted = any(t["key"] == HARD_TAINT for t in (node.get("spec") or {}).get("taints") or ())
+        watched.tainted = any(taint_of(t).withdraws for t in (node.get("spec") or {}).get("taints") or ())
 
     def _abandoned(self, lease: Mapping[str, Any]) -> bool:
         """Whether its holder's Node is gone, or bears no taint of ours and has not confirmed it for ten minutes."""

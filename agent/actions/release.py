@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask
+from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
 from agent.actions.checkpoint import REQUESTED
 from agent.actions.rights import (
     DISMISS_ANNOTATION,
     DRILL_ANNOTATION,
+    EKS_CONDITIONS,
     FAULTS_ANNOTATION,
     NODE_ANNOTATIONS,
     NODE_CONDITIONS,
     NODE_LABELS,
-    NODE_TAINTS,
     REPAIR_CONDITIONS,
 )
+from agent.presets import own_condition, own_taint
 from agent.world import RefusedError
 
 _ANNOTATIONS = (*NODE_ANNOTATIONS, DISMISS_ANNOTATION, DRILL_ANNOTATION)
@@ -63,10 +64,10 @@ def _touched(api: Api) -> Iterator[str]:
         for node in page["items"]:
             metadata, conditions = node["metadata"], (node.get("status") or {}).get("conditions") or ()
             if (
-                any(t["key"] in NODE_TAINTS for t in node["spec"].get("taints") or ())
+                any(own_taint(taint_of(t)) for t in node["spec"].get("taints") or ())
                 or any(key in (metadata.get("labels") or {}) for key in NODE_LABELS)
                 or any(key in (metadata.get("annotations") or {}) for key in _ANNOTATIONS)
-                or any(c["type"] in _CONDITIONS for c in conditions)
+                or any(_ours(c) for c in conditions)
             ):
                 yield str(metadata["name"])
         more = (page.get("metadata") or {}).get("continue") or ""
@@ -91,7 +92,7 @@ def _release(api: Api, name: str, operands: Operands) -> list[str]:
             continue
         done += [str(one["path"]).rpartition("/")[2].replace("~1", "/") for one in patch]
         break
-    ours = [c["type"] for c in (raw.get("status") or {}).get("conditions") or () if c["type"] in _CONDITIONS]
+    ours = [c["type"] for c in (raw.get("status") or {}).get("conditions") or () if _ours(c)]
     if ours:
         gone = {"status": {"conditions": [{"$patch": "delete", "type": kind} for kind in ours]}}
         ask(api, "PATCH", f"{path}/status", gone, STRATEGIC_PATCH)
@@ -106,10 +107,15 @@ def _release(api: Api, name: str, operands: Operands) -> list[str]:
     return done
 
 
+def _ours(condition: dict[str, Any]) -> bool:
+    kind = condition["type"]
+    return kind in _CONDITIONS or (kind in EKS_CONDITIONS and own_condition(condition_of(condition)))
+
+
 def _patch(raw: dict[str, Any], operands: Operands) -> Iterator[dict[str, Any]]:
     """The operations that leave nothing of ours and everything of others."""
     metadata, taints = raw["metadata"], raw["spec"].get("taints") or []
-    others = [taint for taint in taints if taint["key"] not in NODE_TAINTS]
+    others = [taint for taint in taints if not own_taint(taint_of(taint))]
     if len(others) < len(taints):
         path = "/spec/taints"
         yield {"op": "replace", "path": path, "value": others} if others else {"op": "remove", "path": path}

@@ -7,10 +7,11 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from agent.actions.checkpoint import REQUESTED
+from agent.presets import ACCELERATED, AUTOSCALER_TAINT
 from agent.world import HARD_TAINT, OPERANDS, SOFT_TAINT
 
 FAULTS_ANNOTATION = "gpu-health-agent/faults"
-NODE_TAINTS = {HARD_TAINT: "NoSchedule", SOFT_TAINT: "PreferNoSchedule"}
+NODE_TAINTS = {HARD_TAINT: ["NoSchedule"], SOFT_TAINT: ["PreferNoSchedule", "NoSchedule"]}
 NODE_LABELS = ("gpu-health-agent/state", "node.kubernetes.io/gpu-error")
 NODE_ANNOTATIONS = (FAULTS_ANNOTATION,)
 # A person's, and a drill's: read only.
@@ -19,6 +20,9 @@ NODE_CONDITIONS = ("GpuUnhealthy", "GpuDegraded")
 # These change in a repair only, so only the overlay that allows repairs allows them.
 REPAIR_LABELS = tuple(OPERANDS)
 REPAIR_CONDITIONS = ("GpuReplacementRequested",)
+# And these with their presets only; of each only what bears our mark.
+AUTOSCALER_TAINTS = {AUTOSCALER_TAINT.key: [AUTOSCALER_TAINT.effect]}
+EKS_CONDITIONS = (ACCELERATED,)
 POD_ANNOTATIONS = (REQUESTED,)
 POD_CONDITIONS = ("DisruptionTarget",)  # with drain.eviction ask_then_delete only
 # By these labels the admission policies know which of their comparisons a request asks for, and refuse it without.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.config import Budget
-from agent.world import HARD_TAINT, Slot, SlotKind, World
+from agent.world import Slot, SlotKind, World
 
 _HOUR_S = 3600
 
@@ -24,12 +24,12 @@ def allowed(world: World, kind: SlotKind, budget: Budget) -> int:
 
 def needed(world: World, budget: Budget) -> tuple[SlotKind, ...]:
     """What a withdrawal must still take, in this order."""
-    tainted = any(taint.key == HARD_TAINT for taint in world.taints)
+    tainted = any(taint.withdraws for taint in world.taints)
     wanted = ((SlotKind.HOURLY,) if budget.per_hour and not tainted else ()) + (SlotKind.WITHDRAWN,)
     return tuple(kind for kind in wanted if not world.held(kind))
 
 
-def free_slot(world: World, kind: SlotKind, budget: Budget) -> int | None:
+def free_slot(world: World, kind: SlotKind, budget: Budget, left_free: int = 0) -> int | None:
     """The lowest free slot's number, or None if the budget is spent or was not read.
 
     Each number has one Lease, and whoever takes number n has seen all below it taken: so two nodes that ask at once
@@ -38,7 +38,7 @@ def free_slot(world: World, kind: SlotKind, budget: Budget) -> int | None:
     """
     if world.slots is None:
         return None
-    left = allowed(world, kind, budget) - (len(world.out) if kind is SlotKind.WITHDRAWN else 0)
+    left = allowed(world, kind, budget) - (len(world.out) if kind is SlotKind.WITHDRAWN else 0) - left_free
     held = {slot.index for slot in world.slots if slot.kind is kind and _counts(slot)}
     return next((index for index in range(left) if index not in held), None) if len(held) < left else None
 

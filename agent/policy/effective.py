@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Severity
 from agent.policy.overrides import in_scope
 from agent.policy.row import Row

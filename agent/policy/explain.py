@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agent.config import Limits, Mode
+from agent.config import Mode
+from agent.limits import Limits
 from agent.model import Fault, Finding, Remedy, Severity
 from agent.policy.rules.dcgm import EXPLAINED_BY
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from agent.config import Limits, Override
+from agent.limits import Limits, Override
 from agent.model import Fault, Finding, Severity
 from agent.policy.history import History
 

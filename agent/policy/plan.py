@@ -15,9 +15,10 @@ from agent.policy.check import check, without
 from agent.policy.drain import drain, leaving
 from agent.policy.repair import effective, operand_labels, repair, running, settled
 from agent.policy.stored import MalformedError, NewerError, Stored, dump, load
+from agent.policy.taints import aimed_taints, kept_soft, permitted
+from agent.presets import accelerated, own_taint, spoken_for
 from agent.world import (
     HARD_TAINT,
-    SOFT_TAINT,
     Announce,
     Condition,
     GiveSlot,
@@ -94,6 +95,9 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     elif tainted and world.held(SlotKind.WITHDRAWN) and not another(world):
         records, moves = drain(verdict, world, config, records, local.gathered)
         records, repairing = repair(verdict, world, config.repair, records, local, _drained(verdict, world))
+        replacing = records.live is not None and records.live.remedy is Remedy.REPLACE_NODE
+        if replacing and (why := spoken_for(config.presets, world.conditions)):
+            repairing = (*repairing, Wait(why, On.REPAIR))
     aim = _aim(verdict, world, config, _stored(verdict, stored, records), old, records)
     if why := another(world):
         steps: tuple[Step, ...] = (*_report(world, aim), Wait(f"{why}: it is only reported on"))
@@ -109,7 +113,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     elif repairing:
         steps = (*_confirmed(world), *_report(world, aim), *repairing)
     else:
-        steps = _return(world, aim)
+        steps = (*_return(world, config, aim), *kept_soft(aim.taints, config))
     return (*steps, *_announce(verdict, world))
 
 
@@ -146,33 +150,30 @@ def _confirmed(world: World) -> tuple[Step, ...]:
     return tuple(TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale)
 
 
-def _return(world: World, aim: _Aim) -> tuple[Step, ...]:
+def _return(world: World, config: Config, aim: _Aim) -> tuple[Step, ...]:
     """Taint first, permit last: between the two a crash costs a slot for a moment, never the budget.
 
     But first of all what this withdrawal used of the hour: another one must not find it in our hands.
     """
+    if any(taint.withdraws for taint in aim.taints):  # degraded, and as good as withdrawn
+        held = world.held(SlotKind.DRAINING)
+        back = (GiveSlot(SlotKind.DRAINING, held.index),) if held else ()
+        return (*permitted(world, config.budget), *_retaint(world, aim), *_report(world, aim), *back)
     used = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.HOURLY,) if (slot := world.held(kind)))
-    held = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.DRAINING, SlotKind.WITHDRAWN)
-                 if (slot := world.held(kind)))  # fmt: skip
-    return (*used, *_retaint(world, aim), *_report(world, aim), *held)
+    slots = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.DRAINING, SlotKind.WITHDRAWN)
+                  if (slot := world.held(kind)))  # fmt: skip
+    return (*used, *_retaint(world, aim), *_report(world, aim), *slots)
 
 
 def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Records, records: Records) -> _Aim:
-    hard = Taint(HARD_TAINT, verdict.remedy, "NoSchedule")
-    soft = Taint(SOFT_TAINT, "", "PreferNoSchedule")
     bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)
-    taints: tuple[Taint, ...] = ()
-    if config.mode is not Mode.OBSERVE:
-        taints = (hard,) if verdict.withdraw else (soft,) if bad else ()
-    if verdict.status is Status.UNKNOWN and not bad:  # blind: whatever stands, stands
-        taints = tuple(t for t in world.taints if t.key in (HARD_TAINT, SOFT_TAINT))
     labels: dict[str, str | None] = {
         STATE_LABEL: _state(verdict, world, config, bad, records),
         ERROR_LABEL: "true" if verdict.withdraw else None,
         **operand_labels(world, old, records),
     }
     conditions = (*_conditions(verdict, world), *_replacement(world, config, records))
-    return _Aim(taints, labels, conditions, stored)
+    return _Aim(aimed_taints(verdict, world, config), labels, conditions, stored)
 
 
 def _state(verdict: Verdict, world: World, config: Config, bad: bool, records: Records) -> str:
@@ -193,13 +194,20 @@ def _state(verdict: Verdict, world: World, config: Config, bad: bool, records: R
 
 
 def _replacement(world: World, config: Config, records: Records) -> tuple[Condition, ...]:
-    """An act, not a report: another controller replaces the node on it. A node that never had it doesn't get it."""
+    """An act, not a report: another controller replaces the node on it. A node that never had it doesn't get it.
+
+    So it is asked for only while we may act at all: a pause takes the word back before it is obeyed.
+    """
+    may = config.mode is Mode.EVICT and not world.paused and world.held(SlotKind.WITHDRAWN) is not None
     live = records.live
-    if live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement:
-        return (Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced"),)
+    asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
+    wanted = accelerated(config.presets, world.conditions, asked)
+    if asked:
+        told = Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced")
+        return (told, *wanted)
     if REPLACEMENT in world.conditions:
-        return (Condition(REPLACEMENT, "False", "NoReplacement", "no replacement is asked for"),)
-    return ()
+        return (Condition(REPLACEMENT, "False", "NoReplacement", "no replacement is asked for"), *wanted)
+    return wanted
 
 
 def _conditions(verdict: Verdict, world: World) -> tuple[Condition, ...]:
@@ -235,7 +243,7 @@ def _unchanged(old: Stored) -> str:
 
 
 def _retaint(world: World, aim: _Aim) -> tuple[Step, ...]:
-    ours = {t for t in world.taints if t.key in (HARD_TAINT, SOFT_TAINT)}
+    ours = {t for t in world.taints if own_taint(t)}
     if ours == set(aim.taints):
         return ()
     return (Retaint(aim.taints, aim.labels, aim.stored),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Evidence, Fault, Finding, Remedy, Severity
 from agent.policy.row import Row
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.policy.overrides import resettled
 from agent.policy.stored import MalformedError, load
 from agent.policy.verdict import Memory

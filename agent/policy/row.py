@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Evidence, Finding, Observation, Remedy, Severity
 
 

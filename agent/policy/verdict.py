@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Evidence, Fault, Finding, Observation, Remedy, Severity, Status, Verdict
 from agent.policy import relapse
 from agent.policy.correlate import incidents, order, overruled

@@ -15,6 +15,7 @@ from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
 from agent.actions.rights import RIGHTS, Right, needed
 from agent.policy import plan
+from agent.presets import ASKED, AUTOSCALER_TAINT, NOT_ASKED
 from agent.world import OPERANDS, RefusedError
 from tests.actions.test_kube import EVICT, cluster, drive
 from tests.actions.test_permits import Clock
@@ -126,19 +127,35 @@ def test_the_policies_let_through_exactly_the_keys_that_are_declared() -> None:
     assert variable("base", nodes, "labels") == [*rights.NODE_LABELS]
     assert variable("base", nodes, "annotations") == [*rights.NODE_ANNOTATIONS]
     assert variable("base", nodes, "conditions") == [*rights.NODE_CONDITIONS]
+    assert variable("base", nodes, "presetConditions") == []
     assert variable("base", nodes, "taints") == rights.NODE_TAINTS
     assert variable("base", "gpu-health-agent-pods", "annotations") == [*rights.POD_ANNOTATIONS]
     assert variable("components/hardened", "gpu-health-agent-pod-status", "conditions") == [*rights.POD_CONDITIONS]
 
 
+def patched(component: str) -> list[Any]:
+    """What a component's patch of the Nodes' policy puts in, in order."""
+    made = yaml.safe_load((DAEMONSET / "components" / component / "kustomization.yaml").read_text())
+    return [one["value"] for one in yaml.safe_load(made["patches"][0]["patch"]) if one["op"] != "test"]
+
+
 def test_the_repair_overlay_adds_the_keys_that_a_repair_changes() -> None:
-    component = yaml.safe_load((DAEMONSET / "components/repair/kustomization.yaml").read_text())
-    patch = yaml.safe_load(component["patches"][0]["patch"])
-    added = [ast.literal_eval(one["value"]) for one in patch if one["op"] == "replace"]
-    assert added == [
+    assert [ast.literal_eval(value) for value in patched("repair")] == [
         [*rights.NODE_LABELS, *rights.REPAIR_LABELS],
         [*rights.NODE_CONDITIONS, *rights.REPAIR_CONDITIONS],
     ]
+
+
+def test_the_presets_components_add_what_they_write_and_only_with_our_mark() -> None:
+    taints, kept = patched("cluster-autoscaler")
+    assert ast.literal_eval(taints) == rights.NODE_TAINTS | rights.AUTOSCALER_TAINTS
+    assert (
+        f"t.key == '{AUTOSCALER_TAINT.key}' && t[?'value'].orValue('') != '{AUTOSCALER_TAINT.value}'"
+        in (kept["expression"])
+    )
+    conditions, kept = patched("eks")
+    assert ast.literal_eval(conditions) == [*rights.REPAIR_CONDITIONS, *rights.EKS_CONDITIONS]
+    assert f"['{ASKED}', '{NOT_ASKED}']" in kept["expression"]
 
 
 def test_every_policy_denies_fails_closed_and_is_bound() -> None:

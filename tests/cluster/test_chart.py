@@ -27,6 +27,8 @@ VALUES = {
     "repair": ["repair.enabled=true"],
     "hardened": ["hardened.enabled=true"],
     "dcgm": ["dcgm.enabled=true"],
+    "cluster-autoscaler": ["presets.cluster-autoscaler=true"],
+    "eks": ["presets.eks=true"],
 }
 
 

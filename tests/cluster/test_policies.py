@@ -107,6 +107,11 @@ def test_our_taint_may_not_end_pods_past_their_budgets(stolen: Stolen) -> None:
     assert stolen.taint({"key": "gpu-health-agent/unhealthy", "effect": "NoExecute"}) in REFUSED
 
 
+def test_a_degraded_nodes_taint_may_be_soft_or_firm_and_end_no_pod(stolen: Stolen) -> None:
+    for effect, answers in (("PreferNoSchedule", (200,)), ("NoSchedule", (200,)), ("NoExecute", REFUSED)):
+        assert stolen.taint({"key": "gpu-health-agent/degraded", "effect": effect}) in answers
+
+
 def test_a_label_or_annotation_outside_our_keys_is_refused(stolen: Stolen) -> None:
     for part in ("labels", "annotations"):
         assert stolen.patch({"metadata": {part: {"example.com/theirs": "x"}}}) in REFUSED

@@ -151,3 +151,15 @@ def test_a_persons_word_ends_a_fault_and_a_new_event_is_news_even_so(site: Site,
     site.plane.wait("healthy again", lambda: running.state()["status"] == "healthy")
     running.kernel(XID_79)
     site.plane.wait("taint again", lambda: site.taints() == [UNHEALTHY])
+
+
+def test_a_degraded_node_that_is_to_get_no_new_pod_holds_a_permit_for_it(site: Site, agent: StartAgent) -> None:
+    site.deploy("train", 1, pin=site.nodes[0])
+    running = agent(simulate="idle", policy={"degraded_effect": "NoSchedule"}, budget={"max_withdrawn": 2})
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.inject("--gpu", "3", "--xid", "171")
+    firm = [{"key": "gpu-health-agent/degraded", "effect": "NoSchedule"}]
+    site.plane.wait("tainted", lambda: site.node()["spec"].get("taints") == firm)
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/gpu-health-agent-withdrawn-{site.name}-0"
+    assert site.plane.must("GET", lease)["spec"]["holderIdentity"].startswith(f"{site.nodes[0]}/")
+    assert site.running("train") == [site.nodes[0]]

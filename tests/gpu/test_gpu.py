@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Observation, Severity, Signal, normalise_pci, parse_line
 from agent.policy.verdict import Memory, judge
 from agent.sources.nvml import Nvml

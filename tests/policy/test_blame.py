@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Observation, Severity
 from agent.policy.verdict import Memory, Orders, judge
 from tests.observe import GPU, OTHER, alive, reading, xid

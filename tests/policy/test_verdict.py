@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Missing, Remedy, Severity, Status
 from agent.policy.attempts import Records
 from agent.policy.stored import dump, load

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Finding
 from agent.policy import relapse
 from agent.policy.history import History

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Finding, Observation, Remedy, Severity
 from agent.policy.history import SECOND, History, number
 from agent.policy.row import Row

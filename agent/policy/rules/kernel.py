@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Finding, Observation, Remedy, Severity, Signal, Words
 from agent.policy.history import History, number
 from agent.policy.row import Row

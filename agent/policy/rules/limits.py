@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Finding, Observation, Remedy, Severity
 from agent.policy.history import History, number
 from agent.policy.row import Row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Finding, Observation, Remedy, Severity, Signal
 from agent.policy.cards import HELD_BY_NOBODY_ELSE, missing
 from agent.policy.history import History, number

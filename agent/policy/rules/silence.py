@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Evidence, Failure, Finding, Remedy, Severity
 from agent.policy.history import SECOND, History
 from agent.policy.row import Row

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 
-from agent.config import Limits
+from agent.limits import Limits
 from agent.model import Finding, Observation, Remedy, Severity, Signal
 from agent.policy.history import UNCORRECTABLE_XID, History, number
 from agent.policy.row import Row

@@ -9,6 +9,13 @@
 {{- if .Values.repair.enabled -}}
 {{- $_ := set $config "repair" (dict "reset_gpu" "gpu-reset" "reboot_node" "node-reboot") -}}
 {{- end -}}
+{{- $presets := list -}}
+{{- if index .Values.presets "cluster-autoscaler" -}}{{- $presets = append $presets "cluster-autoscaler" -}}{{- end -}}
+{{- if .Values.presets.eks -}}
+{{- $presets = append $presets "eks" -}}
+{{- $_ := set $config "repair" (mergeOverwrite (dict "request_replacement" true) (get $config "repair" | default dict)) -}}
+{{- end -}}
+{{- if $presets -}}{{- $_ := set $config "presets" $presets -}}{{- end -}}
 {{- if .Values.hardened.enabled -}}
 {{- $_ := set $config "drain" (dict "eviction" "ask_then_delete") -}}
 {{- end -}}

@@ -1,0 +1,53 @@
+"""Which taints of ours the Node should bear, and what that of a degraded one costs in its harder form. Pure.
+
+Where no new pod at all is to come to a degraded node, it is withdrawn as far as the cluster is concerned: it takes a
+permit, but never the last one, which is a fatal fault's.
+"""
+
+from __future__ import annotations
+
+from agent.config import Budget, Config, Mode
+from agent.model import Severity, Status, Verdict
+from agent.policy.budget import allowed, free_slot, needed
+from agent.presets import beside_hard, own_taint
+from agent.world import HARD_TAINT, SOFT_TAINT, GiveSlot, SlotKind, Step, Taint, TakeSlot, Wait, World
+
+_LEFT_FREE = 1  # for a fatal fault
+_SOFT = Taint(SOFT_TAINT, "", "PreferNoSchedule")
+_FIRM = Taint(SOFT_TAINT, "", "NoSchedule")
+
+
+def aimed_taints(verdict: Verdict, world: World, config: Config) -> tuple[Taint, ...]:
+    """A hard one is set only once its permit is held; a blind agent leaves what stands."""
+    bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)
+    if verdict.status is Status.UNKNOWN and not bad:
+        return tuple(taint for taint in world.taints if own_taint(taint))
+    if config.mode is Mode.OBSERVE or not bad:
+        return ()
+    if verdict.withdraw:
+        return (Taint(HARD_TAINT, verdict.remedy, "NoSchedule"), *beside_hard(config.presets, world.taints))
+    return (_FIRM if config.policy.degraded_effect == _FIRM.effect and _may(world, config.budget) else _SOFT,)
+
+
+def _may(world: World, budget: Budget) -> bool:
+    if world.paused and not any(taint.withdraws for taint in world.taints):
+        return False
+    if held := world.held(SlotKind.WITHDRAWN):
+        return held.index < allowed(world, SlotKind.WITHDRAWN, budget) - _LEFT_FREE
+    return all(free_slot(world, kind, budget, _LEFT_FREE) is not None for kind in needed(world, budget))
+
+
+def permitted(world: World, budget: Budget) -> tuple[Step, ...]:
+    """What the harder form needs before it is written."""
+    confirmed = tuple(TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale)
+    free = ((kind, free_slot(world, kind, budget, _LEFT_FREE)) for kind in needed(world, budget))
+    taken = tuple(TakeSlot(kind, index) for kind, index in free if index is not None)
+    used = world.held(SlotKind.HOURLY) if any(taint.withdraws for taint in world.taints) else None
+    return (*confirmed, *taken, *((GiveSlot(SlotKind.HOURLY, used.index),) if used else ()))
+
+
+def kept_soft(taints: tuple[Taint, ...], config: Config) -> tuple[Wait, ...]:
+    """Why the taint hasn't the effect that is wanted."""
+    if _SOFT not in taints or config.policy.degraded_effect == _SOFT.effect:
+        return ()
+    return (Wait("the degraded node's taint stays soft: of the permits the last is left to a fatal fault"),)
