@@ -7,8 +7,8 @@ SCENARIO ?= demo
 # Tests that need more than Python.
 OTHERS := bench cluster dcgm gpu image kit monitoring nodes
 
-.PHONY: run test lint plain incidents program-tests monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests cluster bench kit-bench \
-	clean
+.PHONY: run test lint plain incidents program-tests monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests \
+	cluster bench kit-bench drill clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -55,6 +55,10 @@ e2e: $(STAMP)
 	$(BIN)/python -m tests.cluster.build
 	$(BIN)/python -m tests.image.build
 	$(BIN)/pytest --durations=10 tests/nodes
+
+# Also so: four real nodes with the agent and the kit on them, and a report in build/drill.html.
+drill: $(STAMP)
+	$(BIN)/python -m tests.nodes.drill
 
 gpu-tests: $(STAMP)
 	$(BIN)/pytest tests/gpu

@@ -18,6 +18,7 @@ from agent.policy.plan import plan
 from agent.policy.repair import resets
 from agent.policy.stored import MalformedError, load
 from agent.policy.verdict import Orders
+from agent.rehearsal import valid
 from agent.sentences import describe
 from agent.world import (
     AskCheckpoint,
@@ -57,6 +58,7 @@ class Actor:
         self._gather_until = 0.0
         self.world: World | None = None  # as last read
         self.looked_at = 0.0  # when that was, Unix seconds
+        self.look_began = 0.0  # and when it had begun, monotonic seconds
         self._began = time.monotonic()
         self._resets: dict[str, tuple[float, float]] = {}
         self._returned: Mapping[str, int] = {}  # workload → how often it came back before this life
@@ -91,7 +93,13 @@ class Actor:
         world = self.world
         if world is None:
             return Orders()
-        return Orders(world.labels, dict(self._workloads), world.dismissed, self._resets)
+        # A dry run rehearses nothing: what is not written could not be seen to happen.
+        drill = "" if self._dry_run else valid(world.drill, time.time())
+        return Orders(world.labels, dict(self._workloads), world.dismissed, self._resets, drill)
+
+    def look(self) -> None:
+        """At the Node, at once."""
+        self._wake.set()
 
     def ask(self, pods: Set[str]) -> None:
         """Whose these pods are is asked of the cluster once, while they are still there to be asked for."""
@@ -182,7 +190,7 @@ class Actor:
         except (RefusedError, UnreachableError):
             self.failed["look"] += 1
             raise
-        look_s, self.looked_at = time.monotonic() - began, time.time()
+        look_s, self.looked_at, self.look_began = time.monotonic() - began, time.time(), began
         self._heed(world)
         self._restore(world)
         unheard = verdict is None or any(why.endswith("not heard yet") for why in verdict.blind)

@@ -101,7 +101,32 @@ def parser() -> argparse.ArgumentParser:
     whose.add_argument("--all", action="store_true", help="every node, and the permits")
     release.add_argument("--config", metavar="F", help="for budget.namespace")
     release.add_argument("--kubeconfig", metavar="F", help="credentials (default: the pod's service account)")
+
+    drill = commands.add_parser("drill", help="rehearse on a cluster: a deleted pod, a withdrawn node, a crash")
+    drill.add_argument("--kubeconfig", metavar="F", required=True, help="the cluster; there is no default")
+    drill.add_argument("--yes", action="store_true", help="without it nothing is done but to say what would be")
+    drill.add_argument("--namespace", default="gpu-health-drill", metavar="S", help="made for it; a kit there is used")
+    drill.add_argument("--node", metavar="N", help="the node to withdraw (default: the one with the training)")
+    drill.add_argument("--image", metavar="I", help="Python 3.11 and the kit's requirements.txt")
+    drill.add_argument("--kit", type=Path, metavar="D", help="the folder daemonset/kit (default: of this checkout)")
+    where = drill.add_mutually_exclusive_group()
+    where.add_argument("--storage-class", metavar="C", help="for checkpoints, ReadWriteMany (default: the cluster's)")
+    where.add_argument("--shared-path", metavar="P", help="a folder that is the same on every node, instead")
+    drill.add_argument("--rate", type=_positive, default=20.0, metavar="R", help="requests a second (20)")
+    drill.add_argument("--interval-s", type=_positive, default=20.0, metavar="S", help="between checkpoints (20)")
+    drill.add_argument("--step-s", type=_positive, default=0.5, metavar="S", help="of the training (0.5)")
+    drill.add_argument("--agent-namespace", default="gpu-health-agent", metavar="S")
+    drill.add_argument("--json", type=Path, metavar="F", help="write the report as JSON")
+    drill.add_argument("--html", type=Path, metavar="F", help="and as a page")
+    drill.add_argument("--keep", action="store_true", help="leave the kit in its namespace, until the next drill")
     return whole
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e6:
+        raise ValueError(text)
+    return number
 
 
 def _common(parser: argparse.ArgumentParser) -> None:

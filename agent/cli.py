@@ -263,6 +263,12 @@ def _release(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _drill(arguments: argparse.Namespace) -> int:
+    from agent.drill.command import drill
+
+    return drill(arguments)
+
+
 def _say(code: int, sentence: str) -> int:
     sys.stderr.write(f"gpu-health-agent: {sentence}\n")
     return code
@@ -278,5 +284,6 @@ _COMMANDS = {
     "simulate": _simulate,
     "inject": _inject,
     "release": _release,
+    "drill": _drill,
     "diagnose": _diagnose,
 }

@@ -68,8 +68,8 @@ class DcgmSource(Section):
 
 
 class SimulatedSource(Section):
-    scenario: str | None = None
-    """A scenario's name or file: simulated GPUs stand in for NVML. Off by default."""
+    scenario: str | None = None  # A scenario's name or file: simulated GPUs stand in for NVML. Off by default.
+    kernel_log: bool = True  # is simulated too; false: the machine's own, for a drill without GPUs
 
 
 class Sources(Section):

@@ -17,6 +17,7 @@ from agent.policy.resume import resumed
 from agent.policy.rules.dcgm import disagreements
 from agent.policy.verdict import Memory, Orders, judge
 from agent.recording import Recorder
+from agent.rehearsal import Rehearsal
 from agent.server import Server
 from agent.snapshot import Snapshot, SourceView
 from agent.sources import SourceStatus
@@ -27,6 +28,7 @@ from agent.view import view
 
 _TICK_S = 1.0
 _PATIENCE_S = 10.0  # for the first answer of the API server
+_REHEARSAL_S = 0.05  # between looks at whether the Node was looked at
 _STALLED_S = 30.0  # /healthz fails when the judge loop did not turn for so long
 
 
@@ -44,6 +46,7 @@ class Daemon:
         self.judged: Callable[[Verdict], object] | None = None  # for one that waits for a verdict
         self._recorder: Recorder | None = None
         self._unasked = self._second = ""
+        self._rehearsal = Rehearsal()
         if actor and config.sources.pods.enabled:
             actor.holders = self._holders
         self.snapshot: Snapshot | None = None
@@ -81,8 +84,10 @@ class Daemon:
         history = self._memory.history
         self._sources.want(may, Known(history.boot_id, history.kernel_seq, frozenset(history.cards)))
         self._inform(aside)
-        seen = self._sources.turn(self._turned + _TICK_S - now)
+        wait_s = self._turned + _TICK_S - now
+        seen = self._sources.turn(min(wait_s, _REHEARSAL_S) if self._rehearsal.waits else wait_s)
         now = time.monotonic()
+        seen = self._sifted(seen, now)
         if aside:
             seen = [o for o in seen if o.source not in HOLD_GPUS]
             seen += [Observation(time.time(), name, Signal.FAILED, value=Failure.ASIDE, raw=aside, seen=now)
@@ -91,6 +96,19 @@ class Daemon:
             return
         self._judge(seen, now)
         self._turned = now
+
+    def _sifted(self, seen: list[Observation], now: float) -> list[Observation]:
+        """Without what a drill says, unless the Node bears that drill."""
+        actor, rehearsal = self._actor, self._rehearsal
+        if not (rehearsal.waits or any(one.drill for one in seen)):
+            return seen
+        before, looked = rehearsal.dropped, actor.look_began if actor else now
+        seen = rehearsal.sift(seen, now, actor.orders().drill if actor else "", looked)
+        if actor and rehearsal.asks(now):
+            actor.look()
+        if rehearsal.dropped > before == 0:  # once: whoever may write to the kernel log writes as often as they like
+            self._tell("a drill's kernel record was dropped: this Node does not bear its nonce, or not any more")
+        return seen
 
     def _may_run(self, name: str, now: float, aside: str) -> bool:
         """The kernel log waits for its stored position. NVML waits as well, a while: a reset may be under way."""

@@ -72,6 +72,7 @@ class Observation:
     boot_id: str = ""
     seq: int | None = None  # the kernel's own record number
     past: bool = False  # the record was there before the agent's first start on this node
+    drill: str = ""  # the nonce of the drill that it quotes: user space wrote it, and it may be no fault at all
     seen: float = 0.0
 
     def to_json(self) -> str:
@@ -87,7 +88,7 @@ class Observation:
             names = [k for k, v in self.values.items() if v is missing]
             if names:
                 line[missing] = names
-        for key in ("raw", "boot_id", "seq", "past"):
+        for key in ("raw", "boot_id", "seq", "past", "drill"):
             if value := getattr(self, key):
                 line[key] = value
         return json.dumps(line, separators=(",", ":"))
@@ -121,6 +122,7 @@ def parse_line(line: bytes | str, seen: float) -> Observation:
             boot_id=str(data.get("boot_id", ""))[:64],
             seq=None if seq is None else int(seq),
             past=bool(data.get("past", False)),
+            drill=str(data.get("drill", ""))[:64],
             seen=seen,
         )
     except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -200,11 +202,13 @@ class Finding:
     signals: tuple[str, ...] = ()  # the readings without which its absence can't be seen
     instance: int | None = None  # the MIG GPU instance that it stays on
     pod: str = ""  # the UID of the pod whose fault it is
+    drill: str = ""  # the nonce of the drill whose word it is; a real fault beside it is another fault
 
     @property
     def id(self) -> str:
-        """``xid-79@0000:1b:00.0``, with ``/gi5`` on MIG instance 5, or ``rule@node`` for a node's own."""
-        return f"{self.rule}@{self.pci or 'node'}" + ("" if self.instance is None else f"/gi{self.instance}")
+        """``xid-79@0000:1b:00.0``, ``/gi5`` on MIG instance 5, ``/drill`` in a drill, ``rule@node`` of a node's own."""
+        instance = "" if self.instance is None else f"/gi{self.instance}"
+        return f"{self.rule}@{self.pci or 'node'}{instance}{'/drill' if self.drill else ''}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,8 @@ class Recorder:
             return {}
         self._orders = orders
         return {"orders": {"labels": dict(orders.labels), "workloads": dict(orders.workloads),
-                           "dismissed": sorted(orders.dismissed), "resets": dict(orders.resets)}}  # fmt: skip
+                           "dismissed": sorted(orders.dismissed), "resets": dict(orders.resets),
+                           "drill": orders.drill}}  # fmt: skip
 
     def close(self) -> None:
         self._file.close()
@@ -200,7 +201,7 @@ def _orders(line: dict[str, Any]) -> Orders | None:
     if not new:
         return None
     resets = {uuid: (done, known) for uuid, (done, known) in new["resets"].items()}
-    return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"]), resets)
+    return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"]), resets, new.get("drill", ""))
 
 
 def _pod(data: dict[str, Any]) -> Pod:

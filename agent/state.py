@@ -30,6 +30,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "withdrawn_since": rfc3339(shot.withdrawn_since) if shot.withdrawn_since else None,
         "aside": shot.aside,
         "requests": dict(shot.requests),
+        "checkpoints": dict(shot.checkpoints),
         "look_s": shot.look_s,
         "gpus": {pci: {"at": rfc3339(o.at), **o.values} for pci, o in sorted(shot.readings.items())},
         "xids": [

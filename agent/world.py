@@ -118,6 +118,7 @@ class World:
     conditions: Mapping[str, Condition] = field(default_factory=dict)
     dismissed: frozenset[str] = frozenset()  # fault ids that a person declared ended
     stored: str | None = None  # our annotation, as text; None before the first start on this node
+    drill: str | None = None  # a drill's annotation, as text
     slots: tuple[Slot, ...] | None = None  # None: not asked, which allows nothing
     pool_size: int = 0
     out: frozenset[str] = frozenset()  # other nodes of the pool that are NotReady or cordoned and hold no slot

@@ -16,6 +16,8 @@ WIRING = {
     "diagnose.py",
     "explain.py",
     "recording.py",
+    "drill",
+    "rehearsal.py",
     "replay.py",
     "simulate.py",
     "state.py",

@@ -13,7 +13,7 @@ from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask, condi
 from agent.actions.permits import Clock, Permits, Pool
 from agent.actions.pods import Pods, workload
 from agent.actions.repair import Jobs
-from agent.actions.rights import FAULTS_ANNOTATION, needed
+from agent.actions.rights import DISMISS_ANNOTATION, DRILL_ANNOTATION, FAULTS_ANNOTATION, needed
 from agent.config import Config
 from agent.presets import own_taint
 from agent.world import (
@@ -38,7 +38,6 @@ from agent.world import (
     World,
 )
 
-DISMISS_ANNOTATION = "gpu-health-agent/dismiss"
 MANAGED_LABEL = "gpu-health-agent/managed"
 _CONFLICT, _GONE, _FORBIDDEN = 409, 404, 403
 
@@ -113,6 +112,7 @@ class KubeHands:
             conditions={c["type"]: condition_of(c) for c in status.get("conditions") or ()},
             dismissed=frozenset(annotations.get(DISMISS_ANNOTATION, "").replace(",", " ").split()),
             stored=annotations.get(FAULTS_ANNOTATION),
+            drill=annotations.get(DRILL_ANNOTATION),
             slots=slots,
             pool_size=pool.size,
             out=pool.out,

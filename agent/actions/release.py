@@ -9,6 +9,8 @@ from urllib.parse import quote
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
 from agent.actions.checkpoint import REQUESTED
 from agent.actions.rights import (
+    DISMISS_ANNOTATION,
+    DRILL_ANNOTATION,
     EKS_CONDITIONS,
     FAULTS_ANNOTATION,
     NODE_ANNOTATIONS,
@@ -19,7 +21,7 @@ from agent.actions.rights import (
 from agent.presets import own_condition, own_taint
 from agent.world import RefusedError
 
-_ANNOTATIONS = (*NODE_ANNOTATIONS, "gpu-health-agent/dismiss", "gpu-health-agent/drill")  # the last two: a person's
+_ANNOTATIONS = (*NODE_ANNOTATIONS, DISMISS_ANNOTATION, DRILL_ANNOTATION)
 _CONDITIONS = (*NODE_CONDITIONS, *REPAIR_CONDITIONS)
 _CONFLICT, _TRIES = 409, 5
 

@@ -14,6 +14,8 @@ FAULTS_ANNOTATION = "gpu-health-agent/faults"
 NODE_TAINTS = {HARD_TAINT: ["NoSchedule"], SOFT_TAINT: ["PreferNoSchedule", "NoSchedule"]}
 NODE_LABELS = ("gpu-health-agent/state", "node.kubernetes.io/gpu-error")
 NODE_ANNOTATIONS = (FAULTS_ANNOTATION,)
+# A person's, and a drill's: read only.
+DISMISS_ANNOTATION, DRILL_ANNOTATION = "gpu-health-agent/dismiss", "gpu-health-agent/drill"
 NODE_CONDITIONS = ("GpuUnhealthy", "GpuDegraded")
 # These change in a repair only, so only the overlay that allows repairs allows them.
 REPAIR_LABELS = tuple(OPERANDS)

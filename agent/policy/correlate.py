@@ -38,7 +38,7 @@ def overruled(faults: Mapping[str, Fault], history: History) -> dict[str, Fault]
     ruled = dict(faults)
     for key, fault in faults.items():
         finding = fault.finding
-        if not finding.rule.startswith("xid-") or finding.severity is Severity.NOTICE or fault.proved:
+        if not finding.rule.startswith("xid-") or finding.severity is Severity.NOTICE or fault.proved or finding.drill:
             continue
         action = faults.get(f"{RECOVERY.rule}@{finding.pci}")
         if action and action.confirmed and not action.absent_s and _speaks(action.finding, finding):
@@ -87,6 +87,7 @@ def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:
             if other.finding.pci == finding.pci
             and other.finding.rule not in _FOLLOW_ANY
             and other.finding.severity > Severity.NOTICE
+            and not other.finding.drill  # explains nothing that is real
             and (other.finding.rule.startswith(("xid-", "gpu-", "ecc-")))
         ]
         if others:

@@ -62,6 +62,8 @@ ADVICE |= {rule: ADVICE[heads[0]] for rule, heads in EXPLAINED_BY.items() if hea
 def clears(finding: Finding, limits: Limits) -> str:
     """What would end the fault."""
     dismissal = f"or a person's word: annotation gpu-health-agent/dismiss={finding.id} on the node"
+    if finding.drill:
+        return f"the drill's end: its annotation gpu-health-agent/drill goes or expires; {dismissal}"
     if finding.clear_s is not None:
         witness = f", as {finding.witness} sees it" if finding.witness else ""
         return f"{finding.clear_s:g} s without it{witness}; {dismissal}"
@@ -80,6 +82,8 @@ def next_step(fault: Fault, mode: str = Mode.EVICT) -> str:
         return "the cure is proved; the node returns to service by itself after the soak"
     gpu = fault.uuid or finding.pci or "GPU"
     to_do = ADVICE.get(finding.rule) or _WHAT_TO_DO[finding.remedy].format(gpu=gpu)
+    if finding.drill:
+        to_do = "it is a drill: nothing has to be done"
     if finding.severity is Severity.NOTICE:
         return f"no pod is moved; {to_do}"
     if finding.severity is Severity.DEGRADED:

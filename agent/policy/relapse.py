@@ -42,4 +42,5 @@ def findings(onsets: Onsets, now: float, limits: Limits) -> dict[str, Finding]:
 
 
 def _fatal(faults: Faults) -> set[str]:
-    return {f.finding.pci for f in faults.values() if f.confirmed and f.finding.severity is Severity.FATAL}
+    fatal = (f.finding for f in faults.values() if f.confirmed and f.finding.severity is Severity.FATAL)
+    return {finding.pci for finding in fatal if not finding.drill}

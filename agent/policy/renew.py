@@ -123,6 +123,8 @@ class _Draft:
             self._past[o.pci, code] = o
             return
         self._fresh.append(o)
+        if o.drill:  # counts nowhere
+            return
         if (pid := number(o, "pid")) is not None:
             blame = Blame(o.seen, o.pci, code, int(pid), self._pods.get(int(pid), ""))
             self._blames = [*self._blames[-_MOST_BLAMES + 1 :], blame]

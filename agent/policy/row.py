@@ -28,7 +28,7 @@ class Row:
             pci=seen.pci if pci is None else pci,
             severity=self.severity if severity is None else severity,
             remedy=remedy or self.remedy,
-            message=message or self.meaning,
+            message=(message or self.meaning) + (" (a drill)" if seen.drill else ""),
             evidence=Evidence(seen.at, seen.source, seen.raw or message or self.meaning),
             seen=seen.seen,
             witness=seen.source,
@@ -36,4 +36,5 @@ class Row:
             clear_s=getattr(limits, self.clear) if self.clear else None,
             holds_only=holds_only,
             signals=self.signals,
+            drill=seen.drill,
         )

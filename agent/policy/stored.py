@@ -52,7 +52,7 @@ def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) 
 
 def _fault(fault: Fault) -> dict[str, Any]:
     finding = fault.finding
-    return {
+    return ({"drill": finding.drill} if finding.drill else {}) | {
         "rule": finding.rule,
         "pci": finding.pci,
         "severity": finding.severity.name.lower(),
@@ -116,6 +116,7 @@ def _restore(data: dict[str, Any], now: float) -> Fault:
         clear_s=None if clear_s is None else float(clear_s),
         signals=row.signals if row else (),
         instance=None if instance is None else int(instance),
+        drill=str(data.get("drill", "")),
     )
     return Fault(
         finding=finding,

@@ -26,6 +26,7 @@ class Orders:
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name
     dismissed: frozenset[str] = frozenset()  # fault ids in the annotation gpu-health-agent/dismiss
     resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset
+    drill: str = ""  # the nonce of the drill that the Node bears, while it is valid
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,13 @@ def judge(
         if (as_wanted := settle(finding, history, limits, orders.labels))
         # A word on a state that lasts holds while it is said; a new event is news even so.
         and not (finding.id in orders.dismissed and _lasts(finding))
+        and as_wanted.drill in ("", orders.drill)
     ]
     found = _strongest(wanted)
     released = orders.dismissed - memory.dismissed
-    old = {key: fault for key, fault in memory.faults.items() if key not in released}
+    # What a drill said is true as long as the Node bears it: it ends with it, however the drill ended.
+    old = {key: fault for key, fault in memory.faults.items()
+           if key not in released and fault.finding.drill in ("", orders.drill)}  # fmt: skip
     faults: dict[str, Fault] = {}
     for key in {**old, **found}:
         fault = _age(old.get(key), found.get(key), memory.history, history, unseen, limits, orders.resets)

@@ -39,11 +39,11 @@ def commands(config: Config, simulation: Path | None) -> dict[str, list[str]]:
     elif sources.nvml.enabled:
         found["nvml"] = [*python, "agent.sources.nvml", *poll]
     if sources.kmsg.enabled:
-        path = str(sources.kmsg.path if simulation is None else simulation / "kmsg")
+        path = sources.kmsg.path if simulation is None or not sources.simulated.kernel_log else simulation / "kmsg"
         boot = [] if simulation is None else ["--boot-id-file", str(simulation / "boot_id")]
         userspace = ["--accept-userspace"] if sources.kmsg.accept_userspace else []
         beat = ["--heartbeat-s", str(config.poll_s)]
-        found["kmsg"] = [*python, "agent.sources.kmsg", "--path", path, *boot, *beat, *userspace]
+        found["kmsg"] = [*python, "agent.sources.kmsg", "--path", str(path), *boot, *beat, *userspace]
     dcgm = sources.dcgm
     if dcgm.enabled and (simulation is None or dcgm.address != "auto"):  # an engine here has this machine's GPUs
         found["dcgm"] = [*python, "agent.sources.dcgm", *_options(dcgm.model_dump(exclude={"enabled"}))]

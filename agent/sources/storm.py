@@ -26,7 +26,7 @@ class Storm:
 
     def passes(self, seen: Observation, now: float) -> bool:
         """Whether to say it now; otherwise it is gathered. Old records are told one by one."""
-        if seen.signal is not Signal.XID or seen.past:
+        if seen.signal is not Signal.XID or seen.past or seen.drill:  # a drill's must swallow no real one
             return True
         values = seen.values
         pid = values.get("pid")

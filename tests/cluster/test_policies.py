@@ -118,7 +118,8 @@ def test_a_label_or_annotation_outside_our_keys_is_refused(stolen: Stolen) -> No
         assert stolen.patch({"metadata": {part: {"example.com/theirs": "x"}}}, status=True) in REFUSED
     assert stolen.patch({"metadata": {"labels": {"nvidia.com/gpu.present": None}}}) in REFUSED
     assert "no label of a Node but its own" in stolen.why
-    assert stolen.patch({"metadata": {"annotations": {"gpu-health-agent/dismiss": "xid-79@node"}}}) in REFUSED
+    for read_only in ("dismiss", "drill"):
+        assert stolen.patch({"metadata": {"annotations": {f"gpu-health-agent/{read_only}": "x"}}}) in REFUSED
 
 
 def test_nothing_else_of_the_node_is_ours_to_change(stolen: Stolen) -> None:

@@ -34,15 +34,15 @@ def images(say: Callable[[str], None] = lambda line: print(line, file=sys.stderr
         raise RuntimeError("the image's tests need root: buildah and debootstrap change roots")
     sources = [ROOT / name for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE")]
     sources += sorted(p for p in (ROOT / "agent").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    base = _base(say)
-    folder = made_once(f"image-{key([*sources, Path(__file__)])}", lambda work: _build(work, base, say))
+    rootfs = base(say)
+    folder = made_once(f"image-{key([*sources, Path(__file__)])}", lambda work: _build(work, rootfs, say))
     os.utime(folder)
     for old in sorted(folder.parent.glob("image-*"), key=lambda one: one.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return folder / "gpu-health-agent.tar", folder / "pause.tar"
 
 
-def _base(say: Callable[[str], None]) -> Path:
+def base(say: Callable[[str], None]) -> Path:
     """A minimal Debian with Python as a tar, from the mirror that this machine's apt uses."""
 
     def make(work: Path) -> None:
@@ -71,7 +71,7 @@ def _mirror() -> str:
     raise RuntimeError(f"apt has no {_SUITE} main: the image's base is Debian 12")
 
 
-def _build(work: Path, base: Path, say: Callable[[str], None]) -> None:
+def _build(work: Path, rootfs: Path, say: Callable[[str], None]) -> None:
     say("building the agent's image, once for each change of it")
     with storage() as options:
 
@@ -80,16 +80,16 @@ def _build(work: Path, base: Path, say: Callable[[str], None]) -> None:
                        *more, "--file", "-", str(context)]  # fmt: skip
             subprocess.run(command, input=recipe, check=True, text=True, stdout=subprocess.DEVNULL)
 
-        build(BASE, "FROM scratch\nADD debian.tar /\n", base.parent)
-        build(PAUSE, f'FROM {BASE}\nENTRYPOINT ["/bin/sleep", "infinity"]\n', base.parent)
-        build(IMAGE, (ROOT / "Dockerfile").read_text(), ROOT, *_python_index(),
+        build(BASE, "FROM scratch\nADD debian.tar /\n", rootfs.parent)
+        build(PAUSE, f'FROM {BASE}\nENTRYPOINT ["/bin/sleep", "infinity"]\n', rootfs.parent)
+        build(IMAGE, (ROOT / "Dockerfile").read_text(), ROOT, *python_index(),
               "--build-arg", f"BASE_IMAGE={BASE}", "--build-arg", f"VERSION={__version__}")  # fmt: skip
         for image, name in ((IMAGE, "gpu-health-agent"), (PAUSE, "pause")):
             archive = f"docker-archive:{work / name}.tar:{image}"
             subprocess.run(["buildah", *options, "push", "--quiet", image, archive], check=True)
 
 
-def _python_index() -> Iterator[str]:
+def python_index() -> Iterator[str]:
     """This machine's way to PyPI: its index, and the certificates that it trusts."""
     told = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.index-url"],
                           capture_output=True, text=True).stdout.strip()  # fmt: skip

@@ -135,10 +135,11 @@ def agent_on(made: Rig, node: str) -> dict[str, Any]:
     return dict(pod)
 
 
-def install(made: Rig, folder: Path) -> None:
+def install(made: Rig, folder: Path, kernel_log: bool = True) -> None:
     """The manifests as they are shipped, but for the image, simulated GPUs and shorter times."""
     config = yaml.safe_load((_MANIFESTS / "base" / "config.yaml").read_text())
-    config |= {"poll_s": 1, "sources": {"simulated": {"scenario": "idle"}}, "policy": {"soak_s": 2}}
+    gpus = {"scenario": "idle", "kernel_log": kernel_log}
+    config |= {"poll_s": 1, "sources": {"simulated": gpus}, "policy": {"soak_s": 2}}
     config["drain"]["gather_s"] = 1
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     writable = [

@@ -13,13 +13,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane
 from tests.image.build import PAUSE
+from tests.nodes.dns import dns
 from tests.packages import need
 
 _PACKAGES = ("conntrack", "containerd", "containernetworking-plugins", "iproute2", "nftables", "procps", "runc")
@@ -31,16 +32,16 @@ _PREFIX = "gpu-health-agent-rig-"  # of the folder and the cgroups, with the pro
 
 
 @contextmanager
-def rig(nodes: int = 3, gpus: int = 8, images: Iterable[Path] = ()) -> Iterator[Rig]:
+def rig(nodes: int = 3, gpus: int = 8, images: Iterable[Path] = (), names: bool = False) -> Iterator[Rig]:
     """Real nodes n1, n2 …, Ready, each with ``gpus`` made-up GPUs, and ``images`` (docker archives) on them.
 
-    ``images`` must hold the pod sandbox's: ``tests.image.build.images()`` is it and the agent's. Within the context
-    this thread and what it starts are in the control plane's network, from which pods, nodes and the API server are
-    reached and nothing else. Several rigs at once don't disturb each other.
+    ``images`` must hold the pod sandbox's: ``tests.image.build.images()`` is it and the agent's. With ``names``, DNS
+    knows the Services. Within the context this thread and what it starts are in the control plane's network, from
+    which pods, nodes and the API server are reached and nothing else. Several rigs at once don't disturb each other.
     """
     if os.getuid():
         raise RuntimeError("real nodes need root: they are made of namespaces, mounts and cgroups")
-    need(*_PACKAGES)
+    need(*_PACKAGES, *(("dnsmasq-base",) if names else ()))
     programs = assets()
     sweep()
     prefix = f"{_PREFIX}{os.getpid()}-"
@@ -48,7 +49,8 @@ def rig(nodes: int = 3, gpus: int = 8, images: Iterable[Path] = ()) -> Iterator[
         made = Rig(Path(folder), programs, nodes, gpus, tuple(images))
         try:
             made.up()
-            yield made
+            with dns(made.plane, Path(folder), _PLANE) if names else nullcontext():
+                yield made
         finally:
             made.down()
 
@@ -185,6 +187,7 @@ class Node:
             conf / "kubelet.yaml", apiVersion="kubelet.config.k8s.io/v1beta1", kind="KubeletConfiguration",
             address=self.address, containerRuntimeEndpoint="unix:///run/containerd/containerd.sock",
             cgroupDriver="cgroupfs", cgroupRoot=f"/{self._rig.group}/{self.name}", failCgroupV1=False, failSwapOn=False,
+            clusterDNS=[_PLANE], clusterDomain="cluster.local",
             oomScoreAdj=0, makeIPTablesUtilChains=False, resolvConf="",
             volumePluginDir="/var/lib/kubelet/volumeplugins",
             evictionHard={"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},

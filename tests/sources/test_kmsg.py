@@ -64,6 +64,50 @@ def test_user_space_records_are_not_believed_unless_asked_for() -> None:
     assert len(take(rehearsal, record(1, priority=11))) == 1
 
 
+def drill(seq: int, text: str = "", priority: int = 12, nonce: str = "0123456789abcdef" * 2) -> bytes:
+    return record(seq, f"{text or 'NVRM: Xid (PCI:0000:3b:00): 74'}, gpu-health-agent/drill={nonce}", priority)
+
+
+def test_user_space_records_that_quote_a_drill_are_passed_on_marked() -> None:
+    one = reader()
+    (seen,) = take(one, drill(1))
+    assert (seen.value, seen.pci, seen.drill, one.discarded) == (74, "0000:3b:00.0", "0123456789abcdef" * 2, 0)
+    assert parse_line(seen.to_json(), 0.0).drill == seen.drill
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        drill(1, nonce="0123"),
+        drill(1, nonce="0" * 33),
+        drill(1, nonce="z" * 32),
+        drill(1, "a line of no driver"),
+        drill(1, "NVRM: GPU 0000:3b:00.0: GPU has fallen off the bus"),
+        drill(1, "NVRM: nvGpuOpsReportFatalError: uvm encountered global fatal error"),
+    ],
+)
+def test_user_space_says_nothing_else_by_quoting_a_drill(raw: bytes) -> None:
+    assert take(reader(), raw) == []
+
+
+def test_the_kernels_own_record_is_real_whatever_it_quotes() -> None:
+    (seen,) = take(reader(), drill(1, "NVRM: Xid (PCI:0000:3b:00): 31, pid=7, name=x", priority=3))
+    assert (seen.value, seen.drill) == (31, "")
+
+
+def test_a_drill_changes_nothing_in_what_the_kernel_began_to_say() -> None:
+    lost = ("NVRM: The NVIDIA GPU 0000:b3:00.0", "NVRM: fallen off the bus and is not responding to commands.")
+    seen = take(reader(), record(1, lost[0]), drill(2, "NVRM: The NVIDIA GPU 0000:3b:00.0"), record(3, lost[1]))
+    assert [(o.signal, o.pci) for o in seen] == [(Signal.LOST, "0000:b3:00.0")]
+
+
+def test_a_flood_of_marked_records_is_cut_short_until_the_next_heartbeat() -> None:
+    one = reader(userspace=True)
+    assert len(take(one, *(drill(n) for n in range(1, 100)))) == 8
+    assert one.heartbeat().values["discarded_userspace"] == 91
+    assert len(take(one, drill(100))) == 1
+
+
 def test_a_jump_in_the_sequence_says_how_many_records_were_lost() -> None:
     one = reader()
     seen = take(one, record(1, "x"), record(5, "y"))
@@ -193,3 +237,24 @@ def test_the_machines_own_kernel_log_is_followed_and_its_user_space_records_only
     else:
         beats = (o for o in stream if o.signal is Signal.ALIVE)
         assert any(o.values["discarded_userspace"] > before for o in itertools.islice(beats, 25))
+
+
+def test_in_the_machines_own_kernel_log_a_drills_record_is_marked(ended: list[subprocess.Popen[bytes]]) -> None:
+    """Where the kernel log may not be read or written, the source says so instead."""
+    process, stream = lines(Path("/dev/kmsg"))
+    ended.append(process)
+    first = next(stream)
+    if first.signal is Signal.FAILED:
+        assert first.value in (Failure.NO_PERMISSION, Failure.UNREADABLE)
+        return
+    if first.signal is not Signal.ALIVE:
+        until(stream, Signal.ALIVE)
+    nonce = os.urandom(16).hex()
+    time.sleep(1)  # the kernel takes few records of user space in a second
+    try:
+        Path("/dev/kmsg").write_text(f"NVRM: Xid (PCI:0000:3b:00): 74, gpu-health-agent/drill={nonce}\n")
+    except OSError:
+        assert os.getuid() != 0
+        return
+    seen = next(o for o in stream if o.drill == nonce)
+    assert (seen.value, seen.pci, seen.past) == (74, "0000:3b:00.0", False)

@@ -1,0 +1,194 @@
+"""What the drill asks of the API server; all that it makes bears its label, and is found again by that."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from agent.actions.api import JSON_PATCH, MERGE_PATCH, Api, ask
+from agent.drill.kit import MARK, Object
+from agent.rehearsal import valid
+from agent.world import HARD_TAINT, RefusedError, UnreachableError
+
+_PLURALS = {"ConfigMap": "configmaps", "Deployment": "deployments", "Job": "jobs", "Namespace": "namespaces",
+            "PersistentVolumeClaim": "persistentvolumeclaims", "Pod": "pods",
+            "PodDisruptionBudget": "poddisruptionbudgets", "Service": "services"}  # fmt: skip
+_AGENT = "app.kubernetes.io%2Fname%3Dgpu-health-agent"
+_NOT_THERE, _CONFLICT = 404, 409
+_LOOK_S = 0.2
+# Renewed while the drill lives; what was killed is over by itself this soon.
+_EXPIRES_S = 180.0
+RENEW_S = 30.0
+
+
+class MissedError(Exception):
+    """Something did not happen in its time: the drill ends, and says what."""
+
+
+class Cluster:
+    """One cluster through its API server alone: no kubectl, no way to its pods but the server's own."""
+
+    def __init__(self, api: Api, namespace: str, agents: str) -> None:
+        self.api, self.namespace, self.agents = api, namespace, agents
+        self.home = f"/api/v1/namespaces/{namespace}"
+
+    def get(self, path: str) -> Any:
+        return ask(self.api, "GET", path)
+
+    def apply(self, one: Object) -> None:
+        """Create; what is there already is of a drill that went before, and was swept away, or is another's."""
+        ask(self.api, "POST", _collection(one), one)
+
+    def pods(self) -> list[Object]:
+        """Of the kit."""
+        return list(self.get(f"{self.home}/pods")["items"])
+
+    def all_pods(self) -> list[Object]:
+        return list(self.get("/api/v1/pods")["items"])
+
+    def nodes(self) -> list[Object]:
+        return list(self.get("/api/v1/nodes")["items"])
+
+    def node(self, name: str) -> Object:
+        return dict(self.get(node_path(name)))
+
+    def tainted(self, node: str) -> bool:
+        return any(taint["key"] == HARD_TAINT for taint in self.node(node)["spec"].get("taints") or ())
+
+    def agent_pods(self) -> dict[str, Object]:
+        """The agents by node."""
+        pods = self.get(f"/api/v1/namespaces/{self.agents}/pods?labelSelector={_AGENT}")["items"]
+        return {pod["spec"]["nodeName"]: pod for pod in pods if pod["spec"].get("nodeName")}
+
+    def ask_pod(self, namespace: str, pod: str, port: int, path: str) -> Any:
+        """A pod's own answer in JSON, through the API server's proxy; None where it does not answer."""
+        where = f"/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy{path}"
+        try:
+            return self.get(where)
+        except (RefusedError, UnreachableError):
+            return None
+
+    def delete_pod(self, pod: Object, grace_s: int | None = None) -> None:
+        metadata = pod["metadata"]
+        body: Object = {"preconditions": {"uid": metadata["uid"]}}
+        if grace_s is not None:
+            body["gracePeriodSeconds"] = grace_s
+        self._gone("DELETE", f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}", body)
+
+    def wait(self, what: str, seen: Callable[[], Any], timeout_s: float) -> Any:
+        """Until ``seen`` is true, and what it was. A server that does not answer for a moment is asked again."""
+        end = time.monotonic() + timeout_s
+        trouble = ""
+        while True:
+            try:
+                if found := seen():
+                    return found
+                trouble = ""
+            except (RefusedError, UnreachableError) as error:
+                trouble = f" ({error})"
+            if time.monotonic() > end:
+                raise MissedError(f"{what}: not within {timeout_s:.0f} s{trouble}")
+            time.sleep(_LOOK_S)
+
+    def annotate(self, path: str, nonce: str) -> None:
+        """Say on a node, or on our namespace, that this drill is under way; written anew while it lives."""
+        expires = (datetime.now(UTC) + timedelta(seconds=_EXPIRES_S)).isoformat(timespec="seconds")
+        text = json.dumps({"nonce": nonce, "expires": expires})
+        ask(self.api, "PATCH", path, {"metadata": {"annotations": {MARK: text}}}, MERGE_PATCH)
+
+    def marked(self) -> dict[str, str]:
+        """The nodes that bear a drill's annotation, and our namespace if it does: path and text."""
+        found = {node_path(node["metadata"]["name"]): node for node in self.nodes()}
+        if self.state() in ("ours", "ending"):
+            found[self.home] = self.get(self.home)
+        texts = {path: (one["metadata"].get("annotations") or {}).get(MARK) for path, one in found.items()}
+        return {path: text for path, text in texts.items() if text is not None}
+
+    def alive(self, marked: Mapping[str, str]) -> bool:
+        """Whether one of these drills is renewed: a living one writes its annotation anew each half minute."""
+        if not any(valid(text, time.time()) for text in marked.values()):
+            return False
+        end = time.monotonic() + RENEW_S + 15
+        while time.monotonic() < end:
+            time.sleep(1)
+            if any(self.marked().get(path, text) != text for path, text in marked.items()):
+                return True
+        return False
+
+    def release(self, nonce: str | None) -> list[str]:
+        """Take this drill's annotation off the node, or any drill's: the fault ends with it."""
+        done = []
+        for path, text in self.marked().items():
+            if path != self.home and (nonce is None or nonce in text):
+                pointer = f"/metadata/annotations/{MARK.replace('/', '~1')}"
+                patch = [{"op": "test", "path": pointer, "value": text}, {"op": "remove", "path": pointer}]
+                self._gone("PATCH", path, patch, JSON_PATCH)
+                done.append(f"annotation {MARK} taken off {path.removeprefix('/api/v1/')}")
+        return done
+
+    def stop(self) -> None:
+        """End the kit's pods, if the namespace is ours: one that ends with pods in it waits long for them."""
+        if self.state() == "ours":
+            for root, plural in ("/apis/apps/v1", "deployments"), ("/apis/batch/v1", "jobs"), ("/api/v1", "pods"):
+                path = f"{root}/namespaces/{self.namespace}/{plural}"
+                ask(self.api, "DELETE", path, {"propagationPolicy": "Background"})
+
+    def sweep(self, nonce: str | None, keep: bool = False) -> list[str]:
+        """Remove what this drill left, or without a nonce what any did; what was done, a sentence each.
+
+        Annotations first: a node out of service is the worst that can be left.
+        """
+        done = self.release(nonce)
+        for path, kind in self._made():
+            if keep and kind != "pod of a node":
+                continue
+            for one in self.get(f"{path}?labelSelector={quote(MARK, safe='')}")["items"]:
+                metadata = one["metadata"]
+                if kind == "namespace" and metadata["name"] != self.namespace:
+                    continue
+                if not metadata.get("deletionTimestamp"):
+                    self._gone("DELETE", f"{path}/{metadata['name']}", {"preconditions": {"uid": metadata["uid"]}})
+                    done.append(f"{kind} {metadata['name']} deleted")
+        return done
+
+    def _made(self) -> Iterator[tuple[str, str]]:
+        """Where the drill's own things are; in a namespace of its own they go with it."""
+        yield f"/api/v1/namespaces/{self.agents}/pods", "pod of a node"
+        if self.state() == "theirs":
+            for plural in ("pods", "configmaps"):
+                yield f"{self.home}/{plural}", plural.removesuffix("s")
+        yield "/api/v1/namespaces", "namespace"
+
+    def state(self) -> str:
+        """Of the namespace: absent, ours, theirs, or ending."""
+        status, found = self.api("GET", self.home)
+        if status == _NOT_THERE:
+            return "absent"
+        if status >= 300:
+            raise RefusedError(status, str(found.get("message", "")))
+        if found["metadata"].get("deletionTimestamp"):
+            return "ending"
+        return "ours" if MARK in (found["metadata"].get("labels") or {}) else "theirs"
+
+    def _gone(self, method: str, path: str, body: Any, content_type: str = "application/json") -> None:
+        """What is gone, or another's by now, is none of ours."""
+        try:
+            ask(self.api, method, path, body, content_type)
+        except RefusedError as refused:
+            if refused.status not in (_NOT_THERE, _CONFLICT) and "test" not in refused.sentence:
+                raise
+
+
+def node_path(name: str) -> str:
+    return f"/api/v1/nodes/{quote(name, safe='')}"
+
+
+def _collection(one: Object) -> str:
+    group = one["apiVersion"]
+    root = f"/api/{group}" if "/" not in group else f"/apis/{group}"
+    namespace = one["metadata"].get("namespace")
+    return f"{root}{f'/namespaces/{namespace}' if namespace else ''}/{_PLURALS[one['kind']]}"

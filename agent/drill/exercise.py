@@ -1,0 +1,299 @@
+"""The three exercises, each with an end to every wait."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from math import ceil
+from typing import Any
+
+from agent.drill.choice import Choice, UnfitError, choose
+from agent.drill.cluster import RENEW_S, Cluster, MissedError, node_path
+from agent.drill.hand import finished, hand
+from agent.drill.kit import LOAD_PORT, Object, Settings
+from agent.drill.outcome import (
+    CHECKPOINT_S,
+    CRASH,
+    EVICTED_S,
+    NODE,
+    PLACED_S,
+    POD,
+    READY_S,
+    RECOVER_S,
+    STEPS_ASKED,
+    TAINT_S,
+    Outcome,
+    Part,
+)
+from agent.drill.watch import REPLICAS, Watch, ending
+from agent.world import HARD_TAINT
+
+_START_S, _PERMIT_S, _STAGE_S, _RETURN_S = 300.0, 120.0, 300.0, 120.0
+_FIT_S, _CALM_S, _AFTER_S = 60.0, 5.0, 3.0
+
+Say = Callable[[str], None]
+
+
+class Exercise:
+    """The drill on one cluster, from the kit's start to the last figure."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, outcome: Outcome, say: Say) -> None:
+        self._cluster, self._settings, self._outcome, self._say = cluster, settings, outcome, say
+        self.nonce = secrets.token_hex(16)
+        self._paths: list[str] = []  # what says that this drill is under way
+        self._renewed = 0.0
+        self._watched = Watch(cluster)
+        self._agent: Object = {}
+        self._saved = 0  # the training's last checkpoint before the taint
+
+    def run(self, kit: list[Object]) -> None:
+        """Everything in its order; MissedError and UnfitError end it."""
+        self._start(kit)
+        self._pod()
+        self._node()
+        self._crash()
+
+    def _start(self, kit: list[Object]) -> None:
+        for one in kit:
+            if one["kind"] == "Job":  # last: the training goes beside a replica, so that both leave in one drill
+                self._wait("the replicas have nodes", lambda: self._watched.placed("inference") >= REPLICAS, _START_S)
+            self._cluster.apply(one)
+            if one["kind"] == "Namespace":
+                self._bear(self._cluster.home)
+        self._say(f"kit in namespace {self._cluster.namespace}: {len(kit)} objects applied")
+        self._wait("the training runs and the replicas and gateways are ready", self._watched.whole, _START_S)
+        agents = self._cluster.agent_pods()
+        if not agents:
+            raise MissedError(f"no agent runs in namespace {self._cluster.agents}: install it first")
+        self._agent = next(iter(agents.values()))
+        nodes = [node for node in self._cluster.nodes() if node["metadata"]["name"] in agents]
+        self._outcome.nodes = len(nodes)
+        self._outcome.simulated_gpus = self._watched.simulated(self._agent)
+        self._outcome.simulated_nodes = any("kwok.x-k8s.io/node" in (n["metadata"].get("annotations") or {})
+                                            for n in nodes)  # fmt: skip
+        self._say(self._outcome.played)
+        self._window("calm")
+        self._sleep(_CALM_S)
+
+    def _pod(self) -> None:
+        part = self._begin(POD)
+        # Not the one beside the training: that leaves with its node.
+        kept = {pod["spec"].get("nodeName") for pod in self._watched.live("training")}
+        victim = min(self._watched.ready("inference"), key=lambda pod: pod["spec"]["nodeName"] in kept)
+        self._cluster.delete_pod(victim)
+        uid, name = victim["metadata"]["uid"], victim["metadata"]["name"]
+        part.note("deleted", time.time())
+        self._say(f"pod {name} deleted")
+        self._wait("another pod has a node", lambda: self._watched.placed("inference") >= REPLICAS, _STAGE_S)
+        part.note("another pod has a node", time.time())
+        self._wait("all replicas are ready", lambda: len(self._watched.ready("inference")) >= REPLICAS, _STAGE_S)
+        part.note("all replicas are ready", time.time())
+        self._wait("the deleted pod has ended", lambda: uid not in self._watched.uids(), _STAGE_S)
+        part.note("the deleted pod has ended", time.time())
+        ready_s = part.between("deleted", "all replicas are ready")
+        part.measure("deleted → all replicas are ready", ready_s, READY_S, "s")
+        self._end(part)
+
+    def _node(self) -> None:
+        choice = self._choose()
+        part = self._begin(NODE)
+        self._outcome.node = choice.node
+        leaving = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in choice.pods}
+        (training,) = (pod for pod in choice.pods if pod["metadata"]["labels"].get("app") == "training")
+        self._say(f"node {choice.node} is drilled: {', '.join(leaving.values())} will leave")
+        self._bear(node_path(choice.node))
+        try:
+            self._withdraw(part, choice, leaving, training)
+        finally:
+            self._paths.remove(node_path(choice.node))
+            self._cluster.release(self.nonce)
+        part.note("the drill's annotation is taken off", time.time())
+        self._wait(f"{HARD_TAINT} is off the node", lambda: not self._cluster.tainted(choice.node), _RETURN_S)
+        part.note("the node is back in service", time.time())
+        self._say(f"node {choice.node} is back in service")
+        self._wait("the evicted pods have ended", lambda: not leaving.keys() & self._watched.uids(), _STAGE_S)
+        self._figures(part, training)
+        self._end(part)
+
+    def _choose(self) -> Choice:
+        """UnfitError, if it is not but for a moment."""
+        end = time.monotonic() + _FIT_S
+        while True:
+            try:
+                return choose(self._cluster.nodes(), self._cluster.all_pods(), self._cluster.agent_pods(),
+                              self._cluster.namespace, self._settings.node)  # fmt: skip
+            except UnfitError:
+                if time.monotonic() > end:
+                    raise
+            self._sleep(1)
+
+    def _withdraw(self, part: Part, choice: Choice, leaving: dict[str, str], training: Object) -> None:
+        pods = [f"--pod={self._cluster.namespace}/{name}" for name in leaving.values()]
+        cards = [f"--card={uuid}={pci}" for uuid, pci in choice.cards.items()]
+        counted = self._watched.checkpoints(choice.node)
+        self._watched.follow(training)
+
+        def see() -> bool:
+            return self._watch(part, choice, leaving, training)
+
+        done = self._hand(choice.node, "fault", [f"--nonce={self.nonce}", *cards, *pods], meanwhile=see)
+        part.note("fault", _within(part.began, done["written"][0]["at"], time.time()))
+        self._say(f"marked Xid 74 in the kernel log of {choice.node}: {', '.join(w['pci'] for w in done['written'])}")
+        try:
+            self._wait("the node is tainted", see, _PERMIT_S)
+        except MissedError as missed:
+            waits = "; ".join(self._watched.state(choice.node).get("waits", []))
+            raise MissedError(f"{missed}; its agent waits for: {waits or 'nothing that it says'}") from missed
+        self._say("tainted")
+        for what in ("checkpoint saved", "evicted", "all evicted pods are replaced on other nodes", "all are ready"):
+
+            def seen(what: str = what) -> bool:
+                # A checkpoint that was never saved misses its target; it doesn't hold the drill up.
+                return see() and bool(part.at(what) or (what == "checkpoint saved" and part.at("all are evicted")))
+
+            self._wait(what, seen, _STAGE_S)
+            self._say(what)
+        counted = self._watched.checkpoints(choice.node) - counted
+        part.notes.append(f"the agent counts {counted} checkpoint{'s' * (counted != 1)} as saved")
+        if not counted:  # what the training saved was its own doing
+            part.moments = [moment for moment in part.moments if moment.what != "checkpoint saved"]
+
+    def _watch(self, part: Part, choice: Choice, leaving: dict[str, str], training: Object) -> bool:
+        """The node, the training and the pods; whether the node was seen tainted by now."""
+        saved = self._watched.steps.get(training["metadata"]["uid"], {}).get("saved_step", 0)
+        if part.at("tainted") is None:
+            if not self._cluster.tainted(choice.node):
+                self._saved = max(saved, self._saved)
+                return False
+            part.note("tainted", time.time())
+        if saved > self._saved and part.at("all are evicted") is None:
+            part.note("checkpoint saved", time.time())
+        self._follow(part, choice, leaving)
+        return True
+
+    def _follow(self, part: Part, choice: Choice, leaving: dict[str, str]) -> None:
+        """The pods that leave, and those that take their places."""
+        now, pods = time.time(), self._cluster.pods()
+        staying = {pod["metadata"]["uid"] for pod in pods if not ending(pod)} & leaving.keys()
+        if len(staying) < len(leaving):
+            part.note("evicted", now)
+        if staying:
+            return
+        part.note("all are evicted", now)
+        elsewhere = [pod for pod in pods if not ending(pod) and pod["spec"].get("nodeName") not in (None, choice.node)]
+        count = {app: sum(pod["metadata"]["labels"].get("app") == app for pod in elsewhere)
+                 for app in ("inference", "training")}  # fmt: skip
+        if count["training"] and count["inference"] >= REPLICAS:
+            part.note("all evicted pods are replaced on other nodes", now)
+            if self._watched.whole():
+                part.note("all are ready", time.time())
+
+    def _figures(self, part: Part, training: Object) -> None:
+        for first, then, target in (
+            ("fault", "tainted", TAINT_S), ("tainted", "checkpoint saved", CHECKPOINT_S),
+            ("checkpoint saved", "all are evicted", EVICTED_S),
+            ("all are evicted", "all evicted pods are replaced on other nodes", PLACED_S),
+            ("all evicted pods are replaced on other nodes", "all are ready", READY_S),
+        ):  # fmt: skip
+            part.measure(f"{first} → {then}", part.between(first, then), target, "s")
+        part.measure("time to recover: fault → all are ready", part.between("fault", "all are ready"), RECOVER_S, "s")
+        part.measure("steps of work lost, with the checkpoint asked for", self._lost(training, part), STEPS_ASKED, "")
+
+    def _crash(self) -> None:
+        part = self._begin(CRASH)
+        (training,) = self._watched.live("training")
+        uid = training["metadata"]["uid"]
+
+        def unsaved() -> bool:
+            said = self._watched.hear(training)
+            return said.get("step", 0) - said.get("saved_step", 0) >= 2
+
+        self._wait("the training has work that is not saved", unsaved, _STAGE_S)
+        node = training["spec"]["nodeName"]
+        self._watched.follow(training)
+        done = self._hand(node, "kill", [f"--kill={uid}"])
+        if not done["killed"]:
+            raise MissedError(f"no process of {training['metadata']['name']} was found on {node}")
+        most = ceil(self._settings.interval_s * self._watched.pace(uid))
+        part.note("killed", _within(part.began, done["at"], time.time()))
+        self._say(f"training killed on {node} at step {self._watched.steps[uid]['step']}")
+        self._wait("another pod goes on", lambda: any(p["metadata"]["uid"] != uid and self._watched.hear(p)
+                                                      for p in self._watched.live("training")), _STAGE_S)  # fmt: skip
+        part.note("another pod goes on from the checkpoint", time.time())
+        part.measure("steps of work lost, without a word", self._lost(training, part), most, "")
+        part.notes.append(f"{most} steps are an interval of {self._settings.interval_s:g} s between two checkpoints")
+        part.measure("time to recover: killed → another pod goes on",
+                     part.between("killed", "another pod goes on from the checkpoint"), RECOVER_S, "s")  # fmt: skip
+        self._end(part)
+
+    def _lost(self, old: Object, part: Part) -> float | None:
+        """From the last step that the old pod told of to the one that its successor went on from."""
+        uid = old["metadata"]["uid"]
+        last = self._watched.steps.get(uid, {}).get("step")
+        others = (pod for pod in self._watched.live("training") if pod["metadata"]["uid"] != uid)
+        new = next((said for pod in others if (said := self._watched.hear(pod))), None)
+        if last is None or new is None:
+            return None
+        part.notes.append(f"the training was at step {last}, its successor went on from step {new['restored_step']}")
+        return float(max(0, last - new["restored_step"]))
+
+    def _begin(self, name: str) -> Part:
+        part = Part(name, time.time())
+        self._outcome.parts.append(part)
+        self._window(name)
+        return part
+
+    def _end(self, part: Part) -> None:
+        self._sleep(_AFTER_S)
+        asked = time.time()
+        told = self._wait("the client's report", lambda: self._client("/report"), 30)
+        ahead_s = told["now"] - (asked + time.time()) / 2
+        part.served(next(w for w in told["windows"] if w["name"] == part.name), ahead_s)
+        part.ended = time.time()
+        for figure in part.figures:
+            self._say(f"  {figure.name}: {figure.told} (at most {figure.target:g}){'' if figure.met else '  MISSED'}")
+
+    def _window(self, name: str) -> None:
+        self._wait("the client answers", lambda: self._client(f"/window?name={name}"), 60)
+
+    def _client(self, path: str) -> Any:
+        return self._cluster.ask_pod(self._cluster.namespace, "drill-load", LOAD_PORT, path)
+
+    def _hand(
+        self, node: str, what: str, arguments: list[str], meanwhile: Callable[[], object] = lambda: None
+    ) -> dict[str, Any]:
+        pod = hand(node, self._cluster.agents, self._agent, what, arguments)
+        path = f"/api/v1/namespaces/{self._cluster.agents}/pods"
+        self._cluster.apply(pod)
+
+        def words() -> dict[str, Any] | None:
+            meanwhile()
+            return finished(self._cluster.get(f"{path}/{pod['metadata']['name']}"))
+
+        return dict(self._wait(f"the drill's pod on {node} has ended", words, 90))
+
+    def _wait(self, what: str, seen: Callable[[], Any], timeout_s: float) -> Any:
+        def renewed() -> Any:
+            self._renew()
+            return seen()
+
+        return self._cluster.wait(what, renewed, timeout_s)
+
+    def _bear(self, path: str) -> None:
+        self._cluster.annotate(path, self.nonce)
+        self._paths.append(path)
+
+    def _renew(self) -> None:
+        if time.monotonic() - self._renewed > RENEW_S:
+            for path in self._paths:
+                self._cluster.annotate(path, self.nonce)
+            self._renewed = time.monotonic()
+
+    def _sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def _within(earliest: float, at: float, latest: float) -> float:
+    """A node's clock may differ from ours: what it tells lies between what we saw before and after."""
+    return min(max(earliest, at), latest)

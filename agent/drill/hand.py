@@ -1,0 +1,53 @@
+"""The pod that does on a node what only the node can: of the agent's own image, privileged, and gone in a minute."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+
+from agent.drill.cluster import MissedError
+from agent.drill.kit import MARK, Object
+
+_DEADLINE_S = 60
+
+
+def hand(node: str, namespace: str, agent: Object, what: str, arguments: list[str]) -> Object:
+    """In the agent's namespace, which allows privileged pods; without a token, so that it can ask nothing of anyone."""
+    container = agent["spec"]["containers"][0]
+    spec: dict[str, Any] = {
+        "nodeName": node, "restartPolicy": "Never", "activeDeadlineSeconds": _DEADLINE_S, "hostPID": True,
+        "automountServiceAccountToken": False, "terminationGracePeriodSeconds": 0,
+        "tolerations": [{"operator": "Exists"}],
+        "containers": [{
+            "name": "drill", "image": container["image"],
+            "imagePullPolicy": container.get("imagePullPolicy", "IfNotPresent"),
+            "command": ["python3", "-m", "agent.sources.marked", *arguments],
+            "securityContext": {"privileged": True, "runAsUser": 0, "readOnlyRootFilesystem": True},
+            "volumeMounts": [
+                {"name": "kmsg", "mountPath": "/dev/kmsg"},
+                {"name": "pod-resources", "mountPath": "/var/lib/kubelet/pod-resources", "readOnly": True},
+            ],
+        }],
+        "volumes": [
+            {"name": "kmsg", "hostPath": {"path": "/dev/kmsg", "type": "CharDevice"}},
+            {"name": "pod-resources", "hostPath": {"path": "/var/lib/kubelet/pod-resources"}},
+        ],
+    }  # fmt: skip
+    if secrets_ := agent["spec"].get("imagePullSecrets"):
+        spec["imagePullSecrets"] = secrets_
+    name = f"gpu-health-drill-{what}-{secrets.token_hex(3)}"
+    return {"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": namespace, "labels": {MARK: "true"}}, "spec": spec}  # fmt: skip
+
+
+def finished(pod: Object) -> dict[str, Any] | None:
+    """What it did; None while it is at it. MissedError if it failed."""
+    phase = pod.get("status", {}).get("phase")
+    statuses = pod.get("status", {}).get("containerStatuses") or [{}]
+    ended = statuses[0].get("state", {}).get("terminated") or {}
+    said = str(ended.get("message", ""))
+    if phase == "Failed":
+        why = said or pod["status"].get("message") or ended.get("reason") or "no word"
+        raise MissedError(f"the drill's pod on {pod['spec']['nodeName']} failed: {str(why)[:300]}")
+    return dict(json.loads(said)) if phase == "Succeeded" and said else None

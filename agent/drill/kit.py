@@ -1,0 +1,134 @@
+"""The kit's manifests as a drill applies them: without kustomize, in one namespace, little storage, short intervals."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MARK = "gpu-health-agent/drill"  # the label of all that a drill makes, and the annotation of the node that it drills
+LOAD_PORT = 8090
+_HERE = Path(__file__).parents[2] / "daemonset" / "kit"
+_SIZE, _IMAGE = "1Gi", "gpu-kit"
+_LEFT_OUT = {("CronJob", "checkpoint-manager"), ("PersistentVolumeClaim", "checkpoints-backup")}
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the kit is set up for a drill."""
+
+    namespace: str
+    image: str
+    interval_s: float = 20.0  # between two periodic checkpoints
+    step_s: float = 0.5  # of the training
+    rate: float = 20.0  # requests a second
+    storage_class: str | None = None
+    shared_path: str | None = None  # a folder that is the same on every node, instead of a storage class
+    node: str | None = None  # where the training should start
+
+
+def objects(folder: Path | None, settings: Settings) -> list[Object]:
+    """Everything to apply, in order. ValueError if the folder is not the kit."""
+    folder = folder or _HERE
+    try:
+        plan = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+        texts = [(folder / name).read_text(encoding="utf-8") for name in plan["resources"]]
+        (generated,) = plan["configMapGenerator"]
+        programs = {name: (folder / name).read_text(encoding="utf-8") for name in generated["files"]}
+        made = [one for text in texts for one in yaml.safe_load_all(text) if one]
+        config: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generated["name"]},
+                          "data": programs}  # fmt: skip
+        adapted = [_adapted(one, _IMAGE, settings) for one in [config, *made, *_load()]
+                   if (one["kind"], one["metadata"]["name"]) not in _LEFT_OUT
+                   and not (one["kind"] == "PersistentVolumeClaim" and settings.shared_path)]  # fmt: skip
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"--kit: {folder} is not the kit ({error}): name the folder daemonset/kit") from error
+    return sorted(adapted, key=lambda one: (one["kind"] != "Namespace", one["kind"] == "Job"))
+
+
+def _adapted(one: Object, image: str, settings: Settings) -> Object:
+    one = copy.deepcopy(one)
+    metadata = one["metadata"]
+    metadata["labels"] = {**metadata.get("labels", {}), MARK: "true"}
+    if one["kind"] == "Namespace":
+        metadata["name"] = settings.namespace
+        if settings.shared_path:  # Pod Security allows a hostPath nowhere else
+            metadata["labels"]["pod-security.kubernetes.io/enforce"] = "privileged"
+    else:
+        metadata["namespace"] = settings.namespace
+    if one["kind"] == "PersistentVolumeClaim":
+        one["spec"]["resources"]["requests"]["storage"] = _SIZE
+        if settings.storage_class:
+            one["spec"]["storageClassName"] = settings.storage_class
+    for pod in _templates(one):
+        pod["metadata"].setdefault("labels", {})[MARK] = "true"
+        for volume in pod["spec"].get("volumes", ()) if settings.shared_path else ():
+            if volume.pop("persistentVolumeClaim", None):
+                volume["hostPath"] = {"path": settings.shared_path}
+        for container in pod["spec"]["containers"]:
+            if container["image"] == image:
+                container["image"] = settings.image
+            container["command"] = [_argument(word, settings) for word in container["command"]]
+            if metadata["name"] == "training":
+                container["command"].append(f"--step-s={settings.step_s:g}")
+        if metadata["name"] == "training":
+            pod["spec"]["affinity"] = _beside(settings.node)
+    return one
+
+
+def _templates(one: Object) -> Iterator[Object]:
+    if one["kind"] in ("Deployment", "Job"):
+        yield one["spec"]["template"]
+    elif one["kind"] == "Pod":
+        yield one
+
+
+def _argument(word: str, settings: Settings) -> str:
+    word = re.sub(r"^--interval-s=.*", f"--interval-s={settings.interval_s:g}", word)
+    return word.replace("{rate}", f"{settings.rate:g}")
+
+
+def _beside(node: str | None) -> Object:
+    """The training on the node that was named, else beside an inference replica."""
+    term: Object
+    if node:
+        term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
+        return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 100, "preference": term}]}}  # fmt: skip
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "inference"}}}
+    return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+        {"weight": 100, "podAffinityTerm": term}]}}  # fmt: skip
+
+
+def load(settings: Settings) -> list[Object]:
+    """The client alone, for a kit that is there."""
+    return [_adapted(one, _IMAGE, settings) for one in _load()]
+
+
+def _load() -> Iterator[Object]:
+    """The client in the cluster: what a workload beside the gateway sees, without the way from this machine."""
+    program = files("agent.drill").joinpath("load.py").read_text(encoding="utf-8")
+    yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "drill-load"}, "data": {"load.py": program}}
+    drop = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    yield {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "drill-load", "labels": {"app": "drill-load"}},
+        "spec": {
+            "automountServiceAccountToken": False, "terminationGracePeriodSeconds": 1,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{
+                "name": "load", "image": _IMAGE, "securityContext": drop,
+                "command": ["python3", "/load/load.py", "gateway", "80", "{rate}", "10", str(LOAD_PORT)],
+                "ports": [{"containerPort": LOAD_PORT}],
+                "volumeMounts": [{"name": "load", "mountPath": "/load", "readOnly": True}],
+            }],
+            "volumes": [{"name": "load", "configMap": {"name": "drill-load"}}],
+        },
+    }  # fmt: skip

@@ -1,0 +1,122 @@
+"""What a drill measured, each figure beside its target."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from agent.model import rfc3339
+
+POD, NODE, CRASH = "pod", "node", "crash"
+TITLES = {
+    POD: "One inference pod is deleted",
+    NODE: "A node's GPUs turn bad: taint, checkpoint, eviction",
+    CRASH: "The training is killed without a word",
+}
+GAP_S, TAINT_S, CHECKPOINT_S, EVICTED_S, PLACED_S, READY_S, RECOVER_S = 2.0, 10.0, 30.0, 60.0, 60.0, 60.0, 180.0
+STEPS_ASKED = 1  # at most, where a checkpoint was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    at: float  # Unix seconds, by the clock of the machine that runs the drill
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured value; None where it never came to be."""
+
+    name: str
+    value: float | None
+    target: float  # at most
+    unit: str
+
+    @property
+    def told(self) -> str:
+        if self.value is None:
+            return "not seen"
+        return f"{self.value:.2f} s" if self.unit == "s" else f"{self.value:g} {self.unit}".strip()
+
+    @property
+    def met(self) -> bool:
+        return self.value is not None and self.value <= self.target
+
+
+@dataclass
+class Part:
+    """One exercise of the drill."""
+
+    name: str
+    began: float
+    ended: float = 0.0
+    moments: list[Moment] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    requests: dict[str, Any] = field(default_factory=dict)  # as the client's window told, by our own clock
+
+    def note(self, what: str, at: float) -> None:
+        """A moment; the first of its kind counts."""
+        if self.at(what) is None:
+            self.moments.append(Moment(at, what))
+
+    def at(self, what: str) -> float | None:
+        return next((moment.at for moment in self.moments if moment.what == what), None)
+
+    def between(self, first: str, then: str) -> float | None:
+        began, ended = self.at(first), self.at(then)
+        return None if began is None or ended is None else max(0.0, ended - began)
+
+    def measure(self, name: str, value: float | None, target: float, unit: str) -> None:
+        self.figures.append(Figure(name, value, target, unit))
+
+    def served(self, window: dict[str, Any], ahead_s: float) -> None:
+        """The client's window; its clock is ``ahead_s`` before ours. No request at all is no success."""
+        moved = {key: window[key] - ahead_s for key in ("began", "ended", "gap_ended")}
+        self.requests = {**window, **moved}
+        asked = bool(window["sent"])
+        self.measure("requests failed", window["failed"] if asked else None, 0, f"of {window['sent']}")
+        self.measure("longest gap between two answers", window["longest_gap_s"] if asked else None, GAP_S, "s")
+
+
+@dataclass
+class Outcome:
+    """The whole drill."""
+
+    cluster: str
+    version: str
+    namespace: str
+    began: float
+    node: str = ""
+    nodes: int = 0
+    simulated_gpus: bool | None = None
+    simulated_nodes: bool = False
+    client: str = "a pod in the cluster, through the gateway's Service; a new connection for each request"
+    parts: list[Part] = field(default_factory=list)
+    trouble: str = ""  # why it ended early
+    cleaned: list[str] = field(default_factory=list)
+    ended: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return not self.trouble and len(self.parts) == len(TITLES) and all(f.met for p in self.parts for f in p.figures)
+
+    @property
+    def played(self) -> str:
+        """Plainly, what of it was real."""
+        gpus = {True: "simulated", False: "real", None: "of unknown kind (the agent's configuration can't be read)"}
+        return f"GPUs: {gpus[self.simulated_gpus]}. Nodes: {'simulated' if self.simulated_nodes else 'real kubelets'}."
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    data = asdict(outcome)
+    for one in (data, *data["parts"]):
+        one.update(began=rfc3339(one["began"]), ended=rfc3339(one["ended"]))
+    for part, raw in zip(data["parts"], outcome.parts, strict=True):
+        part["title"] = TITLES[raw.name]
+        part["moments"] = [{"at": rfc3339(m.at), "after_s": round(m.at - raw.began, 3), "what": m.what}
+                           for m in raw.moments]  # fmt: skip
+        part["figures"] = [{**asdict(f), "met": f.met} for f in raw.figures]
+        part["requests"] = {k: rfc3339(v) if k in ("began", "ended", "gap_ended") else v
+                            for k, v in raw.requests.items()}  # fmt: skip
+    return {"passed": outcome.passed, "played": outcome.played, **data}

@@ -1,0 +1,102 @@
+"""What the drill sees while it waits: the kit's pods, the node, what the agent and the training say of themselves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import yaml
+
+from agent.drill.cluster import Cluster
+from agent.drill.kit import Object
+from agent.world import RefusedError
+
+REPLICAS, _GATEWAYS = 3, 2
+_METRICS, _TRAINING = 9836, 8080
+_LISTEN_S, _SILENT_S = 0.1, 30.0
+
+
+class Watch:
+    """Looks, and remembers how far each training was."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._heard: dict[
+            str, tuple[float, int, float]
+        ] = {}  # when a training was first heard, its step then, when last
+        self.steps: dict[str, dict[str, int]] = {}  # UID of a training pod → what it last said of itself
+
+    def state(self, node: str) -> dict[str, Any]:
+        """What the agent there says of itself."""
+        pod = self._cluster.agent_pods().get(node)
+        told = pod and self._cluster.ask_pod(self._cluster.agents, pod["metadata"]["name"], _METRICS, "/state")
+        return told or {}
+
+    def checkpoints(self, node: str) -> int:
+        """How many the agent there has counted as saved."""
+        return int(self.state(node).get("checkpoints", {}).get("saved", 0))
+
+    def hear(self, training: Object) -> dict[str, int]:
+        """How far a training is; what it last said is kept."""
+        metadata = training["metadata"]
+        said = self._cluster.ask_pod(metadata["namespace"], metadata["name"], _TRAINING, "/status")
+        if isinstance(said, dict) and "step" in said:
+            self.steps[metadata["uid"]] = said
+            now = time.monotonic()
+            self._heard[metadata["uid"]] = (*self._heard.get(metadata["uid"], (now, said["step"]))[:2], now)
+            return said
+        return {}
+
+    def pace(self, uid: str) -> float:
+        """Steps a second of a training, as long as it was heard."""
+        began, first, last = self._heard[uid]
+        return (self.steps[uid]["step"] - first) / max(last - began, 1.0)
+
+    def follow(self, training: Object) -> None:
+        """Hear it until it falls silent, in a thread of its own: who asks a pod that is gone waits long."""
+
+        def listen() -> None:
+            heard = time.monotonic()
+            while time.monotonic() - heard < _SILENT_S:
+                if self.hear(training):
+                    heard = time.monotonic()
+                time.sleep(_LISTEN_S)
+
+        threading.Thread(target=listen, daemon=True).start()
+
+    def whole(self) -> bool:
+        enough = len(self.ready("inference")) >= REPLICAS and len(self.ready("gateway")) >= _GATEWAYS
+        return enough and any(self.hear(pod) for pod in self.ready("training"))
+
+    def live(self, app: str) -> list[Object]:
+        return [p for p in self._cluster.pods() if p["metadata"].get("labels", {}).get("app") == app and not ending(p)]
+
+    def ready(self, app: str) -> list[Object]:
+        return [pod for pod in self.live(app) if any(c["type"] == "Ready" and c["status"] == "True"
+                                                      for c in pod["status"].get("conditions") or ())]  # fmt: skip
+
+    def placed(self, app: str) -> int:
+        """How many have a node, and are not ending."""
+        return sum(bool(pod["spec"].get("nodeName")) for pod in self.live(app))
+
+    def uids(self) -> set[str]:
+        return {pod["metadata"]["uid"] for pod in self._cluster.pods()}
+
+    def simulated(self, agent: Object) -> bool | None:
+        """By the agent's own configuration."""
+        maps = [v["configMap"]["name"] for v in agent["spec"].get("volumes") or () if "configMap" in v]
+        arguments = [word for c in agent["spec"]["containers"] for word in c.get("args") or ()]
+        try:
+            texts = [text for name in maps for text in self._cluster.get(
+                f"/api/v1/namespaces/{self._cluster.agents}/configmaps/{name}")["data"].values()]  # fmt: skip
+            configs = [yaml.safe_load(text) for text in texts]
+            return "--simulate" in arguments or any(c["sources"]["simulated"]["scenario"] for c in configs
+                                                    if "simulated" in (c.get("sources") or {}))  # fmt: skip
+        except (RefusedError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+            return None
+
+
+def ending(pod: Object) -> bool:
+    phase = pod.get("status", {}).get("phase")
+    return bool(pod["metadata"].get("deletionTimestamp")) or phase in ("Succeeded", "Failed")

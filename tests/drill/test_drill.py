@@ -1,0 +1,356 @@
+"""The drill's promises that need no cluster: refusals, a node's choice, what is cleaned up, an honest report."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from agent.actions.api import JSON
+from agent.cli import main
+from agent.drill.choice import UnfitError, choose
+from agent.drill.cluster import Cluster, MissedError
+from agent.drill.hand import finished, hand
+from agent.drill.kit import MARK, Settings, objects
+from agent.drill.load import Window
+from agent.drill.outcome import CRASH, NODE, POD, Outcome, Part, as_json
+from agent.drill.report import page, text
+from agent.model import parse_line
+from agent.rehearsal import valid
+from agent.sources.kmsg import Reader
+from agent.sources.marked import addresses, record, write
+
+NS, NONCE = "gpu-health-drill", "0123456789abcdef" * 2
+UUIDS = {"GPU-a": "0000:1b:00.0", "GPU-b": "0000:43:00.0"}
+
+
+def node(name: str, gpus: int = 2, **changes: Any) -> dict[str, Any]:
+    stored = {"cards": {pci: [uuid, 0] for uuid, pci in UUIDS.items()}}
+    made: dict[str, Any] = {
+        "metadata": {"name": name, "labels": {"gpu-health-agent/state": "healthy"},
+                     "annotations": {"gpu-health-agent/faults": json.dumps(stored)}},
+        "spec": {},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"nvidia.com/gpu": str(gpus)}},
+    }  # fmt: skip
+    for part, values in changes.items():
+        made[part] |= values
+    return made
+
+
+def pod(name: str, where: str | None, app: str = "", namespace: str = NS, gpus: int = 1) -> dict[str, Any]:
+    apart = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{}]}} if app == "inference" else {}
+    limits = {"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}} if gpus else {}
+    return {
+        "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}", "labels": {"app": app}},
+        "spec": {"nodeName": where, "containers": [{"name": "main", **limits}], "affinity": apart},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+NODES = [node(f"n{i}") for i in range(1, 5)]
+KIT = [pod("training", "n1", "training"), *(pod(f"inference-{i}", f"n{i}", "inference") for i in (1, 2, 3)),
+       pod("gateway", "n1", "gateway", gpus=0)]  # fmt: skip
+AGENTS = {f"n{i}": pod(f"agent-{i}", f"n{i}", namespace="gpu-health-agent", gpus=0) for i in range(1, 5)}
+
+
+def test_the_node_of_the_training_is_chosen_with_the_kits_gpu_pods_on_it() -> None:
+    chosen = choose(NODES, KIT, AGENTS, NS, None)
+    assert (chosen.node, chosen.cards) == ("n1", UUIDS)
+    assert [one["metadata"]["name"] for one in chosen.pods] == ["training", "inference-1"]
+    assert choose(NODES, KIT, AGENTS, NS, "n1").node == "n1"
+
+
+def tainted(name: str) -> dict[str, Any]:
+    return node(name, spec={"taints": [{"key": "gpu-health-agent/unhealthy", "effect": "NoSchedule"}]})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "more", "agents", "named", "why"),
+    [
+        (NODES, [pod("theirs", "n1", namespace="team")], AGENTS, None, "GPU pods of others (team/theirs)"),
+        ([*NODES[:3], tainted("n4")], [], AGENTS, None, "node n4 is withdrawn already: a drill takes no second one"),
+        (NODES, [], AGENTS, "n2", "runs on n1, and not on n2"),
+        (NODES, [], {k: v for k, v in AGENTS.items() if k != "n1"}, None, "has no agent that is ready"),
+        ([node("n1", spec={"unschedulable": True}), *NODES[1:]], [], AGENTS, None, "is cordoned"),
+        ([node("n1", status={"conditions": []}), *NODES[1:]], [], AGENTS, None, "is not Ready"),
+        ([node("n1", metadata={"labels": {"gpu-health-agent/managed": "false"}}), *NODES[1:]], [], AGENTS, None,
+         "managed=false"),
+        ([node("n1", metadata={"labels": {"gpu-health-agent/state": "degraded"}}), *NODES[1:]], [], AGENTS, None,
+         "is degraded"),
+        (NODES[:3], [], AGENTS, None, "no other healthy node has a free GPU for gpu-health-drill/inference-1"),
+        ([*NODES[:3], node("n4", gpus=0)], [], AGENTS, None, "no other healthy node has a free GPU"),
+        ([node("n1", metadata={"annotations": {"gpu-health-agent/faults": "{"}}), *NODES[1:]], [], AGENTS, None,
+         "has stored no GPU"),
+    ],
+)  # fmt: skip
+def test_a_node_that_may_not_be_drilled_is_refused_with_the_reason(
+    nodes: Any, more: Any, agents: Any, named: str | None, why: str
+) -> None:
+    with pytest.raises(UnfitError, match=re.escape(why)):
+        choose(nodes, [*KIT, *more], agents, NS, named)
+
+
+def test_finished_pods_of_others_are_in_nobodys_way() -> None:
+    done = pod("done", "n1", namespace="team")
+    done["status"]["phase"] = "Succeeded"
+    assert choose(NODES, [*KIT, done], AGENTS, NS, None).node == "n1"
+
+
+def kubeconfig(folder: Path) -> str:
+    path = folder / "kubeconfig"
+    path.write_text(yaml.safe_dump({
+        "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": "https://cluster.example.com:6443"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }))  # fmt: skip
+    return str(path)
+
+
+def test_without_yes_nothing_is_asked_and_the_cluster_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["drill", "--kubeconfig", kubeconfig(tmp_path), "--image", "x"]) == 64
+    told = capsys.readouterr().err
+    assert "https://cluster.example.com:6443" in told
+    assert "namespace gpu-health-drill" in told
+    for bad in (["--rate", "0"], ["--interval-s", "-1"], ["--storage-class", "a", "--shared-path", "b"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["drill", "--kubeconfig", kubeconfig(tmp_path), *bad])
+        assert ended.value.code == 64
+
+
+@pytest.mark.parametrize("content", ["", "[]", "current-context: c", "\x00", "{"])
+def test_a_kubeconfig_that_names_no_cluster_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "k"
+    path.write_text(content)
+    assert main(["drill", "--kubeconfig", str(path), "--yes"]) == 64
+
+
+def test_the_kit_is_applied_in_one_namespace_each_object_labelled_and_short_of_time() -> None:
+    made = objects(None, Settings(NS, "image:1", 20, 0.5, 7, shared_path="/srv/shared", node="n2"))
+    assert made[0]["kind"] == "Namespace"
+    assert {one["metadata"].get("namespace", NS) for one in made} == {NS}
+    assert all(one["metadata"]["labels"][MARK] == "true" for one in made)
+    by = {(one["kind"], one["metadata"]["name"]): one for one in made}
+    (training,) = by["Job", "training"]["spec"]["template"]["spec"]["containers"]
+    assert {"--interval-s=20", "--step-s=0.5"} <= set(training["command"])
+    assert {c["image"] for one in made for c in containers(one)} == {"image:1"}
+    assert "7" in containers(by["Pod", "drill-load"])[0]["command"]
+    volumes = by["Job", "training"]["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "checkpoints", "hostPath": {"path": "/srv/shared"}} in volumes
+    assert not [key for key in by if key[0] in ("CronJob", "PersistentVolumeClaim")]
+    (claim,) = [one for one in objects(None, Settings(NS, "image:1", storage_class="c"))
+                if one["kind"] == "PersistentVolumeClaim"]  # fmt: skip
+    assert (claim["spec"]["storageClassName"], claim["spec"]["resources"]["requests"]["storage"]) == ("c", "1Gi")
+    programs = by["ConfigMap", "gpu-kit"]["data"]
+    assert {"train.py", "gateway.py", "inference.py"} <= programs.keys()
+
+
+def containers(one: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = one["spec"] if one["kind"] == "Pod" else one.get("spec", {}).get("template", {}).get("spec", {})
+    return list(spec.get("containers", ()))
+
+
+def test_a_folder_that_is_not_the_kit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--kit: .* is not the kit"):
+        objects(tmp_path, Settings(NS, "image:1"))
+
+
+class Server:
+    """An API server of a few objects, by path; it takes the requests that clean up."""
+
+    def __init__(self, **objects: list[dict[str, Any]]) -> None:
+        self.nodes, self.made, self.writes = objects.get("nodes", []), objects, list[tuple[str, str]]()
+        self.namespace: dict[str, Any] | None = {"metadata": {"name": NS, "labels": {MARK: "true"}}}
+
+    def __call__(
+        self, method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
+    ) -> tuple[int, Any]:
+        path, _, query = path.partition("?")
+        if method != "GET":
+            self.writes.append((method, path))
+            if method == "PATCH" and isinstance(body, list):
+                (one,) = (n for n in self.nodes if path.endswith(f"/{n['metadata']['name']}"))
+                if one["metadata"]["annotations"].get(MARK) != body[0]["value"]:
+                    return 422, {"message": "testing value failed: test operation"}
+                del one["metadata"]["annotations"][MARK]
+            return 200, {}
+        if path == "/api/v1/nodes":
+            return 200, {"items": self.nodes}
+        if path == f"/api/v1/namespaces/{NS}":
+            return (200, self.namespace) if self.namespace else (404, {"message": "not found"})
+        assert query.startswith("labelSelector=gpu-health-agent%2Fdrill"), (
+            "only what is labelled may be listed to delete"
+        )
+        kind = path.rpartition("/")[2]
+        return 200, {"items": [one for one in self.made.get(kind, []) if MARK in one["metadata"].get("labels", {})]}
+
+
+def labelled(name: str, **more: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name, "uid": name, "labels": {MARK: "true"}}, **more}
+
+
+def drilled(name: str, text: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "annotations": {MARK: text}}, "spec": {}}
+
+
+def test_cleaning_up_removes_what_bears_the_label_and_our_nonce_and_nothing_else() -> None:
+    ours, others = json.dumps({"nonce": NONCE}), json.dumps({"nonce": "f" * 32})
+    server = Server(
+        nodes=[drilled("n1", ours), drilled("n2", others)], pods=[labelled("hand")],
+        namespaces=[labelled(NS), labelled("another-drills")],
+    )  # fmt: skip
+    Cluster(server, NS, "gpu-health-agent").sweep(NONCE)
+    assert server.writes == [
+        ("PATCH", "/api/v1/nodes/n1"),
+        ("DELETE", "/api/v1/namespaces/gpu-health-agent/pods/hand"),
+        ("DELETE", f"/api/v1/namespaces/{NS}"),
+    ]
+    assert server.nodes[1]["metadata"]["annotations"] == {MARK: others}
+
+
+def test_of_a_namespace_that_was_there_only_the_drills_own_pods_go() -> None:
+    server = Server(pods=[labelled("drill-load")], namespaces=[])
+    server.namespace = {"metadata": {"name": NS, "labels": {}}}
+    Cluster(server, NS, "agents").sweep(NONCE)
+    assert server.writes == [
+        ("DELETE", "/api/v1/namespaces/agents/pods/drill-load"),
+        ("DELETE", f"/api/v1/namespaces/{NS}/pods/drill-load"),
+    ]
+
+
+def test_a_drill_that_is_over_is_dead_at_once_and_keep_leaves_the_kit() -> None:
+    server = Server(nodes=[drilled("n1", json.dumps({"nonce": NONCE, "expires": "2020-01-01T00:00:00Z"}))],
+                    pods=[labelled("hand")], namespaces=[labelled(NS)])  # fmt: skip
+    cluster = Cluster(server, NS, "agents")
+    assert not cluster.alive(cluster.marked())
+    cluster.sweep(NONCE, keep=True)
+    assert server.writes == [("PATCH", "/api/v1/nodes/n1"), ("DELETE", "/api/v1/namespaces/agents/pods/hand")]
+
+
+def test_an_annotation_of_the_drill_is_one_that_agents_believe() -> None:
+    bodies: list[Any] = []
+
+    def api(method: str, path: str, body: Any = None, *_: Any, **__: Any) -> tuple[int, Any]:
+        bodies.append(body)
+        return 200, {}
+
+    Cluster(api, NS, "agents").annotate("/api/v1/nodes/n1", NONCE)
+    assert valid(bodies[0]["metadata"]["annotations"][MARK], time.time()) == NONCE
+
+
+def test_every_wait_ends_and_says_what_did_not_happen() -> None:
+    with pytest.raises(MissedError, match="the moon: not within 0 s"):
+        Cluster(Server(), NS, "agents").wait("the moon", lambda: False, 0)
+
+
+def test_what_is_written_on_the_node_is_what_the_kernel_logs_source_marks(tmp_path: Path) -> None:
+    log = tmp_path / "kmsg"
+    log.touch()
+    (written,) = write(log, [UUIDS["GPU-b"]], NONCE)
+    assert written["pci"] == "0000:43:00.0"
+    assert log.read_text() == record("0000:43:00.0", NONCE)
+    (seen,) = Reader("boot", "", None, False, True).take(b"12,7,1000,-;" + log.read_bytes(), 1.0)
+    assert (seen.value, seen.pci, seen.drill) == (74, "0000:43:00.0", NONCE)
+    assert parse_line(seen.to_json(), 0.0).drill == NONCE
+    assert addresses(["a/b"], UUIDS, tmp_path / "no.sock") == ["0000:1b:00.0"], (
+        "a GPU of the node, where nobody can tell"
+    )
+
+
+def test_the_drills_pod_on_a_node_bears_no_token_and_ends() -> None:
+    agent = {
+        "spec": {"containers": [{"image": "agent:1", "imagePullPolicy": "Never"}], "imagePullSecrets": [{"name": "s"}]}
+    }
+    made = hand("n1", "agents", agent, "fault", ["--nonce", NONCE])
+    assert made["metadata"]["labels"] == {MARK: "true"}
+    spec = made["spec"]
+    assert (spec["automountServiceAccountToken"], spec["restartPolicy"]) == (False, "Never")
+    assert spec["activeDeadlineSeconds"] <= 60
+    assert (spec["nodeName"], spec["containers"][0]["image"]) == ("n1", "agent:1")
+    said = {"containerStatuses": [{"state": {"terminated": {"message": '{"at": 1.5}', "exitCode": 0}}}]}
+    assert finished({"spec": spec, "status": {"phase": "Running"}}) is None
+    assert finished({"spec": spec, "status": {"phase": "Succeeded", **said}}) == {"at": 1.5}
+    with pytest.raises(MissedError, match="on n1 failed"):
+        finished({"spec": spec, "status": {"phase": "Failed", **said}})
+
+
+def test_the_longest_gap_is_between_good_answers_across_windows() -> None:
+    one = Window("pod", 100.0, answered=99.5)
+    one.note(100.0, 100.1, "")
+    one.note(100.2, 103.0, "503: no")
+    one.note(103.0, 103.1, "")
+    told = one.told()
+    assert (told["sent"], told["failed"], round(told["longest_gap_s"], 3)) == (3, 1, 3.0)
+    assert told["seconds"] == [[0, 1, 0], [3, 1, 1]]
+    assert told["failures"] == [{"at": 100.2, "why": "503: no"}]
+
+
+HOSTILE = "<script>alert('x')</script>&\"<img src=x>"
+
+
+def outcome(failed: int = 0, trouble: str = "") -> Outcome:
+    made = Outcome(f"https://{HOSTILE}", "v1.37.2", NS, 1000.0, node=HOSTILE, nodes=4, simulated_gpus=True,
+                   trouble=trouble, ended=1100.0)  # fmt: skip
+    for name in (POD, NODE, CRASH):
+        part = Part(name, 1000.0, 1030.0)
+        part.note(f"fault {HOSTILE}", 1002.0)
+        part.note("ready", 1012.5)
+        part.measure(f"a {HOSTILE}", 3.0, 5.0, "s")
+        window = Window(name, 1001.0, 1001.0)
+        for second in range(20):
+            window.note(1001.0 + second, 1001.1 + second, HOSTILE if second < failed else "")
+        part.served(window.told(), 0.5)
+        made.parts.append(part)
+    return made
+
+
+def test_the_page_is_one_file_that_escapes_everything_and_needs_no_script_and_no_colour() -> None:
+    told = page(outcome(failed=2))
+    assert "<script" not in told
+    assert "<img" not in told
+    assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in told
+    assert not re.search(r"(src|href)=", re.sub(r"&[a-z]+;[^<]*", "", told))
+    pictures = re.findall(r"<svg.*?</svg>", told, re.DOTALL)
+    assert len(pictures) == 3
+    for picture in pictures:
+        tree = ElementTree.fromstring(picture)
+        kinds = [element.get("class") for element in tree.iter()]
+        assert kinds.count("cross") == kinds.count("bad") == 2, "a failure has a shape of its own"
+        assert [element.text for element in tree.iter() if element.get("class") == "number"] == ["1", "2"]
+    assert "missed" in told
+    assert "GPUs: simulated. Nodes: real kubelets." in told
+
+
+def test_a_drill_passes_only_whole_and_with_every_target_met() -> None:
+    assert outcome().passed
+    assert not outcome(failed=1).passed
+    assert not outcome(trouble="interrupted").passed
+    short = outcome()
+    short.parts.pop()
+    assert not short.passed
+    unseen = outcome()
+    unseen.parts[0].measure("steps lost", None, 1, "")
+    assert not unseen.passed
+    assert "MISSED  steps lost: not seen" in text(unseen)
+    silent = outcome()
+    silent.parts[0].figures = []
+    silent.parts[0].served(Window(POD, 1.0, 1.0).told(), 0.0)
+    assert not silent.passed, "no request at all is no success"
+
+
+def test_the_report_in_json_says_the_same_as_the_text() -> None:
+    made = outcome(failed=1)
+    data = json.loads(json.dumps(as_json(made)))
+    assert data["passed"] is made.passed
+    assert [m["after_s"] for m in data["parts"][0]["moments"]] == [2.0, 12.5]
+    assert data["parts"][1]["figures"][1] == {"name": "requests failed", "value": 1, "target": 0, "unit": "of 20",
+                                              "met": False}  # fmt: skip
+    assert data["parts"][0]["requests"]["began"] == "1970-01-01T00:16:40.500000Z"
+    assert "FAILED" in text(made).splitlines()[0]
