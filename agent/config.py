@@ -68,8 +68,10 @@ class DcgmSource(Section):
 
 
 class SimulatedSource(Section):
-    scenario: str | None = None  # A scenario's name or file: simulated GPUs stand in for NVML. Off by default.
-    kernel_log: bool = True  # is simulated too; false: the machine's own, for a drill without GPUs
+    scenario: str | None = None
+    """A scenario's name or file: simulated GPUs stand in for NVML. Off by default."""
+    kernel_log: bool = True
+    """Simulate the kernel log too; false: the machine's own is read, for a drill without GPUs."""
 
 
 class Sources(Section):

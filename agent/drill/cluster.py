@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, Api, ask
-from agent.drill.kit import MARK, Object
+from agent.drill.kit import LOAD, MARK, Object
 from agent.rehearsal import valid
 from agent.world import HARD_TAINT, RefusedError, UnreachableError
 
@@ -148,7 +148,8 @@ class Cluster:
                 continue
             for one in self.get(f"{path}?labelSelector={quote(MARK, safe='')}")["items"]:
                 metadata = one["metadata"]
-                if kind == "namespace" and metadata["name"] != self.namespace:
+                only = {"namespace": self.namespace, "pod": LOAD, "configmap": LOAD}.get(kind, metadata["name"])
+                if metadata["name"] != only:  # another drill's, or of a kit that is not ours
                     continue
                 if not metadata.get("deletionTimestamp"):
                     self._gone("DELETE", f"{path}/{metadata['name']}", {"preconditions": {"uid": metadata["uid"]}})
@@ -162,6 +163,10 @@ class Cluster:
             for plural in ("pods", "configmaps"):
                 yield f"{self.home}/{plural}", plural.removesuffix("s")
         yield "/api/v1/namespaces", "namespace"
+
+    def free(self) -> bool:
+        """Whether nothing that was swept still ends where the next drill begins."""
+        return self.state() != "ending" and self.api("GET", f"{self.home}/pods/{LOAD}")[0] == _NOT_THERE
 
     def state(self) -> str:
         """Of the namespace: absent, ours, theirs, or ending."""

@@ -69,7 +69,7 @@ def _clear_the_way(cluster: Cluster) -> None:
     for sentence in cluster.sweep(None):
         _say(f"left by a drill before: {sentence}")
     try:
-        cluster.wait(f"namespace {cluster.namespace} is free", lambda: cluster.state() != "ending", _CLEAN_S)
+        cluster.wait(f"namespace {cluster.namespace} is free", cluster.free, _CLEAN_S)
     except MissedError as missed:
         raise RefusedError(_CONFLICT, str(missed)) from missed
 

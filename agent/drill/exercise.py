@@ -11,7 +11,7 @@ from typing import Any
 from agent.drill.choice import Choice, UnfitError, choose
 from agent.drill.cluster import RENEW_S, Cluster, MissedError, node_path
 from agent.drill.hand import finished, hand
-from agent.drill.kit import LOAD_PORT, Object, Settings
+from agent.drill.kit import LOAD, LOAD_PORT, Object, Settings
 from agent.drill.outcome import (
     CHECKPOINT_S,
     CRASH,
@@ -258,7 +258,7 @@ class Exercise:
         self._wait("the client answers", lambda: self._client(f"/window?name={name}"), 60)
 
     def _client(self, path: str) -> Any:
-        return self._cluster.ask_pod(self._cluster.namespace, "drill-load", LOAD_PORT, path)
+        return self._cluster.ask_pod(self._cluster.namespace, LOAD, LOAD_PORT, path)
 
     def _hand(
         self, node: str, what: str, arguments: list[str], meanwhile: Callable[[], object] = lambda: None

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 MARK = "gpu-health-agent/drill"  # the label of all that a drill makes, and the annotation of the node that it drills
-LOAD_PORT = 8090
+LOAD, LOAD_PORT = "drill-load", 8090
 _HERE = Path(__file__).parents[2] / "daemonset" / "kit"
 _SIZE, _IMAGE = "1Gi", "gpu-kit"
 _LEFT_OUT = {("CronJob", "checkpoint-manager"), ("PersistentVolumeClaim", "checkpoints-backup")}
@@ -116,10 +116,10 @@ def load(settings: Settings) -> list[Object]:
 def _load() -> Iterator[Object]:
     """The client in the cluster: what a workload beside the gateway sees, without the way from this machine."""
     program = files("agent.drill").joinpath("load.py").read_text(encoding="utf-8")
-    yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "drill-load"}, "data": {"load.py": program}}
+    yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": LOAD}, "data": {"load.py": program}}
     drop = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     yield {
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "drill-load", "labels": {"app": "drill-load"}},
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": LOAD, "labels": {"app": LOAD}},
         "spec": {
             "automountServiceAccountToken": False, "terminationGracePeriodSeconds": 1,
             "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
@@ -129,6 +129,6 @@ def _load() -> Iterator[Object]:
                 "ports": [{"containerPort": LOAD_PORT}],
                 "volumeMounts": [{"name": "load", "mountPath": "/load", "readOnly": True}],
             }],
-            "volumes": [{"name": "load", "configMap": {"name": "drill-load"}}],
+            "volumes": [{"name": "load", "configMap": {"name": LOAD}}],
         },
     }  # fmt: skip

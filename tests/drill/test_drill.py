@@ -189,6 +189,8 @@ class Server:
             "only what is labelled may be listed to delete"
         )
         kind = path.rpartition("/")[2]
+        if path.startswith(f"/api/v1/namespaces/{NS}/"):
+            kind = f"kit_{kind}"
         return 200, {"items": [one for one in self.made.get(kind, []) if MARK in one["metadata"].get("labels", {})]}
 
 
@@ -216,11 +218,11 @@ def test_cleaning_up_removes_what_bears_the_label_and_our_nonce_and_nothing_else
 
 
 def test_of_a_namespace_that_was_there_only_the_drills_own_pods_go() -> None:
-    server = Server(pods=[labelled("drill-load")], namespaces=[])
+    server = Server(pods=[labelled("hand")], kit_pods=[labelled("drill-load"), labelled("inference-1")], namespaces=[])
     server.namespace = {"metadata": {"name": NS, "labels": {}}}
     Cluster(server, NS, "agents").sweep(NONCE)
     assert server.writes == [
-        ("DELETE", "/api/v1/namespaces/agents/pods/drill-load"),
+        ("DELETE", "/api/v1/namespaces/agents/pods/hand"),
         ("DELETE", f"/api/v1/namespaces/{NS}/pods/drill-load"),
     ]
 
