@@ -17,7 +17,7 @@ from agent.sources.kernel_text import Facts, Record, parse_record
 from agent.sources.storm import Storm
 
 _RECORD_BYTES = 16 * 1024  # /dev/kmsg answers EINVAL to a buffer smaller than its record
-_FILE_PAUSE_S = 0.02  # a regular file tells nobody that it grew
+_FILE_PAUSES_S = 0.02, 0.2  # a regular file tells nobody that it grew: it is looked at less often while it doesn't
 _RAW_CHARS = 500
 # A drill writes its record from user space and quotes the nonce that the Node bears; the agent decides whether to
 # believe it. Whoever may write to the log can write many: few between two heartbeats are passed on.
@@ -189,7 +189,7 @@ def _follow(options: argparse.Namespace) -> None:
     poller.register(sys.stdout.fileno(), 0)  # POLLERR comes by itself once the agent is gone
     if (fd := log.pollable()) is not None:
         poller.register(fd, select.POLLIN)
-    pause_s = options.heartbeat_s if fd is not None else _FILE_PAUSE_S
+    pause_s = options.heartbeat_s if fd is not None else _FILE_PAUSES_S[0]
     due = 0.0
     storm = Storm()
     while True:
@@ -207,7 +207,10 @@ def _follow(options: argparse.Namespace) -> None:
                 if storm.passes(observation, now):
                     _say(observation)
         if records:
+            pause_s = pause_s if fd is not None else _FILE_PAUSES_S[0]
             continue
+        if fd is None:
+            pause_s = min(1.2 * pause_s, _FILE_PAUSES_S[1])
         if reader.backlog:
             reader.caught_up()
             continue
