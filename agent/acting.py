@@ -290,8 +290,8 @@ class Actor:
     def _restore(self, world: World) -> None:
         if self.started:
             return
-        self.stored_text = world.stored
-        self.started = True
+        # From now on it looks with what was stored; the time before counts for no proof.
+        self.stored_text, self.started, self._began = world.stored, True, time.monotonic()
 
     def _waiting(self, waits: tuple[Wait, ...]) -> None:
         told, self.waits = self.waits, waits

@@ -252,6 +252,7 @@ class Verdict:
     onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
     dismissed: frozenset[str] = frozenset()  # the fault ids of the operator's words that were obeyed
     cards: Mapping[str, Card] = field(default_factory=dict)  # the node's GPUs, those that are gone too
+    resets: frozenset[str] = frozenset()  # UUIDs of the GPUs whose reset by us was known to the judge
 
     @property
     def withdraw(self) -> bool:

@@ -175,7 +175,7 @@ class Life:
             stored = load(self.world.stored, 0.0) if self.world.stored else None
             if stored and stored.boot_id == f"boot-{self.boot}":  # the kernel log is read on from there
                 self.read = self.boot, stored.kernel_seq or 0
-            self.restored = True
+            self.restored, self.born = True, self.now
         return load(self.world.stored, 0.0).records if self.world.stored else Records()
 
     def _judge(self, aside: str, records: Records) -> Verdict:

@@ -262,8 +262,9 @@ def _prove(
         return _ended(verdict, records, live, again)
     if all(fault.proved for fault in _fatal(verdict) if _concerns(live, fault)):
         return records, (Wait(f"{live.remedy} is proved: the GPUs stay well for a while before the node returns"),)
-    # An agent that was down meanwhile has yet to look: it must not call a cure none because of its own absence.
-    if min(verdict.at - live.ended_at, local.up_s) < settings.prove_s:
+    # An agent that was down, or cut off from its own records, has yet to look: its absence makes no cure none.
+    looked = live.remedy is not Remedy.RESET_GPU or verdict.resets.issuperset(live.uuids)
+    if not looked or min(verdict.at - live.ended_at, local.up_s) < settings.prove_s:
         return records, (Wait(f"{live.remedy} is done: its cure must be proved within {settings.prove_s:.0f} s"),)
     return _ended(verdict, records, live, "the fault stands after it")
 

@@ -13,6 +13,7 @@ from agent.policy.history import SECOND, History, number
 from agent.policy.overrides import settle
 from agent.policy.renew import renew
 from agent.policy.rules import RULES
+from agent.policy.rules.kernel import ENDS
 from agent.policy.rules.silence import blind
 
 _CURED_BY_REBOOT = (Remedy.NONE, Remedy.RESTART_WORKLOAD, Remedy.RESET_GPU, Remedy.REBOOT_NODE)
@@ -63,7 +64,8 @@ def judge(
         and as_wanted.drill in ("", orders.drill)
     ]
     found = _strongest(wanted)
-    released = orders.dismissed - memory.dismissed
+    over = {f"{ENDS[f.rule]}@{f.pci or 'node'}" for f in wanted if f.rule in ENDS} - found.keys()
+    released = (orders.dismissed - memory.dismissed) | over
     # What a drill said is true as long as the Node bears it: it ends with it, however the drill ended.
     old = {key: fault for key, fault in memory.faults.items()
            if key not in released and fault.finding.drill in ("", orders.drill)}  # fmt: skip
@@ -82,7 +84,7 @@ def judge(
         if settled := settle(finding, history, limits, orders.labels):
             faults.setdefault(key, _found(None, settled, history))
     memory = Memory(history, faults, onsets, orders.dismissed)
-    return memory, _verdict(memory, unseen, wall)
+    return memory, replace(_verdict(memory, unseen, wall), resets=frozenset(orders.resets))
 
 
 def _lasts(finding: Finding) -> bool:

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.world import UnreachableError
@@ -46,6 +46,7 @@ def test_through_any_refusals_a_node_is_repaired_once_and_returns(seed: int, sha
 
 
 @SCHEDULES
+@example(seed=51943, kills={16})  # a reset is done, and for longer than its proof may take nothing can be read
 @given(seed=st.integers(0, 10**9), kills=st.sets(st.integers(1, 25), max_size=6))
 def test_through_refusals_and_crashes_together_no_incident_is_repaired_twice(seed: int, kills: set[int]) -> None:
     life = Life(95, kills=kills)

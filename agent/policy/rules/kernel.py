@@ -13,6 +13,7 @@ from agent.policy.row import Row
 
 _LINK_FAULT = 20034  # also what a switch says when the GPU at the link's other end was reset or lost
 _SECONDARY_S = 60.0
+ENDS = {"sxid-10005": "sxid-10004"}  # a switch says that its heat is over
 
 
 def _catalog() -> Mapping[int, Row]:
