@@ -126,21 +126,19 @@ class Source:
                 self._pause_s, self._trouble = 1.0, ""
         return tuple(seen)
 
-    def close(self, timeout_s: float = 2.0) -> bool:
-        """End it: politely, then by force. Whether it ended: one that is stuck in the kernel is left behind."""
+    def close(self, timeout_s: float = 2.0) -> None:
+        """End it: politely, then by force. One that is stuck in the kernel is left behind, as its status says."""
         process = self._process
         if process is None:
-            return self._stuck is None or self._stuck.poll() is not None
+            return
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout_s)
                 break
-        ended = process.poll() is not None
-        self._stuck = None if ended else process
+        self._stuck = None if process.poll() is not None else process
         self._release(process)
         self._due = 0.0  # to be started again at once, when it may
-        return ended
 
     def _start(self, now: float) -> None:
         self._starts += 1
