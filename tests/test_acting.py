@@ -11,6 +11,7 @@ from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
 from agent.config import Config, Drain, Mode
 from agent.limits import Limits
+from agent.model import Verdict
 from agent.view import view
 from agent.world import HARD_TAINT, On, SlotKind
 from tests.observe import Judge, alive, reading, xid
@@ -23,6 +24,14 @@ def made() -> PretendCluster:
     cluster.add_node("n1")
     cluster.add_pod("a", "train", "n1", owner="Job")
     return cluster
+
+
+def broken() -> Verdict:
+    """A fatal fault; the time in which others may gather is over."""
+    judge = Judge()
+    judge.now = time.monotonic() - 60
+    judge.after(0, alive(), reading())
+    return judge.after(1, xid(79))
 
 
 def test_whose_a_pod_is_is_asked_once_and_kept() -> None:
@@ -58,10 +67,7 @@ def test_pods_that_may_not_be_read_keep_no_taint_waiting() -> None:
 def test_one_that_waits_for_a_permit_asks_seldom_and_one_that_was_refused_asks_again_soon() -> None:
     cluster = made()
     cluster.add_node("n2")
-    judge = Judge()
-    judge.now = time.monotonic() - 60  # the faults are gathered by now
-    judge.after(0, alive(), reading())
-    bad = judge.after(1, xid(79))
+    bad = broken()
     trouble: list[int] = []
 
     def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
@@ -165,10 +171,7 @@ def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:
 def test_a_pod_that_came_back_three_times_waits_for_a_person_however_often_the_agent_was_restarted() -> None:
     cluster = PretendCluster()
     cluster.add_node("n1")
-    judge = Judge()
-    judge.now = time.monotonic() - 60  # the faults are gathered by now
-    judge.after(0, alive(), reading())
-    bad = judge.after(1, xid(79))
+    bad = broken()
     for number in range(6):
         actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
         actor.judged(bad, True)
