@@ -7,6 +7,9 @@ SCENARIO ?= demo
 # Tests that need more than Python.
 OTHERS := bench cluster dcgm gpu image kit monitoring nodes
 
+# The tests start the agent a hundred times, and would compile it each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test lint plain incidents program-tests monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests \
 	cluster bench kit-bench drill clean
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -137,10 +138,8 @@ class PretendCluster:
 
 
 def _copy(value: Any) -> Any:
-    """What JSON can hold, three times as quickly as copy.deepcopy."""
-    if isinstance(value, dict):
-        return {key: _copy(one) for key, one in value.items()}
-    return [_copy(one) for one in value] if isinstance(value, list | tuple) else value
+    """What JSON can hold, many times as quickly as copy.deepcopy."""
+    return pickle.loads(pickle.dumps(value))  # noqa: S301 - its own words of a moment ago
 
 
 def _table(nodes: list[dict[str, Any]]) -> dict[str, Any]:

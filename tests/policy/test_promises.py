@@ -132,7 +132,7 @@ def test_a_batch_is_judged_as_its_parts_would_be(batch: list[Observation], data:
     assert ids[0] == ids[1]
 
 
-@EXAMPLES
+@settings(EXAMPLES, max_examples=25)  # each judges a thousand times
 @given(st.lists(st.tuples(waits, anything()), max_size=8), st.floats(1.0, 20.0))
 def test_judging_more_often_concludes_nothing_else(events: list[tuple[float, Observation]], tick_s: float) -> None:
     """What a recording leaves out, rounds in which nothing came and nothing changed, changes nothing."""

@@ -12,28 +12,28 @@ def xid(code: int, pci: str = "0000:1b:00.0", past: bool = False, pid: int = 7) 
 
 def test_a_storm_is_a_line_a_second_that_counts_it_and_hides_no_other_error() -> None:
     storm, said = Storm(), []
-    for number in range(200_000):  # 20,000 a second for ten seconds
+    for number in range(60_000):  # 20,000 a second for three seconds
         now = number / 20_000
         said += storm.gathered(now)
-        for one in (xid(13), *([xid(79)] if number == 123_456 else [])):
+        for one in (xid(13), *([xid(79)] if number == 12_345 else [])):
             if storm.passes(one, now):
                 said.append(one)
-    said += storm.gathered(10.0, all_of_them=True)
+    said += storm.gathered(3.0, all_of_them=True)
     assert len(said) < 40
-    assert sum(int(str(one.values.get("repeats", 1))) for one in said if one.value == 13) == 200_000
+    assert sum(int(str(one.values.get("repeats", 1))) for one in said if one.value == 13) == 60_000
     assert sum(one.value == 79 for one in said) == 1
 
 
 def test_a_storm_of_processes_is_no_storm_of_lines() -> None:
     storm, said = Storm(), []
-    for number in range(200_000):
+    for number in range(60_000):
         now = number / 20_000
         said += storm.gathered(now)
         if storm.passes(one := xid(13, pid=number), now):
             said.append(one)
-    said += storm.gathered(10.0, all_of_them=True)
-    assert len(said) < 1500
-    assert sum(int(str(one.values.get("repeats", 1))) for one in said) == 200_000
+    said += storm.gathered(3.0, all_of_them=True)
+    assert len(said) < 500
+    assert sum(int(str(one.values.get("repeats", 1))) for one in said) == 60_000
 
 
 def test_errors_that_are_far_apart_are_each_told_at_once() -> None:
