@@ -234,3 +234,9 @@ def test_a_storm_that_two_witnesses_count_is_counted_once() -> None:
     judge.after(2, xid(13, values={"repeats": 499}), alive())
     assert judge.memory.history.tallies[GPU, 13].count == 500
     assert judge.memory.history.within(GPU, 13, 60) == 64, "bounded, and enough for any count that a rule asks for"
+
+
+def test_a_node_is_healthy_only_when_every_gpu_was_read_once() -> None:
+    judge = Judge()
+    assert judge.after(0, reading()).status is Status.UNKNOWN, "the first poll isn't over"
+    assert judge.after(1, reading(OTHER), alive()).status is Status.HEALTHY

@@ -52,7 +52,7 @@ def blind(history: History, expected: Iterable[str], silent_s: float) -> Iterato
         failed = history.failed.get(source)
         if failed:
             yield source, failed.raw or str(failed.value)
-        elif source not in history.heard:
+        elif source not in history.alive:  # which ends a poll: by then each GPU was read
             yield source, "not heard yet"
         elif history.now - history.heard[source] > silent_s:
             yield source, f"silent for {history.now - history.heard[source]:.0f} s"
