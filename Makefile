@@ -43,6 +43,7 @@ monitoring-tests: $(STAMP)
 
 screenshots: $(STAMP)
 	command -v chromium || apt-get install --yes --no-install-recommends chromium
+	command -v npm || apt-get install --yes --no-install-recommends npm
 	$(BIN)/python -m tests.screenshots
 
 cluster-tests: $(STAMP)

@@ -67,6 +67,17 @@ def test_legends_use_labels_that_the_query_keeps() -> None:
             assert legend <= set(re.findall(r"\w+", kept[1]) if kept else ()), panel["title"]
 
 
+def test_the_fleet_is_all_nodes_and_the_rest_only_the_nodes_chosen() -> None:
+    """Eight GPUs of a thousand nodes are no lines that anyone can read."""
+    below = [panel for panel in PANELS if panel["gridPos"]["y"] > PANELS[0]["gridPos"]["y"] and "targets" in panel]
+    first = next(panel["gridPos"]["y"] for panel in PANELS if panel["title"].startswith("Node $node"))
+    for panel in below:
+        chosen = {"$node" in target["expr"] for target in panel["targets"]}
+        assert chosen == {panel["gridPos"]["y"] > first}, panel["title"]
+    (node,) = (one for one in DASHBOARD["templating"]["list"] if one["name"] == "node")
+    assert not node["includeAll"]
+
+
 def test_panels_have_a_place_a_title_and_a_number_of_their_own() -> None:
     taken: Counter[tuple[int, int]] = Counter()
     for panel in PANELS:

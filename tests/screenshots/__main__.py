@@ -1,0 +1,82 @@
+"""``make screenshots``: what a person sees of real agents, taken by Debian's Chromium into build/screenshots."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.monitoring.site import ROOT, Agent, ApiServer, until
+from tests.monitoring.stack import Stack
+from tests.screenshots.panels import served
+
+TAKEN = ROOT / "build" / "screenshots"
+_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+          "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
+_WATCHED_S = 30.0  # long enough for lines in the dashboard
+
+
+def main() -> None:
+    TAKEN.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as ending:
+        folder = Path(name)
+        api = ApiServer(folder)
+        ending.callback(api.server_close)
+        ending.callback(api.shutdown)
+        agents = {node: Agent(api, node, folder) for node in ("gpu-node-7", "gpu-node-8", "gpu-node-9")}
+        for agent in agents.values():
+            ending.callback(agent.stop)
+        stack = Stack(folder, {node: agent.port for node, agent in agents.items()})
+        ending.callback(stack.stop)
+        page(api, agents["gpu-node-7"], folder)
+        agents["gpu-node-8"].inject("--gpu", "2", "--ecc-uncorrected", "3")
+        agents["gpu-node-9"].inject("--gpu", "1", "--xid", "13")
+        time.sleep(_WATCHED_S)
+        with served(stack.prometheus.url) as address:
+            for theme in ("dark", "light"):
+                take(
+                    f"{address}&node=gpu-node-7&theme={theme}",
+                    folder,
+                    f"dashboard-{theme}",
+                    "1620,2240",
+                    wait_ms=15_000,
+                )
+
+
+def page(api: ApiServer, agent: Agent, folder: Path) -> None:
+    """The page / in its states."""
+    address = f"http://127.0.0.1:{agent.port}/?hold"
+    api.cluster.add_pod("research", "train-0", "gpu-node-7", gpus=4, owner="Job")
+    api.cluster.add_pod("serving", "inference-a", "gpu-node-7", gpus=1)
+    api.protected.add("train-0")
+    take(address, folder, "healthy")
+    agent.inject("--gpu", "5", "--temperature", "95")
+    until("degraded", lambda: agent.state().get("status") == "degraded")
+    take(address, folder, "degraded")
+    agent.inject("--gpu", "3", "--xid", "79")
+    until("draining", lambda: agent.state().get("stage") == "draining" and agent.state()["waits"])
+    take(address, folder, "unhealthy-draining")
+    take(address, folder, "unhealthy-draining-phone", "400,2400")
+    take(address, folder, "unhealthy-draining-dark", dark=True)
+    agent.inject("--gpu", "0", "--hang", "nvmlDeviceGetEccMode")
+    until("blind", lambda: agent.state().get("blind"))
+    take(address, folder, "unhealthy-and-blind")
+
+
+def take(
+    address: str, folder: Path, name: str, size: str = "1200,1500", dark: bool = False, wait_ms: int = 1000
+) -> None:
+    target = TAKEN / f"{name}.png"
+    profile = tempfile.mkdtemp(dir=folder)
+    theme = ("--force-dark-mode", "--blink-settings=preferredColorScheme=0") if dark else ()
+    command = ["chromium", *_FLAGS, *theme, f"--virtual-time-budget={wait_ms}", f"--user-data-dir={profile}",
+               f"--window-size={size}", f"--screenshot={target}", address]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert target.is_file(), done.stderr
+    print(target)
+
+
+if __name__ == "__main__":
+    main()
