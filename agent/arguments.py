@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     _directory(simulate)
 
     inject = commands.add_parser("inject", help="change a running simulation")
-    inject.add_argument("--gpu", type=int, metavar="I", help="the GPU's index (with --clear: default all)")
+    inject.add_argument("--gpu", type=_gpu, metavar="G", help="the GPU's index or UUID (with --clear: default all)")
     inject.add_argument("--pid", type=int, metavar="PID", help="with --xid: the process that the kernel names")
     what = inject.add_mutually_exclusive_group(required=True)
     what.add_argument("--xid", type=int, metavar="CODE")
@@ -120,6 +120,10 @@ def parser() -> argparse.ArgumentParser:
     drill.add_argument("--html", type=Path, metavar="F", help="and as a page")
     drill.add_argument("--keep", action="store_true", help="leave the kit in its namespace, until the next drill")
     return whole
+
+
+def _gpu(text: str) -> int | str:
+    return text if text.startswith("GPU-") else int(text)
 
 
 def _positive(text: str) -> float:

@@ -54,7 +54,7 @@ def simulate(
     node = node or _NODE
     story = Story(as_json)
     actor = Actor(config, hands, dry_run=False, tell=story.tell)
-    for left in ("kmsg", "boot_id"):  # each story is told on a machine of its own
+    for left in ("kmsg", "boot_id", "gpus"):  # each story is told on a machine of its own
         (directory / left).unlink(missing_ok=True)
     daemon = Daemon(config, node, actor, story.tell, supervisor(config, directory))
     daemon.seen = story.see

@@ -43,7 +43,26 @@ class Simulation:
         self._sequence += len((directory / "kmsg").read_bytes().splitlines())
         if not (directory / "boot_id").exists():
             self._boot()
+        self._restore()
         self._bus()
+
+    def _restore(self) -> None:
+        """The GPUs as they were left, by a process that ended for a reset or that crashed."""
+        try:
+            kept = json.loads((self.directory / "gpus").read_text())
+        except FileNotFoundError:
+            return
+        if kept["profile"] == self.scenario.profile:
+            self._needs_reboot = set(kept["needs_reboot"])
+            self._injected = {int(gpu): what for gpu, what in kept["injected"].items()}
+            for gpu, state in zip(self.library.gpus, kept["gpus"], strict=True):
+                gpu.restore(state)
+
+    def _keep(self) -> None:
+        _whole(self.directory / "gpus", json.dumps({
+            "profile": self.scenario.profile, "needs_reboot": sorted(self._needs_reboot), "injected": self._injected,
+            "gpus": [gpu.kept() for gpu in self.library.gpus],
+        }))  # fmt: skip
 
     def _bus(self) -> None:
         """The PCI bus as sysfs shows it, with every GPU held by the NVIDIA driver."""
@@ -61,11 +80,14 @@ class Simulation:
             with self._lock:
                 return {"state": {str(gpu): dict(what) for gpu, what in sorted(self._injected.items())}}
         gpus = self.library.gpus
+        if (uuid_ := request.get("gpu")) in (uuids := [gpu.uuid for gpu in gpus]):
+            request = {**request, "gpu": uuids.index(uuid_)}
         if error := wrong(request, self.scenario.profile, len(gpus)):
             return {"error": error}
         with self._lock:
             for gpu in gpus if request.get("gpu") is None else [gpus[request["gpu"]]]:
                 self._change(gpu, request)
+            self._keep()
         return {"done": dict(request)}
 
     def _change(self, gpu: SimulatedGpu, request: Mapping[str, Any]) -> None:
@@ -117,10 +139,7 @@ class Simulation:
             log.write(f"3,{self._sequence},{int(time.monotonic() * 1e6)},-;{text}\n")
 
     def _boot(self) -> None:
-        """A new boot id, whole at any instant that it is read."""
-        fresh = self.directory / "boot_id.new"
-        fresh.write_text(f"{uuid.uuid4()}\n")
-        fresh.rename(self.directory / "boot_id")
+        _whole(self.directory / "boot_id", f"{uuid.uuid4()}\n")
 
     def play(self) -> None:
         """The scenario's steps, each at its time."""
@@ -157,20 +176,40 @@ class Simulation:
                         continue  # whoever asked is gone
 
 
+def _whole(path: Path, text: str) -> None:
+    """Written so that it is whole at any instant that it is read."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.rename(path)
+
+
 def inject(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Change the simulation that runs in this folder. ConnectionError if none does, ValueError if it refuses."""
+    """Change the simulation in this folder, also one that let go of its GPUs, as for a reset.
+
+    ConnectionError if there is none, ValueError if it refuses.
+    """
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(_REPLY_S)
         try:
             client.connect(str(directory / "control"))
         except OSError as error:
-            raise ConnectionError(f"no simulation runs in {directory}: start one with 'simulate' or 'run --simulate'"
-                                  ) from error  # fmt: skip
-        client.sendall(json.dumps(request).encode() + b"\n")
-        reply = json.loads(client.makefile().readline())
+            reply = {**_released(directory, error).request(request), "note": "no process simulates it now"}
+        else:
+            client.sendall(json.dumps(request).encode() + b"\n")
+            reply = json.loads(client.makefile().readline())
     if "error" in reply:
         raise ValueError(str(reply["error"]))
     return dict(reply)
+
+
+def _released(directory: Path, error: OSError) -> Simulation:
+    """The simulation whose process ended and left its GPUs behind."""
+    try:
+        profile = json.loads((directory / "gpus").read_text())["profile"]
+    except OSError:
+        raise ConnectionError(f"no simulation runs in {directory}: start one with 'simulate' or 'run --simulate'"
+                              ) from error  # fmt: skip
+    return Simulation(Scenario(profile), directory)
 
 
 def main() -> int:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent.model import normalise_pci
 
 IDLE_C = 34.0
 POWER_W = 96.0
 _EPOCH_J = 1_000_000.0  # energy used before the simulation began
+_KEPT = ("temperature_c", "ecc_uncorrected", "ecc_uncorrected_aggregate", "recovery_action", "lost", "reset_required",
+         "numbers")  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -45,6 +49,16 @@ class SimulatedGpu:
     @property
     def address(self) -> str:
         return normalise_pci(self.pci)
+
+    def kept(self) -> dict[str, Any]:
+        """What outlives the process that simulates it: all but calls that hang, which the next one makes anew."""
+        return {**{name: getattr(self, name) for name in _KEPT}, "energy_base_j": self.energy_j,
+                "processes": sorted(self.processes)}  # fmt: skip
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        for name in _KEPT:
+            setattr(self, name, kept[name])
+        self.energy_base_j, self.processes = kept["energy_base_j"], set(kept["processes"])
 
     def new_epoch(self) -> None:
         """What a reset or a reboot does to a GPU's counters and flags."""

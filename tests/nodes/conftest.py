@@ -120,6 +120,10 @@ class Site:
         name = self.agent(node)["metadata"]["name"]
         return self.plane.kubectl("exec", f"--namespace={NAMESPACE}", name, f"--container={container}", "--", *command)
 
+    def jobs(self) -> list[dict[str, Any]]:
+        """The agents' repairs."""
+        return list(self.plane.must("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs")["items"])
+
     def taints(self, node: str) -> list[str]:
         spec = self.plane.must("GET", f"/api/v1/nodes/{node}")["spec"]
         return [taint["key"] for taint in spec.get("taints") or () if taint["key"].startswith("gpu-health-agent/")]
@@ -130,31 +134,63 @@ class Site:
 
 
 def agent_on(made: Rig, node: str) -> dict[str, Any]:
-    path = f"/api/v1/namespaces/{NAMESPACE}/pods?fieldSelector=spec.nodeName%3D{node}"
+    agents = f"app.kubernetes.io/name%3D{NAMESPACE}"
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods?fieldSelector=spec.nodeName%3D{node}&labelSelector={agents}"
     (pod,) = made.plane.must("GET", path)["items"] or [{}]
     return dict(pod)
 
 
-def install(made: Rig, folder: Path, kernel_log: bool = True) -> None:
+# The shipped reset, but for the machine: what nvidia-smi would do to GPUs is done to simulated ones.
+_RESET = """
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: gpu-reset, namespace: gpu-health-agent}
+spec:
+  jobTemplate:
+    spec:
+      template:
+        spec:
+          containers:
+            - name: reset
+              command:
+                - sh
+                - -c
+                - for gpu in $(echo "$GPUS" | tr , " "); do gpu-health-agent inject --gpu "$gpu" --clear || exit; done
+              env: [{name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
+              volumeMounts: [{name: simulation, mountPath: /tmp, subPathExpr: $(NODE_NAME)}]
+          volumes: [{name: simulation, hostPath: {path: SIMULATION}}]
+"""
+
+
+def install(made: Rig, folder: Path, kernel_log: bool = True, repair: bool = False) -> None:
     """The manifests as they are shipped, but for the image, simulated GPUs and shorter times."""
     config = yaml.safe_load((_MANIFESTS / "base" / "config.yaml").read_text())
     gpus = {"scenario": "idle", "kernel_log": kernel_log}
     config |= {"poll_s": 1, "sources": {"simulated": gpus}, "policy": {"soak_s": 2}}
     config["drain"]["gather_s"] = 1
+    if repair:
+        config["repair"] = {"reset_gpu": "gpu-reset"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    simulation = made.shared / "simulation"  # a folder in it is a machine: it outlives the sources, as GPUs do
+    simulation.mkdir()
     writable = [
-        {"op": "add", "path": "/spec/template/spec/volumes/-", "value": {"name": "simulation", "emptyDir": {}}},
+        {"op": "add", "path": "/spec/template/spec/volumes/-",
+         "value": {"name": "simulation", "hostPath": {"path": str(simulation)}}},
         {"op": "test", "path": "/spec/template/spec/containers/1/name", "value": "sources"},
+        {"op": "add", "path": "/spec/template/spec/containers/1/env/-",
+         "value": {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}},
         {"op": "add", "path": "/spec/template/spec/containers/1/volumeMounts/-",
-         "value": {"name": "simulation", "mountPath": "/tmp"}},
+         "value": {"name": "simulation", "mountPath": "/tmp", "subPathExpr": "$(NODE_NAME)"}},
     ]  # fmt: skip
+    reset = [{"patch": _RESET.replace("SIMULATION", str(simulation))}] if repair else []
     name, _, tag = IMAGE.rpartition(":")
     (folder / "kustomization.yaml").write_text(yaml.safe_dump({
         "resources": [os.path.relpath(_MANIFESTS, folder)],
+        "components": [os.path.relpath(_MANIFESTS / "components" / "repair", folder)] if repair else [],
         "images": [{"name": "gpu-health-agent", "newName": name, "newTag": tag}],
         "configMapGenerator": [{"name": NAMESPACE, "namespace": NAMESPACE, "behavior": "replace",
                                 "files": ["config.yaml"]}],
-        "patches": [{"target": {"kind": "DaemonSet"}, "patch": yaml.safe_dump(writable)}],
+        "patches": [{"target": {"kind": "DaemonSet"}, "patch": yaml.safe_dump(writable)}, *reset],
     }))  # fmt: skip
     # What the NVIDIA container toolkit makes on a node with GPUs.
     made.plane.must("POST", "/apis/node.k8s.io/v1/runtimeclasses", {"metadata": {"name": "nvidia"}, "handler": "runc"})
@@ -165,7 +201,7 @@ def install(made: Rig, folder: Path, kernel_log: bool = True) -> None:
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """Two real nodes with the agent on them, which reads its simulated GPUs."""
     with rig(2, images=images()) as made:
-        install(made, tmp_path_factory.mktemp("manifests"))
+        install(made, tmp_path_factory.mktemp("manifests"), repair=True)
         try:
             made.plane.wait("the agents are ready", lambda: all(serves(made, node) for node in made.nodes), 180)
             yield made

@@ -20,7 +20,8 @@ def index(site: Site, pod: dict[str, Any]) -> str:
     return str(UUIDS.index(uuid))
 
 
-def test_only_the_pod_on_the_bad_gpu_moves_with_its_work_saved_and_the_node_returns(site: Site) -> None:
+def test_only_the_pod_on_the_bad_gpu_moves_with_its_work_saved_and_a_reset_returns_the_node(site: Site) -> None:
+    """From the fault to a healthy node with no person."""
     site.deploy("train", "n1")
     site.deploy("other", "n1")
     site.deploy("web", "n1", gpus=0)
@@ -37,8 +38,11 @@ def test_only_the_pod_on_the_bad_gpu_moves_with_its_work_saved_and_the_node_retu
     assert [c["status"] for c in node["status"]["conditions"] if c["type"] == "GpuUnhealthy"] == ["True"]
     assert site.taints("n2") == []
 
-    site.inject("n1", "--gpu", bad, "--clear")
-    site.plane.wait("the node is back", lambda: site.taints("n1") == [])
+    site.plane.wait("the node is back", lambda: site.taints("n1") == [], 180)
+    (job,) = site.jobs()
+    pod = job["spec"]["template"]
+    assert (pod["spec"]["nodeName"], job["status"]["succeeded"]) == ("n1", 1)
+    assert pod["metadata"]["annotations"]["gpu-health-agent/gpus"] == UUIDS[int(bad)]
     site.plane.wait("and healthy", lambda: site.state("n1")["status"] == "healthy")
     site.deploy("next", "n1")
     assert {app: site.pod(app)["metadata"]["uid"] for app in stay} == stay, "the other pods were left alone"

@@ -80,6 +80,22 @@ def test_a_running_simulation_is_changed_over_its_socket(simulation: Simulation)
         inject(simulation.directory, {"gpu": 9, "lost": True})
 
 
+def test_a_gpu_is_as_it_was_when_its_next_process_reads_it_and_a_reset_needs_no_process(simulation: Simulation) -> None:
+    """A reset's clients end before it: what they were told must not heal the GPU by their end."""
+    simulation.request({"gpu": 3, "xid": 95})
+    simulation.request({"gpu": 5, "temperature": 95})
+    used = simulation.library.gpus[3].energy_j
+    again = Simulation(Scenario("h100-8"), simulation.directory)
+    assert (again.library.gpus[3].recovery_action, again.library.gpus[5].temperature_c) == (1, 95)
+    assert again.library.gpus[3].energy_j >= used
+    told = inject(simulation.directory, {"gpu": again.library.gpus[3].uuid, "clear": True})
+    assert told == {"done": {"gpu": 3, "clear": True}, "note": "no process simulates it now"}
+    third = Simulation(Scenario("h100-8"), simulation.directory)
+    assert (third.library.gpus[3].recovery_action, third.library.gpus[5].temperature_c) == (0, 95)
+    assert third.library.gpus[3].energy_j < used
+    assert third.request({"state": True}) == {"state": {"5": {"temperature": 95}}}
+
+
 def test_the_state_is_what_was_injected_since_the_last_clear(simulation: Simulation) -> None:
     simulation.request({"gpu": 3, "xid": 95})
     simulation.request({"gpu": 5, "temperature": 95})
@@ -110,7 +126,7 @@ def test_the_program_reads_an_injection_at_once_and_leaves_no_socket(tmp_path: P
         assert (xid["value"], reading["pci"], reading["values"]["recovery_action"]) == (95, "0000:61:00.0", 1)
         process.terminate()
         assert process.wait(5) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["boot_id", "bus", "kmsg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boot_id", "bus", "gpus", "kmsg"]
 
 
 def test_an_unknown_scenario_ends_the_program_in_a_sentence(tmp_path: Path) -> None:
