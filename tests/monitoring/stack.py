@@ -98,7 +98,7 @@ def alertmanager(folder: Path, receiver: Receiver, group_wait_s: int, group_inte
         one["webhook_configs"][0]["url"] = f"{receiver.url}/{one['name']}"
     (ours,) = routes["route"]["routes"]
     for route in (routes["route"], ours, *ours["routes"]):
-        route |= {"group_wait": f"{group_wait_s}s", "group_interval": f"{group_interval_s}s"}
+        route.update(group_wait=f"{group_wait_s}s", group_interval=f"{group_interval_s}s")
     (folder / "alertmanager.yaml").write_text(yaml.safe_dump(routes))
     return Program(
         folder / "alertmanager.log",
