@@ -44,7 +44,8 @@ class Site:
         self.nodes = (f"{self.name}-a", f"{self.name}-b")
         for node in self.nodes:
             plane.add_node(node, labels={"site": self.name})
-        plane.wait("nodes Ready", lambda: all(plane.ready(node) for node in self.nodes))
+        # The taint not-ready goes a moment after the condition, and a list that is written without it would be refused.
+        plane.wait("nodes Ready", lambda: all(plane.ready(n) and not self.taints(i) for i, n in enumerate(self.nodes)))
         plane.add_namespace(self.name)
 
     def remove(self) -> None:
