@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agent import __version__
-from tests.image.build import IMAGE, images, storage
+from tests.image.build import IMAGE, ROOT, images, sources, storage
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -34,6 +34,12 @@ def podman() -> Iterator[Run]:
             yield call
         finally:
             call("rm", "--all", "--force", "--time=0")  # one that hangs holds its mounts
+
+
+def test_it_is_built_anew_for_what_it_is_made_of_and_not_for_an_edit_of_the_readme() -> None:
+    made_of = {str(path.relative_to(ROOT)) for path in sources()}
+    assert made_of > {"Dockerfile", "pyproject.toml", "LICENSE", "agent/cli.py", "agent/policy/rules/xid.csv"}
+    assert not [name for name in made_of if name.startswith(("README", "tests/", "daemonset/"))]
 
 
 def shell(podman: Run, script: str) -> str:
