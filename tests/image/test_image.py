@@ -71,6 +71,20 @@ with subprocess.Popen(["gpu-health-agent", "run", "--node=n", "--simulate"], std
     print(f"from its start to /metrics served {float(done.stdout):.2f} s; podman's whole run {whole_s:.2f} s")
 
 
+def test_its_port_answers_on_ipv4_and_on_ipv6(podman: Run) -> None:
+    """As it is configured by default, in a network of its own."""
+    script = """import subprocess, urllib.request
+with subprocess.Popen(["gpu-health-agent", "run", "--node=n", "--simulate"], stderr=subprocess.PIPE) as agent:
+    while b'"started"' not in agent.stderr.readline():
+        pass
+    for host in ("127.0.0.1", "[::1]"):
+        print(urllib.request.urlopen(f"http://{host}:9836/healthz", timeout=30).status)
+    agent.terminate()
+"""
+    done = podman("run", "--entrypoint=/opt/gpu-health-agent/bin/python", IMAGE, "-c", script)
+    assert done.stdout.split() == ["200", "200"], done.stderr
+
+
 def test_check_runs_in_it_and_says_what_the_container_lacks(podman: Run) -> None:
     done = podman("run", IMAGE, "check", "--json")
     assert done.returncode == 3, done.stderr
