@@ -29,6 +29,12 @@ def anchors() -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def install_blocks() -> list[list[str]]:
+    """The shell commands of the chapter on installing, block by block."""
+    chapter = TEXT.partition("\n## Install\n")[2].partition("\n## ")[0]
+    return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", chapter, re.DOTALL)]
+
+
 def metrics_table() -> str:
     rows = ["| metric | labels | what |", "|---|---|---|"]
     for family in families(Snapshot("", "", Verdict(0, Status.HEALTHY, Remedy.NONE))):
