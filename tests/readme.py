@@ -29,10 +29,10 @@ def anchors() -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def install_blocks() -> list[list[str]]:
-    """The shell commands of the chapter on installing, block by block."""
-    chapter = TEXT.partition("\n## Install\n")[2].partition("\n## ")[0]
-    return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", chapter, re.DOTALL)]
+def shell_blocks(chapter: str) -> list[list[str]]:
+    """The shell commands of a chapter, block by block."""
+    text = TEXT.partition(f"\n## {chapter}\n")[2].partition("\n## ")[0]
+    return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
 
 
 def metrics_table() -> str:

@@ -17,12 +17,14 @@ from agent.config import Config
 from agent.limits import Limits
 from agent.policy.effective import entries, markdown
 from tests.readme import TEXT as README
-from tests.readme import install_blocks, renewed, settings
+from tests.readme import renewed, settings, shell_blocks
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-# Run one after the other by tests/cluster/test_operations.py.
-OPERATIONS = [line for block in install_blocks() for line in block]
+# Run one after the other by tests/cluster/test_operations.py and by tests/nodes/test_end_to_end.py.
+OPERATIONS = [
+    line for chapter in ("Install", "What to do when paged") for block in shell_blocks(chapter) for line in block
+]
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
 
 

@@ -105,8 +105,11 @@ class ControlPlane:
         return answer
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
-        command = [str(self._bin / "kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments]
-        return subprocess.run(command, input=text, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(self.command(*arguments), input=text, check=True, capture_output=True, text=True).stdout
+
+    def command(self, *arguments: str) -> list[str]:
+        """kubectl's command line, as cluster admin."""
+        return [str(self._bin / "kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments]
 
     def add_node(self, name: str, gpus: int = 8, labels: dict[str, str] | None = None) -> None:
         """A node played by kwok."""

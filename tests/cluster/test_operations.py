@@ -17,11 +17,11 @@ from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS, Site, StartAgent
 from tests.cluster.control_plane import ControlPlane, environment
 from tests.cluster.helm import helm
-from tests.readme import install_blocks
+from tests.readme import shell_blocks
 
 ROOT = OVERLAYS.parents[1]
 NAMESPACE = "/api/v1/namespaces/gpu-health-agent"
-INSTALL, HELM, UPGRADE, UNINSTALL = install_blocks()
+INSTALL, HELM, UPGRADE, UNINSTALL = shell_blocks("Install")
 
 
 @pytest.fixture(scope="module")

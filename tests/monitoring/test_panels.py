@@ -119,6 +119,7 @@ def test_every_panel_shows_what_is_so_of_a_healthy_fleet_and_of_a_sick_one(
     assert 0 <= sick["Withdrawn for"]["node-1"] < 300
     for node, rule in (("node-1", "xid-79"), ("node-2", "temperature"), ("node-3", "xid-95")):
         assert [row for row in sick["Faults that stand"] if {node, rule} <= {*row.split()}], rule
+    assert ["fatal" in row.split() for row in sick["Faults that stand"]] == [True, True, False], "the worst stand first"
     assert {"eviction node-1", "permit node-3"} <= sick["What nodes wait for"].keys()
     assert sick["Steps and what failed"]["node-1 retaint"] >= 1
 

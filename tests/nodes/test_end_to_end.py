@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import urllib.request
 from typing import Any
 
 import pytest
 
 from agent.sources.pods import who_holds
 from tests.nodes.conftest import NAMESPACE, UUIDS, Site, serves
+from tests.readme import shell_blocks
 
 HARD = "gpu-health-agent/unhealthy"
 
@@ -55,6 +59,33 @@ def test_a_job_that_forgives_disruptions_goes_on_elsewhere(site: Site) -> None:
     site.plane.wait("it runs on another node", lambda: site.where("train") == ["n2"], 180)
     job = site.plane.must("GET", f"/apis/batch/v1/namespaces/{site.name}/jobs/train")["status"]
     assert (job.get("failed", 0), job.get("conditions", [])) == (0, [])
+
+
+def test_a_paged_person_sees_what_stands_and_can_stop_all_agents_by_the_readmes_commands(site: Site) -> None:
+    ((which, explain, page, pause),) = shell_blocks("What to do when paged")
+    pod = site.agent("n2")["metadata"]["name"]
+
+    def arguments(line: str) -> list[str]:
+        return shlex.split(line.replace("NODE", "n2").replace("POD", pod))[1:]
+
+    site.plane.kubectl(*arguments(pause))
+    site.inject("n2", "--gpu", "3", "--xid", "95")
+    site.plane.wait("it is paused", lambda: any("paused" in why for why in site.state("n2")["waits"]), 120)
+    assert site.taints("n2") == []
+    assert pod in site.plane.kubectl(*arguments(which))
+    assert "xid-95" in site.plane.kubectl(*arguments(explain))
+    with subprocess.Popen(site.plane.command(*arguments(page)), stdout=subprocess.PIPE, text=True) as forwarding:
+        assert forwarding.stdout is not None
+        assert "Forwarding" in forwarding.stdout.readline()
+        with urllib.request.urlopen("http://localhost:9836/", timeout=30) as answer:
+            shown = answer.read().decode()
+        forwarding.terminate()
+    assert "n2" in shown
+    assert "xid-95" in shown
+    site.plane.kubectl("-n", NAMESPACE, "delete", "configmap", "gpu-health-agent-pause")
+    site.plane.wait("it goes on", lambda: site.taints("n2") == [HARD], 120)
+    site.inject("n2", "--clear")
+    site.plane.wait("the node is back", lambda: site.taints("n2") == [] and serves(site.rig, "n2"), 120)
 
 
 def test_the_log_is_json_the_probes_pass_and_nothing_was_restarted(site: Site) -> None:
