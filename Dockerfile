@@ -3,8 +3,10 @@
 ARG BASE_IMAGE=python:3.13-slim
 FROM ${BASE_IMAGE} AS build
 ARG PYPI=https://pypi.org/simple
-COPY pyproject.toml README.md LICENSE /src/
+COPY pyproject.toml LICENSE /src/
 COPY agent /src/agent
+# An empty one: it would be a description in the package's metadata, and each edit of it another image.
+RUN touch /src/README.md
 RUN python3 -m venv /opt/gpu-health-agent \
  && /opt/gpu-health-agent/bin/pip install --no-cache-dir --only-binary :all: --index-url "${PYPI}" /src \
  && /opt/gpu-health-agent/bin/pip uninstall --quiet --yes setuptools pip

@@ -29,6 +29,12 @@ def anchors() -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def shell_blocks(chapter: str) -> list[list[str]]:
+    """The shell commands of a chapter, block by block."""
+    text = TEXT.partition(f"\n## {chapter}\n")[2].partition("\n## ")[0]
+    return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+
+
 def metrics_table() -> str:
     rows = ["| metric | labels | what |", "|---|---|---|"]
     for family in families(Snapshot("", "", Verdict(0, Status.HEALTHY, Remedy.NONE))):

@@ -17,10 +17,14 @@ from agent.config import Config
 from agent.limits import Limits
 from agent.policy.effective import entries, markdown
 from tests.readme import TEXT as README
-from tests.readme import renewed, settings
+from tests.readme import renewed, settings, shell_blocks
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+# Run one after the other by tests/cluster/test_operations.py and by tests/nodes/test_end_to_end.py.
+OPERATIONS = [
+    line for chapter in ("Install", "What to do when paged") for block in shell_blocks(chapter) for line in block
+]
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
 
 
@@ -39,18 +43,7 @@ def test_every_command_of_the_readme_is_one(line: str) -> None:
             assert (ROOT / folder).is_dir()
         assert line in (
             "kubectl apply -k daemonset/monitoring/",  # tests/cluster/test_monitoring.py
-            # tests/cluster/test_overlays.py
-            "kubectl apply -k daemonset/overlays/observe",
-            "kubectl apply -k daemonset/overlays/evict",
-            "kubectl get nodes --label-columns gpu-health-agent/state",
-            "kubectl -n gpu-health-agent rollout undo daemonset/gpu-health-agent",
-            "kubectl -n gpu-health-agent delete daemonset gpu-health-agent",
-            "kubectl delete -k daemonset/overlays/evict",
-            # tests/cluster/test_chart.py
-            "helm install gpu-health-agent daemonset/chart --namespace gpu-health-agent --create-namespace"
-            " --set config.mode=observe",
-            "helm upgrade gpu-health-agent daemonset/chart --namespace gpu-health-agent --reuse-values"
-            " --set config.mode=evict",
+            *OPERATIONS,
             "kubectl apply -k daemonset/",  # the control plane's fixture applies it
             "kubectl apply -k daemonset/kit/",  # as tests/cluster/test_kit.py does
             "kubectl annotate node NODE gpu-health-agent/dismiss=xid-79@0000:1b:00.0",  # as its test does

@@ -132,16 +132,23 @@ def footprint(plane: ControlPlane, folder: Path, profile: str, split: bool) -> N
     agent = Agent(plane, folder, config, *(["--sources", str(socket)] if other else simulated))
     agent.until(lambda state: state["status"] == "healthy" and not state["waits"])
     time.sleep(5)
-    pids = [pid for process in (agent, other) if process for pid in (process.pid, *children(process.pid))]
-    cpu, sent, began = cpu_s(pids), agent.state()["requests"], time.monotonic()
+    containers = {"agent": [agent.pid, *children(agent.pid)]}
+    if other:
+        containers["sources"] = [other.pid, *children(other.pid)]
+    cpu = {name: cpu_s(pids) for name, pids in containers.items()}
+    sent, began = agent.state()["requests"], time.monotonic()
     time.sleep(IDLE_S)
     elapsed = time.monotonic() - began
     after = agent.state()["requests"]
     print(f"idle, {profile}, 5 s poll, {'two containers' if split else 'one container'}, {elapsed:.0f} s")
-    for pid in pids:
-        print(f"  {name_of(pid):<28}  RSS {rollup(pid, 'Rss'):5.1f} MiB  PSS {rollup(pid, 'Pss'):5.1f} MiB")
-    print(f"  whole tree                    PSS {sum(rollup(pid, 'Pss') for pid in pids):5.1f} MiB")
-    print(f"  CPU                           {100 * (cpu_s(pids) - cpu) / elapsed:.2f} % of a core")
+    for name, pids in containers.items():
+        for pid in pids:
+            print(f"  {name_of(pid):<28}  RSS {rollup(pid, 'Rss'):5.1f} MiB  PSS {rollup(pid, 'Pss'):5.1f} MiB")
+        memory, anonymous = (sum(rollup(pid, kind) for pid in pids) for kind in ("Pss", "Pss_Anon"))
+        share = 100 * (cpu_s(pids) - cpu[name]) / elapsed
+        print(f"  container {name:<18}  PSS {memory:5.1f} MiB, anonymous {anonymous:.1f}  CPU {share:.2f} % of a core")
+        if split and memory > requested_mib(name):
+            raise RuntimeError(f"the manifest requests {requested_mib(name)} MiB for {name}, and it takes more")
     asked = sum(after.values()) - sum(sent.values())
     written = asked - (after.get("GET", 0) - sent.get("GET", 0))
     print(f"  API requests                  {60 * asked / elapsed:.2f} a minute, {written} of them writes", flush=True)
@@ -149,6 +156,13 @@ def footprint(plane: ControlPlane, folder: Path, profile: str, split: bool) -> N
     if other:
         other.terminate()
         other.wait(10)
+
+
+def requested_mib(container: str) -> int:
+    """The memory that the shipped DaemonSet requests for one of its containers."""
+    made = yaml.safe_load((MANIFESTS / "base" / "daemonset.yaml").read_text())["spec"]["template"]["spec"]
+    (memory,) = (c["resources"]["requests"]["memory"] for c in made["containers"] if c["name"] == container)
+    return int(memory.removesuffix("Mi"))
 
 
 class Agent:

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class Site:
         self.nodes = (f"{self.name}-a", f"{self.name}-b")
         for node in self.nodes:
             plane.add_node(node, labels={"site": self.name})
-        plane.wait("nodes Ready", lambda: all(plane.ready(node) for node in self.nodes))
+        # The taint not-ready goes a moment after the condition, and a list that is written without it would be refused.
+        plane.wait("nodes Ready", lambda: all(plane.ready(n) and not self.taints(i) for i, n in enumerate(self.nodes)))
         plane.add_namespace(self.name)
 
     def remove(self) -> None:
@@ -61,17 +63,39 @@ class Site:
 
     def deploy(self, name: str, replicas: int, gpus: int = 1, pin: str | None = None) -> None:
         """A Deployment on this site's nodes; ``pin`` names the node that its pods start on."""
+        with self._pinned(pin):
+            template = {"metadata": {"labels": {"app": name}}, "spec": self._pod(gpus)}
+            spec = {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": template}
+            path = f"/apis/apps/v1/namespaces/{self.name}/deployments"
+            self.plane.must("POST", path, {"metadata": {"name": name}, "spec": spec})
+            self.plane.wait("pods run", lambda: len(self.running(name)) == replicas)
+
+    def start_job(self, name: str, pin: str) -> None:
+        """A Job that no failure of its own is forgiven, and every disruption is."""
+        disrupted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+        works = {"labels": {"app": name}, "annotations": {"gpu-health-agent.test/works": ""}}
+        template = {"metadata": works, "spec": {**self._pod(), "restartPolicy": "Never"}}
+        spec = {"backoffLimit": 0, "podFailurePolicy": {"rules": [disrupted]}, "template": template}
+        with self._pinned(pin):
+            self.plane.must("POST", f"/apis/batch/v1/namespaces/{self.name}/jobs",
+                            {"metadata": {"name": name}, "spec": spec})  # fmt: skip
+            self.plane.wait("its pod runs", lambda: self.running(name) == [pin])
+
+    def job(self, name: str) -> dict[str, Any]:
+        """A Job's status."""
+        return dict(self.plane.must("GET", f"/apis/batch/v1/namespaces/{self.name}/jobs/{name}").get("status", {}))
+
+    def _pod(self, gpus: int = 1) -> dict[str, Any]:
+        limits = {"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}} if gpus else {}
+        return {"nodeSelector": {"site": self.name}, "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "main", "image": "none", **limits}]}  # fmt: skip
+
+    @contextmanager
+    def _pinned(self, pin: str | None) -> Iterator[None]:
+        """Within it pods start on this node alone."""
         for node in self.nodes if pin else ():
             self._cordon(node, node != pin)
-        limits = {"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}} if gpus else {}
-        self.plane.must("POST", f"/apis/apps/v1/namespaces/{self.name}/deployments", {
-            "metadata": {"name": name},
-            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {
-                "metadata": {"labels": {"app": name}},
-                "spec": {"nodeSelector": {"site": self.name}, "terminationGracePeriodSeconds": 1,
-                         "containers": [{"name": "main", "image": "none", **limits}]}}},
-        })  # fmt: skip
-        self.plane.wait("pods run", lambda: len(self.running(name)) == replicas)
+        yield
         for node in self.nodes if pin else ():
             self._cordon(node, False)
 

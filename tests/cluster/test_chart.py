@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS
 from tests.cluster.control_plane import ControlPlane, environment
 from tests.cluster.helm import helm
+from tests.cluster.test_monitoring import install_stubs
+from tests.readme import anchors
 
-CHART = OVERLAYS.parent / "chart"
+CHART, MONITORING = (OVERLAYS.parent / name for name in ("chart", "monitoring"))
 NAMESPACE = "gpu-health-agent"
 DAEMONSET = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/gpu-health-agent"
 VALUES = {
@@ -48,7 +51,7 @@ def objects(text: str) -> dict[tuple[str, str], Any]:
     for document in yaml.safe_load_all(text):
         if not document or document["kind"] == "Namespace":  # helm makes it by itself
             continue
-        if document["kind"] == "ConfigMap":  # Kustomize names it by its content
+        if "config.yaml" in document.get("data", ()):  # Kustomize names it by its content
             document["metadata"]["name"] = NAMESPACE
             document["data"] = {"config.yaml": Config.model_validate(yaml.safe_load(document["data"]["config.yaml"]))}
         if document["kind"] == "DaemonSet":
@@ -81,6 +84,36 @@ def test_on_hosts_without_the_toolkit_it_renders_what_the_component_makes(tmp_pa
     (tmp_path / "kustomization.yaml").write_text(f"resources: [{base}]\ncomponents: [{part}]\n")
     library = "driverLibrary=/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
     assert objects(chart("template", "gpu-health-agent", str(CHART), values=[library])) == kustomized(tmp_path)
+
+
+def test_with_monitoring_it_renders_what_its_folder_makes_too_and_without_nothing_of_it() -> None:
+    made = objects(chart("template", "gpu-health-agent", str(CHART), values=["monitoring.enabled=true"]))
+    assert made == kustomized(OVERLAYS / "evict") | kustomized(MONITORING)
+    alone = objects(chart("template", "gpu-health-agent", str(CHART)))
+    assert made.keys() - alone.keys() == {
+        ("PodMonitor", NAMESPACE), ("PrometheusRule", NAMESPACE), ("ConfigMap", f"{NAMESPACE}-dashboard"),
+    }  # fmt: skip
+
+
+def test_the_runbooks_are_where_the_operator_keeps_them(tmp_path: Path) -> None:
+    """In both forms, and each of them an anchor of the README."""
+    address = "https://wiki.example.com/gpu/README.md"
+    own = tmp_path / "monitoring"
+    shutil.copytree(MONITORING, own)
+    text = (own / "kustomization.yaml").read_text()
+    assert text.count("runbooks: README.md") == 1
+    (own / "kustomization.yaml").write_text(text.replace("runbooks: README.md", f"runbooks: {address}"))
+    values = ["monitoring.enabled=true", f"monitoring.runbooks={address}", "monitoring.labels.release=mine"]
+    made = objects(chart("template", "gpu-health-agent", str(CHART), values=values))
+    rules = made["PrometheusRule", NAMESPACE]
+    assert rules["spec"] == kustomized(own)["PrometheusRule", NAMESPACE]["spec"]
+    alerts = [rule for group in rules["spec"]["groups"] for rule in group["rules"] if "alert" in rule]
+    assert alerts
+    for alert in alerts:
+        page, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+        assert (page, anchor in anchors()) == (address, True), alert["alert"]
+    for kind in ("PodMonitor", "PrometheusRule"):
+        assert made[kind, NAMESPACE]["metadata"]["labels"].items() >= {"release": "mine"}.items()
 
 
 def test_it_is_of_the_agents_version_and_helm_finds_nothing_to_complain_about() -> None:
@@ -136,14 +169,19 @@ def test_installed_upgraded_rolled_back_and_uninstalled(plane: ControlPlane) -> 
     chart("install", *release, "--create-namespace", values=observe, kubeconfig=plane.kubeconfig)
     plane.wait("installed", rolled_out)
     assert mode() == "observe"
-    chart("upgrade", *release, values=["repair.enabled=true"], kubeconfig=plane.kubeconfig)
+    install_stubs(plane)
+    more = ["repair.enabled=true", "monitoring.enabled=true"]
+    chart("upgrade", *release, values=more, kubeconfig=plane.kubeconfig)
     plane.wait("upgraded", rolled_out)
     assert mode() == "evict"
     assert plane.request("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs/gpu-reset")[0] == 200
+    monitors = f"/apis/monitoring.coreos.com/v1/namespaces/{NAMESPACE}/podmonitors/gpu-health-agent"
+    assert plane.request("GET", monitors)[0] == 200
     chart("rollback", "gpu-health-agent", kubeconfig=plane.kubeconfig)
     plane.wait("rolled back", rolled_out)
     assert mode() == "observe"
     assert plane.request("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs/gpu-reset")[0] == 404
+    assert plane.request("GET", monitors)[0] == 404
     chart("uninstall", "gpu-health-agent", kubeconfig=plane.kubeconfig)
     kinds = "validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings"
     assert "gpu-health-agent" not in plane.kubectl("get", kinds, "-o", "name")

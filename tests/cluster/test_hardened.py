@@ -47,6 +47,23 @@ def test_a_fault_moves_the_pods_marks_them_as_disrupted_and_the_cured_node_retur
     site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
 
 
+def test_a_job_that_forgives_disruptions_goes_on_elsewhere(site: Site, agent: StartAgent) -> None:
+    site.start_job("train", pin=site.nodes[0])
+    running = agent(simulate="idle", drain=HARDENED)
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.inject("--gpu", "3", "--xid", "95")
+    site.plane.wait("it runs elsewhere", lambda: site.running("train") == [site.nodes[1]])
+    assert (site.job("train").get("failed", 0), site.job("train").get("conditions", [])) == (0, [])
+
+
+def test_the_same_job_fails_where_its_pod_is_deleted_and_nobody_said_why(site: Site) -> None:
+    site.start_job("train", pin=site.nodes[0])
+    path = f"/api/v1/namespaces/{site.name}/pods"
+    site.plane.must("DELETE", f"{path}?labelSelector=app%3Dtrain")
+    site.plane.wait("it failed", lambda: "Failed" in {c["type"] for c in site.job("train").get("conditions", ())})
+    assert site.job("train")["failed"] == 1
+
+
 def test_a_pod_that_its_budget_protects_waits_here_too(site: Site, agent: StartAgent) -> None:
     site.deploy("serve", 2, pin=site.nodes[0])
     site.budget("serve", 2)

@@ -27,10 +27,14 @@ def stub(kind: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_monitoring_manifests_apply_beside_the_agent(plane: ControlPlane) -> None:
+def install_stubs(plane: ControlPlane) -> None:
     plane.kubectl("apply", "-f", "-", text=yaml.safe_dump_all([stub("PodMonitor"), stub("PrometheusRule")]))
     plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", f"podmonitors.{GROUP}",
                   f"prometheusrules.{GROUP}")  # fmt: skip
+
+
+def test_the_monitoring_manifests_apply_beside_the_agent(plane: ControlPlane) -> None:
+    install_stubs(plane)
     plane.kubectl("apply", "-k", str(FOLDER))
     path = f"/apis/{GROUP}/v1/namespaces/gpu-health-agent"
     monitor = plane.must("GET", f"{path}/podmonitors/gpu-health-agent")

@@ -106,15 +106,18 @@ def test_the_components_go_together_in_a_folder_of_ones_own(plane: ControlPlane,
     plane.install(tmp_path)
 
 
-def test_rolled_back_it_has_its_former_configuration_too(plane: ControlPlane) -> None:
-    plane.install(OVERLAYS / "observe")
-    plane.wait("rolled out", lambda: rolled_out(plane))
+def test_the_pods_outlast_all_others_and_are_replaced_a_tenth_at_a_time(plane: ControlPlane) -> None:
+    """As the API server understands the manifests."""
     plane.install(OVERLAYS / "evict")
     plane.wait("rolled out", lambda: rolled_out(plane))
-    plane.kubectl("-n", "gpu-health-agent", "rollout", "undo", "daemonset/gpu-health-agent")
-    plane.wait("rolled back", lambda: rolled_out(plane))
-    assert configured(plane) == (OVERLAYS / "observe" / "config.yaml").read_text()
-    assert "STATE" in plane.kubectl("get", "nodes", "--label-columns", "gpu-health-agent/state")
+    rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%", "maxSurge": 0}}
+    assert plane.must("GET", DAEMONSET)["spec"]["updateStrategy"] == rolling
+    highest = plane.must("GET", "/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical")["value"]
+    for pod in pods(plane):
+        assert pod["spec"]["priority"] == highest
+        assert {"operator": "Exists"} in pod["spec"]["tolerations"]
+        agent = pod["spec"]["containers"][0]
+        assert {"name": "NO_PROXY", "value": "$(KUBERNETES_SERVICE_HOST)"} in agent["env"]
 
 
 def test_the_base_is_what_apply_on_the_folder_gives(plane: ControlPlane) -> None:

@@ -154,9 +154,11 @@ def test_an_eviction_that_does_not_say_whose_it_is_or_which_pod_it_means_is_refu
 
 
 def test_anyone_elses_eviction_is_none_of_our_business(stolen: Stolen) -> None:
-    theirs = stolen.pod(stolen.other)
-    body = {"metadata": {"name": "work", "namespace": stolen.site.name}}
-    assert stolen.plane.request("POST", f"{stolen.path(theirs)}/eviction", body)[0] == 201
+    """Not even one that says to be ours."""
+    for number, labels in enumerate(({}, OURS)):
+        theirs = stolen.pod(stolen.other, f"work-{number}")
+        body = {"metadata": {"name": f"work-{number}", "namespace": stolen.site.name, "labels": labels}}
+        assert stolen.plane.request("POST", f"{stolen.path(theirs)}/eviction", body)[0] == 201
 
 
 def test_of_an_own_pod_only_our_annotation_may_change(stolen: Stolen) -> None:

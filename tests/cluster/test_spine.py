@@ -49,6 +49,15 @@ def test_a_pod_that_its_budget_protects_waits_and_the_agent_says_so(site: Site, 
     site.plane.wait("moved", lambda: site.running("serve") == [site.nodes[1]] * 2)
 
 
+def test_a_job_that_forgives_disruptions_goes_on_elsewhere_after_an_eviction(site: Site, agent: StartAgent) -> None:
+    site.start_job("train", pin=site.nodes[0])
+    running = agent()
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.kernel(XID_79)
+    site.plane.wait("it runs elsewhere", lambda: site.running("train") == [site.nodes[1]])
+    assert (site.job("train").get("failed", 0), site.job("train").get("conditions", [])) == (0, [])
+
+
 def test_application_xids_never_taint(site: Site, agent: StartAgent) -> None:
     running = agent()
     site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")

@@ -32,14 +32,22 @@ def images(say: Callable[[str], None] = lambda line: print(line, file=sys.stderr
     """The agent's image and the pod sandbox's, as docker archives on one base; built if need be."""
     if os.getuid():
         raise RuntimeError("the image's tests need root: buildah and debootstrap change roots")
-    sources = [ROOT / name for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE")]
-    sources += sorted(p for p in (ROOT / "agent").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     rootfs = base(say)
-    folder = made_once(f"image-{key([*sources, Path(__file__)])}", lambda work: _build(work, rootfs, say))
+    folder = made_once(f"image-{key([*sources(), Path(__file__)])}", lambda work: _build(work, rootfs, say))
     os.utime(folder)
     for old in sorted(folder.parent.glob("image-*"), key=lambda one: one.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return folder / "gpu-health-agent.tar", folder / "pause.tar"
+
+
+def sources() -> Iterator[Path]:
+    """What the image is made of: the recipe, and each file that it copies."""
+    yield from (ROOT / "Dockerfile", ROOT / ".dockerignore")
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            for path in (ROOT / name for name in line.split()[1:-1]):
+                inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+                yield from (one for one in inside if one.is_file() and "__pycache__" not in one.parts)
 
 
 def base(say: Callable[[str], None]) -> Path:

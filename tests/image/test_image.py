@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agent import __version__
-from tests.image.build import IMAGE, images, storage
+from tests.image.build import IMAGE, ROOT, images, sources, storage
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -34,6 +34,12 @@ def podman() -> Iterator[Run]:
             yield call
         finally:
             call("rm", "--all", "--force", "--time=0")  # one that hangs holds its mounts
+
+
+def test_it_is_built_anew_for_what_it_is_made_of_and_not_for_an_edit_of_the_readme() -> None:
+    made_of = {str(path.relative_to(ROOT)) for path in sources()}
+    assert made_of > {"Dockerfile", "pyproject.toml", "LICENSE", "agent/cli.py", "agent/policy/rules/xid.csv"}
+    assert not [name for name in made_of if name.startswith(("README", "tests/", "daemonset/"))]
 
 
 def shell(podman: Run, script: str) -> str:
@@ -63,6 +69,20 @@ with subprocess.Popen(["gpu-health-agent", "run", "--node=n", "--simulate"], std
     assert done.returncode == 0, done.stderr
     whole_s = time.monotonic() - began
     print(f"from its start to /metrics served {float(done.stdout):.2f} s; podman's whole run {whole_s:.2f} s")
+
+
+def test_its_port_answers_on_ipv4_and_on_ipv6(podman: Run) -> None:
+    """As it is configured by default, in a network of its own."""
+    script = """import subprocess, urllib.request
+with subprocess.Popen(["gpu-health-agent", "run", "--node=n", "--simulate"], stderr=subprocess.PIPE) as agent:
+    while b'"started"' not in agent.stderr.readline():
+        pass
+    for host in ("127.0.0.1", "[::1]"):
+        print(urllib.request.urlopen(f"http://{host}:9836/healthz", timeout=30).status)
+    agent.terminate()
+"""
+    done = podman("run", "--entrypoint=/opt/gpu-health-agent/bin/python", IMAGE, "-c", script)
+    assert done.stdout.split() == ["200", "200"], done.stderr
 
 
 def test_check_runs_in_it_and_says_what_the_container_lacks(podman: Run) -> None:

@@ -91,25 +91,31 @@ class Program:
         self._process.wait(20)
 
 
+def alertmanager(folder: Path, receiver: Receiver, group_wait_s: int, group_interval_s: int) -> Program:
+    """With the shipped routes and inhibitions, all of whose receivers are one."""
+    routes = yaml.safe_load((FOLDER / "alertmanager.yaml").read_text())
+    for one in routes["receivers"]:
+        one["webhook_configs"][0]["url"] = f"{receiver.url}/{one['name']}"
+    (ours,) = routes["route"]["routes"]
+    for route in (routes["route"], ours, *ours["routes"]):
+        route.update(group_wait=f"{group_wait_s}s", group_interval=f"{group_interval_s}s")
+    (folder / "alertmanager.yaml").write_text(yaml.safe_dump(routes))
+    return Program(
+        folder / "alertmanager.log",
+        *at_home("prometheus-alertmanager", "prometheus-alertmanager"),  # its templates have a fixed place
+        f"--config.file={folder}/alertmanager.yaml",
+        f"--storage.path={folder}/alertmanager",
+        "--web.listen-address=127.0.0.1:0",
+        "--cluster.listen-address=",
+    )
+
+
 class Stack:
     """Scrapes ``targets`` (node → port) each second; rules and routes are the shipped ones, the times shorter."""
 
     def __init__(self, folder: Path, targets: Mapping[str, int]) -> None:
         self.receiver = Receiver()
-        routes = yaml.safe_load((FOLDER / "alertmanager.yaml").read_text())
-        for receiver in routes["receivers"]:
-            receiver["webhook_configs"][0]["url"] = f"{self.receiver.url}/{receiver['name']}"
-        (ours,) = routes["route"]["routes"]
-        ours |= {"group_wait": f"{GROUP_WAIT_S}s", "group_interval": f"{GROUP_INTERVAL_S}s"}
-        (folder / "alertmanager.yaml").write_text(yaml.safe_dump(routes))
-        self.alertmanager = Program(
-            folder / "alertmanager.log",
-            *at_home("prometheus-alertmanager", "prometheus-alertmanager"),  # its templates have a fixed place
-            f"--config.file={folder}/alertmanager.yaml",
-            f"--storage.path={folder}/alertmanager",
-            "--web.listen-address=127.0.0.1:0",
-            "--cluster.listen-address=",
-        )
+        self.alertmanager = alertmanager(folder, self.receiver, GROUP_WAIT_S, GROUP_INTERVAL_S)
         config = {
             "global": {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"},
             "rule_files": [str(FOLDER / "rules.yaml")],

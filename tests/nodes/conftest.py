@@ -48,27 +48,37 @@ class Site:
 
     def deploy(self, name: str, node: str, replicas: int = 1, gpus: int = 1) -> None:
         """A Deployment whose first pods start on one node, and whose next ones may go anywhere."""
-        others = [other for other in self.rig.nodes if other != node]
-        for other in others:
-            self._cordon(other, True)
         saved = self.saved(name)
         saved.parent.mkdir(exist_ok=True)
         saved.parent.chmod(0o777)
-        container: dict[str, Any] = {
-            "name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": [_PYTHON, "-c", _WORK],
+        container = _container([_PYTHON, "-c", _WORK], gpus) | {
             "env": [{"name": "SAVED", "value": str(saved)}],
             "volumeMounts": [{"name": "shared", "mountPath": str(saved.parent)}],
         }  # fmt: skip
-        if gpus:
-            container["resources"] = {"limits": {"nvidia.com/gpu": str(gpus)}}
-        self.plane.must("POST", f"/apis/apps/v1/namespaces/{self.name}/deployments", {
+        self._start(node, name, replicas, f"/apis/apps/v1/namespaces/{self.name}/deployments", {
             "metadata": {"name": name},
             "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {
                 "metadata": {"labels": {"app": name}},
                 "spec": {"terminationGracePeriodSeconds": 30, "containers": [container],
                          "volumes": [{"name": "shared", "hostPath": {"path": str(saved.parent)}}]}}},
         })  # fmt: skip
-        self.plane.wait(f"{name} runs", lambda: len(self.running(name)) == replicas, 180)
+
+    def start_job(self, name: str, node: str) -> None:
+        """A Job on one GPU that no failure of its own is forgiven, and every disruption is; SIGTERM is a failure."""
+        disrupted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+        work = _container(["sh", "-c", "trap 'exit 1' TERM; sleep 3600 & wait"], 1)
+        self._start(node, name, 1, f"/apis/batch/v1/namespaces/{self.name}/jobs", {
+            "metadata": {"name": name},
+            "spec": {"backoffLimit": 0, "podFailurePolicy": {"rules": [disrupted]}, "template": {
+                "metadata": {"labels": {"app": name}}, "spec": {"restartPolicy": "Never", "containers": [work]}}},
+        })  # fmt: skip
+
+    def _start(self, node: str, name: str, pods: int, path: str, body: Any) -> None:
+        others = [other for other in self.rig.nodes if other != node]
+        for other in others:
+            self._cordon(other, True)
+        self.plane.must("POST", path, body)
+        self.plane.wait(f"{name} runs", lambda: len(self.running(name)) == pods, 180)
         for other in others:
             self._cordon(other, False)
 
@@ -131,6 +141,11 @@ class Site:
     def _cordon(self, node: str, cordoned: bool) -> None:
         body = {"spec": {"unschedulable": cordoned or None}}
         self.plane.must("PATCH", f"/api/v1/nodes/{node}", body, "application/merge-patch+json")
+
+
+def _container(command: list[str], gpus: int) -> dict[str, Any]:
+    limits = {"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}} if gpus else {}
+    return {"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": command, **limits}
 
 
 def agent_on(made: Rig, node: str) -> dict[str, Any]:

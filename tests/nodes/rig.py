@@ -273,6 +273,10 @@ def _make_groups(name: str) -> None:
     for hierarchy in hierarchies():
         folder = hierarchy
         for part in Path(name).parts:
+            # In version 2 a group has what the one above hands on; beside version 1 there is nothing to hand on.
+            if (offered := folder / "cgroup.controllers").exists():
+                wanted = " ".join(f"+{one}" for one in offered.read_text().split())
+                (folder / "cgroup.subtree_control").write_text(wanted)
             folder = folder / part
             folder.mkdir(exist_ok=True)
             for file in ("cpuset.cpus", "cpuset.mems"):  # in version 1 a new one is empty, and then unusable

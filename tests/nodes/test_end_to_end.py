@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import urllib.request
 from typing import Any
 
 import pytest
 
 from agent.sources.pods import who_holds
 from tests.nodes.conftest import NAMESPACE, UUIDS, Site, serves
+from tests.readme import shell_blocks
 
 HARD = "gpu-health-agent/unhealthy"
 
@@ -48,6 +52,42 @@ def test_only_the_pod_on_the_bad_gpu_moves_with_its_work_saved_and_a_reset_retur
     assert {app: site.pod(app)["metadata"]["uid"] for app in stay} == stay, "the other pods were left alone"
 
 
+def test_a_job_that_forgives_disruptions_goes_on_elsewhere(site: Site) -> None:
+    """The kubelet reports that its pod failed, by the signal, and keeps the condition that says why."""
+    site.start_job("train", "n1")
+    site.inject("n1", "--gpu", index(site, site.pod("train")), "--xid", "95")
+    site.plane.wait("it runs on another node", lambda: site.where("train") == ["n2"], 180)
+    job = site.plane.must("GET", f"/apis/batch/v1/namespaces/{site.name}/jobs/train")["status"]
+    assert (job.get("failed", 0), job.get("conditions", [])) == (0, [])
+
+
+def test_a_paged_person_sees_what_stands_and_can_stop_all_agents_by_the_readmes_commands(site: Site) -> None:
+    ((which, explain, page, pause),) = shell_blocks("What to do when paged")
+    pod = site.agent("n2")["metadata"]["name"]
+
+    def arguments(line: str) -> list[str]:
+        return shlex.split(line.replace("NODE", "n2").replace("POD", pod))[1:]
+
+    site.plane.kubectl(*arguments(pause))
+    site.inject("n2", "--gpu", "3", "--xid", "95")
+    site.plane.wait("it is paused", lambda: any("paused" in why for why in site.state("n2")["waits"]), 120)
+    assert site.taints("n2") == []
+    assert pod in site.plane.kubectl(*arguments(which))
+    assert "xid-95" in site.plane.kubectl(*arguments(explain))
+    with subprocess.Popen(site.plane.command(*arguments(page)), stdout=subprocess.PIPE, text=True) as forwarding:
+        assert forwarding.stdout is not None
+        assert "Forwarding" in forwarding.stdout.readline()
+        with urllib.request.urlopen("http://localhost:9836/", timeout=30) as answer:
+            shown = answer.read().decode()
+        forwarding.terminate()
+    assert "n2" in shown
+    assert "xid-95" in shown
+    site.plane.kubectl("-n", NAMESPACE, "delete", "configmap", "gpu-health-agent-pause")
+    site.plane.wait("it goes on", lambda: site.taints("n2") == [HARD], 120)
+    site.inject("n2", "--clear")
+    site.plane.wait("the node is back", lambda: site.taints("n2") == [] and serves(site.rig, "n2"), 120)
+
+
 def test_the_log_is_json_the_probes_pass_and_nothing_was_restarted(site: Site) -> None:
     for node in site.rig.nodes:
         pod = site.agent(node)
@@ -57,6 +97,12 @@ def test_the_log_is_json_the_probes_pass_and_nothing_was_restarted(site: Site) -
         assert "started" in [json.loads(line)["event"] for line in lines.splitlines()]
         assert "gpu_health_" in site.get(node, "/metrics")
         assert site.get(node, "/healthz")
+
+
+def test_no_proxy_stands_between_the_agent_and_the_api_server(site: Site) -> None:
+    """The kubelet puts the address in for its name."""
+    asked, address = site.shell("n1", "agent", "printenv", "NO_PROXY", "KUBERNETES_SERVICE_HOST").split()
+    assert asked == address
 
 
 def test_no_container_holds_both_the_credential_and_the_hosts_privileges(site: Site) -> None:
@@ -91,10 +137,10 @@ print(json.dumps({
 def test_each_container_has_its_memory_limit_and_stays_far_below_it(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Version 1 and version 2 of cgroups name the files differently."""
+    """Version 1 and version 2 of cgroups name the files differently; in the latter a privileged container sees all."""
     read = """cd /sys/fs/cgroup
 if [ -d memory ]; then cat memory/memory.limit_in_bytes; grep '^total_rss ' memory/memory.stat
-else cat memory.max; grep '^anon ' memory.stat; fi"""
+else cd "./$(sed -n 's/^0:://p' /proc/self/cgroup)"; cat memory.max; grep '^anon ' memory.stat; fi"""
     for container in ("agent", "sources"):
         limit, _, used = site.shell("n1", container, "sh", "-c", read).split()
         assert int(limit) == 192 * 2**20
@@ -108,7 +154,7 @@ def test_an_agent_that_hangs_is_started_anew_and_its_sources_go_on(site: Site) -
     site.rig.nodes["n2"].run("kill", "-STOP", str(pid))
     site.plane.wait("the liveness probe ends it", lambda: _restarts(site, "n2") == {"agent": 1, "sources": 0}, 300)
     site.plane.wait("it is ready again", lambda: serves(site.rig, "n2"), 120)
-    assert site.state("n2")["status"] == "healthy"
+    site.plane.wait("and sees its GPUs", lambda: site.state("n2")["status"] == "healthy")
 
 
 def _restarts(site: Site, node: str) -> dict[str, int]:

@@ -1,0 +1,131 @@
+"""What the dashboard's panels show of three real agents with eight GPUs each, healthy and not, by a real Prometheus."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.monitoring.site import Agent, ApiServer, until
+from tests.monitoring.stack import Stack
+from tests.monitoring.test_dashboard import PANELS
+
+NODES = ("node-1", "node-2", "node-3")
+Shown = dict[str, dict[str, float]]  # by panel and legend; a table's row is its labels
+
+
+@dataclass
+class Site:
+    api: ApiServer
+    stack: Stack
+    agents: dict[str, Agent]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with ExitStack() as ending:
+        api = ApiServer(tmp_path)
+        ending.callback(api.server_close)
+        ending.callback(api.shutdown)
+        agents = {}
+        for node in NODES:
+            agents[node] = Agent(api, node, tmp_path)
+            ending.callback(agents[node].stop)
+        stack = Stack(tmp_path, {node: agent.port for node, agent in agents.items()})
+        ending.callback(stack.stop)
+        until("all are scraped twice", lambda: len(stack.query("changes(gpu_health_source_age_seconds[1m]) > 0")) >= 6)
+        yield Site(api, stack, agents)
+
+
+def shown(stack: Stack, node: str = ".+") -> Shown:
+    """What Grafana would draw: each panel's series by their legends, none without a name or with that of another."""
+    found: Shown = {}
+    for panel in (one for one in PANELS if one["type"] != "row"):
+        assert panel["title"] not in found
+        drawn = found[panel["title"]] = {}
+        for target in panel["targets"]:
+            for series in stack.query(target["expr"].replace("$node", node)):
+                labels = {name: value for name, value in series["metric"].items() if name != "__name__"}
+                text = target["legendFormat"] or " ".join(f"{{{{{name}}}}}" for name in sorted(labels) if labels[name])
+                legend = re.sub(r"\{\{(\w+)\}\}", lambda one, of=labels: of[one[1]] or "nameless", text)
+                assert "nameless" not in legend, panel["title"]
+                assert legend not in drawn, f"{panel['title']}: two series are called {legend}"
+                drawn[legend] = float(series["value"][1])
+                assert math.isfinite(drawn[legend]), panel["title"]
+    return found
+
+
+def table(what: str, found: Shown) -> str:
+    lines = [f"\n{what}"]
+    for title, drawn in found.items():
+        values = f"{min(drawn.values()):g} to {max(drawn.values()):g}" if drawn else "-"
+        lines.append(f"  {title:<48}{len(drawn):4}  {values:<18}  {'; '.join(list(drawn)[:2])}")
+    return "\n".join(lines)
+
+
+def test_every_panel_shows_what_is_so_of_a_healthy_fleet_and_of_a_sick_one(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpus = {f"{node} GPU {index}" for node in NODES for index in range(8)}
+    healthy = shown(site.stack)
+    with capsys.disabled():
+        print(table("panel, series, values and the first legends: three healthy nodes", healthy))
+    assert healthy["Nodes by status"] == {"healthy": 3}
+    assert healthy["Withdrawn nodes"] == {"withdrawn": 0}
+    assert healthy["Broken and in service"] == {"waiting": 0}
+    assert healthy["Agents that are blind"] == {"blind": 0}
+    assert healthy["Status"] == dict.fromkeys((f"{node} healthy" for node in NODES), 1)
+    assert healthy["GPUs read"] == dict.fromkeys(NODES, 8)
+    for title, least, most in (("Temperature", 20, 90), ("Margin to the thermal limit", 5, 100),
+                               ("Memory temperature", 20, 100), ("Power", 10, 1500),
+                               ("Corrected memory errors", 0, 0)):  # fmt: skip
+        assert healthy[title].keys() == gpus, title
+        assert all(least <= value <= most for value in healthy[title].values()), title
+    assert healthy["PCIe"].keys() == {f"{gpu} {what}" for gpu in gpus for what in ("lanes", "replays")}
+    assert {value for legend, value in healthy["PCIe"].items() if legend.endswith("lanes")} == {16}
+    assert healthy["Since each source last spoke"].keys() >= {f"{n} {s}" for n in NODES for s in ("nvml", "kmsg")}
+    assert max(healthy["Since each source last spoke"].values()) < 60
+    quiet = {"Faults that stand", "What nodes wait for", "Xids by code", "Withdrawn for"}
+    assert not [title for title in quiet if healthy[title]]
+
+    # One is withdrawn and can't be drained, one is too hot, one finds the only permit taken.
+    site.api.cluster.add_pod("research", "train-0", "node-1", owner="Job")
+    site.api.protected.add("train-0")
+    site.agents["node-1"].inject("--gpu", "3", "--xid", "79")
+    site.agents["node-2"].inject("--gpu", "5", "--temperature", "95")
+    until("node-1 is withdrawn", lambda: site.stack.query('gpu_health_withdrawn{node="node-1"} == 1'))
+    site.agents["node-3"].inject("--gpu", "1", "--xid", "95")
+    for told in ('gpu_health_waits{node="node-3",kind="permit"}', 'gpu_health_waits{node="node-1",kind="eviction"}',
+                 'gpu_health_status{node="node-2",status="degraded"}'):  # fmt: skip
+        until(told, lambda told=told: site.stack.query(f"{told} > 0"))
+    sick = shown(site.stack)
+    with capsys.disabled():
+        print(table("one withdrawn, one degraded, one without a permit", sick))
+    assert sick["Nodes by status"] == {"unhealthy": 2, "degraded": 1}
+    assert sick["Withdrawn nodes"] == {"withdrawn": 1}
+    assert sick["Broken and in service"] == {"waiting": 1}
+    assert sick["Permits"].items() >= {"withdrawn taken": 1, "withdrawn allowed": 1}.items()
+    assert sick["Status"] == {"node-1 unhealthy": 1, "node-2 degraded": 1, "node-3 unhealthy": 1}
+    assert sick["GPUs read"] == {"node-1": 7, "node-2": 8, "node-3": 8}
+    assert sick["Temperature"].keys() == gpus - {"node-1 GPU 3"}
+    assert sick["Temperature"]["node-2 GPU 5"] == 95
+    assert sick["Xids by code"] == {"Xid 79": 1, "Xid 95": 1}
+    assert sick["Withdrawn for"].keys() == {"node-1"}
+    assert 0 <= sick["Withdrawn for"]["node-1"] < 300
+    for node, rule in (("node-1", "xid-79"), ("node-2", "temperature"), ("node-3", "xid-95")):
+        assert [row for row in sick["Faults that stand"] if {node, rule} <= {*row.split()}], rule
+    assert ["fatal" in row.split() for row in sick["Faults that stand"]] == [True, True, False], "the worst stand first"
+    assert {"eviction node-1", "permit node-3"} <= sick["What nodes wait for"].keys()
+    assert sick["Steps and what failed"]["node-1 retaint"] >= 1
+
+    # The variable chooses the nodes of the second half; the first is the fleet's, whatever is chosen.
+    chosen = shown(site.stack, "node-2")
+    below = [panel["title"] for panel in PANELS[[p["title"] for p in PANELS].index("Node $node") :]]
+    for title in (one for one in below if one in chosen):
+        assert all(legend.startswith("node-2") for legend in chosen[title]), title
+    assert chosen["Withdrawn nodes"] == sick["Withdrawn nodes"]
