@@ -152,6 +152,7 @@ class Card:
 
     uuid: str
     nvlinks: int = 0  # the most that were ever seen up
+    peers: frozenset[str] | None = frozenset()  # addresses that its links bind it to in a reset; None: not known
 
 
 class Severity(IntEnum):
@@ -253,6 +254,7 @@ class Verdict:
     dismissed: frozenset[str] = frozenset()  # the fault ids of the operator's words that were obeyed
     cards: Mapping[str, Card] = field(default_factory=dict)  # the node's GPUs, those that are gone too
     resets: frozenset[str] = frozenset()  # UUIDs of the GPUs whose reset by us was known to the judge
+    linked: Mapping[str, frozenset[str]] = field(default_factory=dict)  # GPU UUID → others that its reset must name
 
     @property
     def withdraw(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
 from agent.config import Config
-from agent.model import Failure, Observation, Signal, Verdict, rfc3339
+from agent.model import Failure, Observation, Signal, Value, Verdict, rfc3339
 from agent.policy.aside import released
 from agent.policy.attempts import Records
 from agent.policy.plan import plan
@@ -61,6 +61,7 @@ class Life:
     waits: tuple[str, ...] = ()
     gathered: bool = True
     clients: dict[str, dict[str, str]] = field(default_factory=dict)
+    linked: bool = False  # its GPUs, older than Ampere, to each other
 
     def __post_init__(self) -> None:
         self.cluster.add_node("n1")
@@ -185,7 +186,12 @@ class Life:
             seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.ASIDE, raw=aside))
         else:
             seen.append(alive("nvml", boot))
-            seen += [reading(pci, uuid=self.uuids[pci], energy_j=self.now - since) for pci, since in self.new.items()]
+            links: dict[str, dict[str, Value]] = {
+                pci: {"architecture": 5, "nvlink_peers": peer} if self.linked else {}
+                for pci, peer in ((GPU, OTHER), (OTHER, GPU))
+            }
+            seen += [reading(pci, uuid=self.uuids[pci], energy_j=self.now - since, **links[pci])
+                     for pci, since in self.new.items()]  # fmt: skip
         stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
         for boot_number, number, at, pci, code in self.log:
             if boot_number == self.boot and (boot_number, number) > self.read:
@@ -223,7 +229,8 @@ class Life:
         if remedy == "reset_gpu":
             assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "false"
             self.reset.append(job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"])
-            assert set(self.reset[-1].split(",")) <= {f"GPU-{pci}" for *_, pci, _ in self.log}
+            named, bad = set(self.reset[-1].split(",")), {f"GPU-{pci}" for *_, pci, _ in self.log}
+            assert named == set(self.uuids.values()) if self.linked else named <= bad
         self.repairs.append(remedy)
 
     def _ends(self, name: str, job: dict[str, Any]) -> None:

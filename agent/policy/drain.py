@@ -25,12 +25,20 @@ def bad_gpus(verdict: Verdict, lost: bool = False) -> frozenset[str]:
     return known if all(fault.uuid for fault in faults) else frozenset()
 
 
+def reset_set(verdict: Verdict) -> frozenset[str]:
+    """UUIDs of the GPUs that a reset must name: the bad ones, and those that can only be reset together with them."""
+    bad = bad_gpus(verdict)
+    return bad.union(*(verdict.linked.get(uuid, frozenset()) for uuid in bad))
+
+
 def leaving(pods: tuple[Pod, ...], verdict: Verdict) -> tuple[Pod, ...]:
     """The pods that must be gone before the remedy: all for the node's, those on the bad GPU for a GPU's.
 
-    Where it isn't known which pod holds which GPU, every pod that requests one; lowest priority first.
+    A reset ends the work on every GPU that it names. Where it isn't known which pod holds which GPU, every pod that
+    requests one; lowest priority first.
     """
-    bad, whole = bad_gpus(verdict), verdict.remedy in _WHOLE_NODE
+    bad = reset_set(verdict) if verdict.remedy is Remedy.RESET_GPU else bad_gpus(verdict)
+    whole = verdict.remedy in _WHOLE_NODE
     found = [
         pod
         for pod in pods

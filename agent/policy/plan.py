@@ -13,6 +13,7 @@ from agent.policy.attempts import Records, Stage
 from agent.policy.budget import free_slot, needed, spent
 from agent.policy.check import check, without
 from agent.policy.drain import drain, leaving
+from agent.policy.linked import in_force
 from agent.policy.repair import effective, operand_labels, repair, running, settled
 from agent.policy.stored import MalformedError, NewerError, Stored, dump, load
 from agent.policy.taints import aimed_taints, kept_soft, permitted
@@ -82,7 +83,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     if verdict.withdraw:
         records = without(records)
     if acts:
-        verdict = replace(verdict, remedy=effective(verdict, records, config.repair))
+        together = in_force(verdict.linked, records.live, config.repair.reset_gpu)
+        verdict = replace(verdict, remedy=effective(verdict, records, config.repair), linked=together)
     if not withdraw and tainted and config.mode is Mode.EVICT and config.repair.check:
         may = bool(not world.paused and world.held(SlotKind.WITHDRAWN))
         records, repairing = check(verdict, world, records, stored.faults if stored else (), may)

@@ -13,7 +13,7 @@ from agent.config import Repair
 from agent.model import Fault, Remedy, Severity, Verdict
 from agent.policy.attempts import Attempt, Records, Stage
 from agent.policy.clients import told
-from agent.policy.drain import bad_gpus
+from agent.policy.drain import bad_gpus, reset_set
 from agent.world import OPERANDS, Job, Local, On, StartJob, Step, Wait, World
 
 LADDER = (Remedy.RESET_GPU, Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
@@ -137,7 +137,7 @@ def repair(
         return records, (Wait(f"{live.remedy} is reserved, and waits until no pod is in its way"),)
     if live.remedy is Remedy.RESET_GPU and not local.released:
         return records, (Wait("our own NVML is closed before the reset"),)
-    return records, (StartJob(live.job, str(live.remedy), live.uuids),)
+    return records, (StartJob(live.job, str(live.remedy), live.gpus),)
 
 
 def _overtaken(verdict: Verdict, live: Attempt) -> str:
@@ -192,6 +192,7 @@ def _reserve(
         tuple(sorted(bad_gpus(due))),
         verdict.boot_id,
         Stage.RESERVED,
+        along=tuple(sorted(reset_set(due) - bad_gpus(due))) if remedy is Remedy.RESET_GPU else (),
     )
     return replace(records, attempts=(*records.attempts, attempt)), (Wait(f"{remedy} is being reserved"),)
 
@@ -205,7 +206,7 @@ def _clients(verdict: Verdict, world: World, records: Records, local: Local) -> 
     staying = [pod.key for pod in world.pods or () if pod.operand and not pod.finished]
     if staying:
         return records, (Wait(f"these must leave before the reset: {', '.join(sorted(staying))}"),)
-    held = sorted((uuid, pids) for uuid, pids in local.clients.items() if pids and uuid in bad_gpus(verdict))
+    held = sorted((uuid, pids) for uuid, pids in local.clients.items() if pids and uuid in reset_set(verdict))
     if held:
         named = "; ".join(told(uuid, pids, world.pods or ()) for uuid, pids in held)
         return records, (Wait(f"no reset while processes hold the GPU: {named}", On.REPAIR),)
@@ -263,7 +264,7 @@ def _prove(
     if all(fault.proved for fault in _fatal(verdict) if _concerns(live, fault)):
         return records, (Wait(f"{live.remedy} is proved: the GPUs stay well for a while before the node returns"),)
     # An agent that was down, or cut off from its own records, has yet to look: its absence makes no cure none.
-    looked = live.remedy is not Remedy.RESET_GPU or verdict.resets.issuperset(live.uuids)
+    looked = live.remedy is not Remedy.RESET_GPU or verdict.resets.issuperset(live.gpus)
     if not looked or min(verdict.at - live.ended_at, local.up_s) < settings.prove_s:
         return records, (Wait(f"{live.remedy} is done: its cure must be proved within {settings.prove_s:.0f} s"),)
     return _ended(verdict, records, live, "the fault stands after it")
@@ -294,4 +295,4 @@ def resets(records: Records) -> dict[str, tuple[float, float]]:
     last = records.attempts[-1] if records.attempts else None
     if last is None or last.remedy is not Remedy.RESET_GPU or last.stage is not Stage.DONE:
         return {}
-    return dict.fromkeys(last.uuids, (last.acted_at, float(last.ended_at)))
+    return dict.fromkeys(last.gpus, (last.acted_at, float(last.ended_at)))

@@ -45,6 +45,8 @@ def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) 
     data |= as_json(records)
     if verdict.cards:
         data["cards"] = {pci: [card.uuid, card.nvlinks] for pci, card in verdict.cards.items()}
+    if bound := {pci: c.peers for pci, c in verdict.cards.items() if c.peers is None or c.peers}:
+        data["links"] = {pci: None if peers is None else sorted(peers) for pci, peers in bound.items()}
     if verdict.dismissed:
         data["dismissed"] = sorted(verdict.dismissed)
     return json.dumps(data, separators=(",", ":"), sort_keys=True)
@@ -86,10 +88,16 @@ def load(text: str, now: float) -> Stored:
             onsets={str(pci): tuple(int(at) for at in times) for pci, times in data.get("onsets", {}).items()},
             dismissed=frozenset(str(key) for key in data.get("dismissed", ())),
             records=from_json(data),
-            cards={str(pci): Card(str(uuid), int(links)) for pci, (uuid, links) in data.get("cards", {}).items()},
-        )
+            cards={str(pci): Card(str(uuid), int(links), _peers(data.get("links", {}), pci))
+                   for pci, (uuid, links) in data.get("cards", {}).items()},
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MalformedError(f"it is not what this agent writes ({type(error).__name__}: {error})"[:200]) from error
+
+
+def _peers(links: Mapping[str, list[str] | None], pci: str) -> frozenset[str] | None:
+    peers = links.get(pci, [])
+    return None if peers is None else frozenset(map(str, peers))
 
 
 def operands(text: str | None) -> Mapping[str, str]:

@@ -10,6 +10,7 @@ from agent.model import Evidence, Fault, Finding, Observation, Remedy, Severity,
 from agent.policy import relapse
 from agent.policy.correlate import incidents, order, overruled
 from agent.policy.history import SECOND, History, number
+from agent.policy.linked import linked
 from agent.policy.overrides import settle
 from agent.policy.renew import renew
 from agent.policy.rules import RULES
@@ -202,9 +203,13 @@ def _another_card(fault: Fault, history: History) -> bool:
 
 
 def _proved_cure(fault: Fault, history: History, resets: Mapping[str, tuple[float, float]]) -> bool:
-    """A latched fault is cured by a proved act, never by silence: a reboot, or a reset of this GPU."""
+    """A latched fault is cured by a proved act, never by silence: a reboot, or a reset of this GPU.
+
+    Of GPUs that were reset together each must be well again, and the node's own fault is cured when all of them are.
+    """
     pci, remedy = fault.finding.pci, fault.finding.remedy
-    gpus = [pci] if pci else list(history.readings)  # the node's own fault is cured when all of its GPUs are
+    along = [gpu for gpu, card in history.cards.items() if card.uuid in resets] if history.uuid(pci) in resets else []
+    gpus = {pci, *along} if pci else set(history.readings)
     if not gpus or any(not _is_well(gpu, fault.last, history) for gpu in gpus):
         return False
     boot_id = history.boots.get("nvml", "")  # by the witness that reads the GPU well again, in that boot
@@ -253,4 +258,5 @@ def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float) -> Verdict:
         onsets=memory.onsets,
         dismissed=memory.dismissed,
         cards=history.cards,
+        linked=linked(history.cards, history.readings),
     )
