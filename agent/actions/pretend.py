@@ -61,8 +61,8 @@ class PretendCluster:
             if method == "POST":
                 return self._create(kind, namespace, body)
             if not rest:
-                items = _copy(self._select(kind, namespace, query))
-                return 200, _table(items) if accept == TABLE else {"items": items}
+                found = self._select(kind, namespace, query)
+                return 200, _table(found) if accept == TABLE else {"items": _copy(found)}
             old = self._objects.get((kind, namespace, rest[0]))
             if old is None:
                 return _status(404, f'{kind} "{rest[0]}" not found')
