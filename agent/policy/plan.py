@@ -8,7 +8,7 @@ from hashlib import sha256
 
 from agent.config import Config, Mode
 from agent.model import Fault, Remedy, Severity, Status, Verdict
-from agent.policy.aside import another, upgrading
+from agent.policy.aside import another, out_by_others, upgrading
 from agent.policy.attempts import Records, Stage
 from agent.policy.budget import free_slot, needed, spent
 from agent.policy.check import check, without
@@ -20,6 +20,7 @@ from agent.policy.taints import aimed_taints, kept_soft, permitted
 from agent.presets import accelerated, own_taint, spoken_for
 from agent.world import (
     HARD_TAINT,
+    OUT_LABEL,
     Announce,
     Condition,
     GiveSlot,
@@ -172,6 +173,7 @@ def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Recor
     labels: dict[str, str | None] = {
         STATE_LABEL: _state(verdict, world, config, bad, records),
         ERROR_LABEL: "true" if verdict.withdraw else None,
+        OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
         **operand_labels(world, old, records),
     }
     conditions = (*_conditions(verdict, world), *_replacement(world, config, records))
