@@ -30,6 +30,7 @@ CONFIG = Config.model_validate({
     "budget": {"max_withdrawn": 1},
     "repair": {**TEMPLATES, "pause_s": 10, "prove_s": 60},
 })  # fmt: skip
+RESETS = (95,)  # Xids after which the driver itself asks for a reset
 OPERANDS = {"nvidia.com/gpu.deploy.device-plugin": "true", "nvidia.com/gpu.deploy.driver": "true"}
 
 
@@ -89,6 +90,7 @@ class Life:
         self.hands = KubeHands(self._request, "n1", self.config, lambda: self.now)
         self.born = self.now
         self.memory, self.released, self.restored, self.read = Memory(), False, False, (0, 0)
+        self.heard: frozenset[str] = frozenset()
         self.world: World | None = None
 
     def _request(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
@@ -150,7 +152,7 @@ class Life:
         for _ in range(20):
             self.world = self.hands.look(closely=True)
             records = self._restore()
-            why = released(self.world.labels, records)
+            why = released(self.world.labels, records, self.heard)
             self.released = bool(why)
             verdict = self._judge(why, records)
             local = Local(self.gathered, int(self.now - self.born), self.released, self.clients)
@@ -190,7 +192,8 @@ class Life:
                 pci: {"architecture": 5, "nvlink_peers": peer} if self.linked else {}
                 for pci, peer in ((GPU, OTHER), (OTHER, GPU))
             }
-            seen += [reading(pci, uuid=self.uuids[pci], energy_j=self.now - since, **links[pci])
+            seen += [reading(pci, uuid=self.uuids[pci], energy_j=self.now - since, persistence_mode=1,
+                             recovery_action=int(self._asks(pci)), **links[pci])
                      for pci, since in self.new.items()]  # fmt: skip
         stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
         for boot_number, number, at, pci, code in self.log:
@@ -203,7 +206,12 @@ class Life:
         self.memory, verdict = judge(
             self.memory, stamped, self.now, START + self.now, self.config.policy, ("nvml", "kmsg"), orders
         )
+        self.heard = verdict.heard
         return verdict
+
+    def _asks(self, pci: str) -> bool:
+        """Whether the driver asks for a reset: until there was one, or a reboot, since the last Xid that takes it."""
+        return any(code in RESETS and at >= START + self.new[pci] for *_, at, gpu, code in self.log if gpu == pci)
 
     def _machine(self) -> None:
         """Jobs run two polls long, and only where they may."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from agent.policy.attempts import Records
+from agent.policy.attempts import Records, Stage
 from agent.presets import own_taint
 from agent.world import Taint, World
 
@@ -33,12 +33,17 @@ def upgrading(labels: Mapping[str, str]) -> str:
     return ""
 
 
-def released(labels: Mapping[str, str], records: Records) -> str:
-    """Why our own processes must hold no GPU now; empty if they may."""
+def released(labels: Mapping[str, str], records: Records, heard: frozenset[str] | None) -> str:
+    """Why our own processes must hold no GPU now; empty if they may.
+
+    A reset that is reserved waits until its GPUs were ``heard`` in this life of the agent, for an earlier one may have
+    done it; None: that was waited for long enough.
+    """
     if why := upgrading(labels):
         return why
     live = records.live
-    if live and live.remedy == "reset_gpu":
+    looked = not live or live.stage is Stage.STARTED or heard is None or heard.issuperset(live.uuids)
+    if live and live.remedy == "reset_gpu" and looked:
         return "the GPU is being reset"
     return ""
 

@@ -14,23 +14,10 @@ from agent.model import Fault, Remedy, Severity, Verdict
 from agent.policy.attempts import Attempt, Records, Stage
 from agent.policy.clients import told
 from agent.policy.drain import bad_gpus, reset_set
+from agent.policy.exit_codes import EXIT_CODES
 from agent.world import OPERANDS, Job, Local, On, StartJob, Step, Wait, World
 
 LADDER = (Remedy.RESET_GPU, Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
-# nvidia-smi's exit codes (its manual, "RETURN VALUE"), and whether another try of the same can help.
-_EXIT_CODES = {
-    2: ("nvidia-smi was given a bad argument", False),
-    3: ("this GPU can't be reset in this way", False),
-    4: ("no permission to reset", False),
-    6: ("the GPU was not found", True),
-    8: ("the GPU's external power is not connected", False),
-    9: ("the driver is not loaded", True),
-    10: ("the kernel found an interrupt issue with the GPU", True),
-    12: ("the NVML library is not in the Job's container", False),
-    13: ("the NVML library lacks a function", False),
-    14: ("the InfoROM is corrupted", False),
-    15: ("the GPU has fallen off the bus", False),
-}
 
 
 def templates(settings: Repair, verdict: Verdict) -> tuple[Remedy, ...]:
@@ -76,11 +63,22 @@ def aimed(verdict: Verdict, records: Records, settings: Repair) -> tuple[Remedy 
     for remedy in templates(settings, due):
         tried = [attempt for attempt in attempts if attempt.remedy is remedy]
         if remedy.rank >= least and len(tried) < settings.max_attempts and not any(a.final for a in tried):
-            return remedy, ""
+            return (None, why) if remedy is Remedy.RESET_GPU and (why := _done_already(due)) else (remedy, "")
     if not attempts:
         return None, f"no repair is configured for {due.remedy}: a person must decide"
     last = attempts[-1]
     return None, f"a person must decide: {last.remedy} failed, attempt {last.number} ({last.said}), and nothing is left"
+
+
+def _done_already(verdict: Verdict) -> str:
+    """Why a person must say whether a reset is due: in doubt there is no second repair of one incident."""
+    late = [fault.finding.id for fault in _fatal(verdict) if fault.late]
+    if not late:
+        return ""
+    return (
+        f"a person must decide about {', '.join(late)}: logged before the agent's start, and the GPU asks for nothing, "
+        "as after a reset"
+    )
 
 
 def effective(verdict: Verdict, records: Records, settings: Repair) -> Remedy:
@@ -225,7 +223,7 @@ def _watch(
     if job is None:
         return _ended(verdict, records, live, "its Job was removed before it was seen to end")
     if job.state == "failed":
-        words, again = _EXIT_CODES.get(job.exit_code or 0, (job.said or f"exit code {job.exit_code}", True))
+        words, again = EXIT_CODES.get(job.exit_code or 0, (job.said or f"exit code {job.exit_code}", True))
         return _ended(verdict, records, replace(live, final=not again), words)
     if live.remedy is Remedy.REBOOT_NODE:
         if job.ended_s < settings.prove_s:

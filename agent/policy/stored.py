@@ -67,6 +67,8 @@ def _fault(fault: Fault) -> dict[str, Any]:
         "uuid": fault.uuid,
         "boot_id": fault.boot_id,
         "proved": fault.proved,
+        **({"energy_j": fault.energy_j} if fault.energy_j is not None else {}),
+        **({"late": True} if fault.late else {}),
         "seen_by": [[w.source, round(w.at, 3), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
     }
 
@@ -100,12 +102,17 @@ def _peers(links: Mapping[str, list[str] | None], pci: str) -> frozenset[str] | 
     return None if peers is None else frozenset(map(str, peers))
 
 
-def operands(text: str | None) -> Mapping[str, str]:
-    """The Node labels that wait to be set back, with their values; none in what can't be understood."""
+def kept(text: str | None) -> Records:
+    """What repairs left; nothing in what can't be understood, of which the plan says so."""
     try:
-        return load(text, 0.0).records.operands if text is not None else {}
+        return load(text, 0.0).records if text is not None else Records()
     except MalformedError:
-        return {}
+        return Records()
+
+
+def operands(text: str | None) -> Mapping[str, str]:
+    """The Node labels that wait to be set back, with their values."""
+    return kept(text).operands
 
 
 def _restore(data: dict[str, Any], now: float) -> Fault:
@@ -135,5 +142,7 @@ def _restore(data: dict[str, Any], now: float) -> Fault:
         boot_id=str(data["boot_id"]),
         confirmed=True,
         proved=bool(data["proved"]),
+        energy_j=None if (energy_j := data.get("energy_j")) is None else float(energy_j),
+        late=bool(data.get("late", False)),
         witnesses=seen_by,
     )
