@@ -125,7 +125,8 @@ class World:
     out: frozenset[str] = frozenset()  # other nodes of the pool that are out otherwise and hold no slot
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
-    blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why its last eviction was refused
+    blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why a budget refused its last eviction
+    denied: Mapping[str, str] = field(default_factory=dict)  # pod → why somebody else did, a webhook or a policy
     jobs: tuple[Job, ...] | None = None  # None: not asked, which starts nothing
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     announced: frozenset[str] = frozenset()  # Events that were sent
