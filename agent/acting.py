@@ -12,11 +12,10 @@ from dataclasses import replace
 from agent.config import Config, Mode
 from agent.model import Severity, Verdict
 from agent.policy.aside import released, upgrading
-from agent.policy.attempts import Records
 from agent.policy.clients import Clients
 from agent.policy.plan import plan
 from agent.policy.repair import resets
-from agent.policy.stored import MalformedError, load
+from agent.policy.stored import kept
 from agent.policy.verdict import Orders
 from agent.rehearsal import valid
 from agent.sentences import describe
@@ -277,15 +276,14 @@ class Actor:
 
     def _heed(self, world: World) -> None:
         """What the Node's labels and our own records on it say to the sources and to the judge."""
-        try:
-            records = load(world.stored, 0.0).records if world.stored is not None else Records()
-        except MalformedError:
-            records = Records()  # the plan says so, and does nothing
+        records = kept(world.stored)
         if not self.started or not records.drain:  # what the agent's last life counted in this drain
             self._returned = records.drain.returns if records.drain else {}
         self._resets = resets(records)
         acts = self._config.mode is Mode.EVICT and not self._dry_run
-        self.aside = released(world.labels, records) if acts else upgrading(world.labels)
+        waited = time.monotonic() - self._began >= self._config.repair.prove_s
+        heard = self._verdict.heard if self._verdict else frozenset()
+        self.aside = released(world.labels, records, None if waited else heard) if acts else upgrading(world.labels)
 
     def _restore(self, world: World) -> None:
         if self.started:

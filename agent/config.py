@@ -94,6 +94,8 @@ class Budget(Section):
     """The pool's name in the Leases that hold its slots."""
     pool_selector: str = "nvidia.com/gpu.present=true"
     """The label selector of the pool's nodes."""
+    others_taints: tuple[str, ...] = ()
+    """More keys of others' taints that mean a node is out of service, and count (those of autoscalers are known)."""
     namespace: str = "gpu-health-agent"  # where Leases, pause and templates are
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.config import Config
 from agent.model import rfc3339
+from agent.policy.linked import linked
 from agent.policy.plan import plain
 from agent.policy.stored import MalformedError, load
 from agent.replay import ending
@@ -44,7 +45,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "node": world.node,
         "status": world.labels.get("gpu-health-agent/state", "unknown"),
         "at": rfc3339(kept.at),
-        "faults": [fault(one, config.policy) for one in kept.faults],
+        "faults": [fault(one, config.policy, linked=linked(kept.cards, {})) for one in kept.faults],
         "waits": [
             f"{one.what}, attempt {one.number} (Job {one.job}): {one.stage}{f', {one.said}' if one.said else ''}"
             for one in kept.records.attempts
@@ -61,7 +62,7 @@ def recorded(path: Path, other: Config | None) -> dict[str, Any]:
         "node": path.name,
         "status": str(verdict.status),
         "at": rfc3339(verdict.at),
-        "faults": [fault(one, config.policy, config.mode) for one in verdict.faults],
+        "faults": [fault(one, config.policy, config.mode, verdict.linked) for one in verdict.faults],
         "waits": [],
         "blind": list(verdict.blind),
     }
@@ -90,6 +91,7 @@ def _fault(one: Mapping[str, Any]) -> list[str]:
         *(("evidence", f"{w['source']} {w['at']}: {w['raw']}") for w in one["evidence"]),
         *(("explains", other) for other in one["explains"]),
         *(("but", doubt) for doubt in one["doubts"]),
+        *(("reset", f"together with {other}, which is linked to it") for other in one.get("reset_together_with", ())),
         ("clears by", one["clears"]),
         ("next", one["next"]),
     ]

@@ -152,6 +152,7 @@ class Card:
 
     uuid: str
     nvlinks: int = 0  # the most that were ever seen up
+    peers: frozenset[str] | None = frozenset()  # addresses that its links bind it to in a reset; None: not known
 
 
 class Severity(IntEnum):
@@ -225,6 +226,8 @@ class Fault:
     absent_s: float = 0.0
     confirmed: bool = False
     proved: bool = False  # the cure of a latched fault was proved; it now soaks
+    energy_j: float | None = None  # the GPU's counter when it was found: a lower one since tells of a reset
+    late: bool = False  # only a record from before the agent's start speaks for it
     witnesses: tuple[Evidence, ...] = ()  # the first word of each source that saw it
     joined: tuple[Fault, ...] = ()  # its symptoms: faults of their own that this one explains
     doubts: tuple[str, ...] = ()  # where the witnesses disagree
@@ -253,6 +256,8 @@ class Verdict:
     dismissed: frozenset[str] = frozenset()  # the fault ids of the operator's words that were obeyed
     cards: Mapping[str, Card] = field(default_factory=dict)  # the node's GPUs, those that are gone too
     resets: frozenset[str] = frozenset()  # UUIDs of the GPUs whose reset by us was known to the judge
+    heard: frozenset[str] = frozenset()  # UUIDs of the GPUs that answered since the agent's start, whatever it was
+    linked: Mapping[str, frozenset[str]] = field(default_factory=dict)  # GPU UUID → others that its reset must name
 
     @property
     def withdraw(self) -> bool:

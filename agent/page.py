@@ -122,6 +122,7 @@ def _fault(fault: Mapping[str, Any], gpus: Mapping[str, Any]) -> str:
         ("Seen", f"{times}, first {_time(fault['since'])}, last {_time(fault['last'])}"),
         ("Evidence", f"<ul>{evidence}</ul>"),
         *(("But", _text(doubt)) for doubt in fault["doubts"]),
+        *(("Reset together with", f"<code>{_text(other)}</code>") for other in fault.get("reset_together_with", ())),
         *(("Explains", f"<code>{_text(other)}</code>") for other in fault["explains"]),
         ("Fault id", f"<code>{_text(fault['id'])}</code>, remedy {_text(fault['remedy'])}"),
     ]

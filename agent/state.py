@@ -6,8 +6,9 @@ from typing import Any
 
 from agent.config import Mode
 from agent.limits import Limits
-from agent.model import Fault, rfc3339
+from agent.model import Fault, Remedy, rfc3339
 from agent.policy.explain import clears, next_step
+from agent.policy.linked import Sets
 from agent.snapshot import Snapshot
 
 
@@ -23,7 +24,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "withdraw": verdict.withdraw,
         "withdrawn": shot.withdrawn,
         "blind": list(verdict.blind),
-        "faults": [fault(f, limits, shot.mode) for f in verdict.faults],
+        "faults": [fault(f, limits, shot.mode, verdict.linked) for f in verdict.faults],
         "steps": list(shot.steps),
         "waits": [wait.why for wait in shot.waits],
         "stage": shot.stage,
@@ -45,8 +46,9 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fault(one: Fault, limits: Limits, mode: str = Mode.EVICT) -> dict[str, Any]:
+def fault(one: Fault, limits: Limits, mode: str = Mode.EVICT, linked: Sets | None = None) -> dict[str, Any]:
     finding = one.finding
+    along = (linked or {}).get(one.uuid, ()) if finding.remedy is Remedy.RESET_GPU else ()
     return {
         "id": finding.id,
         "pci": finding.pci,
@@ -62,6 +64,7 @@ def fault(one: Fault, limits: Limits, mode: str = Mode.EVICT) -> dict[str, Any]:
         "evidence": [{"at": rfc3339(w.at), "source": w.source, "raw": w.raw} for w in one.witnesses],
         "explains": [symptom.finding.id for symptom in one.joined],
         "doubts": list(one.doubts),
+        "reset_together_with": sorted(along),
         "clears": clears(finding, limits),
-        "next": next_step(one, mode),
+        "next": next_step(one, mode, along),
     }

@@ -9,6 +9,7 @@ from typing import Protocol
 
 HARD_TAINT = "gpu-health-agent/unhealthy"
 SOFT_TAINT = "gpu-health-agent/degraded"
+OUT_LABEL = "gpu-health-agent/withdrawn-by-others"  # each agent says it of its own Node: a list of Nodes is 20 MB
 # gpu-operator's clients of a GPU: the Node label that deploys each, and the label "app" of its pods. The driver's and
 # the container toolkit's are never touched.
 OPERANDS = {
@@ -121,10 +122,11 @@ class World:
     drill: str | None = None  # a drill's annotation, as text
     slots: tuple[Slot, ...] | None = None  # None: not asked, which allows nothing
     pool_size: int = 0
-    out: frozenset[str] = frozenset()  # other nodes of the pool that are NotReady or cordoned and hold no slot
+    out: frozenset[str] = frozenset()  # other nodes of the pool that are out otherwise and hold no slot
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
-    blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why its last eviction was refused
+    blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why a budget refused its last eviction
+    denied: Mapping[str, str] = field(default_factory=dict)  # pod → why somebody else did, a webhook or a policy
     jobs: tuple[Job, ...] | None = None  # None: not asked, which starts nothing
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     announced: frozenset[str] = frozenset()  # Events that were sent

@@ -9,7 +9,7 @@ from typing import Any
 from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
 from agent.config import Config
-from agent.model import Failure, Observation, Signal, Verdict, rfc3339
+from agent.model import Failure, Observation, Signal, Value, Verdict, rfc3339
 from agent.policy.aside import released
 from agent.policy.attempts import Records
 from agent.policy.plan import plan
@@ -30,6 +30,7 @@ CONFIG = Config.model_validate({
     "budget": {"max_withdrawn": 1},
     "repair": {**TEMPLATES, "pause_s": 10, "prove_s": 60},
 })  # fmt: skip
+RESETS = (95,)  # Xids after which the driver itself asks for a reset
 OPERANDS = {"nvidia.com/gpu.deploy.device-plugin": "true", "nvidia.com/gpu.deploy.driver": "true"}
 
 
@@ -61,6 +62,7 @@ class Life:
     waits: tuple[str, ...] = ()
     gathered: bool = True
     clients: dict[str, dict[str, str]] = field(default_factory=dict)
+    linked: bool = False  # its GPUs, older than Ampere, to each other
 
     def __post_init__(self) -> None:
         self.cluster.add_node("n1")
@@ -88,6 +90,7 @@ class Life:
         self.hands = KubeHands(self._request, "n1", self.config, lambda: self.now)
         self.born = self.now
         self.memory, self.released, self.restored, self.read = Memory(), False, False, (0, 0)
+        self.heard: frozenset[str] = frozenset()
         self.world: World | None = None
 
     def _request(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
@@ -149,7 +152,7 @@ class Life:
         for _ in range(20):
             self.world = self.hands.look(closely=True)
             records = self._restore()
-            why = released(self.world.labels, records)
+            why = released(self.world.labels, records, self.heard)
             self.released = bool(why)
             verdict = self._judge(why, records)
             local = Local(self.gathered, int(self.now - self.born), self.released, self.clients)
@@ -185,7 +188,13 @@ class Life:
             seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.ASIDE, raw=aside))
         else:
             seen.append(alive("nvml", boot))
-            seen += [reading(pci, uuid=self.uuids[pci], energy_j=self.now - since) for pci, since in self.new.items()]
+            links: dict[str, dict[str, Value]] = {
+                pci: {"architecture": 5, "nvlink_peers": peer} if self.linked else {}
+                for pci, peer in ((GPU, OTHER), (OTHER, GPU))
+            }
+            seen += [reading(pci, uuid=self.uuids[pci], energy_j=self.now - since, persistence_mode=1,
+                             recovery_action=int(self._asks(pci)), **links[pci])
+                     for pci, since in self.new.items()]  # fmt: skip
         stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
         for boot_number, number, at, pci, code in self.log:
             if boot_number == self.boot and (boot_number, number) > self.read:
@@ -197,7 +206,12 @@ class Life:
         self.memory, verdict = judge(
             self.memory, stamped, self.now, START + self.now, self.config.policy, ("nvml", "kmsg"), orders
         )
+        self.heard = verdict.heard
         return verdict
+
+    def _asks(self, pci: str) -> bool:
+        """Whether the driver asks for a reset: until there was one, or a reboot, since the last Xid that takes it."""
+        return any(code in RESETS and at >= START + self.new[pci] for *_, at, gpu, code in self.log if gpu == pci)
 
     def _machine(self) -> None:
         """Jobs run two polls long, and only where they may."""
@@ -223,7 +237,8 @@ class Life:
         if remedy == "reset_gpu":
             assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "false"
             self.reset.append(job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"])
-            assert set(self.reset[-1].split(",")) <= {f"GPU-{pci}" for *_, pci, _ in self.log}
+            named, bad = set(self.reset[-1].split(",")), {f"GPU-{pci}" for *_, pci, _ in self.log}
+            assert named == set(self.uuids.values()) if self.linked else named <= bad
         self.repairs.append(remedy)
 
     def _ends(self, name: str, job: dict[str, Any]) -> None:

@@ -112,9 +112,9 @@ def test_a_reset_finds_persistence_mode_off_sets_it_back_and_ends_as_nvidia_smi_
     """)
     smi.chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    assert subprocess.run(command, env={**path, "GPUS": "GPU-a"}).returncode == code
+    assert subprocess.run(command, env={**path, "GPUS": "GPU-a,GPU-b"}).returncode == code
     told = log.read_text().splitlines()[1:]
-    reset, off, on = "--gpu-reset -i GPU-a", "-pm 0 -i GPU-a", "-pm 1 -i GPU-a"
+    reset, off, on = "--gpu-reset -i GPU-a,GPU-b", "-pm 0 -i GPU-a,GPU-b", "-pm 1 -i GPU-a,GPU-b"
     assert told == ([off, reset, on] if persistence == "Enabled" else [reset])
     assert subprocess.run(command, env=path, stderr=subprocess.DEVNULL).returncode != 0, "no GPU is named"
     assert len(log.read_text().splitlines()) == len(told) + 1

@@ -152,7 +152,7 @@ def test_hostile_text_stays_text() -> None:
     said["gpus"][HOSTILE] = {"uuid": HOSTILE, "index": HOSTILE}
     for fault in said["faults"]:
         fault.update({"doubts": [HOSTILE], "explains": [HOSTILE], "message": HOSTILE, "id": HOSTILE, "next": HOSTILE,
-                  "clears": HOSTILE, "since": HOSTILE, "last": HOSTILE})  # fmt: skip
+                  "clears": HOSTILE, "since": HOSTILE, "last": HOSTILE, "reset_together_with": [HOSTILE]})  # fmt: skip
     outline = seen(said)
     assert not {"script", "img"} & {tag for tag, _ in outline.tags}
     assert not [a for _, attributes in outline.tags for a in attributes if a.startswith("on")]

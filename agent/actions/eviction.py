@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ from agent.config import Drain
 from agent.world import Pod, RefusedError
 
 _CONFLICT, _GONE, _BLOCKED, _SERVER = 409, 404, 429, 500
+_NO = (400, 403, 422)  # an answer to this very request; webhooks may choose any other, and are known by their words
+_DENIED = re.compile(r"\bdenied (the )?request\b")
 
 
 class Evictions:
@@ -21,13 +24,15 @@ class Evictions:
 
     def __init__(self, api: Api, settings: Drain) -> None:
         self._api, self._in_steps = api, settings.eviction == "ask_then_delete"
-        self.blocked: dict[str, str] = {}
+        self.blocked: dict[str, str] = {}  # by a budget: its deadline may end in a deletion
+        self.denied: dict[str, str] = {}  # by a webhook, a policy or for want of a right: never
         self.checkpoints: Counter[str] = Counter()  # pods that declared one, by how it ended
         self.checkpoint_wait_s = 0.0
 
     def forget_others(self, keys: Collection[str]) -> None:
         """Only these pods are still there."""
         self.blocked = {key: why for key, why in self.blocked.items() if key in keys}
+        self.denied = {key: why for key, why in self.denied.items() if key in keys}
 
     def evict(self, pod: Pod, labels: Mapping[str, str], outcome: str) -> None:
         """As the PodDisruptionBudgets allow; the UID keeps us from a namesake's successor."""
@@ -37,6 +42,7 @@ class Evictions:
             "metadata": {"name": pod.name, "namespace": pod.namespace, "labels": OURS},
             "deleteOptions": {"preconditions": {"uid": pod.uid}},
         }
+        self.denied.pop(pod.key, None)
         try:
             if self._in_steps:
                 # A dry run is answered as the eviction would be. Another agent may use up the budget in between.
@@ -53,16 +59,24 @@ class Evictions:
             elif refused.status == _SERVER and "more than one PodDisruptionBudget" in refused.sentence:
                 self.blocked[pod.key] = f"{refused.sentence} {self._budgets(pod, labels)}".strip()
             elif refused.status not in (_GONE, _CONFLICT):
-                raise
+                self._deny(pod, refused)
+                self.blocked.pop(pod.key, None)
 
     def delete(self, pod: Pod, outcome: str) -> None:
         """Past its budget, with its own grace period; only where the configuration says so."""
+        self.denied.pop(pod.key, None)
         try:
             self._end(pod)
             self._left(pod, outcome)
         except RefusedError as refused:
             if refused.status not in (_GONE, _CONFLICT):
-                raise
+                self._deny(pod, refused)
+
+    def _deny(self, pod: Pod, refused: RefusedError) -> None:
+        """Named, and asked again with the next round: the pods behind it may leave even so."""
+        if refused.status not in _NO and not _DENIED.search(refused.sentence):
+            raise refused  # the server's trouble, and every pod's
+        self.denied[pod.key] = refused.sentence
 
     def _end(self, pod: Pod) -> None:
         if self._in_steps:

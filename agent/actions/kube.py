@@ -120,6 +120,7 @@ class KubeHands:
             pods=pods,
             jobs=jobs,
             blocked=dict(self._pods.evictions.blocked),
+            denied=dict(self._pods.evictions.denied),
             returns=dict(self._pods.returns),
             announced=self._announced,
         )

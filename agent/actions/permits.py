@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from agent.actions.api import TABLE, Api, ask, taint_of
 from agent.config import Budget
-from agent.world import RefusedError, Slot, SlotKind
+from agent.world import OUT_LABEL, RefusedError, Slot, SlotKind
 
 _POOL_LABEL = "gpu-health-agent/pool"
 _KIND_LABEL = "gpu-health-agent/slot"
@@ -73,22 +73,26 @@ class Permits:
         return tuple(slot for slot in slots if slot)
 
     def pool(self, own: str) -> Pool:
-        """How many nodes the pool has, and which others are NotReady or cordoned without a slot of ours.
+        """How many nodes the pool has, and which others are out by no doing of ours: NotReady, cordoned, tainted."""
+        now = self._clock()
+        if self._pool is None or now - self._pool[0] > _POOL_S:
+            rows = self._nodes(self._budget.pool_selector)
+            marked = self._nodes(",".join(filter(None, (self._budget.pool_selector, f"{OUT_LABEL}=true"))))
+            out = frozenset(node for node, said in rows.items() if said != "Ready" or node in marked)
+            self._pool = (now, Pool(len(rows), out - {own}))
+        holders = {_holder(lease).partition("/")[0] for lease in self._seen.values()}
+        return Pool(self._pool[1].size, self._pool[1].out - holders)
+
+    def _nodes(self, selector: str) -> dict[str, str]:
+        """Name → status of each Node, as kubectl shows them.
 
         Asked as a table: a thousand Nodes whole are 20 MB, and in a bad hour every agent asks at once.
         """
-        now = self._clock()
-        if self._pool is None or now - self._pool[0] > _POOL_S:
-            selector = quote(self._budget.pool_selector, safe="")
-            path = f"/api/v1/nodes?labelSelector={selector}&includeObject=None&resourceVersion=0"
-            table = ask(self._api, "GET", path, accept=TABLE)
-            columns = [column["name"] for column in table["columnDefinitions"]]
-            name, status = columns.index("Name"), columns.index("Status")
-            rows = [(str(row["cells"][name]), str(row["cells"][status])) for row in table.get("rows") or ()]
-            out = frozenset(node for node, said in rows if said != "Ready" and node != own)
-            self._pool = (now, Pool(len(rows), out))
-        holders = {_holder(lease).partition("/")[0] for lease in self._seen.values()}
-        return Pool(self._pool[1].size, self._pool[1].out - holders)
+        path = f"/api/v1/nodes?labelSelector={quote(selector, safe='')}&includeObject=None&resourceVersion=0"
+        table = ask(self._api, "GET", path, accept=TABLE)
+        columns = [column["name"] for column in table["columnDefinitions"]]
+        name, status = columns.index("Name"), columns.index("Status")
+        return {str(row["cells"][name]): str(row["cells"][status]) for row in table.get("rows") or ()}
 
     def paused(self) -> str:
         """Why the whole cluster's agents are to pause; empty while they run."""

@@ -61,8 +61,8 @@ class PretendCluster:
             if method == "POST":
                 return self._create(kind, namespace, body)
             if not rest:
-                items = _copy(self._select(kind, namespace, query))
-                return 200, _table(items) if accept == TABLE else {"items": items}
+                found = self._select(kind, namespace, query)
+                return 200, _table(found) if accept == TABLE else {"items": _copy(found)}
             old = self._objects.get((kind, namespace, rest[0]))
             if old is None:
                 return _status(404, f'{kind} "{rest[0]}" not found')
@@ -79,18 +79,14 @@ class PretendCluster:
             return 200, _copy(old)
 
     def _select(self, kind: str, namespace: str, query: dict[str, str]) -> list[dict[str, Any]]:
-        label, valued, wanted = query.get("labelSelector", "").partition("=")
+        selectors = [one.partition("=") for one in query.get("labelSelector", "").split(",") if one]
         node = query.get("fieldSelector", "").partition("spec.nodeName=")[2]
         return [
             o
             for (k, ns, _), o in self._objects.items()
             if k == kind
             and (not namespace or ns == namespace)
-            and (
-                not label
-                or (labels := o["metadata"].get("labels") or {}).get(label) == wanted
-                or (not valued and label in labels)
-            )
+            and all(_labelled(o["metadata"].get("labels") or {}, *one) for one in selectors)
             and (not node or o["spec"]["nodeName"] == node)
         ]
 
@@ -135,6 +131,10 @@ class PretendCluster:
         else:
             _merge(new, body)
         return 200, self._store(kind, namespace, new)
+
+
+def _labelled(labels: dict[str, str], label: str, valued: str, wanted: str) -> bool:
+    return labels.get(label) == wanted if valued else label in labels
 
 
 def _copy(value: Any) -> Any:

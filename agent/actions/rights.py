@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 from agent.actions.checkpoint import REQUESTED
 from agent.presets import ACCELERATED, AUTOSCALER_TAINT
-from agent.world import HARD_TAINT, OPERANDS, SOFT_TAINT
+from agent.world import HARD_TAINT, OPERANDS, OUT_LABEL, SOFT_TAINT
 
 FAULTS_ANNOTATION = "gpu-health-agent/faults"
 NODE_TAINTS = {HARD_TAINT: ["NoSchedule"], SOFT_TAINT: ["PreferNoSchedule", "NoSchedule"]}
-NODE_LABELS = ("gpu-health-agent/state", "node.kubernetes.io/gpu-error")
+NODE_LABELS = ("gpu-health-agent/state", OUT_LABEL, "node.kubernetes.io/gpu-error")
 NODE_ANNOTATIONS = (FAULTS_ANNOTATION,)
 # A person's, and a drill's: read only.
 DISMISS_ANNOTATION, DRILL_ANNOTATION = "gpu-health-agent/dismiss", "gpu-health-agent/drill"

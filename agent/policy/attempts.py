@@ -31,11 +31,17 @@ class Attempt:
     ended_at: int = 0  # when that was written down
     said: str = ""  # how it failed
     final: bool = False  # trying the same again can't help
+    along: tuple[str, ...] = ()  # UUIDs of the GPUs that a reset must name as well: they are linked to those
 
     @property
     def what(self) -> str:
         """For people."""
         return "check" if self.remedy is Remedy.NONE else str(self.remedy)
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """UUIDs of all that it acts on."""
+        return (*self.uuids, *self.along)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ def from_json(data: Mapping[str, Any]) -> Records:
             int(one.get("ended_at", 0)),
             str(one.get("said", "")),
             bool(one.get("final", False)),
+            tuple(str(uuid) for uuid in one.get("along", ())),
         )
         for one in data.get("attempts", ())
     )

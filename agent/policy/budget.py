@@ -33,8 +33,9 @@ def free_slot(world: World, kind: SlotKind, budget: Budget, left_free: int = 0) 
     """The lowest free slot's number, or None if the budget is spent or was not read.
 
     Each number has one Lease, and whoever takes number n has seen all below it taken: so two nodes that ask at once
-    can't exceed the budget. What is out of service otherwise (nodes that are NotReady or cordoned, slots beyond a
-    limit that was lowered) counts as well. An hourly slot rests for an hour after it was used, whoever holds it.
+    can't exceed the budget. What is out of service otherwise (nodes that are NotReady, cordoned or tainted by others,
+    slots beyond a limit that was lowered) counts as well. An hourly slot rests for an hour after it was used, whoever
+    holds it.
     """
     if world.slots is None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent.model import Card, Missing, Observation
+from agent.policy.linked import peers_of
 
 HELD_BY_NOBODY_ELSE = ("absent", "nvidia", "none", "unknown")  # the last: the kernel's word can't be had
 
@@ -15,7 +16,7 @@ def card_of(reading: Observation, before: Card | None) -> Card | None:
     if not isinstance(uuid, str) or isinstance(uuid, Missing):
         return None
     most = before.nvlinks if before and before.uuid == uuid else 0
-    return Card(uuid, max(most, int(links) if isinstance(links, int | float) else 0))
+    return Card(uuid, max(most, int(links) if isinstance(links, int | float) else 0), peers_of(reading, before))
 
 
 def missing(alive: Observation) -> Iterator[tuple[str, str]]:

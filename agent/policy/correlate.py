@@ -125,6 +125,7 @@ def _joined(head: Fault, symptoms: list[Fault]) -> Fault:
         finding=finding,
         since=min(fault.since for fault in (head, *symptoms)),
         proved=head.proved and all(s.proved or s.finding.severity < finding.severity for s in symptoms),
+        late=head.late and all(s.late for s in symptoms),
         witnesses=tuple(witnesses),
         joined=tuple(sorted(symptoms, key=order)),
     )

@@ -25,12 +25,20 @@ def bad_gpus(verdict: Verdict, lost: bool = False) -> frozenset[str]:
     return known if all(fault.uuid for fault in faults) else frozenset()
 
 
+def reset_set(verdict: Verdict) -> frozenset[str]:
+    """UUIDs of the GPUs that a reset must name: the bad ones, and those that can only be reset together with them."""
+    bad = bad_gpus(verdict)
+    return bad.union(*(verdict.linked.get(uuid, frozenset()) for uuid in bad))
+
+
 def leaving(pods: tuple[Pod, ...], verdict: Verdict) -> tuple[Pod, ...]:
     """The pods that must be gone before the remedy: all for the node's, those on the bad GPU for a GPU's.
 
-    Where it isn't known which pod holds which GPU, every pod that requests one; lowest priority first.
+    A reset ends the work on every GPU that it names. Where it isn't known which pod holds which GPU, every pod that
+    requests one; lowest priority first.
     """
-    bad, whole = bad_gpus(verdict), verdict.remedy in _WHOLE_NODE
+    bad = reset_set(verdict) if verdict.remedy is Remedy.RESET_GPU else bad_gpus(verdict)
+    whole = verdict.remedy in _WHOLE_NODE
     found = [
         pod
         for pod in pods
@@ -67,7 +75,8 @@ def drain(
     asks = [step for step in steps if isinstance(step, Evict | Delete | AskCheckpoint)]
     # What is left waits for a person or for a budget, maybe for weeks: that must block no other node's drain. What a
     # budget refused is asked again once nobody else has wanted the permit for a while.
-    refused = overdue and all(isinstance(step, Evict) and step.pod.key in world.blocked for step in asks)
+    no = {*world.blocked, *world.denied}
+    refused = overdue and all(isinstance(step, Evict) and step.pod.key in no for step in asks)
     waits = tuple(step for step in steps if isinstance(step, Wait))
     if held:
         idle = (refused or not asks) and not any(pod.terminating for pod in there)
@@ -104,12 +113,14 @@ def _steps(pod: Pod, verdict: Verdict, world: World, settings: Drain, overdue: b
         saving = (Wait(f"pod {pod.key} is asked for no checkpoint: {pod.checkpoint_said}"),)
     if not outcome:
         return saving
-    refused = world.blocked.get(pod.key)
+    refused, denied = world.blocked.get(pod.key), world.denied.get(pod.key)
     if refused and overdue and settings.on_deadline == "delete":
-        return (*saving, Delete(pod, outcome))
-    if refused:
-        saving = (*saving, Wait(f"pod {pod.key} may not be evicted yet: {refused}", On.EVICTION))
-    return (*saving, Evict(pod, outcome))
+        return (*saving, *_may_not(pod, denied), Delete(pod, outcome))
+    return (*saving, *_may_not(pod, denied or refused), Evict(pod, outcome))
+
+
+def _may_not(pod: Pod, why: str | None) -> tuple[Wait, ...]:
+    return (Wait(f"pod {pod.key} may not be evicted yet: {why}", On.EVICTION),) if why else ()
 
 
 def _keeps(pod: Pod, verdict: Verdict, world: World, settings: Drain, overdue: bool) -> tuple[str, On]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from agent.config import Mode
 from agent.limits import Limits
 from agent.model import Fault, Finding, Remedy, Severity
@@ -75,12 +77,12 @@ def clears(finding: Finding, limits: Limits) -> str:
     return "; ".join(part for part in (proof, card, dismissal) if part)
 
 
-def next_step(fault: Fault, mode: str = Mode.EVICT) -> str:
-    """What happens by itself, and what a person does."""
+def next_step(fault: Fault, mode: str = Mode.EVICT, along: Collection[str] = ()) -> str:
+    """What happens by itself, and what a person does; ``along`` are the GPUs that a reset must name as well."""
     finding = fault.finding
     if fault.proved:
         return "the cure is proved; the node returns to service by itself after the soak"
-    gpu = fault.uuid or finding.pci or "GPU"
+    gpu = ",".join((fault.uuid or finding.pci or "GPU", *sorted(along)))
     to_do = ADVICE.get(finding.rule) or _WHAT_TO_DO[finding.remedy].format(gpu=gpu)
     if finding.drill:
         to_do = "it is a drill: nothing has to be done"

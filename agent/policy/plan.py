@@ -8,17 +8,19 @@ from hashlib import sha256
 
 from agent.config import Config, Mode
 from agent.model import Fault, Remedy, Severity, Status, Verdict
-from agent.policy.aside import another, upgrading
+from agent.policy.aside import another, out_by_others, upgrading
 from agent.policy.attempts import Records, Stage
 from agent.policy.budget import free_slot, needed, spent
 from agent.policy.check import check, without
 from agent.policy.drain import drain, leaving
+from agent.policy.linked import in_force
 from agent.policy.repair import effective, operand_labels, repair, running, settled
 from agent.policy.stored import MalformedError, NewerError, Stored, dump, load
 from agent.policy.taints import aimed_taints, kept_soft, permitted
 from agent.presets import accelerated, own_taint, spoken_for
 from agent.world import (
     HARD_TAINT,
+    OUT_LABEL,
     Announce,
     Condition,
     GiveSlot,
@@ -82,7 +84,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     if verdict.withdraw:
         records = without(records)
     if acts:
-        verdict = replace(verdict, remedy=effective(verdict, records, config.repair))
+        together = in_force(verdict.linked, records.live, config.repair.reset_gpu)
+        verdict = replace(verdict, remedy=effective(verdict, records, config.repair), linked=together)
     if not withdraw and tainted and config.mode is Mode.EVICT and config.repair.check:
         may = bool(not world.paused and world.held(SlotKind.WITHDRAWN))
         records, repairing = check(verdict, world, records, stored.faults if stored else (), may)
@@ -170,6 +173,7 @@ def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Recor
     labels: dict[str, str | None] = {
         STATE_LABEL: _state(verdict, world, config, bad, records),
         ERROR_LABEL: "true" if verdict.withdraw else None,
+        OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
         **operand_labels(world, old, records),
     }
     conditions = (*_conditions(verdict, world), *_replacement(world, config, records))

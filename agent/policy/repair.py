@@ -13,24 +13,11 @@ from agent.config import Repair
 from agent.model import Fault, Remedy, Severity, Verdict
 from agent.policy.attempts import Attempt, Records, Stage
 from agent.policy.clients import told
-from agent.policy.drain import bad_gpus
+from agent.policy.drain import bad_gpus, reset_set
+from agent.policy.exit_codes import EXIT_CODES
 from agent.world import OPERANDS, Job, Local, On, StartJob, Step, Wait, World
 
 LADDER = (Remedy.RESET_GPU, Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
-# nvidia-smi's exit codes (its manual, "RETURN VALUE"), and whether another try of the same can help.
-_EXIT_CODES = {
-    2: ("nvidia-smi was given a bad argument", False),
-    3: ("this GPU can't be reset in this way", False),
-    4: ("no permission to reset", False),
-    6: ("the GPU was not found", True),
-    8: ("the GPU's external power is not connected", False),
-    9: ("the driver is not loaded", True),
-    10: ("the kernel found an interrupt issue with the GPU", True),
-    12: ("the NVML library is not in the Job's container", False),
-    13: ("the NVML library lacks a function", False),
-    14: ("the InfoROM is corrupted", False),
-    15: ("the GPU has fallen off the bus", False),
-}
 
 
 def templates(settings: Repair, verdict: Verdict) -> tuple[Remedy, ...]:
@@ -76,11 +63,22 @@ def aimed(verdict: Verdict, records: Records, settings: Repair) -> tuple[Remedy 
     for remedy in templates(settings, due):
         tried = [attempt for attempt in attempts if attempt.remedy is remedy]
         if remedy.rank >= least and len(tried) < settings.max_attempts and not any(a.final for a in tried):
-            return remedy, ""
+            return (None, why) if remedy is Remedy.RESET_GPU and (why := _done_already(due)) else (remedy, "")
     if not attempts:
         return None, f"no repair is configured for {due.remedy}: a person must decide"
     last = attempts[-1]
     return None, f"a person must decide: {last.remedy} failed, attempt {last.number} ({last.said}), and nothing is left"
+
+
+def _done_already(verdict: Verdict) -> str:
+    """Why a person must say whether a reset is due: in doubt there is no second repair of one incident."""
+    late = [fault.finding.id for fault in _fatal(verdict) if fault.late]
+    if not late:
+        return ""
+    return (
+        f"a person must decide about {', '.join(late)}: logged before the agent's start, and the GPU asks for nothing, "
+        "as after a reset"
+    )
 
 
 def effective(verdict: Verdict, records: Records, settings: Repair) -> Remedy:
@@ -137,7 +135,7 @@ def repair(
         return records, (Wait(f"{live.remedy} is reserved, and waits until no pod is in its way"),)
     if live.remedy is Remedy.RESET_GPU and not local.released:
         return records, (Wait("our own NVML is closed before the reset"),)
-    return records, (StartJob(live.job, str(live.remedy), live.uuids),)
+    return records, (StartJob(live.job, str(live.remedy), live.gpus),)
 
 
 def _overtaken(verdict: Verdict, live: Attempt) -> str:
@@ -192,6 +190,7 @@ def _reserve(
         tuple(sorted(bad_gpus(due))),
         verdict.boot_id,
         Stage.RESERVED,
+        along=tuple(sorted(reset_set(due) - bad_gpus(due))) if remedy is Remedy.RESET_GPU else (),
     )
     return replace(records, attempts=(*records.attempts, attempt)), (Wait(f"{remedy} is being reserved"),)
 
@@ -205,7 +204,7 @@ def _clients(verdict: Verdict, world: World, records: Records, local: Local) -> 
     staying = [pod.key for pod in world.pods or () if pod.operand and not pod.finished]
     if staying:
         return records, (Wait(f"these must leave before the reset: {', '.join(sorted(staying))}"),)
-    held = sorted((uuid, pids) for uuid, pids in local.clients.items() if pids and uuid in bad_gpus(verdict))
+    held = sorted((uuid, pids) for uuid, pids in local.clients.items() if pids and uuid in reset_set(verdict))
     if held:
         named = "; ".join(told(uuid, pids, world.pods or ()) for uuid, pids in held)
         return records, (Wait(f"no reset while processes hold the GPU: {named}", On.REPAIR),)
@@ -224,7 +223,7 @@ def _watch(
     if job is None:
         return _ended(verdict, records, live, "its Job was removed before it was seen to end")
     if job.state == "failed":
-        words, again = _EXIT_CODES.get(job.exit_code or 0, (job.said or f"exit code {job.exit_code}", True))
+        words, again = EXIT_CODES.get(job.exit_code or 0, (job.said or f"exit code {job.exit_code}", True))
         return _ended(verdict, records, replace(live, final=not again), words)
     if live.remedy is Remedy.REBOOT_NODE:
         if job.ended_s < settings.prove_s:
@@ -263,7 +262,7 @@ def _prove(
     if all(fault.proved for fault in _fatal(verdict) if _concerns(live, fault)):
         return records, (Wait(f"{live.remedy} is proved: the GPUs stay well for a while before the node returns"),)
     # An agent that was down, or cut off from its own records, has yet to look: its absence makes no cure none.
-    looked = live.remedy is not Remedy.RESET_GPU or verdict.resets.issuperset(live.uuids)
+    looked = live.remedy is not Remedy.RESET_GPU or verdict.resets.issuperset(live.gpus)
     if not looked or min(verdict.at - live.ended_at, local.up_s) < settings.prove_s:
         return records, (Wait(f"{live.remedy} is done: its cure must be proved within {settings.prove_s:.0f} s"),)
     return _ended(verdict, records, live, "the fault stands after it")
@@ -294,4 +293,4 @@ def resets(records: Records) -> dict[str, tuple[float, float]]:
     last = records.attempts[-1] if records.attempts else None
     if last is None or last.remedy is not Remedy.RESET_GPU or last.stage is not Stage.DONE:
         return {}
-    return dict.fromkeys(last.uuids, (last.acted_at, float(last.ended_at)))
+    return dict.fromkeys(last.gpus, (last.acted_at, float(last.ended_at)))

@@ -21,6 +21,10 @@ def resumed(memory: Memory, text: str | None, now: float, limits: Limits, labels
         old = memory.history
         history = replace(old, boots={"kmsg": stored.boot_id, **old.boots}, kernel_seq=stored.kernel_seq,
                           cards={**stored.cards, **old.cards})  # fmt: skip
-        faults = {fault.finding.id: fault for fault in stored.faults}
+        faults = {
+            # Its evidence is older than whatever this life has read, but for what this life saw of it itself.
+            key: replace(fault, last=memory.faults[key].last if key in memory.faults else 0.0)
+            for key, fault in ((fault.finding.id, fault) for fault in stored.faults)
+        }
         memory = Memory(history, {**memory.faults, **faults}, stored.onsets, stored.dismissed)
     return replace(memory, faults=resettled(memory.faults, memory.history, limits, labels))

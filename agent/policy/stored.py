@@ -45,6 +45,8 @@ def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) 
     data |= as_json(records)
     if verdict.cards:
         data["cards"] = {pci: [card.uuid, card.nvlinks] for pci, card in verdict.cards.items()}
+    if bound := {pci: c.peers for pci, c in verdict.cards.items() if c.peers is None or c.peers}:
+        data["links"] = {pci: None if peers is None else sorted(peers) for pci, peers in bound.items()}
     if verdict.dismissed:
         data["dismissed"] = sorted(verdict.dismissed)
     return json.dumps(data, separators=(",", ":"), sort_keys=True)
@@ -65,6 +67,8 @@ def _fault(fault: Fault) -> dict[str, Any]:
         "uuid": fault.uuid,
         "boot_id": fault.boot_id,
         "proved": fault.proved,
+        **({"energy_j": fault.energy_j} if fault.energy_j is not None else {}),
+        **({"late": True} if fault.late else {}),
         "seen_by": [[w.source, round(w.at, 3), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
     }
 
@@ -86,18 +90,29 @@ def load(text: str, now: float) -> Stored:
             onsets={str(pci): tuple(int(at) for at in times) for pci, times in data.get("onsets", {}).items()},
             dismissed=frozenset(str(key) for key in data.get("dismissed", ())),
             records=from_json(data),
-            cards={str(pci): Card(str(uuid), int(links)) for pci, (uuid, links) in data.get("cards", {}).items()},
-        )
+            cards={str(pci): Card(str(uuid), int(links), _peers(data.get("links", {}), pci))
+                   for pci, (uuid, links) in data.get("cards", {}).items()},
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MalformedError(f"it is not what this agent writes ({type(error).__name__}: {error})"[:200]) from error
 
 
-def operands(text: str | None) -> Mapping[str, str]:
-    """The Node labels that wait to be set back, with their values; none in what can't be understood."""
+def _peers(links: Mapping[str, list[str] | None], pci: str) -> frozenset[str] | None:
+    peers = links.get(pci, [])
+    return None if peers is None else frozenset(map(str, peers))
+
+
+def kept(text: str | None) -> Records:
+    """What repairs left; nothing in what can't be understood, of which the plan says so."""
     try:
-        return load(text, 0.0).records.operands if text is not None else {}
+        return load(text, 0.0).records if text is not None else Records()
     except MalformedError:
-        return {}
+        return Records()
+
+
+def operands(text: str | None) -> Mapping[str, str]:
+    """The Node labels that wait to be set back, with their values."""
+    return kept(text).operands
 
 
 def _restore(data: dict[str, Any], now: float) -> Fault:
@@ -127,5 +142,7 @@ def _restore(data: dict[str, Any], now: float) -> Fault:
         boot_id=str(data["boot_id"]),
         confirmed=True,
         proved=bool(data["proved"]),
+        energy_j=None if (energy_j := data.get("energy_j")) is None else float(energy_j),
+        late=bool(data.get("late", False)),
         witnesses=seen_by,
     )

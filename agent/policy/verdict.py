@@ -10,6 +10,8 @@ from agent.model import Evidence, Fault, Finding, Observation, Remedy, Severity,
 from agent.policy import relapse
 from agent.policy.correlate import incidents, order, overruled
 from agent.policy.history import SECOND, History, number
+from agent.policy.late import counts_anew, doubted, energy
+from agent.policy.linked import linked
 from agent.policy.overrides import settle
 from agent.policy.renew import renew
 from agent.policy.rules import RULES
@@ -77,6 +79,8 @@ def judge(
     for finding in wanted:  # several that say the same in one round are witnesses each
         if fault := faults.get(finding.id):
             faults[finding.id] = _also(fault, finding.evidence)
+    began_at = wall - (history.now - history.began)
+    faults = {key: doubted(fault, key in old, history, began_at) for key, fault in faults.items()}
     faults = overruled(faults, history)
     onsets = {pci: times for pci, times in memory.onsets.items() if relapse.fault_id(pci) not in released}
     onsets = relapse.counted(onsets, old, faults, wall, limits)
@@ -167,6 +171,7 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
             uuid=history.uuid(finding.pci),
             boot_id=history.boots.get(finding.witness, history.boot_id),
             confirmed=finding.confirm_s <= 0,
+            energy_j=energy(None, history, finding.pci),
             witnesses=(finding.evidence,),
         )
     fresh = finding.seen > old.last  # a reading that is judged again is no new evidence
@@ -181,6 +186,7 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
         count=old.count + fresh,
         absent_s=0.0,
         proved=False,
+        energy_j=energy(old, history, finding.pci),
         confirmed=old.confirmed or finding.seen - old.began >= finding.confirm_s,
         witnesses=_joined(old.witnesses, finding.evidence),
     )
@@ -202,14 +208,23 @@ def _another_card(fault: Fault, history: History) -> bool:
 
 
 def _proved_cure(fault: Fault, history: History, resets: Mapping[str, tuple[float, float]]) -> bool:
-    """A latched fault is cured by a proved act, never by silence: a reboot, or a reset of this GPU."""
+    """A latched fault is cured by a proved act, never by silence: a reboot, or a reset of this GPU.
+
+    Of GPUs that were reset together each must be well again, and the node's own fault is cured when all of them are.
+    """
     pci, remedy = fault.finding.pci, fault.finding.remedy
-    gpus = [pci] if pci else list(history.readings)  # the node's own fault is cured when all of its GPUs are
+    along = [gpu for gpu, card in history.cards.items() if card.uuid in resets] if history.uuid(pci) in resets else []
+    gpus = {pci, *along} if pci else set(history.readings)
     if not gpus or any(not _is_well(gpu, fault.last, history) for gpu in gpus):
         return False
     boot_id = history.boots.get("nvml", "")  # by the witness that reads the GPU well again, in that boot
     rebooted = bool(fault.boot_id and boot_id and fault.boot_id != boot_id)
-    was_reset = all(history.epochs.get(gpu, 0.0) > fault.last or _by_us(gpu, fault, history, resets) for gpu in gpus)
+    was_reset = all(
+        history.epochs.get(gpu, 0.0) > fault.last
+        or _by_us(gpu, fault, history, resets)
+        or (gpu == pci and counts_anew(fault, history))
+        for gpu in gpus
+    )
     return (rebooted and remedy in _CURED_BY_REBOOT) or (was_reset and remedy is Remedy.RESET_GPU)
 
 
@@ -253,4 +268,10 @@ def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float) -> Verdict:
         onsets=memory.onsets,
         dismissed=memory.dismissed,
         cards=history.cards,
+        heard=frozenset(
+            card.uuid
+            for pci, card in history.cards.items()
+            if pci in history.readings or pci in history.lost or pci in history.resets
+        ),
+        linked=linked(history.cards, history.readings),
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 import pynvml as nv
 
+from agent.model import normalise_pci
+from agent.sources.nvml_errors import SICK, UNSUPPORTED
 from agent.sources.owners import pod_of
 
 Handle = Any
@@ -57,6 +59,40 @@ def _link_count(h: Handle) -> int:
     return int(entry.value.uiVal)
 
 
+def _nvlink_peers(h: Handle) -> str:
+    """Addresses of the GPUs and switches at the other ends of its NVLinks; NOT_SUPPORTED if it has no NVLink.
+
+    A link that is down may not tell where it leads: nothing is joined through it then, as far as NVML can say.
+    """
+    peers, there = set(), False
+    for link in range(nv.NVML_NVLINK_MAX_LINKS):
+        try:
+            up = nv.nvmlDeviceGetNvLinkState(h, link)
+        except nv.NVMLError as error:
+            if error.value not in UNSUPPORTED:
+                raise
+            continue  # the board has no such link
+        there = True
+        try:
+            if _remote_type(h, link) != nv.NVML_NVLINK_DEVICE_TYPE_IBMNPU:  # the processor's end
+                peers.add(normalise_pci(nv.nvmlDeviceGetNvLinkRemotePciInfo(h, link).busId))
+        except nv.NVMLError as error:
+            if error.value in SICK:
+                raise
+            if up:
+                raise nv.NVMLError(nv.NVML_ERROR_UNKNOWN) from error
+    if not there:
+        raise nv.NVMLError(nv.NVML_ERROR_NOT_SUPPORTED)
+    return ",".join(sorted(peers))
+
+
+def _remote_type(h: Handle, link: int) -> int:
+    try:
+        return int(nv.nvmlDeviceGetNvLinkRemoteDeviceType(h, link))
+    except nv.NVMLError_FunctionNotFound:  # an older driver
+        return int(nv.NVML_NVLINK_DEVICE_TYPE_UNKNOWN)
+
+
 def _processes(h: Handle) -> tuple[str, str]:
     """The pids on the GPU, and those whose pod is known as ``pid=pod UID``: by the time of an Xid it may be gone."""
     pids = [p.pid for p in nv.nvmlDeviceGetComputeRunningProcesses(h)]
@@ -80,6 +116,7 @@ STATIC: tuple[tuple[str, Read], ...] = (
     ("pcie_max_width", nv.nvmlDeviceGetMaxPcieLinkWidth),
     ("inforom_corrupt", _inforom),
     ("nvlink_count", _link_count),
+    ("nvlink_peers", _nvlink_peers),
 )
 # One row per signal, read at each poll; a row with several names is one call with several results.
 CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (

@@ -12,12 +12,13 @@ from typing import Any
 import yaml
 
 from agent.sources.simulated_answers import SYMBOLS
-from agent.sources.simulated_gpu import SIGNALS, SimulatedGpu, a100_8_mig, h100_8, h100_16, t4_1
+from agent.sources.simulated_gpu import SIGNALS, SimulatedGpu, a100_8_mig, h100_8, h100_16, t4_1, v100_8
 
 PROFILES: Mapping[str, Callable[[], list[SimulatedGpu]]] = {
     "h100-8": h100_8,
     "h100-16": h100_16,
     "a100-8-mig": a100_8_mig,
+    "v100-8": v100_8,
     "t4-1": t4_1,
 }
 _REQUEST_KEYS = frozenset({

@@ -54,6 +54,9 @@ VALUES: dict[str, Callable[..., int]] = {
     "nvmlDeviceGetEnforcedPowerLimit": _one(lambda _: 700_000),
     "nvmlDeviceGetTotalEnergyConsumption": _one(lambda gpu: int(1000 * gpu.energy_j)),
     "nvmlDeviceGetPersistenceMode": _one(lambda gpu: gpu.number("persistence_mode", 1)),
+    "nvmlDeviceGetNvLinkRemoteDeviceType": _one(
+        lambda gpu: nv.NVML_NVLINK_DEVICE_TYPE_GPU if gpu.peers else nv.NVML_NVLINK_DEVICE_TYPE_SWITCH
+    ),
     "nvmlDeviceGetSupportedEventTypes": _one(lambda _: SUPPORTED_EVENTS),
 }
 
@@ -166,6 +169,22 @@ def _field(gpu: SimulatedGpu, number: int, scope: int) -> int | None:
     return 0 if number in _PER_LINK and scope else answer(gpu)
 
 
+_SWITCH = "00000000:05:00.0"
+
+
+def _link(gpu: SimulatedGpu, link: Any, out: Any) -> int:
+    if link >= gpu.nvlinks:
+        return int(nv.NVML_ERROR_INVALID_ARGUMENT)
+    return put(out, int(link < gpu.number("nvlink_active", gpu.nvlinks)))
+
+
+def _remote(gpu: SimulatedGpu, link: Any, out: Any) -> int:
+    if link >= gpu.number("nvlink_active", gpu.nvlinks):
+        return int(nv.NVML_ERROR_NOT_SUPPORTED)  # a link that is down tells nothing of its other end
+    out._obj.busId = (gpu.peers[link] if gpu.peers else _SWITCH).encode()
+    return 0
+
+
 def _processes(gpu: SimulatedGpu, count: Any, out: Any) -> int:
     """Asked twice: how many there are, then which."""
     put(count, len(gpu.processes))
@@ -195,6 +214,8 @@ SHAPED: dict[str, Callable[..., int]] = {
     "nvmlDeviceGetMigMode": lambda gpu, *out: _several(gpu.mig, gpu.mig)(gpu, *out),
     "nvmlDeviceGetComputeRunningProcesses_v3": _processes,
     "nvmlDeviceGetFieldValues": _fields,
+    "nvmlDeviceGetNvLinkState": _link,
+    "nvmlDeviceGetNvLinkRemotePciInfo_v2": _remote,
 }
 
 SYMBOLS = frozenset({*VALUES, *SHAPED})

@@ -35,6 +35,7 @@ class SimulatedGpu:
     epoch: float = field(default_factory=time.monotonic)
     numbers: dict[str, int] = field(default_factory=dict)  # signals that have another value than a healthy GPU's
     nvlinks: int = 18
+    peers: tuple[str, ...] = ()  # where its NVLinks lead, in turn, as NVML has it; nowhere else: to an NVSwitch
     thresholds: bool = False  # heat by absolute limits (up to Ampere), not by a margin
     mig: bool = False
     processes: set[int] = field(default_factory=set)  # pids that compute on it
@@ -73,6 +74,10 @@ class SimulatedGpu:
         return self.numbers.get(signal, healthy)
 
 
+_BEFORE_AMPERE = frozenset({
+    "nvmlDeviceGetRemappedRows", "nvmlDeviceGetRowRemapperHistogram", "nvmlDeviceGetMigMode",
+    "nvmlDeviceGetSramEccErrorStatus", "nvmlDeviceGetGpuFabricInfoV",
+})  # fmt: skip
 SIGNALS = frozenset({
     "pcie_width", "pcie_replays", "pcie_fatal_errors", "retired_pages_pending", "persistence_mode", "ecc_mode",
     "ecc_corrected_volatile", "remapped_rows_corrected", "remapped_rows_uncorrected", "remapped_rows_pending",
@@ -110,12 +115,20 @@ def a100_8_mig() -> list[SimulatedGpu]:
     return gpus
 
 
+def v100_8() -> list[SimulatedGpu]:
+    """The profile ``v100-8``: eight Volta boards, two baseboards of four that are linked each with each."""
+    gpus = h100_8()
+    for gpu in gpus:
+        gpu.name, gpu.architecture, gpu.nvlinks, gpu.thresholds = "Tesla V100-SXM2-32GB", 5, 6, True
+        first = gpu.index // 4 * 4
+        gpu.peers = tuple(other.pci for other in gpus[first : first + 4] if other is not gpu) * 2
+        gpu.unsupported = _BEFORE_AMPERE
+    return gpus
+
+
 def t4_1() -> list[SimulatedGpu]:
     """The profile ``t4-1``: one Turing board, absolute limits, retired pages, no containment, no NVLink."""
     gpu = SimulatedGpu(0, "00000000:00:1E.0", "GPU-5e1f0000-0000-4000-8000-000000000100", "Tesla T4", architecture=6)
     gpu.nvlinks, gpu.thresholds = 0, True
-    gpu.unsupported = frozenset({
-        "nvmlDeviceGetRemappedRows", "nvmlDeviceGetRowRemapperHistogram", "nvmlDeviceGetMigMode",
-        "nvmlDeviceGetSramEccErrorStatus", "nvmlDeviceGetGpuFabricInfoV",
-    })  # fmt: skip
+    gpu.unsupported = _BEFORE_AMPERE
     return [gpu]

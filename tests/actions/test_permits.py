@@ -16,6 +16,7 @@ from agent.config import Budget, Config, Mode
 from agent.policy.budget import free_slot
 from agent.policy.plan import plan
 from agent.world import (
+    OUT_LABEL,
     Evict,
     Local,
     RefusedError,
@@ -147,6 +148,42 @@ def test_a_node_that_is_out_of_service_otherwise_counts_against_the_budget(troub
     assert taints(made) == ["gpu-health-agent/unhealthy"]
 
 
+TO_BE_DELETED = {"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}
+
+
+@pytest.mark.parametrize(
+    ("taint", "counts"),
+    [
+        (TO_BE_DELETED, True),
+        ({"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}, True),
+        ({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}, True),
+        ({"key": "example.com/maintenance", "effect": "NoSchedule"}, True),  # as the site's configuration says
+        ({"key": "ToBeDeletedByClusterAutoscaler", "effect": "PreferNoSchedule"}, False),
+        ({"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}, False),  # the pool's own
+        ({"key": "example.com/team", "effect": "NoSchedule"}, False),
+        ({"key": "gpu-health-agent/degraded", "effect": "NoSchedule"}, False),  # ours: it holds a permit
+    ],
+)
+def test_a_node_that_others_took_out_by_a_taint_counts_for_as_long_as_it_bears_it(
+    taint: dict[str, str], counts: bool
+) -> None:
+    made = cluster("n1", "n2", "n3")
+    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=1, others_taints=("example.com/maintenance",)))
+    made("PATCH", "/api/v1/nodes/n3", {"spec": {"taints": [taint]}}, MERGE)
+    theirs = KubeHands(made, "n3", config)
+    theirs.do(plan(healthy(), theirs.look(closely=False), config, Local())[0])  # its report
+    assert (node(made, "n3")["metadata"]["labels"].get(OUT_LABEL) == "true") is counts
+    hands = KubeHands(made, "n1", config, clock := Clock())
+    drive(hands, fatal(), config)
+    assert (taints(made) == []) is counts
+    bare(made, "n3")
+    drive(theirs, healthy(), config)
+    assert OUT_LABEL not in node(made, "n3")["metadata"]["labels"]
+    clock.now += 16
+    drive(hands, fatal(), config)
+    assert taints(made) == ["gpu-health-agent/unhealthy"]
+
+
 @pytest.mark.parametrize("held", [{3, 4}, {0, 4}, {4}])
 def test_what_others_hold_and_what_is_out_of_service_count_together(held: set[int]) -> None:
     """Whatever the numbers of the slots that are held: a budget of five, three of it NotReady nodes'."""
@@ -227,15 +264,28 @@ class Fleet:
         self.late: list[Callable[[], Any]] = []
         self.hands = [KubeHands(self._unsteady, f"n{i}", config, self.clock) for i in range(size)]
         self.plans: list[list[Step]] = [[] for _ in range(size)]
+        self.cached: dict[str, tuple[float, tuple[int, Any]]] = {}
+        self.tainted: set[str] = set()  # nodes that bear a taint, after every single request
+
+    def _asked(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if "resourceVersion=0" in path and path in self.cached and self.clock.now - self.cached[path][0] < 5:
+            return self.cached[path][1]  # any answer that it once had will do
+        answer = self.cluster(method, path, *rest, **more)
+        if "resourceVersion=0" in path:
+            self.cached[path] = self.clock.now, answer
+        if method == "PATCH" and path.startswith("/api/v1/nodes/") and answer[0] == 200:
+            name, borne = answer[1]["metadata"]["name"], answer[1]["spec"].get("taints")
+            (self.tainted.add if borne else self.tainted.discard)(name)
+        return answer
 
     def _unsteady(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         luck = self.chance.random()
         if luck < 0.05:  # it never arrived
             raise UnreachableError("timed out")
         if luck < 0.10 and method != "GET":  # it arrives after all, a while later
-            self.late.append(lambda: self.cluster(method, path, *rest, **more))
+            self.late.append(lambda: self._asked(method, path, *rest, **more))
             raise UnreachableError("timed out")
-        answer = self.cluster(method, path, *rest, **more)
+        answer = self._asked(method, path, *rest, **more)
         if luck > 0.95:  # done, and the answer got lost
             raise UnreachableError("timed out")
         return answer
@@ -287,6 +337,30 @@ def test_a_false_fault_everywhere_at_once_never_takes_more_than_the_budget(
         withdrawn = now
         assert len(withdrawn) <= max(0, limit - out)
         assert not per_hour or sum(fleet.clock.now - at < 3600 for at in times) <= per_hour
+
+
+def test_a_thousand_agents_that_judge_a_false_fault_in_the_same_second_never_take_more_than_the_budget() -> None:
+    """All of them plan before any of them writes; then one write each, in any order, lost, late or by a dead holder."""
+    size, limit, out, chance = 1000, 20, 3, random.Random(1)
+    fleet = Fleet(size, Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=limit)), chance)
+    for i in range(out):
+        fleet.cluster("PATCH", f"/api/v1/nodes/n{i}", {"spec": {"unschedulable": True}}, MERGE)
+    bad, well, most = fatal(), healthy(), 0
+    live, cured = list(range(out, size)), set[int]()
+    chance.shuffle(live)
+    for i in live:
+        fleet.turn(i, bad)
+    for turn in range(3000):
+        i = live[chance.randrange(len(live))]
+        fleet.turn(i, well if i in cured else bad)
+        if chance.random() < 0.005:
+            live.remove(i)
+        if turn > 2000 and (held := fleet.tainted - {f"n{i}" for i in cured}) and chance.random() < 0.05:
+            cured.add(int(min(held)[1:]))
+        fleet.clock.now += 0.001
+        most = max(most, len(fleet.tainted))
+        assert len(fleet.tainted) <= limit - out
+    assert most > limit // 2, "and the budget is used, but for what dead holders keep"
 
 
 def test_of_fifty_that_ask_at_once_everyone_is_served_in_the_end() -> None:

@@ -107,6 +107,50 @@ def test_a_busy_or_broken_server_has_asked_no_budget_and_leads_to_no_deletion(an
     assert "train" in made.pods_on("n1")
 
 
+WEBHOOK = 'admission webhook "hours.example.com" denied the request: not before six'
+
+
+@pytest.mark.parametrize("status", [403, 422, 400, 429, 500])  # a webhook chooses its own
+def test_a_pod_whose_eviction_a_webhook_or_a_policy_denies_is_named_keeps_no_other_and_is_asked_for_again(
+    status: int,
+) -> None:
+    made, settings, clock = cluster(), config(on_deadline="delete", deadline_s={"reset_gpu": 0}), Clock()
+    made.add_pod("research", "behind", "n1", owner="Job")
+    denies = True
+
+    def denied(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if denies and path.endswith("/pods/behind/eviction"):  # the first of the two
+            return status, {"message": WEBHOOK}
+        return made(method, path, *rest, **more)
+
+    hands = KubeHands(denied, "n1", settings, clock)
+    drive(hands, reset(), settings)
+    assert said(hands, reset(), settings) == [f"pod research/behind may not be evicted yet: {WEBHOOK}"]
+    assert made.evicted == ["research/train"], "and nothing is deleted that no budget was asked about"
+    assert "behind" in made.pods_on("n1")
+    denies, clock.now = False, clock.now + 301  # nobody else wanted the permit meanwhile
+    drive(hands, reset(), settings)
+    assert made.evicted == ["research/train", "research/behind"]
+
+
+def test_a_deletion_past_the_deadline_that_a_policy_denies_is_named_and_keeps_no_other() -> None:
+    made, settings, clock = cluster(), config(on_deadline="delete", deadline_s={"reset_gpu": 60}), Clock()
+    made.add_pod("research", "behind", "n1", owner="Job")
+
+    def protected(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/eviction"):
+            return 429, {"message": "no", "details": {"causes": [{"reason": "DisruptionBudget", "message": "budget"}]}}
+        return (403, {"message": WEBHOOK}) if (method, path.endswith("/behind")) == ("DELETE", True) else made(
+            method, path, *rest, **more)  # fmt: skip
+
+    hands = KubeHands(protected, "n1", settings, clock)
+    drive(hands, reset(), settings)
+    clock.now += 61
+    drive(hands, reset(61), settings, rounds=5)
+    assert made.pods_on("n1").count("train") == 0
+    assert f"pod research/behind may not be evicted yet: {WEBHOOK}" in said(hands, reset(61), settings)
+
+
 def test_two_budgets_on_one_pod_are_named() -> None:
     made, settings = cluster(), config()
     change(made, "train", {"metadata": {"labels": {"app": "train", "team": "a"}}})

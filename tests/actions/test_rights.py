@@ -109,7 +109,7 @@ def test_rbac_grants_exactly_what_is_declared(overlay: str, folder: str) -> None
 
 
 def test_what_may_be_written_to_a_node_is_what_the_plan_writes() -> None:
-    assert {*rights.NODE_LABELS} == {plan.STATE_LABEL, plan.ERROR_LABEL}
+    assert {*rights.NODE_LABELS} == {plan.STATE_LABEL, plan.ERROR_LABEL, plan.OUT_LABEL}
     assert {*rights.NODE_CONDITIONS, *rights.REPAIR_CONDITIONS} == {plan.UNHEALTHY, plan.DEGRADED, plan.REPLACEMENT}
     assert {*rights.REPAIR_LABELS} == {*OPERANDS}
 

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from agent.actions.api import connect
-from tests.bench.fleet import fleet, thousand
+from tests.bench.fleet import fleet
 from tests.bench.judging import judging
 from tests.bench.usage import cpu_s, rollup
 from tests.bench.witness import witness
@@ -45,7 +45,6 @@ def main() -> int:
                 for split in (False, True):
                     footprint(plane, folder, profile, split)
             fleet(plane)
-            thousand()
             judging()
             witness()
         finally:

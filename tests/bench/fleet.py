@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import Counter
@@ -12,10 +11,8 @@ from functools import partial
 from agent.acting import Actor
 from agent.actions.api import connect
 from agent.actions.kube import KubeHands
-from agent.actions.pretend import PretendCluster
 from agent.config import Budget, Config, Mode
-from agent.policy.plan import plan
-from agent.world import HARD_TAINT, Local, RefusedError, Wait
+from agent.world import HARD_TAINT
 from tests.actions.test_kube import fatal
 from tests.cluster.control_plane import ControlPlane
 
@@ -67,36 +64,3 @@ def fleet(plane: ControlPlane, size: int = 100) -> None:
 
 def _hands(account: str, node: str, config: Config) -> KubeHands:
     return KubeHands(connect(account), node, config)
-
-
-def thousand(size: int = 1000) -> None:
-    """The same in memory, in any order and with a tenth of the agents dead after one write."""
-    cluster, config = PretendCluster(), Config(mode=Mode.TAINT)
-    for i in range(size):
-        cluster.add_node(f"n{i}")
-    chance, bad, most = random.Random(1), fatal(), 0
-    order = list(range(size))
-    chance.shuffle(order)
-    hands = {i: KubeHands(cluster, f"n{i}", config) for i in order}
-    plans = {i: [s for s in plan(bad, hands[i].look(closely=True), config, Local()) if not isinstance(s, Wait)]
-             for i in order}  # fmt: skip
-    for i in order:  # all of them planned in the same second, before any of them wrote
-        dies = chance.random() < 0.1
-        for step in plans[i][: 1 if dies else None]:
-            try:
-                hands[i].do(step)
-            except RefusedError:
-                break
-        if dies:
-            continue
-        for _ in range(3):
-            steps = [s for s in plan(bad, hands[i].look(closely=True), config, Local()) if not isinstance(s, Wait)]
-            try:
-                for step in steps:
-                    hands[i].do(step)
-            except RefusedError:
-                continue
-        most = max(most, sum(bool(cluster._objects["nodes", "", f"n{n}"]["spec"].get("taints")) for n in order))
-    print(
-        f"false fault on {size} nodes in memory, a tenth of the agents dying: at most {most} of {size // 10} withdrawn"
-    )

@@ -50,7 +50,7 @@ def test_a_node_whose_fault_a_person_dismissed_is_not_checked() -> None:
     life = Life(RESET, CHECKED, clients={"GPU-0000:1b:00.0": {"1": ""}})
     life.run(50)
     assert life.tainted()
-    dismiss(life, "xid-95@0000:1b:00.0")
+    dismiss(life, "xid-95@0000:1b:00.0,recovery-action@0000:1b:00.0")
     life.run(50)
     assert (life.repairs, returned(life)) == ([], True)
 

@@ -93,6 +93,23 @@ def test_an_older_board_has_absolute_limits_and_a_newer_one_signed_offsets(libra
     assert (new["margin_c"], new["slowdown_tlimit_c"], new["shutdown_tlimit_c"]) == (-8, -2, -12)
 
 
+def test_where_a_gpus_links_lead_is_read_once_and_unsupported_is_not_unreadable(library: Library) -> None:
+    one, two, three, four, five = library.gpus[:5]
+    for gpu in library.gpus[:5]:
+        gpu.peers = ("00000000:9D:00.0", "00000000:DF:00.0") * 9
+    one.unsupported = frozenset({"nvmlDeviceGetNvLinkState"})  # it has no NVLink
+    two.unsupported = frozenset({"nvmlDeviceGetNvLinkRemotePciInfo_v2"})  # an older driver can't tell
+    three.unreadable = frozenset({"nvmlDeviceGetNvLinkState"})
+    four.numbers["nvlink_active"] = 1  # what a link that is down leads to is not told
+    session = Nvml()
+    told = {o.pci: o.values["nvlink_peers"] for o in session.poll() if o.pci}
+    assert list(told.values())[:4] == [Missing.UNSUPPORTED, Missing.UNREADABLE, Missing.UNREADABLE, "0000:9d:00.0"]
+    assert told[five.address] == "0000:9d:00.0,0000:df:00.0"
+    three.unreadable, five.unreadable = frozenset(), frozenset({"nvmlDeviceGetNvLinkState"})
+    told = {o.pci: o.values["nvlink_peers"] for o in session.poll() if o.pci}
+    assert told[three.address] == told[five.address] == "0000:9d:00.0,0000:df:00.0"
+
+
 def test_without_libcuda_the_gpus_are_read_all_the_same(library: Library) -> None:
     library.cuda_error = 12  # a container with the driver capability utility only
     seen = list(Nvml().poll())
