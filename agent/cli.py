@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from agent.acting import Actor
+    from agent.checkup import Checkup
     from agent.daemon import Daemon, serve
     from agent.recording import recorder
     from agent.sources.commands import names, supervisor
@@ -54,9 +55,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.sources:
         config, directory = _simulation(arguments, config)
     log.configure(node)
-    actor = Actor(config, partial(hands, arguments.kubeconfig, node, config), arguments.dry_run, log.tell)
     there = arguments.sources
     sources: Sources = Remote(there, names(config)) if there else supervisor(config, directory)
+    connect = partial(hands, arguments.kubeconfig, node, config)
+    able = (lambda: Checkup(connect(), sources.diagnose)) if config.repair.diagnose else connect
+    actor = Actor(config, able, arguments.dry_run, log.tell)
     daemon = Daemon(config, node, actor, log.tell, sources)
     if arguments.record:
         daemon.record(recorder(arguments.record, config, node, sources.names))

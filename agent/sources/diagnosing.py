@@ -151,7 +151,7 @@ def failures(told: dict[str, Any]) -> str:
               for test, one in tests.items() if one == "fail"]  # fmt: skip
     said = [f"{one.get('test') or 'the engine'}: {one.get('message')}" for one in told["errors"]
             if isinstance(one, dict) and one.get("message")]  # fmt: skip
-    return plain("; ".join([*failed, *said]) or "no test was run")
+    return plain("; ".join([*failed, *said]) or "not every GPU was tested")
 
 
 def plain(text: str) -> str:

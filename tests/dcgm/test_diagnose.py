@@ -72,6 +72,12 @@ def test_a_diagnosis_in_which_nothing_was_run_is_not_passed(engine: Engine) -> N
     assert diagnosed(engine, 1, "GPU-a")[1]["passed"] is False
 
 
+def test_a_gpu_on_which_nothing_was_run_is_not_passed_by_its_neighbour(engine: Engine) -> None:
+    engine.answers("test memory 0 1 0 0 0\ntest environment 0 0 0 0 0\n")
+    assert diagnosed(engine, 2, "GPU-a")[1]["passed"] is True
+    assert diagnosed(engine, 2, "GPU-a", "GPU-b")[1]["passed"] is False
+
+
 @pytest.mark.parametrize(("status", "words"), [(-39, "another diagnosis runs"), (-52, "has no diagnosis"),
                                                (-21, "ended the connection"), (-12, "versions")])  # fmt: skip
 def test_what_keeps_it_from_running_is_no_result(engine: Engine, status: int, words: str) -> None:

@@ -162,5 +162,5 @@ def test_failures_name_test_gpu_and_reason_and_nothing_that_can_not_be_printed()
     results = {"0000:1b:00.0": {"memory": "fail", "pcie": "pass"}, "node": 7}
     told = {"passed": False, "results": results, "errors": [said, 3]}
     assert failures(result(told)) == "memory failed on 0000:1b:00.0; memory: a mis?[1mmatch"
-    assert failures(result({"passed": False, "results": {}, "errors": []})) == "no test was run"
+    assert failures(result({"passed": False, "results": {}, "errors": []})) == "not every GPU was tested"
     assert len(failures({"results": {"x" * 1000: {"y": "fail"}}, "errors": []})) == 300
