@@ -80,6 +80,8 @@ class Engine:
         self._news = dcgm_switches.News(time.monotonic() + _FIRST_POLLS * poll_s)
         bindings.agent.dcgmHealthSet_v2(self._handle, group, _EVERY_SYSTEM, int(health_s * 1e6), _KEEP_S)
         self._health, self._set_at, self._check_due = group, time.monotonic(), 0.0
+        self._doing.now("reading fields")
+        bindings.agent.dcgmUpdateAllFields(self._handle, 1)  # else the first poll would find nothing read yet
 
     def close(self) -> None:
         """Only for a connection that lives: the engine drops the groups and watches of a client that leaves."""
