@@ -80,7 +80,7 @@ static int called(const char *call, const char *with)
         if (sscanf(lines[i], "crash %127s", name) == 1 && named(call, name))
             abort();
         if (sscanf(lines[i], "slow %127s %f", name, &seconds) == 2 && named(call, name))
-            usleep((useconds_t)(seconds * 1e6));
+            usleep((useconds_t)(seconds * 1e6)); /* glibc's takes more than a second */
         if (sscanf(lines[i], "error %127s %d", name, &number) == 2 && named(call, name))
             status = number;
     }
