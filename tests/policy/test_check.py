@@ -136,6 +136,15 @@ def demanding(level: int = 2, **more: object) -> Config:
     return CONFIG.model_copy(update={"repair": CONFIG.repair.model_copy(update={"diagnose": level, **more})})
 
 
+def settles(life: Life) -> None:
+    """Until it is back in service or a person's matter, and a little longer."""
+    for _ in range(70):
+        life.tick()
+        if (returned(life) and life.repairs) or any(a.stage == "failed" for a in life.records().attempts):
+            break
+    life.run(20)
+
+
 def test_a_cured_gpu_is_diagnosed_before_its_node_returns() -> None:
     life = Diagnosed(RESET, demanding(), clients=IDLE)
     while not life.diagnoses:
@@ -147,7 +156,7 @@ def test_a_cured_gpu_is_diagnosed_before_its_node_returns() -> None:
 
 def test_a_gpu_that_fails_its_diagnosis_never_returns_and_the_test_is_named_everywhere() -> None:
     life = Diagnosed(RESET, demanding(), clients=IDLE, ends="failed", said="memory failed on 0000:1b:00.0")
-    life.run(1000)
+    life.run(200)
     said = "DCGM's diagnosis, level 2: memory failed on 0000:1b:00.0"
     waits = (f"the check before the return failed ({said}): a person must decide; check@node dismisses it",)
     assert (life.diagnoses, life.tainted(), state(life), life.waits) == ([(2, f"GPU-{GPU}")], True, "unhealthy", waits)
@@ -159,7 +168,7 @@ def test_a_gpu_that_fails_its_diagnosis_never_returns_and_the_test_is_named_ever
               if event["reason"] == "CheckFailed"]  # fmt: skip
     assert [said in event["message"] for event in events] == [True]
     life._begin()
-    life.run(100)
+    life.run(30)
     assert (life.tainted(), len(life.diagnoses)) == (True, 1), "another life of the agent doesn't try again"
     dismiss(life, "check@node")
     life.run(20)
@@ -172,7 +181,7 @@ def test_one_that_can_not_be_run_is_tried_again_and_then_a_person_decides() -> N
         life.tick()
     life.run(30)
     assert life.waits == ("DCGM's diagnosis, level 2, can't be run yet: no DCGM engine answers",)
-    life.run(300)
+    life.run(150)
     assert 2 <= len(life.diagnoses) <= 4
     why = "DCGM's diagnosis, level 2, could not be run for 120 s: no DCGM engine answers"
     assert (life.tainted(), state(life), why in life.waits[0]) == (True, "unhealthy", True)
@@ -195,11 +204,11 @@ def test_no_gpu_is_taken_up_that_is_in_use_or_not_read(clients: dict[str, dict[s
         while not any(a.stage == "done" for a in life.records().attempts):
             life.tick()
         life.clients = clients
-    life.run(600)
+    life.run(260)
     assert (life.diagnoses, life.tainted()) == ([], True)
     assert ("pids 4711" if clients else "is not read") in life.waits[0]
     light = Diagnosed(RESET, demanding(level=1))
-    light.run(200)
+    light.run(120)
     assert (light.diagnoses, returned(light)) == ([(1, f"GPU-{GPU}")], True), "level 1 takes no GPU for itself"
 
 
@@ -208,19 +217,19 @@ def test_an_agent_killed_in_the_middle_runs_it_once_more_and_never_returns_the_n
     ends: str, back: bool
 ) -> None:
     plain = Diagnosed(RESET, demanding(), clients=IDLE, ends=ends)
-    plain.run(250)
+    settles(plain)
     assert returned(plain) is back
     schedules = [{"kills": [kill]} for kill in range(plain.writes - 9, plain.writes + 1)]
     for schedule in (*schedules, {"dies": [1]}, {"dies": [1, 2]}, {"dies": [1], "kills": [plain.writes - 1]}):
         life = Diagnosed(RESET, demanding(), clients=IDLE, ends=ends, **schedule)
-        life.run(350)
+        settles(life)
         assert (life.repairs, returned(life)) == (["reset_gpu"], back), (schedule, life.waits)
         assert 1 <= len(life.diagnoses) <= 3, schedule
 
 
 def test_one_that_the_agents_end_cuts_off_again_and_again_is_a_persons_matter() -> None:
     life = Diagnosed(RESET, demanding(), clients=IDLE)
-    for _ in range(100):
+    for _ in range(50):
         life.tick()
         if life.waits and "runs before the node returns" in life.waits[0]:
             life._begin()  # kill -9, and nothing was written
@@ -233,10 +242,8 @@ def test_a_fault_during_a_diagnosis_is_repaired_first_and_what_was_found_before_
     while not life.diagnoses:
         life.tick()
     life.breaks()
-    life.run(400)
+    life.run(200)
     assert (life.repairs, len(life.diagnoses), returned(life)) == (["reset_gpu"] * 2, 2, True)
-    names = {attempt.job for attempt in life.records().attempts}
-    assert not names, "nothing is left of it"
 
 
 def test_nothing_is_diagnosed_in_a_pause() -> None:
@@ -245,7 +252,7 @@ def test_nothing_is_diagnosed_in_a_pause() -> None:
         life.tick()
     pause = {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"}}
     life.cluster._store("configmaps", "gpu-health-agent", pause)
-    life.run(2000)
+    life.run(200)
     assert (life.diagnoses, life.tainted()) == ([], True)
     life.cluster._store("configmaps", "gpu-health-agent", {**pause, "data": {"paused": "false"}})
     life.run(60)

@@ -151,26 +151,22 @@ def test_a_kernel_log_source_that_dies_goes_on_where_it_was(other: subprocess.Po
     remote.close()
 
 
-def test_who_holds_is_answered_or_said_why_not(other: subprocess.Popen[bytes], folder: Path) -> None:
-    remote = Remote(folder / "s", NAMES)
+def test_questions_are_answered_or_said_why_not(other: subprocess.Popen[bytes], folder: Path) -> None:
+    """On simulated GPUs there is no kubelet and no engine to ask: an answer all the same."""
+    remote, nobody = Remote(folder / "s", NAMES), Remote(folder / "nobody", NAMES)
     with pytest.raises(UnaskedError, match=r"kubelet.sock is not a socket"):
         remote.who_holds()
     with pytest.raises(UnaskedError, match="does not answer"):
-        Remote(folder / "nobody", NAMES).who_holds()
-
-
-def test_a_diagnosis_is_answered_or_said_why_not(other: subprocess.Popen[bytes], folder: Path) -> None:
-    """On simulated GPUs there is no engine to ask: an answer all the same."""
-    remote = Remote(folder / "s", NAMES)
+        nobody.who_holds()
     with pytest.raises(UndiagnosedError, match="the GPUs are let go of"):
         remote.diagnose(1, ["GPU-a"], lambda _: None)
     remote.want(ALL, Known())
     gather(remote, lambda seen: {o.source for o in seen} == ALL)
     with pytest.raises(UndiagnosedError, match=r"no DCGM engine answers at 127\.0\.0\.1:5555|DCGM"):
         remote.diagnose(1, ["GPU-a"], lambda _: None)
-    remote.close()
     with pytest.raises(UndiagnosedError, match="gives no result"):
-        Remote(folder / "nobody", NAMES).diagnose(1, ["GPU-a"], lambda _: None)
+        nobody.diagnose(1, ["GPU-a"], lambda _: None)
+    remote.close()
 
 
 def test_a_request_that_makes_no_sense_costs_its_own_connection_only(
