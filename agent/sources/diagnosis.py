@@ -1,7 +1,8 @@
 """DCGM's diagnosis of GPUs, run by the engine while this process waits: one JSON object on standard output.
 
 A process of its own, for the call takes from seconds (level 1) to over an hour (4), and nothing but the end of the
-process ends it. The engine goes on testing without its client, so SIGTERM has it told to stop first.
+process ends it. The engine goes on testing without its client: so SIGTERM has it told to stop first, and one of DCGM 4
+hears a heartbeat and stops by itself minutes after the last.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from agent.sources.dcgm_signals import text
 _RESULTS = {0: "pass", 1: "skip", 2: "warn", 3: "fail", 4: "not run"}
 _PASS, _FAIL, _NOT_RUN = 0, 3, 4
 _GPU, _NODE = 1, "node"
+_BEAT_S = 8.0  # as dcgmi; the engine's patience is 10 minutes
 _ISOLATE = -51  # NVVS_ISOLATE_ERROR: it ran, and found a GPU that should be taken out of service
 _SENTENCES = {
-    -39: "another diagnosis runs on this engine",
+    -34: "another diagnosis runs on this engine",  # IN_USE
+    -39: "another diagnosis runs on this engine",  # DIAG_ALREADY_RUNNING
     -52: "the engine has no diagnosis: install DCGM's CUDA packages beside it",
 }
 # DCGM 3 has no names in its answer: the order of its tests (dcgm_structs.py, DCGM_*_INDEX and DCGM_SWTEST_*).
@@ -61,6 +64,10 @@ def diagnose(bindings: Bindings, address: str, level: int, wanted: set[str]) -> 
     with redirect_stdout(io.StringIO()):
         import DcgmDiag
     diag = DcgmDiag.DcgmDiag(gpuIds=chosen, testNamesStr=str(level))
+    over = threading.Event()
+    if hasattr(diag, "SetEnableHeartbeat"):
+        diag.SetEnableHeartbeat(True)
+        threading.Thread(target=_beat, args=(bindings, session.handle, over), name="heartbeat", daemon=True).start()
     try:
         response = diag.Execute(session.handle)
         results, errors = (_by_gpu if hasattr(response, "perGpuResponses") else _by_test)(response, places)
@@ -68,6 +75,7 @@ def diagnose(bindings: Bindings, address: str, level: int, wanted: set[str]) -> 
         if error.value != _ISOLATE:
             raise
         results, errors = [], [_error(_NODE, "", _ISOLATE, str(error))]
+    over.set()
     session.Shutdown()
     found: dict[str, dict[str, str]] = {}
     for place, test, result in results:
@@ -83,6 +91,14 @@ def diagnose(bindings: Bindings, address: str, level: int, wanted: set[str]) -> 
         "results": found,
         "errors": errors,
     }
+
+
+def _beat(bindings: Bindings, handle: Any, over: threading.Event) -> None:
+    while True:
+        with suppress(bindings.structs.DCGMError):
+            bindings.agent.dcgmDiagSendHeartbeat(handle)
+        if over.wait(_BEAT_S):
+            return
 
 
 def _stop_when_told(bindings: Bindings, address: str) -> None:

@@ -78,8 +78,18 @@ def test_a_gpu_on_which_nothing_was_run_is_not_passed_by_its_neighbour(engine: E
     assert diagnosed(engine, 2, "GPU-a", "GPU-b")[1]["passed"] is False
 
 
-@pytest.mark.parametrize(("status", "words"), [(-39, "another diagnosis runs"), (-52, "has no diagnosis"),
-                                               (-21, "ended the connection"), (-12, "versions")])  # fmt: skip
+def test_an_engine_of_dcgm_4_is_told_that_somebody_still_waits(engine: Engine, built: tuple[Path, Path]) -> None:
+    engine.answers(f"{WELL}slow dcgmActionValidate_v2 0.5\n")
+    diagnosed(engine, 1, "GPU-a")
+    beats = "SetEnableHeartbeat" in (built[0] / "DcgmDiag.py").read_text()
+    assert ("dcgmDiagSendHeartbeat " in engine.calls()) is beats
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(-39, "another diagnosis runs"), (-34, "another diagnosis runs"), (-52, "has no diagnosis"),
+     (-21, "ended the connection"), (-12, "versions")],
+)  # fmt: skip
 def test_what_keeps_it_from_running_is_no_result(engine: Engine, status: int, words: str) -> None:
     engine.answers(f"error dcgmActionValidate_v2 {status}\n")
     code, told = diagnosed(engine, 1, "GPU-a")
