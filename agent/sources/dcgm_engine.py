@@ -18,7 +18,7 @@ from agent.model import Failure, Missing, Observation, Signal, Value, normalise_
 from agent.sources import dcgm_switches
 from agent.sources.bindings import Bindings
 from agent.sources.dcgm_signals import FIELDS, XID, decoded, text
-from agent.sources.dcgm_switches import SWITCH, SXIDS
+from agent.sources.dcgm_switches import OVERLAP_US, SWITCH, SXIDS
 from agent.sources.doing import Doing
 
 _GPU, _LINK = 1, 6  # DCGM_FE_*
@@ -26,6 +26,7 @@ _EMPTY_GROUP, _EVERY_SYSTEM, _LIVE = 1, 0xFFFFFFFF, 1
 _UNSUPPORTED, _DRIVER_TIMEOUT = -6, -57
 _KEEP_S, _XIDS_KEPT_S, _XIDS_KEPT = 300.0, 3600.0, 1000  # so that two Xids of one interval both show
 _STALE_POLLS = 6  # a watched value that is older was not renewed
+_A_DAY_S = 86400.0
 _FIRST_POLLS = 2  # of the engine, until it has looked at what it was asked to watch
 _SESSIONS: list[Any] = []  # kept to the end: their destructors call into dead connections
 _TRIGGERED = re.compile(r"[Tt]riggered by XID (\d+)")
@@ -155,19 +156,19 @@ class Engine:
             place = self._at(group, entity)
             if place.pci:
                 raw = f"DCGM field {XID}: Xid {code}"
-                yield observe(Signal.XID, place.pci, at=at_us / 1e6, value=code, values=_instance(place), raw=raw)
+                yield observe(Signal.XID, place.pci, at=_when(at_us), value=code, values=_instance(place), raw=raw)
 
     def _sxids(self) -> Iterator[Observation]:
         if not self._switches:
             return
         self._doing.now("reading SXids")
-        for _, switch, field, code, at_us in self._since("sxids"):
-            if switch in self._switches and self._news.new(switch, field, code, time.monotonic()):
+        for _, switch, field, code, at_us in self._since("sxids", OVERLAP_US):
+            if switch in self._switches and self._news.new(switch, field, code, at_us, time.monotonic()):
                 raw = f"DCGM field {field}: SXid {code} of its NVSwitch {switch}"
-                yield observe(Signal.SXID, self._switches[switch], at=at_us / 1e6, value=code,
+                yield observe(Signal.SXID, self._switches[switch], at=_when(at_us), value=code,
                               values={"fatal": SXIDS[field]}, raw=raw)  # fmt: skip
 
-    def _since(self, name: str) -> list[tuple[int, int, int, int, int]]:
+    def _since(self, name: str, overlap_us: int = 0) -> list[tuple[int, int, int, int, int]]:
         """Every code since the last look, not the last one: the fields are gauges that keep their value.
 
         Entity group, entity, field, code, and its time in microseconds.
@@ -183,6 +184,7 @@ class Engine:
 
         callback = self._b.agent.dcgmFieldValueEntityEnumeration_f(take)  # kept alive by this name while it is called
         group, fields, since = self._histories[name]
+        since -= overlap_us
         since = self._b.agent.dcgmGetValuesSince_v2(self._handle, group, fields, since, callback, None)
         self._histories[name] = group, fields, since
         return seen
@@ -257,11 +259,8 @@ class Engine:
     def _follow(self, name: str, entities: list[tuple[int, int]], fields: list[int]) -> None:
         group = self._group(name, entities)
         watched = self._watch(group, name, fields, _XIDS_KEPT_S, _XIDS_KEPT)
-        self._histories[name] = (
-            group,
-            watched,
-            int(time.time() * 1e6),
-        )  # what was there before is the kernel log's to tell
+        began = int(time.time() * 1e6)  # what was there before is the kernel log's to tell
+        self._histories[name] = group, watched, began
 
     def _asked_version(self) -> str:
         try:
@@ -276,6 +275,12 @@ def where(address: str) -> dict[str, Any]:
     if address == "embedded":
         return {}
     return {"unixSocketPath": address} if address.startswith("/") else {"ipAddress": address}
+
+
+def _when(at_us: int) -> float:
+    """A stamp as Unix seconds; the present for one that is no time of these days, by another library's clock."""
+    at, now = at_us / 1e6, time.time()
+    return at if abs(at - now) < _A_DAY_S else now
 
 
 def _named(name: str) -> str:

@@ -12,7 +12,8 @@ SWITCH = 3  # DCGM_FE_SWITCH
 SXIDS = {856: 1, 857: 0}  # DCGM_FI_DEV_SXID_FATAL_ERROR, _NON_FATAL_ERROR; 1: the driver calls it fatal
 _ADDRESS = (866, 867, 868, 869)  # domain, bus, device, function
 _NO_SWITCHES = (-1, -6, -29, -33)  # BADPARAM, NOT_SUPPORTED, REQUIRES_ROOT, MODULE_NOT_LOADED
-_SAME_S = 600.0
+_SAME_US = 600_000_000
+OVERLAP_US = 120_000_000  # an error's own time lies before the poll that finds it, and an engine may need 45 s for one
 
 
 def listed(bindings: Bindings, handle: Any) -> set[int]:
@@ -50,16 +51,17 @@ class News:
     """Tells a new error from one that a gauge repeats.
 
     The engine reads a switch's last fatal error at each of its polls and stamps it with that poll's time, for as long
-    as it stands (DcgmNvSwitchManagerBase::UpdateFatalErrorsAllSwitches): another time stamp makes no new error of it,
-    and neither does our own start. What the first looks bring was there before, and is the kernel log's to tell.
+    as it stands (DcgmNvSwitchManagerBase::UpdateFatalErrorsAllSwitches); other errors come with their own time, at each
+    poll again (NvSwitchData's ErrorData). So one of the same code soon after is the same. What the first looks bring
+    stood before we came, however fresh its stamp, and is the kernel log's to tell.
     """
 
     def __init__(self, from_: float) -> None:
         """``from_``: monotonic seconds from which on an error is news."""
-        self._from, self._last = from_, dict[tuple[int, int, int], float]()
+        self._from, self._last = from_, dict[tuple[int, int, int], int]()
 
-    def new(self, switch: int, field: int, code: int, now: float) -> bool:
+    def new(self, switch: int, field: int, code: int, at_us: int, now: float) -> bool:
         key = switch, field, code
         last = self._last.get(key)
-        self._last[key] = now
-        return now >= self._from and (last is None or now - last > _SAME_S)
+        self._last[key] = at_us if last is None else max(last, at_us)
+        return now >= self._from and (last is None or at_us - last > _SAME_US)

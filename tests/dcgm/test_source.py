@@ -171,6 +171,31 @@ def test_a_switchs_error_that_stood_before_we_came_is_old_news_however_fresh_its
     assert sxids(source) == []
 
 
+def test_a_switchs_error_that_the_engine_finds_late_shows_all_the_same_and_once(engine: Engine) -> None:
+    """Its stamp is its own time, which may lie before our last look."""
+    engine.answers(SWITCHES)
+    with engine.source() as source:
+        source.polls(5)
+        engine.answers(f"{SWITCHES}sxid 5 857 12028 {int(time.time() * 1e6)}\n")
+        source.until(lambda seen: seen.signal is Signal.SXID)
+        late = int(time.time() * 1e6) - 45_000_000
+        engine.answers(f"{SWITCHES}sxid 5 857 12022 {late}\n")
+        source.until(lambda seen: seen.signal is Signal.SXID and seen.value == 12022)
+        source.polls(5)
+    assert [code for _, code, _ in sxids(source)] == [12028, 12022]
+
+
+def test_a_stamp_that_is_no_time_of_these_days_becomes_the_present(engine: Engine) -> None:
+    engine.answers(SWITCHES)
+    with engine.source() as source:
+        source.polls(5)
+        engine.answers(f"{SWITCHES}sxid 5 857 12028 {time.time_ns()}\n")
+        seen = source.until(lambda seen: seen.signal is Signal.SXID)
+        source.polls(5)
+    assert abs(seen.at - time.time()) < 60
+    assert [code for _, code, _ in sxids(source)] == [12028]
+
+
 def test_a_switch_that_appears_is_watched_by_a_new_process(engine: Engine) -> None:
     with engine.source() as source:
         source.polls(1)
