@@ -92,6 +92,9 @@ def parser() -> argparse.ArgumentParser:
                           help="1 takes seconds and disturbs nobody; 2 minutes, 3 longer, 4 an hour")  # fmt: skip
     diagnose.add_argument("--gpu", action="append", default=[], metavar="G", help="PCI address, UUID or index")
     diagnose.add_argument("--force", action="store_true", help="though the GPU is in use or the node in service")
+    diagnose.add_argument(
+        "--sources", type=Path, metavar="S", help="in the container with this socket, not in this one"
+    )
     diagnose.add_argument("--config", metavar="F")
     diagnose.add_argument("--node", metavar="N", help="see by this Node whether it is withdrawn, where no agent runs")
     diagnose.add_argument("--kubeconfig", metavar="F", help="credentials for --node")

@@ -8,7 +8,8 @@ from typing import Any
 from agent.config import Config
 from agent.daemon import Daemon
 from agent.explain import running
-from agent.sources.commands import supervisor
+from agent.model import Failure, Observation, Signal
+from agent.sources.commands import names, supervisor
 from agent.state import state
 
 _READ_S = 15.0  # the first poll of eight GPUs without persistence mode takes seconds
@@ -28,8 +29,16 @@ def _read(config: Config) -> dict[str, Any]:
     timer = threading.Timer(_READ_S, stop.set)
     timer.daemon = True
     timer.start()
-    # A round that has heard every source, or has heard from each why it can't see, is the verdict.
-    daemon.judged = lambda verdict: stop.set() if all("not heard" not in why for why in verdict.blind) else None
+    # A round that has heard a whole poll of every source, or from each why it can't see, is the verdict. One whose call
+    # hangs may yet come back.
+    spoke: set[str] = set()
+
+    def seen(one: Observation) -> None:
+        if one.signal is Signal.ALIVE or (one.signal is Signal.FAILED and one.value != Failure.HUNG):
+            spoke.add(one.source)
+
+    daemon.seen = seen
+    daemon.judged = lambda _: stop.set() if spoke.issuperset(names(config)) else None
     daemon.run(stop)
     timer.cancel()
     if daemon.snapshot is None:
@@ -41,5 +50,10 @@ def in_words(state: dict[str, Any]) -> str:
     lines = [f"{state['status']}: {len(state['gpus'])} GPUs read"]
     lines += [f"  {f['severity']}: {f['id']}: {f['message']} (remedy {f['remedy']})" for f in state["faults"]]
     lines += [f"  blind: {why}" for why in state["blind"]]
+    lines += [
+        f"  without {one['name']}: {one['trouble']}"
+        for one in state.get("sources", ())
+        if one["trouble"] and not (one["up"] or any(why.startswith(one["name"]) for why in state["blind"]))
+    ]
     lines += [f"  waiting: {why}" for why in state["waits"]]
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines) + "\n"

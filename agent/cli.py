@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from agent.acting import Actor
+    from agent.checkup import Checkup
     from agent.daemon import Daemon, serve
     from agent.recording import recorder
     from agent.sources.commands import names, supervisor
@@ -54,9 +55,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.sources:
         config, directory = _simulation(arguments, config)
     log.configure(node)
-    actor = Actor(config, partial(hands, arguments.kubeconfig, node, config), arguments.dry_run, log.tell)
     there = arguments.sources
     sources: Sources = Remote(there, names(config)) if there else supervisor(config, directory)
+    connect = partial(hands, arguments.kubeconfig, node, config)
+    able = (lambda: Checkup(connect(), sources.diagnose)) if config.repair.diagnose else connect
+    actor = Actor(config, able, arguments.dry_run, log.tell)
     daemon = Daemon(config, node, actor, log.tell, sources)
     if arguments.record:
         daemon.record(recorder(arguments.record, config, node, sources.names))
@@ -71,13 +74,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _sources(arguments: argparse.Namespace) -> int:
     """Becomes a process without this one's libraries: it runs on each node for the sake of nothing but the sources."""
-    from agent.sources.commands import commands, hung_s
+    from agent.sources.commands import commands, diagnosis, hung_s
 
     config, directory = _simulation(arguments, configured(arguments.config))
     if directory:
         (directory / "kmsg").touch()
     facts = {"socket": arguments.socket, "kubelet": config.sources.pods.socket, "hung-s": hung_s(config),
-             "commands": json.dumps(commands(config, directory))}  # fmt: skip
+             "commands": json.dumps(commands(config, directory)),
+             "diagnosis": json.dumps(diagnosis(config))}  # fmt: skip
     options = [text for name, fact in facts.items() for text in (f"--{name}", str(fact))]
     os.execv(sys.executable, [sys.executable, "-m", "agent.sources.serving", *options])  # noqa: S606 - this very Python
 
@@ -234,7 +238,8 @@ def _inject(arguments: argparse.Namespace) -> int:
 
 def _diagnose(arguments: argparse.Namespace) -> int:
     from agent.check import check
-    from agent.diagnose import RefusedDiagnosisError, chosen, diagnose, on_terminal, refusal, withdrawn
+    from agent.diagnose import RefusedDiagnosisError, chosen, diagnose, on_terminal, refusal, uuids, withdrawn
+    from agent.sources.diagnosing import UndiagnosedError
 
     config = configured(arguments.config)
     state = check(config)
@@ -245,8 +250,9 @@ def _diagnose(arguments: argparse.Namespace) -> int:
             out = withdrawn(hands(arguments.kubeconfig, arguments.node, config).look(closely=False))
         if (why := refusal(state, out, arguments.level, gpus)) and not arguments.force:
             raise RefusedDiagnosisError(why)
-        told = diagnose(config, arguments.level, gpus, on_terminal(arguments.level, gpus))
-    except RefusedDiagnosisError as error:
+        cards, tell = uuids(state, gpus), on_terminal(arguments.level, gpus)
+        told = diagnose(config, arguments.sources, arguments.level, cards, tell)
+    except (RefusedDiagnosisError, UndiagnosedError) as error:
         return _say(_NOT_NOW, str(error))
     sys.stdout.write(json.dumps(told, indent=2) + "\n")
     return 0 if told["passed"] else _FAILED

@@ -137,6 +137,9 @@ class Repair(Section):
     replace_node: str | None = None
     """Suspended CronJobs in the agent's namespace, of which a Job on this node is made."""
     check: str | None = None  # one more: a Job of it must end well before a cured node returns
+    diagnose: Literal[1, 2, 3, 4] | None = None
+    """Instead of such a Job: the level of DCGM's diagnosis that the cured GPUs must pass before the node returns. The
+    agent runs it itself, from level 2 on only while no process is on them."""
     request_replacement: bool = False
     """For replace_node: condition GpuReplacementRequested, on which another controller acts."""
     max_attempts: Annotated[int, Field(ge=1, le=5)] = 2
@@ -144,9 +147,16 @@ class Repair(Section):
     pause_s: Seconds = 60
     """After a failed attempt; it doubles."""
     deadline_s: Annotated[int, Field(ge=1)] = 900
-    """How long a remedy's Job may run."""
+    """How long a remedy's Job may run, and a diagnosis that can't be run is tried again before a person decides."""
     prove_s: Seconds = 600
     """How long after the Job the GPU must be well again, and after a reboot the node in another boot."""
+
+    @field_validator("diagnose")
+    @classmethod
+    def _one_check(cls, level: int | None, others: ValidationInfo) -> int | None:
+        if level and others.data.get("check"):
+            raise ValueError("repair.check is set as well: leave one of the two out")
+        return level
 
 
 class Http(Section):
@@ -169,6 +179,13 @@ class Config(Section):
     """What other controllers act on, said in their words too. cluster-autoscaler: its taint beside our hard one. eks:
     condition AcceleratedHardwareReady beside GpuReplacementRequested, on which Karpenter replaces the node."""
     http: Http = Http()
+
+    @field_validator("repair")
+    @classmethod
+    def _diagnosable(cls, repair: Repair, others: ValidationInfo) -> Repair:
+        if repair.diagnose and "sources" in others.data and not others.data["sources"].dcgm.enabled:
+            raise ValueError("repair.diagnose needs DCGM: set sources.dcgm.enabled to true, or leave it out")
+        return repair
 
     @field_validator("presets")
     @classmethod

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from agent.config import Config
 from agent.sources.commands import diagnosis
+from agent.sources.diagnosing import Diagnosing, Progress
+from agent.sources.remote import Remote
 from agent.world import HARD_TAINT, World
 
 USUALLY = {1: "seconds", 2: "about 2 minutes", 3: "tens of minutes", 4: "an hour or more"}
-_TICK_S = 1.0
 _CORDON = "node.kubernetes.io/unschedulable"
 
 
@@ -44,7 +43,9 @@ def withdrawn(world: World) -> bool:
 
 
 def refusal(state: Mapping[str, Any], out: bool, level: int, gpus: list[str]) -> str:
-    """Why a diagnosis that takes the whole GPU must not run now; empty if it may. Level 1 disturbs nobody."""
+    """Why a diagnosis must not run now; empty if it may. Level 1 takes no GPU for itself and disturbs nobody."""
+    if aside := state.get("aside"):
+        return f"the agent keeps off the GPUs ({aside}): wait until that is over, or use --force"
     if level < 2:
         return ""
     if not out:
@@ -57,31 +58,22 @@ def refusal(state: Mapping[str, Any], out: bool, level: int, gpus: list[str]) ->
     return ""
 
 
-def diagnose(config: Config, level: int, gpus: list[str], progress: Callable[[float], None]) -> dict[str, Any]:
-    """Run it; ``progress`` is told the seconds so far, each second."""
-    command, began = diagnosis(config, level, gpus), time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        try:
-            while True:
-                try:
-                    said, complaint = process.communicate(timeout=_TICK_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    progress(time.monotonic() - began)
-        except BaseException:  # Ctrl-C ends both: nobody waits for its answer any more
-            process.kill()
-            raise
-    try:
-        told: dict[str, Any] = json.loads(said)
-    except ValueError:
-        last = (complaint.decode(errors="replace").strip().splitlines() or [""])[-1]
-        raise RefusedDiagnosisError(f"the diagnosis ended without a result ({process.returncode}): {last}") from None
-    if "error" in told:
-        raise RefusedDiagnosisError(str(told["error"]))
-    return told
+def uuids(state: Mapping[str, Any], gpus: list[str]) -> list[str]:
+    """Of the GPUs at these addresses: a diagnosis is one of cards, not of slots."""
+    for pci in gpus:
+        if not str(state["gpus"][pci].get("uuid")).startswith("GPU-"):
+            raise RefusedDiagnosisError(f"GPU {pci} says no UUID by which DCGM would know it")
+    return [str(state["gpus"][pci]["uuid"]) for pci in gpus]
 
 
-def on_terminal(level: int, gpus: list[str]) -> Callable[[float], None]:
+def diagnose(config: Config, there: Path | None, level: int, gpus: list[str], progress: Progress) -> dict[str, Any]:
+    """By the container of the sources behind this socket, else here. UndiagnosedError."""
+    if there:
+        return Remote(there, ()).diagnose(level, gpus, progress)
+    return Diagnosing(diagnosis(config)).run(level, gpus, progress)
+
+
+def on_terminal(level: int, gpus: list[str]) -> Progress:
     """Progress on standard error: a line that grows on a terminal, one each minute elsewhere."""
     terminal, said = sys.stderr.isatty(), [0.0]
 

@@ -46,10 +46,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "status": world.labels.get("gpu-health-agent/state", "unknown"),
         "at": rfc3339(kept.at),
         "faults": [fault(one, config.policy, linked=linked(kept.cards, {})) for one in kept.faults],
-        "waits": [
-            f"{one.what}, attempt {one.number} (Job {one.job}): {one.stage}{f', {one.said}' if one.said else ''}"
-            for one in kept.records.attempts
-        ],
+        "waits": [f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.attempts],
         "blind": [],
     }
 

@@ -19,7 +19,7 @@ from agent.config import Config, ConfigError
 from agent.decisions import Decisions
 from agent.model import Missing, Observation, Signal, Value, Verdict, parse_line
 from agent.policy.verdict import Orders
-from agent.world import Condition, Job, Local, Pod, Slot, SlotKind, Step, Taint, World
+from agent.world import Condition, Diagnosed, Job, Local, Pod, Slot, SlotKind, Step, Taint, World
 
 VERSION = 1
 
@@ -210,7 +210,7 @@ def _pod(data: dict[str, Any]) -> Pod:
 
 
 def _world(data: dict[str, Any]) -> World:
-    slots, pods = data["slots"], data["pods"]
+    slots, pods, diagnosed = data["slots"], data["pods"], data.get("diagnosed")
     return World(**{
         **data,
         "taints": tuple(Taint(**t) for t in data["taints"]),
@@ -221,4 +221,5 @@ def _world(data: dict[str, Any]) -> World:
         "out": frozenset(data["out"]),
         "announced": frozenset(data["announced"]),
         "dismissed": frozenset(data["dismissed"]),
+        "diagnosed": Diagnosed(**diagnosed) if diagnosed else None,
     })  # fmt: skip

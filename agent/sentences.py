@@ -6,6 +6,7 @@ from agent.world import (
     Announce,
     AskCheckpoint,
     Delete,
+    Diagnose,
     Evict,
     GiveSlot,
     Report,
@@ -39,6 +40,8 @@ def describe(step: Step) -> str:
             return f"delete pod {pod.key} past its budget"
         case StartJob(name, remedy):
             return f"start {remedy} as Job {name}"
+        case Diagnose(_, level, uuids):
+            return f"begin DCGM's diagnosis, level {level}, of {', '.join(uuids)}"
         case Announce(reason=reason):
             return f"send Event {reason}"
         case Wait(why):

@@ -86,6 +86,16 @@ class Job:
     finished_at: float = 0.0  # when its container ended, Unix seconds by the node's own clock; 0: not known
 
 
+@dataclass(frozen=True, slots=True)
+class Diagnosed:
+    """How far the diagnosis is that this agent runs, or how it ended."""
+
+    name: str
+    state: str  # active, passed, failed; undone: it could not be run to its end
+    said: str = ""  # which tests failed, or why it could not
+    ended_s: int = 0  # seconds since it ended
+
+
 class SlotKind(StrEnum):
     """What a permit allows."""
 
@@ -130,6 +140,7 @@ class World:
     jobs: tuple[Job, ...] | None = None  # None: not asked, which starts nothing
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     announced: frozenset[str] = frozenset()  # Events that were sent
+    diagnosed: Diagnosed | None = None  # of this agent's own life
 
     @property
     def holder(self) -> str:
@@ -208,6 +219,15 @@ class StartJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Diagnose:
+    """Begin DCGM's diagnosis of these GPUs, by the agent itself."""
+
+    name: str
+    level: int
+    uuids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """An Event on the Node, or on a pod of it. The name is derived from what it tells, so that it is told once."""
 
@@ -237,7 +257,7 @@ class Wait:
     on: On = On.OTHER
 
 
-Step = Report | Retaint | TakeSlot | GiveSlot | AskCheckpoint | Evict | Delete | StartJob | Announce | Wait
+Step = Report | Retaint | TakeSlot | GiveSlot | AskCheckpoint | Evict | Delete | StartJob | Diagnose | Announce | Wait
 
 
 class UnreachableError(Exception):

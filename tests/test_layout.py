@@ -12,6 +12,7 @@ WIRING = {
     "acting.py",
     "cli.py",
     "check.py",
+    "checkup.py",
     "decisions.py",
     "diagnose.py",
     "explain.py",

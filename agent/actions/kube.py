@@ -22,6 +22,7 @@ from agent.world import (
     AskCheckpoint,
     Condition,
     Delete,
+    Diagnose,
     Evict,
     GiveSlot,
     Job,
@@ -154,6 +155,8 @@ class KubeHands:
             case StartJob():
                 self._permits.require(SlotKind.WITHDRAWN)
                 self._jobs.start(step, self._raw["metadata"]["uid"])
+            case Diagnose():
+                raise RefusedError(_GONE, "whoever has no sources of its own can't have DCGM diagnose a GPU")
             case Announce():
                 self._announce(step)
             case Wait():

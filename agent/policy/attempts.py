@@ -9,6 +9,8 @@ from typing import Any
 
 from agent.model import Remedy
 
+DIAGNOSIS = "gpu-health-diagnosis-"  # with which the name of one begins
+
 
 class Stage(StrEnum):
     RESERVED = "reserved"  # written down; its Job may or may not exist
@@ -19,11 +21,11 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One remedy, tried once; of remedy "none" is the check before the return."""
+    """One remedy, tried once; of remedy "none" is the check before the return, by a Job or by DCGM's diagnosis."""
 
     remedy: Remedy
     number: int  # of this remedy in this incident, from 1
-    job: str
+    job: str  # its name, or that of the diagnosis
     uuids: tuple[str, ...]  # of the GPUs that it is for
     boot_id: str  # when it was reserved
     stage: Stage
@@ -36,7 +38,8 @@ class Attempt:
     @property
     def what(self) -> str:
         """For people."""
-        return "check" if self.remedy is Remedy.NONE else str(self.remedy)
+        by = "DCGM" if self.job.startswith(DIAGNOSIS) else f"Job {self.job}"
+        return f"{'check' if self.remedy is Remedy.NONE else self.remedy}, attempt {self.number} ({by})"
 
     @property
     def gpus(self) -> tuple[str, ...]:

@@ -86,9 +86,10 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     if acts:
         together = in_force(verdict.linked, records.live, config.repair.reset_gpu)
         verdict = replace(verdict, remedy=effective(verdict, records, config.repair), linked=together)
-    if not withdraw and tainted and config.mode is Mode.EVICT and config.repair.check:
+    if not withdraw and tainted and config.mode is Mode.EVICT and (config.repair.check or config.repair.diagnose):
         may = bool(not world.paused and world.held(SlotKind.WITHDRAWN))
-        records, repairing = check(verdict, world, records, stored.faults if stored else (), may)
+        ended = stored.faults if stored else ()
+        records, repairing = check(verdict, world, config.repair, records, ended, local.clients, may)
     elif not withdraw:
         records = Records()
     elif not verdict.withdraw:

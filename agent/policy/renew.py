@@ -9,6 +9,7 @@ from agent.model import Observation, Signal
 from agent.policy.cards import card_of, given_away
 from agent.policy.history import (
     SECOND,
+    SECOND_LATE_S,
     TREND,
     UNCORRECTABLE_XID,
     Blame,
@@ -25,7 +26,6 @@ _EPOCH_COUNTERS = ("energy_j", "ecc_uncorrected_volatile", "ecc_corrected_volati
 # One Xid reaches us by the kernel log and by NVML: the same code on the same GPU from the other
 # witness within this many seconds is the same error.
 _SAME_EVENT_S = 5.0
-_SECOND_LATE_S = 90.0  # DCGM is asked each 10 s, and its engine may need 45 s to answer
 _TREND_EVERY_S, _TREND_SAMPLES = 60.0, 121
 _MOST_REPEATS = 10_000_000  # of one error in one second: more is no count
 _MOST_BLAMES, _MOST_PIDS = 512, 1024
@@ -65,7 +65,7 @@ class _Draft:
             return
         self._failed.pop(o.source, None)
         self._heard[o.source] = o.seen
-        if o.source == SECOND and o.signal is Signal.XID and elsewhere(self._readings, self._witnessed):
+        if o.source == SECOND and o.signal in (Signal.XID, Signal.SXID) and elsewhere(self._readings, self._witnessed):
             return  # of another node
         match o.signal:
             case Signal.ALIVE:
@@ -131,7 +131,7 @@ class _Draft:
         old = self._tallies.get((o.pci, code)) or Tally(0, o.at, (), {})
         repeats = min(max(int(number(o, "repeats") or 1), 1), _MOST_REPEATS)
         by = {**old.by, o.source: old.by.get(o.source, 0) + repeats}
-        within_s = _SECOND_LATE_S if o.source == SECOND else _SAME_EVENT_S
+        within_s = SECOND_LATE_S if o.source == SECOND else _SAME_EVENT_S
         told = bool(old.seen) and by[o.source] <= old.count and o.seen - old.seen[-1] <= within_s
         if code == UNCORRECTABLE_XID and not (told and o.source == SECOND):
             self._uncorrectable[o.pci] = o

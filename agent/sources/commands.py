@@ -16,7 +16,7 @@ def supervisor(config: Config, simulation: Path | None = None) -> Supervisor:
     """Of all the sources; ``simulation`` is the folder of simulated GPUs."""
     if simulation is not None:
         (simulation / "kmsg").touch()  # the kernel log's source may be quicker than the simulation
-    return Supervisor(commands(config, simulation), hung_s(config), config.sources.pods.socket)
+    return Supervisor(commands(config, simulation), hung_s(config), config.sources.pods.socket, diagnosis(config))
 
 
 def hung_s(config: Config) -> float:
@@ -50,11 +50,10 @@ def commands(config: Config, simulation: Path | None) -> dict[str, list[str]]:
     return found
 
 
-def diagnosis(config: Config, level: int, gpus: list[str]) -> list[str]:
-    """The command line of a diagnosis by the engine that the source reads."""
+def diagnosis(config: Config) -> list[str]:
+    """The command line of a diagnosis by the engine that the source reads, but for its level and GPUs."""
     engine = config.sources.dcgm.model_dump(include={"address", "bindings", "library"})
-    facts = {**engine, "level": level, "gpus": ",".join(gpus)}
-    return [sys.executable, "-m", "agent.sources.diagnosis", *_options(facts)]
+    return [sys.executable, "-m", "agent.sources.diagnosis", *_options(engine)]
 
 
 def _options(facts: Mapping[str, object]) -> list[str]:

@@ -1,4 +1,4 @@
-"""One connection to a DCGM engine: its GPUs, their values, the Xids since the last look, and health incidents.
+"""One connection to a DCGM engine: its GPUs' values, Xids and SXids since the last look, and health incidents.
 
 Everything goes through the bindings' functions with a group and field groups of our own, never through their group
 objects: those call into dead connections when they are collected. No policy is ever set or registered: a GPU has one
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.model import Failure, Missing, Observation, Signal, Value, normalise_pci
+from agent.sources import dcgm_switches
 from agent.sources.bindings import Bindings
 from agent.sources.dcgm_signals import FIELDS, XID, decoded, text
+from agent.sources.dcgm_switches import OVERLAP_US, SWITCH, SXIDS
 from agent.sources.doing import Doing
 
 _GPU, _LINK = 1, 6  # DCGM_FE_*
@@ -24,6 +26,8 @@ _EMPTY_GROUP, _EVERY_SYSTEM, _LIVE = 1, 0xFFFFFFFF, 1
 _UNSUPPORTED, _DRIVER_TIMEOUT = -6, -57
 _KEEP_S, _XIDS_KEPT_S, _XIDS_KEPT = 300.0, 3600.0, 1000  # so that two Xids of one interval both show
 _STALE_POLLS = 6  # a watched value that is older was not renewed
+_A_DAY_S = 86400.0
+_FIRST_POLLS = 2  # of the engine, until it has looked at what it was asked to watch
 _SESSIONS: list[Any] = []  # kept to the end: their destructors call into dead connections
 _TRIGGERED = re.compile(r"[Tt]riggered by XID (\d+)")
 _XID_CODES = (81, 101, 120, 131)  # UNCONTAINED_ERROR, XID_ERROR, FALLEN_OFF_BUS, CONTAINED_ERROR
@@ -38,7 +42,7 @@ class EngineError(Exception):
 
 
 class ChangedError(Exception):
-    """Other GPUs or MIG instances than those that are watched: a new connection watches them."""
+    """Other GPUs, MIG instances or switches than those that are watched: a new connection watches them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +71,18 @@ class Engine:
         self._doing.now("watching fields and health")
         self._fields = [number for number in FIELDS if bindings.fields.DcgmFieldGetById(number)]  # 3.x knows fewer
         group = self._group("gpus", [(_GPU, number) for number in self._known])
-        events = self._group("xids", [*((_GPU, number) for number in self._known), *self._instances])
         self._watch(group, "fields", self._fields, _KEEP_S, 0)
-        self._events = events, self._watch(events, "xids", [XID], _XIDS_KEPT_S, _XIDS_KEPT)
-        self._since = int(time.time() * 1e6)  # what was there before is the kernel log's to tell
+        self._histories: dict[str, tuple[Any, Any, int]] = {}
+        self._follow("xids", [*((_GPU, number) for number in self._known), *self._instances], [XID])
+        numbers = dcgm_switches.listed(bindings, self._handle)
+        self._switches = {number: dcgm_switches.address(bindings, self._handle, number) for number in numbers}
+        if self._switches:
+            self._follow("sxids", [(SWITCH, number) for number in self._switches], list(SXIDS))
+        self._news = dcgm_switches.News(time.monotonic() + _FIRST_POLLS * poll_s)
         bindings.agent.dcgmHealthSet_v2(self._handle, group, _EVERY_SYSTEM, int(health_s * 1e6), _KEEP_S)
         self._health, self._set_at, self._check_due = group, time.monotonic(), 0.0
+        self._doing.now("reading fields")
+        bindings.agent.dcgmUpdateAllFields(self._handle, 1)  # else the first poll would find nothing read yet
 
     def close(self) -> None:
         """Only for a connection that lives: the engine drops the groups and watches of a client that leaves."""
@@ -87,10 +97,12 @@ class Engine:
         began = time.monotonic()
         self._doing.now("listing the GPUs")
         listed = self._listed()
-        if listed - self._known.keys() or self._hierarchy() != self._instances:
+        switches = dcgm_switches.listed(self._b, self._handle)
+        if listed - self._known.keys() or self._hierarchy() != self._instances or switches - self._switches.keys():
             raise ChangedError
         yield from self._readings(sorted(listed))
         yield from self._xids()
+        yield from self._sxids()
         values: dict[str, Value] = {"gpu_count": len(listed), "dcgm_version": self._version}
         if began >= self._check_due:
             self._check_due = began + self._health_s
@@ -139,24 +151,43 @@ class Engine:
         return self._b.agent.dcgmEntitiesGetLatestValues(self._handle, pairs, fields, flags)
 
     def _xids(self) -> Iterator[Observation]:
-        """Every one since the last look, not the last one: the field is a gauge that keeps its value."""
         self._doing.now("reading Xids")
-        seen: list[tuple[int, int, int, int]] = []
+        for group, entity, _, code, at_us in self._since("xids"):
+            place = self._at(group, entity)
+            if place.pci:
+                raw = f"DCGM field {XID}: Xid {code}"
+                yield observe(Signal.XID, place.pci, at=_when(at_us), value=code, values=_instance(place), raw=raw)
+
+    def _sxids(self) -> Iterator[Observation]:
+        if not self._switches:
+            return
+        self._doing.now("reading SXids")
+        for _, switch, field, code, at_us in self._since("sxids", OVERLAP_US):
+            if switch in self._switches and self._news.new(switch, field, code, at_us, time.monotonic()):
+                raw = f"DCGM field {field}: SXid {code} of its NVSwitch {switch}"
+                yield observe(Signal.SXID, self._switches[switch], at=_when(at_us), value=code,
+                              values={"fatal": SXIDS[field]}, raw=raw)  # fmt: skip
+
+    def _since(self, name: str, overlap_us: int = 0) -> list[tuple[int, int, int, int, int]]:
+        """Every code since the last look, not the last one: the fields are gauges that keep their value.
+
+        Entity group, entity, field, code, and its time in microseconds.
+        """
+        seen: list[tuple[int, int, int, int, int]] = []
 
         def take(group: int, entity: int, values: Any, count: int, _: Any) -> int:
             for value in values[:count]:
                 code = decoded(value, 0.0, float("inf"))
                 if isinstance(code, int) and code > 0:
-                    seen.append((group, entity, code, int(value.ts)))
+                    seen.append((group, entity, int(value.fieldId), code, int(value.ts)))
             return 0
 
         callback = self._b.agent.dcgmFieldValueEntityEnumeration_f(take)  # kept alive by this name while it is called
-        self._since = self._b.agent.dcgmGetValuesSince_v2(self._handle, *self._events, self._since, callback, None)
-        for group, entity, code, at_us in seen:
-            place = self._at(group, entity)
-            if place.pci:
-                raw = f"DCGM field {XID}: Xid {code}"
-                yield observe(Signal.XID, place.pci, at=at_us / 1e6, value=code, values=_instance(place), raw=raw)
+        group, fields, since = self._histories[name]
+        since -= overlap_us
+        since = self._b.agent.dcgmGetValuesSince_v2(self._handle, group, fields, since, callback, None)
+        self._histories[name] = group, fields, since
+        return seen
 
     def _incidents(self, check: float) -> Iterator[Observation]:
         self._doing.now("checking health")
@@ -225,6 +256,12 @@ class Engine:
         self._b.agent.dcgmWatchFields(self._handle, group, made, int(self._poll_s * 1e6), keep_s, samples)
         return made
 
+    def _follow(self, name: str, entities: list[tuple[int, int]], fields: list[int]) -> None:
+        group = self._group(name, entities)
+        watched = self._watch(group, name, fields, _XIDS_KEPT_S, _XIDS_KEPT)
+        began = int(time.time() * 1e6)  # what was there before is the kernel log's to tell
+        self._histories[name] = group, watched, began
+
     def _asked_version(self) -> str:
         try:
             build = text(self._b.agent.dcgmVersionInfo(), "rawBuildInfoString")
@@ -238,6 +275,12 @@ def where(address: str) -> dict[str, Any]:
     if address == "embedded":
         return {}
     return {"unixSocketPath": address} if address.startswith("/") else {"ipAddress": address}
+
+
+def _when(at_us: int) -> float:
+    """A stamp as Unix seconds; the present for one that is no time of these days, by another library's clock."""
+    at, now = at_us / 1e6, time.time()
+    return at if abs(at - now) < _A_DAY_S else now
 
 
 def _named(name: str) -> str:

@@ -1,7 +1,8 @@
 """DCGM's diagnosis of GPUs, run by the engine while this process waits: one JSON object on standard output.
 
 A process of its own, for the call takes from seconds (level 1) to over an hour (4), and nothing but the end of the
-process ends it.
+process ends it. The engine goes on testing without its client: so SIGTERM has it told to stop first, and one of DCGM 4
+hears a heartbeat and stops by itself minutes after the last.
 """
 
 from __future__ import annotations
@@ -10,25 +11,29 @@ import argparse
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from agent.model import normalise_pci
 from agent.sources.bindings import Bindings, NoBindingsError, load
-from agent.sources.dcgm import AUTO, USUAL, answers, error_number, failure
+from agent.sources.dcgm import AUTO, EMBEDDED, USUAL, answers, error_number, failure
 from agent.sources.dcgm_engine import EngineError, where
 from agent.sources.dcgm_signals import text
 
 _RESULTS = {0: "pass", 1: "skip", 2: "warn", 3: "fail", 4: "not run"}
 _PASS, _FAIL, _NOT_RUN = 0, 3, 4
 _GPU, _NODE = 1, "node"
+_BEAT_S = 8.0  # as dcgmi; the engine's patience is 10 minutes
 _ISOLATE = -51  # NVVS_ISOLATE_ERROR: it ran, and found a GPU that should be taken out of service
 _SENTENCES = {
-    -39: "another diagnosis runs on this engine",
+    -34: "another diagnosis runs on this engine",  # IN_USE
+    -39: "another diagnosis runs on this engine",  # DIAG_ALREADY_RUNNING
     -52: "the engine has no diagnosis: install DCGM's CUDA packages beside it",
 }
 # DCGM 3 has no names in its answer: the order of its tests (dcgm_structs.py, DCGM_*_INDEX and DCGM_SWTEST_*).
@@ -43,18 +48,26 @@ Error = dict[str, Any]
 
 
 def diagnose(bindings: Bindings, address: str, level: int, wanted: set[str]) -> dict[str, Any]:
-    """Run it on the GPUs at these addresses; the bindings' DCGMError or ValueError if it can't be run."""
+    """Run it on the GPUs with these UUIDs; the bindings' DCGMError or ValueError if it can't be run."""
     began = time.monotonic()
     session = bindings.pydcgm.DcgmHandle(**where(address))
-    places = {}
+    places, numbers = {}, {}
     for number in bindings.agent.dcgmGetAllSupportedDevices(session.handle):
-        attributes = bindings.agent.dcgmGetDeviceAttributes(session.handle, number)
-        places[number] = normalise_pci(text(attributes.identifiers, "pciBusId"))
-    if unknown := wanted - set(places.values()):
-        raise ValueError(f"DCGM lists no GPU at {', '.join(sorted(unknown))}")
+        identifiers = bindings.agent.dcgmGetDeviceAttributes(session.handle, number).identifiers
+        places[number] = normalise_pci(text(identifiers, "pciBusId"))
+        numbers[text(identifiers, "uuid")] = number
+    if unknown := wanted - numbers.keys():
+        raise ValueError(f"DCGM lists no GPU {', '.join(sorted(unknown))}")
+    chosen = sorted(numbers[uuid] for uuid in wanted)
+    if address != EMBEDDED:  # such a one ends with this process and its group
+        threading.Thread(target=_stop_when_told, args=(bindings, address), name="stop", daemon=True).start()
     with redirect_stdout(io.StringIO()):
         import DcgmDiag
-    diag = DcgmDiag.DcgmDiag(gpuIds=[n for n, pci in places.items() if pci in wanted], testNamesStr=str(level))
+    diag = DcgmDiag.DcgmDiag(gpuIds=chosen, testNamesStr=str(level))
+    over = threading.Event()
+    if hasattr(diag, "SetEnableHeartbeat"):
+        diag.SetEnableHeartbeat(True)
+        threading.Thread(target=_beat, args=(bindings, session.handle, over), name="heartbeat", daemon=True).start()
     try:
         response = diag.Execute(session.handle)
         results, errors = (_by_gpu if hasattr(response, "perGpuResponses") else _by_test)(response, places)
@@ -62,19 +75,39 @@ def diagnose(bindings: Bindings, address: str, level: int, wanted: set[str]) -> 
         if error.value != _ISOLATE:
             raise
         results, errors = [], [_error(_NODE, "", _ISOLATE, str(error))]
+    over.set()
     session.Shutdown()
     found: dict[str, dict[str, str]] = {}
     for place, test, result in results:
         found.setdefault(place, {})[test] = _RESULTS.get(result, str(result))
     each = {result for *_, result in results}
+    # From level 2 on every GPU has tests of its own: one on which none was run is not found well.
+    proved = {place for place, _, result in results if result == _PASS} >= {places[number] for number in chosen}
     return {
         "level": level,
-        "gpus": sorted(wanted),
-        "passed": _PASS in each and _FAIL not in each,  # a warning is told, and fails nothing
+        "gpus": sorted(places[number] for number in chosen),
+        "passed": _PASS in each and _FAIL not in each and (proved or level < 2),  # a warning is told, and fails nothing
         "seconds": round(time.monotonic() - began, 1),
         "results": found,
         "errors": errors,
     }
+
+
+def _beat(bindings: Bindings, handle: Any, over: threading.Event) -> None:
+    while True:
+        with suppress(bindings.structs.DCGMError):
+            bindings.agent.dcgmDiagSendHeartbeat(handle)
+        if over.wait(_BEAT_S):
+            return
+
+
+def _stop_when_told(bindings: Bindings, address: str) -> None:
+    """On a connection of its own, as dcgmi does."""
+    signal.sigwait({signal.SIGTERM})
+    with suppress(Exception):  # whatever the engine says to it, this process ends
+        session = bindings.pydcgm.DcgmHandle(**where(address))
+        bindings.structs._dcgmGetFunctionPointer("dcgmStopDiagnostic")(session.handle)
+    os._exit(1)
 
 
 def _by_test(response: Any, places: dict[int, str]) -> tuple[list[Result], list[Error]]:
@@ -118,14 +151,16 @@ def main() -> int:
     parser.add_argument("--bindings", type=Path)
     parser.add_argument("--library", type=Path)
     parser.add_argument("--level", type=int, choices=(1, 2, 3, 4), required=True)
-    parser.add_argument("--gpus", required=True, help="PCI addresses, separated by commas")
+    parser.add_argument("--gpus", required=True, help="UUIDs, separated by commas")
     options = parser.parse_args()
     address = USUAL if options.address == AUTO else options.address
     try:
         if not answers(address):
             raise ValueError(f"no DCGM engine answers at {address}")
-        wanted = {normalise_pci(pci) for pci in options.gpus.split(",")}
-        told = diagnose(load(options.bindings, options.library), address, options.level, wanted)
+        bindings, wanted = load(options.bindings, options.library), set(options.gpus.split(","))
+        if address != EMBEDDED:  # a thread waits for it, while this one is in a call
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        told = diagnose(bindings, address, options.level, wanted)
     except (ValueError, NoBindingsError, EngineError) as error:
         told = {"error": str(error)}
     except Exception as error:  # noqa: BLE001 - the bindings' own error class is not importable here

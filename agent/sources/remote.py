@@ -6,13 +6,14 @@ import json
 import select
 import socket
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agent.model import Observation, parse_line
 from agent.sources import SourceStatus
+from agent.sources.diagnosing import LONGEST_BYTES, LONGEST_S, Progress, UndiagnosedError, result
 from agent.sources.pods import Holders, UnaskedError, holders
 from agent.sources.supervisor import Known
 
@@ -21,6 +22,7 @@ _READ_BYTES = 64 * 1024
 _BYTES_PER_S = 4 * 1024 * 1024  # what comes faster waits in the socket, and then in the sources
 _AGAIN_S = 1.0
 _ASK_S = 15.0
+_QUIET_S = 60.0  # a diagnosis that runs says so each second
 
 
 class Remote:
@@ -82,6 +84,12 @@ class Remote:
             return holders(ask(self._path, {"do": "who-holds"}))
         except OSError as error:
             raise UnaskedError(f"the container of the sources does not answer: {error}") from error
+
+    def diagnose(self, level: int, uuids: Sequence[str], progress: Progress) -> dict[str, Any]:
+        try:
+            return diagnosed(self._path, level, uuids, progress)
+        except OSError as error:
+            raise UndiagnosedError(f"the container of the sources gives no result: {error}") from error
 
     def close(self) -> None:
         """The other side ends its processes when nobody is connected."""
@@ -182,3 +190,22 @@ def ask(path: Path, question: dict[str, Any], timeout_s: float = _ASK_S) -> Any:
                 return json.loads(answer.readline(16 * 1024 * 1024))
             except ValueError as error:
                 raise OSError("no answer that makes sense") from error
+
+
+def diagnosed(path: Path, level: int, uuids: Sequence[str], progress: Progress) -> dict[str, Any]:
+    """A diagnosis on a connection of its own, which hangs up when ``progress`` raises: that ends it there."""
+    due = time.monotonic() + LONGEST_S[level] + _QUIET_S
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_QUIET_S)
+        connection.connect(str(path))
+        connection.sendall(json.dumps({"do": "diagnose", "level": level, "gpus": list(uuids)}).encode() + b"\n")
+        with connection.makefile("rb") as answer:
+            while time.monotonic() < due:
+                try:
+                    told = json.loads(answer.readline(LONGEST_BYTES))
+                    if not (isinstance(told, dict) and "elapsed_s" in told):
+                        return result(told)
+                    progress(float(told["elapsed_s"]))
+                except (ValueError, TypeError) as error:
+                    raise OSError("no answer that makes sense") from error
+            raise OSError("it did not end in time")

@@ -1,7 +1,8 @@
-"""The sources for an agent in another container: their lines over a unix socket, and three requests back.
+"""The sources for an agent in another container: their lines over a unix socket, and four requests back.
 
-``resume`` and ``release`` say of one source whether it may run; ``who-holds`` asks for the pods on the GPUs. Whoever
-sends wishes gets the lines; when it hangs up everything ends, and its successor says from where to go on.
+``resume`` and ``release`` say of one source whether it may run; ``who-holds`` asks for the pods on the GPUs, and
+``diagnose`` for DCGM's diagnosis of some. Whoever sends wishes gets the lines; when it hangs up everything ends, and
+its successor says from where to go on.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agent.model import Failure, Observation, normalise_pci, rfc3339
+from agent.sources.diagnosing import UndiagnosedError, asked
 from agent.sources.pods import UnaskedError
 from agent.sources.supervisor import Known, Supervisor
 
@@ -35,6 +38,7 @@ _RENEW = (Failure.NO_LIBRARY, Failure.LIBRARY_MISMATCH, Failure.NO_PERMISSION)
 _RENEW_S, _LONGEST_RENEW_S = 120.0, 3600.0
 
 Tell = Callable[..., None]
+Say = Callable[[Any], None]  # a line of an answer; OSError once the asker hung up
 
 
 class Serving:
@@ -106,6 +110,9 @@ class Serving:
                 self._wish(connection, do, str(request["source"]), request)
             case "who-holds":
                 self._answer(connection, self._who_holds)
+            case "diagnose":
+                level, gpus = asked(request)
+                self._answer(connection, partial(self._diagnose, level, gpus))
             case other:
                 raise ValueError(f"no such request: {other!r}")
 
@@ -123,22 +130,32 @@ class Serving:
         self._heard += 1
         self._status = ""
 
-    def _answer(self, connection: socket.socket, answer: Callable[[], Any]) -> None:
-        """By a thread of its own: the kubelet may take seconds, and nothing else waits for it."""
+    def _answer(self, connection: socket.socket, answer: Callable[[Say], None]) -> None:
+        """By a thread of its own: the kubelet may take seconds and a diagnosis hours, and nothing else waits for it."""
         self._forget(connection)
 
         def work() -> None:
             with connection, contextlib.suppress(OSError):
-                connection.sendall(json.dumps(answer()).encode() + b"\n")
+                answer(lambda told: connection.sendall(json.dumps(told).encode() + b"\n"))
 
         threading.Thread(target=work, name="answer", daemon=True).start()
 
-    def _who_holds(self) -> Any:
+    def _who_holds(self, say: Say) -> None:
         try:
             found = self._supervisor.who_holds()
-            return {pod: None if uuids is None else sorted(uuids) for pod, uuids in found.items()}
         except UnaskedError as error:
-            return {"unasked": str(error)}
+            say({"unasked": str(error)})
+        else:
+            say({pod: None if uuids is None else sorted(uuids) for pod, uuids in found.items()})
+
+    def _diagnose(self, level: int, gpus: tuple[str, ...], say: Say) -> None:
+        """Its seconds so far, then its result; an asker that hangs up ends it."""
+        self._tell("a diagnosis is asked for", level=level, gpus=gpus)
+        try:
+            told = self._supervisor.diagnose(level, gpus, lambda elapsed_s: say({"elapsed_s": round(elapsed_s, 1)}))
+        except UndiagnosedError as error:
+            told = {"error": str(error)}
+        say(told)
 
     def _send(self, text: str) -> None:
         if self._agent is not None and text:
@@ -226,12 +243,14 @@ def main() -> int:
     parser.add_argument("--kubelet", type=Path, required=True, help="the socket of its PodResources API")
     parser.add_argument("--hung-s", type=float, required=True)
     parser.add_argument("--commands", type=json.loads, required=True, help="source → command line, as JSON")
+    parser.add_argument("--diagnosis", type=json.loads, required=True, help="its command line, as JSON")
     options = parser.parse_args()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        serving = Serving(options.socket, Supervisor(options.commands, options.hung_s, options.kubelet), tell)
+        supervisor = Supervisor(options.commands, options.hung_s, options.kubelet, options.diagnosis)
+        serving = Serving(options.socket, supervisor, tell)
     except OSError as error:
         sys.stderr.write(f"gpu-health-agent: --socket: {options.socket} can't be made ({error.strerror or error})\n")
         return EXIT_CONFIG

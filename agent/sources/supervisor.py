@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from agent.model import Observation, Signal
 from agent.sources import Source, SourceStatus
+from agent.sources.diagnosing import Diagnosing, Progress
 from agent.sources.pods import Holders, who_holds
 
 HOLD_GPUS = frozenset({"nvml", "dcgm"})  # sources that keep a GPU from being reset; an embedded engine does
@@ -60,6 +61,9 @@ class Sources(Protocol):
     def who_holds(self) -> Holders:
         """Which pod holds which GPU; UnaskedError. Called by another thread."""
 
+    def diagnose(self, level: int, uuids: Sequence[str], progress: Progress) -> dict[str, Any]:
+        """DCGM's diagnosis of these GPUs; UndiagnosedError. Called by another thread, which waits for the result."""
+
     def close(self) -> None:
         """End them all."""
 
@@ -67,9 +71,13 @@ class Sources(Protocol):
 class Supervisor:
     """Sources as processes of our own."""
 
-    def __init__(self, commands: Mapping[str, Sequence[str]], hung_s: float, kubelet: Path) -> None:
-        """``commands`` are command lines; ``kubelet`` is the socket of its PodResources API."""
+    def __init__(
+        self, commands: Mapping[str, Sequence[str]], hung_s: float, kubelet: Path, diagnosis: Sequence[str]
+    ) -> None:
+        """``commands`` and ``diagnosis`` are command lines; ``kubelet`` is the socket of its PodResources API."""
         self._commands, self._kubelet = commands, kubelet
+        self._diagnosing = Diagnosing(diagnosis)
+        self._diagnosing.may = False  # until the GPUs are wanted
         self._known = Known()
         self._sources = {
             name: Source(name, partial(self._command, name), max(hung_s, _LEAST_HUNG_S.get(name, 0.0)))
@@ -85,17 +93,22 @@ class Supervisor:
 
     @property
     def statuses(self) -> tuple[SourceStatus, ...]:
-        return tuple(source.status for source in self._sources.values())
+        """A diagnosis holds GPUs as well: what may hold one has not ended before that has."""
+        over = self._diagnosing.ended
+        every = (source.status for source in self._sources.values())
+        return tuple(replace(one, ended=one.ended and (over or one.name not in HOLD_GPUS)) for one in every)
 
     def want(self, names: Set[str], known: Known) -> None:
         begin = names - self._wanted
         self._known = replace(known if "kmsg" in begin else self._known, gpus=self._known.gpus | known.gpus)
         self._wanted = names
+        self._diagnosing.may = names >= HOLD_GPUS & self._sources.keys()
         for name in self._sources.keys() - names:
             self._sources[name].close()
 
     def ended(self, names: Iterable[str]) -> bool:
-        return all(self._sources[name].status.ended for name in names if name in self._sources)
+        asked = frozenset(names)
+        return all(one.ended for one in self.statuses if one.name in asked)
 
     def turn(self, wait_s: float) -> list[Observation]:
         now = time.monotonic()
@@ -109,7 +122,11 @@ class Supervisor:
     def who_holds(self) -> Holders:
         return who_holds(self._kubelet)
 
+    def diagnose(self, level: int, uuids: Sequence[str], progress: Progress) -> dict[str, Any]:
+        return self._diagnosing.run(level, uuids, progress)
+
     def close(self) -> None:
+        self._diagnosing.close()
         for source in self._sources.values():
             source.close()
 

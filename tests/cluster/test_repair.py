@@ -30,6 +30,7 @@ def test_a_gpu_is_reset_by_a_job_proved_and_the_node_returns_by_itself(site: Sit
     (job,) = jobs(site)
     assert job["spec"]["backoffLimit"] == 0
     assert job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"].startswith("GPU-")
+    running.inject("--gpu", "3", "--clear")  # what the Job would have done
     site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
     site.plane.wait("labels", lambda: site.node()["metadata"]["labels"]["gpu-health-agent/state"] == "healthy")
     assert site.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.dcgm"] == "true"
@@ -42,7 +43,8 @@ def test_a_cured_node_returns_once_its_check_ended_well(site: Site, agent: Start
     running = agent(simulate="idle", repair={"reset_gpu": "gpu-reset", "check": "gpu-reset", "pause_s": 1})
     site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
     running.inject("--gpu", "3", "--xid", "95")
-    site.plane.wait("withdrawn", lambda: site.taints() == [UNHEALTHY])
+    site.plane.wait("a Job", lambda: len(jobs(site)) == 1)
+    running.inject("--gpu", "3", "--clear")
     site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
     made = sorted(jobs(site), key=lambda job: str(job["metadata"]["creationTimestamp"]))
     assert [job["metadata"]["name"].rpartition("-")[0] for job in made] == ["gpu-health-reset-gpu", "gpu-health-check"]
@@ -56,6 +58,8 @@ def test_killed_while_the_gpu_is_being_reset_it_repairs_once_and_returns(site: S
     site.plane.wait("reserved", lambda: "attempts" in site.node()["metadata"]["annotations"]["gpu-health-agent/faults"])
     running.kill()
     running.start()
+    site.plane.wait("a Job", lambda: len(jobs(site)) == 1)
+    running.inject("--gpu", "3", "--clear")
     site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
     assert len(jobs(site)) == 1
 

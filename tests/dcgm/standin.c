@@ -4,7 +4,9 @@
  *   gpu ID PCI UUID                     a GPU; "dropped ID": it is no longer among the supported ones
  *   mig ENTITY GPU INSTANCE             a GPU instance
  *   value GROUP ENTITY FIELD TYPE VALUE [STATUS [AGE_S]]   TYPE is i, d or s; FIELD 0 is every field
+ *   switch ID                           an NVSwitch; its address is in values of fields 866 to 869
  *   xid GROUP ENTITY CODE TIMESTAMP_US  one value of field 230; each is told to a client once
+ *   sxid ENTITY FIELD CODE TIMESTAMP_US one value of field 856 or 857 of a switch; TIMESTAMP_US 0: renewed at each look
  *   incident SYSTEM HEALTH CODE GROUP ENTITY TEXT
  *   error CALL STATUS | hang CALL | slow CALL SECONDS | crash CALL       CALL may be "*"
  *   test NAME RESULT GROUP ENTITY CODE SEVERITY TEXT       of a diagnosis; CODE 0: no error
@@ -23,8 +25,9 @@ typedef int (*entity_callback)(uint32_t, uint32_t, void *, int, void *);
 
 enum { VERSION_MISMATCH = -12, BAD_PARAMETER = -1 };
 
-static char lines[512][768];
-static int count;
+static handle_t sxids; /* the group of the fields 856 and 857 */
+static __thread char lines[512][768]; /* a diagnosis has its heartbeat in a thread of its own */
+static __thread int count;
 
 static void read_file(void)
 {
@@ -77,7 +80,7 @@ static int called(const char *call, const char *with)
         if (sscanf(lines[i], "crash %127s", name) == 1 && named(call, name))
             abort();
         if (sscanf(lines[i], "slow %127s %f", name, &seconds) == 2 && named(call, name))
-            usleep((useconds_t)(seconds * 1e6));
+            usleep((useconds_t)(seconds * 1e6)); /* glibc's takes more than a second */
         if (sscanf(lines[i], "error %127s %d", name, &number) == 2 && named(call, name))
             status = number;
     }
@@ -155,6 +158,18 @@ int dcgmGetAllSupportedDevices(handle_t handle, uint32_t *ids, int *found)
     return devices(ids, found, 0);
 }
 
+int dcgmGetEntityGroupEntities(handle_t handle, int group, uint32_t *ids, int *found, int flags)
+{
+    unsigned id;
+    (void)handle, (void)flags;
+    BEGIN("");
+    *found = 0;
+    for (int i = 0; i < count; i++)
+        if (group == 3 && sscanf(lines[i], "switch %u", &id) == 1)
+            ids[(*found)++] = id;
+    return 0;
+}
+
 int dcgmGetDeviceAttributes(handle_t handle, int gpu, void *attributes)
 {
     unsigned id;
@@ -213,9 +228,11 @@ int dcgmGroupAddEntity(handle_t handle, handle_t group, int entity_group, int en
 int dcgmFieldGroupCreate(handle_t handle, int number, uint16_t *fields, const char *name, handle_t *group)
 {
     static uintptr_t made = 200;
-    (void)handle, (void)number, (void)fields;
+    (void)handle, (void)number;
     BEGIN(name);
     *group = (handle_t)made++;
+    if (fields[0] == 856)
+        sxids = *group;
     return 0;
 }
 
@@ -308,14 +325,18 @@ int dcgmGetValuesSince_v2(handle_t handle, handle_t group, handle_t fields, int6
                           entity_callback callback, void *user)
 {
     int64_t last = since;
-    (void)handle, (void)group, (void)fields;
+    (void)handle, (void)group;
     BEGIN("");
     for (int i = 0; i < count; i++) {
-        unsigned entity_group, entity, code;
+        unsigned entity_group = 3, entity, code;
         long long at;
         char value[VALUE1_SIZE] = { 0 }, text[32];
         uint16_t field = 230;
-        if (sscanf(lines[i], "xid %u %u %u %lld", &entity_group, &entity, &code, &at) != 4 || at < since)
+        if (fields == sxids ? sscanf(lines[i], "sxid %u %hu %u %lld", &entity, &field, &code, &at) != 4
+                            : sscanf(lines[i], "xid %u %u %u %lld", &entity_group, &entity, &code, &at) != 4)
+            continue;
+        at = at ? at : now_us();
+        if (at < since)
             continue;
         snprintf(text, sizeof text, "%u", code);
         memcpy(value + VALUE1_FIELD, &field, sizeof field);
@@ -369,6 +390,9 @@ int dcgmHostengineIsHealthy(handle_t handle, void *health) { (void)handle, (void
 int dcgmPolicySet(void) { BEGIN(""); return 0; }
 int dcgmPolicyRegister_v2(void) { BEGIN(""); return 0; }
 int dcgmPolicyUnregister(void) { BEGIN(""); return 0; }
+
+int dcgmDiagSendHeartbeat(handle_t handle) { (void)handle; BEGIN(""); return 0; }
+int dcgmStopDiagnostic(handle_t handle) { (void)handle; BEGIN(""); return 0; }
 
 /* Each "test" line as a result of its entity, with its error. */
 static int diagnosis(char *response)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,12 @@ import yaml
 from agent import cli
 from agent.config import Config
 from agent.daemon import Daemon, serve
-from agent.diagnose import RefusedDiagnosisError, chosen, refusal
+from agent.diagnose import RefusedDiagnosisError, chosen, refusal, uuids
 from agent.model import Verdict
-from agent.sources.commands import supervisor
+from agent.sources.commands import names, supervisor
+from agent.sources.remote import Remote
+from agent.sources.simulated_gpu import h100_8
+from agent.sources.supervisor import Sources
 from tests.dcgm.standin import Engine
 
 A, B = "0000:1b:00.0", "0000:43:00.0"
@@ -36,7 +42,7 @@ def diagnosed(engine: Engine, level: int, *gpus: str) -> tuple[int, dict[str, An
 
 def test_a_diagnosis_that_passes_says_what_was_tested_on_which_gpu(engine: Engine) -> None:
     engine.answers(WELL)
-    code, told = diagnosed(engine, 2, A, B)
+    code, told = diagnosed(engine, 2, "GPU-a", "GPU-b")
     assert (code, told["passed"], told["gpus"], told["errors"]) == (0, True, [A, B], [])
     assert told["results"][A]["memory"] == told["results"][B]["memory"] == "pass"
     assert "dcgmActionValidate_v2 level=2 gpus=0,1" in engine.calls()
@@ -44,13 +50,13 @@ def test_a_diagnosis_that_passes_says_what_was_tested_on_which_gpu(engine: Engin
 
 def test_one_gpu_alone_can_be_diagnosed(engine: Engine) -> None:
     engine.answers("test memory 0 1 1 0 0\n")
-    assert diagnosed(engine, 1, B)[1]["gpus"] == [B]
+    assert diagnosed(engine, 1, "GPU-b")[1]["gpus"] == [B]
     assert "dcgmActionValidate_v2 level=1 gpus=1" in engine.calls()
 
 
 def test_a_failed_test_names_the_gpu_by_its_entity_and_the_reason(engine: Engine) -> None:
     engine.answers("test memory 0 1 0 0 0\ntest memory 3 1 1 58 2 a mismatch on GPU 0\n")
-    code, told = diagnosed(engine, 3, A, B)
+    code, told = diagnosed(engine, 3, "GPU-a", "GPU-b")
     assert (code, told["passed"]) == (1, False)
     assert (told["results"][A]["memory"], told["results"][B]["memory"]) == ("pass", "fail")
     assert [(e["gpu"], e["test"], e["code"]) for e in told["errors"]] == [(B, "memory", 58)]
@@ -58,30 +64,46 @@ def test_a_failed_test_names_the_gpu_by_its_entity_and_the_reason(engine: Engine
 
 def test_a_warning_is_told_and_fails_nothing(engine: Engine) -> None:
     engine.answers(f"{WELL}test persistence_mode 2 0 0 29 5 it is off\n")
-    code, told = diagnosed(engine, 1, A)
+    code, told = diagnosed(engine, 1, "GPU-a")
     assert (code, told["passed"], [e["code"] for e in told["errors"]]) == (0, True, [29])
 
 
 def test_a_diagnosis_in_which_nothing_was_run_is_not_passed(engine: Engine) -> None:
-    assert diagnosed(engine, 1, A)[1]["passed"] is False
+    assert diagnosed(engine, 1, "GPU-a")[1]["passed"] is False
 
 
-@pytest.mark.parametrize(("status", "words"), [(-39, "another diagnosis runs"), (-52, "has no diagnosis"),
-                                               (-21, "ended the connection"), (-12, "versions")])  # fmt: skip
+def test_a_gpu_on_which_nothing_was_run_is_not_passed_by_its_neighbour(engine: Engine) -> None:
+    engine.answers("test memory 0 1 0 0 0\ntest environment 0 0 0 0 0\n")
+    assert diagnosed(engine, 2, "GPU-a")[1]["passed"] is True
+    assert diagnosed(engine, 2, "GPU-a", "GPU-b")[1]["passed"] is False
+
+
+def test_an_engine_of_dcgm_4_is_told_that_somebody_still_waits(engine: Engine, built: tuple[Path, Path]) -> None:
+    engine.answers(f"{WELL}slow dcgmActionValidate_v2 0.5\n")
+    diagnosed(engine, 1, "GPU-a")
+    beats = "SetEnableHeartbeat" in (built[0] / "DcgmDiag.py").read_text()
+    assert ("dcgmDiagSendHeartbeat " in engine.calls()) is beats
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(-39, "another diagnosis runs"), (-34, "another diagnosis runs"), (-52, "has no diagnosis"),
+     (-21, "ended the connection"), (-12, "versions")],
+)  # fmt: skip
 def test_what_keeps_it_from_running_is_no_result(engine: Engine, status: int, words: str) -> None:
     engine.answers(f"error dcgmActionValidate_v2 {status}\n")
-    code, told = diagnosed(engine, 1, A)
+    code, told = diagnosed(engine, 1, "GPU-a")
     assert (code, words in told["error"]) == (1, True)
 
 
 def test_an_engine_that_asks_for_isolation_has_found_something(engine: Engine) -> None:
     engine.answers("error dcgmActionValidate_v2 -51\n")
-    told = diagnosed(engine, 1, A)[1]
+    told = diagnosed(engine, 1, "GPU-a")[1]
     assert (told["passed"], told["errors"][0]["code"]) == (False, -51)
 
 
 def test_a_gpu_that_dcgm_does_not_list_is_said(engine: Engine) -> None:
-    assert "DCGM lists no GPU at 0000:99:00.0" in diagnosed(engine, 1, "0000:99:00.0")[1]["error"]
+    assert "DCGM lists no GPU GPU-z" in diagnosed(engine, 1, "GPU-z")[1]["error"]
 
 
 @pytest.mark.parametrize(("name", "pci"), [(A, A), ("GPU-b", B), ("1", B)])
@@ -109,9 +131,21 @@ def test_a_gpu_whose_processes_nobody_knows_is_not_idle() -> None:
     assert "nobody knows who" in refusal({"gpus": {A: {}}}, True, 2, [A])
 
 
-@pytest.fixture
-def running(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The configuration file of an agent that runs on simulated GPUs, and reads this engine."""
+def test_while_the_agent_keeps_off_the_gpus_nothing_is_diagnosed() -> None:
+    assert "keeps off the GPUs (a reset)" in refusal({**IDLE, "aside": "a reset"}, True, 1, [A])
+
+
+def test_a_gpu_without_a_uuid_is_none_that_dcgm_would_know() -> None:
+    assert uuids(IDLE, [B, A]) == ["GPU-b", "GPU-a"]
+    with pytest.raises(RefusedDiagnosisError, match=f"GPU {A} says no UUID"):
+        uuids({"gpus": {A: {"uuid": "unreadable"}}}, [A])
+
+
+@pytest.fixture(params=["in one container", "in two"])
+def running(
+    request: pytest.FixtureRequest, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[str]]:
+    """How to ask about an agent that runs on simulated GPUs and reads this engine."""
     monkeypatch.setenv("DCGM_STANDIN", str(engine.file))
     data: dict[str, Any] = {
         "http": {"address": "127.0.0.1", "port": 0},
@@ -119,8 +153,24 @@ def running(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
                     "dcgm": {"address": engine.address, "bindings": str(engine.bindings),
                              "library": str(engine.library)}},
     }  # fmt: skip
-    config, ready = Config.model_validate(data), threading.Event()
-    daemon = Daemon(config, "n", None, lambda *_, **__: None, supervisor(config, tmp_path))
+    config, path, socket = Config.model_validate(data), tmp_path / "config.yaml", tmp_path / "s"
+    path.write_text(yaml.safe_dump(data))
+    with ExitStack() as stack:
+        there: Sources = supervisor(config, tmp_path)
+        if request.param == "in two":
+            command = ["sources", "--config", str(path), "--socket", str(socket), "--simulation-dir", str(tmp_path)]
+            other = stack.enter_context(subprocess.Popen([sys.executable, "-m", "agent", *command]))
+            stack.callback(other.terminate)
+            there = Remote(socket, names(config))
+        stack.enter_context(judging(config, there, data))
+        path.write_text(yaml.safe_dump(data))
+        yield ["--config", str(path), *(["--sources", str(socket)] if request.param == "in two" else [])]
+
+
+@contextmanager
+def judging(config: Config, sources: Sources, data: dict[str, Any]) -> Iterator[None]:
+    """Until it reads the GPUs; ``data`` is told its port."""
+    daemon, ready = Daemon(config, "n", None, lambda *_, **__: None, sources), threading.Event()
 
     def judged(verdict: Verdict) -> None:
         if not verdict.blind and daemon.snapshot and len(daemon.snapshot.readings) == 8:
@@ -130,26 +180,49 @@ def running(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     server, stop = serve(config, daemon), threading.Event()
     thread = threading.Thread(target=daemon.run, args=(stop,))
     thread.start()
-    assert ready.wait(60)
-    data["http"]["port"] = server.port
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
-    yield tmp_path / "config.yaml"
-    stop.set()
-    thread.join(20)
-    server.shutdown()
-    server.server_close()
+    try:
+        assert ready.wait(60)
+        data["http"]["port"] = server.port
+        yield
+    finally:
+        stop.set()
+        thread.join(20)
+        server.shutdown()
+        server.server_close()
+
+
+SAME = "".join(f"gpu {i} {gpu.address} {gpu.uuid}\n" for i, gpu in enumerate(h100_8()[:2]))
 
 
 def test_the_command_asks_the_running_agent_and_prints_json(
-    engine: Engine, running: Path, capsys: pytest.CaptureFixture[str]
+    engine: Engine, running: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine.answers(WELL)
-    asked = ["--gpu", A, "--gpu", B, "--config", str(running)]
+    engine.answers(WELL, SAME)
+    asked = ["--gpu", A, "--gpu", B, *running]
     assert cli.main(["diagnose", "--level", "1", *asked]) == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
     assert cli.main(["diagnose", "--level", "2", *asked]) == 75
     assert "the node is in service" in capsys.readouterr().err
     assert cli.main(["diagnose", "--level", "2", "--force", *asked]) == 0
-    engine.answers("test memory 3 1 0 58 2 bad\n")
+    engine.answers("test memory 3 1 0 58 2 bad\n", SAME)
     assert cli.main(["diagnose", "--level", "1", *asked]) == 1
-    assert cli.main(["diagnose", "--level", "1", "--gpu", "99", "--config", str(running)]) == 64
+    assert cli.main(["diagnose", "--level", "1", "--gpu", "99", *running]) == 64
+
+
+def test_whoever_asked_and_is_gone_leaves_no_diagnosis_behind_and_the_engine_is_told_to_stop(
+    engine: Engine, running: list[str]
+) -> None:
+    engine.answers(f"{WELL}hang dcgmActionValidate_v2\n", SAME)
+    command = [sys.executable, "-m", "agent", "diagnose", "--level", "1", "--gpu", A, *running]
+    with subprocess.Popen(command, env=engine.environment(), stderr=subprocess.DEVNULL) as asking:
+        until(lambda: any(call.startswith("dcgmActionValidate_v2") for call in engine.calls()))
+        asking.send_signal(signal.SIGINT)
+        asking.wait(30)
+    until(lambda: "dcgmStopDiagnostic " in engine.calls())
+
+
+def until(true: Callable[[], object], timeout_s: float = 60.0) -> None:
+    due = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < due
+        time.sleep(0.02)

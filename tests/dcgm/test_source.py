@@ -16,7 +16,7 @@ from agent.config import ConfigError, load
 from agent.model import Failure, Missing, Observation, Signal
 from agent.sources.dcgm import USUAL, answers
 from agent.sources.dcgm_signals import FIELDS, XID
-from tests.dcgm.standin import Engine
+from tests.dcgm.standin import Engine, Watched
 
 A, B = "0000:1b:00.0", "0000:43:00.0"
 BLANK = 0x7FFFFFFFFFFFFFF0
@@ -126,6 +126,88 @@ def test_the_last_xid_that_the_gauge_still_holds_is_old_news(engine: Engine) -> 
     with engine.source() as source:
         seen = source.polls(3)
     assert not [o for o in seen if o.signal is Signal.XID]
+
+
+SWITCHES = "switch 5\nswitch 6\n" + "".join(
+    f"value 3 5 {field} i {value}\n" for field, value in ((866, 0), (867, 5), (868, 0), (869, 0))
+)
+
+
+def sxids(source: Watched) -> list[tuple[str, object, object]]:
+    return [(o.pci, o.value, o.values["fatal"]) for o in source.said if o.signal is Signal.SXID]
+
+
+def test_a_switchs_errors_of_one_interval_all_show_each_once_and_at_its_own_address(engine: Engine) -> None:
+    engine.answers(SWITCHES)
+    with engine.source() as source:
+        source.polls(5)
+        at = int(time.time() * 1e6)
+        engine.answers(f"{SWITCHES}sxid 5 857 12028 {at}\nsxid 5 856 20034 {at + 5}\nsxid 6 856 22013 {at + 7}\n")
+        source.until(lambda seen: seen.signal is Signal.SXID and seen.value == 22013)
+        source.polls(5)
+    assert sxids(source) == [("0000:05:00.0", 12028, 0), ("0000:05:00.0", 20034, 1), ("", 22013, 1)]
+    told = next(o for o in source.said if o.value == 20034)
+    assert (round(told.at * 1e6), told.raw) == (at + 5, "DCGM field 856: SXid 20034 of its NVSwitch 5")
+    assert "dcgmGroupAddEntity 3 5" in engine.calls()
+
+
+def test_a_switchs_last_error_that_the_engine_stamps_anew_at_each_poll_is_one_error(engine: Engine) -> None:
+    engine.answers(SWITCHES)
+    with engine.source() as source:
+        source.polls(5)
+        engine.answers(f"{SWITCHES}sxid 5 856 20034 0\n")
+        source.until(lambda seen: seen.signal is Signal.SXID)
+        source.polls(10)
+        engine.answers(f"{SWITCHES}sxid 5 856 11001 0\n")
+        source.until(lambda seen: seen.signal is Signal.SXID)
+        source.polls(5)
+    assert [code for _, code, _ in sxids(source)] == [20034, 11001]
+
+
+def test_a_switchs_error_that_stood_before_we_came_is_old_news_however_fresh_its_stamp(engine: Engine) -> None:
+    engine.answers(f"{SWITCHES}sxid 5 856 20034 0\n")
+    with engine.source() as source:
+        source.polls(15)
+    assert sxids(source) == []
+
+
+def test_a_switchs_error_that_the_engine_finds_late_shows_all_the_same_and_once(engine: Engine) -> None:
+    """Its stamp is its own time, which may lie before our last look."""
+    engine.answers(SWITCHES)
+    with engine.source() as source:
+        source.polls(5)
+        engine.answers(f"{SWITCHES}sxid 5 857 12028 {int(time.time() * 1e6)}\n")
+        source.until(lambda seen: seen.signal is Signal.SXID)
+        late = int(time.time() * 1e6) - 45_000_000
+        engine.answers(f"{SWITCHES}sxid 5 857 12022 {late}\n")
+        source.until(lambda seen: seen.signal is Signal.SXID and seen.value == 12022)
+        source.polls(5)
+    assert [code for _, code, _ in sxids(source)] == [12028, 12022]
+
+
+def test_a_stamp_that_is_no_time_of_these_days_becomes_the_present(engine: Engine) -> None:
+    engine.answers(SWITCHES)
+    with engine.source() as source:
+        source.polls(5)
+        engine.answers(f"{SWITCHES}sxid 5 857 12028 {time.time_ns()}\n")
+        seen = source.until(lambda seen: seen.signal is Signal.SXID)
+        source.polls(5)
+    assert abs(seen.at - time.time()) < 60
+    assert [code for _, code, _ in sxids(source)] == [12028]
+
+
+def test_a_switch_that_appears_is_watched_by_a_new_process(engine: Engine) -> None:
+    with engine.source() as source:
+        source.polls(1)
+        engine.answers(SWITCHES)
+        assert source.ended() == 75
+
+
+def test_an_engine_that_has_nothing_to_do_with_switches_lists_none(engine: Engine) -> None:
+    engine.answers(f"{SWITCHES}error dcgmGetEntityGroupEntities -33\n")
+    with engine.source() as source:
+        source.polls(2)
+    assert not [call for call in engine.calls() if call.startswith("dcgmGroupAddEntity 3")]
 
 
 def test_an_xid_and_an_incident_of_a_mig_instance_stay_on_it(engine: Engine) -> None:

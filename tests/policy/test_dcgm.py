@@ -53,6 +53,40 @@ def test_an_xid_that_only_dcgm_tells_is_judged_by_our_catalogue() -> None:
     assert [(f.finding.rule, f.finding.severity) for f in verdict.faults] == [("xid-31", Severity.NOTICE)]
 
 
+def sxid(code: int, source: str = "kmsg", fatal: int = 1) -> Observation:
+    raw = "DCGM field 856" if source == "dcgm" else "nvidia-nvswitch0: SXid (PCI:0000:05:00.0)"
+    return Observation(0, source, Signal.SXID, "0000:05:00.0", code, {"fatal": fatal}, raw=f"{raw}: {code}")
+
+
+def test_a_switchs_error_by_dcgm_joins_the_kernels_line_and_is_judged_by_the_same_catalogue() -> None:
+    one = judge_of_three()
+    one.after(0, alive(), alive("kmsg"), reading(), *second())
+    one.after(1, sxid(11001))
+    verdict = one.after(10, sxid(11001, "dcgm"))
+    assert (ids(verdict), verdict.status) == (["sxid-11001@node"], Status.UNHEALTHY)
+    assert {witness.source for witness in verdict.faults[0].witnesses} == {"kmsg", "dcgm"}
+    alone = judge_of_three()
+    alone.after(0, alive(), alive("kmsg"), reading(), *second())
+    assert ids(alone.after(1, sxid(11001, "dcgm"))) == ["sxid-11001@node"], "without the kernel log too"
+    assert [f.finding.severity for f in alone.after(1, sxid(99999, "dcgm", fatal=0)).faults][1:] == [Severity.NOTICE]
+
+
+def test_a_link_fault_that_dcgm_tells_late_after_a_reset_withdraws_nothing() -> None:
+    one = judge_of_three()
+    one.after(0, alive(), alive("kmsg"), reading(energy_j=900), *second())
+    one.after(5, alive(), reading(energy_j=1))
+    assert [f.finding.severity for f in one.after(1, sxid(20034)).faults] == [Severity.NOTICE]
+    one.each_poll(70, alive(), alive("kmsg"), reading(energy_j=2))
+    verdict = one.after(5, sxid(20034, "dcgm"))
+    assert [f.finding.severity for f in verdict.faults] == [Severity.NOTICE]
+
+
+def test_a_switchs_error_by_the_engine_of_another_node_is_believed_in_nothing() -> None:
+    one = judge_of_three()
+    one.each_poll(60, alive(), alive("kmsg"), reading(uuid="GPU-ours"), *second(uuid="GPU-theirs"))
+    assert "sxid-11001@node" not in ids(one.after(1, sxid(11001, "dcgm")))
+
+
 def test_dcgms_readings_never_stand_in_for_nvmls() -> None:
     one = judge_of_three()
     one.after(0, alive(), reading(ecc_uncorrected_volatile=0), *second(ecc_uncorrected_volatile=0))

@@ -20,6 +20,7 @@ import pytest
 from agent.config import Config
 from agent.daemon import Daemon
 from agent.model import Failure, Observation, Signal, Status
+from agent.sources.diagnosing import LONGEST_BYTES, UndiagnosedError
 from agent.sources.pods import UnaskedError
 from agent.sources.remote import Remote
 from agent.sources.serving import Renewal
@@ -150,12 +151,22 @@ def test_a_kernel_log_source_that_dies_goes_on_where_it_was(other: subprocess.Po
     remote.close()
 
 
-def test_who_holds_is_answered_or_said_why_not(other: subprocess.Popen[bytes], folder: Path) -> None:
-    remote = Remote(folder / "s", NAMES)
+def test_questions_are_answered_or_said_why_not(other: subprocess.Popen[bytes], folder: Path) -> None:
+    """On simulated GPUs there is no kubelet and no engine to ask: an answer all the same."""
+    remote, nobody = Remote(folder / "s", NAMES), Remote(folder / "nobody", NAMES)
     with pytest.raises(UnaskedError, match=r"kubelet.sock is not a socket"):
         remote.who_holds()
     with pytest.raises(UnaskedError, match="does not answer"):
-        Remote(folder / "nobody", NAMES).who_holds()
+        nobody.who_holds()
+    with pytest.raises(UndiagnosedError, match="the GPUs are let go of"):
+        remote.diagnose(1, ["GPU-a"], lambda _: None)
+    remote.want(ALL, Known())
+    gather(remote, lambda seen: {o.source for o in seen} == ALL)
+    with pytest.raises(UndiagnosedError, match=r"no DCGM engine answers at 127\.0\.0\.1:5555|DCGM"):
+        remote.diagnose(1, ["GPU-a"], lambda _: None)
+    with pytest.raises(UndiagnosedError, match="gives no result"):
+        nobody.diagnose(1, ["GPU-a"], lambda _: None)
+    remote.close()
 
 
 def test_a_request_that_makes_no_sense_costs_its_own_connection_only(
@@ -164,7 +175,10 @@ def test_a_request_that_makes_no_sense_costs_its_own_connection_only(
     remote = Remote(folder / "s", NAMES)
     remote.want(ALL, Known())
     gather(remote, lambda seen: {o.source for o in seen} == ALL)
-    for line in (b"nonsense\n", b'{"do": "run", "argv": ["sh"]}\n', b'{"do": "resume"}\n', b"[]\n", b"x" * 9000):
+    hostile = (b'{"do": "diagnose"}\n', b'{"do": "diagnose", "level": 1, "gpus": ["--bindings=/evil"]}\n',
+               b'{"do": "diagnose", "level": 1, "gpus": ["GPU-a"' + b', "GPU-a"' * 300 + b"]}\n")  # fmt: skip
+    plain = (b"nonsense\n", b'{"do": "run", "argv": ["sh"]}\n', b'{"do": "resume"}\n', b"[]\n", b"x" * 9000)
+    for line in (*plain, *hostile):
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.settimeout(10)
             stranger.connect(str(folder / "s"))
@@ -221,6 +235,34 @@ def test_rubbish_is_counted_and_a_line_without_an_end_is_hung_up_on(folder: Path
         connection.sendall(b"x" * 100_000)
         gather(remote, lambda _: any("without an end" in s.trouble for s in remote.statuses))
     remote.close()
+
+
+def diagnosed(folder: Path, liar: Liar, answer: bytes) -> tuple[dict[str, object], list[float]]:
+    told: list[float] = []
+
+    def answering() -> None:
+        with liar.accept() as connection, contextlib.suppress(OSError):
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    thread = threading.Thread(target=answering)
+    thread.start()
+    try:
+        return Remote(folder / "s", NAMES).diagnose(1, ["GPU-a"], told.append), told
+    finally:
+        thread.join(10)
+
+
+def test_a_diagnosis_tells_its_progress_and_then_its_result(folder: Path, liar: Liar) -> None:
+    result = {"passed": False, "results": {}, "errors": []}
+    lines = b'{"elapsed_s": 1.0}\n{"elapsed_s": 2.5}\n' + json.dumps(result).encode() + b"\n"
+    assert diagnosed(folder, liar, lines) == (result, [1.0, 2.5])
+
+
+@pytest.mark.parametrize("answer", [b"", b"[]\n", b'{"elapsed_s": "x"}\n', b'{"passed": 1}\n', b"x" * LONGEST_BYTES])
+def test_an_answer_that_is_no_result_proves_nothing(folder: Path, liar: Liar, answer: bytes) -> None:
+    with pytest.raises(UndiagnosedError, match="no answer that makes sense"):
+        diagnosed(folder, liar, answer)
 
 
 def test_a_flood_is_taken_in_bounded_bites(folder: Path, liar: Liar) -> None:

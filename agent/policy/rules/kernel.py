@@ -1,4 +1,4 @@
-"""What the kernel log says besides Xids: NVSwitch errors (SXid) and the kernel module's own words."""
+"""NVSwitch errors (SXid), by the kernel log and by DCGM, and the kernel module's own words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from agent.limits import Limits
 from agent.model import Finding, Observation, Remedy, Severity, Signal, Words
-from agent.policy.history import History, number
+from agent.policy.history import SECOND, SECOND_LATE_S, History, number
 from agent.policy.row import Row
 
 _LINK_FAULT = 20034  # also what a switch says when the GPU at the link's other end was reset or lost
@@ -55,11 +55,11 @@ def _switch(history: History, seen: Observation, code: int, limits: Limits) -> F
         if fatal
         else _row(code, Severity.NOTICE, Remedy.CONTACT_SUPPORT, "an NVSwitch error that the driver calls not fatal")
     )
-    if code == _LINK_FAULT and _a_gpu_left(history):
+    if code == _LINK_FAULT and _a_gpu_left(history, _SECONDARY_S + (SECOND_LATE_S if seen.source == SECOND else 0)):
         row = _row(code, Severity.NOTICE, Remedy.NONE, "link fault after a GPU at its other end was reset or lost")
-    return row.found(seen, limits, f"{row.meaning} (NVSwitch {seen.pci})", pci="")
+    return row.found(seen, limits, f"{row.meaning} (NVSwitch {seen.pci or 'at an unknown address'})", pci="")
 
 
-def _a_gpu_left(history: History) -> bool:
+def _a_gpu_left(history: History, within_s: float) -> bool:
     recently = (*history.epochs.values(), *(seen.seen for seen in history.lost.values()))
-    return any(history.now - at <= _SECONDARY_S for at in recently)
+    return any(history.now - at <= within_s for at in recently)

@@ -1,0 +1,108 @@
+"""The return to service with a diagnosis demanded: the whole agent, on simulated GPUs and a stand-in engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from agent.acting import Actor
+from agent.actions.kube import KubeHands
+from agent.actions.pretend import PretendCluster
+from agent.checkup import Checkup
+from agent.config import Config
+from agent.daemon import Daemon
+from agent.sources.commands import names, supervisor
+from agent.sources.remote import Remote
+from agent.sources.simulated import inject
+from agent.sources.simulated_gpu import h100_8
+from agent.sources.supervisor import Sources
+from agent.world import HARD_TAINT
+from tests.dcgm.standin import GENERATIONS, Engine
+
+pytestmark = pytest.mark.parametrize("built", GENERATIONS[-1:], indirect=True)
+SAME = "".join(f"gpu {i} {gpu.address} {gpu.uuid}\n" for i, gpu in enumerate(h100_8()))
+WELL, BAD = "test memory 0 1 3 0 0\n", "test memory 3 1 3 58 2 a mismatch\n"
+
+
+def tainted(cluster: PretendCluster) -> bool:
+    return any(taint["key"] == HARD_TAINT for taint in cluster.read("nodes", "n1")["spec"].get("taints") or ())
+
+
+@contextmanager
+def agent(engine: Engine, folder: Path, cluster: PretendCluster, apart: bool) -> Iterator[Actor]:
+    """``apart``: the sources, and the diagnosis with them, in a container of their own."""
+    data = {
+        "mode": "evict", "poll_s": 0.5, "policy": {"soak_s": 1}, "budget": {"max_withdrawn": 1},
+        "drain": {"gather_s": 0}, "repair": {"diagnose": 2},
+        "sources": {"simulated": {"scenario": "idle"}, "pods": {"enabled": False},
+                    "dcgm": {"address": engine.address, "bindings": str(engine.bindings),
+                             "library": str(engine.library)}},
+    }  # fmt: skip
+    config, there = Config.model_validate(data), folder / "s"
+    with ExitStack() as stack:
+        if apart:
+            (folder / "config.yaml").write_text(yaml.safe_dump(data))
+            command = ["sources", "--config", str(folder / "config.yaml"), "--socket", str(there)]
+            other = subprocess.Popen(
+                [sys.executable, "-m", "agent", *command, "--simulation-dir", str(folder)], stderr=subprocess.DEVNULL
+            )
+            stack.enter_context(other)
+            stack.callback(other.terminate)
+        sources: Sources = Remote(there, names(config)) if apart else supervisor(config, folder)
+        yield stack.enter_context(acting(config, sources, cluster))
+
+
+@contextmanager
+def acting(config: Config, sources: Sources, cluster: PretendCluster) -> Iterator[Actor]:
+    hands = Checkup(KubeHands(cluster, "n1", config), sources.diagnose)
+    actor = Actor(config, lambda: hands, False, lambda *_, **__: None)
+    daemon, stop = Daemon(config, "n1", actor, lambda *_, **__: None, sources), threading.Event()
+    thread = threading.Thread(target=daemon.run, args=(stop,))
+    thread.start()
+    try:
+        yield actor
+    finally:
+        stop.set()
+        thread.join(30)
+
+
+def until(true: Callable[[], object], timeout_s: float = 90.0) -> None:
+    due = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < due
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("found", "back"), [(WELL, True), (BAD, False)])
+def test_a_repaired_gpu_returns_when_dcgm_finds_it_well_and_else_never(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str, back: bool, apart: bool
+) -> None:
+    monkeypatch.setenv("DCGM_STANDIN", str(engine.file))
+    engine.answers(found, SAME)
+    cluster = PretendCluster()
+    cluster.add_node("n1")
+    with agent(engine, tmp_path, cluster, apart) as actor:
+        until(lambda: actor.started and not actor.waits)
+        inject(tmp_path, {"gpu": 3, "xid": 95})
+        until(lambda: tainted(cluster))
+        assert not any("ActionValidate" in call for call in engine.calls())
+        inject(tmp_path, {"gpu": 3, "clear": True})
+        if back:
+            until(lambda: not tainted(cluster))
+        else:
+            until(
+                lambda: any(
+                    "memory failed on" in wait.why and "a person must decide" in wait.why for wait in actor.waits
+                )
+            )
+            assert tainted(cluster)
+    assert [call for call in engine.calls() if "ActionValidate" in call] == ["dcgmActionValidate_v2 level=2 gpus=3"]
