@@ -13,6 +13,7 @@ from agent.model import rfc3339
 from agent.policy.linked import linked
 from agent.policy.plan import plain
 from agent.policy.stored import MalformedError, load
+from agent.policy.taints import effect_on
 from agent.replay import ending
 from agent.state import fault
 from agent.world import World
@@ -45,7 +46,10 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "node": world.node,
         "status": world.labels.get("gpu-health-agent/state", "unknown"),
         "at": rfc3339(kept.at),
-        "faults": [fault(one, config.policy, linked=linked(kept.cards, {})) for one in kept.faults],
+        "faults": [
+            fault(one, config.policy, linked=linked(kept.cards, {}), effect=effect_on(world.taints))
+            for one in kept.faults
+        ],
         "waits": [f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.attempts],
         "blind": [],
     }

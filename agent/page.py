@@ -86,6 +86,9 @@ def _banner(state: Mapping[str, Any], now: float) -> str:
     return f'<div class="banner {_class(shown)}" role="status"><p class="word">{_sign(shown)} {word}</p>{told}</div>'
 
 
+_NEW_PODS = {"PreferNoSchedule": "; new ones prefer other nodes", "NoSchedule": "; no new ones come"}
+
+
 def _sentence(state: Mapping[str, Any]) -> str:
     status = str(state["status"])
     if status not in ("degraded", "unhealthy"):
@@ -96,7 +99,7 @@ def _sentence(state: Mapping[str, Any]) -> str:
     known = len(state.get("gpus", {}).keys() | worst.keys())
     broken = f"{bad} of {known} GPUs {'is' if bad == 1 else 'are'} {word}." if bad else f"The node itself is {word}."
     if status == "degraded":
-        return f"{broken} Running pods stay; new ones prefer other nodes."
+        return f"{broken} Running pods stay{_NEW_PODS.get(str(state.get('degraded_effect')), '')}."
     if state.get("mode") == "observe":
         return f"{broken} The agent only observes (mode observe): nothing keeps pods away."
     if not state.get("withdrawn_since") and state.get("stage") not in _STAGES:

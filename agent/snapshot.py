@@ -47,6 +47,7 @@ class Snapshot:
     waits: tuple[Wait, ...] = ()
     stage: str = ""  # the Node's state label as last read: draining, drained, repairing …
     withdrawn: bool | None = None  # whether our hard taint stands; None: the Node was not read yet
+    degraded_effect: str = ""  # of our taint on a degraded node, while it stands
     withdrawn_since: float | None = None  # when its permit was taken, Unix seconds
     permits: tuple[PermitsView, ...] = ()  # empty: not asked for, because this node needs none
     done: Mapping[str, int] = field(default_factory=dict)  # steps done since start, by kind

@@ -24,10 +24,11 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "withdraw": verdict.withdraw,
         "withdrawn": shot.withdrawn,
         "blind": list(verdict.blind),
-        "faults": [fault(f, limits, shot.mode, verdict.linked) for f in verdict.faults],
+        "faults": [fault(f, limits, shot.mode, verdict.linked, shot.degraded_effect) for f in verdict.faults],
         "steps": list(shot.steps),
         "waits": [wait.why for wait in shot.waits],
         "stage": shot.stage,
+        "degraded_effect": shot.degraded_effect,
         "withdrawn_since": rfc3339(shot.withdrawn_since) if shot.withdrawn_since else None,
         "aside": shot.aside,
         "requests": dict(shot.requests),
@@ -46,7 +47,10 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fault(one: Fault, limits: Limits, mode: str = Mode.EVICT, linked: Sets | None = None) -> dict[str, Any]:
+def fault(
+    one: Fault, limits: Limits, mode: str = Mode.EVICT, linked: Sets | None = None, effect: str | None = None
+) -> dict[str, Any]:
+    """``linked``: which GPUs must be reset together; ``effect``: of the degraded node's taint, where that is known."""
     finding = one.finding
     along = (linked or {}).get(one.uuid, ()) if finding.remedy is Remedy.RESET_GPU else ()
     return {
@@ -66,5 +70,5 @@ def fault(one: Fault, limits: Limits, mode: str = Mode.EVICT, linked: Sets | Non
         "doubts": list(one.doubts),
         "reset_together_with": sorted(along),
         "clears": clears(finding, limits),
-        "next": next_step(one, mode, along),
+        "next": next_step(one, mode, along, effect),
     }

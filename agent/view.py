@@ -8,6 +8,7 @@ from agent.acting import Actor
 from agent.config import Budget
 from agent.policy.budget import allowed
 from agent.policy.plan import STATE_LABEL
+from agent.policy.taints import effect_on
 from agent.snapshot import PermitsView
 from agent.world import HARD_TAINT, SlotKind, World
 
@@ -38,6 +39,7 @@ def _standing(world: World, looked_at: float, budget: Budget) -> dict[str, Any]:
     return {
         "stage": world.labels.get(STATE_LABEL, ""),
         "withdrawn": withdrawn,
+        "degraded_effect": effect_on(world.taints),
         "withdrawn_since": looked_at - permit.taken_s if withdrawn and permit else None,
         "permits": tuple(_permits(world, kind, budget) for kind in _SHOWN if world.slots is not None),
     }

@@ -13,7 +13,7 @@ from agent.policy.explain import ADVICE, clears, next_step
 from agent.policy.rules import ROWS
 from agent.policy.stored import dump
 from agent.state import fault
-from agent.world import World
+from agent.world import Taint, World
 from tests.observe import GPU, Judge, alive, lost, reading, xid
 
 LINE = "NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus.\x1b[2J"
@@ -73,3 +73,26 @@ def test_heat_is_answered_with_cooling_and_no_advice_is_for_a_rule_that_is_none(
     hot = {"temperature_c": 95.0, "temperature_slowdown_c": 93.0}
     verdict = Judge().each_poll(90, alive(), reading(**hot))
     assert "cooling" in next_step(verdict.faults[0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "effect", "words"),
+    [
+        ("evict", "PreferNoSchedule", "running pods stay, new ones prefer other nodes; "),
+        ("evict", "NoSchedule", "running pods stay, no new ones come; "),
+        ("evict", "", "running pods stay; "),  # the taint is yet to be set
+        ("evict", None, "running pods stay, new ones prefer other nodes or stay away; "),
+        ("observe", None, "running pods stay; "),
+    ],
+)
+def test_what_becomes_of_new_pods_on_a_degraded_node_is_what_its_taint_does(
+    mode: str, effect: str | None, words: str
+) -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    (degraded,) = judge.after(1, xid(63)).faults
+    assert fault(degraded, Limits(), mode, effect=effect)["next"].startswith(words)
+    kept = dump(judge.after(0), 1, 0.0, Records())
+    taints = (Taint("gpu-health-agent/degraded", "", effect),) if effect else ()
+    told = stored(World("n", "uid", stored=kept, taints=taints), Config())["faults"][0]["next"]
+    assert told.startswith(words) if effect else told.startswith("running pods stay; ")

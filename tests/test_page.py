@@ -228,3 +228,17 @@ def test_before_the_first_verdict_it_says_that_there_is_none() -> None:
     assert "? unknown" in text
     assert "no verdict yet" in text
     assert "the agent can't see them" in text
+
+
+@pytest.mark.parametrize(
+    ("effect", "words"),
+    [
+        ("PreferNoSchedule", "Running pods stay; new ones prefer other nodes."),
+        ("NoSchedule", "Running pods stay; no new ones come."),
+        ("", "Running pods stay."),
+    ],
+)
+def test_a_degraded_nodes_page_says_what_its_taint_does(effect: str, words: str) -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading(index=0))
+    assert words in seen(told(verdict=judge.after(1, xid(63)), degraded_effect=effect)).text

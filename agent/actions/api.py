@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Protocol
 
 from agent.world import Condition, CredentialsError, RefusedError, Taint, UnreachableError
@@ -85,6 +86,13 @@ def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = 
     told = "; ".join(str(cause.get("message", "")) for cause in causes if cause.get("message"))
     reasons = tuple(str(cause.get("reason", "")) for cause in causes)
     raise RefusedError(status, f"{message} {told}".strip(), reasons)
+
+
+def written_at(item: Mapping[str, Any]) -> float:
+    """When the API server last took a write of an object, Unix seconds by its own clock; 0 where it doesn't tell."""
+    metadata = item["metadata"]
+    times = [metadata.get("creationTimestamp"), *(one.get("time") for one in metadata.get("managedFields") or ())]
+    return max((datetime.fromisoformat(at).timestamp() for at in times if at), default=0.0)
 
 
 def taint_of(item: Mapping[str, str]) -> Taint:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, assert_never
 from urllib.parse import quote
 
-from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
+from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
 from agent.actions.permits import Clock, Permits, Pool
 from agent.actions.pods import Pods, workload
 from agent.actions.repair import Jobs
@@ -95,7 +95,7 @@ class KubeHands:
         jobs: tuple[Job, ...] | None = None
         pool, paused = Pool(0, frozenset()), ""
         if closely:
-            slots = self._permits.look(self._holder)
+            slots = self._permits.look(self._holder, written_at(self._raw))
             pool, paused = self._permits.pool(self._node), self._permits.paused()
             if any(taint["key"] == HARD_TAINT for taint in spec.get("taints") or ()):
                 pods = self._pods.look()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.api import TABLE, Api, ask, taint_of
+from agent.actions.api import TABLE, Api, ask, taint_of, written_at
 from agent.config import Budget
 from agent.world import OUT_LABEL, RefusedError, Slot, SlotKind
 
@@ -59,15 +59,20 @@ class Permits:
         self._taken: dict[str, float] = {}  # those that this process took, and when
         self._confirmed: dict[str, float] = {}  # our own slots: when the request was sent that confirmed them
         self._pool: tuple[float, Pool] | None = None
+        self._told_at = 0.0  # the latest time by the API server's clock that was seen
 
-    def look(self, own: str) -> tuple[Slot, ...]:
-        """Every slot that was ever taken. RefusedError or UnreachableError: then nothing is allowed."""
+    def look(self, own: str, told_at: float = 0.0) -> tuple[Slot, ...]:
+        """Every slot that was ever taken. RefusedError or UnreachableError: then nothing is allowed.
+
+        ``told_at``: a time by the API server's clock that has passed, Unix seconds.
+        """
         answer = ask(self._api, "GET", f"{self._path}?labelSelector={_POOL_LABEL}%3D{self._budget.pool}")
         self._seen = {lease["metadata"]["name"]: lease for lease in answer.get("items", ())}
         self._watched = {name: watched for name, watched in self._watched.items() if name in self._seen}
         self._confirmed = {
             n: at for n, at in self._confirmed.items() if n in self._seen and _holder(self._seen[n]) == own
         }
+        self._told_at = max(told_at, self._told_at, *(written_at(lease) for lease in self._seen.values()), 0.0)
         ours = {_kind(lease) for lease in self._seen.values() if _holder(lease) == own}
         slots = (self._slot(lease, own, _kind(lease) not in ours) for lease in self._seen.values())
         return tuple(slot for slot in slots if slot)
@@ -148,7 +153,7 @@ class Permits:
         index = name.rpartition("-")[2]
         if kind not in tuple(SlotKind) or not index.isdigit() or name != self._name(SlotKind(kind), int(index)):
             return None
-        holder, now, age_s = _holder(lease), self._clock(), _age_s(lease)
+        holder, now = _holder(lease), self._clock()
         mine = holder == own
         watched = self._watched.get(name)
         if watched is None or watched.version != metadata["resourceVersion"]:
@@ -161,9 +166,17 @@ class Permits:
             holder,
             stale=mine and now - self._confirmed.get(name, float("-inf")) > _RENEW_S,
             abandoned=bool(holder) and not mine and self._abandoned(lease),
-            taken_s=int(now - self._taken[name] if mine and name in self._taken else max(age_s, now - watched.since)),
+            taken_s=int(self._taken_s(lease, mine, now - watched.since)),
             unchanged_s=int(now - watched.since),
         )
+
+    def _taken_s(self, lease: Mapping[str, Any], mine: bool, watched_s: float) -> float:
+        """Of our own by our own clocks. Another node's clock is another: of one that rests the API server's counts,
+        whose last word may be minutes old, or for how long we have watched it: both can only delay."""
+        name, written = lease["metadata"]["name"], written_at(lease)
+        if mine:
+            return self._clock() - self._taken[name] if name in self._taken else max(_age_s(lease), watched_s)
+        return max(self._told_at - written, watched_s) if written else watched_s
 
     def _ask_holder(self, watched: _Watched, holder: str) -> None:
         """Whether the Node that holds a slot is still there, and bears our taint; asked once a minute.
@@ -210,7 +223,7 @@ def _holder(lease: Mapping[str, Any]) -> str:
 
 
 def _age_s(lease: Mapping[str, Any]) -> float:
-    """Since it was last taken, by the clocks of two nodes: good enough for a rate, and for nothing else."""
+    """Since it was taken, by the clock of the node that took it."""
     try:
         taken = datetime.fromisoformat((lease.get("spec") or {})["acquireTime"])
         return (datetime.now(UTC) - taken).total_seconds()

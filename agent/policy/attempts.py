@@ -68,6 +68,11 @@ class Records:
         """With the last attempt as it is now."""
         return replace(self, attempts=(*self.attempts[:-1], attempt))
 
+    def unbegun(self) -> Records:
+        """Without the last attempt, of which no Job was made: it was no try. Should its Job come late, the next one, of
+        the same name, takes it for its own."""
+        return replace(self, attempts=self.attempts[:-1])
+
     @property
     def live(self) -> Attempt | None:
         """The attempt that is reserved or runs."""

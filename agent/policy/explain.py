@@ -29,6 +29,13 @@ _WHAT_TO_DO = {
     Remedy.REBOOT_NODE: "when its pods have left, reboot the node",
     Remedy.REPLACE_NODE: "have the card or the node replaced; a reset or reboot does not mend it",
 }
+# By the effect of the degraded node's taint: empty while there is none, None where it isn't known.
+_NEW_PODS: dict[str | None, str] = {
+    "": "",
+    "PreferNoSchedule": ", new ones prefer other nodes",
+    "NoSchedule": ", no new ones come",
+    None: ", new ones prefer other nodes or stay away",
+}
 # What a rule alone can say better than its remedy.
 _COOLING = "look at the node's cooling: fans, air flow, inlet temperature, and whether its neighbours are hot too"
 _POWER = "look at the rack's and the node's power supplies: the brake is their signal, not the GPU's"
@@ -77,8 +84,11 @@ def clears(finding: Finding, limits: Limits) -> str:
     return "; ".join(part for part in (proof, card, dismissal) if part)
 
 
-def next_step(fault: Fault, mode: str = Mode.EVICT, along: Collection[str] = ()) -> str:
-    """What happens by itself, and what a person does; ``along`` are the GPUs that a reset must name as well."""
+def next_step(fault: Fault, mode: str = Mode.EVICT, along: Collection[str] = (), effect: str | None = None) -> str:
+    """What happens by itself, and what a person does.
+
+    ``along`` are the GPUs that a reset must name as well, ``effect`` is that of the degraded node's taint.
+    """
     finding = fault.finding
     if fault.proved:
         return "the cure is proved; the node returns to service by itself after the soak"
@@ -89,6 +99,6 @@ def next_step(fault: Fault, mode: str = Mode.EVICT, along: Collection[str] = ())
     if finding.severity is Severity.NOTICE:
         return f"no pod is moved; {to_do}"
     if finding.severity is Severity.DEGRADED:
-        prefer = "" if mode == Mode.OBSERVE else ", new ones prefer other nodes"
-        return f"running pods stay{prefer}; {to_do}"
+        new = "" if mode == Mode.OBSERVE else _NEW_PODS.get(effect, _NEW_PODS[None])
+        return f"running pods stay{new}; {to_do}"
     return f"{_BY_ITSELF[Mode(mode)]}; {to_do}"

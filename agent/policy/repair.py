@@ -130,7 +130,7 @@ def repair(
     if job is not None:
         return records.latest(replace(live, stage=Stage.STARTED, acted_at=verdict.at)), ()
     if world.jobs is not None and (why := _overtaken(verdict, live)):
-        return _ended(verdict, records, live, why)
+        return _restored(records.unbegun()), (Wait(f"{live.remedy}, attempt {live.number}, is not begun: {why}"),)
     if world.jobs is None or not drained:
         return records, (Wait(f"{live.remedy} is reserved, and waits until no pod is in its way"),)
     if live.remedy is Remedy.RESET_GPU and not local.released:
@@ -239,6 +239,8 @@ def settled(world: World, records: Records) -> Records:
         return records
     if any(job.name == live.job and job.state == "active" for job in world.jobs or ()):
         return records
+    if live.stage is Stage.RESERVED and world.jobs is not None and live.job not in {job.name for job in world.jobs}:
+        return records.unbegun()
     return records.latest(replace(live, stage=Stage.FAILED, said="no fault stands any more"))
 
 

@@ -6,6 +6,8 @@ permit, but never the last one, which is a fatal fault's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from agent.config import Budget, Config, Mode
 from agent.model import Severity, Status, Verdict
 from agent.policy.budget import allowed, free_slot, needed
@@ -35,6 +37,11 @@ def _may(world: World, budget: Budget) -> bool:
     if held := world.held(SlotKind.WITHDRAWN):
         return held.index < allowed(world, SlotKind.WITHDRAWN, budget) - _LEFT_FREE
     return all(free_slot(world, kind, budget, _LEFT_FREE) is not None for kind in needed(world, budget))
+
+
+def effect_on(taints: Iterable[Taint]) -> str:
+    """What our taint does on a degraded node, as it stands; empty without one."""
+    return next((taint.effect for taint in taints if taint.key == SOFT_TAINT), "")
 
 
 def permitted(world: World, budget: Budget) -> tuple[Step, ...]:

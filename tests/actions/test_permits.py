@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
 from agent.config import Budget, Config, Mode
+from agent.model import rfc3339
 from agent.policy.budget import free_slot
 from agent.policy.plan import plan
 from agent.world import (
@@ -30,6 +32,7 @@ from agent.world import (
     World,
 )
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, holders, node, taints
+from tests.observe import START
 
 REFUSED = {"message": "Cannot evict pod", "details": {"causes": [{"reason": "DisruptionBudget", "message": "budget"}]}}
 
@@ -222,6 +225,31 @@ def test_so_many_an_hour_and_no_more() -> None:
     clock.now += 3601  # as the observer saw it, whatever the clocks of the nodes say
     drive(hands["n3"], fatal(), config)
     assert taints(made, "n3") == ["gpu-health-agent/unhealthy"]
+
+
+@pytest.mark.parametrize("skew_s", [-86400, -7200, 0, 7200])
+def test_no_nodes_clock_shortens_the_hour_of_a_permit_or_lengthens_it(skew_s: int) -> None:
+    """Of whoever used it; the API server's clock counts, as its own records of the objects tell it."""
+    made = cluster("n1", "n2", "n3")
+    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=3, per_hour=1))
+
+    def stamped(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        status, answer = made(method, path, *rest, **more)
+        if method in ("POST", "PUT") and status < 300 and "/leases" in path:
+            lease = made._objects["leases", "gpu-health-agent", answer["metadata"]["name"]]
+            lease["metadata"]["managedFields"] = [{"manager": "gpu-health-agent", "time": rfc3339(START)}]
+        return status, answer
+
+    drive(KubeHands(stamped, "n1", config), fatal(), config)
+    drive(KubeHands(stamped, "n1", config), healthy(), config)
+    used = made._objects["leases", "gpu-health-agent", "gpu-health-agent-hourly-gpu-0"]["spec"]
+    told = datetime.now(UTC) + timedelta(seconds=skew_s)
+    used["acquireTime"] = used["renewTime"] = told.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    for later_s, served in ((10, False), (3500, False), (3700, True)):
+        at = rfc3339(START + later_s)
+        made._objects["nodes", "", "n2"]["metadata"]["managedFields"] = [{"manager": "kubelet", "time": at}]
+        drive(KubeHands(made, "n2", config), fatal(), config)  # a new process each time: it has watched nothing
+        assert (taints(made, "n2") != []) is served, later_s
 
 
 def pause(made: PretendCluster, said: str | None) -> None:

@@ -9,11 +9,32 @@ from agent.actions.api import connect
 from agent.actions.kube import KubeHands
 from agent.config import Budget, Config, Mode
 from agent.policy.plan import plan
-from agent.world import HARD_TAINT, Local, RefusedError, UnreachableError, Wait
-from tests.actions.test_kube import fatal, healthy
+from agent.world import HARD_TAINT, Local, RefusedError, SlotKind, UnreachableError, Wait
+from tests.actions.test_kube import drive, fatal, healthy
 from tests.cluster.control_plane import ControlPlane
 
 _AGENTS, _LIMIT = 50, 3
+
+
+def test_the_hour_of_a_permit_is_the_api_servers_whatever_the_clock_of_the_node_that_used_it(
+    plane: ControlPlane,
+) -> None:
+    for name in ("hour-0", "hour-1"):
+        plane.add_node(name, labels={"site": "hour"})
+    budget = Budget(max_withdrawn=2, per_hour=1, pool="hour", pool_selector="site=hour")
+    config = Config(mode=Mode.TAINT, budget=budget)
+    hands = [KubeHands(connect(str(plane.agent_kubeconfig(name))), name, config) for name in ("hour-0", "hour-1")]
+    for verdict in (fatal(), healthy()):
+        drive(hands[0], verdict, config)
+    lease = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/gpu-health-agent-hourly-hour-0"
+    long_ago = {"spec": {"acquireTime": "2020-01-01T00:00:00.000000Z", "renewTime": "2020-01-01T00:00:00.000000Z"}}
+    plane.must("PATCH", lease, long_ago, "application/merge-patch+json")
+    drive(hands[1], fatal(), config)
+    world = hands[1].look(closely=True)
+    waits = [step.why for step in plan(fatal(), world, config, Local()) if isinstance(step, Wait)]
+    assert waits == ["the budget is spent: 1 withdrawals an hour allowed"]
+    (slot,) = (slot for slot in world.slots or () if slot.kind is SlotKind.HOURLY)
+    assert slot.taken_s < 600
 
 
 def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_everyone_is_served(

@@ -211,6 +211,24 @@ def test_what_a_power_cut_cured_before_its_job_was_made_is_not_repaired_again(fa
     assert (life.repairs, returned(life)) == ([], True)
 
 
+def test_an_attempt_that_was_overtaken_before_its_job_was_made_counts_as_no_try() -> None:
+    """Else a node that somebody rebooted meanwhile, in vain, would be given up after one try."""
+    only_reset = CONFIG.repair.model_copy(update={"reboot_node": None, "replace_node": None})
+    life = Life(RESET, CONFIG.model_copy(update={"repair": only_reset}), cures=lambda _: False)
+    template = life.cluster._objects.pop(("cronjobs", "gpu-health-agent", "reset"))
+    life.run(60)
+    assert [attempt.stage for attempt in life.records().attempts] == [Stage.RESERVED]
+    for _ in range(2):
+        life.reboots()
+        life.breaks()  # and it comes again
+        life.run(100)
+    assert life.repairs == []
+    life.cluster._store("cronjobs", "gpu-health-agent", template)
+    life.run(400)
+    assert life.repairs == ["reset_gpu"] * 2
+    assert any("a person must decide: reset_gpu failed, attempt 2" in why for why in life.waits)
+
+
 def job_of(life: Life) -> tuple[str, str]:
     """Its name and UID, once there is one."""
     while not (found := [job["metadata"] for (kind, _, _), job in life.cluster._objects.items() if kind == "jobs"]):
