@@ -8,7 +8,9 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from urllib.parse import quote
 import yaml
 
 from tests.monitoring.programs import at_home, program
-from tests.monitoring.site import ROOT, get, until
+from tests.monitoring.site import ROOT, Agent, ApiServer, get, until
 
 FOLDER = ROOT / "daemonset" / "monitoring"
 SCRAPE_S = 1
@@ -150,3 +152,27 @@ class Stack:
         self.alertmanager.stop()
         self.receiver.shutdown()
         self.receiver.server_close()
+
+
+@dataclass
+class Fleet:
+    api: ApiServer
+    agents: dict[str, Agent]
+    stack: Stack
+
+
+@contextmanager
+def fleet(folder: Path, *nodes: str) -> Iterator[Fleet]:
+    """A real agent with eight GPUs on each node, all of them scraped."""
+    with ExitStack() as ending:
+        api = ApiServer(folder)
+        ending.callback(api.server_close)
+        ending.callback(api.shutdown)
+        agents = {}
+        for node in nodes:
+            agents[node] = Agent(api, node, folder)
+            ending.callback(agents[node].stop)
+        stack = Stack(folder, {node: agent.port for node, agent in agents.items()})
+        ending.callback(stack.stop)
+        until("all agents are scraped", lambda: len(stack.query("gpu_health_agent_info")) == len(nodes))
+        yield Fleet(api, agents, stack)

@@ -7,8 +7,10 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.monitoring.programs import program
 from tests.monitoring.site import get, until
@@ -116,7 +118,7 @@ def alerting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alerting]:
 
 
 def test_every_inhibition_is_tested() -> None:
-    assert amtool("check-config", CONFIG).count(f" - {len(INHIBITIONS)} inhibit rules") == 1
+    assert len(yaml.safe_load(Path(CONFIG).read_text())["inhibit_rules"]) == len(INHIBITIONS)
 
 
 @pytest.mark.parametrize("silenced", INHIBITIONS)

@@ -4,49 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.monitoring.site import Agent, ApiServer, until
-from tests.monitoring.stack import GROUP_INTERVAL_S, GROUP_WAIT_S, SCRAPE_S, Stack
+from tests.monitoring.site import until
+from tests.monitoring.stack import GROUP_INTERVAL_S, GROUP_WAIT_S, SCRAPE_S, Fleet, fleet
 from tests.monitoring.test_dashboard import queries
 
 
-@dataclass
-class Site:
-    stack: Stack
-    first: Agent
-    second: Agent
-
-
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with ExitStack() as ending:
-        api = ApiServer(tmp_path)
-        ending.callback(api.server_close)
-        ending.callback(api.shutdown)
-        agents = []
-        for node in ("node-1", "node-2"):
-            agents.append(Agent(api, node, tmp_path))
-            ending.callback(agents[-1].stop)
-        api.cluster.add_pod("research", "train-0", "node-1", owner="Job")
-        api.protected.add("train-0")
-        stack = Stack(tmp_path, {"node-1": agents[0].port, "node-2": agents[1].port})
-        ending.callback(stack.stop)
-        until("both agents are scraped", lambda: len(stack.query("gpu_health_agent_info")) == 2)
-        yield Site(stack, *agents)
+def site(tmp_path: Path) -> Iterator[Fleet]:
+    with fleet(tmp_path, "node-1", "node-2") as made:
+        made.api.cluster.add_pod("research", "train-0", "node-1", owner="Job")
+        made.api.protected.add("train-0")
+        yield made
 
 
 def test_a_fault_reaches_the_webhook_grouped_and_inhibited_and_is_resolved_after_the_cure(
-    site: Site, capsys: pytest.CaptureFixture[str]
+    site: Fleet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stack, told = site.stack, site.stack.receiver.told
+    first, second = site.agents.values()
 
     began = time.monotonic()
-    site.first.inject("--gpu", "3", "--xid", "79")
+    first.inject("--gpu", "3", "--xid", "79")
     withdrawn_at, withdrawn = until("the webhook", lambda: told("team", "node-1", "GpuNodeWithdrawn"))
     assert withdrawn["groupLabels"] == {"node": "node-1"}
     said = withdrawn["alerts"][0]["annotations"]["description"]
@@ -65,8 +47,8 @@ def test_a_fault_reaches_the_webhook_grouped_and_inhibited_and_is_resolved_after
 
     # The one permit of two nodes is taken: what breaks now stays in service, and that wakes somebody.
     second_began = time.monotonic()
-    site.second.inject("--gpu", "1", "--xid", "95")
-    site.second.inject("--gpu", "2", "--xid", "95")
+    second.inject("--gpu", "1", "--xid", "95")
+    second.inject("--gpu", "2", "--xid", "95")
     paged_at, paged = until("the pager", lambda: told("pager", "node-2", "GpuUnhealthy"))
     assert paged["groupLabels"] == {"node": "node-2"}
     assert sorted(a["labels"]["gpu"] for a in paged["alerts"]) == ["1", "2"], "one notification for the node"
@@ -77,13 +59,13 @@ def test_a_fault_reaches_the_webhook_grouped_and_inhibited_and_is_resolved_after
     assert all("checkpoints" in one or "failures" in one for one in empty), empty
 
     cured = time.monotonic()
-    site.first.inject("--clear")
-    site.second.inject("--clear")
+    first.inject("--clear")
+    second.inject("--clear")
     ended_at, _ = until("resolved", lambda: told("team", "node-1", "GpuNodeWithdrawn", "resolved"))
     until("resolved", lambda: told("pager", "node-2", "GpuUnhealthy", "resolved"))
-    assert site.first.state()["status"] == "healthy"
+    assert first.state()["status"] == "healthy"
 
-    site.second.stop()
+    second.stop()
     absent = 'node:gpu_health_agent_absent:max{node="node-2"}'
     until("its absence is seen", lambda: stack.query(absent))
     with capsys.disabled():

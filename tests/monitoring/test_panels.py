@@ -5,41 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.monitoring.site import Agent, ApiServer, until
-from tests.monitoring.stack import Stack
+from tests.monitoring.site import until
+from tests.monitoring.stack import Fleet, Stack, fleet
 from tests.monitoring.test_dashboard import PANELS
 
 NODES = ("node-1", "node-2", "node-3")
 Shown = dict[str, dict[str, float]]  # by panel and legend; a table's row is its labels
-
-
-@dataclass
-class Site:
-    api: ApiServer
-    stack: Stack
-    agents: dict[str, Agent]
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with ExitStack() as ending:
-        api = ApiServer(tmp_path)
-        ending.callback(api.server_close)
-        ending.callback(api.shutdown)
-        agents = {}
-        for node in NODES:
-            agents[node] = Agent(api, node, tmp_path)
-            ending.callback(agents[node].stop)
-        stack = Stack(tmp_path, {node: agent.port for node, agent in agents.items()})
-        ending.callback(stack.stop)
-        until("all are scraped twice", lambda: len(stack.query("changes(gpu_health_source_age_seconds[1m]) > 0")) >= 6)
-        yield Site(api, stack, agents)
 
 
 def shown(stack: Stack, node: str = ".+") -> Shown:
@@ -68,8 +43,16 @@ def table(what: str, found: Shown) -> str:
     return "\n".join(lines)
 
 
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Fleet]:
+    with fleet(tmp_path, *NODES) as made:
+        rates = "changes(gpu_health_source_age_seconds[1m]) > 0"  # what is reckoned from two scrapes is there
+        until("all are scraped twice", lambda: len(made.stack.query(rates)) >= 2 * len(NODES))
+        yield made
+
+
 def test_every_panel_shows_what_is_so_of_a_healthy_fleet_and_of_a_sick_one(
-    site: Site, capsys: pytest.CaptureFixture[str]
+    site: Fleet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gpus = {f"{node} GPU {index}" for node in NODES for index in range(8)}
     healthy = shown(site.stack)
