@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 
 from agent.config import Config, Mode
+from agent.holding import Holders, Holding, held
 from agent.model import Severity, Verdict
 from agent.policy.aside import released, upgrading
+from agent.policy.attempts import Attempt
 from agent.policy.clients import Clients
+from agent.policy.idle import resettable, wanted
 from agent.policy.plan import plan
 from agent.policy.repair import resets
 from agent.policy.stored import kept
@@ -40,7 +43,6 @@ _STEP_BACK_S = 0.1  # at most, after another was quicker: a hundred that look ag
 _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
 _MOST_ROUNDS = 20  # in one go: a plan that never comes to rest is a bug, not a reason to flood the API server
 _CONFLICT, _BUSY, _BROKEN = 409, 429, 500
-_HOLDERS_S = 10.0  # how long an answer about who holds which GPU serves
 _MOST_WORKLOADS = 1024
 
 Tell = Callable[..., None]
@@ -60,6 +62,7 @@ class Actor:
         self.look_began = 0.0  # and when it had begun, monotonic seconds
         self._began = time.monotonic()
         self._resets: dict[str, tuple[float, float]] = {}
+        self.tried: Mapping[str, Attempt] = {}  # resets of idle GPUs that cured nothing, by their faults' ids
         self._returned: Mapping[str, int] = {}  # workload → how often it came back before this life
         self._workloads: dict[str, str] = {}  # pod UID → namespace/Kind/name
         self._asked: set[str] = set()
@@ -67,8 +70,7 @@ class Actor:
         self._queued = False  # nothing is left to do but to wait for a permit, or for another mode
         self.failures = 0  # rounds in a row that failed
         self.planned: Callable[[Verdict, World, Local, tuple[Step, ...]], None] | None = None  # for a recording
-        self.holders: Callable[[], Mapping[str, frozenset[str] | None]] | None = None  # pod → UUIDs of its GPUs
-        self._held: tuple[float, Mapping[str, frozenset[str] | None]] | None = None
+        self.holding = Holding()
         self.aside = ""  # why no process of ours may hold a GPU now
         self.released = False  # and that none does
         self.clients: Clients = {}
@@ -174,7 +176,14 @@ class Actor:
     def _wants_permit(self, verdict: Verdict) -> bool:
         least = Severity.DEGRADED if self._config.policy.degraded_effect == "NoSchedule" else Severity.FATAL
         bad = any(fault.finding.severity >= least for fault in verdict.faults)
-        return bad and self._config.mode is not Mode.OBSERVE
+        idle = any(not self.clients.get(fault.uuid) for fault in wanted(verdict, self._config, self.tried))
+        return (bad or idle) and self._config.mode is not Mode.OBSERVE
+
+    def _holders(self, verdict: Verdict, world: World) -> Holders | None:
+        """Asked for only while it decides which pods leave, or whether a GPU is idle."""
+        leave = verdict.withdraw and any(pod.gpu and not pod.finished for pod in world.pods or ())
+        idle = world.pods is not None and wanted(verdict, self._config, self.tried)
+        return self.holding.now(bool(self.aside)) if leave or idle else None
 
     def _once(self) -> bool:
         """One round; whether it changed something and another look may find more to do."""
@@ -182,8 +191,8 @@ class Actor:
         verdict = self._verdict
         self._queued = False
         began = time.monotonic()
-        wanted = verdict is not None and self._wants_permit(verdict)
-        closely = not self.started or self._standing() or wanted
+        wants = verdict is not None and self._wants_permit(verdict)
+        closely = not self.started or self._standing() or wants
         try:
             world = self.world = hands.look(closely)
         except (RefusedError, UnreachableError):
@@ -198,9 +207,11 @@ class Actor:
             return False
         if verdict.withdraw:
             returns = dict(Counter(self._returned) + Counter(world.returns))
-            world = self.world = self._with_holders(replace(world, returns=returns))
+            world = replace(world, returns=returns)
+        holders = self._holders(verdict, world)
+        world = self.world = held(world, holders)
         up_s = int(time.monotonic() - self._began)
-        local = Local(self._gathered(verdict), up_s, bool(self.aside) and self.released, self.clients)
+        local = Local(self._gathered(verdict), up_s, bool(self.aside) and self.released, self.clients, holders)
         steps = plan(verdict, world, self._config, local)
         if self.planned:
             self.planned(verdict, world, local, steps)
@@ -212,8 +223,10 @@ class Actor:
         done, refused = self._do_all(hands, steps)
         if done:
             self.look_s = look_s
+            self.holding.forget()
         self._waiting((*waits, *refused))
-        self._queued = (wanted or verdict.withdraw) and not (done or refused or self._standing())
+        waits_for = wants or verdict.withdraw or (waits and resettable(verdict.faults))
+        self._queued = bool(waits_for) and not (done or refused or self._standing())
         return done
 
     def _do_all(self, hands: Hands, steps: tuple[Step, ...]) -> tuple[bool, tuple[Wait, ...]]:
@@ -255,31 +268,16 @@ class Actor:
         return again, ()
 
     def _gathered(self, verdict: Verdict) -> bool:
-        began = [f.began for f in verdict.faults if f.finding.severity is Severity.FATAL]
+        began = [f.began for f in verdict.fatal]
         self._gather_until = min(began) + self._config.drain.gather_s if began else 0.0
         return time.monotonic() >= self._gather_until
-
-    def _with_holders(self, world: World) -> World:
-        """The pods with the GPUs that each holds, where that can be asked; asked only while one might leave.
-
-        Not while we stand aside: the answer may need NVML, for MIG devices and claims. A pod that requests a GPU and
-        for which none is told may hold any.
-        """
-        if self.holders is None or not any(pod.gpu and not pod.finished for pod in world.pods or ()):
-            return world
-        now = time.monotonic()
-        if not self.aside and (self._held is None or now - self._held[0] > _HOLDERS_S):
-            self._held = (now, self.holders())
-        told = self._held[1] if self._held else {}
-        pods = tuple(replace(pod, gpus=told.get(pod.key) or None) if pod.gpu else pod for pod in world.pods or ())
-        return replace(world, pods=pods)
 
     def _heed(self, world: World) -> None:
         """What the Node's labels and our own records on it say to the sources and to the judge."""
         records = kept(world.stored)
         if not self.started or not records.drain:  # what the agent's last life counted in this drain
             self._returned = records.drain.returns if records.drain else {}
-        self._resets = resets(records)
+        self._resets, self.tried = resets(records), records.idle.tried
         acts = self._config.mode is Mode.EVICT and not self._dry_run
         waited = time.monotonic() - self._began >= self._config.repair.prove_s
         heard = self._verdict.heard if self._verdict else frozenset()

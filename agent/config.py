@@ -137,6 +137,9 @@ class Repair(Section):
     replace_node: str | None = None
     """Suspended CronJobs in the agent's namespace, of which a Job on this node is made."""
     check: str | None = None  # one more: a Job of it must end well before a cured node returns
+    reset_when_idle: bool = False
+    """In mode evict, a degraded GPU whose remedy is reset_gpu is reset once nobody uses it: under a permit, but never
+    the last free one. Nobody is evicted for it, and an incident gets one reset."""
     diagnose: Literal[1, 2, 3, 4] | None = None
     """Instead of such a Job: the level of DCGM's diagnosis that the cured GPUs must pass before the node returns. The
     agent runs it itself, from level 2 on only while no process is on them."""

@@ -13,6 +13,7 @@ from agent.metrics import registry
 from agent.model import Failure, Fault, Observation, Signal, Status, Verdict
 from agent.policy.clients import clients
 from agent.policy.history import SECOND
+from agent.policy.idle import wanted
 from agent.policy.resume import resumed
 from agent.policy.rules.dcgm import disagreements
 from agent.policy.verdict import Memory, Orders, judge
@@ -48,7 +49,7 @@ class Daemon:
         self._unasked = self._second = ""
         self._rehearsal = Rehearsal()
         if actor and config.sources.pods.enabled:
-            actor.holders = self._holders
+            actor.holding.ask = self._holders
         self.snapshot: Snapshot | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -126,7 +127,7 @@ class Daemon:
             self._actor.released = bool(aside) and self._sources.ended(HOLD_GPUS)
             self._actor.clients = clients(self._memory.history, time.monotonic(), self._config.policy.silent_s)
 
-    def _holders(self) -> Holders:
+    def _holders(self) -> Holders | None:
         """Called by the act thread. Where it can't be asked nobody's GPUs are known: every GPU pod leaves."""
         try:
             found = self._sources.who_holds()
@@ -136,7 +137,7 @@ class Daemon:
             if str(error) != self._unasked:
                 self._tell("which pod holds which GPU is not known; a GPU's remedy moves all GPU pods", why=str(error))
             self._unasked = str(error)
-            return {}
+            return None
 
     def _restore(self) -> None:
         """Once, when the Node was first read: the faults and the kernel position of our last life."""
@@ -222,6 +223,9 @@ class Daemon:
             },
             disagreements=tuple((pci, signal) for pci, signal, *_ in disagreements(history, silent_s)),
             xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
+            resets=frozenset(one.finding.id for one in wanted(verdict, self._config, self._actor.tried))
+            if self._actor
+            else frozenset(),
             sources=tuple(_view(one, verdict, history.failed.get(one.name), now) for one in self._sources.statuses),
             **acted,
         )

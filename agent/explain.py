@@ -10,8 +10,8 @@ from typing import Any
 
 from agent.config import Config
 from agent.model import rfc3339
+from agent.policy.announce import plain
 from agent.policy.linked import linked
-from agent.policy.plan import plain
 from agent.policy.stored import MalformedError, load
 from agent.policy.taints import effect_on
 from agent.replay import ending
@@ -50,7 +50,13 @@ def stored(world: World, config: Config) -> dict[str, Any]:
             fault(one, config.policy, linked=linked(kept.cards, {}), effect=effect_on(world.taints))
             for one in kept.faults
         ],
-        "waits": [f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.attempts],
+        "waits": [
+            *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.attempts),
+            *(
+                f"{key}: the reset of its idle GPU failed: {one.said or one.stage} (Job {one.job})"
+                for key, one in kept.records.idle.tried.items()
+            ),
+        ],
         "blind": [],
     }
 

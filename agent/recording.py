@@ -88,7 +88,7 @@ class Recorder:
         """A line, and right after it what was decided from it."""
         if self.trouble:
             return
-        text = json.dumps(line, separators=(",", ":")) + "\n"
+        text = json.dumps(line, default=sorted, separators=(",", ":")) + "\n"
         if decision is not None:
             text += f'{{"decision":{decision}}}\n'
         try:

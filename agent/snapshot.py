@@ -55,6 +55,7 @@ class Snapshot:
     requests: Mapping[str, int] = field(default_factory=dict)  # to the API server since start, by HTTP method
     checkpoints: Mapping[str, int] = field(default_factory=dict)  # evicted pods that declared one, by how it ended
     checkpoint_wait_s: float = 0.0
+    resets: frozenset[str] = frozenset()  # ids of degraded faults whose GPUs are reset once nobody uses them
     aside: str = ""  # why no process of ours may hold a GPU now
     api_failures: int = 0  # rounds in a row that failed: the next one waits the longer
     look_s: float = 0.0  # how long the reads before the last steps took

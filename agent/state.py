@@ -24,7 +24,10 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "withdraw": verdict.withdraw,
         "withdrawn": shot.withdrawn,
         "blind": list(verdict.blind),
-        "faults": [fault(f, limits, shot.mode, verdict.linked, shot.degraded_effect) for f in verdict.faults],
+        "faults": [
+            fault(f, limits, shot.mode, verdict.linked, shot.degraded_effect, f.finding.id in shot.resets)
+            for f in verdict.faults
+        ],
         "steps": list(shot.steps),
         "waits": [wait.why for wait in shot.waits],
         "stage": shot.stage,
@@ -48,9 +51,15 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
 
 
 def fault(
-    one: Fault, limits: Limits, mode: str = Mode.EVICT, linked: Sets | None = None, effect: str | None = None
+    one: Fault,
+    limits: Limits,
+    mode: str = Mode.EVICT,
+    linked: Sets | None = None,
+    effect: str | None = None,
+    resets: bool = False,
 ) -> dict[str, Any]:
-    """``linked``: which GPUs must be reset together; ``effect``: of the degraded node's taint, where that is known."""
+    """``linked``: which GPUs must be reset together; ``effect``: of the degraded node's taint, where that is known;
+    ``resets``: its GPU is reset by itself once nobody uses it."""
     finding = one.finding
     along = (linked or {}).get(one.uuid, ()) if finding.remedy is Remedy.RESET_GPU else ()
     return {
@@ -70,5 +79,5 @@ def fault(
         "doubts": list(one.doubts),
         "reset_together_with": sorted(along),
         "clears": clears(finding, limits),
-        "next": next_step(one, mode, along, effect),
+        "next": next_step(one, mode, along, effect, resets),
     }

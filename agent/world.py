@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -158,6 +158,7 @@ class Local:
     up_s: int = 10**9  # seconds since the agent's start
     released: bool = False  # our own processes hold no GPU
     clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
+    holders: Mapping[str, Collection[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
 
 
 @dataclass(frozen=True, slots=True)

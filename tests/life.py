@@ -9,6 +9,7 @@ from typing import Any
 from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
 from agent.config import Config
+from agent.holding import held
 from agent.model import Failure, Observation, Signal, Value, Verdict, rfc3339
 from agent.policy.aside import released
 from agent.policy.attempts import Records
@@ -22,6 +23,7 @@ from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
 
 POLL_S = 5.0
 UUID = f"GPU-{GPU}"
+REMAPPED = 63  # the Xid of a memory row that waits for a reset, as a flag says as well
 TEMPLATES = {"reset_gpu": "reset", "reboot_node": "reboot", "replace_node": "replace"}
 CHECK = "node-check"
 CONFIG = Config.model_validate({
@@ -45,12 +47,13 @@ class Life:
     To die before a write is to die after the one before it: in between the agent only reads.
     """
 
-    fault: int  # the Xid in the kernel log
+    fault: int  # the Xid in the kernel log; 0: none
     config: Config = CONFIG
     cures: Callable[[str], bool] = lambda _: True
     exit_code: int = 0
     passes: bool = True  # the check before the return
     kills: Collection[int] = ()
+    after: Callable[[int], None] = lambda _: None  # what else happens once so many writes were made
     api: Callable[..., tuple[int, Any]] | None = None
     cluster: PretendCluster = field(default_factory=PretendCluster)
     now: float = 1000.0
@@ -62,6 +65,8 @@ class Life:
     waits: tuple[str, ...] = ()
     gathered: bool = True
     clients: dict[str, dict[str, str]] = field(default_factory=dict)
+    resources: dict[str, tuple[str, ...] | None] | None = None  # what PodResources tells; None: it can't be asked
+    pending: set[str] = field(default_factory=set)  # GPUs with a memory row that waits for a reset to be remapped
     linked: bool = False  # its GPUs, older than Ampere, to each other
 
     def __post_init__(self) -> None:
@@ -83,13 +88,15 @@ class Life:
         self._begin()
         self.tick()  # healthy
         self.writes = 0
-        self.breaks()
+        if self.fault:
+            self.breaks()
 
     def _begin(self) -> None:
         """A new process of the agent: only the cluster remembers."""
         self.hands = KubeHands(self._request, "n1", self.config, lambda: self.now)
         self.born = self.now
         self.memory, self.released, self.restored, self.read = Memory(), False, False, (0, 0)
+        self.told: tuple[Any, Any] = {}, None  # clients and holders, as this life last read them
         self.heard: frozenset[str] = frozenset()
         self.world: World | None = None
 
@@ -97,6 +104,7 @@ class Life:
         answer = (self.api or self.cluster)(method, path, *rest, **more)
         if method != "GET":
             self.writes += 1
+            self.after(self.writes)
             if self.writes in self.kills:
                 raise Killed
         return answer
@@ -118,11 +126,13 @@ class Life:
     def breaks(self, pci: str = GPU, code: int = 0) -> None:
         """The kernel says so."""
         self.log.append((self.boot, len(self.log) + 2, START + self.now, pci, code or self.fault))
+        self.pending |= {pci} if (code or self.fault) == REMAPPED else set()
 
     def reboots(self) -> None:
         """By a person's hand, or by a power cut."""
         self.boot += 1
         self.new = dict.fromkeys(self.new, self.now)
+        self.pending = set()
         self._begin()
 
     def run(self, seconds: float, rests: bool = False) -> None:
@@ -155,8 +165,10 @@ class Life:
             why = released(self.world.labels, records, self.heard)
             self.released = bool(why)
             verdict = self._judge(why, records)
-            local = Local(self.gathered, int(self.now - self.born), self.released, self.clients)
-            steps = plan(verdict, self.world, self.config, local)
+            if not why:
+                self.told = self.clients, self.resources
+            local = Local(self.gathered, int(self.now - self.born), self.released, *self.told)
+            steps = plan(verdict, held(self.world, local.holders), self.config, local)
             self.waits = tuple(step.why for step in steps if isinstance(step, Wait))
             again = False
             for step in steps:
@@ -193,7 +205,8 @@ class Life:
                 for pci, peer in ((GPU, OTHER), (OTHER, GPU))
             }
             seen += [reading(pci, uuid=self.uuids[pci], energy_j=self.now - since, persistence_mode=1,
-                             recovery_action=int(self._asks(pci)), **links[pci])
+                             remapped_rows_pending=pci in self.pending, recovery_action=int(self._asks(pci)),
+                             **links[pci])
                      for pci, since in self.new.items()]  # fmt: skip
         stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
         for boot_number, number, at, pci, code in self.log:
@@ -231,15 +244,23 @@ class Life:
         assert live is not None, "a repair that was not reserved"
         assert live.job == name, "another repair than the reserved one"
         assert self.tainted(), "a repair without our taint"
-        assert "train" not in self.cluster.pods_on("n1"), "a repair under a running pod"
+        assert self.holds("train", job) is False, "a repair under a running pod"
         assert job["spec"]["template"]["spec"]["nodeName"] == "n1"
         assert job["spec"]["ttlSecondsAfterFinished"] == 7 * 86400, "it must be there to be read, and not for ever"
         if remedy == "reset_gpu":
             assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "false"
             self.reset.append(job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"])
-            named, bad = set(self.reset[-1].split(",")), {f"GPU-{pci}" for *_, pci, _ in self.log}
+            named = set(self.reset[-1].split(","))
+            bad = {f"GPU-{pci}" for pci in {pci for *_, pci, _ in self.log} | self.pending}
             assert named == set(self.uuids.values()) if self.linked else named <= bad
         self.repairs.append(remedy)
+
+    def holds(self, pod: str, job: dict[str, Any]) -> bool:
+        """Whether a pod of the namespace research may use what this Job acts on."""
+        gpus = job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"].split(",")
+        held = (self.resources or {}).get(f"research/{pod}")
+        whole = "reset-gpu" not in job["metadata"]["name"]
+        return pod in self.cluster.pods_on("n1") and (whole or not held or bool({*held} & {*gpus}))
 
     def _ends(self, name: str, job: dict[str, Any]) -> None:
         """Once; a restored server is only told of it again."""
@@ -262,10 +283,12 @@ class Life:
         """What it did to the machine."""
         self.ended.append(remedy)
         if remedy == "reset_gpu" and good:
-            self.new |= dict.fromkeys((uuid.removeprefix("GPU-") for uuid in self.reset[-1].split(",")), self.now)
+            gpus = {uuid.removeprefix("GPU-") for uuid in self.reset[-1].split(",")}
+            self.new |= dict.fromkeys(gpus, self.now)
+            self.pending -= gpus if self.cures(remedy) else set()
         if remedy == "replace_node" and good and self.cures(remedy):
             self.uuids = {pci: f"{uuid}-new" for pci, uuid in self.uuids.items()}
         if remedy == "reboot_node" and good:
             self.reboots()  # the agent's own process went down with it
-        if good and not self.cures(remedy):
+        if good and not self.cures(remedy) and self.fault:
             self.breaks()

@@ -9,12 +9,12 @@ from typing import Any
 from agent.acting import Actor
 from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
-from agent.config import Config, Drain, Mode
+from agent.config import Budget, Config, Drain, Mode, Repair
 from agent.limits import Limits
 from agent.model import Verdict
 from agent.view import view
 from agent.world import HARD_TAINT, On, SlotKind
-from tests.observe import Judge, alive, reading, xid
+from tests.observe import GPU, OTHER, Judge, alive, reading, xid
 
 CONFIG = Config(mode=Mode.EVICT)
 
@@ -201,3 +201,32 @@ def test_a_degraded_node_asks_for_a_permit_only_where_it_is_to_get_no_new_pod_an
         assert cluster.read("nodes", "n1")["spec"]["taints"][0]["effect"] == "PreferNoSchedule"
         assert any("/leases" in path for _, path in cluster.requests) is asks
         assert pause_s > 10
+
+
+def test_an_idle_degraded_gpu_is_asked_about_again_under_the_taint_and_a_busy_one_seldom() -> None:
+    repair = Repair(reset_gpu="reset", reset_when_idle=True)
+    config = CONFIG.model_copy(update={"repair": repair, "budget": Budget(max_withdrawn=2)})
+    cluster = made()
+    cluster.add_node("n2")
+    actor = Actor(config, lambda: KubeHands(cluster, "n1", config), False, lambda *_, **__: None)
+    asked: list[bool] = []
+
+    def ask() -> dict[str, frozenset[str]]:
+        asked.append(HARD_TAINT in [t["key"] for t in cluster.read("nodes", "n1")["spec"].get("taints") or ()])
+        return {"a/train": frozenset({f"GPU-{OTHER}"})}
+
+    actor.holding.ask = ask
+    actor.clients = {f"GPU-{GPU}": {"4711": ""}}
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    actor.judged(judge.after(1, xid(63)), True)
+    actor._round()
+    cluster.requests.clear()
+    assert actor._round() > 10
+    assert (asked, cluster.requests) == ([], [("GET", "/api/v1/nodes/n1")])
+    assert [wait.why for wait in actor.waits] == [f"xid-63@{GPU}: its GPU is not reset yet: a process is on it"]
+    actor.clients = {f"GPU-{GPU}": {}}
+    actor._round()
+    assert (asked[0], asked[-1]) == (False, True)
+    assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == [HARD_TAINT]
+    assert cluster.evicted == []

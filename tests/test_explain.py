@@ -54,6 +54,16 @@ def test_the_nodes_annotation_explains_without_the_agent() -> None:
         stored(World("n", "uid", stored="{}"), Config())
 
 
+def test_a_degraded_gpu_that_is_reset_by_itself_asks_nobody_to_do_it() -> None:
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    (waits,) = judge.after(1, xid(63)).faults
+    assert next_step(waits).endswith("nvidia-smi --gpu-reset -i GPU-0000:1b:00.0")
+    assert fault(waits, Limits(), resets=True)["next"] == (
+        "running pods stay, new ones prefer other nodes or stay away; its GPU is reset once nobody uses it"
+    )
+
+
 @pytest.mark.parametrize("rule", sorted(ROWS))
 def test_every_rule_says_what_ends_it_and_what_comes_next(rule: str) -> None:
     judge = Judge()

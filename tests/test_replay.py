@@ -20,12 +20,13 @@ from agent.config import Config
 from agent.daemon import Daemon
 from agent.model import Status
 from agent.policy.verdict import Memory, Orders, judge
-from agent.recording import Recorder
+from agent.recording import Planned, Recorder, Recording
 from agent.replay import replay
 from agent.sources.commands import supervisor
 from agent.sources.simulated import inject
+from agent.world import GiveSlot, Local, SlotKind, World
 from tests.incident import CARDS
-from tests.observe import alive, reading
+from tests.observe import Judge, alive, reading
 
 LOST = "NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus."
 APP = "NVRM: Xid (PCI:0000:43:00): 31, pid=7, name=python, MMU Fault"
@@ -170,3 +171,15 @@ def test_equal_readings_take_no_room_in_a_recording(tmp_path: Path) -> None:
     recorder.close()
     lines = (tmp_path / "r").read_text().splitlines()
     assert max(len(line) for line in lines[3:]) < 600
+
+
+def test_who_held_which_gpu_is_recorded_with_the_plan_that_looked_at_it(tmp_path: Path) -> None:
+    path = tmp_path / "recording"
+    held = Local(holders={"a/train": frozenset({"GPU-1"}), "a/other": None})
+    steps = (GiveSlot(SlotKind.DRAINING, 0),)
+    recorder = Recorder(path, Config(), "n", ())
+    recorder.planned(Judge().after(0, alive()), World("n", "uid"), held, steps)
+    recorder.close()
+    (entry,) = Recording.open(iter(path.read_text().splitlines()))
+    assert isinstance(entry, Planned)
+    assert entry.local.holders == {"a/train": ["GPU-1"], "a/other": None}

@@ -18,6 +18,7 @@ from agent.config import Config
 from agent.presets import own_taint
 from agent.world import (
     HARD_TAINT,
+    SOFT_TAINT,
     Announce,
     AskCheckpoint,
     Condition,
@@ -97,9 +98,11 @@ class KubeHands:
         if closely:
             slots = self._permits.look(self._holder, written_at(self._raw))
             pool, paused = self._permits.pool(self._node), self._permits.paused()
-            if any(taint["key"] == HARD_TAINT for taint in spec.get("taints") or ()):
-                pods = self._pods.look()
-                if self._jobs.configured:
+            ours = {taint["key"] for taint in spec.get("taints") or ()}
+            tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
+            if tainted or idle:
+                pods = self._pods.look(tainted)
+                if tainted and self._jobs.configured:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
             else:
                 self._pods.forget()

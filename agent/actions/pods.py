@@ -38,8 +38,10 @@ class Pods:
         self.returns: Counter[str] = Counter()
         self.evictions = Evictions(api, config.drain)
 
-    def look(self) -> tuple[Pod, ...]:
-        """Every pod of the node, while it is being drained. RefusedError, UnreachableError."""
+    def look(self, draining: bool = True) -> tuple[Pod, ...]:
+        """Every pod of the node. RefusedError, UnreachableError."""
+        if not draining:
+            self.forget()
         known = set(self._raw)
         self._list()
         there = Counter(workload(raw["metadata"]) for raw in self._raw.values())
@@ -48,7 +50,7 @@ class Pods:
             if self._draining and fresh:  # the taint keeps others away: what is new tolerates it, and came back
                 self.returns[name] += -(-fresh // max(size, self._sizes.get(name, 1)))
             self._sizes[name] = max(size, self._sizes.get(name, 1))
-        self._draining = True
+        self._draining = draining
         pods = tuple(self._pod(raw) for raw in self._raw.values())
         keys = {pod.key for pod in pods}
         self.evictions.forget_others(keys)

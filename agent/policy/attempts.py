@@ -57,12 +57,22 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Idle:
+    """What is known of resets of idle GPUs; it outlives the node's return."""
+
+    withdrawn: bool = False  # the hard taint stands for one, or did until somebody took it off
+    times: tuple[int, ...] = ()  # of withdrawals for one lately: when each ended, or the one that stands began; Unix s
+    tried: Mapping[str, Attempt] = field(default_factory=dict)  # id of a fault that stands → the reset that failed it
+
+
+@dataclass(frozen=True, slots=True)
 class Records:
     """One incident's drain, its attempts, oldest first, and the Node labels that wait to be set back."""
 
     attempts: tuple[Attempt, ...] = ()
     operands: Mapping[str, str] = field(default_factory=dict)  # label → the value it had
     drain: Begun | None = None
+    idle: Idle = field(default_factory=Idle)
 
     def latest(self, attempt: Attempt) -> Records:
         """With the last attempt as it is now."""
@@ -84,36 +94,47 @@ def as_json(records: Records) -> dict[str, Any]:
     """For the annotation; empty for no records."""
     told: dict[str, Any] = {}
     if records.attempts:
-        told["attempts"] = [
-            {name: value for name in Attempt.__slots__ if (value := getattr(one, name))} for one in records.attempts
-        ]
+        told["attempts"] = [_told(one) for one in records.attempts]
     if records.operands:
         told["operands"] = dict(records.operands)
     if records.drain:
         told["drain"] = {"remedy": records.drain.remedy, "at": records.drain.at, "returns": dict(records.drain.returns)}
+    if records.idle != Idle():
+        tried = {key: _told(one) for key, one in records.idle.tried.items()}
+        told["idle"] = {"withdrawn": records.idle.withdrawn, "times": list(records.idle.times), "tried": tried}
     return told
+
+
+def _told(attempt: Attempt) -> dict[str, Any]:
+    return {name: value for name in Attempt.__slots__ if (value := getattr(attempt, name))}
 
 
 def from_json(data: Mapping[str, Any]) -> Records:
     """KeyError, TypeError, ValueError or AttributeError for what this agent did not write."""
-    attempts = tuple(
-        Attempt(
-            Remedy(one["remedy"]),
-            int(one["number"]),
-            str(one["job"]),
-            tuple(str(uuid) for uuid in one.get("uuids", ())),
-            str(one.get("boot_id", "")),
-            Stage(one["stage"]),
-            float(one.get("acted_at", 0)),
-            int(one.get("ended_at", 0)),
-            str(one.get("said", "")),
-            bool(one.get("final", False)),
-            tuple(str(uuid) for uuid in one.get("along", ())),
-        )
-        for one in data.get("attempts", ())
-    )
+    attempts = tuple(_attempt(one) for one in data.get("attempts", ()))
     operands = {str(key): str(value) for key, value in data.get("operands", {}).items()}
-    return Records(attempts, operands, _begun(data["drain"]) if "drain" in data else None)
+    return Records(attempts, operands, _begun(data["drain"]) if "drain" in data else None, _idle(data.get("idle", {})))
+
+
+def _attempt(one: Mapping[str, Any]) -> Attempt:
+    return Attempt(
+        Remedy(one["remedy"]),
+        int(one["number"]),
+        str(one["job"]),
+        tuple(str(uuid) for uuid in one.get("uuids", ())),
+        str(one.get("boot_id", "")),
+        Stage(one["stage"]),
+        float(one.get("acted_at", 0)),
+        int(one.get("ended_at", 0)),
+        str(one.get("said", "")),
+        bool(one.get("final", False)),
+        tuple(str(uuid) for uuid in one.get("along", ())),
+    )
+
+
+def _idle(data: Mapping[str, Any]) -> Idle:
+    tried = {str(key): _attempt(one) for key, one in data.get("tried", {}).items()}
+    return Idle(bool(data.get("withdrawn")), tuple(int(at) for at in data.get("times", ())), tried)
 
 
 def _begun(data: Mapping[str, Any]) -> Begun:

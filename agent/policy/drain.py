@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.config import Config, Drain
-from agent.model import Remedy, Severity, Verdict
+from agent.model import Remedy, Verdict
 from agent.policy.attempts import Begun, Records
 from agent.policy.budget import free_slot, spent
 from agent.world import AskCheckpoint, Delete, Evict, GiveSlot, On, Pod, SlotKind, Step, TakeSlot, Wait, World
@@ -18,9 +18,8 @@ _OTHERS_FIRST_S = 300  # whoever waits for a permit looks each half a minute or 
 
 
 def bad_gpus(verdict: Verdict, lost: bool = False) -> frozenset[str]:
-    """UUIDs of the GPUs with a fatal fault, or of the ``lost`` ones; empty if one of them isn't known."""
-    faults = [f for f in verdict.faults if f.finding.severity is Severity.FATAL]
-    faults = [f for f in faults if not lost or f.finding.rule in _LOST]
+    """UUIDs of the GPUs that are to be mended, or of the ``lost`` ones; empty if one of them isn't known."""
+    faults = [f for f in verdict.mended if not lost or f.finding.rule in _LOST]
     known = frozenset(fault.uuid for fault in faults if fault.uuid)
     return known if all(fault.uuid for fault in faults) else frozenset()
 
@@ -158,7 +157,7 @@ def _checkpoint(pod: Pod, verdict: Verdict, settings: Drain) -> tuple[str, tuple
         return "saved", ()
     limit_s = min(pod.checkpoint_timeout_s, settings.checkpoint_s)
     gone = bad_gpus(verdict, lost=True)
-    lost = any(f.finding.rule in _LOST for f in verdict.faults if f.finding.severity is Severity.FATAL)
+    lost = any(f.finding.rule in _LOST for f in verdict.fatal)
     if lost and (pod.gpus is None or not gone or pod.gpus & gone):
         limit_s = 0.0
     if (pod.asked_s is not None and pod.asked_s >= limit_s) or limit_s == 0:

@@ -84,10 +84,17 @@ def clears(finding: Finding, limits: Limits) -> str:
     return "; ".join(part for part in (proof, card, dismissal) if part)
 
 
-def next_step(fault: Fault, mode: str = Mode.EVICT, along: Collection[str] = (), effect: str | None = None) -> str:
+def next_step(
+    fault: Fault,
+    mode: str = Mode.EVICT,
+    along: Collection[str] = (),
+    effect: str | None = None,
+    resets: bool = False,
+) -> str:
     """What happens by itself, and what a person does.
 
-    ``along`` are the GPUs that a reset must name as well, ``effect`` is that of the degraded node's taint.
+    ``along`` are the GPUs that a reset must name as well, ``effect`` is that of the degraded node's taint; ``resets``:
+    its GPU is reset once nobody uses it.
     """
     finding = fault.finding
     if fault.proved:
@@ -100,5 +107,5 @@ def next_step(fault: Fault, mode: str = Mode.EVICT, along: Collection[str] = (),
         return f"no pod is moved; {to_do}"
     if finding.severity is Severity.DEGRADED:
         new = "" if mode == Mode.OBSERVE else _NEW_PODS.get(effect, _NEW_PODS[None])
-        return f"running pods stay{new}; {to_do}"
+        return f"running pods stay{new}; {'its GPU is reset once nobody uses it' if resets else to_do}"
     return f"{_BY_ITSELF[Mode(mode)]}; {to_do}"

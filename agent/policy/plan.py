@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from hashlib import sha256
 
 from agent.config import Config, Mode
 from agent.model import Fault, Remedy, Severity, Status, Verdict
+from agent.policy.announce import announcements, camel, plain
 from agent.policy.aside import another, out_by_others, upgrading
-from agent.policy.attempts import Records, Stage
+from agent.policy.attempts import Attempt, Records, Stage
 from agent.policy.budget import free_slot, needed, spent
 from agent.policy.check import check, without
 from agent.policy.drain import drain, leaving
+from agent.policy.idle import chosen, failed
 from agent.policy.linked import in_force
 from agent.policy.repair import effective, operand_labels, repair, running, settled
 from agent.policy.stored import MalformedError, NewerError, Stored, dump, load
-from agent.policy.taints import aimed_taints, kept_soft, permitted
+from agent.policy.taints import LEFT_FREE, aimed_taints, kept_soft, permitted
 from agent.presets import accelerated, own_taint, spoken_for
 from agent.world import (
     HARD_TAINT,
     OUT_LABEL,
-    Announce,
     Condition,
     GiveSlot,
     Local,
@@ -41,7 +41,6 @@ ERROR_LABEL = "node.kubernetes.io/gpu-error"
 UNHEALTHY, DEGRADED, REPLACEMENT = "GpuUnhealthy", "GpuDegraded", "GpuReplacementRequested"
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
-_MESSAGE_CHARS = 512
 _UNEXPLAINED = (f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for: "
                 "a person must remove the taint")  # fmt: skip
 
@@ -75,9 +74,11 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
     if tainted and stored is None and not verdict.withdraw:
         return (*_bad_news(verdict, world), Wait(_UNEXPLAINED, On.STOPPED))
+    old = records = stored.records if stored else Records()
+    verdict, records, waits = chosen(verdict, world, config, records, local)
+    idle = records.idle
     job = running(world) if tainted and not verdict.withdraw else ""
     withdraw = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN) or bool(job)
-    old = records = stored.records if stored else Records()
     acts = verdict.withdraw and config.mode is Mode.EVICT
     moves: tuple[Step, ...] = ()
     repairing: tuple[Step, ...] = ()
@@ -97,16 +98,18 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     elif not acts or world.paused:
         records = replace(records, drain=None)  # a deadline doesn't run while nobody may be asked
     elif tainted and world.held(SlotKind.WITHDRAWN) and not another(world):
-        records, moves = drain(verdict, world, config, records, local.gathered)
+        if verdict.fatal:
+            records, moves = drain(verdict, world, config, records, local.gathered)
         records, repairing = repair(verdict, world, config.repair, records, local, _drained(verdict, world))
         replacing = records.live is not None and records.live.remedy is Remedy.REPLACE_NODE
         if replacing and (why := spoken_for(config.presets, world.conditions)):
             repairing = (*repairing, Wait(why, On.REPAIR))
+    records = replace(records, idle=idle)
     aim = _aim(verdict, world, config, _stored(verdict, stored, records), old, records)
     if why := another(world):
         steps: tuple[Step, ...] = (*_report(world, aim), Wait(f"{why}: it is only reported on"))
     elif verdict.withdraw and config.mode is not Mode.OBSERVE:
-        steps = _withdraw(world, config, aim, tainted, (*moves, *repairing))
+        steps = _withdraw(verdict, world, config, aim, tainted, (*moves, *repairing))
     elif withdraw:
         why = "mode observe: the node would be withdrawn, and is only reported"
         if not verdict.withdraw:
@@ -118,13 +121,13 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
         steps = (*_confirmed(world), *_report(world, aim), *repairing)
     else:
         steps = (*_return(world, config, aim), *kept_soft(aim.taints, config))
-    return (*steps, *_announce(verdict, world))
+    return (*steps, *waits, *announcements(verdict, world))
 
 
 def _bad_news(verdict: Verdict, world: World) -> tuple[Step, ...]:
     """What stands, and nothing about what doesn't: a fault that we can't read may still stand."""
-    bad = tuple(c for c in _conditions(verdict, world) if c.status == "True" and world.conditions.get(c.type) != c)
-    error = {ERROR_LABEL: "true"} if verdict.withdraw and world.labels.get(ERROR_LABEL) != "true" else {}
+    bad = tuple(c for c in _conditions(verdict, world, {}) if c.status == "True" and world.conditions.get(c.type) != c)
+    error = {ERROR_LABEL: "true"} if verdict.fatal and world.labels.get(ERROR_LABEL) != "true" else {}
     return (Report(bad, error),) if bad or error else ()
 
 
@@ -132,13 +135,15 @@ def _drained(verdict: Verdict, world: World) -> bool:
     return world.pods is not None and not leaving(world.pods, verdict)
 
 
-def _withdraw(world: World, config: Config, aim: _Aim, tainted: bool, moves: tuple[Step, ...]) -> tuple[Step, ...]:
+def _withdraw(
+    verdict: Verdict, world: World, config: Config, aim: _Aim, tainted: bool, moves: tuple[Step, ...]
+) -> tuple[Step, ...]:
     if world.paused:
         why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
         return (*_report(world, aim), Wait(why, On.STOPPED))
     steps: list[Step] = [*_confirmed(world)]
     for kind in needed(world, config.budget):
-        slot = free_slot(world, kind, config.budget)
+        slot = free_slot(world, kind, config.budget, 0 if verdict.fatal else LEFT_FREE)
         if slot is None:
             return (*_report(world, aim), Wait(spent(world, kind, config.budget), On.PERMIT))
         steps.append(TakeSlot(kind, slot))
@@ -173,11 +178,11 @@ def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Recor
     bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)
     labels: dict[str, str | None] = {
         STATE_LABEL: _state(verdict, world, config, bad, records),
-        ERROR_LABEL: "true" if verdict.withdraw else None,
+        ERROR_LABEL: "true" if verdict.fatal else None,
         OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
         **operand_labels(world, old, records),
     }
-    conditions = (*_conditions(verdict, world), *_replacement(world, config, records))
+    conditions = (*_conditions(verdict, world, records.idle.tried), *_replacement(world, config, records))
     return _Aim(aimed_taints(verdict, world, config), labels, conditions, stored)
 
 
@@ -185,11 +190,13 @@ def _state(verdict: Verdict, world: World, config: Config, bad: bool, records: R
     if verdict.withdraw:
         tainted = any(t.key == HARD_TAINT for t in world.taints)
         if config.mode is not Mode.EVICT or not tainted or world.pods is None:
-            return "unhealthy"
+            return "unhealthy" if verdict.fatal else "degraded"
         if records.live:
             return "repairing"
         if records.attempts and records.attempts[-1].stage is Stage.DONE:
             return "validating"
+        if not verdict.fatal:
+            return "degraded"
         return "drained" if _drained(verdict, world) else "draining"
     if records.attempts and records.attempts[-1].remedy is Remedy.NONE:  # a check that failed is a person's matter
         return "validating" if records.live else "unhealthy"
@@ -215,18 +222,23 @@ def _replacement(world: World, config: Config, records: Records) -> tuple[Condit
     return wanted
 
 
-def _conditions(verdict: Verdict, world: World) -> tuple[Condition, ...]:
+def _conditions(verdict: Verdict, world: World, tried: Mapping[str, Attempt]) -> tuple[Condition, ...]:
     wanted = []
     for kind, severity in ((UNHEALTHY, Severity.FATAL), (DEGRADED, Severity.DEGRADED)):
         faults = [f for f in verdict.faults if f.finding.severity is severity]
         if faults:
-            told = "; ".join(f"{f.finding.id}: {f.finding.message}" for f in faults)
+            told = "; ".join(f"{f.finding.id}: {f.finding.message}{_tried(f, tried)}" for f in faults)
             wanted.append(Condition(kind, "True", camel(faults[0].finding.rule), plain(told)))
         elif not verdict.blind:
             wanted.append(Condition(kind, "False", "NoGpuFault", "no GPU fault of this severity stands"))
         elif kind in world.conditions:  # blind: keep what was said
             wanted.append(world.conditions[kind])
     return tuple(wanted)
+
+
+def _tried(fault: Fault, tried: Mapping[str, Attempt]) -> str:
+    why = failed(fault, tried)
+    return f" (the reset of its idle GPU failed: {why})" if why else ""
 
 
 def _stored(verdict: Verdict, old: Stored | None, records: Records) -> str:
@@ -260,39 +272,3 @@ def _report(world: World, aim: _Aim, told: bool = False) -> tuple[Step, ...]:
     labels = {} if told else {k: v for k, v in aim.labels.items() if world.labels.get(k) != v}
     stored = None if told or world.stored == aim.stored else aim.stored
     return (Report(conditions, labels, stored),) if conditions or labels or stored else ()
-
-
-def _announce(verdict: Verdict, world: World) -> tuple[Step, ...]:
-    """One Event an incident: whichever of its symptoms came first has told it already."""
-    return tuple(
-        announcement(fault, world)
-        for fault in verdict.faults
-        if not any(_event_name(part, world) in world.announced for part in (fault, *fault.joined))
-    )
-
-
-def announcement(fault: Fault, world: World) -> Announce:
-    """The one Event of a fault; the same fault after a restart has the same name and is not told twice."""
-    finding = fault.finding
-    return Announce(
-        name=_event_name(fault, world),
-        warning=finding.severity > Severity.NOTICE or finding.rule.startswith("xid-"),
-        reason=camel(finding.rule),
-        message=plain(f"{finding.id} ({finding.severity.name.lower()}, remedy {finding.remedy}): {finding.message}"),
-        pod=finding.pod,
-    )
-
-
-def _event_name(fault: Fault, world: World) -> str:
-    told = f"{world.uid} {fault.finding.id} {fault.since:.3f}"
-    return f"{world.node}.{sha256(told.encode()).hexdigest()[:16]}"
-
-
-def camel(rule: str) -> str:
-    """``row-remap-failure`` as a condition's reason: ``RowRemapFailure``."""
-    return "".join(part.capitalize() for part in re.split(r"[^A-Za-z0-9]+", rule))
-
-
-def plain(text: str) -> str:
-    """Text for an API object: printable, one line, bounded. Kernel lines are hostile input."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:_MESSAGE_CHARS]

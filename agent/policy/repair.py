@@ -10,7 +10,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 from agent.config import Repair
-from agent.model import Fault, Remedy, Severity, Verdict
+from agent.model import Fault, Remedy, Verdict
 from agent.policy.attempts import Attempt, Records, Stage
 from agent.policy.clients import told
 from agent.policy.drain import bad_gpus, reset_set
@@ -31,8 +31,8 @@ def templates(settings: Repair, verdict: Verdict) -> tuple[Remedy, ...]:
 
 
 def outstanding(verdict: Verdict) -> Verdict:
-    """The verdict of the fatal faults whose cure is yet to be proved; the whole one if there is none."""
-    left = tuple(fault for fault in _fatal(verdict) if not fault.proved)
+    """The verdict of the faults whose cure is yet to be proved; the whole one if there is none."""
+    left = tuple(fault for fault in verdict.mended if not fault.proved)
     if not left:
         return verdict
     return replace(verdict, faults=left, remedy=max((f.finding.remedy for f in left), key=lambda one: one.rank))
@@ -43,7 +43,7 @@ def current(verdict: Verdict, records: Records) -> Attempt | None:
     last = records.attempts[-1] if records.attempts else None
     if last is None or last.stage is Stage.FAILED:
         return None
-    left = [fault for fault in _fatal(verdict) if not fault.proved]
+    left = [fault for fault in verdict.mended if not fault.proved]
     over = last.stage is Stage.DONE and left and not any(_concerns(last, fault) for fault in left)
     return None if over else last
 
@@ -53,7 +53,7 @@ def aimed(verdict: Verdict, records: Records, settings: Repair) -> tuple[Remedy 
     if attempt := current(verdict, records):
         return attempt.remedy, ""
     due = outstanding(verdict)
-    for fault in _fatal(due):
+    for fault in due.mended:
         if fault.finding.remedy is Remedy.CONTACT_SUPPORT:
             return None, f"a person must decide about {fault.finding.id}"
     if due.remedy not in LADDER:
@@ -63,16 +63,16 @@ def aimed(verdict: Verdict, records: Records, settings: Repair) -> tuple[Remedy 
     for remedy in templates(settings, due):
         tried = [attempt for attempt in attempts if attempt.remedy is remedy]
         if remedy.rank >= least and len(tried) < settings.max_attempts and not any(a.final for a in tried):
-            return (None, why) if remedy is Remedy.RESET_GPU and (why := _done_already(due)) else (remedy, "")
+            return (None, why) if remedy is Remedy.RESET_GPU and (why := done_already(due)) else (remedy, "")
     if not attempts:
         return None, f"no repair is configured for {due.remedy}: a person must decide"
     last = attempts[-1]
     return None, f"a person must decide: {last.remedy} failed, attempt {last.number} ({last.said}), and nothing is left"
 
 
-def _done_already(verdict: Verdict) -> str:
+def done_already(verdict: Verdict) -> str:
     """Why a person must say whether a reset is due: in doubt there is no second repair of one incident."""
-    late = [fault.finding.id for fault in _fatal(verdict) if fault.late]
+    late = [fault.finding.id for fault in verdict.mended if fault.late]
     if not late:
         return ""
     return (
@@ -90,18 +90,14 @@ def effective(verdict: Verdict, records: Records, settings: Repair) -> Remedy:
     if remedy:
         return remedy
     due = outstanding(verdict)
-    held = any(fault.finding.remedy is Remedy.CONTACT_SUPPORT for fault in _fatal(due))
+    held = any(fault.finding.remedy is Remedy.CONTACT_SUPPORT for fault in due.mended)
     wanted = Remedy.CONTACT_SUPPORT if held else due.remedy
     return max([wanted, *(attempt.remedy for attempt in _own(due, records))], key=lambda one: one.rank)
 
 
-def _fatal(verdict: Verdict) -> list[Fault]:
-    return [fault for fault in verdict.faults if fault.finding.severity is Severity.FATAL]
-
-
 def _own(verdict: Verdict, records: Records) -> list[Attempt]:
     """The attempts that were for one of these faults; what another GPU needed counts for nothing here."""
-    return [one for one in records.attempts if any(_concerns(one, fault) for fault in _fatal(verdict))]
+    return [one for one in records.attempts if any(_concerns(one, fault) for fault in verdict.mended)]
 
 
 def _concerns(attempt: Attempt, fault: Fault) -> bool:
@@ -140,9 +136,9 @@ def repair(
 
 def _overtaken(verdict: Verdict, live: Attempt) -> str:
     """Why a reserved attempt that has no Job is not to begin any more: somebody else, or a power cut, came first."""
-    if _rebooted(live.boot_id, verdict):
+    if rebooted(live.boot_id, verdict):
         return "the node was rebooted before its Job was made"
-    if all(fault.proved for fault in _fatal(verdict) if _concerns(live, fault)):
+    if all(fault.proved for fault in verdict.mended if _concerns(live, fault)):
         return "the GPUs were cured before its Job was made"
     return ""
 
@@ -163,9 +159,9 @@ def _reserve(
         return records, ()
     if name := running(world):  # of an incident whose records are lost
         return records, (Wait(f"Job {name} runs: nothing else is begun"),)
-    if all(fault.proved for fault in _fatal(verdict)):
+    if all(fault.proved for fault in verdict.mended):
         return records, (Wait("the GPUs were cured by somebody else: they stay well for a while first"),)
-    if local.up_s < settings.prove_s and any(_rebooted(f.boot_id, verdict) for f in verdict.faults):
+    if local.up_s < settings.prove_s and any(rebooted(f.boot_id, verdict) for f in verdict.faults):
         return records, (Wait("the node was rebooted since its fault was seen: whether that cured it is awaited"),)
     due = outstanding(verdict)
     own = _own(due, records)
@@ -180,7 +176,7 @@ def _reserve(
     else:
         records = _restored(records)
     number = 1 + sum(attempt.remedy is remedy for attempt in records.attempts)
-    first = min(_fatal(due), key=lambda fault: fault.since)
+    first = min(due.mended, key=lambda fault: fault.since)
     # By the incident and not by the time: whatever is forgotten, the same attempt finds its Job again.
     incident = f"{world.uid} {first.finding.id} {first.since:.3f} {remedy} {number}"
     attempt = Attempt(
@@ -218,7 +214,7 @@ def _watch(
         live = replace(live, acted_at=job.finished_at)
     if job and job.state == "active":  # in another boot as well: its pod may yet begin and reboot the node again
         return records, (Wait(f"Job {live.job} runs: {live.remedy}, attempt {live.number}"),)
-    if live.remedy is Remedy.REBOOT_NODE and _rebooted(live.boot_id, verdict):  # its own Job may well have died of it
+    if live.remedy is Remedy.REBOOT_NODE and rebooted(live.boot_id, verdict):  # its own Job may well have died of it
         return _ended(verdict, records, live, "")
     if job is None:
         return _ended(verdict, records, live, "its Job was removed before it was seen to end")
@@ -244,7 +240,7 @@ def settled(world: World, records: Records) -> Records:
     return records.latest(replace(live, stage=Stage.FAILED, said="no fault stands any more"))
 
 
-def _rebooted(boot_id: str, verdict: Verdict) -> bool:
+def rebooted(boot_id: str, verdict: Verdict) -> bool:
     return bool(boot_id and verdict.boot_id and boot_id != verdict.boot_id)
 
 
@@ -261,12 +257,15 @@ def _prove(
     records = _restored(records)
     if again := _again(verdict, live):
         return _ended(verdict, records, live, again)
-    if all(fault.proved for fault in _fatal(verdict) if _concerns(live, fault)):
+    left = [fault for fault in verdict.mended if _concerns(live, fault) and not fault.proved]
+    if not left:
         return records, (Wait(f"{live.remedy} is proved: the GPUs stay well for a while before the node returns"),)
     # An agent that was down, or cut off from its own records, has yet to look: its absence makes no cure none.
     looked = live.remedy is not Remedy.RESET_GPU or verdict.resets.issuperset(live.gpus)
-    if not looked or min(verdict.at - live.ended_at, local.up_s) < settings.prove_s:
-        return records, (Wait(f"{live.remedy} is done: its cure must be proved within {settings.prove_s:.0f} s"),)
+    # What ends by its absence has that time besides.
+    given_s = settings.prove_s + max(one.finding.clear_s or 0.0 for fault in left for one in (fault, *fault.joined))
+    if not looked or min(verdict.at - live.ended_at, local.up_s) < given_s:
+        return records, (Wait(f"{live.remedy} is done: its cure must be proved within {given_s:.0f} s"),)
     return _ended(verdict, records, live, "the fault stands after it")
 
 
@@ -274,7 +273,7 @@ def _again(verdict: Verdict, live: Attempt) -> str:
     """What was seen after a reset, in words; a reboot is proved by the boot that a fault was last seen in."""
     if live.remedy is not Remedy.RESET_GPU:
         return ""
-    late = [f.finding.id for f in _fatal(verdict) if _concerns(live, f) and f.finding.evidence.at >= live.acted_at]
+    late = [f.finding.id for f in verdict.mended if _concerns(live, f) and f.finding.evidence.at >= live.acted_at]
     return f"{', '.join(late)} came again after it" if late else ""
 
 

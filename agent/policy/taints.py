@@ -14,7 +14,7 @@ from agent.policy.budget import allowed, free_slot, needed
 from agent.presets import beside_hard, own_taint
 from agent.world import HARD_TAINT, SOFT_TAINT, GiveSlot, SlotKind, Step, Taint, TakeSlot, Wait, World
 
-_LEFT_FREE = 1  # for a fatal fault
+LEFT_FREE = 1  # for a fatal fault
 _SOFT = Taint(SOFT_TAINT, "", "PreferNoSchedule")
 _FIRM = Taint(SOFT_TAINT, "", "NoSchedule")
 
@@ -28,26 +28,28 @@ def aimed_taints(verdict: Verdict, world: World, config: Config) -> tuple[Taint,
         return ()
     if verdict.withdraw:
         return (Taint(HARD_TAINT, verdict.remedy, "NoSchedule"), *beside_hard(config.presets, world.taints))
-    return (_FIRM if config.policy.degraded_effect == _FIRM.effect and _may(world, config.budget) else _SOFT,)
+    return (_FIRM if config.policy.degraded_effect == _FIRM.effect and spare(world, config.budget) else _SOFT,)
 
 
-def _may(world: World, budget: Budget) -> bool:
+def spare(world: World, budget: Budget) -> bool:
+    """Whether a permit is held or free, and another one beside it."""
     if world.paused and not any(taint.withdraws for taint in world.taints):
         return False
     if held := world.held(SlotKind.WITHDRAWN):
-        return held.index < allowed(world, SlotKind.WITHDRAWN, budget) - _LEFT_FREE
-    return all(free_slot(world, kind, budget, _LEFT_FREE) is not None for kind in needed(world, budget))
+        return held.index < allowed(world, SlotKind.WITHDRAWN, budget) - LEFT_FREE
+    return all(free_slot(world, kind, budget, LEFT_FREE) is not None for kind in needed(world, budget))
 
 
 def effect_on(taints: Iterable[Taint]) -> str:
     """What our taint does on a degraded node, as it stands; empty without one."""
-    return next((taint.effect for taint in taints if taint.key == SOFT_TAINT), "")
+    ours = {taint.key: taint.effect for taint in taints}
+    return ours.get(HARD_TAINT, ours.get(SOFT_TAINT, ""))
 
 
 def permitted(world: World, budget: Budget) -> tuple[Step, ...]:
     """What the harder form needs before it is written."""
     confirmed = tuple(TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale)
-    free = ((kind, free_slot(world, kind, budget, _LEFT_FREE)) for kind in needed(world, budget))
+    free = ((kind, free_slot(world, kind, budget, LEFT_FREE)) for kind in needed(world, budget))
     taken = tuple(TakeSlot(kind, index) for kind, index in free if index is not None)
     used = world.held(SlotKind.HOURLY) if any(taint.withdraws for taint in world.taints) else None
     return (*confirmed, *taken, *((GiveSlot(SlotKind.HOURLY, used.index),) if used else ()))

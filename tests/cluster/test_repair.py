@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.conftest import Site, StartAgent
+from tests.cluster.conftest import AgentProcess, Site, StartAgent
 from tests.sources.test_pods import Kubelet, kubelet, listing
 
 UNHEALTHY = "gpu-health-agent/unhealthy"
@@ -72,6 +72,22 @@ def test_a_template_that_is_missing_is_named_and_the_node_stays_withdrawn(site: 
     assert site.taints() == [UNHEALTHY]
 
 
+def place(site: Site, played: Kubelet, running: AgentProcess, gpus: dict[str, int]) -> list[str]:
+    """The kubelet tells which GPU each app's pods hold, as they are now; the UUIDs of all GPUs."""
+    uuids = [gpu["uuid"] for _, gpu in sorted(running.state()["gpus"].items())]
+    names = {pod["metadata"]["name"]: pod["metadata"]["labels"]["app"]
+             for pod in site.plane.must("GET", f"/api/v1/namespaces/{site.name}/pods")["items"]}  # fmt: skip
+
+    def answer() -> Any:
+        made = listing(**{name: {"nvidia.com/gpu": [uuids[gpus[app]]]} for name, app in names.items()})
+        for pod in made.pod_resources:
+            pod.namespace = site.name
+        return made
+
+    played.answer = answer
+    return uuids
+
+
 def test_pods_on_the_other_gpus_of_the_node_run_on(
     site: Site, agent: StartAgent, kubelet: tuple[Kubelet, Path]
 ) -> None:
@@ -80,20 +96,38 @@ def test_pods_on_the_other_gpus_of_the_node_run_on(
     played, socket = kubelet
     running = agent(simulate="idle", sources={"pods": {"socket": str(socket)}})
     running.wait_for_simulation()
-    uuids = [gpu["uuid"] for _, gpu in sorted(running.state()["gpus"].items())]
-    path = f"/api/v1/namespaces/{site.name}/pods"
-    holders = {
-        pod["metadata"]["name"]: {"nvidia.com/gpu": [uuids[3 if pod["metadata"]["labels"]["app"] == "bad" else 5]]}
-        for pod in site.plane.must("GET", path)["items"]
-    }
-
-    def answer() -> Any:
-        made = listing(**{name: dict(resources) for name, resources in holders.items()})
-        for pod in made.pod_resources:
-            pod.namespace = site.name
-        return made
-
-    played.answer = answer
+    place(site, played, running, {"bad": 3, "good": 5})
     running.inject("--gpu", "3", "--xid", "95")
     site.plane.wait("drained", lambda: site.node()["metadata"]["labels"].get("gpu-health-agent/state") == "drained")
     assert (site.running("bad"), site.running("good")) == ([site.nodes[1]], [site.nodes[0]])
+
+
+def test_a_degraded_gpu_is_reset_once_nobody_uses_it_through_a_kill_and_nobody_moves(
+    site: Site, agent: StartAgent, kubelet: tuple[Kubelet, Path]
+) -> None:
+    site.deploy("good", 1, pin=site.nodes[0])
+    played, socket = kubelet
+    running = agent(
+        simulate="idle",
+        sources={"pods": {"socket": str(socket)}},
+        budget={"max_withdrawn": 2},
+        repair={"reset_gpu": "gpu-reset", "reset_when_idle": True, "pause_s": 1},
+    )
+    running.wait_for_simulation()
+    uuids = place(site, played, running, {"good": 3})
+    running.inject("--gpu", "3", "--xid", "63")
+    (pod,) = (p["metadata"]["name"] for p in site.plane.must("GET", f"/api/v1/namespaces/{site.name}/pods")["items"])
+    busy = f"its GPU is not reset yet: pod {site.name}/{pod} holds it"
+    site.plane.wait("said", lambda: any(busy in why for why in running.state()["waits"]))
+    assert site.taints() == ["gpu-health-agent/degraded"]
+    assert running.state()["faults"][0]["next"].endswith("its GPU is reset once nobody uses it")
+    place(site, played, running, {"good": 5})
+    site.plane.wait("reserved", lambda: "attempts" in site.node()["metadata"]["annotations"]["gpu-health-agent/faults"])
+    assert site.taints() == [UNHEALTHY]
+    running.kill()
+    running.start()
+    site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
+    site.plane.wait("labels", lambda: site.node()["metadata"]["labels"]["gpu-health-agent/state"] == "healthy")
+    (job,) = jobs(site)
+    assert job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"] == uuids[3]
+    assert site.running("good") == [site.nodes[0]]

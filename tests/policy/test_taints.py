@@ -9,7 +9,8 @@ from agent.config import Budget, Config, Mode
 from agent.limits import Limits
 from agent.model import Remedy, Status, Verdict
 from agent.policy.plan import plan
-from agent.world import Local, RefusedError, TakeSlot, Wait
+from agent.policy.taints import effect_on
+from agent.world import HARD_TAINT, SOFT_TAINT, Local, RefusedError, Taint, TakeSlot, Wait
 from tests.actions.test_kube import MERGE, KubeHands, cluster, drive, fatal, healthy, holders, node, taints
 from tests.actions.test_permits import Clock
 from tests.observe import Judge, alive, reading, xid
@@ -148,6 +149,11 @@ def test_whatever_comes_no_node_keeps_pods_away_without_a_permit_or_beyond_the_b
             away = {n for n in names for taint in borne(made, n) if taint["effect"] == "NoSchedule"}
             assert away <= {*holders(made).values()}, seed
             assert len(away) <= 3, seed
+
+
+def test_what_is_told_of_a_degraded_nodes_taint_is_the_harder_of_the_two() -> None:
+    soft, hard = Taint(SOFT_TAINT, "", "PreferNoSchedule"), Taint(HARD_TAINT, "reset_gpu", "NoSchedule")
+    assert [effect_on(ours) for ours in ((), (soft,), (hard,))] == ["", "PreferNoSchedule", "NoSchedule"]
 
 
 def test_a_node_that_is_cordoned_by_a_person_counts_for_it_too() -> None:
