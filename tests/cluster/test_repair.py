@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.conftest import Site, StartAgent
+from tests.cluster.conftest import AgentProcess, Site, StartAgent
 from tests.sources.test_pods import Kubelet, kubelet, listing
 
 UNHEALTHY = "gpu-health-agent/unhealthy"
@@ -72,19 +72,12 @@ def test_a_template_that_is_missing_is_named_and_the_node_stays_withdrawn(site: 
     assert site.taints() == [UNHEALTHY]
 
 
-def test_pods_on_the_other_gpus_of_the_node_run_on(
-    site: Site, agent: StartAgent, kubelet: tuple[Kubelet, Path]
-) -> None:
-    site.deploy("good", 1, pin=site.nodes[0])
-    site.deploy("bad", 1, pin=site.nodes[0])
-    played, socket = kubelet
-    running = agent(simulate="idle", sources={"pods": {"socket": str(socket)}})
-    running.wait_for_simulation()
+def hold(site: Site, running: AgentProcess, played: Kubelet, **gpus: int) -> list[str]:
+    """The kubelet says that each Deployment's pod holds the GPU of this index; the UUIDs of all GPUs."""
     uuids = [gpu["uuid"] for _, gpu in sorted(running.state()["gpus"].items())]
-    path = f"/api/v1/namespaces/{site.name}/pods"
     holders = {
-        pod["metadata"]["name"]: {"nvidia.com/gpu": [uuids[3 if pod["metadata"]["labels"]["app"] == "bad" else 5]]}
-        for pod in site.plane.must("GET", path)["items"]
+        pod["metadata"]["name"]: {"nvidia.com/gpu": [uuids[gpus[pod["metadata"]["labels"]["app"]]]]}
+        for pod in site.plane.must("GET", f"/api/v1/namespaces/{site.name}/pods")["items"]
     }
 
     def answer() -> Any:
@@ -94,6 +87,42 @@ def test_pods_on_the_other_gpus_of_the_node_run_on(
         return made
 
     played.answer = answer
+    return uuids
+
+
+def test_pods_on_the_other_gpus_of_the_node_run_on(
+    site: Site, agent: StartAgent, kubelet: tuple[Kubelet, Path]
+) -> None:
+    site.deploy("good", 1, pin=site.nodes[0])
+    site.deploy("bad", 1, pin=site.nodes[0])
+    played, socket = kubelet
+    running = agent(simulate="idle", sources={"pods": {"socket": str(socket)}})
+    running.wait_for_simulation()
+    hold(site, running, played, bad=3, good=5)
     running.inject("--gpu", "3", "--xid", "95")
     site.plane.wait("drained", lambda: site.node()["metadata"]["labels"].get("gpu-health-agent/state") == "drained")
     assert (site.running("bad"), site.running("good")) == ([site.nodes[1]], [site.nodes[0]])
+
+
+def test_gpus_that_are_linked_are_drained_and_reset_together_and_no_others(
+    site: Site, agent: StartAgent, kubelet: tuple[Kubelet, Path], tmp_path: Path
+) -> None:
+    for name in ("bad", "linked", "apart"):
+        site.deploy(name, 1, pin=site.nodes[0])
+    (tmp_path / "linked.yaml").write_text("profile: v100-8\n")
+    played, socket = kubelet
+    running = agent(
+        simulate=str(tmp_path / "linked.yaml"),
+        sources={"pods": {"socket": str(socket)}},
+        repair={"reset_gpu": "gpu-reset", "pause_s": 1},
+    )
+    running.wait_for_simulation()
+    uuids = hold(site, running, played, bad=3, linked=0, apart=5)
+    running.inject("--gpu", "3", "--xid", "95")
+    site.plane.wait("a Job", lambda: len(jobs(site)) == 1)
+    running.inject("--gpu", "3", "--clear")  # what the Job would have done
+    named = jobs(site)[0]["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"].split(",")
+    assert named == [uuids[3], *sorted(uuids[:3])]
+    moved = [site.running(name) for name in ("bad", "linked", "apart")]
+    assert moved == [[site.nodes[1]], [site.nodes[1]], [site.nodes[0]]]
+    site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
