@@ -72,14 +72,16 @@ def test_a_template_that_is_missing_is_named_and_the_node_stays_withdrawn(site: 
     assert site.taints() == [UNHEALTHY]
 
 
-def place(site: Site, played: Kubelet, running: AgentProcess, gpus: dict[str, int]) -> list[str]:
-    """The kubelet tells which GPU each app's pods hold, as they are now; the UUIDs of all GPUs."""
+def hold(site: Site, running: AgentProcess, played: Kubelet, **gpus: int) -> list[str]:
+    """The kubelet says that each Deployment's pod holds the GPU of this index; the UUIDs of all GPUs."""
     uuids = [gpu["uuid"] for _, gpu in sorted(running.state()["gpus"].items())]
-    names = {pod["metadata"]["name"]: pod["metadata"]["labels"]["app"]
-             for pod in site.plane.must("GET", f"/api/v1/namespaces/{site.name}/pods")["items"]}  # fmt: skip
+    holders = {
+        pod["metadata"]["name"]: {"nvidia.com/gpu": [uuids[gpus[pod["metadata"]["labels"]["app"]]]]}
+        for pod in site.plane.must("GET", f"/api/v1/namespaces/{site.name}/pods")["items"]
+    }
 
     def answer() -> Any:
-        made = listing(**{name: {"nvidia.com/gpu": [uuids[gpus[app]]]} for name, app in names.items()})
+        made = listing(**{name: dict(resources) for name, resources in holders.items()})
         for pod in made.pod_resources:
             pod.namespace = site.name
         return made
@@ -96,7 +98,7 @@ def test_pods_on_the_other_gpus_of_the_node_run_on(
     played, socket = kubelet
     running = agent(simulate="idle", sources={"pods": {"socket": str(socket)}})
     running.wait_for_simulation()
-    place(site, played, running, {"bad": 3, "good": 5})
+    hold(site, running, played, bad=3, good=5)
     running.inject("--gpu", "3", "--xid", "95")
     site.plane.wait("drained", lambda: site.node()["metadata"]["labels"].get("gpu-health-agent/state") == "drained")
     assert (site.running("bad"), site.running("good")) == ([site.nodes[1]], [site.nodes[0]])
@@ -114,20 +116,46 @@ def test_a_degraded_gpu_is_reset_once_nobody_uses_it_through_a_kill_and_nobody_m
         repair={"reset_gpu": "gpu-reset", "reset_when_idle": True, "pause_s": 1},
     )
     running.wait_for_simulation()
-    uuids = place(site, played, running, {"good": 3})
+    uuids = hold(site, running, played, good=3)
     running.inject("--gpu", "3", "--xid", "63")
     (pod,) = (p["metadata"]["name"] for p in site.plane.must("GET", f"/api/v1/namespaces/{site.name}/pods")["items"])
     busy = f"its GPU is not reset yet: pod {site.name}/{pod} holds it"
     site.plane.wait("said", lambda: any(busy in why for why in running.state()["waits"]))
     assert site.taints() == ["gpu-health-agent/degraded"]
     assert running.state()["faults"][0]["next"].endswith("its GPU is reset once nobody uses it")
-    place(site, played, running, {"good": 5})
+    hold(site, running, played, good=5)
     site.plane.wait("reserved", lambda: "attempts" in site.node()["metadata"]["annotations"]["gpu-health-agent/faults"])
     assert site.taints() == [UNHEALTHY]
     running.kill()
     running.start()
+    site.plane.wait("a Job", lambda: len(jobs(site)) == 1)
+    running.inject("--gpu", "3", "--clear")
     site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
     site.plane.wait("labels", lambda: site.node()["metadata"]["labels"]["gpu-health-agent/state"] == "healthy")
     (job,) = jobs(site)
     assert job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"] == uuids[3]
     assert site.running("good") == [site.nodes[0]]
+
+
+def test_gpus_that_are_linked_are_drained_and_reset_together_and_no_others(
+    site: Site, agent: StartAgent, kubelet: tuple[Kubelet, Path], tmp_path: Path
+) -> None:
+    for name in ("bad", "linked", "apart"):
+        site.deploy(name, 1, pin=site.nodes[0])
+    (tmp_path / "linked.yaml").write_text("profile: v100-8\n")
+    played, socket = kubelet
+    running = agent(
+        simulate=str(tmp_path / "linked.yaml"),
+        sources={"pods": {"socket": str(socket)}},
+        repair={"reset_gpu": "gpu-reset", "pause_s": 1},
+    )
+    running.wait_for_simulation()
+    uuids = hold(site, running, played, bad=3, linked=0, apart=5)
+    running.inject("--gpu", "3", "--xid", "95")
+    site.plane.wait("a Job", lambda: len(jobs(site)) == 1)
+    running.inject("--gpu", "3", "--clear")  # what the Job would have done
+    named = jobs(site)[0]["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"].split(",")
+    assert named == [uuids[3], *sorted(uuids[:3])]
+    moved = [site.running(name) for name in ("bad", "linked", "apart")]
+    assert moved == [[site.nodes[1]], [site.nodes[1]], [site.nodes[0]]]
+    site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")

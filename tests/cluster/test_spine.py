@@ -172,3 +172,4 @@ def test_a_degraded_node_that_is_to_get_no_new_pod_holds_a_permit_for_it(site: S
     lease = f"/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/gpu-health-agent-withdrawn-{site.name}-0"
     assert site.plane.must("GET", lease)["spec"]["holderIdentity"].startswith(f"{site.nodes[0]}/")
     assert site.running("train") == [site.nodes[0]]
+    site.plane.wait("said", lambda: "no new ones come" in running.state()["faults"][0]["next"])
