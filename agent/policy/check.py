@@ -49,7 +49,7 @@ def check(
         cured = [f for f in ended if f.finding.severity is Severity.FATAL and f.finding.id not in verdict.dismissed]
         if not cured:
             return Records(), ()
-        return Records((_reserved(verdict, world, cured, kind),)), (Wait(_TO_BE),)
+        return Records((_reserved(verdict, world, records, cured, kind),)), (Wait(_TO_BE),)
     if last.stage is Stage.FAILED:
         why = f"the check before the return failed ({last.said}): a person must decide; {DISMISSED} dismisses it"
         return records, (*_announced(world, last), Wait(why, On.REPAIR))
@@ -137,12 +137,15 @@ def _announced(world: World, last: Attempt) -> tuple[Step, ...]:
     return () if name in world.announced else (Announce(name, True, "CheckFailed", message),)
 
 
-def _reserved(verdict: Verdict, world: World, cured: list[Fault], kind: str) -> Attempt:
+def _reserved(verdict: Verdict, world: World, records: Records, cured: list[Fault], kind: str) -> Attempt:
     first = min(cured, key=lambda fault: fault.since)
     incident = f"{world.uid} {first.finding.id} {first.since:.3f} {CHECK}"
     name = f"{kind}{sha256(incident.encode()).hexdigest()[:10]}"
     whole = kind == DIAGNOSIS and not all(fault.finding.pci for fault in cured)  # a node's fault was one of every GPU
-    uuids = () if whole else tuple(sorted({_card(verdict, fault) for fault in cured} - {""}))
+    reset = {uuid for one in records.attempts if one.remedy is Remedy.RESET_GPU for uuid in (*one.uuids, *one.along)}
+    there = {card.uuid for card in verdict.cards.values()}  # with what was reset together with a bad GPU
+    repaired = {_card(verdict, fault) for fault in cured} | (reset & there)
+    uuids = () if whole else tuple(sorted(repaired - {""}))
     return Attempt(Remedy.NONE, 1, name, uuids, verdict.boot_id, Stage.RESERVED)
 
 

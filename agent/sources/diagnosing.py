@@ -78,8 +78,9 @@ class Diagnosing:
         try:
             return result(json.loads(said))
         except ValueError:
-            last = (plain(complaint.decode(errors="replace").strip()).splitlines() or ["no word"])[-1]
-            raise UndiagnosedError(f"the diagnosis ended without a result ({process.returncode}): {last}") from None
+            last = (complaint.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
+            why = f"the diagnosis ended without a result ({process.returncode}): {plain(last)}"
+            raise UndiagnosedError(why) from None
 
     def _listen(self, process: subprocess.Popen[bytes], progress: Progress, longest_s: float) -> tuple[bytes, bytes]:
         """All that it says until its end, and the last of what it complains."""
@@ -155,5 +156,5 @@ def failures(told: dict[str, Any]) -> str:
 
 
 def plain(text: str) -> str:
-    """Printable, on as many lines as before, bounded."""
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in text.splitlines())[:300]
+    """Printable, on one line, bounded."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]

@@ -154,6 +154,12 @@ def test_a_cured_gpu_is_diagnosed_before_its_node_returns() -> None:
     assert (life.repairs, life.diagnoses, returned(life)) == (["reset_gpu"], [(2, f"GPU-{GPU}")], True)
 
 
+def test_gpus_that_were_reset_together_are_diagnosed_together() -> None:
+    life = Diagnosed(RESET, demanding(), clients=IDLE, linked=True)
+    settles(life)
+    assert (life.repairs, life.diagnoses, returned(life)) == (["reset_gpu"], [(2, *sorted(IDLE))], True)
+
+
 def test_a_gpu_that_fails_its_diagnosis_never_returns_and_the_test_is_named_everywhere() -> None:
     life = Diagnosed(RESET, demanding(), clients=IDLE, ends="failed", said="memory failed on 0000:1b:00.0")
     life.run(200)
