@@ -91,6 +91,7 @@ class Outcome:
     nodes: int = 0
     simulated_gpus: bool | None = None
     simulated_nodes: bool = False
+    process_pods: bool = False  # no containers: the nodes' runtime runs them as processes of one machine
     client: str = "a pod in the cluster, through the gateway's Service; a new connection for each request"
     parts: list[Part] = field(default_factory=list)
     trouble: str = ""  # why it ended early
@@ -105,7 +106,9 @@ class Outcome:
     def played(self) -> str:
         """Plainly, what of it was real."""
         gpus = {True: "simulated", False: "real", None: "of unknown kind (the agent's configuration can't be read)"}
-        return f"GPUs: {gpus[self.simulated_gpus]}. Nodes: {'simulated' if self.simulated_nodes else 'real kubelets'}."
+        nodes = "simulated" if self.simulated_nodes else "real kubelets"
+        pods = " Pods: processes on one machine." if self.process_pods else ""
+        return f"GPUs: {gpus[self.simulated_gpus]}. Nodes: {nodes}.{pods}"
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:

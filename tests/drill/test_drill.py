@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from agent.drill.kit import MARK, Settings, objects
 from agent.drill.load import Window
 from agent.drill.outcome import CRASH, NODE, POD, Outcome, Part, as_json
 from agent.drill.report import page, text
+from agent.drill.withdrawal import Withdrawal
 from agent.model import parse_line
 from agent.rehearsal import valid
 from agent.sources.kmsg import Reader
-from agent.sources.marked import addresses, record, write
+from agent.sources.marked import addresses, record, simulate, write
+from agent.sources.scenario import Scenario
+from agent.sources.simulated import Simulation
 
 NS, NONCE = "gpu-health-drill", "0123456789abcdef" * 2
 UUIDS = {"GPU-a": "0000:1b:00.0", "GPU-b": "0000:43:00.0"}
@@ -264,6 +268,78 @@ def test_what_is_written_on_the_node_is_what_the_kernel_logs_source_marks(tmp_pa
     assert addresses(["a/b"], UUIDS, tmp_path / "no.sock") == ["0000:1b:00.0"], (
         "a GPU of the node, where nobody can tell"
     )
+
+
+def test_injected_it_is_the_same_record_in_the_simulations_kernel_log(tmp_path: Path) -> None:
+    simulation = Simulation(Scenario("h100-8"), tmp_path)
+    threading.Thread(target=simulation.serve, args=(simulation.listen(),), daemon=True).start()
+    (written,) = simulate(tmp_path, [UUIDS["GPU-b"]], NONCE)
+    assert written["pci"] == "0000:43:00.0"
+    (seen,) = Reader("boot", "", None, False, True).take((tmp_path / "kmsg").read_bytes(), 1.0)
+    assert (seen.value, seen.pci, seen.drill) == (74, "0000:43:00.0", NONCE)
+    assert simulation.request({"state": True}) == {"state": {}}, "no fault of a GPU was injected"
+
+
+class Scene:
+    """A withdrawal as it looks from outside, a dictionary of what is so at the moment."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, dict[str, int]] = {}
+        self.taint, self.counted, self.there = False, 3, list(KIT[:4])
+
+    def tainted(self, _: str) -> bool:
+        return self.taint
+
+    def checkpoints(self, _: str) -> int | None:
+        return self.counted
+
+    def pods(self) -> list[dict[str, Any]]:
+        return self.there
+
+    def whole(self) -> bool:
+        return True
+
+    def begin(self) -> Withdrawal:
+        choice = choose(NODES, KIT, AGENTS, NS, None)
+        return Withdrawal(self, self, Part(NODE, time.time()), choice, 3)  # type: ignore[arg-type]
+
+
+def moments(seen: Withdrawal) -> list[str]:
+    return [moment.what for moment in seen._part.moments]
+
+
+def test_a_training_that_is_gone_before_it_tells_of_its_checkpoint_has_saved_it_by_the_agents_word() -> None:
+    """It answers the agent, is evicted and ends between two looks: what it last said of itself is of before."""
+    scene = Scene()
+    seen = scene.begin()
+    scene.steps["uid-training"] = {"step": 50, "saved_step": 40}
+    assert not seen.see()
+    scene.taint = True
+    assert seen.see()
+    scene.there = [one for one in scene.there if one["metadata"]["name"] not in ("training", "inference-1")]
+    seen.see()
+    scene.counted = 4  # its /state is a second late
+    seen.see()
+    assert moments(seen) == ["tainted", "evicted", "all are evicted", "checkpoint saved"]
+    assert seen.count == 1
+
+
+def test_a_checkpoint_of_its_own_accord_is_none_that_the_agent_asked_for() -> None:
+    scene = Scene()
+    seen = scene.begin()
+    scene.steps["uid-training"] = {"step": 50, "saved_step": 40}
+    seen.see()
+    scene.taint = True
+    scene.steps["uid-training"] = {"step": 60, "saved_step": 60}
+    seen.see()
+    scene.counted = None  # an agent that isn't heard for a moment counts nothing back
+    seen.see()
+    assert moments(seen) == ["tainted"]
+    told = time.time()
+    scene.counted = 4
+    seen.see()
+    assert moments(seen) == ["tainted", "checkpoint saved"]
+    assert (seen._part.at("checkpoint saved") or told) <= told, "the training told of it first: that is the time"
 
 
 def test_the_drills_pod_on_a_node_bears_no_token_and_ends() -> None:
