@@ -60,7 +60,7 @@ e2e: $(STAMP)
 	$(BIN)/python -m tests.image.build
 	$(BIN)/pytest --durations=10 tests/nodes
 
-# Also so: four real nodes with the agent and the kit on them, and a report in build/drill.html.
+# Four nodes with the agent and the kit on them, and a report in build/drill.html: real ones as root, else simulated.
 drill: $(STAMP)
 	$(BIN)/python -m tests.nodes.drill
 

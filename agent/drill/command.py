@@ -50,6 +50,7 @@ def drill(arguments: argparse.Namespace) -> int:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):  # what follows has an end of its own
             signal.signal(number, signal.SIG_IGN)
+        outcome.cleaning = time.time()
         _clean(cluster, exercise.nonce, outcome, arguments.keep)
     outcome.ended = time.time()
     if arguments.json:

@@ -33,7 +33,7 @@ from agent.drill.withdrawal import SAVED, Withdrawal
 from agent.world import HARD_TAINT
 
 _START_S, _PERMIT_S, _STAGE_S, _RETURN_S = 300.0, 120.0, 300.0, 120.0
-_FIT_S, _CALM_S, _AFTER_S = 60.0, 5.0, 3.0
+_FIT_S, _CALM_S, _AFTER_S = 60.0, 2.0, 2.0
 
 Say = Callable[[str], None]
 

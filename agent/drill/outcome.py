@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from agent.model import rfc3339
@@ -95,12 +96,20 @@ class Outcome:
     client: str = "a pod in the cluster, through the gateway's Service; a new connection for each request"
     parts: list[Part] = field(default_factory=list)
     trouble: str = ""  # why it ended early
+    cleaning: float = 0.0  # when that began
     cleaned: list[str] = field(default_factory=list)
     ended: float = 0.0
 
     @property
     def passed(self) -> bool:
         return not self.trouble and len(self.parts) == len(TITLES) and all(f.met for p in self.parts for f in p.figures)
+
+    @property
+    def phases(self) -> list[tuple[str, float]]:
+        """What took how many seconds, in order."""
+        marks = [("start", self.began), *((part.name, part.began) for part in self.parts),
+                 ("cleaning", self.cleaning), ("", self.ended)]  # fmt: skip
+        return [(name, then - at) for (name, at), (_, then) in pairwise(marks) if at and then]
 
     @property
     def played(self) -> str:
@@ -113,6 +122,8 @@ class Outcome:
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
     data = asdict(outcome)
+    data["phases"] = {name: round(seconds, 1) for name, seconds in outcome.phases}
+    data["cleaning"] = rfc3339(outcome.cleaning)
     for one in (data, *data["parts"]):
         one.update(began=rfc3339(one["began"]), ended=rfc3339(one["ended"]))
     for part, raw in zip(data["parts"], outcome.parts, strict=True):

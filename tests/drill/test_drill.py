@@ -423,6 +423,16 @@ def test_a_drill_passes_only_whole_and_with_every_target_met() -> None:
     assert not silent.passed, "no request at all is no success"
 
 
+def test_the_report_says_what_took_how_long_as_far_as_it_came() -> None:
+    made = outcome()
+    for number, part in enumerate(made.parts):
+        part.began = 1010.0 + 30 * number
+    made.cleaning = 1095.0
+    assert "It took 10 s (start), 30 s (pod), 30 s (node), 25 s (crash), 5 s (cleaning)" in text(made)
+    made.parts = made.parts[:1]
+    assert as_json(made)["phases"] == {"start": 10.0, "pod": 85.0, "cleaning": 5.0}
+
+
 def test_the_report_in_json_says_the_same_as_the_text() -> None:
     made = outcome(failed=1)
     data = json.loads(json.dumps(as_json(made)))
