@@ -42,14 +42,16 @@ def drill(arguments: argparse.Namespace) -> int:
         signal.signal(number, _interrupt)
     exercise = Exercise(cluster, settings, outcome, _say)
     try:
-        exercise.run(kit)
+        try:
+            exercise.run(kit)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):  # what follows has an end of its own
+                signal.signal(number, signal.SIG_IGN)
     except (MissedError, UnfitError, RefusedError, UnreachableError) as error:
         outcome.trouble = str(error)
     except KeyboardInterrupt:
         outcome.trouble = "it was interrupted"
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # what follows has an end of its own
-            signal.signal(number, signal.SIG_IGN)
         outcome.cleaning = time.time()
         _clean(cluster, exercise.nonce, outcome, arguments.keep)
     outcome.ended = time.time()
@@ -157,6 +159,9 @@ def _try(path: Path) -> None:
 
 
 def _interrupt(*_: object) -> None:
+    """Once: who presses Ctrl-C again does not keep it from cleaning up."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -406,6 +406,14 @@ def test_the_page_is_one_file_that_escapes_everything_and_needs_no_script_and_no
     assert "GPUs: simulated. Nodes: real kubelets." in told
 
 
+def test_the_report_says_plainly_that_pods_are_processes() -> None:
+    made = outcome()
+    made.simulated_nodes = made.process_pods = True
+    played = "GPUs: simulated. Nodes: simulated. Pods: processes on one machine."
+    assert played in text(made)
+    assert played in page(made)
+
+
 def test_a_drill_passes_only_whole_and_with_every_target_met() -> None:
     assert outcome().passed
     assert not outcome(failed=1).passed
