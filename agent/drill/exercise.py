@@ -77,15 +77,17 @@ class Exercise:
         runtimes = [n["status"].get("nodeInfo", {}).get("containerRuntimeVersion", "") for n in nodes]
         self._outcome.process_pods = any(runtime.startswith("process://") for runtime in runtimes)
         self._say(self._outcome.played)
-        if self._settings.inject:
-            self._fit_to_inject()
+        self._fits(self._watched.simulation(self._agent) or {})
         self._window("calm")
         self._sleep(_CALM_S)
 
-    def _fit_to_inject(self) -> None:
-        found = self._watched.simulation(self._agent) or {}
-        if not found.get("scenario") or found.get("kernel_log") is False:
+    def _fits(self, simulation: Object) -> None:
+        """UnfitError where the fault would be written into a kernel log that no agent reads."""
+        simulated = bool(simulation.get("scenario")) and simulation.get("kernel_log") is not False
+        if self._settings.inject and not simulated:
             raise UnfitError("--inject: the agents there read no simulated GPUs with a kernel log of their own")
+        if simulated and not self._settings.inject:
+            raise UnfitError("the agents there read a simulated kernel log and not their nodes': add --inject")
 
     def _pod(self) -> None:
         part = self._begin(POD)

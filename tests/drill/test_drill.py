@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -17,6 +18,7 @@ from agent.actions.api import JSON
 from agent.cli import main
 from agent.drill.choice import UnfitError, choose
 from agent.drill.cluster import Cluster, MissedError
+from agent.drill.exercise import Exercise
 from agent.drill.hand import finished, hand
 from agent.drill.kit import MARK, Settings, objects
 from agent.drill.load import Window
@@ -98,6 +100,24 @@ def test_a_node_that_may_not_be_drilled_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UnfitError, match=re.escape(why)):
         choose(nodes, [*KIT, *more], agents, NS, named)
+
+
+@pytest.mark.parametrize(
+    ("simulation", "inject", "why"),
+    [
+        ({}, True, "--inject: the agents there read no simulated GPUs"),
+        ({"scenario": "idle", "kernel_log": False}, True, "--inject: the agents there read no simulated GPUs"),
+        ({"scenario": "idle"}, False, "add --inject"),
+        ({}, False, ""),
+        ({"scenario": "idle"}, True, ""),
+        ({"scenario": "idle", "kernel_log": False}, False, ""),
+    ],
+)
+def test_a_fault_is_never_written_into_a_log_that_no_agent_reads(simulation: Any, inject: bool, why: str) -> None:
+    cluster = Cluster(Server(), NS, "agents")
+    exercise = Exercise(cluster, Settings(NS, "image:1", inject=inject), outcome(), lambda _: None)
+    with pytest.raises(UnfitError, match=why) if why else contextlib.nullcontext():
+        exercise._fits(simulation)
 
 
 def test_finished_pods_of_others_are_in_nobodys_way() -> None:

@@ -149,7 +149,9 @@ class Site:
             elif one["metadata"].get("deletionTimestamp"):
                 self.pods[uid].grace_s = one["metadata"].get("deletionGracePeriodSeconds", 0)
         for uid in self.pods.keys() - there.keys():
-            self.pods.pop(uid).kill()
+            gone = self.pods.pop(uid)
+            gone.grace_s = 0.0
+            gone.kill()
 
     def _route(self) -> None:
         """Names and Service addresses, as the control plane has them now."""
