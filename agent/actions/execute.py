@@ -19,7 +19,7 @@ class Execute(Protocol):
     def __call__(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> str: ...
 
 
-def executor(kubeconfig: str | None, timeout_s: float = 60.0) -> Execute:
+def executor(kubeconfig: str | None, timeout_s: float = 30.0) -> Execute:
     """Credentials as for ``connect``."""
     from kubernetes.stream.ws_client import WSClient, get_websocket_url
     from websocket import WebSocketBadStatusException, WebSocketException
