@@ -120,6 +120,27 @@ def test_a_fault_is_never_written_into_a_log_that_no_agent_reads(simulation: Any
         exercise._fits(simulation)
 
 
+def test_injected_the_fault_goes_through_the_pod_of_that_nodes_agent_while_the_drill_looks_on() -> None:
+    agents = [{"metadata": {"name": f"agent-{node}", "namespace": "agents"},
+               "spec": {"nodeName": node, "containers": [{"name": "agent"}, {"name": "sources"}]}}
+              for node in ("n1", "n2")]  # fmt: skip
+    asked: list[tuple[str, str, str, list[str]]] = []
+    looks: list[float] = []
+
+    def execute(namespace: str, pod: str, container: str, command: Any) -> str:
+        asked.append((namespace, pod, container, command))
+        time.sleep(0.05)
+        return '{"written": [{"pci": "0000:1b:00.0", "at": 1.5}]}'
+
+    cluster = Cluster(lambda *_, **__: (200, {"items": agents}), NS, "agents", execute)
+    exercise = Exercise(cluster, Settings(NS, "image:1", inject=True), outcome(), lambda _: None)
+    done = exercise._inject("n2", "fault", ["--nonce=x"], lambda: looks.append(time.time()))
+    assert done["written"][0]["at"] == 1.5
+    assert asked == [("agents", "agent-n2", "sources",
+                      ["python3", "-m", "agent.sources.marked", "--simulated", "--nonce=x"])]  # fmt: skip
+    assert looks
+
+
 def test_finished_pods_of_others_are_in_nobodys_way() -> None:
     done = pod("done", "n1", namespace="team")
     done["status"]["phase"] = "Succeeded"
