@@ -11,7 +11,7 @@ OTHERS := bench cluster dcgm gpu image kit monitoring nodes
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint plain incidents program-tests monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests \
-	cluster bench kit-bench drill clean
+	cluster bench kit-bench kit-torch drill clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -60,7 +60,7 @@ e2e: $(STAMP)
 	$(BIN)/python -m tests.image.build
 	$(BIN)/pytest --durations=10 tests/nodes
 
-# Also so: four real nodes with the agent and the kit on them, and a report in build/drill.html.
+# Four nodes with the agent and the kit on them, and a report in build/drill.html: real ones as root, else simulated.
 drill: $(STAMP)
 	$(BIN)/python -m tests.nodes.drill
 
@@ -75,6 +75,10 @@ bench: $(STAMP)
 
 kit-bench: $(STAMP)
 	$(BIN)/python -m tests.bench.kit
+
+# The kit's training and inference with PyTorch: 3 GB from PyPI once, 5.4 GB on the disk, kept outside the tree.
+kit-torch: $(STAMP)
+	$(BIN)/python -m tests.kit.with_torch
 
 clean:
 	rm -rf $(VENV) build *.egg-info

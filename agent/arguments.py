@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--set", metavar="SIGNAL=N", help="another reading, as remapped_rows_pending=1")
     what.add_argument("--hang", metavar="CALL", help="this call about the GPU does not return, as nvmlDeviceGetEccMode")
     what.add_argument("--process", type=int, metavar="PID", help="this process computes on the GPU")
+    what.add_argument("--kernel", metavar="TEXT", help="user space writes this line into the kernel log")
     what.add_argument("--clear", action="store_true", help="the proved remedy: new counters, and a boot if need be")
     _directory(inject)
     diagnose = commands.add_parser("diagnose", help="DCGM's active diagnosis: exit 0 passed, 1 failed, 75 not run")
@@ -115,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     where = drill.add_mutually_exclusive_group()
     where.add_argument("--storage-class", metavar="C", help="for checkpoints, ReadWriteMany (default: the cluster's)")
     where.add_argument("--shared-path", metavar="P", help="a folder that is the same on every node, instead")
+    drill.add_argument("--inject", action="store_true", help="the fault by the simulation of the agent's GPUs")
     drill.add_argument("--rate", type=_positive, default=20.0, metavar="R", help="requests a second (20)")
     drill.add_argument("--interval-s", type=_positive, default=20.0, metavar="S", help="between checkpoints (20)")
     drill.add_argument("--step-s", type=_positive, default=0.5, metavar="S", help="of the training (0.5)")
@@ -143,7 +145,12 @@ def _common(parser: argparse.ArgumentParser) -> None:
     _directory(parser)
 
 
-def _directory(parser: argparse.ArgumentParser) -> None:
+def simulation_directory() -> Path:
+    """Where simulated GPUs are found by default."""
     runtime = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"  # noqa: S108 - the folder in it is made private
-    default = Path(runtime) / f"gpu-health-agent-{os.getuid()}"
+    return Path(runtime) / f"gpu-health-agent-{os.getuid()}"
+
+
+def _directory(parser: argparse.ArgumentParser) -> None:
+    default = simulation_directory()
     parser.add_argument("--simulation-dir", type=Path, default=default, metavar="D", help=argparse.SUPPRESS)

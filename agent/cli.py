@@ -224,12 +224,12 @@ def _inject(arguments: argparse.Namespace) -> int:
     from agent.sources.simulated import inject
 
     fields = ("gpu", "xid", "pid", "temperature", "ecc_uncorrected", "lost", "recovery_action", "hang", "process",
-              "clear")  # fmt: skip
+              "kernel", "clear")  # fmt: skip
     request = {key: value for key in fields if (value := getattr(arguments, key)) is not None and value is not False}
     if arguments.set:
         name, _, number = arguments.set.partition("=")
         request["set"] = {name: int(number) if number.isdecimal() else number}
-    if "gpu" not in request and not arguments.clear:
+    if "gpu" not in request and not (arguments.clear or arguments.kernel):
         raise ValueError("--gpu: name the GPU's index")
     reply = inject(arguments.simulation_dir, request)
     sys.stdout.write(json.dumps(reply) + "\n")

@@ -34,6 +34,7 @@ ONLY_IN = {
     "grpc": "sources",
     "google": "sources",
     "urllib3": "actions",
+    "websocket": "actions",
 }
 
 

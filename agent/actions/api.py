@@ -33,23 +33,9 @@ def connect(kubeconfig: str | None) -> Api:
     """
     # The typed models of this library cost 20 MB and a second of CPU at start, so only its ApiClient is used.
     from kubernetes.client.api_client import ApiClient
-    from kubernetes.client.configuration import Configuration
-    from kubernetes.config import incluster_config, kube_config
-    from kubernetes.config.config_exception import ConfigException
     from urllib3.exceptions import HTTPError
 
-    configuration = Configuration()
-    configuration.retries = False  # the next round is the retry
-    try:
-        if kubeconfig:
-            if not os.path.isfile(kubeconfig):
-                raise CredentialsError(f"--kubeconfig: {kubeconfig} is not a file")
-            kube_config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
-        else:
-            incluster_config.load_incluster_config(client_configuration=configuration)
-    except ConfigException as error:
-        where = f"--kubeconfig {kubeconfig}" if kubeconfig else "the pod's service account"
-        raise CredentialsError(f"no credentials from {where}: {error}") from error
+    configuration = configure(kubeconfig)
     client = ApiClient(configuration)
     client.user_agent = "gpu-health-agent"
 
@@ -73,6 +59,27 @@ def connect(kubeconfig: str | None) -> Api:
             return response.status, {"message": text[:300].decode(errors="replace")}
 
     return request
+
+
+def configure(kubeconfig: str | None) -> Any:
+    """The library's Configuration, with the credentials that ``connect`` speaks of. CredentialsError."""
+    from kubernetes.client.configuration import Configuration
+    from kubernetes.config import incluster_config, kube_config
+    from kubernetes.config.config_exception import ConfigException
+
+    configuration = Configuration()
+    configuration.retries = False  # the next round is the retry
+    try:
+        if kubeconfig:
+            if not os.path.isfile(kubeconfig):
+                raise CredentialsError(f"--kubeconfig: {kubeconfig} is not a file")
+            kube_config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+        else:
+            incluster_config.load_incluster_config(client_configuration=configuration)
+    except ConfigException as error:
+        where = f"--kubeconfig {kubeconfig}" if kubeconfig else "the pod's service account"
+        raise CredentialsError(f"no credentials from {where}: {error}") from error
+    return configuration
 
 
 def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, Api, ask
+from agent.actions.execute import Execute
 from agent.drill.kit import LOAD, MARK, Object
 from agent.rehearsal import valid
 from agent.world import HARD_TAINT, RefusedError, UnreachableError
@@ -32,8 +33,8 @@ class MissedError(Exception):
 class Cluster:
     """One cluster through its API server alone: no kubectl, no way to its pods but the server's own."""
 
-    def __init__(self, api: Api, namespace: str, agents: str) -> None:
-        self.api, self.namespace, self.agents = api, namespace, agents
+    def __init__(self, api: Api, namespace: str, agents: str, execute: Execute | None = None) -> None:
+        self.api, self.namespace, self.agents, self.execute = api, namespace, agents, execute
         self.home = f"/api/v1/namespaces/{namespace}"
 
     def get(self, path: str) -> Any:
@@ -78,6 +79,12 @@ class Cluster:
         if grace_s is not None:
             body["gracePeriodSeconds"] = grace_s
         self._gone("DELETE", f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}", body)
+
+    def run(self, pod: Object, container: str, command: list[str]) -> str:
+        """What a command says in a pod's container."""
+        if self.execute is None:
+            raise MissedError(f"{command[0]} can't be run in a pod without the API server's exec")
+        return self.execute(pod["metadata"]["namespace"], pod["metadata"]["name"], container, command)
 
     def wait(self, what: str, seen: Callable[[], Any], timeout_s: float) -> Any:
         """Until ``seen`` is true, and what it was. A server that does not answer for a moment is asked again."""
@@ -131,11 +138,15 @@ class Cluster:
         return done
 
     def stop(self) -> None:
-        """End the kit's pods, if the namespace is ours: one that ends with pods in it waits long for them."""
+        """End the kit's pods, if the namespace is ours: one that ends with pods in it waits long for them.
+
+        Nobody asks them any more, so none needs its grace period to leave politely.
+        """
         if self.state() == "ours":
             for root, plural in ("/apis/apps/v1", "deployments"), ("/apis/batch/v1", "jobs"), ("/api/v1", "pods"):
                 path = f"{root}/namespaces/{self.namespace}/{plural}"
-                ask(self.api, "DELETE", path, {"propagationPolicy": "Background"})
+                options: Object = {"gracePeriodSeconds": 1} if plural == "pods" else {"propagationPolicy": "Background"}
+                ask(self.api, "DELETE", path, options)
 
     def sweep(self, nonce: str | None, keep: bool = False) -> list[str]:
         """Remove what this drill left, or without a nonce what any did; what was done, a sentence each.

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from agent.actions.api import connect
+from agent.actions.execute import executor
 from agent.drill.choice import UnfitError
 from agent.drill.cluster import Cluster, MissedError
 from agent.drill.exercise import Exercise
@@ -30,7 +31,8 @@ def drill(arguments: argparse.Namespace) -> int:
     server = _server(arguments.kubeconfig)
     if not arguments.yes:
         raise ValueError(_warning(server, arguments))
-    cluster = Cluster(connect(arguments.kubeconfig), arguments.namespace, arguments.agent_namespace)
+    execute = executor(arguments.kubeconfig) if arguments.inject else None
+    cluster = Cluster(connect(arguments.kubeconfig), arguments.namespace, arguments.agent_namespace, execute)
     outcome = Outcome(server, str(cluster.get("/version").get("gitVersion", "")), arguments.namespace, time.time())
     settings, kit = _kit(cluster, arguments)
     for path in filter(None, (arguments.json, arguments.html)):
@@ -40,14 +42,17 @@ def drill(arguments: argparse.Namespace) -> int:
         signal.signal(number, _interrupt)
     exercise = Exercise(cluster, settings, outcome, _say)
     try:
-        exercise.run(kit)
+        try:
+            exercise.run(kit)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):  # what follows has an end of its own
+                signal.signal(number, signal.SIG_IGN)
     except (MissedError, UnfitError, RefusedError, UnreachableError) as error:
         outcome.trouble = str(error)
     except KeyboardInterrupt:
         outcome.trouble = "it was interrupted"
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # what follows has an end of its own
-            signal.signal(number, signal.SIG_IGN)
+        outcome.cleaning = time.time()
         _clean(cluster, exercise.nonce, outcome, arguments.keep)
     outcome.ended = time.time()
     if arguments.json:
@@ -85,13 +90,14 @@ def _kit(cluster: Cluster, arguments: argparse.Namespace) -> tuple[Settings, lis
                              ) from refused  # fmt: skip
         words = dict(word.split("=", 1) for word in container["command"] if word.startswith("--") and "=" in word)
         interval_s = float(words.get("--interval-s", 300))
-        settings = Settings(cluster.namespace, container["image"], interval_s, rate=arguments.rate, node=arguments.node)
+        settings = Settings(cluster.namespace, container["image"], interval_s, rate=arguments.rate, node=arguments.node,
+                            inject=arguments.inject)  # fmt: skip
         return settings, load(settings)
     if not arguments.image:
         raise ValueError("--image: name an image with Python 3.11 and the kit's requirements.txt installed")
     settings = Settings(
         cluster.namespace, arguments.image, arguments.interval_s, arguments.step_s, arguments.rate,
-        arguments.storage_class, arguments.shared_path, arguments.node,
+        arguments.storage_class, arguments.shared_path, arguments.node, arguments.inject,
     )  # fmt: skip
     return settings, objects(arguments.kit, settings)
 
@@ -125,10 +131,11 @@ def _clean(cluster: Cluster, nonce: str, outcome: Outcome, keep: bool) -> None:
 
 def _warning(server: str, arguments: argparse.Namespace) -> str:
     node = arguments.node or "the one with its training"
+    by = "in the simulation of its agent" if arguments.inject else "from a privileged pod"
     return (
         f"--yes: say it to drill the cluster at {server}. It would deploy the kit in namespace {arguments.namespace} "
         "with a load on it, delete one of its pods, withdraw one node on which no GPU pods of others run "
-        f"({node}) by a marked kernel record from a privileged pod in namespace {arguments.agent_namespace}, kill its "
+        f"({node}) by a marked kernel record {by} in namespace {arguments.agent_namespace}, kill its "
         f"training once, and remove all of that again (label and annotation {MARK})"
     )
 
@@ -152,6 +159,9 @@ def _try(path: Path) -> None:
 
 
 def _interrupt(*_: object) -> None:
+    """Once: who presses Ctrl-C again does not keep it from cleaning up."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

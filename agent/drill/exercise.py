@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from typing import Any
 
@@ -26,11 +28,12 @@ from agent.drill.outcome import (
     Outcome,
     Part,
 )
-from agent.drill.watch import REPLICAS, Watch, ending
+from agent.drill.watch import REPLICAS, Watch
+from agent.drill.withdrawal import SAVED, Withdrawal
 from agent.world import HARD_TAINT
 
 _START_S, _PERMIT_S, _STAGE_S, _RETURN_S = 300.0, 120.0, 300.0, 120.0
-_FIT_S, _CALM_S, _AFTER_S = 60.0, 5.0, 3.0
+_FIT_S, _CALM_S, _AFTER_S = 60.0, 2.0, 2.0
 
 Say = Callable[[str], None]
 
@@ -45,7 +48,6 @@ class Exercise:
         self._renewed = 0.0
         self._watched = Watch(cluster)
         self._agent: Object = {}
-        self._saved = 0  # the training's last checkpoint before the taint
 
     def run(self, kit: list[Object]) -> None:
         """Everything in its order; MissedError and UnfitError end it."""
@@ -72,9 +74,20 @@ class Exercise:
         self._outcome.simulated_gpus = self._watched.simulated(self._agent)
         self._outcome.simulated_nodes = any("kwok.x-k8s.io/node" in (n["metadata"].get("annotations") or {})
                                             for n in nodes)  # fmt: skip
+        runtimes = [n["status"].get("nodeInfo", {}).get("containerRuntimeVersion", "") for n in nodes]
+        self._outcome.process_pods = any(runtime.startswith("process://") for runtime in runtimes)
         self._say(self._outcome.played)
+        self._fits(self._watched.simulation(self._agent) or {})
         self._window("calm")
         self._sleep(_CALM_S)
+
+    def _fits(self, simulation: Object) -> None:
+        """UnfitError where the fault would be written into a kernel log that no agent reads."""
+        simulated = bool(simulation.get("scenario")) and simulation.get("kernel_log") is not False
+        if self._settings.inject and not simulated:
+            raise UnfitError("--inject: the agents there read no simulated GPUs with a kernel log of their own")
+        if simulated and not self._settings.inject:
+            raise UnfitError("the agents there read a simulated kernel log and not their nodes': add --inject")
 
     def _pod(self) -> None:
         part = self._begin(POD)
@@ -99,12 +112,13 @@ class Exercise:
         choice = self._choose()
         part = self._begin(NODE)
         self._outcome.node = choice.node
-        leaving = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in choice.pods}
-        (training,) = (pod for pod in choice.pods if pod["metadata"]["labels"].get("app") == "training")
-        self._say(f"node {choice.node} is drilled: {', '.join(leaving.values())} will leave")
+        told = self._wait(f"the agent on {choice.node} tells its state", lambda: self._watched.state(choice.node), 60)
+        counted = int(told.get("checkpoints", {}).get("saved", 0))
+        seen = Withdrawal(self._cluster, self._watched, part, choice, counted)
+        self._say(f"node {choice.node} is drilled: {', '.join(seen.leaving.values())} will leave")
         self._bear(node_path(choice.node))
         try:
-            self._withdraw(part, choice, leaving, training)
+            self._withdraw(part, choice, seen)
         finally:
             self._paths.remove(node_path(choice.node))
             self._cluster.release(self.nonce)
@@ -112,8 +126,8 @@ class Exercise:
         self._wait(f"{HARD_TAINT} is off the node", lambda: not self._cluster.tainted(choice.node), _RETURN_S)
         part.note("the node is back in service", time.time())
         self._say(f"node {choice.node} is back in service")
-        self._wait("the evicted pods have ended", lambda: not leaving.keys() & self._watched.uids(), _STAGE_S)
-        self._figures(part, training)
+        self._wait("the evicted pods have ended", lambda: not seen.leaving.keys() & self._watched.uids(), _STAGE_S)
+        self._figures(part, seen.training)
         self._end(part)
 
     def _choose(self) -> Choice:
@@ -128,71 +142,33 @@ class Exercise:
                     raise
             self._sleep(1)
 
-    def _withdraw(self, part: Part, choice: Choice, leaving: dict[str, str], training: Object) -> None:
-        pods = [f"--pod={self._cluster.namespace}/{name}" for name in leaving.values()]
+    def _withdraw(self, part: Part, choice: Choice, seen: Withdrawal) -> None:
+        pods = [f"--pod={self._cluster.namespace}/{name}" for name in seen.leaving.values()]
         cards = [f"--card={uuid}={pci}" for uuid, pci in choice.cards.items()]
-        counted = self._watched.checkpoints(choice.node)
-        self._watched.follow(training)
-
-        def see() -> bool:
-            return self._watch(part, choice, leaving, training)
-
-        done = self._hand(choice.node, "fault", [f"--nonce={self.nonce}", *cards, *pods], meanwhile=see)
+        self._watched.follow(seen.training)
+        give = self._inject if self._settings.inject else self._hand
+        done = give(choice.node, "fault", [f"--nonce={self.nonce}", *cards, *pods], meanwhile=seen.see)
         part.note("fault", _within(part.began, done["written"][0]["at"], time.time()))
         self._say(f"marked Xid 74 in the kernel log of {choice.node}: {', '.join(w['pci'] for w in done['written'])}")
         try:
-            self._wait("the node is tainted", see, _PERMIT_S)
+            self._wait("the node is tainted", seen.see, _PERMIT_S)
         except MissedError as missed:
             waits = "; ".join(self._watched.state(choice.node).get("waits", []))
             raise MissedError(f"{missed}; its agent waits for: {waits or 'nothing that it says'}") from missed
         self._say("tainted")
-        for what in ("checkpoint saved", "evicted", "all evicted pods are replaced on other nodes", "all are ready"):
+        for what in (SAVED, "evicted", "all evicted pods are replaced on other nodes", "all are ready"):
 
-            def seen(what: str = what) -> bool:
+            def happened(what: str = what) -> bool:
                 # A checkpoint that was never saved misses its target; it doesn't hold the drill up.
-                return see() and bool(part.at(what) or (what == "checkpoint saved" and part.at("all are evicted")))
+                return seen.see() and bool(part.at(what) or (what == SAVED and part.at("all are evicted")))
 
-            self._wait(what, seen, _STAGE_S)
+            self._wait(what, happened, _STAGE_S)
             self._say(what)
-        counted = self._watched.checkpoints(choice.node) - counted
-        part.notes.append(f"the agent counts {counted} checkpoint{'s' * (counted != 1)} as saved")
-        if not counted:  # what the training saved was its own doing
-            part.moments = [moment for moment in part.moments if moment.what != "checkpoint saved"]
-
-    def _watch(self, part: Part, choice: Choice, leaving: dict[str, str], training: Object) -> bool:
-        """The node, the training and the pods; whether the node was seen tainted by now."""
-        saved = self._watched.steps.get(training["metadata"]["uid"], {}).get("saved_step", 0)
-        if part.at("tainted") is None:
-            if not self._cluster.tainted(choice.node):
-                self._saved = max(saved, self._saved)
-                return False
-            part.note("tainted", time.time())
-        if saved > self._saved and part.at("all are evicted") is None:
-            part.note("checkpoint saved", time.time())
-        self._follow(part, choice, leaving)
-        return True
-
-    def _follow(self, part: Part, choice: Choice, leaving: dict[str, str]) -> None:
-        """The pods that leave, and those that take their places."""
-        now, pods = time.time(), self._cluster.pods()
-        staying = {pod["metadata"]["uid"] for pod in pods if not ending(pod)} & leaving.keys()
-        if len(staying) < len(leaving):
-            part.note("evicted", now)
-        if staying:
-            return
-        part.note("all are evicted", now)
-        elsewhere = [pod for pod in pods if not ending(pod) and pod["spec"].get("nodeName") not in (None, choice.node)]
-        count = {app: sum(pod["metadata"]["labels"].get("app") == app for pod in elsewhere)
-                 for app in ("inference", "training")}  # fmt: skip
-        if count["training"] and count["inference"] >= REPLICAS:
-            part.note("all evicted pods are replaced on other nodes", now)
-            if self._watched.whole():
-                part.note("all are ready", time.time())
+        part.notes.append(f"the agent counts {seen.count} checkpoint{'s' * (seen.count != 1)} as saved")
 
     def _figures(self, part: Part, training: Object) -> None:
         for first, then, target in (
-            ("fault", "tainted", TAINT_S), ("tainted", "checkpoint saved", CHECKPOINT_S),
-            ("checkpoint saved", "all are evicted", EVICTED_S),
+            ("fault", "tainted", TAINT_S), ("tainted", SAVED, CHECKPOINT_S), (SAVED, "all are evicted", EVICTED_S),
             ("all are evicted", "all evicted pods are replaced on other nodes", PLACED_S),
             ("all evicted pods are replaced on other nodes", "all are ready", READY_S),
         ):  # fmt: skip
@@ -272,6 +248,22 @@ class Exercise:
             return finished(self._cluster.get(f"{path}/{pod['metadata']['name']}"))
 
         return dict(self._wait(f"the drill's pod on {node} has ended", words, 90))
+
+    def _inject(self, node: str, what: str, arguments: list[str], meanwhile: Callable[[], object]) -> dict[str, Any]:
+        """The same in the container of the agent there that simulates its GPUs."""
+        pod = self._cluster.agent_pods()[node]
+        names = [container["name"] for container in pod["spec"]["containers"]]
+        container = "sources" if "sources" in names else names[0]
+        command = ["python3", "-m", "agent.sources.marked", "--simulated", *arguments]
+        with ThreadPoolExecutor(1) as aside:
+            told = aside.submit(self._cluster.run, pod, container, command)
+
+            def ended() -> bool:
+                meanwhile()
+                return told.done()
+
+            self._wait(f"the {what} is injected on {node}", ended, 90)
+            return dict(json.loads(told.result()))
 
     def _wait(self, what: str, seen: Callable[[], Any], timeout_s: float) -> Any:
         def renewed() -> Any:

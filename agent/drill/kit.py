@@ -33,6 +33,7 @@ class Settings:
     storage_class: str | None = None
     shared_path: str | None = None  # a folder that is the same on every node, instead of a storage class
     node: str | None = None  # where the training should start
+    inject: bool = False  # the fault by the simulation of the agent's GPUs
 
 
 def objects(folder: Path | None, settings: Settings) -> list[Object]:

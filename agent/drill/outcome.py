@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from agent.model import rfc3339
@@ -91,9 +92,11 @@ class Outcome:
     nodes: int = 0
     simulated_gpus: bool | None = None
     simulated_nodes: bool = False
+    process_pods: bool = False  # no containers: the nodes' runtime runs them as processes of one machine
     client: str = "a pod in the cluster, through the gateway's Service; a new connection for each request"
     parts: list[Part] = field(default_factory=list)
     trouble: str = ""  # why it ended early
+    cleaning: float = 0.0  # when that began
     cleaned: list[str] = field(default_factory=list)
     ended: float = 0.0
 
@@ -102,14 +105,25 @@ class Outcome:
         return not self.trouble and len(self.parts) == len(TITLES) and all(f.met for p in self.parts for f in p.figures)
 
     @property
+    def phases(self) -> list[tuple[str, float]]:
+        """What took how many seconds, in order."""
+        marks = [("start", self.began), *((part.name, part.began) for part in self.parts),
+                 ("cleaning", self.cleaning), ("", self.ended)]  # fmt: skip
+        return [(name, then - at) for (name, at), (_, then) in pairwise(marks) if at and then]
+
+    @property
     def played(self) -> str:
         """Plainly, what of it was real."""
         gpus = {True: "simulated", False: "real", None: "of unknown kind (the agent's configuration can't be read)"}
-        return f"GPUs: {gpus[self.simulated_gpus]}. Nodes: {'simulated' if self.simulated_nodes else 'real kubelets'}."
+        nodes = "simulated" if self.simulated_nodes else "real kubelets"
+        pods = " Pods: processes on one machine." if self.process_pods else ""
+        return f"GPUs: {gpus[self.simulated_gpus]}. Nodes: {nodes}.{pods}"
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
     data = asdict(outcome)
+    data["phases"] = {name: round(seconds, 1) for name, seconds in outcome.phases}
+    data["cleaning"] = rfc3339(outcome.cleaning)
     for one in (data, *data["parts"]):
         one.update(began=rfc3339(one["began"]), ended=rfc3339(one["ended"]))
     for part, raw in zip(data["parts"], outcome.parts, strict=True):

@@ -27,8 +27,12 @@ def text(outcome: Outcome) -> str:
         lines += [f"          failed: {one['why']}" for one in part.requests.get("failures", ())]
     if outcome.trouble:
         lines += ["", f"It ended early: {outcome.trouble}"]
-    lines += ["", *outcome.cleaned]
+    lines += ["", *outcome.cleaned, took(outcome)]
     return "\n".join(lines) + "\n"
+
+
+def took(outcome: Outcome) -> str:
+    return "It took " + ", ".join(f"{seconds:.0f} s ({name})" for name, seconds in outcome.phases)
 
 
 def page(outcome: Outcome) -> str:
@@ -39,6 +43,7 @@ def page(outcome: Outcome) -> str:
         "Cluster": f"{outcome.cluster} (Kubernetes {outcome.version})", "Namespace": outcome.namespace,
         "Node drilled": outcome.node or "none", "Nodes with an agent": str(outcome.nodes),
         "What was real": outcome.played, "Client": outcome.client,
+        "Took": took(outcome).removeprefix("It took "),
         "Began": rfc3339(outcome.began), "Ended": rfc3339(outcome.ended or time.time()),
     }  # fmt: skip
     body = [f"<h1>Drill: {verdict}</h1>"]

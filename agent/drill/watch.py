@@ -33,9 +33,10 @@ class Watch:
         told = pod and self._cluster.ask_pod(self._cluster.agents, pod["metadata"]["name"], _METRICS, "/state")
         return told or {}
 
-    def checkpoints(self, node: str) -> int:
-        """How many the agent there has counted as saved."""
-        return int(self.state(node).get("checkpoints", {}).get("saved", 0))
+    def checkpoints(self, node: str) -> int | None:
+        """How many the agent there has counted as saved; None while it is not heard."""
+        told = self.state(node)
+        return int(told.get("checkpoints", {}).get("saved", 0)) if told else None
 
     def hear(self, training: Object) -> dict[str, int]:
         """How far a training is; what it last said is kept."""
@@ -84,15 +85,20 @@ class Watch:
         return {pod["metadata"]["uid"] for pod in self._cluster.pods()}
 
     def simulated(self, agent: Object) -> bool | None:
-        """By the agent's own configuration."""
+        """Whether the GPUs are, by the agent's own configuration."""
+        found = self.simulation(agent)
+        return None if found is None else bool(found.get("scenario"))
+
+    def simulation(self, agent: Object) -> Object | None:
+        """What the agent's configuration says of simulated GPUs; None if it can't be read."""
         maps = [v["configMap"]["name"] for v in agent["spec"].get("volumes") or () if "configMap" in v]
         arguments = [word for c in agent["spec"]["containers"] for word in c.get("args") or ()]
         try:
             texts = [text for name in maps for text in self._cluster.get(
                 f"/api/v1/namespaces/{self._cluster.agents}/configmaps/{name}")["data"].values()]  # fmt: skip
-            configs = [yaml.safe_load(text) for text in texts]
-            return "--simulate" in arguments or any(c["sources"]["simulated"]["scenario"] for c in configs
-                                                    if "simulated" in (c.get("sources") or {}))  # fmt: skip
+            settings = [(yaml.safe_load(text).get("sources") or {}).get("simulated") or {} for text in texts]
+            found: Object = next((one for one in settings if one.get("scenario")), {})
+            return {"scenario": "idle", **found} if "--simulate" in arguments else found
         except (RefusedError, KeyError, TypeError, AttributeError, yaml.YAMLError):
             return None
 

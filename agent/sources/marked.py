@@ -1,4 +1,6 @@
-"""A drill's hand on a node, in a short-lived pod: writes marked kernel records, or kills one pod's processes.
+"""A drill's hand on a node: writes marked kernel records, or kills one pod's processes.
+
+In a short-lived pod, or where the agent's GPUs are simulated in the container of its sources.
 
 Prints one JSON object, and leaves it where the kubelet finds a container's last words.
 """
@@ -14,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from agent.arguments import simulation_directory
 from agent.sources.owners import PROC, pod_of
 from agent.sources.pods import UnaskedError, who_holds
 
@@ -52,6 +55,17 @@ def write(log: Path, found: list[str], nonce: str) -> list[dict[str, object]]:
     return written
 
 
+def simulate(directory: Path, found: list[str], nonce: str) -> list[dict[str, object]]:
+    """The same into the kernel log of the simulation that runs in this folder."""
+    from agent.sources.simulated import inject
+
+    written: list[dict[str, object]] = []
+    for pci in found:
+        written.append({"pci": pci, "at": time.time()})
+        inject(directory, {"kernel": record(pci, nonce).rstrip()})
+    return written
+
+
 def kill(uid: str) -> list[int]:
     """Every process of one pod, without a word of warning."""
     pids = [int(path.name) for path in PROC.iterdir() if path.name.isdecimal() and pod_of(int(path.name)) == uid]
@@ -67,6 +81,8 @@ def main() -> int:
     parser.add_argument("--card", action="append", default=[], metavar="UUID=PCI", help="of this node")
     parser.add_argument("--pod", action="append", default=[], metavar="NAMESPACE/NAME", help="its GPUs are meant")
     parser.add_argument("--kill", metavar="UID", help="of the pod whose processes are killed")
+    parser.add_argument("--simulated", action="store_true", help="into the kernel log of simulated GPUs")
+    parser.add_argument("--simulation-dir", type=Path, default=simulation_directory(), metavar="D")
     parser.add_argument("--log", type=Path, default=Path("/dev/kmsg"))
     parser.add_argument("--kubelet", type=Path, default=Path("/var/lib/kubelet/pod-resources/kubelet.sock"))
     parser.add_argument("--last-words", type=Path, default=Path("/dev/termination-log"))
@@ -74,7 +90,12 @@ def main() -> int:
     done: dict[str, object] = {}
     if options.nonce:
         cards = dict(str(card).split("=", 1) for card in options.card)
-        done["written"] = write(options.log, addresses(options.pod, cards, options.kubelet), options.nonce)
+        found = addresses(options.pod, cards, options.kubelet)
+        done["written"] = (
+            simulate(options.simulation_dir, found, options.nonce)
+            if options.simulated
+            else write(options.log, found, options.nonce)
+        )
     if options.kill:
         done |= {"at": time.time(), "killed": kill(options.kill)}
     text = json.dumps(done)

@@ -23,10 +23,11 @@ PROFILES: Mapping[str, Callable[[], list[SimulatedGpu]]] = {
 }
 _REQUEST_KEYS = frozenset({
     "gpu", "xid", "pid", "name", "temperature", "ecc_uncorrected", "lost", "recovery_action", "set", "hang", "process",
-    "clear",
+    "clear", "kernel",
 })  # fmt: skip
 _ACTIONS = _REQUEST_KEYS - {"gpu", "pid", "name"}
 _STEP_KEYS = _REQUEST_KEYS | {"at_s", "say"}
+_LONGEST_LINE = 900  # the kernel cuts what user space writes at about 1,000 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def wrong(request: Mapping[str, Any], profile: str, count: int) -> str:
         return f"{min(unknown)}: not known; use {', '.join(sorted(_REQUEST_KEYS))}"
     actions = request.keys() & _ACTIONS
     gpu = request.get("gpu")
-    if gpu is None and actions != {"clear"}:
+    if gpu is None and actions not in ({"clear"}, {"kernel"}):
         return "gpu: name the GPU's index"
     if gpu is not None and (type(gpu) is not int or not 0 <= gpu < count):
         return f"gpu: {gpu!r} is not in the profile {profile}, use 0..{count - 1}"
@@ -120,6 +121,9 @@ def wrong(request: Mapping[str, Any], profile: str, count: int) -> str:
             return f"{key}: {request[key]!r} is not a number from 0 on"
     if "hang" in request and request["hang"] not in SYMBOLS:
         return f"hang: {request['hang']!r} is none of the calls about a GPU, such as nvmlDeviceGetEccMode"
+    text = request.get("kernel", "")
+    if not isinstance(text, str) or len(text) > _LONGEST_LINE:
+        return f"kernel: must be a line of at most {_LONGEST_LINE} characters"
     for name, value in numbers(request).items():
         if name not in SIGNALS or type(value) is not int or value < 0:
             return f"set: {name}={value!r} is not a whole number for one of {', '.join(sorted(SIGNALS))}"

@@ -25,6 +25,7 @@ from agent.sources.simulated_library import Library
 _REBOOT_XIDS, _RESET_XIDS = (79,), (46, 48, 62, 64, 95, 110, 119, 120, 140, 143, 158, 169)
 _REBOOT_ACTIONS = (2, 7)
 _REPLY_S = 3.0
+_DRIVER, _USER = 3, 12  # priorities: the kernel's own error, a warning that user space wrote (facility 1)
 
 
 class Simulation:
@@ -85,13 +86,15 @@ class Simulation:
         if error := wrong(request, self.scenario.profile, len(gpus)):
             return {"error": error}
         with self._lock:
+            if "kernel" in request:
+                self._kernel(str(request["kernel"]), _USER)
             for gpu in gpus if request.get("gpu") is None else [gpus[request["gpu"]]]:
                 self._change(gpu, request)
             self._keep()
         return {"done": dict(request)}
 
     def _change(self, gpu: SimulatedGpu, request: Mapping[str, Any]) -> None:
-        injected = {key: value for key, value in request.items() if key not in ("gpu", "clear")}
+        injected = {key: value for key, value in request.items() if key not in ("gpu", "clear", "kernel")}
         if request.get("clear"):
             self._injected.pop(gpu.index, None)
             reboots = gpu.lost or gpu.recovery_action in _REBOOT_ACTIONS or gpu.index in self._needs_reboot
@@ -132,11 +135,11 @@ class Simulation:
         self._kernel(f"NVRM: Xid (PCI:{address}): {code}, pid={pid}, name={name}, simulated")
         self.library.event(gpu, nv.nvmlEventTypeXidCriticalError, code)
 
-    def _kernel(self, text: str) -> None:
+    def _kernel(self, text: str, priority: int = _DRIVER) -> None:
         self._sequence += 1
         text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)  # as the kernel does
         with (self.directory / "kmsg").open("a") as log:
-            log.write(f"3,{self._sequence},{int(time.monotonic() * 1e6)},-;{text}\n")
+            log.write(f"{priority},{self._sequence},{int(time.monotonic() * 1e6)},-;{text}\n")
 
     def _boot(self) -> None:
         _whole(self.directory / "boot_id", f"{uuid.uuid4()}\n")

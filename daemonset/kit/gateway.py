@@ -14,19 +14,18 @@ import asyncio
 import contextlib
 import io
 import logging
-import random
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 
 import aiohttp
 import uvicorn
-from circuitbreaker import CircuitBreaker
 from prometheus_client import REGISTRY, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from replicas import FailedError, Limits, Pool, Replica
+from retry_budget import RetryBudget
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -51,120 +50,13 @@ _HOP = {
 _log = logging.getLogger("gateway")
 
 
-class FailedError(Exception):
-    """A replica did not answer, or with an error of its own."""
-
-    def __init__(self, code: int, why: str, untouched: bool) -> None:
-        super().__init__(why)
-        self.code, self.untouched = code, untouched  # untouched: the replica did nothing about it
-
-
-class Replica:
-    """One upstream and what is known of it."""
-
-    def __init__(self, host: str, port: int, options: argparse.Namespace) -> None:
-        self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.breaker = CircuitBreaker(options.breaker_failures, options.breaker_s, FailedError, self.name)
-        self.in_flight, self._most, self._tried = 0, options.most_per_replica, False
-
-    @property
-    def state(self) -> str:
-        return str(self.breaker.state)
-
-    def usable(self) -> bool:
-        """The library lets everything through once half open; one request is enough to learn."""
-        return not self.breaker.opened and not (self._tried and self.state == "half_open")
-
-    def has_room(self) -> bool:
-        return self.usable() and self.in_flight < self._most
-
-    @contextlib.contextmanager
-    def use(self) -> Iterator[None]:
-        trial = self.state == "half_open"
-        self.in_flight += 1
-        self._tried = self._tried or trial
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            if trial:
-                self._tried = False
-
-    def note(self, failure: FailedError | None) -> None:
-        """An outcome; none for a client that went away. What began before the breaker opened says nothing new."""
-        if not self.breaker.opened:
-            with contextlib.suppress(FailedError), self.breaker:
-                if failure:
-                    raise failure
-
-
-class Pool:
-    """The replicas behind names: a headless Service, or a list of hosts. Looked up again and again."""
-
-    def __init__(self, targets: str, options: argparse.Namespace) -> None:
-        self._targets = [one.strip().rpartition(":") for one in targets.split(",") if one.strip()]
-        self._options = options
-        self._found: dict[str, dict[tuple[str, int], Replica]] = {}
-
-    @property
-    def replicas(self) -> list[Replica]:
-        return [replica for found in self._found.values() for replica in found.values()]
-
-    def pick(self, tried: Iterable[Replica]) -> Replica | None:
-        """The least busy, so that one that hangs gets little before its breaker opens."""
-        free = [replica for replica in self.replicas if replica.has_room() and replica not in tried]
-        return min(free, key=lambda replica: (replica.in_flight, random.random()), default=None)  # noqa: S311 - a tie
-
-    async def resolve(self) -> None:
-        """A name that fails for a while keeps its replicas: their breakers tell whether they live."""
-        for host, _, port in self._targets:
-            try:
-                answers = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-            except OSError as error:
-                _log.warning("%s does not resolve: %s", host, error)
-                continue
-            known, name = self._found.get(f"{host}:{port}", {}), f"{host}:{port}"
-            addresses = sorted({(str(answer[4][0]), int(port)) for answer in answers})
-            self._found[name] = {key: known.get(key) or Replica(*key, self._options) for key in addresses}
-
-
-class RetryBudget:
-    """Retries as a share of requests in a sliding window: else retries are what a struggling service dies of."""
-
-    def __init__(self, share: float, window_s: float) -> None:
-        self._share, self._window_s = share, window_s
-        self._buckets: deque[list[float]] = deque()  # second, requests, retries
-
-    def count(self) -> None:
-        self._bucket()[1] += 1
-
-    def take(self) -> bool:
-        bucket = self._bucket()
-        requests, retries = self.totals()
-        if retries + 1 > self._share * requests:
-            return False
-        bucket[2] += 1
-        return True
-
-    def totals(self) -> tuple[int, int]:
-        self._bucket()
-        return int(sum(bucket[1] for bucket in self._buckets)), int(sum(bucket[2] for bucket in self._buckets))
-
-    def _bucket(self) -> list[float]:
-        now = time.monotonic() // 1
-        while self._buckets and self._buckets[0][0] <= now - self._window_s:
-            self._buckets.popleft()
-        if not self._buckets or self._buckets[-1][0] != now:
-            self._buckets.append([now, 0, 0])
-        return self._buckets[-1]
-
-
 class Gateway(Collector):
     """The proxy and what it says about itself."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options, self.draining = options, False
-        self._pool, self._smaller = Pool(options.replicas, options), Pool(options.smaller, options)
+        limits = Limits(options.breaker_failures, options.breaker_s, options.most_per_replica)
+        self._pool, self._smaller = Pool(options.replicas, limits), Pool(options.smaller, limits)
         self._budget = RetryBudget(options.retry_share, options.retry_window_s)
         self._repeatable = tuple(path for path in options.repeatable.split(",") if path)
         self._session: aiohttp.ClientSession
@@ -359,19 +251,9 @@ class Gateway(Collector):
         return JSONResponse({
             "in_flight": self.in_flight,
             "window": {"requests": requests, "retries": retries},
-            "replicas": {one.name: told(one) for one in self._pool.replicas},
-            "smaller": {one.name: told(one) for one in self._smaller.replicas},
+            "replicas": {one.name: one.told() for one in self._pool.replicas},
+            "smaller": {one.name: one.told() for one in self._smaller.replicas},
         })  # fmt: skip
-
-
-def told(replica: Replica) -> dict[str, object]:
-    breaker = replica.breaker
-    return {
-        "breaker": replica.state,
-        "failures": breaker.failure_count,
-        "tried_again_in_s": max(0, breaker.open_remaining) if breaker.opened else 0,
-        "in_flight": replica.in_flight,
-    }
 
 
 def passed(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -44,13 +44,16 @@ class Replica:
     def load(self, folder: Folder, again_s: float) -> None:
         """Weights that nobody trained must not answer: without a checkpoint it waits, not ready."""
         while self.step is None:
-            if found := folder.restore():
-                self._model.load(found.payload)
-                self.step = found.step
-                _log.info("serving step %d from %s", found.step, folder.file(found.number))
-            else:
+            try:
+                if found := folder.restore():
+                    self._model.load(found.payload)
+                    self.step = found.step
+                    _log.info("serving step %d from %s", found.step, folder.file(found.number))
+                    return
                 _log.warning("no whole checkpoint in %s yet", folder.path)
-                time.sleep(again_s)
+            except ValueError as error:
+                _log.error("can't serve from %s: %s", folder.path, error)
+            time.sleep(again_s)
 
     def ready(self) -> bool:
         return self.step is not None and not self.draining and not self.lost

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import pickle
+import zipfile
 from typing import Any, Protocol
 
 import numpy
@@ -93,8 +95,11 @@ class NumpyModel:
         return file.getvalue()
 
     def load(self, payload: bytes) -> None:
-        with numpy.load(io.BytesIO(payload), allow_pickle=False) as saved:
-            loaded = [saved[name] for name in ("first", "second", "velocity1", "velocity2")]
+        try:
+            with numpy.load(io.BytesIO(payload), allow_pickle=False) as saved:
+                loaded = [saved[name] for name in ("first", "second", "velocity1", "velocity2")]
+        except (KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"the checkpoint is of another model ({error!r})") from error
         if [one.shape for one in loaded] != [one.shape for one in (*self._weights, *self._velocities)]:
             raise ValueError("the checkpoint is of a model of another width")
         self._weights, self._velocities = loaded[:2], loaded[2:]
@@ -116,7 +121,7 @@ class TorchModel:
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     def infer(self, rows: list[list[float]]) -> list[float]:
         inputs = torch.from_numpy(shaped(rows))
@@ -126,7 +131,10 @@ class TorchModel:
         except torch.cuda.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemoryError(str(error)) from error
-        except RuntimeError as error:  # an ECC error, an illegal address, a GPU off the bus: the context is gone
+        except RuntimeError as error:
+            if "DefaultCPUAllocator" in str(error):  # without a GPU PyTorch has no exception of its own for it
+                raise OutOfMemoryError(str(error)) from error
+            # An ECC error, an illegal address, a GPU off the bus: the context is gone.
             raise LostGpuError(str(error)) from error
 
     def dump(self) -> bytes:
@@ -136,6 +144,9 @@ class TorchModel:
 
     def load(self, payload: bytes) -> None:
         # weights_only: a checkpoint is data. Without it, whoever may write the folder runs code in every replica.
-        saved = torch.load(io.BytesIO(payload), map_location=self._device, weights_only=True)
-        self._layers.load_state_dict(saved["layers"])
-        self._optimizer.load_state_dict(saved["optimizer"])
+        try:
+            saved = torch.load(io.BytesIO(payload), map_location=self._device, weights_only=True)
+            self._layers.load_state_dict(saved["layers"])
+            self._optimizer.load_state_dict(saved["optimizer"])
+        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, AttributeError, EOFError) as error:
+            raise ValueError(f"the checkpoint is of another model ({repr(error)[:200]})") from error

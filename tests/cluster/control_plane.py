@@ -35,14 +35,20 @@ _USERS = {
 class ControlPlane:
     """etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kwok, ended with ``down``.
 
-    With the names of real nodes, which reach it at ``address``, it has credentials for them and no kwok.
+    With the names of real nodes, which reach it at ``address``, it has credentials for them and no kwok; without
+    ``pods`` kwok plays nodes alone.
     """
 
     def __init__(
-        self, directory: Path, assets: Path, address: str = "127.0.0.1", real_nodes: Collection[str] = ()
+        self,
+        directory: Path,
+        assets: Path,
+        address: str = "127.0.0.1",
+        real_nodes: Collection[str] = (),
+        pods: bool = True,
     ) -> None:
         self.directory, self._bin = directory.resolve(), assets
-        self.address, self._real_nodes = address, real_nodes
+        self.address, self._real_nodes, self._pods = address, real_nodes, pods
         self._pki, self._log = self.directory / "pki", self.directory / "log"
         self.kubeconfig = self.directory / "admin.kubeconfig"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -111,14 +117,17 @@ class ControlPlane:
         """kubectl's command line, as cluster admin."""
         return [str(self._bin / "kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments]
 
-    def add_node(self, name: str, gpus: int = 8, labels: dict[str, str] | None = None) -> None:
-        """A node played by kwok."""
+    def add_node(
+        self, name: str, gpus: int = 8, labels: dict[str, str] | None = None, runtime: str | None = None
+    ) -> None:
+        """A node played by kwok, whose container runtime may have a name."""
         resources = {"cpu": "64", "memory": "512Gi", "pods": "110", "nvidia.com/gpu": str(gpus)}
         own = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "nvidia.com/gpu.present": "true"}
         self.must("POST", "/api/v1/nodes", {
             "metadata": {"name": name, "labels": {**own, **(labels or {})},
                          "annotations": {"kwok.x-k8s.io/node": "fake"}},
-            "status": {"allocatable": resources, "capacity": resources},
+            "status": {"allocatable": resources, "capacity": resources,
+                       **({"nodeInfo": {"containerRuntimeVersion": runtime}} if runtime else {})},
         })  # fmt: skip
 
     def ready(self, node: str) -> bool:
@@ -231,8 +240,10 @@ class ControlPlane:
                     "--leader-elect=false")  # fmt: skip
         if real:
             return
+        text = _WORKS.read_text() + "---\n" + _but_for_working_pods((self._bin / STAGES).read_text())
+        stages = [stage for stage in yaml.safe_load_all(text) if self._pods or _is_for_nodes(stage)]
         played = self.directory / STAGES
-        played.write_text(_WORKS.read_text() + "---\n" + _but_for_working_pods((self._bin / STAGES).read_text()))
+        played.write_text(yaml.safe_dump_all(stages))
         self._start("kwok", f"--kubeconfig={self.directory}/kwok.kubeconfig", "--manage-all-nodes=false",
                     "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
                     "--node-lease-duration-seconds=40", f"--config={played}",
@@ -275,6 +286,10 @@ def _but_for_working_pods(stages: str) -> str:
             other = {"key": '.metadata.annotations["gpu-health-agent.test/works"]', "operator": "DoesNotExist"}
             stage["spec"]["selector"]["matchExpressions"].append(other)
     return yaml.safe_dump_all(made)
+
+
+def _is_for_nodes(stage: dict[str, Any]) -> bool:
+    return bool(stage["spec"]["resourceRef"]["kind"] == "Node")
 
 
 def _openssl(*arguments: str, text: str | None = None) -> None:

@@ -135,6 +135,29 @@ def test_the_smaller_model_runs_beside_and_the_gateway_knows_it(plane: ControlPl
     )
 
 
+def test_envoy_takes_the_gateways_place_behind_its_service_and_budget(plane: ControlPlane, kit: Any) -> None:
+    site = kit(3, "preferred", "smaller", "envoy")
+    plane.wait("both run", lambda: len(site.running("gateway")) == 2)
+    pod = site.pods("gateway")[0]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][:3] == ["envoy", "-c", "/etc/envoy/envoy.yaml"]
+    assert container["image"].startswith("docker.io/envoyproxy/envoy:")
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/etc/envoy"]
+    lingers_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert lingers_s < pod["terminationGracePeriodSeconds"]
+    name = pod["volumes"][0]["configMap"]["name"]
+    found = plane.must("GET", f"/api/v1/namespaces/{site.name}/configmaps/{name}")["data"]
+    assert found == {"envoy.yaml": (KIT / "envoy" / "envoy.yaml").read_text()}
+    slices = f"/apis/discovery.k8s.io/v1/namespaces/{site.name}/endpointslices"
+    selector = "labelSelector=kubernetes.io%2Fservice-name%3Dgateway"
+    plane.wait(
+        "its Service names its pods",
+        lambda: [len(s["endpoints"] or ()) for s in plane.must("GET", f"{slices}?{selector}")["items"]] == [2],
+    )
+    budget = f"/apis/policy/v1/namespaces/{site.name}/poddisruptionbudgets/gateway"
+    plane.wait("budget counted", lambda: plane.must("GET", budget)["status"].get("disruptionsAllowed") == 1)
+
+
 def test_the_cronjob_forbids_a_second_run_and_makes_a_valid_pod(plane: ControlPlane, kit: Any) -> None:
     site = kit(1)
     plane.kubectl("-n", site.name, "create", "job", "by-hand", "--from=cronjob/checkpoint-manager")

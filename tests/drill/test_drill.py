@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,19 @@ from agent.actions.api import JSON
 from agent.cli import main
 from agent.drill.choice import UnfitError, choose
 from agent.drill.cluster import Cluster, MissedError
+from agent.drill.exercise import Exercise
 from agent.drill.hand import finished, hand
 from agent.drill.kit import MARK, Settings, objects
 from agent.drill.load import Window
 from agent.drill.outcome import CRASH, NODE, POD, Outcome, Part, as_json
 from agent.drill.report import page, text
+from agent.drill.withdrawal import Withdrawal
 from agent.model import parse_line
 from agent.rehearsal import valid
 from agent.sources.kmsg import Reader
-from agent.sources.marked import addresses, record, write
+from agent.sources.marked import addresses, record, simulate, write
+from agent.sources.scenario import Scenario
+from agent.sources.simulated import Simulation
 
 NS, NONCE = "gpu-health-drill", "0123456789abcdef" * 2
 UUIDS = {"GPU-a": "0000:1b:00.0", "GPU-b": "0000:43:00.0"}
@@ -94,6 +100,45 @@ def test_a_node_that_may_not_be_drilled_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UnfitError, match=re.escape(why)):
         choose(nodes, [*KIT, *more], agents, NS, named)
+
+
+@pytest.mark.parametrize(
+    ("simulation", "inject", "why"),
+    [
+        ({}, True, "--inject: the agents there read no simulated GPUs"),
+        ({"scenario": "idle", "kernel_log": False}, True, "--inject: the agents there read no simulated GPUs"),
+        ({"scenario": "idle"}, False, "add --inject"),
+        ({}, False, ""),
+        ({"scenario": "idle"}, True, ""),
+        ({"scenario": "idle", "kernel_log": False}, False, ""),
+    ],
+)
+def test_a_fault_is_never_written_into_a_log_that_no_agent_reads(simulation: Any, inject: bool, why: str) -> None:
+    cluster = Cluster(Server(), NS, "agents")
+    exercise = Exercise(cluster, Settings(NS, "image:1", inject=inject), outcome(), lambda _: None)
+    with pytest.raises(UnfitError, match=why) if why else contextlib.nullcontext():
+        exercise._fits(simulation)
+
+
+def test_injected_the_fault_goes_through_the_pod_of_that_nodes_agent_while_the_drill_looks_on() -> None:
+    agents = [{"metadata": {"name": f"agent-{node}", "namespace": "agents"},
+               "spec": {"nodeName": node, "containers": [{"name": "agent"}, {"name": "sources"}]}}
+              for node in ("n1", "n2")]  # fmt: skip
+    asked: list[tuple[str, str, str, list[str]]] = []
+    looks: list[float] = []
+
+    def execute(namespace: str, pod: str, container: str, command: Any) -> str:
+        asked.append((namespace, pod, container, command))
+        time.sleep(0.05)
+        return '{"written": [{"pci": "0000:1b:00.0", "at": 1.5}]}'
+
+    cluster = Cluster(lambda *_, **__: (200, {"items": agents}), NS, "agents", execute)
+    exercise = Exercise(cluster, Settings(NS, "image:1", inject=True), outcome(), lambda _: None)
+    done = exercise._inject("n2", "fault", ["--nonce=x"], lambda: looks.append(time.time()))
+    assert done["written"][0]["at"] == 1.5
+    assert asked == [("agents", "agent-n2", "sources",
+                      ["python3", "-m", "agent.sources.marked", "--simulated", "--nonce=x"])]  # fmt: skip
+    assert looks
 
 
 def test_finished_pods_of_others_are_in_nobodys_way() -> None:
@@ -266,6 +311,78 @@ def test_what_is_written_on_the_node_is_what_the_kernel_logs_source_marks(tmp_pa
     )
 
 
+def test_injected_it_is_the_same_record_in_the_simulations_kernel_log(tmp_path: Path) -> None:
+    simulation = Simulation(Scenario("h100-8"), tmp_path)
+    threading.Thread(target=simulation.serve, args=(simulation.listen(),), daemon=True).start()
+    (written,) = simulate(tmp_path, [UUIDS["GPU-b"]], NONCE)
+    assert written["pci"] == "0000:43:00.0"
+    (seen,) = Reader("boot", "", None, False, True).take((tmp_path / "kmsg").read_bytes(), 1.0)
+    assert (seen.value, seen.pci, seen.drill) == (74, "0000:43:00.0", NONCE)
+    assert simulation.request({"state": True}) == {"state": {}}, "no fault of a GPU was injected"
+
+
+class Scene:
+    """A withdrawal as it looks from outside, a dictionary of what is so at the moment."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, dict[str, int]] = {}
+        self.taint, self.counted, self.there = False, 3, list(KIT[:4])
+
+    def tainted(self, _: str) -> bool:
+        return self.taint
+
+    def checkpoints(self, _: str) -> int | None:
+        return self.counted
+
+    def pods(self) -> list[dict[str, Any]]:
+        return self.there
+
+    def whole(self) -> bool:
+        return True
+
+    def begin(self) -> Withdrawal:
+        choice = choose(NODES, KIT, AGENTS, NS, None)
+        return Withdrawal(self, self, Part(NODE, time.time()), choice, 3)  # type: ignore[arg-type]
+
+
+def moments(seen: Withdrawal) -> list[str]:
+    return [moment.what for moment in seen._part.moments]
+
+
+def test_a_training_that_is_gone_before_it_tells_of_its_checkpoint_has_saved_it_by_the_agents_word() -> None:
+    """It answers the agent, is evicted and ends between two looks: what it last said of itself is of before."""
+    scene = Scene()
+    seen = scene.begin()
+    scene.steps["uid-training"] = {"step": 50, "saved_step": 40}
+    assert not seen.see()
+    scene.taint = True
+    assert seen.see()
+    scene.there = [one for one in scene.there if one["metadata"]["name"] not in ("training", "inference-1")]
+    seen.see()
+    scene.counted = 4  # its /state is a second late
+    seen.see()
+    assert moments(seen) == ["tainted", "evicted", "all are evicted", "checkpoint saved"]
+    assert seen.count == 1
+
+
+def test_a_checkpoint_of_its_own_accord_is_none_that_the_agent_asked_for() -> None:
+    scene = Scene()
+    seen = scene.begin()
+    scene.steps["uid-training"] = {"step": 50, "saved_step": 40}
+    seen.see()
+    scene.taint = True
+    scene.steps["uid-training"] = {"step": 60, "saved_step": 60}
+    seen.see()
+    scene.counted = None  # an agent that isn't heard for a moment counts nothing back
+    seen.see()
+    assert moments(seen) == ["tainted"]
+    told = time.time()
+    scene.counted = 4
+    seen.see()
+    assert moments(seen) == ["tainted", "checkpoint saved"]
+    assert (seen._part.at("checkpoint saved") or told) <= told, "the training told of it first: that is the time"
+
+
 def test_the_drills_pod_on_a_node_bears_no_token_and_ends() -> None:
     agent = {
         "spec": {"containers": [{"image": "agent:1", "imagePullPolicy": "Never"}], "imagePullSecrets": [{"name": "s"}]}
@@ -330,6 +447,14 @@ def test_the_page_is_one_file_that_escapes_everything_and_needs_no_script_and_no
     assert "GPUs: simulated. Nodes: real kubelets." in told
 
 
+def test_the_report_says_plainly_that_pods_are_processes() -> None:
+    made = outcome()
+    made.simulated_nodes = made.process_pods = True
+    played = "GPUs: simulated. Nodes: simulated. Pods: processes on one machine."
+    assert played in text(made)
+    assert played in page(made)
+
+
 def test_a_drill_passes_only_whole_and_with_every_target_met() -> None:
     assert outcome().passed
     assert not outcome(failed=1).passed
@@ -345,6 +470,16 @@ def test_a_drill_passes_only_whole_and_with_every_target_met() -> None:
     silent.parts[0].figures = []
     silent.parts[0].served(Window(POD, 1.0, 1.0).told(), 0.0)
     assert not silent.passed, "no request at all is no success"
+
+
+def test_the_report_says_what_took_how_long_as_far_as_it_came() -> None:
+    made = outcome()
+    for number, part in enumerate(made.parts):
+        part.began = 1010.0 + 30 * number
+    made.cleaning = 1095.0
+    assert "It took 10 s (start), 30 s (pod), 30 s (node), 25 s (crash), 5 s (cleaning)" in text(made)
+    made.parts = made.parts[:1]
+    assert as_json(made)["phases"] == {"start": 10.0, "pod": 85.0, "cleaning": 5.0}
 
 
 def test_the_report_in_json_says_the_same_as_the_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import tempfile
 import threading
@@ -47,7 +48,7 @@ def test_a_checkpoint_with_any_byte_altered_is_passed_over(tmp_path: Path) -> No
 
 
 class Shared(RuleBasedStateMachine):
-    """Two writers, torn files, killed saves and clocks that jump, in any order."""
+    """Two writers, torn files, full disks, killed saves and clocks that jump, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,6 +81,21 @@ class Shared(RuleBasedStateMachine):
         else:
             with pytest.raises((FencedError, RuntimeError)):  # RuntimeError: it never claimed
                 self.writers[who].save(self.step, payload)
+
+    @rule(room=st.integers(0, 300))
+    def the_disk_is_full_at_any_byte_of_a_save(self, room: int) -> None:
+        """As the kernel refuses it: no file may grow beyond so many bytes."""
+        if self.holder is None:
+            return
+        writer, before = self.writers[self.holder], Folder(self.path).numbers()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                writer.save(self.step + 1, b"x" * 400)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert Folder(self.path).numbers() == before
 
     @rule(length=st.integers(0, 250))
     def the_newest_is_torn(self, length: int) -> None:

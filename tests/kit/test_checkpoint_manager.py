@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from checkpoint import Folder
+from checkpoint import Folder, read
+from checkpoint_manager import look_after
 
 from tests.kit.conftest import KIT, Start, until
 
@@ -56,6 +57,8 @@ def test_the_newest_is_verified_copied_once_and_old_copies_go(site: Site) -> Non
         assert site.backed_up() == step
         assert (site.metric("checkpoint_valid"), site.metric("checkpoint_step")) == (1, step)
         assert site.metric("checkpoint_backup_step") == step
+        newest = site.source.file(site.source.numbers()[0])
+        assert abs(site.metric("checkpoint_saved_timestamp_seconds") - newest.stat().st_mtime) < 0.01
     assert len(site.backup.numbers()) == 3
     before = {number: site.backup.file(number).stat().st_mtime_ns for number in site.backup.numbers()}
     assert site.manage() == 0
@@ -76,6 +79,19 @@ def test_a_broken_newest_is_reported_and_never_takes_a_good_copys_place(site: Si
         os.truncate(site.source.file(number), 5)
     assert site.manage() == 1
     assert site.backed_up() == 2
+
+
+def test_a_newest_torn_at_any_byte_is_called_broken_and_no_copy_suffers(site: Site) -> None:
+    site.backup.path.mkdir()
+    site.save(1, 2)
+    assert look_after(site.source, site.backup).valid == 1
+    site.save(3)
+    newest = site.source.file(site.source.numbers()[0])
+    for length in range(newest.stat().st_size - 1, 0, -1):  # an empty one is a claim
+        os.truncate(newest, length)
+        found = look_after(site.source, site.backup)
+        assert (found.valid, found.step, found.backup_step) == (0, 2, 2), length
+        assert all(read(site.backup.file(number)) for number in site.backup.numbers()), length
 
 
 def test_a_claim_is_no_damage_and_no_checkpoint_at_all_is(site: Site) -> None:

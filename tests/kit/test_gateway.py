@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 from checkpoint import Folder
-from gateway import RetryBudget, passed
+from gateway import passed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model import FEATURES, model
+from retry_budget import RetryBudget
 
 from tests.kit.conftest import KIT, Program, Start, until
 
@@ -397,3 +398,22 @@ def test_replicas_of_a_headless_service_are_followed_as_they_come_and_go(start: 
 def test_headers_of_one_connection_stay_on_it() -> None:
     headers = [(b"Connection", b"close, X-Secret"), (b"X-Secret", b"1"), (b"TE", b"x"), (b"X-Own", b"2")]
     assert passed(headers) == [(b"x-own", b"2")]
+
+
+def test_breakers_and_budget_are_usable_without_the_gateways_libraries() -> None:
+    use = """
+import asyncio, sys
+from replicas import FailedError, Limits, Pool
+from retry_budget import RetryBudget
+pool, budget = Pool("127.0.0.1:9,127.0.0.2:9", Limits(failures=1)), RetryBudget(0.5, 10)
+asyncio.run(pool.resolve())
+first = pool.pick([])
+with first.use():
+    first.note(FailedError(502, "gone", True))
+budget.count(); budget.count()
+assert budget.take() and not budget.take()
+assert pool.pick([]) is not first and first.told()["breaker"] == "open"
+assert not {"aiohttp", "starlette", "uvicorn", "prometheus_client"} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", use], cwd=KIT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -45,14 +45,14 @@ def _follow(plane: ControlPlane, hosts: Path, process: subprocess.Popen[bytes], 
         with contextlib.suppress(OSError, RuntimeError, http.client.HTTPException):
             services = plane.must("GET", "/api/v1/services")["items"]
             slices = plane.must("GET", "/apis/discovery.k8s.io/v1/endpointslices")["items"]
-            text = "".join(f"{address} {name}\n" for name, address in sorted(_records(services, slices)))
+            text = "".join(f"{address} {name}\n" for name, address in sorted(records(services, slices)))
             if text != hosts.read_text():
                 hosts.write_text(text)
                 process.send_signal(signal.SIGHUP)  # reads the file anew
 
 
-def _records(services: list[dict[str, Any]], slices: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """A Service has its own address, a headless one those of its ready pods."""
+def records(services: list[dict[str, Any]], slices: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Names and addresses: a Service has its own address, a headless one those of its ready pods."""
     headless = set()
     for service in services:
         name = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc.{_ZONE}"

@@ -1,36 +1,55 @@
-"""``make drill``: four real nodes on this machine, the agent on them as shipped, and ``gpu-health-agent drill``."""
+"""``make drill``: four nodes on this machine, the agent on them as shipped, and ``gpu-health-agent drill``.
+
+Real nodes as root; else, and with ``NODES=simulated``, simulated ones whose pods are processes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.image.build import images
+from tests.image.build import IMAGE, images
 from tests.image.kit import KIT, kit_image
 from tests.nodes.conftest import install, serves
-from tests.nodes.rig import rig
+from tests.nodes.rig import Rig, rig
+from tests.nodes.simulated import Site, enter, simulated
 
 _BUILD = Path(__file__).parents[2] / "build"
+_NODES = 4
+
+
+@contextlib.contextmanager
+def nodes(kind: str) -> Iterator[Rig | Site]:
+    if kind == "simulated":
+        with simulated(_NODES, 8, {IMAGE: ["gpu-health-agent"], KIT: []}) as site:
+            yield site
+    else:
+        with rig(_NODES, images=(*images(), kit_image()), names=True) as made:
+            yield made
 
 
 def main() -> int:
-    if os.getuid():
-        print("make drill needs root on Debian 12: its nodes are real, made of namespaces, mounts and cgroups.\n"
-              "On a cluster that is there: gpu-health-agent drill --kubeconfig F", file=sys.stderr)  # fmt: skip
-        return 1
-    archives = (*images(), kit_image())
-    began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="gpu-health-agent-drill-") as folder,
-        rig(4, images=archives, names=True) as made,
-    ):
-        install(made, Path(folder), kernel_log=False)
+    options = sys.argv[1:]  # passed on to the drill
+    inside = "--inside" in options  # of the namespaces that a simulation makes, where everybody is root
+    kind = os.environ.get("NODES") or ("simulated" if inside or os.getuid() else "real")
+    if kind == "simulated" and not inside:
+        enter("tests.nodes.drill", options)
+    options = [word for word in options if word != "--inside"]
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="gpu-health-agent-drill-") as folder, nodes(kind) as made:
+        began = time.monotonic()
+        install(made, Path(folder), kernel_log="--inject" in options)
         made.plane.wait("the agents are ready", lambda: all(serves(made, node) for node in made.nodes), 180)
-        print(f"four real nodes with an agent each, after {time.monotonic() - began:.0f} s", flush=True)
+        ready = time.monotonic()
+        print(
+            f"four {kind} nodes after {began - begun:.0f} s, an agent on each {ready - began:.0f} s later", flush=True
+        )
         checkpoints = made.shared / "checkpoints"
         checkpoints.mkdir()
         checkpoints.chmod(0o777)
@@ -38,13 +57,16 @@ def main() -> int:
         done = subprocess.run([
             sys.executable, "-m", "agent", "drill", "--kubeconfig", str(made.plane.kubeconfig), "--yes",
             "--image", KIT, "--shared-path", str(checkpoints),
-            "--json", str(_BUILD / "drill.json"), "--html", str(_BUILD / "drill.html"),
+            "--json", str(_BUILD / "drill.json"), "--html", str(_BUILD / "drill.html"), *options,
         ])  # fmt: skip
         if done.returncode:
             print(made.plane.kubectl("get", "pods,events", "--all-namespaces", "--output=wide"))
-    print(f"{_BUILD / 'drill.html'} tells it with a picture; {time.monotonic() - began:.0f} s in all")
+    print(f"{_BUILD / 'drill.html'} tells it with a picture; {time.monotonic() - begun:.0f} s in all")
     return done.returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except RuntimeError as error:
+        sys.exit(f"make drill: {error}")

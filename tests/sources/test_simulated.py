@@ -57,6 +57,7 @@ def test_clear_is_a_reset_with_new_counters_and_a_reboot_only_where_it_takes_one
     [
         ({"gpu": 12, "xid": 79}, "gpu: 12 is not in the profile h100-8, use 0..7"),
         ({"xid": 79}, "gpu: name the GPU's index"),
+        ({"kernel": ["x"]}, "kernel: must be a line of at most 900 characters"),
         ({"gpu": 1, "xid": "79"}, "xid: '79' is not a number from 0 on"),
         ({"gpu": 1, "heat": 3}, "heat: not known"),
         ({"gpu": True, "xid": 79}, "gpu: True is not in the profile"),

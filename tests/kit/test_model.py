@@ -1,0 +1,76 @@
+"""The example model, in PyTorch where it is installed and else in NumPy: a checkpoint is all of it, and only data."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from model import FEATURES, NumpyModel, TorchModel, model, torch
+
+from tests.kit.conftest import Start, until
+
+ROWS = [[0.1 * number for number in range(FEATURES)], [0.5] * FEATURES]
+
+
+def test_who_goes_on_from_a_checkpoint_computes_what_an_undisturbed_one_would() -> None:
+    undisturbed, first, second = model(16), model(16), model(16)
+    for step in range(40):
+        undisturbed.train(step)
+    for step in range(20):
+        first.train(step)
+    second.load(first.dump())
+    for step in range(20, 40):
+        second.train(step)
+    assert second.infer(ROWS) == undisturbed.infer(ROWS)
+    assert second.dump() == undisturbed.dump()
+
+
+class Evil:
+    """What a pickle runs when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self._path),)
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_none_runs_code(tmp_path: Path) -> None:
+    trap = tmp_path / "it-ran"
+    whole = model(16).dump()
+    others = [model(8).dump(), b"", b"nothing", whole[:-40], pickle.dumps({"layers": Evil(trap), "optimizer": {}}, 2)]
+    if torch is not None:
+        others += [NumpyModel(16).dump(), saved({"layers": {}}), saved([1]), saved({"layers": Evil(trap)})]
+    for payload in others:
+        with pytest.raises(ValueError, match=r"checkpoint|pickle"):
+            model(16).load(payload)
+    assert not trap.exists()
+
+
+def saved(content: object) -> bytes:
+    import io
+
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def test_a_replica_that_can_read_no_checkpoint_says_so_and_serves_the_next_that_it_can(
+    start: Start, tmp_path: Path
+) -> None:
+    from checkpoint import Folder
+
+    folder = Folder(tmp_path / "run")
+    folder.claim()
+    folder.save(1, model(8).dump())
+    replica = start("inference.py", "--folder", folder.path, "--port", 0, "--again-s", 0.05)
+    until(lambda: "can't serve from" in replica.text())
+    assert replica.request("GET", "/readyz")[0] == 503
+    folder.save(2, model(256).dump())
+    until(lambda: replica.request("GET", "/readyz")[0] == 200)
+
+
+def test_the_model_is_of_the_library_that_is_installed() -> None:
+    assert isinstance(model(16), NumpyModel if torch is None else TorchModel)

@@ -1,0 +1,39 @@
+"""``make kit-torch``: the tests of training and inference once more, in a Python that has PyTorch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from tests.cluster.build import made_once
+
+TORCH = "torch==2.15.0"
+ROOT = Path(__file__).parents[2]
+TESTS = ("model", "train", "inference", "checkpoint_manager")
+
+
+def python() -> Path:
+    """With the versions that the other tests have."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = ("hypothesis", "numpy", "pytest", "prometheus-client")
+    others = [one for one in (*project["dependencies"], *project["optional-dependencies"]["test"])
+              if one.startswith(tuple(f"{name}{sign}" for name in wanted for sign in "=>"))]  # fmt: skip
+
+    def install(work: Path) -> None:
+        print(f"installing {TORCH}, once", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(work / "venv")], check=True)
+        pip = [str(work / "venv/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--no-cache-dir", TORCH, *others], check=True)
+
+    return made_once(f"kit-{TORCH.replace('==', '-')}", install) / "venv/bin/python"
+
+
+def main() -> int:
+    tests = [f"tests/kit/test_{name}.py" for name in TESTS]
+    return subprocess.run([str(python()), "-m", "pytest", *tests], cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
