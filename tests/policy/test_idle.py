@@ -358,6 +358,21 @@ def test_a_reserved_reset_of_two_gpus_does_not_follow_a_fatal_fault_of_one_while
     assert (life.reset, life.cluster.evicted, life.tainted()) == ([UUID], [], False)
 
 
+def test_of_gpus_that_can_only_be_reset_together_none_may_be_in_use() -> None:
+    life = idle(linked=True)
+    life.run(200)
+    assert left_alone(life)
+    assert f"{FAULT}: its GPU is not reset yet: pod research/train holds it" in life.waits
+    del life.cluster._objects["pods", "research", "train"]
+    life.resources = {}
+    life.clients[ELSEWHERE] = {"4711": ""}
+    life.run(100)
+    assert left_alone(life)
+    life.clients[ELSEWHERE] = {}
+    life.run(200)
+    assert (sorted(life.reset[0].split(",")), len(life.reset), returned(life)) == ([UUID, ELSEWHERE], 1, True)
+
+
 def test_a_taint_that_a_person_took_off_is_not_set_again_on_the_last_permit() -> None:
     life = idle()
     while not life.repairs:
