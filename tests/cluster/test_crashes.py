@@ -95,7 +95,11 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
 
     running.inject("--gpu", "3", "--xid", "95")
     proxy.written = kill
+    healed = False
     for _ in range(60):
+        if not healed and jobs(site):
+            running.inject("--gpu", "3", "--clear")  # what the Job would have done
+            healed = True
         if not dead.wait(6):
             if not site.taints() and killed:
                 break
