@@ -70,7 +70,7 @@ class History:
     alive: Mapping[str, Observation] = field(default_factory=dict)  # the last heartbeat of each source
     failed: Mapping[str, Observation] = field(default_factory=dict)  # sources that say they can't see
     heard: Mapping[str, float] = field(default_factory=dict)  # when each source last saw something
-    epochs: Mapping[str, float] = field(default_factory=dict)  # when each GPU's counters were seen to start anew
+    epochs: Mapping[str, float] = field(default_factory=dict)  # each GPU's last word before its counters began anew
     tallies: Mapping[tuple[str, int], Tally] = field(default_factory=dict)
     trends: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)  # of each GPU in its epoch, oldest first
     uncorrectable: Mapping[str, Observation] = field(default_factory=dict)  # the last Xid 48 of each GPU

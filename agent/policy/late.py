@@ -34,6 +34,13 @@ def energy(old: Fault | None, history: History, pci: str) -> float | None:
     return now if before is None or (now is not None and now < before) else before
 
 
+def energy_since(fault: Fault, history: History) -> float | None:
+    """The same for a fault that stands: what may have come after a reset has the counters from after it."""
+    pci = fault.finding.pci
+    after = history.epochs.get(pci, fault.last) < fault.last
+    return energy(fault, history, pci) if after else fault.energy_j
+
+
 def counts_anew(fault: Fault, history: History) -> bool:
     """Whether the GPU's energy counter began anew since the fault, also while no agent looked.
 
@@ -41,5 +48,7 @@ def counts_anew(fault: Fault, history: History) -> bool:
     """
     reading = history.readings.get(fault.finding.pci)
     now = number(reading, "energy_j")
+    if fault.finding.pci in history.epochs:
+        return False  # this life saw them begin anew, and when
     kept = number(reading, "persistence_mode") == 1
     return kept and fault.energy_j is not None and now is not None and now < fault.energy_j

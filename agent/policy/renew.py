@@ -97,8 +97,7 @@ class _Draft:
 
     def _read(self, o: Observation) -> None:
         before = self._readings.get(o.pci)
-        self._lost.pop(o.pci, None)
-        self._resets.pop(o.pci, None)
+        silent = (self._lost.pop(o.pci, None), self._resets.pop(o.pci, None))
         for pid, pod in _pods(o):
             self._pods.pop(pid, None)  # the youngest last
             self._pods[pid] = pod
@@ -109,7 +108,7 @@ class _Draft:
             self._first[o.pci] = o
         elif any(_fell(before, o, name) for name in _EPOCH_COUNTERS):
             self._first[o.pci] = o
-            self._epochs[o.pci] = o.seen
+            self._epochs[o.pci] = max(old.seen for old in (before, *silent) if old)
             self._before[o.pci] = o
             self._trends[o.pci] = ()  # what fell can't be subtracted from
         self._readings[o.pci] = o

@@ -10,7 +10,7 @@ from agent.model import Evidence, Fault, Finding, Observation, Remedy, Severity,
 from agent.policy import relapse
 from agent.policy.correlate import incidents, order, overruled
 from agent.policy.history import SECOND, History, number
-from agent.policy.late import counts_anew, doubted, energy
+from agent.policy.late import counts_anew, doubted, energy, energy_since
 from agent.policy.linked import linked
 from agent.policy.overrides import settle
 from agent.policy.renew import renew
@@ -126,6 +126,7 @@ def _age(
     clear_s, blind_now = old.finding.clear_s, not _could_be_seen(old, history, unseen, limits)
     if clear_s is None:
         if not old.proved:  # absence proves nothing here, and nothing at all while we are blind
+            old = replace(old, energy_j=energy_since(old, history))
             return old if blind_now else replace(old, absent_s=0.0, proved=_proved_cure(old, history, resets))
         clear_s = limits.soak_s
     absent_s = old.absent_s + _watched_s(old, was, history.now, limits)
@@ -220,7 +221,8 @@ def _proved_cure(fault: Fault, history: History, resets: Mapping[str, tuple[floa
     boot_id = history.boots.get("nvml", "")  # by the witness that reads the GPU well again, in that boot
     rebooted = bool(fault.boot_id and boot_id and fault.boot_id != boot_id)
     was_reset = all(
-        history.epochs.get(gpu, 0.0) > fault.last
+        # What came after the last word before the new counters may have come after the reset.
+        history.epochs.get(gpu, -1.0) >= fault.last
         or _by_us(gpu, fault, history, resets)
         or (gpu == pci and counts_anew(fault, history))
         for gpu in gpus

@@ -87,6 +87,16 @@ def test_a_fault_that_came_again_after_a_reset_is_not_proved_by_that_reset() -> 
     assert not verdict.faults[0].proved
 
 
+def test_a_restart_makes_no_proof_of_a_reset_that_the_fault_may_have_outlived() -> None:
+    life = Judge(expected=("nvml", "kmsg"))
+    life.after(0, alive(), alive("kmsg"), reading(energy_j=5000.0, persistence_mode=1))
+    life.after(1, xid(RESET, source="kmsg"))  # after a reset, or before it
+    stands = life.after(4, alive(), reading(energy_j=900.0, persistence_mode=1))
+    assert not stands.faults[0].proved
+    again = life_after(reading(energy_j=950.0, persistence_mode=1), stored=stands).after(0)
+    assert not again.faults[0].proved
+
+
 def late(life: Judge) -> bool:
     return life.after(0).faults[0].late
 

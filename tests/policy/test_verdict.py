@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.limits import Limits
-from agent.model import Missing, Remedy, Severity, Status
+from agent.model import Missing, Observation, Remedy, Severity, Signal, Status
 from agent.policy.attempts import Records
 from agent.policy.stored import dump, load
 from agent.policy.verdict import Memory
@@ -131,6 +131,23 @@ def test_a_reset_fault_ends_with_new_counters_no_recovery_action_and_a_soak() ->
     assert judge.after(5, alive(), reading(energy_j=1.0, recovery_action=1)).withdraw, "the driver still asks"
     assert judge.each_poll(55, alive(), reading(energy_j=2.0)).withdraw, "it soaks first"
     assert judge.each_poll(30, alive(), reading(energy_j=3.0)).status is Status.HEALTHY
+
+
+def test_what_may_have_come_after_a_reset_is_not_cured_by_it() -> None:
+    judge = Judge(Limits(soak_s=0), expected=("nvml", "kmsg"))
+    judge.each_poll(10, alive(), alive("kmsg"), reading(energy_j=500.0))
+    judge.after(2, xid(95, source="kmsg"))
+    judge.after(3, alive(), alive("kmsg"), reading(energy_j=1.0))
+    assert judge.each_poll(600, alive(), alive("kmsg"), reading(energy_j=1.0)).withdraw, "the reset may have come first"
+    assert judge.each_poll(30, alive(), alive("kmsg"), reading(energy_j=0.5)).status is Status.HEALTHY, "a second one"
+
+
+def test_a_gpu_that_answered_only_that_it_needs_a_reset_is_cured_by_somebody_elses() -> None:
+    judge = Judge(Limits(soak_s=0))
+    judge.each_poll(10, alive(), reading(energy_j=500.0))
+    required = Observation(0, "nvml", Signal.RESET_REQUIRED, GPU, raw="NVML error 16")
+    assert judge.each_poll(30, alive(), required).withdraw
+    assert judge.each_poll(30, alive(), reading(energy_j=1.0)).status is Status.HEALTHY
 
 
 def test_a_reset_does_not_cure_what_needs_a_reboot() -> None:

@@ -61,5 +61,5 @@ def _switch(history: History, seen: Observation, code: int, limits: Limits) -> F
 
 
 def _a_gpu_left(history: History, within_s: float) -> bool:
-    recently = (*history.epochs.values(), *(seen.seen for seen in history.lost.values()))
+    recently = (*(history.first[pci].seen for pci in history.epochs), *(o.seen for o in history.lost.values()))
     return any(history.now - at <= within_s for at in recently)
