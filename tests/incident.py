@@ -29,7 +29,7 @@ from agent.limits import Limits
 from agent.model import Failure, Missing, Observation, Signal, Value, Verdict
 from agent.policy.attempts import Records
 from agent.policy.resume import resumed
-from agent.policy.stored import dump
+from agent.policy.stored import dump, load
 from agent.policy.verdict import Memory, Orders, judge
 from agent.sources.kernel_text import Facts
 
@@ -249,6 +249,10 @@ def _compare(at: float, expect: Mapping[str, Any], verdict: Verdict, withdrawn: 
     for key, wanted in expect.items():
         if got[key] != wanted:
             outcome.wrong.append(f"at {at} s: {key}: expected {wanted}, got {got[key]}")
+    stored = dump(verdict, 1, 0.0, Records())
+    read = load(stored, 0.0)
+    if dump(replace(verdict, standing=read.faults, onsets=read.onsets, cards=read.cards), 1, 0.0, Records()) != stored:
+        outcome.wrong.append(f"at {at} s: what is stored is read as something else, and would be written each round")
     wanted_faults = expect.get("faults", found)
     outcome.missed += len(wanted_faults.keys() - found.keys())
     outcome.faults |= wanted_faults.keys() & found.keys()
