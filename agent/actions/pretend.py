@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from agent.actions.api import JSON, JSON_PATCH, TABLE
 
@@ -47,13 +47,13 @@ class PretendCluster:
         self, method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
     ) -> tuple[int, Any]:
         url = urlsplit(path)
-        parts = [unquote(part) for part in url.path.split("/") if part]
+        parts = [part for part in unquote(url.path).split("/") if part]
         at = next((i for i, part in enumerate(parts) if part in _OBJECTS), None)
         if at is None:
             return _status(404, "the server could not find the requested resource")
         kind, rest = parts[at], parts[at + 1 :]
         namespace = parts[at - 1] if parts[at - 2] == "namespaces" else ""
-        query = {k: v[0] for k, v in parse_qs(url.query).items()}
+        query = dict(parse_qsl(url.query)) if url.query else {}
         with self._lock:
             self.requests.append((method, url.path))
             if method == "POST" and rest[1:] == ["eviction"]:

@@ -126,8 +126,11 @@ def _age(
     clear_s, blind_now = old.finding.clear_s, not _could_be_seen(old, history, unseen, limits)
     if clear_s is None:
         if not old.proved:  # absence proves nothing here, and nothing at all while we are blind
-            old = replace(old, energy_j=energy_since(old, history))
-            return old if blind_now else replace(old, absent_s=0.0, proved=_proved_cure(old, history, resets))
+            proved = not blind_now and _proved_cure(old, history, resets)
+            since = energy_since(old, history)
+            changed = proved or (old.absent_s and not blind_now) or since != old.energy_j
+            absent_s = old.absent_s if blind_now else 0.0
+            return replace(old, absent_s=absent_s, proved=proved, energy_j=since) if changed else old
         clear_s = limits.soak_s
     absent_s = old.absent_s + _watched_s(old, was, history.now, limits)
     return None if absent_s >= clear_s and not blind_now else replace(old, absent_s=absent_s)

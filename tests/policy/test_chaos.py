@@ -70,7 +70,8 @@ def test_a_server_restored_from_an_old_snapshot_leads_to_no_wrong_action(snapsho
         life.run(later_s)
         life.cluster._objects = snapshot
         life.cluster._version += 1000
-        life.run(600)
+        life.run(600, rests=True)
+        life.run(60)
         assert returned(life), f"restored from {snapshot_s} s after {later_s} s: {life.waits}"
         assert len(life.ended) == 1, f"restored from {snapshot_s} s after {later_s} s"
 

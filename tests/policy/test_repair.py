@@ -17,6 +17,7 @@ from tests.observe import GPU, OTHER, Judge, alive, reading
 
 RESET, REBOOT, REPLACE, CONTACT_SUPPORT = 95, 79, 64, 74
 MERGE = "application/merge-patch+json"
+QUICK = CONFIG.model_copy(update={"repair": CONFIG.repair.model_copy(update={"pause_s": 0.5})})
 
 
 def returned(life: Life) -> bool:
@@ -78,8 +79,8 @@ def test_killed_after_every_single_write_a_fault_without_a_template_waits_for_a_
 
 
 def test_what_does_not_help_is_tried_twice_then_the_next_harder_then_a_person_decides() -> None:
-    life = Life(RESET, cures=lambda _: False)
-    life.run(3000)
+    life = Life(RESET, QUICK, cures=lambda _: False)
+    life.run(600)
     assert life.repairs == ["reset_gpu"] * 2 + ["reboot_node"] * 2 + ["replace_node"] * 2
     assert life.tainted()
     assert any(why.startswith("a person must decide: replace_node failed, attempt 2") for why in life.waits)
@@ -88,12 +89,11 @@ def test_what_does_not_help_is_tried_twice_then_the_next_harder_then_a_person_de
 
 
 def test_a_person_decides_through_any_crash_and_no_remedy_is_tried_more_often() -> None:
-    quick = CONFIG.model_copy(update={"repair": CONFIG.repair.model_copy(update={"pause_s": 0.5})})
-    plain = Life(RESET, quick, cures=lambda _: False)
+    plain = Life(RESET, QUICK, cures=lambda _: False)
     plain.run(400)
     assert len(plain.repairs) == 6
     for kill in range(8, plain.writes, 2):
-        life = Life(RESET, quick, cures=lambda _: False, kills=[kill, kill + 1])
+        life = Life(RESET, QUICK, cures=lambda _: False, kills=[kill, kill + 1])
         life.run(450)
         assert life.repairs == plain.repairs
         assert life.tainted()
