@@ -8,7 +8,7 @@ from typing import Any
 from agent.config import Config
 from agent.daemon import Daemon
 from agent.explain import running
-from agent.model import Failure, Observation, Signal
+from agent.model import Failure, Observation, Signal, printable
 from agent.sources.commands import names, supervisor
 from agent.state import state
 
@@ -56,4 +56,4 @@ def in_words(state: dict[str, Any]) -> str:
         if one["trouble"] and not (one["up"] or any(why.startswith(one["name"]) for why in state["blind"]))
     ]
     lines += [f"  waiting: {why}" for why in state["waits"]]
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines) + "\n"
+    return "\n".join(printable(line) for line in lines) + "\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import Config
-from agent.model import rfc3339
+from agent.model import printable, rfc3339
 from agent.policy.announce import plain
 from agent.policy.linked import linked
 from agent.policy.stored import MalformedError, load
@@ -87,7 +87,7 @@ def in_words(state: Mapping[str, Any], only: str | None) -> str:
     lines += [""] if state["blind"] or state["waits"] else []
     lines += [f"blind: {why}" for why in state["blind"]]
     lines += [f"waiting: {why}" for why in state["waits"]]
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines) + "\n"
+    return "\n".join(printable(line) for line in lines) + "\n"
 
 
 def _fault(one: Mapping[str, Any]) -> list[str]:

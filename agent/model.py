@@ -141,6 +141,11 @@ def normalise_pci(text: str) -> str:
     return f"{int(domain or '0', 16):04x}:{bus.lower()}:{device.lower()}.{function or '0'}"
 
 
+def printable(text: str) -> str:
+    """Text of a kernel, a process or an API object for people: one line, and nothing that a terminal obeys."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
 def rfc3339(at: float) -> str:
     """Unix seconds as RFC 3339 in UTC, to the microsecond."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -13,6 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from agent.model import printable
+
 _RENEW_S = 5
 _STALE_S = 30.0  # the judge loop turns each second
 _RANK = {"healthy": 0, "notice": 0, "unknown": 1, "degraded": 2, "fatal": 3}
@@ -224,7 +226,7 @@ def _number(value: object) -> str:
 
 
 def _text(text: object) -> str:
-    return escape("".join(c if c.isprintable() else "?" for c in str(text)))
+    return escape(printable(str(text)))
 
 
 def _time(at: object) -> str:

@@ -16,7 +16,7 @@ from agent.actions.pretend import PretendCluster
 from agent.config import Config, ConfigError, Drain, Http, Mode, PodsSource, SimulatedSource, Sources
 from agent.daemon import Daemon, serve
 from agent.limits import Limits
-from agent.model import Observation, Signal
+from agent.model import Observation, Signal, printable
 from agent.server import Server
 from agent.sources.commands import supervisor
 from agent.sources.scenario import Scenario, load_scenario
@@ -166,7 +166,7 @@ class Story:
 
     def _line(self, kind: str, text: str) -> None:
         at = time.monotonic() - self._began
-        text = "".join(c if c.isprintable() else "?" for c in text)
+        text = printable(text)
         line = json.dumps({"t_s": round(at, 3), "kind": kind, "text": text}) if self._json else (
             f"{at:6.1f} s  {kind:<9}  {text}"
         )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 
-from agent.model import Fault, Severity, Verdict
+from agent.model import Fault, Severity, Verdict, printable
 from agent.world import Announce, World
 
 _MESSAGE_CHARS = 512
@@ -44,4 +44,4 @@ def camel(rule: str) -> str:
 
 def plain(text: str) -> str:
     """Text for an API object: printable, one line, bounded. Kernel lines are hostile input."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:_MESSAGE_CHARS]
+    return printable(text)[:_MESSAGE_CHARS]

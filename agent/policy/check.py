@@ -6,7 +6,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 from agent.config import Repair
-from agent.model import Fault, Remedy, Severity, Verdict
+from agent.model import Fault, Remedy, Severity, Verdict, printable
 from agent.policy.attempts import DIAGNOSIS, Attempt, Records, Stage
 from agent.policy.clients import Clients, told
 from agent.world import Announce, Diagnose, On, StartJob, Step, Wait, World
@@ -125,7 +125,7 @@ def _busy(level: int, uuids: tuple[str, ...], world: World, clients: Clients) ->
 
 
 def _failed(verdict: Verdict, records: Records, last: Attempt, said: str) -> Checked:
-    said = "".join(c if c.isprintable() else "?" for c in said)[:200]
+    said = printable(said)[:200]
     failed = replace(last, stage=Stage.FAILED, said=said, ended_at=int(verdict.at))
     return records.latest(failed), (Wait("the check before the return failed", On.REPAIR),)
 

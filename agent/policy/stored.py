@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from agent.model import Card, Evidence, Fault, Finding, Remedy, Severity, Verdict
@@ -76,6 +77,7 @@ def _fault(fault: Fault) -> dict[str, Any]:
     )
 
 
+@lru_cache(maxsize=2)  # the act loop reads the same several times a round
 def load(text: str, now: float) -> Stored:
     """Read the annotation back; ``now`` is monotonic seconds, from which restored faults age."""
     try:

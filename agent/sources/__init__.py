@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from agent.model import Failure, Observation, parse_line
+from agent.model import Failure, Observation, parse_line, printable
 
 _READ_BYTES = 64 * 1024  # a call; the pipe holds the rest back in the source
 _LONGEST_LINE_BYTES = 16 * 1024
@@ -184,7 +184,7 @@ class Source:
         with contextlib.suppress(BlockingIOError):
             text = os.read(process.stderr.fileno(), _STDERR_BYTES).decode(errors="replace").strip()
             if text:
-                self._trouble = "".join(c if c.isprintable() else "?" for c in text.splitlines()[-1])[:200]
+                self._trouble = printable(text.splitlines()[-1])[:200]
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:

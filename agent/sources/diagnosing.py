@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from agent.model import printable
+
 LONGEST_S = {1: 600.0, 2: 1800.0, 3: 7200.0, 4: 14400.0}  # several times what each level usually takes
 LONGEST_BYTES = 1024 * 1024  # of a result: a test, a GPU and a message of at most 1 KiB each
 _MOST_GPUS = 64
@@ -157,4 +159,4 @@ def failures(told: dict[str, Any]) -> str:
 
 def plain(text: str) -> str:
     """Printable, on one line, bounded."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:300]
+    return printable(text)[:300]

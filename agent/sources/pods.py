@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.model import printable
+
 _METHOD = "/v1.PodResourcesLister/List"
 _ANSWER_S, _LONGEST_S = 5.0, 10.0
 _MOST_BYTES = 16 * 1024 * 1024
@@ -57,7 +59,7 @@ def who_holds(socket: Path) -> Holders:
         answer = subprocess.run(command, capture_output=True, timeout=_LONGEST_S, check=False)
         if answer.returncode:
             lines = answer.stderr.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
-            raise UnaskedError("".join(c if c.isprintable() else "?" for c in lines[-1])[:200])
+            raise UnaskedError(printable(lines[-1])[:200])
         return holders(json.loads(answer.stdout))
     except subprocess.TimeoutExpired:
         raise UnaskedError(f"no answer within {_LONGEST_S:.0f} s") from None
