@@ -105,7 +105,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
         if replacing and (why := spoken_for(config.presets, world.conditions)):
             repairing = (*repairing, Wait(why, On.REPAIR))
     records = replace(records, idle=idle)
-    aim = _aim(verdict, world, config, _stored(verdict, stored, records), old, records)
+    aim = _aim(verdict, world, config, _stored(verdict, world, stored, records), old, records)
     if why := another(world):
         steps: tuple[Step, ...] = (*_report(world, aim), Wait(f"{why}: it is only reported on"))
     elif verdict.withdraw and config.mode is not Mode.OBSERVE:
@@ -241,22 +241,13 @@ def _tried(fault: Fault, tried: Mapping[str, Attempt]) -> str:
     return f" (the reset of its idle GPU failed: {why})" if why else ""
 
 
-def _stored(verdict: Verdict, old: Stored | None, records: Records) -> str:
+def _stored(verdict: Verdict, world: World, old: Stored | None, records: Records) -> str:
     """The new annotation; the kernel position alone is carried along at most once a minute."""
-    if old is not None:
-        same = dump(verdict, old.kernel_seq, old.at, records)
-        moved = verdict.boot_id != old.boot_id or verdict.kernel_seq != old.kernel_seq
-        recent = 0 <= verdict.at - old.at < _POSITION_EVERY_S
-        if same == _unchanged(old) and (not moved or recent):
-            return same
+    if old is not None and world.stored is not None:
+        recent = verdict.kernel_seq == old.kernel_seq or 0 <= verdict.at - old.at < _POSITION_EVERY_S
+        if recent and dump(verdict, old.kernel_seq, old.at, records) == world.stored:
+            return world.stored
     return dump(verdict, verdict.kernel_seq, verdict.at, records)
-
-
-def _unchanged(old: Stored) -> str:
-    """What was stored, written anew: the measure of whether anything changed."""
-    same = Verdict(old.at, Status.HEALTHY, Remedy.NONE, standing=old.faults, boot_id=old.boot_id, onsets=old.onsets,
-                   dismissed=old.dismissed, cards=old.cards)  # fmt: skip
-    return dump(same, old.kernel_seq, old.at, old.records)
 
 
 def _retaint(world: World, aim: _Aim) -> tuple[Step, ...]:
