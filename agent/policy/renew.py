@@ -121,8 +121,8 @@ class _Draft:
         if o.past:
             self._past[o.pci, code] = o
             return
-        self._fresh.append(o)
         if o.drill:  # counts nowhere
+            self._fresh.append(o)
             return
         if (pid := number(o, "pid")) is not None:
             blame = Blame(o.seen, o.pci, code, int(pid), self._pods.get(int(pid), ""))
@@ -132,6 +132,7 @@ class _Draft:
         by = {**old.by, o.source: old.by.get(o.source, 0) + repeats}
         within_s = SECOND_LATE_S if o.source == SECOND else _SAME_EVENT_S
         told = bool(old.seen) and by[o.source] <= old.count and o.seen - old.seen[-1] <= within_s
+        self._fresh.append(replace(o, seen=old.seen[-1]) if told else o)  # who tells it later saw it no later
         if code == UNCORRECTABLE_XID and not (told and o.source == SECOND):
             self._uncorrectable[o.pci] = o
         if told:  # the other witness of an error that is counted already

@@ -53,7 +53,7 @@ def commands(config: Config, simulation: Path | None) -> dict[str, list[str]]:
 def diagnosis(config: Config) -> list[str]:
     """The command line of a diagnosis by the engine that the source reads, but for its level and GPUs."""
     engine = config.sources.dcgm.model_dump(include={"address", "bindings", "library"})
-    return [sys.executable, "-m", "agent.sources.diagnosis", *_options(engine)]
+    return [sys.executable, "-m", "agent.sources.diagnosis", "--asked", *_options(engine)]
 
 
 def _options(facts: Mapping[str, object]) -> list[str]:

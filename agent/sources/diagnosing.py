@@ -66,7 +66,7 @@ class Diagnosing:
         self._let()
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
                 start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -122,7 +122,7 @@ class Diagnosing:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(patience_s)
         self._stuck = process if process.poll() is None else None
-        for pipe in (process.stdout, process.stderr):
+        for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe:
                 pipe.close()
 

@@ -110,6 +110,12 @@ def _stop_when_told(bindings: Bindings, address: str) -> None:
     os._exit(1)
 
 
+def _end_with_whoever_asked() -> None:
+    """Killed, it tells us nothing but by the end of our input."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _by_test(response: Any, places: dict[int, str]) -> tuple[list[Result], list[Error]]:
     """DCGM 4: a list of results, each of an entity and a test."""
     named = {number: text(test, "name") for number, test in enumerate(response.tests[: response.numTests])}
@@ -152,6 +158,7 @@ def main() -> int:
     parser.add_argument("--library", type=Path)
     parser.add_argument("--level", type=int, choices=(1, 2, 3, 4), required=True)
     parser.add_argument("--gpus", required=True, help="UUIDs, separated by commas")
+    parser.add_argument("--asked", action="store_true", help="end when standard input does, with whoever asked")
     options = parser.parse_args()
     address = USUAL if options.address == AUTO else options.address
     try:
@@ -160,6 +167,8 @@ def main() -> int:
         bindings, wanted = load(options.bindings, options.library), set(options.gpus.split(","))
         if address != EMBEDDED:  # a thread waits for it, while this one is in a call
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if options.asked:  # after the line above, which only later threads heed
+            threading.Thread(target=_end_with_whoever_asked, name="asked", daemon=True).start()
         told = diagnose(bindings, address, options.level, wanted)
     except (ValueError, NoBindingsError, EngineError) as error:
         told = {"error": str(error)}

@@ -142,6 +142,14 @@ def test_what_may_have_come_after_a_reset_is_not_cured_by_it() -> None:
     assert judge.each_poll(30, alive(), alive("kmsg"), reading(energy_j=0.5)).status is Status.HEALTHY, "a second one"
 
 
+def test_a_second_witness_of_the_error_that_a_reset_cured_makes_it_no_later() -> None:
+    judge = Judge(Limits(soak_s=0), expected=("nvml", "kmsg"))
+    judge.each_poll(10, alive(), alive("kmsg"), reading(energy_j=500.0))
+    judge.after(1, xid(95), reading(energy_j=501.0))
+    judge.after(0.2, xid(95, source="kmsg"))
+    assert judge.each_poll(30, alive(), alive("kmsg"), reading(energy_j=1.0)).status is Status.HEALTHY
+
+
 def test_a_gpu_that_answered_only_that_it_needs_a_reset_is_cured_by_somebody_elses() -> None:
     judge = Judge(Limits(soak_s=0))
     judge.each_poll(10, alive(), reading(energy_j=500.0))
