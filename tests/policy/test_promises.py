@@ -11,7 +11,7 @@ from agent.model import Observation, Severity, Signal, Verdict
 from agent.policy.rules.xid import CATALOG
 from tests.observe import GPU, OTHER, Judge, alive, lost, reading, xid
 
-EXAMPLES = settings(max_examples=60, deadline=None)
+EXAMPLES = settings(max_examples=40, deadline=None)
 SOURCES = ("kmsg", "nvml")
 gpus = st.sampled_from((GPU, OTHER))
 sources = st.sampled_from(SOURCES)
