@@ -159,6 +159,7 @@ class Simulation:
         server.bind(str(path))
         path.chmod(0o600)
         server.listen()
+        self._keep()
         return server
 
     def serve(self, server: socket.socket) -> None:

@@ -13,7 +13,7 @@ IDLE_C = 34.0
 POWER_W = 96.0
 _EPOCH_J = 1_000_000.0  # energy used before the simulation began
 _KEPT = ("temperature_c", "ecc_uncorrected", "ecc_uncorrected_aggregate", "recovery_action", "lost", "reset_required",
-         "numbers")  # fmt: skip
+         "numbers", "energy_base_j", "epoch")  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class SimulatedGpu:
     lost: bool = False
     reset_required: bool = False
     energy_base_j: float = _EPOCH_J
-    epoch: float = field(default_factory=time.monotonic)
+    epoch: float = field(default_factory=time.monotonic)  # the machine's, so that a new process counts on
     numbers: dict[str, int] = field(default_factory=dict)  # signals that have another value than a healthy GPU's
     nvlinks: int = 18
     peers: tuple[str, ...] = ()  # where its NVLinks lead, in turn, as NVML has it; nowhere else: to an NVSwitch
@@ -53,13 +53,12 @@ class SimulatedGpu:
 
     def kept(self) -> dict[str, Any]:
         """What outlives the process that simulates it: all but calls that hang, which the next one makes anew."""
-        return {**{name: getattr(self, name) for name in _KEPT}, "energy_base_j": self.energy_j,
-                "processes": sorted(self.processes)}  # fmt: skip
+        return {**{name: getattr(self, name) for name in _KEPT}, "processes": sorted(self.processes)}
 
     def restore(self, kept: Mapping[str, Any]) -> None:
         for name in _KEPT:
             setattr(self, name, kept[name])
-        self.energy_base_j, self.processes = kept["energy_base_j"], set(kept["processes"])
+        self.processes = set(kept["processes"])
 
     def new_epoch(self) -> None:
         """What a reset or a reboot does to a GPU's counters and flags."""

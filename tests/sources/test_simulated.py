@@ -85,6 +85,7 @@ def test_a_gpu_is_as_it_was_when_its_next_process_reads_it_and_a_reset_needs_no_
     """A reset's clients end before it: what they were told must not heal the GPU by their end."""
     simulation.request({"gpu": 3, "xid": 95})
     simulation.request({"gpu": 5, "temperature": 95})
+    time.sleep(0.1)  # its counters go on meanwhile
     used = simulation.library.gpus[3].energy_j
     again = Simulation(Scenario("h100-8"), simulation.directory)
     assert (again.library.gpus[3].recovery_action, again.library.gpus[5].temperature_c) == (1, 95)
