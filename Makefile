@@ -49,7 +49,7 @@ screenshots: $(STAMP)
 cluster-tests: $(STAMP)
 	$(BIN)/python -m tests.cluster.build
 	$(BIN)/python -m tests.cluster.helm
-	$(BIN)/pytest tests/cluster
+	$(BIN)/pytest -n 2 --dist loadfile tests/cluster  # two control planes, which wait more than they compute
 
 # These two need root on Debian 12: they install what they need, and leave nothing running.
 image-tests: $(STAMP)
