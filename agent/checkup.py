@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agent.policy.attempts import Records
 from agent.policy.check import awaited
-from agent.policy.stored import MalformedError, load
+from agent.policy.stored import kept
 from agent.sources.diagnosing import Progress, UndiagnosedError, failures
 from agent.world import Diagnose, Diagnosed, Hands, RefusedError, Step, World
 
@@ -43,7 +42,7 @@ class Checkup:
         world = self._hands.look(closely)
         if self._run is None:
             return world
-        self._run.wanted = self._run.step.name == awaited(_records(world))
+        self._run.wanted = self._run.step.name == awaited(kept(world.stored))
         return replace(world, diagnosed=self._run.told())
 
     def do(self, step: Step) -> None:
@@ -89,10 +88,3 @@ class _Run:
     def _progress(self, _: float) -> None:
         if not self.wanted:
             raise _UnwantedError
-
-
-def _records(world: World) -> Records:
-    try:
-        return load(world.stored, 0.0).records if world.stored is not None else Records()
-    except MalformedError:
-        return Records()

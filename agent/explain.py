@@ -42,14 +42,12 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         kept = load(world.stored, 0.0)
     except MalformedError as error:
         raise ValueError(f"annotation gpu-health-agent/faults of node {world.node}: {error}") from error
+    together, effect = linked(kept.cards, {}), effect_on(world.taints)
     return {
         "node": world.node,
         "status": world.labels.get("gpu-health-agent/state", "unknown"),
         "at": rfc3339(kept.at),
-        "faults": [
-            fault(one, config.policy, linked=linked(kept.cards, {}), effect=effect_on(world.taints))
-            for one in kept.faults
-        ],
+        "faults": [fault(one, config.policy, linked=together, effect=effect) for one in kept.faults],
         "waits": [
             *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.attempts),
             *(

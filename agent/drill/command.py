@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,13 @@ def drill(arguments: argparse.Namespace) -> int:
     for path in filter(None, (arguments.json, arguments.html)):
         _try(path)
     _clear_the_way(cluster)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    _on_signals(_interrupt)
     exercise = Exercise(cluster, settings, outcome, _say)
     try:
         try:
             exercise.run(kit)
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):  # what follows has an end of its own
-                signal.signal(number, signal.SIG_IGN)
+            _on_signals(signal.SIG_IGN)  # what follows has an end of its own
     except (MissedError, UnfitError, RefusedError, UnreachableError) as error:
         outcome.trouble = str(error)
     except KeyboardInterrupt:
@@ -160,9 +159,13 @@ def _try(path: Path) -> None:
 
 def _interrupt(*_: object) -> None:
     """Once: who presses Ctrl-C again does not keep it from cleaning up."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    _on_signals(signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _on_signals(handler: Callable[..., object] | signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _say(sentence: str) -> None:

@@ -71,13 +71,14 @@ class Exercise:
         self._agent = next(iter(agents.values()))
         nodes = [node for node in self._cluster.nodes() if node["metadata"]["name"] in agents]
         self._outcome.nodes = len(nodes)
-        self._outcome.simulated_gpus = self._watched.simulated(self._agent)
+        simulation = self._watched.simulation(self._agent)
+        self._outcome.simulated_gpus = None if simulation is None else bool(simulation.get("scenario"))
         self._outcome.simulated_nodes = any("kwok.x-k8s.io/node" in (n["metadata"].get("annotations") or {})
                                             for n in nodes)  # fmt: skip
         runtimes = [n["status"].get("nodeInfo", {}).get("containerRuntimeVersion", "") for n in nodes]
         self._outcome.process_pods = any(runtime.startswith("process://") for runtime in runtimes)
         self._say(self._outcome.played)
-        self._fits(self._watched.simulation(self._agent) or {})
+        self._fits(simulation or {})
         self._window("calm")
         self._sleep(_CALM_S)
 

@@ -84,11 +84,6 @@ class Watch:
     def uids(self) -> set[str]:
         return {pod["metadata"]["uid"] for pod in self._cluster.pods()}
 
-    def simulated(self, agent: Object) -> bool | None:
-        """Whether the GPUs are, by the agent's own configuration."""
-        found = self.simulation(agent)
-        return None if found is None else bool(found.get("scenario"))
-
     def simulation(self, agent: Object) -> Object | None:
         """What the agent's configuration says of simulated GPUs; None if it can't be read."""
         maps = [v["configMap"]["name"] for v in agent["spec"].get("volumes") or () if "configMap" in v]

@@ -16,7 +16,7 @@ def announcements(verdict: Verdict, world: World) -> tuple[Announce, ...]:
     return tuple(
         _announcement(fault, world)
         for fault in verdict.faults
-        if not any(_event_name(part, world) in world.announced for part in (fault, *fault.joined))
+        if not any(_name(part, world) in world.announced for part in (fault, *fault.joined))
     )
 
 
@@ -24,7 +24,7 @@ def _announcement(fault: Fault, world: World) -> Announce:
     """The one Event of a fault; the same fault after a restart has the same name and is not told twice."""
     finding = fault.finding
     return Announce(
-        name=_event_name(fault, world),
+        name=_name(fault, world),
         warning=finding.severity > Severity.NOTICE or finding.rule.startswith("xid-"),
         reason=camel(finding.rule),
         message=plain(f"{finding.id} ({finding.severity.name.lower()}, remedy {finding.remedy}): {finding.message}"),
@@ -32,9 +32,13 @@ def _announcement(fault: Fault, world: World) -> Announce:
     )
 
 
-def _event_name(fault: Fault, world: World) -> str:
-    told = f"{world.uid} {fault.finding.id} {fault.since:.3f}"
-    return f"{world.node}.{sha256(told.encode()).hexdigest()[:16]}"
+def _name(fault: Fault, world: World) -> str:
+    return event_name(world, f"{fault.finding.id} {fault.since:.3f}")
+
+
+def event_name(world: World, what: str) -> str:
+    """Of the one Event that tells this of the Node."""
+    return f"{world.node}.{sha256(f'{world.uid} {what}'.encode()).hexdigest()[:16]}"
 
 
 def camel(rule: str) -> str:

@@ -7,6 +7,7 @@ from hashlib import sha256
 
 from agent.config import Repair
 from agent.model import Fault, Remedy, Severity, Verdict, printable
+from agent.policy.announce import event_name
 from agent.policy.attempts import DIAGNOSIS, Attempt, Records, Stage
 from agent.policy.clients import Clients, told
 from agent.world import Announce, Diagnose, On, StartJob, Step, Wait, World
@@ -132,7 +133,7 @@ def _failed(verdict: Verdict, records: Records, last: Attempt, said: str) -> Che
 
 def _announced(world: World, last: Attempt) -> tuple[Step, ...]:
     """Its one Event."""
-    name = f"{world.node}.{sha256(f'{world.uid} {_run(last)}'.encode()).hexdigest()[:16]}"
+    name = event_name(world, _run(last))
     message = f"the node does not return to service: the check before the return failed ({last.said})"
     return () if name in world.announced else (Announce(name, True, "CheckFailed", message),)
 
@@ -142,7 +143,7 @@ def _reserved(verdict: Verdict, world: World, records: Records, cured: list[Faul
     incident = f"{world.uid} {first.finding.id} {first.since:.3f} {CHECK}"
     name = f"{kind}{sha256(incident.encode()).hexdigest()[:10]}"
     whole = kind == DIAGNOSIS and not all(fault.finding.pci for fault in cured)  # a node's fault was one of every GPU
-    reset = {uuid for one in records.attempts if one.remedy is Remedy.RESET_GPU for uuid in (*one.uuids, *one.along)}
+    reset = {uuid for one in records.attempts if one.remedy is Remedy.RESET_GPU for uuid in one.gpus}
     there = {card.uuid for card in verdict.cards.values()}  # with what was reset together with a bad GPU
     repaired = {_card(verdict, fault) for fault in cured} | (reset & there)
     uuids = () if whole else tuple(sorted(repaired - {""}))

@@ -15,11 +15,10 @@ from agent.policy.aside import another
 from agent.policy.attempts import Attempt, Idle, Records, Stage
 from agent.policy.drain import reset_set
 from agent.policy.repair import done_already, rebooted
-from agent.policy.taints import spare
+from agent.policy.taints import LAST_PERMIT, spare
 from agent.world import HARD_TAINT, Local, On, Wait, World
 
 _LATELY_S = 86400  # withdrawals further back lengthen no pause
-_LAST_PERMIT = "of the permits the last is left to a fatal fault"
 
 
 def resettable(faults: Iterable[Fault]) -> tuple[Fault, ...]:
@@ -89,9 +88,9 @@ def _under_way(
     left = resettable(verdict.standing) if begun else ()
     spoiled = {fault.finding.id: last for fault in left if fault.uuid in last.uuids and not fault.proved}
     idle = replace(_left(records.idle, verdict), tried={**records.idle.tried, **spoiled})
-    attempts = records.attempts if begun else records.attempts[:-1]
+    records = records if begun else records.unbegun()
     waits = tuple(_not_now(fault, why) for fault in its if why)
-    return frozenset(), replace(records, attempts=attempts, idle=idle), waits
+    return frozenset(), replace(records, idle=idle), waits
 
 
 def _free(
@@ -140,7 +139,7 @@ def in_use(gpus: frozenset[str], world: World, local: Local, reserved: bool = Fa
 def _not_yet(verdict: Verdict, world: World, config: Config, idle: Idle, local: Local, begins: bool) -> str:
     """Why the node is not withdrawn for it, although the GPU is idle."""
     if not spare(world, config.budget):
-        return f"paused: {world.paused}" if world.paused else _LAST_PERMIT
+        return f"paused: {world.paused}" if world.paused else LAST_PERMIT
     if not begins:
         return _too_long(verdict, config, idle)
     if why := another(world):

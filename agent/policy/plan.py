@@ -17,7 +17,7 @@ from agent.policy.idle import chosen, failed
 from agent.policy.linked import in_force
 from agent.policy.repair import effective, operand_labels, repair, running, settled
 from agent.policy.stored import MalformedError, NewerError, Stored, dump, load
-from agent.policy.taints import LEFT_FREE, aimed_taints, kept_soft, permitted
+from agent.policy.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
 from agent.presets import accelerated, own_taint, spoken_for
 from agent.world import (
     HARD_TAINT,
@@ -118,7 +118,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
             )  # fmt: skip
         steps = (*_report(world, aim), Wait(why))
     elif repairing:
-        steps = (*_confirmed(world), *_report(world, aim), *repairing)
+        steps = (*confirmed(world), *_report(world, aim), *repairing)
     else:
         steps = (*_return(world, config, aim), *kept_soft(aim.taints, config))
     return (*steps, *waits, *announcements(verdict, world))
@@ -141,7 +141,7 @@ def _withdraw(
     if world.paused:
         why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
         return (*_report(world, aim), Wait(why, On.STOPPED))
-    steps: list[Step] = [*_confirmed(world)]
+    steps: list[Step] = [*confirmed(world)]
     for kind in needed(world, config.budget):
         slot = free_slot(world, kind, config.budget, 0 if verdict.fatal else LEFT_FREE)
         if slot is None:
@@ -152,11 +152,6 @@ def _withdraw(
     retaint = _retaint(world, aim)
     steps += [*retaint, *_report(world, aim, told=bool(retaint))]
     return (*steps, *moves)
-
-
-def _confirmed(world: World) -> tuple[Step, ...]:
-    """Nothing is done on a permit that was not confirmed lately."""
-    return tuple(TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale)
 
 
 def _return(world: World, config: Config, aim: _Aim) -> tuple[Step, ...]:

@@ -55,26 +55,24 @@ def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) 
 
 def _fault(fault: Fault) -> dict[str, Any]:
     finding = fault.finding
-    return (
-        ({"drill": finding.drill} if finding.drill else {})
-        | {
-            "rule": finding.rule,
-            "pci": finding.pci,
-            "severity": finding.severity.name.lower(),
-            "remedy": finding.remedy,
-            "message": finding.message,
-            "witness": finding.witness,
-            "clear_s": None if finding.clear_s is None else float(finding.clear_s),  # as it is read: 600 is not 600.0
-            "instance": finding.instance,
-            "since": round(fault.since, 3),
-            "uuid": fault.uuid,
-            "boot_id": fault.boot_id,
-            "proved": fault.proved,
-            **({"energy_j": fault.energy_j} if fault.energy_j is not None else {}),
-            **({"late": True} if fault.late else {}),
-            "seen_by": [[w.source, round(w.at, 3), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
-        }
-    )
+    return {
+        **({"drill": finding.drill} if finding.drill else {}),
+        "rule": finding.rule,
+        "pci": finding.pci,
+        "severity": finding.severity.name.lower(),
+        "remedy": finding.remedy,
+        "message": finding.message,
+        "witness": finding.witness,
+        "clear_s": None if finding.clear_s is None else float(finding.clear_s),  # as it is read: 600 is not 600.0
+        "instance": finding.instance,
+        "since": round(fault.since, 3),
+        "uuid": fault.uuid,
+        "boot_id": fault.boot_id,
+        "proved": fault.proved,
+        **({"energy_j": fault.energy_j} if fault.energy_j is not None else {}),
+        **({"late": True} if fault.late else {}),
+        "seen_by": [[w.source, round(w.at, 3), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
+    }
 
 
 @lru_cache(maxsize=2)  # the act loop reads the same several times a round

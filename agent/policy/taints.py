@@ -15,6 +15,7 @@ from agent.presets import beside_hard, own_taint
 from agent.world import HARD_TAINT, SOFT_TAINT, GiveSlot, SlotKind, Step, Taint, TakeSlot, Wait, World
 
 LEFT_FREE = 1  # for a fatal fault
+LAST_PERMIT = "of the permits the last is left to a fatal fault"
 _SOFT = Taint(SOFT_TAINT, "", "PreferNoSchedule")
 _FIRM = Taint(SOFT_TAINT, "", "NoSchedule")
 
@@ -46,17 +47,21 @@ def effect_on(taints: Iterable[Taint]) -> str:
     return ours.get(HARD_TAINT, ours.get(SOFT_TAINT, ""))
 
 
+def confirmed(world: World) -> tuple[Step, ...]:
+    """Nothing is done on a permit that was not confirmed lately."""
+    return tuple(TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale)
+
+
 def permitted(world: World, budget: Budget) -> tuple[Step, ...]:
     """What the harder form needs before it is written."""
-    confirmed = tuple(TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale)
     free = ((kind, free_slot(world, kind, budget, LEFT_FREE)) for kind in needed(world, budget))
     taken = tuple(TakeSlot(kind, index) for kind, index in free if index is not None)
     used = world.held(SlotKind.HOURLY) if any(taint.withdraws for taint in world.taints) else None
-    return (*confirmed, *taken, *((GiveSlot(SlotKind.HOURLY, used.index),) if used else ()))
+    return (*confirmed(world), *taken, *((GiveSlot(SlotKind.HOURLY, used.index),) if used else ()))
 
 
 def kept_soft(taints: tuple[Taint, ...], config: Config) -> tuple[Wait, ...]:
     """Why the taint hasn't the effect that is wanted."""
     if _SOFT not in taints or config.policy.degraded_effect == _SOFT.effect:
         return ()
-    return (Wait("the degraded node's taint stays soft: of the permits the last is left to a fatal fault"),)
+    return (Wait(f"the degraded node's taint stays soft: {LAST_PERMIT}"),)

@@ -88,7 +88,7 @@ def judge(
         if settled := settle(finding, history, limits, orders.labels):
             faults.setdefault(key, _found(None, settled, history))
     memory = Memory(history, faults, onsets, orders.dismissed)
-    return memory, replace(_verdict(memory, unseen, wall), resets=frozenset(orders.resets))
+    return memory, _verdict(memory, unseen, wall, frozenset(orders.resets))
 
 
 def _lasts(finding: Finding) -> bool:
@@ -247,7 +247,7 @@ def _is_well(pci: str, after: float, history: History) -> bool:
     return not number(reading, "recovery_action")
 
 
-def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float) -> Verdict:
+def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float, resets: frozenset[str]) -> Verdict:
     history = memory.history
     standing = tuple(sorted((f for f in memory.faults.values() if f.confirmed), key=order))
     whole = incidents(standing, history)
@@ -273,6 +273,7 @@ def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float) -> Verdict:
         onsets=memory.onsets,
         dismissed=memory.dismissed,
         cards=history.cards,
+        resets=resets,
         heard=frozenset(
             card.uuid
             for pci, card in history.cards.items()

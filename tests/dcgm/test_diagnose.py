@@ -6,9 +6,9 @@ import json
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from agent.sources.commands import names, supervisor
 from agent.sources.remote import Remote
 from agent.sources.simulated_gpu import h100_8
 from agent.sources.supervisor import Sources
+from tests import waiting
 from tests.dcgm.standin import Engine
 
 A, B = "0000:1b:00.0", "0000:43:00.0"
+until = partial(waiting.until, timeout_s=60.0)
 WELL = "test memory 0 1 0 0 0\ntest memory 0 1 1 0 0\ntest environment 0 0 0 0 0\n"
 IDLE: dict[str, Any] = {"gpus": {A: {"uuid": "GPU-a", "index": 0, "processes": ""},
                                  B: {"uuid": "GPU-b", "index": 1, "processes": "71,72"}}}  # fmt: skip
@@ -217,10 +219,3 @@ def test_whoever_asked_and_is_gone_leaves_no_diagnosis_behind_and_the_engine_is_
         until(lambda: any(call.startswith("dcgmActionValidate_v2") for call in engine.calls()))
         asking.kill()
     until(lambda: "dcgmStopDiagnostic " in engine.calls())
-
-
-def until(true: Callable[[], object], timeout_s: float = 60.0) -> None:
-    due = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < due
-        time.sleep(0.02)

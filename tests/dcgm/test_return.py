@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,11 @@ from agent.sources.simulated import inject
 from agent.sources.simulated_gpu import h100_8
 from agent.sources.supervisor import Sources
 from agent.world import HARD_TAINT
+from tests import waiting
 from tests.dcgm.standin import GENERATIONS, Engine
 
 pytestmark = pytest.mark.parametrize("built", GENERATIONS[-1:], indirect=True)
+until = partial(waiting.until, timeout_s=90.0)
 SAME = "".join(f"gpu {i} {gpu.address} {gpu.uuid}\n" for i, gpu in enumerate(h100_8()))
 WELL, BAD = "test memory 0 1 3 0 0\n", "test memory 3 1 3 58 2 a mismatch\n"
 
@@ -72,13 +74,6 @@ def acting(config: Config, sources: Sources, cluster: PretendCluster) -> Iterato
     finally:
         stop.set()
         thread.join(30)
-
-
-def until(true: Callable[[], object], timeout_s: float = 90.0) -> None:
-    due = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < due
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ from agent.sources.remote import Remote
 from agent.sources.serving import Renewal
 from agent.sources.simulated import inject
 from agent.sources.supervisor import Known
+from tests import waiting
 
+until = partial(waiting.until, timeout_s=20.0)
 NAMES = ("nvml", "kmsg")
 ALL = frozenset(NAMES)
 
@@ -50,13 +53,6 @@ def other(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     yield process
     process.terminate()
     process.wait(10)
-
-
-def until(true: Callable[[], object], timeout_s: float = 20.0) -> None:
-    due = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < due
-        time.sleep(0.01)
 
 
 def gather(remote: Remote, true: Callable[[list[Observation]], object]) -> list[Observation]:
