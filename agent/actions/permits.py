@@ -137,8 +137,10 @@ class Permits:
         lease = self._seen.get(self._name(kind, index))
         if lease and _holder(lease) == holder:
             used = {"acquireTime": _now()} if kind is SlotKind.HOURLY else {}  # its hour begins now
-            self._put(lease, {"holderIdentity": "", "renewTime": _now(), **used})
+            # Before the request: one whose answer is lost may free the slot at any time, until a new
+            # confirmation changes its version.
             self._confirmed.pop(self._name(kind, index), None)
+            self._put(lease, {"holderIdentity": "", "renewTime": _now(), **used})
 
     def require(self, kind: SlotKind) -> None:
         """RefusedError 409 unless a slot of this kind was confirmed to be ours within five minutes."""

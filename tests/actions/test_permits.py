@@ -133,6 +133,27 @@ def test_nothing_is_tainted_or_evicted_on_a_permit_that_was_not_confirmed_lately
         hands.do(eviction)
 
 
+def test_a_permit_whose_return_was_asked_for_is_none_until_it_is_confirmed_anew() -> None:
+    """The answer is lost, the fault comes again, and then the request arrives after all."""
+    made, late = cluster(), list[Callable[[], Any]]()
+
+    def loses_the_return(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if "leases/gpu-health-agent-withdrawn" in path and not rest[0]["spec"]["holderIdentity"]:
+            late.append(lambda: made(method, path, *rest, **more))
+            raise UnreachableError("timed out")
+        return made(method, path, *rest, **more)
+
+    hands = KubeHands(loses_the_return, "n1", EVICT)
+    drive(hands, fatal())
+    with pytest.raises(UnreachableError):
+        drive(hands, healthy())
+    steps = plan(fatal(), hands.look(closely=True), EVICT, Local())
+    late[0]()
+    with pytest.raises(RefusedError):
+        hands.do(steps[0])
+    assert (taints(made), set(holders(made).values())) == ([], {""})
+
+
 @pytest.mark.parametrize("trouble", ["NotReady", "cordoned"])
 def test_a_node_that_is_out_of_service_otherwise_counts_against_the_budget(trouble: str) -> None:
     made = cluster("n1", "n2", "n3")
