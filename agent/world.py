@@ -10,6 +10,7 @@ from typing import Protocol
 HARD_TAINT = "gpu-health-agent/unhealthy"
 SOFT_TAINT = "gpu-health-agent/degraded"
 OUT_LABEL = "gpu-health-agent/withdrawn-by-others"  # each agent says it of its own Node: a list of Nodes is 20 MB
+PERMIT_VALID_S = 300  # a holder acts only so long after a confirmation
 # gpu-operator's clients of a GPU: the Node label that deploys each, and the label "app" of its pods. The driver's and
 # the container toolkit's are never touched.
 OPERANDS = {

@@ -15,13 +15,13 @@ from urllib.parse import quote
 
 from agent.actions.api import TABLE, Api, ask, taint_of, written_at
 from agent.config import Budget
-from agent.world import OUT_LABEL, RefusedError, Slot, SlotKind
+from agent.world import OUT_LABEL, PERMIT_VALID_S, RefusedError, Slot, SlotKind
 
 _POOL_LABEL = "gpu-health-agent/pool"
 _KIND_LABEL = "gpu-health-agent/slot"
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
 _PAUSE = "/api/v1/namespaces/{}/configmaps/gpu-health-agent-pause"
-_RENEW_S, _VALID_S, _ABANDONED_S = 120.0, 300.0, 600.0
+_RENEW_S, _ABANDONED_S = 120.0, 600.0
 _SILENT_S, _ASK_S = 300.0, 60.0  # from when on, and how often, the Node of a silent holder is asked for
 _POOL_S = 15.0  # how long a reading of the pool serves
 _CONFLICT, _GONE = 409, 404
@@ -145,7 +145,7 @@ class Permits:
     def require(self, kind: SlotKind) -> None:
         """RefusedError 409 unless a slot of this kind was confirmed to be ours within five minutes."""
         prefix, now = self._name(kind, 0)[:-1], self._clock()
-        if not any(n.startswith(prefix) and now - at < _VALID_S for n, at in self._confirmed.items()):
+        if not any(n.startswith(prefix) and now - at < PERMIT_VALID_S for n, at in self._confirmed.items()):
             raise RefusedError(_CONFLICT, f"no {kind} permit was confirmed lately: it is asked for again")
 
     def _slot(self, lease: Mapping[str, Any], own: str, needed: bool) -> Slot | None:

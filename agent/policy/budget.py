@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.config import Budget
-from agent.world import Slot, SlotKind, World
+from agent.world import PERMIT_VALID_S, Slot, SlotKind, World
 
 _HOUR_S = 3600
 
@@ -34,8 +34,7 @@ def free_slot(world: World, kind: SlotKind, budget: Budget, left_free: int = 0) 
 
     Each number has one Lease, and whoever takes number n has seen all below it taken: so two nodes that ask at once
     can't exceed the budget. What is out of service otherwise (nodes that are NotReady, cordoned or tainted by others,
-    slots beyond a limit that was lowered) counts as well. An hourly slot rests for an hour after it was used, whoever
-    holds it.
+    slots beyond a limit that was lowered) counts as well.
     """
     if world.slots is None:
         return None
@@ -45,7 +44,9 @@ def free_slot(world: World, kind: SlotKind, budget: Budget, left_free: int = 0) 
 
 
 def _counts(slot: Slot) -> bool:
-    return (bool(slot.holder) and not slot.abandoned) or (slot.kind is SlotKind.HOURLY and slot.taken_s < _HOUR_S)
+    """An hourly slot rests for an hour after its use: of one that was never given back, at the last possible time."""
+    rests_s = _HOUR_S + (PERMIT_VALID_S if slot.holder else 0)
+    return (bool(slot.holder) and not slot.abandoned) or (slot.kind is SlotKind.HOURLY and slot.taken_s < rests_s)
 
 
 def spent(world: World, kind: SlotKind, budget: Budget) -> str:

@@ -248,6 +248,20 @@ def test_so_many_an_hour_and_no_more() -> None:
     assert taints(made, "n3") == ["gpu-health-agent/unhealthy"]
 
 
+def test_the_hour_of_a_holder_that_died_begins_when_it_can_have_withdrawn_at_the_latest() -> None:
+    """It may act for five minutes after it confirmed its permit, and never came to give it back."""
+    made, clock = cluster("n1", "n2"), Clock()
+    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=2, per_hour=1))
+    drive(KubeHands(made, "n1", config), fatal(), config, cuts=[2], rounds=1)  # killed as soon as it holds both
+    hands = KubeHands(made, "n2", config, clock)
+    drive(hands, fatal(), config)
+    del made._objects["nodes", "", "n1"]
+    for passed_s, withdrawn in ((3590, []), (300, []), (20, ["gpu-health-agent/unhealthy"])):
+        clock.now += passed_s
+        drive(hands, fatal(), config)
+        assert taints(made, "n2") == withdrawn
+
+
 @pytest.mark.parametrize("skew_s", [-86400, -7200, 0, 7200])
 def test_no_nodes_clock_shortens_the_hour_of_a_permit_or_lengthens_it(skew_s: int) -> None:
     """Of whoever used it; the API server's clock counts, as its own records of the objects tell it."""
