@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import copy
+import pickle
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +23,7 @@ from agent.policy.verdict import Memory, Orders, judge
 from agent.world import HARD_TAINT, Evict, Local, RefusedError, UnreachableError, Wait, World
 from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
 
-POLL_S = 5.0
+POLL_S = 10.0  # seldom, for what only waits to cost little
 UUID = f"GPU-{GPU}"
 REMAPPED = 63  # the Xid of a memory row that waits for a reset, as a flag says as well
 TEMPLATES = {"reset_gpu": "reset", "reboot_node": "reboot", "replace_node": "replace"}
@@ -34,6 +36,8 @@ CONFIG = Config.model_validate({
 })  # fmt: skip
 RESETS = (95,)  # Xids after which the driver itself asks for a reset
 OPERANDS = {"nvidia.com/gpu.deploy.device-plugin": "true", "nvidia.com/gpu.deploy.driver": "true"}
+_OUTLIVE = ("now", "boot", "writes", "repairs", "ended", "reset", "clients", "resources", "pending", "began", "over",
+            "uuids", "new", "log")  # fmt: skip
 
 
 class Killed(BaseException):
@@ -68,6 +72,8 @@ class Life:
     resources: dict[str, tuple[str, ...] | None] | None = None  # what PodResources tells; None: it can't be asked
     pending: set[str] = field(default_factory=set)  # GPUs with a memory row that waits for a reset to be remapped
     linked: bool = False  # its GPUs, older than Ampere, to each other
+    forks: Callable[[tuple[int, ...]], bool] = lambda _: False  # whether to keep what a kill after these writes leaves
+    left: list[tuple[tuple[int, ...], bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.cluster.add_node("n1")
@@ -107,7 +113,27 @@ class Life:
             self.after(self.writes)
             if self.writes in self.kills:
                 raise Killed
+            if self.forks((*self.kills, self.writes)):
+                self.left.append(((*self.kills, self.writes), self._outlives()))
         return answer
+
+    def _outlives(self) -> bytes:
+        """All that is there without its agent."""
+        cluster = self.cluster
+        kept = [getattr(self, name) for name in _OUTLIVE]
+        return pickle.dumps((cluster._objects, cluster._version, cluster.evicted, kept))
+
+    def _killed(self, kills: tuple[int, ...], left: bytes) -> Life:
+        """The same life, had its agent died after these writes."""
+        other = copy.copy(self)
+        cluster = other.cluster = PretendCluster()
+        cluster._objects, cluster._version, cluster.evicted, kept = pickle.loads(left)
+        for name, value in zip(_OUTLIVE, kept, strict=True):
+            setattr(other, name, value)
+        other.kills, other.left = kills, []
+        other._begin()
+        other._permitted()
+        return other
 
     def node(self) -> dict[str, Any]:
         return self.cluster.read("nodes", "n1")
@@ -136,10 +162,11 @@ class Life:
         self._begin()
 
     def run(self, seconds: float, rests: bool = False) -> None:
-        """``rests``: only until the node is back in service."""
+        """``rests``: only until the node is back in service, or a person's."""
         for _ in range(int(seconds / POLL_S)):
             self.tick()
-            if rests and self.repairs and not self.tainted():
+            decided = any(why.startswith("a person must decide: ") for why in self.waits)
+            if rests and self.repairs and (decided or not self.tainted()):
                 break
         else:
             return
@@ -156,6 +183,9 @@ class Life:
             self._begin()
         except (RefusedError, UnreachableError) as error:
             self.waits = (str(error),)
+        self._permitted()
+
+    def _permitted(self) -> None:
         assert not self.tainted() or any(h.startswith("n1/") for h in self.holders()), "a hard taint without a permit"
 
     def _agent(self) -> None:
@@ -292,3 +322,14 @@ class Life:
             self.reboots()  # the agent's own process went down with it
         if good and not self.cures(remedy) and self.fault:
             self.breaks()
+
+
+def lives(life: Life, seconds: float, killed: Callable[[tuple[int, ...]], bool]) -> Iterator[Life]:
+    """It, and each life whose agent is ``killed`` right after such writes: what two have in common is lived once."""
+    life.forks = killed
+    coming = [life]
+    while coming:
+        one = coming.pop()
+        one.run(seconds, rests=True)
+        yield one
+        coming += [one._killed(*left) for left in one.left]

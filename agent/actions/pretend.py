@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -46,16 +47,11 @@ class PretendCluster:
     def __call__(
         self, method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
     ) -> tuple[int, Any]:
-        url = urlsplit(path)
-        parts = [part for part in unquote(url.path).split("/") if part]
-        at = next((i for i, part in enumerate(parts) if part in _OBJECTS), None)
-        if at is None:
+        asked, kind, namespace, rest, query = _asked(path)
+        if not kind:
             return _status(404, "the server could not find the requested resource")
-        kind, rest = parts[at], parts[at + 1 :]
-        namespace = parts[at - 1] if parts[at - 2] == "namespaces" else ""
-        query = dict(parse_qsl(url.query)) if url.query else {}
         with self._lock:
-            self.requests.append((method, url.path))
+            self.requests.append((method, asked))
             if method == "POST" and rest[1:] == ["eviction"]:
                 return self._evict(namespace, rest[0], body, dry_run="dryRun" in query)
             if method == "POST":
@@ -131,6 +127,18 @@ class PretendCluster:
         else:
             _merge(new, body)
         return 200, self._store(kind, namespace, new)
+
+
+@lru_cache(1024)
+def _asked(path: str) -> tuple[str, str, str, list[str], dict[str, str]]:
+    """The path alone, and the kind, the namespace, what follows and the query; no kind if it has none of ours."""
+    url = urlsplit(path)
+    parts = [part for part in unquote(url.path).split("/") if part]
+    at = next((i for i, part in enumerate(parts) if part in _OBJECTS), None)
+    if at is None:
+        return url.path, "", "", [], {}
+    namespace = parts[at - 1] if parts[at - 2] == "namespaces" else ""
+    return url.path, parts[at], namespace, parts[at + 1 :], dict(parse_qsl(url.query))
 
 
 def _labelled(labels: dict[str, str], label: str, valued: str, wanted: str) -> bool:

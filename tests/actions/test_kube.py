@@ -302,7 +302,7 @@ def test_killed_after_any_write_the_node_is_withdrawn_and_returned_all_the_same(
         made = cluster()
         for verdict in (fatal(), healthy()):
             limits = iter(cuts)
-            for _ in range(20):  # a new process each time: only the cluster remembers
+            for _ in range(8):  # a new process each time: only the cluster remembers
                 drive(KubeHands(made, "n1", EVICT), verdict, cuts=[next(limits, 9)], rounds=1)
                 tainted = "gpu-health-agent/unhealthy" in taints(made)
                 assert not tainted or "n1" in holders(made).values(), "a hard taint without a permit"

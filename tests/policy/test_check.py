@@ -12,7 +12,7 @@ from agent.config import Config, ConfigError, load
 from agent.explain import stored
 from agent.world import Diagnose, Hands, Step, World
 from agent.world import Diagnosed as Ended
-from tests.life import CHECK, CONFIG, Killed, Life
+from tests.life import CHECK, CONFIG, Killed, Life, lives
 from tests.observe import GPU, OTHER
 from tests.policy.test_repair import MERGE, RESET, returned
 
@@ -73,12 +73,8 @@ def test_a_fault_during_the_check_is_repaired_first_and_the_check_comes_again() 
 
 @pytest.mark.parametrize("passes", [True, False])
 def test_killed_after_any_write_of_the_check_it_is_made_once(passes: bool) -> None:
-    plain = Life(RESET, CHECKED, passes=passes)
-    plain.run(250)
-    for kill in range(plain.writes - 9, plain.writes + 1):
-        life = Life(RESET, CHECKED, passes=passes, kills=[kill])
-        life.run(250)
-        assert (life.repairs, returned(life)) == (["reset_gpu", "check"], passes), (kill, life.waits)
+    for life in lives(Life(RESET, CHECKED, passes=passes), 250, killed=lambda writes: len(writes) == 1):
+        assert (life.repairs, returned(life)) == (["reset_gpu", "check"], passes), (life.kills, life.waits)
 
 
 class Diagnosing:

@@ -19,7 +19,7 @@ from agent.policy.plan import plan
 from agent.policy.stored import MalformedError, load
 from agent.world import HARD_TAINT, Local, RefusedError
 from tests.actions.test_kube import KubeHands, cluster, holders, node
-from tests.life import CONFIG, REMAPPED, UUID, Life
+from tests.life import CONFIG, REMAPPED, UUID, Life, lives
 from tests.observe import GPU, OTHER, Judge, alive, reading, xid
 from tests.policy.test_repair import CONTACT_SUPPORT, MERGE, RESET, returned
 
@@ -220,7 +220,7 @@ def test_a_pod_that_was_bound_before_the_taint_gets_the_gpu_and_each_next_try_wa
             began.append(life.now)
 
     life.after = bound
-    for _ in range(80):
+    for _ in range(40):
         life.tick()
         if not life.tainted() and "late" in life.cluster.pods_on("n1"):
             assert any("pod web/late holds it" in why for why in life.waits)
@@ -427,40 +427,26 @@ def test_a_fatal_fault_at_any_time_goes_its_ordinary_way(code: int, pci: str) ->
 
 
 def test_killed_after_any_two_writes_it_ends_returned_after_exactly_one_reset() -> None:
-    plain = idle()
-    plain.run(200)
-    for kills in itertools.combinations(range(1, plain.writes + 3), 2):
-        life = idle(kills=kills)
-        life.run(500, rests=True)
-        assert life.repairs == ["reset_gpu"], f"killed after writes {kills}: {life.repairs}, {life.waits}"
-        assert returned(life), f"killed after writes {kills}: {life.waits}"
+    for life in lives(idle(), 500, killed=lambda writes: len(writes) <= 2):
+        assert life.repairs == ["reset_gpu"], f"killed after writes {life.kills}: {life.repairs}, {life.waits}"
+        assert returned(life), f"killed after writes {life.kills}: {life.waits}"
 
 
 def test_killed_after_every_subset_of_the_writes_around_a_reset() -> None:
     plain = idle()
     while not plain.repairs:
         plain.tick()
-    for pattern in itertools.product((False, True), repeat=6):
-        kills = [plain.writes - 3 + i for i, killed in enumerate(pattern) if killed]
-        life = idle(kills=kills)
-        life.run(500, rests=True)
-        assert (life.repairs, returned(life)) == (["reset_gpu"], True), f"killed after writes {kills}: {life.waits}"
+    around = range(plain.writes - 3, plain.writes + 3)
+    for life in lives(idle(), 500, killed=lambda writes: writes[-1] in around):
+        assert (life.repairs, returned(life)) == (["reset_gpu"], True), f"killed after {life.kills}: {life.waits}"
 
 
-@pytest.mark.parametrize("cures", [True, False])
-def test_killed_after_any_write_of_a_reset_that_fails_and_the_next_a_person_decides(
-    cures: bool,
-) -> None:
-    more: dict[str, Any] = {"exit_code": 3} if cures else {"cures": lambda _: False}
-    plain = idle(**more)
-    plain.run(300)
-    singly = [(write,) for write in range(1, plain.writes + 3)]
-    for kills in singly if cures else itertools.pairwise(range(1, plain.writes + 3)):
-        life = idle(kills=kills, **more)
-        life.run(500, rests=True)
+@pytest.mark.parametrize("more", [{"exit_code": 3}, {"cures": lambda _: False}], ids=["fails", "does not cure"])
+def test_killed_after_any_writes_of_a_reset_that_fails_and_the_next_a_person_decides(more: dict[str, Any]) -> None:
+    for life in lives(idle(**more), 500, killed=lambda writes: writes[-1] < writes[0] + len(writes) <= writes[0] + 2):
         life.run(30)
-        assert life.repairs == ["reset_gpu"], f"killed after writes {kills}: {life.repairs}"
-        assert waits_for_a_person(life), f"killed after writes {kills}: {life.waits}"
+        assert life.repairs == ["reset_gpu"], f"killed after writes {life.kills}: {life.repairs}"
+        assert waits_for_a_person(life), f"killed after writes {life.kills}: {life.waits}"
 
 
 def test_a_pod_that_comes_at_any_time_before_the_job_is_never_moved_and_never_reset_under() -> None:

@@ -22,7 +22,7 @@ from agent.sources.simulated_gpu import SimulatedGpu, h100_8, v100_8
 from agent.sources.simulated_library import Library
 from agent.state import fault
 from agent.world import Pod, World
-from tests.life import CONFIG, Life
+from tests.life import CONFIG, Life, lives
 from tests.observe import GPU, OTHER, START, Judge, alive, lost, reading, xid
 from tests.policy.test_repair import returned
 
@@ -145,12 +145,8 @@ def test_the_set_is_reserved_reset_by_one_job_and_returned() -> None:
 
 
 def test_killed_after_every_single_write_the_set_is_reset_once() -> None:
-    plain = Life(RESET, linked=True)
-    plain.run(200)
-    for kill in range(1, plain.writes + 2):
-        life = Life(RESET, linked=True, kills=[kill])
-        life.run(260, rests=True)
-        assert (life.reset, returned(life)) == ([f"{A},{B}"], True), f"killed after write {kill}: {life.waits}"
+    for life in lives(Life(RESET, linked=True), 260, killed=lambda writes: len(writes) == 1):
+        assert (life.reset, returned(life)) == ([f"{A},{B}"], True), f"killed after writes {life.kills}: {life.waits}"
 
 
 def test_no_reset_while_a_process_holds_any_gpu_of_the_set() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
@@ -12,12 +11,12 @@ from agent.config import Config
 from agent.model import Missing, Observation, Signal
 from agent.policy.attempts import Stage
 from agent.policy.clients import clients
-from tests.life import CONFIG, OPERANDS, TEMPLATES, UUID, Life
+from tests.life import CONFIG, OPERANDS, TEMPLATES, UUID, Life, lives
 from tests.observe import GPU, OTHER, Judge, alive, reading
 
 RESET, REBOOT, REPLACE, CONTACT_SUPPORT = 95, 79, 64, 74
 MERGE = "application/merge-patch+json"
-QUICK = CONFIG.model_copy(update={"repair": CONFIG.repair.model_copy(update={"pause_s": 0.5})})
+QUICK = CONFIG.model_copy(update={"repair": CONFIG.repair.model_copy(update={"pause_s": 0.5, "prove_s": 10})})
 
 
 def returned(life: Life) -> bool:
@@ -48,13 +47,9 @@ def test_a_node_is_drained_repaired_once_proved_and_returned(remedy: str) -> Non
 
 
 def test_killed_after_any_two_writes_it_ends_returned_after_exactly_one_repair() -> None:
-    plain = Life(RESET)
-    plain.run(200)
-    for kills in itertools.combinations(range(1, plain.writes + 3), 2):
-        life = Life(RESET, kills=kills)
-        life.run(260, rests=True)
-        assert len(life.repairs) == 1, f"killed after writes {kills}: {life.repairs}"
-        assert returned(life), f"killed after writes {kills}: {life.waits}"
+    for life in lives(Life(RESET), 260, killed=lambda writes: len(writes) <= 2):
+        assert len(life.repairs) == 1, f"killed after writes {life.kills}: {life.repairs}"
+        assert returned(life), f"killed after writes {life.kills}: {life.waits}"
 
 
 @pytest.mark.parametrize("remedy", FAULTS)
@@ -62,12 +57,9 @@ def test_killed_after_every_subset_of_the_writes_around_a_repair(remedy: str) ->
     """From just before its Job is made: each of six writes is followed by a kill, or isn't."""
     plain = Life(FAULTS[remedy], only(remedy))
     job_of(plain)
-    first = plain.writes - 2
-    for pattern in itertools.product((False, True), repeat=6):
-        kills = [first + i for i, killed in enumerate(pattern) if killed]
-        life = Life(FAULTS[remedy], only(remedy), kills=kills)
-        life.run(260, rests=True)
-        assert (len(life.repairs), returned(life)) == (1, True), f"killed after writes {kills}: {life.waits}"
+    around = range(plain.writes - 2, plain.writes + 4)
+    for life in lives(Life(FAULTS[remedy], only(remedy)), 260, killed=lambda writes: writes[-1] in around):
+        assert (len(life.repairs), returned(life)) == (1, True), f"killed after writes {life.kills}: {life.waits}"
 
 
 def test_killed_after_every_single_write_a_fault_without_a_template_waits_for_a_person() -> None:
@@ -89,13 +81,14 @@ def test_what_does_not_help_is_tried_twice_then_the_next_harder_then_a_person_de
 
 
 def test_a_person_decides_through_any_crash_and_no_remedy_is_tried_more_often() -> None:
+    """Killed after any two writes in a row, once the first attempt is reserved."""
     plain = Life(RESET, QUICK, cures=lambda _: False)
-    plain.run(400)
-    assert len(plain.repairs) == 6
-    for kill in range(8, plain.writes, 2):
-        life = Life(RESET, QUICK, cures=lambda _: False, kills=[kill, kill + 1])
-        life.run(450)
-        assert life.repairs == plain.repairs
+
+    def killed(writes: tuple[int, ...]) -> bool:
+        return writes[0] >= 8 and writes[0] % 2 == 0 and writes in ((writes[0],), (writes[0], writes[0] + 1))
+
+    for life in lives(plain, 300, killed):
+        assert life.repairs == ["reset_gpu"] * 2 + ["reboot_node"] * 2 + ["replace_node"] * 2
         assert life.tainted()
 
 
