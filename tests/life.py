@@ -162,11 +162,12 @@ class Life:
         self._begin()
 
     def run(self, seconds: float, rests: bool = False) -> None:
-        """``rests``: only until the node is back in service, or a person's."""
+        """``rests``: only until the node is back in service, its permit another's, or a person's."""
         for _ in range(int(seconds / POLL_S)):
             self.tick()
             decided = any(why.startswith("a person must decide: ") for why in self.waits)
-            if rests and self.repairs and (decided or not self.tainted()):
+            back = not self.tainted() and not any(self.holders())
+            if rests and self.repairs and (decided or back):
                 break
         else:
             return

@@ -36,12 +36,14 @@ from agent.world import (
     StartJob,
     Step,
     TakeSlot,
+    UnreachableError,
     Wait,
     World,
 )
 
 MANAGED_LABEL = "gpu-health-agent/managed"
 _CONFLICT, _GONE, _FORBIDDEN = 409, 404, 403
+_UNKNOWN = 500  # from here on an answer doesn't tell whether the request is carried out
 
 
 class KubeHands:
@@ -201,7 +203,8 @@ class KubeHands:
     def _retaint(self, step: Retaint) -> None:
         """JSON Patch with a test on the list last seen: others write the same list, and theirs must survive."""
         metadata, seen = self._raw["metadata"], self._raw["spec"].get("taints")
-        if any(taint.withdraws for taint in step.taints):
+        withdraws = any(taint.withdraws for taint in step.taints)
+        if withdraws:
             self._permits.require(SlotKind.WITHDRAWN)
         ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
         wanted = [t for t in seen or () if not own_taint(taint_of(t))] + ours
@@ -224,7 +227,13 @@ class KubeHands:
                              {"op": "add", "path": path, "value": value})  # fmt: skip
         try:
             self._raw = ask(self._api, "PATCH", self._path, patch, JSON_PATCH)
+        except UnreachableError:
+            if withdraws:
+                self._permits.unanswered()
+            raise
         except RefusedError as refused:
+            if withdraws and refused.status >= _UNKNOWN:
+                self._permits.unanswered()
             if refused.status == 422 and "testing" in refused.sentence:  # the list is another one by now
                 raise RefusedError(_CONFLICT, "the node's taints changed meanwhile") from refused
             raise

@@ -58,6 +58,7 @@ class Permits:
         self._watched: dict[str, _Watched] = {}
         self._taken: dict[str, float] = {}  # those that this process took, and when
         self._confirmed: dict[str, float] = {}  # our own slots: when the request was sent that confirmed them
+        self._unanswered = float("-inf")  # when a taint was last asked for in vain
         self._pool: tuple[float, Pool] | None = None
         self._told_at = 0.0  # the latest time by the API server's clock that was seen
 
@@ -148,6 +149,10 @@ class Permits:
         if not any(n.startswith(prefix) and now - at < PERMIT_VALID_S for n, at in self._confirmed.items()):
             raise RefusedError(_CONFLICT, f"no {kind} permit was confirmed lately: it is asked for again")
 
+    def unanswered(self) -> None:
+        """A taint was asked for, and nobody knows whether the request arrives: for a while no permit is given back."""
+        self._unanswered = self._clock()
+
     def _slot(self, lease: Mapping[str, Any], own: str, needed: bool) -> Slot | None:
         """A Lease as a slot; one that only looks like ours is none."""
         metadata = lease["metadata"]
@@ -167,6 +172,7 @@ class Permits:
             int(index),
             holder,
             stale=mine and now - self._confirmed.get(name, float("-inf")) > _RENEW_S,
+            pending=mine and now - self._unanswered < PERMIT_VALID_S,
             abandoned=bool(holder) and not mine and self._abandoned(lease),
             taken_s=int(self._taken_s(lease, mine, now - watched.since)),
             unchanged_s=int(now - watched.since),

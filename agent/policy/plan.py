@@ -43,6 +43,7 @@ UNHEALTHY, DEGRADED, REPLACEMENT = "GpuUnhealthy", "GpuDegraded", "GpuReplacemen
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
 _UNEXPLAINED = (f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for: "
                 "a person must remove the taint")  # fmt: skip
+_PENDING = "the permit is kept for five minutes: a taint that was asked for in vain may still arrive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +164,11 @@ def _return(world: World, config: Config, aim: _Aim) -> tuple[Step, ...]:
         held = world.held(SlotKind.DRAINING)
         back = (GiveSlot(SlotKind.DRAINING, held.index),) if held else ()
         return (*permitted(world, config.budget), *_retaint(world, aim), *_report(world, aim), *back)
-    used = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.HOURLY,) if (slot := world.held(kind)))
-    slots = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.DRAINING, SlotKind.WITHDRAWN)
-                  if (slot := world.held(kind)))  # fmt: skip
+    arrived = any(taint.withdraws for taint in world.taints)
+    used = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.HOURLY,)
+                 if (slot := world.held(kind)) and (arrived or not slot.pending))  # fmt: skip
+    slots = tuple(Wait(_PENDING) if slot.pending else GiveSlot(kind, slot.index)
+                  for kind in (SlotKind.DRAINING, SlotKind.WITHDRAWN) if (slot := world.held(kind)))  # fmt: skip
     return (*used, *_retaint(world, aim), *_report(world, aim), *slots)
 
 

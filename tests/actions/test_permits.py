@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.actions.kube import KubeHands
@@ -152,6 +152,33 @@ def test_a_permit_whose_return_was_asked_for_is_none_until_it_is_confirmed_anew(
     with pytest.raises(RefusedError):
         hands.do(steps[0])
     assert (taints(made), set(holders(made).values())) == ([], {""})
+
+
+@pytest.mark.parametrize("answer", [None, (504, {"message": "timeout"})])
+def test_a_permit_is_kept_while_a_taint_that_was_asked_for_may_still_arrive(answer: tuple[int, Any] | None) -> None:
+    made, late, clock = cluster(), list[Callable[[], Any]](), Clock()
+    others = [{"key": "reserved", "effect": "NoSchedule"}]
+    made("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": others}}, MERGE)
+
+    def loses_the_taint(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if method == "PATCH" and path == "/api/v1/nodes/n1" and not late:
+            late.append(lambda: made(method, path, *rest, **more))
+            if answer:
+                return answer
+            raise UnreachableError("timed out")
+        return made(method, path, *rest, **more)
+
+    hands = KubeHands(loses_the_taint, "n1", EVICT, clock)
+    with pytest.raises((UnreachableError, RefusedError)):
+        drive(hands, fatal())
+    drive(hands, healthy())
+    assert holders(made)["gpu-health-agent-withdrawn-gpu-0"] == "n1"
+    late[0]()
+    assert taints(made) == ["reserved", "gpu-health-agent/unhealthy"]
+    for passed_s, holder in ((299, "n1"), (2, "")):
+        clock.now += passed_s
+        drive(hands, healthy())
+        assert (taints(made), holders(made)["gpu-health-agent-withdrawn-gpu-0"]) == (["reserved"], holder)
 
 
 @pytest.mark.parametrize("trouble", ["NotReady", "cordoned"])
@@ -371,6 +398,11 @@ class Fleet:
 
 
 @settings(max_examples=25, deadline=None)
+# A return that arrives late; a taint that does; and two holders that died with their hour.
+@example(161, 2, 1, 0, 0)
+@example(344187103, 4, 1, 0, 0)
+@example(404756066, 12, 2, 1, 1)
+@example(71558189, 12, 5, 1, 2)
 @given(st.integers(0, 10**9), st.integers(2, 12), st.integers(1, 5), st.integers(0, 3), st.integers(0, 2))
 def test_a_false_fault_everywhere_at_once_never_takes_more_than_the_budget(
     seed: int, size: int, limit: int, out: int, per_hour: int
