@@ -282,7 +282,7 @@ class Life:
             assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "false"
             self.reset.append(job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"])
             named = set(self.reset[-1].split(","))
-            bad = {f"GPU-{pci}" for pci in {pci for *_, pci, _ in self.log} | self.pending}
+            bad = {self.uuids[pci] for pci in {pci for *_, pci, _ in self.log} | self.pending}
             assert named == set(self.uuids.values()) if self.linked else named <= bad
         self.repairs.append(remedy)
 
@@ -290,7 +290,7 @@ class Life:
         """Whether a pod of the namespace research may use what this Job acts on."""
         gpus = job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"].split(",")
         held = (self.resources or {}).get(f"research/{pod}")
-        whole = "reset-gpu" not in job["metadata"]["name"]
+        whole = not any(one in job["metadata"]["name"] for one in ("-reset-gpu-", "-check-"))
         return pod in self.cluster.pods_on("n1") and (whole or not held or bool({*held} & {*gpus}))
 
     def _ends(self, name: str, job: dict[str, Any]) -> None:
@@ -314,7 +314,7 @@ class Life:
         """What it did to the machine."""
         self.ended.append(remedy)
         if remedy == "reset_gpu" and good:
-            gpus = {uuid.removeprefix("GPU-") for uuid in self.reset[-1].split(",")}
+            gpus = {pci for pci, uuid in self.uuids.items() if uuid in self.reset[-1].split(",")}
             self.new |= dict.fromkeys(gpus, self.now)
             self.pending -= gpus if self.cures(remedy) else set()
         if remedy == "replace_node" and good and self.cures(remedy):
