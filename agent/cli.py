@@ -261,10 +261,9 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 def _release(arguments: argparse.Namespace) -> int:
     from agent.actions.api import connect
     from agent.actions.release import release
-    from agent.policy.stored import operands
 
     config = configured(arguments.config)
-    for sentence in release(connect(arguments.kubeconfig), config.budget.namespace, arguments.node, operands):
+    for sentence in release(connect(arguments.kubeconfig), config.budget.namespace, arguments.node):
         sys.stdout.write(sentence + "\n")
     return 0
 

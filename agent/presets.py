@@ -15,6 +15,16 @@ AUTOSCALER_TAINT = Taint(
 # reads the status alone (karpenter-provider-aws, pkg/cloudprovider), so the reasons say whose the condition is.
 ACCELERATED = "AcceleratedHardwareReady"
 ASKED, NOT_ASKED = "GpuHealthAgentAsksForReplacement", "GpuHealthAgentAsksForNothing"
+# gpu-operator deploys its clients of a GPU by these Node labels where they are "true"; the values are their pods' label
+# "app". The driver's and the container toolkit's are never touched. NVIDIA's driver manager and MIG manager pause them
+# alike, by paused-for-driver-upgrade and paused-for-mig-change, and leave a "false" to whoever wrote it.
+OPERANDS = {
+    "nvidia.com/gpu.deploy.device-plugin": "nvidia-device-plugin-daemonset",
+    "nvidia.com/gpu.deploy.gpu-feature-discovery": "gpu-feature-discovery",
+    "nvidia.com/gpu.deploy.dcgm": "nvidia-dcgm",
+    "nvidia.com/gpu.deploy.dcgm-exporter": "nvidia-dcgm-exporter",
+}
+OPERAND_ON, OPERAND_PAUSED = "true", "paused-for-gpu-reset"
 
 
 def own_taint(taint: Taint) -> bool:

@@ -11,14 +11,6 @@ HARD_TAINT = "gpu-health-agent/unhealthy"
 SOFT_TAINT = "gpu-health-agent/degraded"
 OUT_LABEL = "gpu-health-agent/withdrawn-by-others"  # each agent says it of its own Node: a list of Nodes is 20 MB
 PERMIT_VALID_S = 300  # a holder acts only so long after a confirmation
-# gpu-operator's clients of a GPU: the Node label that deploys each, and the label "app" of its pods. The driver's and
-# the container toolkit's are never touched.
-OPERANDS = {
-    "nvidia.com/gpu.deploy.device-plugin": "nvidia-device-plugin-daemonset",
-    "nvidia.com/gpu.deploy.gpu-feature-discovery": "gpu-feature-discovery",
-    "nvidia.com/gpu.deploy.dcgm": "nvidia-dcgm",
-    "nvidia.com/gpu.deploy.dcgm-exporter": "nvidia-dcgm-exporter",
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from agent.policy.repair import resets
 from agent.policy.resume import resumed
 from agent.policy.stored import load
 from agent.policy.verdict import Memory, Orders, judge
+from agent.presets import OPERAND_PAUSED
 from agent.world import HARD_TAINT, Evict, Local, RefusedError, UnreachableError, Wait, World
 from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
 
@@ -279,7 +280,7 @@ class Life:
         assert job["spec"]["template"]["spec"]["nodeName"] == "n1"
         assert job["spec"]["ttlSecondsAfterFinished"] == 7 * 86400, "it must be there to be read, and not for ever"
         if remedy == "reset_gpu":
-            assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "false"
+            assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == OPERAND_PAUSED
             self.reset.append(job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"])
             named = set(self.reset[-1].split(","))
             bad = {self.uuids[pci] for pci in {pci for *_, pci, _ in self.log} | self.pending}

@@ -15,7 +15,8 @@ from agent.actions.eviction import Evictions, path_of
 from agent.actions.permits import Clock
 from agent.actions.repair import NODE_LABEL
 from agent.config import Config
-from agent.world import HARD_TAINT, OPERANDS, Pod, RefusedError
+from agent.presets import OPERANDS
+from agent.world import HARD_TAINT, Pod, RefusedError
 
 _KEEP = {"gpu-health-agent/do-not-evict": "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute

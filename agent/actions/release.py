@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -12,33 +12,30 @@ from agent.actions.rights import (
     DISMISS_ANNOTATION,
     DRILL_ANNOTATION,
     EKS_CONDITIONS,
-    FAULTS_ANNOTATION,
     NODE_ANNOTATIONS,
     NODE_CONDITIONS,
     NODE_LABELS,
     REPAIR_CONDITIONS,
 )
-from agent.presets import own_condition, own_taint
+from agent.presets import OPERAND_ON, OPERAND_PAUSED, OPERANDS, own_condition, own_taint
 from agent.world import RefusedError
 
 _ANNOTATIONS = (*NODE_ANNOTATIONS, DISMISS_ANNOTATION, DRILL_ANNOTATION)
 _CONDITIONS = (*NODE_CONDITIONS, *REPAIR_CONDITIONS)
 _CONFLICT, _TRIES = 409, 5
 
-Operands = Callable[[str | None], Mapping[str, str]]
 
+def release(api: Api, namespace: str, node: str | None) -> Iterator[str]:
+    """What was done, a sentence each: the permits last, and all nodes where none is named.
 
-def release(api: Api, namespace: str, node: str | None, operands: Operands) -> Iterator[str]:
-    """What was done, a sentence each; all nodes where none is named. RefusedError, UnreachableError.
-
-    ``operands``: from our annotation's text, the labels that wait to be set back. The permits go last.
+    RefusedError, UnreachableError.
     """
     if node is not None:
         names = [str(ask(api, "GET", f"/api/v1/nodes/{quote(node, safe='')}")["metadata"]["name"])]
     else:
         names = list(_touched(api))
     for name in names:
-        done = _release(api, name, operands)
+        done = _release(api, name)
         yield f"node {name}: {', '.join(done) or 'nothing of ours'}"
     path = f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace, safe='')}/leases"
     for lease in ask(api, "GET", f"{path}?labelSelector=gpu-health-agent%2Fpool")["items"]:
@@ -75,11 +72,11 @@ def _touched(api: Api) -> Iterator[str]:
             return
 
 
-def _release(api: Api, name: str, operands: Operands) -> list[str]:
+def _release(api: Api, name: str) -> list[str]:
     path, done = f"/api/v1/nodes/{quote(name, safe='')}", []
     for tries in range(_TRIES):
         raw = ask(api, "GET", path)
-        patch = list(_patch(raw, operands))
+        patch = list(_patch(raw))
         if not patch:
             break
         version = {"op": "test", "path": "/metadata/resourceVersion", "value": raw["metadata"]["resourceVersion"]}
@@ -112,7 +109,7 @@ def _ours(condition: dict[str, Any]) -> bool:
     return kind in _CONDITIONS or (kind in EKS_CONDITIONS and own_condition(condition_of(condition)))
 
 
-def _patch(raw: dict[str, Any], operands: Operands) -> Iterator[dict[str, Any]]:
+def _patch(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The operations that leave nothing of ours and everything of others."""
     metadata, taints = raw["metadata"], raw["spec"].get("taints") or []
     others = [taint for taint in taints if not own_taint(taint_of(taint))]
@@ -120,9 +117,9 @@ def _patch(raw: dict[str, Any], operands: Operands) -> Iterator[dict[str, Any]]:
         path = "/spec/taints"
         yield {"op": "replace", "path": path, "value": others} if others else {"op": "remove", "path": path}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    for label, value in operands(annotations.get(FAULTS_ANNOTATION)).items():
-        if labels.get(label) == "false":
-            yield {"op": "replace", "path": f"/metadata/labels/{label.replace('/', '~1')}", "value": value}
+    for label in OPERANDS:
+        if labels.get(label) == OPERAND_PAUSED:
+            yield {"op": "replace", "path": f"/metadata/labels/{label.replace('/', '~1')}", "value": OPERAND_ON}
     for part, there, keys in (("labels", labels, NODE_LABELS), ("annotations", annotations, _ANNOTATIONS)):
         for key in keys:
             if key in there:

@@ -67,10 +67,10 @@ class Idle:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """One incident's drain, its attempts, oldest first, and the Node labels that wait to be set back."""
+    """One incident's drain, its attempts, oldest first, and whether gpu-operator's operands are paused for one."""
 
     attempts: tuple[Attempt, ...] = ()
-    operands: Mapping[str, str] = field(default_factory=dict)  # label → the value it had
+    paused: bool = False
     drain: Begun | None = None
     idle: Idle = field(default_factory=Idle)
 
@@ -95,8 +95,8 @@ def as_json(records: Records) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if records.attempts:
         told["attempts"] = [_told(one) for one in records.attempts]
-    if records.operands:
-        told["operands"] = dict(records.operands)
+    if records.paused:
+        told["paused"] = True
     if records.drain:
         told["drain"] = {"remedy": records.drain.remedy, "at": records.drain.at, "returns": dict(records.drain.returns)}
     if records.idle != Idle():
@@ -112,8 +112,8 @@ def _told(attempt: Attempt) -> dict[str, Any]:
 def from_json(data: Mapping[str, Any]) -> Records:
     """KeyError, TypeError, ValueError or AttributeError for what this agent did not write."""
     attempts = tuple(_attempt(one) for one in data.get("attempts", ()))
-    operands = {str(key): str(value) for key, value in data.get("operands", {}).items()}
-    return Records(attempts, operands, _begun(data["drain"]) if "drain" in data else None, _idle(data.get("idle", {})))
+    begun = _begun(data["drain"]) if "drain" in data else None
+    return Records(attempts, bool(data.get("paused")), begun, _idle(data.get("idle", {})))
 
 
 def _attempt(one: Mapping[str, Any]) -> Attempt:

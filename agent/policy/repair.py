@@ -15,7 +15,8 @@ from agent.policy.attempts import Attempt, Records, Stage
 from agent.policy.clients import told
 from agent.policy.drain import bad_gpus, reset_set
 from agent.policy.exit_codes import EXIT_CODES
-from agent.world import OPERANDS, Job, Local, On, StartJob, Step, Wait, World
+from agent.presets import OPERAND_ON, OPERAND_PAUSED, OPERANDS
+from agent.world import Job, Local, On, StartJob, Step, Wait, World
 
 LADDER = (Remedy.RESET_GPU, Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
 
@@ -193,10 +194,8 @@ def _reserve(
 
 def _clients(verdict: Verdict, world: World, records: Records, local: Local) -> tuple[Records, tuple[Step, ...]]:
     """Whoever holds the GPU leaves before a reset: gpu-operator's own by their labels, the rest is named."""
-    on = [label for label in OPERANDS if world.labels.get(label) == "true"]
-    if on:
-        operands = {**records.operands, **dict.fromkeys(on, "true")}
-        return replace(records, operands=operands), (Wait("gpu-operator's operands leave the node before the reset"),)
+    if any(world.labels.get(label) == OPERAND_ON for label in OPERANDS):
+        return replace(records, paused=True), (Wait("gpu-operator's operands leave the node before the reset"),)
     staying = [pod.key for pod in world.pods or () if pod.operand and not pod.finished]
     if staying:
         return records, (Wait(f"these must leave before the reset: {', '.join(sorted(staying))}"),)
@@ -278,15 +277,14 @@ def _again(verdict: Verdict, live: Attempt) -> str:
 
 
 def _restored(records: Records) -> Records:
-    """The operands' labels go back with the very write that forgets them."""
-    return replace(records, operands={})
+    """The operands' labels go back with the very write that says so."""
+    return replace(records, paused=False)
 
 
-def operand_labels(world: World, old: Records, new: Records) -> dict[str, str]:
+def operand_labels(world: World, records: Records) -> dict[str, str]:
     """Labels to write: off for a reset, and back after it unless somebody else set them meanwhile."""
-    off = {label: "false" for label in new.operands if label not in old.operands}
-    back = {label: value for label, value in old.operands.items() if label not in new.operands}
-    return off | {label: value for label, value in back.items() if world.labels.get(label) == "false"}
+    now, then = (OPERAND_ON, OPERAND_PAUSED) if records.paused else (OPERAND_PAUSED, OPERAND_ON)
+    return {label: then for label in OPERANDS if world.labels.get(label) == now}
 
 
 def resets(records: Records) -> dict[str, tuple[float, float]]:

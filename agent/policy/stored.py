@@ -113,11 +113,6 @@ def kept(text: str | None) -> Records:
         return Records()
 
 
-def operands(text: str | None) -> Mapping[str, str]:
-    """The Node labels that wait to be set back, with their values."""
-    return kept(text).operands
-
-
 def _restore(data: dict[str, Any], now: float) -> Fault:
     seen_by = tuple(Evidence(float(at), str(source), str(raw)) for source, at, raw in data["seen_by"])
     clear_s = data["clear_s"]

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from agent.actions.release import release
-from agent.policy.stored import operands
 from tests.actions.test_kube import EVICT, FOREIGN, MERGE, KubeHands, cluster, drive, fatal, holders, node
 from tests.life import OPERANDS, Life
 
@@ -22,21 +21,21 @@ def test_a_withdrawn_node_is_left_as_if_we_had_never_been_there() -> None:
     before = node(made)
     drive(KubeHands(made, "n1", EVICT), fatal())
     assert holders(made)["gpu-health-agent-withdrawn-gpu-0"] == "n1"
-    told = list(release(made, NAMESPACE, "n1", operands))
+    told = list(release(made, NAMESPACE, "n1"))
     after = node(made)
     for part in ("labels", "annotations"):
         assert (after["metadata"].get(part) or {}) == (before["metadata"].get(part) or {})
     assert (after["spec"], after["status"]) == (before["spec"], before["status"])
     assert set(holders(made).values()) == {""}
     assert "gpu-health-agent/faults" in told[0]
-    assert list(release(made, NAMESPACE, "n1", operands)) == ["node n1: nothing of ours"]
+    assert list(release(made, NAMESPACE, "n1")) == ["node n1: nothing of ours"]
 
 
 def test_all_nodes_and_all_permits() -> None:
     made = cluster()
     drive(KubeHands(made, "n1", EVICT), fatal())
     drive(KubeHands(made, "n2", EVICT), fatal())
-    list(release(made, NAMESPACE, None, operands))
+    list(release(made, NAMESPACE, None))
     assert holders(made) == {}
     assert "gpu-health-agent" not in json.dumps([node(made, "n1"), node(made, "n2")])
 
@@ -45,7 +44,7 @@ def test_released_in_the_middle_of_a_repair_the_operands_come_back() -> None:
     life = Life(95)
     while not life.repairs:
         life.tick()
-    list(release(life.cluster, NAMESPACE, "n1", operands))
+    list(release(life.cluster, NAMESPACE, "n1"))
     assert life.node()["metadata"]["labels"].items() >= OPERANDS.items()
     assert not life.tainted()
 
@@ -62,7 +61,7 @@ def test_somebody_elses_write_in_between_is_not_lost() -> None:
             made("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": taints}}, MERGE)
         return made(method, path, *rest, **more)
 
-    list(release(race, NAMESPACE, "n1", operands))
+    list(release(race, NAMESPACE, "n1"))
     assert node(made)["spec"]["taints"] == [FOREIGN]
 
 
@@ -71,5 +70,5 @@ def test_state_that_nobody_can_read_is_removed_all_the_same(text: str) -> None:
     made = cluster()
     body = {"metadata": {"annotations": {"gpu-health-agent/faults": text}}}
     made("PATCH", "/api/v1/nodes/n1", body, MERGE)
-    list(release(made, NAMESPACE, "n1", operands))
+    list(release(made, NAMESPACE, "n1"))
     assert not node(made)["metadata"]["annotations"]

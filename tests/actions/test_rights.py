@@ -15,8 +15,8 @@ from agent.actions.kube import KubeHands
 from agent.actions.pretend import PretendCluster
 from agent.actions.rights import RIGHTS, Right, needed
 from agent.policy import plan
-from agent.presets import ASKED, AUTOSCALER_TAINT, NOT_ASKED
-from agent.world import OPERANDS, RefusedError
+from agent.presets import ASKED, AUTOSCALER_TAINT, NOT_ASKED, OPERANDS
+from agent.world import RefusedError
 from tests.actions.test_kube import EVICT, cluster, drive
 from tests.actions.test_permits import Clock
 from tests.actions.test_pods import annotate, change, config, reset

@@ -9,7 +9,6 @@ import pytest
 from agent.actions.release import release
 from agent.config import Config, Mode
 from agent.model import Remedy, Status, Verdict
-from agent.policy.stored import operands
 from agent.presets import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED
 from tests.actions.test_kube import EVICT, MERGE, KubeHands, cluster, drive, fatal, healthy, node, taints
 from tests.life import CONFIG, Life
@@ -79,7 +78,7 @@ def test_a_taint_that_another_wrote_for_the_autoscaler_stays(theirs: dict[str, s
     assert taints(made) == [*reversed(BOTH)]
     drive(hands, healthy(), AUTOSCALED)
     assert node(made)["spec"]["taints"] == before
-    list(release(made, "gpu-health-agent", "n1", operands))
+    list(release(made, "gpu-health-agent", "n1"))
     assert node(made)["spec"]["taints"] == before
 
 
@@ -124,7 +123,7 @@ def test_the_request_is_taken_back_once_the_fault_is_over() -> None:
     life.cluster("PATCH", "/api/v1/nodes/n1", word, MERGE)
     life.run(100)
     assert (life.tainted(), condition(life)) == (False, ("True", NOT_ASKED))
-    list(release(life.cluster, "gpu-health-agent", "n1", operands))
+    list(release(life.cluster, "gpu-health-agent", "n1"))
     assert condition(life) == ("absent", "")
 
 
@@ -165,7 +164,7 @@ def test_a_condition_that_another_writes_is_left_and_said(status: str, reason: s
     life.run(50)
     assert (condition(life), condition(life, "GpuReplacementRequested")[0]) == ((status, reason), "True")
     assert any(f"AcceleratedHardwareReady is another's ({reason})" in why for why in life.waits)
-    list(release(life.cluster, "gpu-health-agent", "n1", operands))
+    list(release(life.cluster, "gpu-health-agent", "n1"))
     assert condition(life) == (status, reason)
 
 

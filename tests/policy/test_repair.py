@@ -160,6 +160,25 @@ def test_an_operands_label_that_somebody_else_set_meanwhile_is_left_alone() -> N
     assert life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "paused-for-driver-upgrade"
 
 
+def test_operands_that_the_agent_paused_come_back_though_its_annotation_was_removed() -> None:
+    life = Life(RESET)
+    while not life.repairs:
+        life.tick()
+    assert life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "paused-for-gpu-reset"
+    gone = {"metadata": {"annotations": {"gpu-health-agent/faults": None}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", gone, MERGE)
+    life.run(300)
+    assert returned(life), life.waits
+
+
+def test_an_operand_that_a_person_switched_off_stays_off() -> None:
+    life = Life(RESET)
+    off = {"metadata": {"labels": {"nvidia.com/gpu.deploy.dcgm": "false"}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", off, MERGE)
+    life.run(200)
+    assert (returned(life), life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.dcgm"]) == (True, "false")
+
+
 def test_a_harder_remedy_serves_where_the_milder_one_is_not_configured_and_moves_every_pod() -> None:
     only_reboot = CONFIG.repair.model_copy(update={"reset_gpu": None})
     life = Life(RESET, CONFIG.model_copy(update={"repair": only_reboot}))
