@@ -75,7 +75,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
     if tainted and stored is None and not verdict.withdraw:
         return (*_bad_news(verdict, world), Wait(_UNEXPLAINED, On.STOPPED))
-    records = stored.records if stored else Records()
+    old = records = stored.records if stored else Records()
     verdict, records, waits = chosen(verdict, world, config, records, local)
     idle = records.idle
     job = running(world) if tainted and not verdict.withdraw else ""
@@ -106,7 +106,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
         if replacing and (why := spoken_for(config.presets, world.conditions)):
             repairing = (*repairing, Wait(why, On.REPAIR))
     records = replace(records, idle=idle)
-    aim = _aim(verdict, world, config, _stored(verdict, world, stored, records), records)
+    aim = _aim(verdict, world, config, _stored(verdict, world, stored, records), old, records)
     if why := another(world):
         steps: tuple[Step, ...] = (*_report(world, aim), Wait(f"{why}: it is only reported on"))
     elif verdict.withdraw and config.mode is not Mode.OBSERVE:
@@ -172,13 +172,13 @@ def _return(world: World, config: Config, aim: _Aim) -> tuple[Step, ...]:
     return (*used, *_retaint(world, aim), *_report(world, aim), *slots)
 
 
-def _aim(verdict: Verdict, world: World, config: Config, stored: str, records: Records) -> _Aim:
+def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Records, records: Records) -> _Aim:
     bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)
     labels: dict[str, str | None] = {
         STATE_LABEL: _state(verdict, world, config, bad, records),
         ERROR_LABEL: "true" if verdict.fatal else None,
         OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
-        **operand_labels(world, records),
+        **operand_labels(world, config.repair, old, records),
     }
     conditions = (*_conditions(verdict, world, records.idle.tried), *_replacement(world, config, records))
     return _Aim(aimed_taints(verdict, world, config), labels, conditions, stored)

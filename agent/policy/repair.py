@@ -281,9 +281,14 @@ def _restored(records: Records) -> Records:
     return replace(records, paused=False)
 
 
-def operand_labels(world: World, records: Records) -> dict[str, str]:
-    """Labels to write: off for a reset, and back after it unless somebody else set them meanwhile."""
-    now, then = (OPERAND_ON, OPERAND_PAUSED) if records.paused else (OPERAND_PAUSED, OPERAND_ON)
+def operand_labels(world: World, settings: Repair, old: Records, new: Records) -> dict[str, str]:
+    """Labels to write: off for a reset, and back after it unless somebody else set them meanwhile.
+
+    Whoever makes no resets, nor has made one, has no right to write them.
+    """
+    if not (settings.reset_gpu or old.paused or new.paused):
+        return {}
+    now, then = (OPERAND_ON, OPERAND_PAUSED) if new.paused else (OPERAND_PAUSED, OPERAND_ON)
     return {label: then for label in OPERANDS if world.labels.get(label) == now}
 
 

@@ -179,6 +179,16 @@ def test_an_operand_that_a_person_switched_off_stays_off() -> None:
     assert (returned(life), life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.dcgm"]) == (True, "false")
 
 
+def test_whoever_makes_no_resets_writes_no_operands_label() -> None:
+    """It has no right to: every other word of such a write would be refused with it."""
+    life = Life(REBOOT, only("reboot_node"))
+    paused = {"metadata": {"labels": {"nvidia.com/gpu.deploy.dcgm": "paused-for-gpu-reset"}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", paused, MERGE)
+    life.run(200)
+    assert life.repairs == ["reboot_node"]
+    assert life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.dcgm"] == "paused-for-gpu-reset"
+
+
 def test_a_harder_remedy_serves_where_the_milder_one_is_not_configured_and_moves_every_pod() -> None:
     only_reboot = CONFIG.repair.model_copy(update={"reset_gpu": None})
     life = Life(RESET, CONFIG.model_copy(update={"repair": only_reboot}))
