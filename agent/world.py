@@ -105,7 +105,7 @@ class Slot:
     index: int
     holder: str  # "<node name>/<node UID>", empty when free
     stale: bool = False  # ours, and to be confirmed before anything else is written
-    pending: bool = False  # ours, and a taint that was asked for under it may still arrive
+    pending: bool = False  # ours, and what was asked for under it in vain may still arrive
     abandoned: bool = False  # another's who is gone: it may be taken over
     taken_s: int = 0  # seconds since it was last taken
     unchanged_s: int = 0  # seconds since its Lease was last seen to change

@@ -139,6 +139,16 @@ class KubeHands:
 
     def do(self, step: Step) -> None:
         """One step, one write. RefusedError 409 means look again; nothing is retried here."""
+        try:
+            self._do(step)
+        except (RefusedError, UnreachableError) as error:
+            withdraws = isinstance(step, Retaint) and any(taint.withdraws for taint in step.taints)
+            answered = isinstance(error, RefusedError) and error.status < _UNKNOWN
+            if (withdraws or isinstance(step, Evict | Delete | StartJob)) and not answered:
+                self._permits.unanswered()
+            raise
+
+    def _do(self, step: Step) -> None:
         match step:
             case Report():
                 self._report(step)
@@ -203,8 +213,7 @@ class KubeHands:
     def _retaint(self, step: Retaint) -> None:
         """JSON Patch with a test on the list last seen: others write the same list, and theirs must survive."""
         metadata, seen = self._raw["metadata"], self._raw["spec"].get("taints")
-        withdraws = any(taint.withdraws for taint in step.taints)
-        if withdraws:
+        if any(taint.withdraws for taint in step.taints):
             self._permits.require(SlotKind.WITHDRAWN)
         ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
         wanted = [t for t in seen or () if not own_taint(taint_of(t))] + ours
@@ -227,13 +236,7 @@ class KubeHands:
                              {"op": "add", "path": path, "value": value})  # fmt: skip
         try:
             self._raw = ask(self._api, "PATCH", self._path, patch, JSON_PATCH)
-        except UnreachableError:
-            if withdraws:
-                self._permits.unanswered()
-            raise
         except RefusedError as refused:
-            if withdraws and refused.status >= _UNKNOWN:
-                self._permits.unanswered()
             if refused.status == 422 and "testing" in refused.sentence:  # the list is another one by now
                 raise RefusedError(_CONFLICT, "the node's taints changed meanwhile") from refused
             raise

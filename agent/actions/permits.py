@@ -58,7 +58,7 @@ class Permits:
         self._watched: dict[str, _Watched] = {}
         self._taken: dict[str, float] = {}  # those that this process took, and when
         self._confirmed: dict[str, float] = {}  # our own slots: when the request was sent that confirmed them
-        self._unanswered = float("-inf")  # when a taint was last asked for in vain
+        self._unanswered = float("-inf")  # when something was last asked for under them in vain
         self._pool: tuple[float, Pool] | None = None
         self._told_at = 0.0  # the latest time by the API server's clock that was seen
 
@@ -150,7 +150,7 @@ class Permits:
             raise RefusedError(_CONFLICT, f"no {kind} permit was confirmed lately: it is asked for again")
 
     def unanswered(self) -> None:
-        """A taint was asked for, and nobody knows whether the request arrives: for a while no permit is given back."""
+        """Nobody knows whether what was asked for under a permit arrives: for a while the permit stays."""
         self._unanswered = self._clock()
 
     def _slot(self, lease: Mapping[str, Any], own: str, needed: bool) -> Slot | None:

@@ -43,7 +43,7 @@ UNHEALTHY, DEGRADED, REPLACEMENT = "GpuUnhealthy", "GpuDegraded", "GpuReplacemen
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
 _UNEXPLAINED = (f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for: "
                 "a person must remove the taint")  # fmt: skip
-_PENDING = "the permit is kept for five minutes: a taint that was asked for in vain may still arrive"
+_PENDING = "for five minutes the node and its permit stay as they are: what was asked for in vain may still arrive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,8 @@ def _withdraw(
 
 
 def _return(world: World, config: Config, aim: _Aim) -> tuple[Step, ...]:
-    """Taint first, permit last: between the two a crash costs a slot for a moment, never the budget.
+    """Taint first, permit last: between the two a crash costs a slot for a moment, never the budget. Nothing of either
+    while an eviction, a Job or a taint may still arrive: it would meet a node in service.
 
     But first of all what this withdrawal used of the hour: another one must not find it in our hands.
     """
@@ -164,11 +165,12 @@ def _return(world: World, config: Config, aim: _Aim) -> tuple[Step, ...]:
         held = world.held(SlotKind.DRAINING)
         back = (GiveSlot(SlotKind.DRAINING, held.index),) if held else ()
         return (*permitted(world, config.budget), *_retaint(world, aim), *_report(world, aim), *back)
-    arrived = any(taint.withdraws for taint in world.taints)
-    used = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.HOURLY,)
-                 if (slot := world.held(kind)) and (arrived or not slot.pending))  # fmt: skip
-    slots = tuple(Wait(_PENDING) if slot.pending else GiveSlot(kind, slot.index)
-                  for kind in (SlotKind.DRAINING, SlotKind.WITHDRAWN) if (slot := world.held(kind)))  # fmt: skip
+    used = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.HOURLY,) if (slot := world.held(kind)))
+    if any(slot.pending for slot in world.slots or ()):
+        tainted = any(taint.withdraws for taint in world.taints)
+        return (*(used if tainted else ()), *_report(world, aim), Wait(_PENDING))
+    slots = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.DRAINING, SlotKind.WITHDRAWN)
+                  if (slot := world.held(kind)))  # fmt: skip
     return (*used, *_retaint(world, aim), *_report(world, aim), *slots)
 
 

@@ -155,30 +155,33 @@ def test_a_permit_whose_return_was_asked_for_is_none_until_it_is_confirmed_anew(
 
 
 @pytest.mark.parametrize("answer", [None, (504, {"message": "timeout"})])
-def test_a_permit_is_kept_while_a_taint_that_was_asked_for_may_still_arrive(answer: tuple[int, Any] | None) -> None:
+@pytest.mark.parametrize("lost", ["/api/v1/nodes/n1", "/eviction"])
+def test_the_node_and_its_permit_stay_as_they_are_while_what_was_asked_for_in_vain_may_still_arrive(
+    answer: tuple[int, Any] | None, lost: str
+) -> None:
     made, late, clock = cluster(), list[Callable[[], Any]](), Clock()
     others = [{"key": "reserved", "effect": "NoSchedule"}]
     made("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": others}}, MERGE)
 
-    def loses_the_taint(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
-        if method == "PATCH" and path == "/api/v1/nodes/n1" and not late:
+    def loses_one(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if method != "GET" and path.endswith(lost) and not late:
             late.append(lambda: made(method, path, *rest, **more))
             if answer:
                 return answer
             raise UnreachableError("timed out")
         return made(method, path, *rest, **more)
 
-    hands = KubeHands(loses_the_taint, "n1", EVICT, clock)
+    hands = KubeHands(loses_one, "n1", EVICT, clock)
     with pytest.raises((UnreachableError, RefusedError)):
         drive(hands, fatal())
     drive(hands, healthy())
     assert holders(made)["gpu-health-agent-withdrawn-gpu-0"] == "n1"
     late[0]()
-    assert taints(made) == ["reserved", "gpu-health-agent/unhealthy"]
-    for passed_s, holder in ((299, "n1"), (2, "")):
+    assert taints(made) == ["reserved", "gpu-health-agent/unhealthy"], "no pod is evicted from a node in service"
+    for passed_s, borne, holder in ((299, ["reserved", "gpu-health-agent/unhealthy"], "n1"), (2, ["reserved"], "")):
         clock.now += passed_s
         drive(hands, healthy())
-        assert (taints(made), holders(made)["gpu-health-agent-withdrawn-gpu-0"]) == (["reserved"], holder)
+        assert (taints(made), holders(made)["gpu-health-agent-withdrawn-gpu-0"]) == (borne, holder)
 
 
 @pytest.mark.parametrize("trouble", ["NotReady", "cordoned"])
