@@ -16,6 +16,9 @@ TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+_CONFLICT, _INVALID = 409, 422
+# All that the API server says of a JSON Patch whose test fails (apiserver's patch.go keeps the reason to itself).
+PATCH_FAILED = "the server rejected our request due to an error in our request"
 
 
 class Api(Protocol):
@@ -92,6 +95,8 @@ def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = 
     causes = (answer.get("details") or {}).get("causes") or ()
     told = "; ".join(str(cause.get("message", "")) for cause in causes if cause.get("message"))
     reasons = tuple(str(cause.get("reason", "")) for cause in causes)
+    if (status, content_type) == (_INVALID, JSON_PATCH) and message.startswith(PATCH_FAILED):
+        raise RefusedError(_CONFLICT, "the object changed meanwhile: the JSON Patch's test failed")
     raise RefusedError(status, f"{message} {told}".strip(), reasons)
 
 

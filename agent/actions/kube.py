@@ -234,12 +234,7 @@ class KubeHands:
                 path = f"/metadata/{part}/{key.replace('~', '~0').replace('/', '~1')}"
                 patch.append({"op": "remove", "path": path} if value is None else
                              {"op": "add", "path": path, "value": value})  # fmt: skip
-        try:
-            self._raw = ask(self._api, "PATCH", self._path, patch, JSON_PATCH)
-        except RefusedError as refused:
-            if refused.status == 422 and "testing" in refused.sentence:  # the list is another one by now
-                raise RefusedError(_CONFLICT, "the node's taints changed meanwhile") from refused
-            raise
+        self._raw = ask(self._api, "PATCH", self._path, patch, JSON_PATCH)
 
     def _announce(self, step: Announce) -> None:
         now = _now()

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from agent.actions.api import JSON, JSON_PATCH, TABLE
+from agent.actions.api import JSON, JSON_PATCH, PATCH_FAILED, TABLE
 
 _OBJECTS = {"nodes", "pods", "leases", "events", "configmaps", "jobs", "cronjobs"}
 
@@ -123,7 +123,7 @@ class PretendCluster:
         if content_type == JSON_PATCH:
             for operation in body:
                 if not _json_patch(new, operation):
-                    return _status(422, f"testing value {operation['path']} failed")
+                    return _status(422, PATCH_FAILED)
         else:
             _merge(new, body)
         return 200, self._store(kind, namespace, new)

@@ -6,6 +6,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from agent.actions.api import connect
+from agent.actions.kube import KubeHands
+from agent.config import Config
+from agent.world import SOFT_TAINT, RefusedError, Retaint, Taint
 from tests.cluster.conftest import Site, StartAgent
 from tests.cluster.control_plane import environment
 from tests.cluster.test_spine import UNHEALTHY, XID_79
@@ -54,6 +60,20 @@ def test_dry_run_looks_and_plans_and_writes_nothing(site: Site, agent: StartAgen
     assert site.taints() == []
     ours = [f["manager"] for f in site.node()["metadata"]["managedFields"]]
     assert ours == [f["manager"] for f in before]
+
+
+def test_a_taint_list_that_another_changed_meanwhile_is_a_conflict_to_look_at_again(site: Site) -> None:
+    """In the API server's own words, which are the same whether the list differs or is gone."""
+    hands = KubeHands(connect(str(site.plane.kubeconfig)), site.nodes[0], Config())
+    path, merge = f"/api/v1/nodes/{site.nodes[0]}", "application/merge-patch+json"
+    for before, after in (([], ["theirs"]), (["theirs"], ["others"]), (["theirs"], [])):
+        lists = [[{"key": key, "effect": "NoSchedule"} for key in keys] for keys in (before, after)]
+        site.plane.must("PATCH", path, {"spec": {"taints": lists[0] or None}}, merge)
+        hands.look(closely=False)
+        site.plane.must("PATCH", path, {"spec": {"taints": lists[1] or None}}, merge)
+        with pytest.raises(RefusedError, match="changed meanwhile") as refused:
+            hands.do(Retaint((Taint(SOFT_TAINT, "", "PreferNoSchedule"),)))
+        assert (refused.value.status, site.taints()) == (409, after)
 
 
 def test_release_takes_everything_of_ours_off_a_node(site: Site, agent: StartAgent) -> None:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from agent.actions.api import JSON
+from agent.actions.api import JSON, PATCH_FAILED
 from agent.cli import main
 from agent.drill.choice import UnfitError, choose
 from agent.drill.cluster import Cluster, MissedError
@@ -223,7 +223,7 @@ class Server:
             if method == "PATCH" and isinstance(body, list):
                 (one,) = (n for n in self.nodes if path.endswith(f"/{n['metadata']['name']}"))
                 if one["metadata"]["annotations"].get(MARK) != body[0]["value"]:
-                    return 422, {"message": "testing value failed: test operation"}
+                    return 422, {"message": PATCH_FAILED}
                 del one["metadata"]["annotations"][MARK]
             return 200, {}
         if path == "/api/v1/nodes":
