@@ -79,7 +79,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     verdict, records, waits = chosen(verdict, world, config, records, local)
     idle = records.idle
     job = running(world) if tainted and not verdict.withdraw else ""
-    withdraw = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN) or bool(job)
+    stands = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN)
+    withdraw = stands or bool(job)
     acts = verdict.withdraw and config.mode is Mode.EVICT
     moves: tuple[Step, ...] = ()
     repairing: tuple[Step, ...] = ()
@@ -88,10 +89,12 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     if acts:
         together = in_force(verdict.linked, records.live, config.repair.reset_gpu)
         verdict = replace(verdict, remedy=effective(verdict, records, config.repair), linked=together)
-    if not withdraw and tainted and config.mode is Mode.EVICT and (config.repair.check or config.repair.diagnose):
-        may = bool(not world.paused and world.held(SlotKind.WITHDRAWN))
+    if tainted and not stands and config.mode is Mode.EVICT and (config.repair.check or config.repair.diagnose):
+        may = bool(not world.paused and world.held(SlotKind.WITHDRAWN) and not job)
         ended = stored.faults if stored else ()
         records, repairing = check(verdict, world, config.repair, records, ended, local.clients, may)
+        if job:  # of a repair, and what that paused stays so until it has ended
+            records = replace(records, paused=old.paused)
     elif not withdraw:
         records = Records()
     elif not verdict.withdraw:
@@ -117,7 +120,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
             why = f"Job {job} runs: the node stays withdrawn until it has ended" if job else (
                 "blind: the taint is held as it is"
             )  # fmt: skip
-        steps = (*_report(world, aim), Wait(why))
+        steps = (*_report(world, aim), Wait(why), *repairing)
     elif repairing:
         steps = (*confirmed(world), *_report(world, aim), *repairing)
     else:

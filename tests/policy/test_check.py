@@ -10,11 +10,12 @@ import pytest
 
 from agent.config import Config, ConfigError, load
 from agent.explain import stored
+from agent.presets import OPERAND_PAUSED
 from agent.world import Diagnose, Hands, Step, World
 from agent.world import Diagnosed as Ended
 from tests.life import CHECK, CONFIG, Killed, Life, lives
 from tests.observe import GPU, OTHER
-from tests.policy.test_repair import MERGE, RESET, returned
+from tests.policy.test_repair import MERGE, REBOOT, RESET, job_of, returned
 
 CHECKED = CONFIG.model_copy(update={"repair": CONFIG.repair.model_copy(update={"check": CHECK})})
 
@@ -35,6 +36,44 @@ def test_a_cured_node_is_checked_before_it_returns() -> None:
     assert (life.tainted(), state(life)) == (True, "validating")
     life.run(100)
     assert (life.repairs, returned(life)) == (["reset_gpu", "check"], True)
+
+
+def test_a_node_that_is_well_before_its_repair_has_ended_stays_as_it_is_and_then_is_checked() -> None:
+    life = Life(REBOOT, CHECKED)
+    name, uid = job_of(life)
+    life.began[uid] = float("inf")  # it hangs: somebody else reboots the node
+    life.reboots()
+    life.run(300)
+    waits = (f"Job {name} runs: the node stays withdrawn until it has ended", "the node is checked before it returns")
+    assert (life.tainted(), life.repairs, life.waits) == (True, [], waits)
+    life.over[uid] = life.began[uid] = life.now
+    life.run(300)
+    assert (life.repairs, returned(life)) == (["check"], True)
+
+
+def test_a_check_whose_job_somebody_removed_is_not_passed() -> None:
+    life = Life(RESET, CHECKED)
+    while "check" not in life.repairs:
+        life.tick()
+    life.tick()
+    (check,) = [key for key in life.cluster._objects if key[0] == "jobs" and "-check-" in key[2]]
+    del life.cluster._objects[check]
+    life.run(300)
+    assert (life.tainted(), life.repairs) == (True, ["reset_gpu", "check"])
+    assert "its Job was removed before it was seen to end" in life.waits[0]
+
+
+def test_what_a_reset_paused_stays_so_until_it_has_ended_though_its_fault_is_dismissed() -> None:
+    life = Life(RESET, CHECKED)
+    name, uid = job_of(life)
+    life.began[uid] = float("inf")
+    dismiss(life, "xid-95@0000:1b:00.0,recovery-action@0000:1b:00.0")
+    life.run(50)
+    assert f"Job {name} runs: the node stays withdrawn until it has ended" in life.waits
+    assert life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == OPERAND_PAUSED
+    life.over[uid] = life.began[uid] = life.now
+    life.run(50)
+    assert (life.repairs, returned(life)) == ([], True)
 
 
 def test_a_node_that_fails_its_check_never_returns_until_a_person_dismisses_that() -> None:
