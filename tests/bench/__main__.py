@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tests.cluster.control_plane import ControlPlane, environment
 TRIALS, IDLE_S = 50, 65
 XID = "NVRM: Xid (PCI:0000:1b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 MANIFESTS = Path(__file__).parents[2] / "daemonset"
-NODE = "node-0"
+NODE, OTHER_NODE = "node-0", "node-1"
 
 
 def main() -> int:
@@ -40,7 +41,10 @@ def main() -> int:
         plane.up(nodes=2)
         try:
             plane.install(MANIFESTS)
-            latency(plane, folder)
+            latency(plane, folder / "small")
+            for node in (NODE, OTHER_NODE):
+                furnish(plane, node)
+            latency(plane, folder / "furnished")
             for profile in ("h100-8", "h100-16"):
                 for split in (False, True):
                     footprint(plane, folder, profile, split)
@@ -77,7 +81,26 @@ class Taints(threading.Thread):
             yield line
 
 
+def furnish(plane: ControlPlane, node: str) -> None:
+    """Make a Node as large as a GPU cluster has them: the API server takes each write of it apart as a whole.
+
+    A kubelet reports fifty images unless told otherwise (nodeStatusMaxImages), each by digest and by tag;
+    Node Feature Discovery writes a label for each feature of the CPU, GPU Feature Discovery some thirty.
+    """
+    images = [
+        {"names": [f"registry.example.com/team/image-{i}@sha256:{sha256(bytes([i])).hexdigest()}",
+                   f"registry.example.com/team/image-{i}:v1.{i}.0-ubuntu22.04"], "sizeBytes": 10_000_000 + i}
+        for i in range(50)
+    ]  # fmt: skip
+    labels = {f"feature.node.kubernetes.io/cpu-cpuid.FEATURE{i}": "true" for i in range(60)}
+    labels |= {f"nvidia.com/gpu.property-{i}": f"value-{i}" for i in range(30)}
+    merge = "application/merge-patch+json"
+    plane.must("PATCH", f"/api/v1/nodes/{node}/status", {"status": {"images": images}}, merge)
+    plane.must("PATCH", f"/api/v1/nodes/{node}", {"metadata": {"labels": labels}}, merge)
+
+
 def latency(plane: ControlPlane, folder: Path) -> None:
+    folder.mkdir()
     config = folder / "config.yaml"
     fifo = folder / "kmsg"
     os.mkfifo(fifo)
@@ -107,12 +130,16 @@ def latency(plane: ControlPlane, folder: Path) -> None:
         reads.append(look_s)
         agent.kill()
         forget(plane)
+        time.sleep(0.3)
         for _ in range(5):  # spread over the run, so that both meet the same machine
             body = [{"op": "add", "path": "/metadata/annotations", "value": {"bench": str(time.monotonic())}}]
             began = time.monotonic()
-            api("PATCH", "/api/v1/nodes/node-1", body, "application/json-patch+json")
+            api("PATCH", f"/api/v1/nodes/{OTHER_NODE}", body, "application/json-patch+json")
             bare.append(time.monotonic() - began)
-    print(f"kernel-log line → taint seen by a watch, {TRIALS} trials, against a bare PATCH of a Node")
+    size_kb = len(json.dumps(plane.must("GET", f"/api/v1/nodes/{OTHER_NODE}"))) / 1000
+    print(
+        f"kernel-log line → taint seen by a watch, {TRIALS} trials, against a bare PATCH, of Nodes of {size_kb:.0f} kB"
+    )
     print(f"  bare PATCH                    p50 {ms(bare, 50)}  p99 {ms(bare, 99)}")
     print(f"  line → permit → taint         p50 {ms(whole, 50)}  p99 {ms(whole, 99)}")
     print(f"  preceding reads, apart        p50 {ms(reads, 50)}  p99 {ms(reads, 99)}")
