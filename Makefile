@@ -29,7 +29,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 plain: $(STAMP)
-	$(BIN)/pytest -n 4 --dist worksteal $(OTHERS:%=--ignore=tests/%)
+	$(BIN)/pytest -n 5 --dist worksteal $(OTHERS:%=--ignore=tests/%)
 
 incidents: $(STAMP)
 	$(BIN)/python -m tests.incident

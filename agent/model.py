@@ -178,7 +178,10 @@ class Remedy(StrEnum):
 
     @property
     def rank(self) -> int:
-        return list(Remedy).index(self)
+        return _RANKS[self]
+
+
+_RANKS = {remedy: rank for rank, remedy in enumerate(Remedy)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The tests that wait begin first, in two processes: what computes fills the others, and then theirs."""
+"""The tests that wait begin first, in three processes: what computes fills the others, and then theirs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ import pytest
 gc.set_threshold(100_000)  # the crash schedules make little garbage that only it would find
 
 _WAITING = (
-    ("test_the_main_job_on_simulated_gpus", "test_a_kubelet_that_hangs", "test_a_story_that_goes_wrong"),
-    ("test_rehearsal.py", "test_serving.py", "test_daemon.py"),
+    ("test_the_main_job_on_simulated_gpus", "test_check_without_a_driver"),
+    (
+        "test_a_kubelet_that_hangs",
+        "test_a_story_that_goes_wrong",
+        "test_daemon.py",
+        "test_replay.py",
+        "test_whichever_call_hangs",
+    ),
+    ("test_rehearsal.py", "test_serving.py"),
 )
 
 

@@ -219,9 +219,14 @@ class Machine:
         self.memory = resumed(Memory(), text, 1000 + self.now, self.limits, self.labels)
 
 
+def read(path: Path) -> dict[str, Any]:
+    """An incident file, by libyaml: there are many."""
+    return dict(yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader))
+
+
 def play(path: Path) -> Outcome:
     """Run an incident file."""
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = read(path)
     machine, outcome = Machine(data), Outcome(path.stem)
     withdrawn = False
     for step in data["timeline"]:

@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from agent.policy.rules import ROWS
-from tests.incident import FOLDER, play
+from tests.incident import FOLDER, play, read
 
 FILES = sorted(FOLDER.glob("*.yaml"))
 
@@ -32,5 +31,5 @@ def test_there_are_enough_and_every_rule_is_in_one() -> None:
 
 
 def test_the_first_ten_complaints_about_other_agents_have_an_incident_each() -> None:
-    answered = {yaml.safe_load(path.read_text(encoding="utf-8")).get("complaint") for path in FILES}
+    answered = {read(path).get("complaint") for path in FILES}
     assert set(range(1, 11)) - {9} <= answered, "9, budgets against repair, is the plan's: tests/cluster"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -61,6 +62,7 @@ RIGHTS = (
 )
 
 
+@lru_cache(1024)
 def needed(method: str, path: str, namespace: str) -> tuple[Right, str] | None:
     """The right and verb that a request needs; None for one that is declared nowhere."""
     parts = urlsplit(path).path.split("/")[1:]

@@ -65,7 +65,7 @@ def incidents(faults: tuple[Fault, ...], history: History) -> tuple[Fault, ...]:
         if heads[key] != key:
             joined.setdefault(_root(key, heads), []).append(fault)
     whole = (_joined(by_id[key], joined.get(key, [])) for key, head in heads.items() if head == key)
-    doubted = (replace(fault, doubts=_doubts(fault, history)) for fault in whole)
+    doubted = (replace(fault, doubts=why) if (why := _doubts(fault, history)) else fault for fault in whole)
     return tuple(sorted(doubted, key=order))
 
 

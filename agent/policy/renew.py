@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from agent.model import Observation, Signal
@@ -32,12 +32,12 @@ _MOST_BLAMES, _MOST_PIDS = 512, 1024
 _WINDOW_EVENTS = 64  # per GPU and code: enough for any count that a rule asks for, bounded in a storm
 
 
-def renew(history: History, seen: Iterable[Observation], now: float) -> History:
+def renew(history: History, seen: Iterable[Observation], now: float, workloads: Mapping[str, str]) -> History:
     """The history after one more round. A clock that goes backwards is taken as standing still."""
     draft = _Draft(history)
     for observation in seen:
         draft.add(observation)
-    return draft.finish(max(now, history.now))
+    return draft.finish(max(now, history.now), workloads)
 
 
 class _Draft:
@@ -148,7 +148,7 @@ class _Draft:
         recent = not blame.pod and now - blame.seen <= _SAME_EVENT_S
         return replace(blame, pod=self._pods.get(blame.pid, "")) if recent else blame
 
-    def finish(self, now: float) -> History:
+    def finish(self, now: float, workloads: Mapping[str, str]) -> History:
         return History(
             now,
             self._boots,
@@ -174,7 +174,7 @@ class _Draft:
             self._uncorrectable,
             tuple(self._named(blame, now) for blame in self._blames),
             dict(list(self._pods.items())[-_MOST_PIDS:]) if len(self._pods) > _MOST_PIDS else self._pods,
-            self._old.workloads,
+            workloads,
             self._old.began or now,
         )
 

@@ -53,7 +53,7 @@ def judge(
 ) -> tuple[Memory, Verdict]:
     """One round: ``now`` is monotonic seconds and decides, ``wall`` is Unix seconds and is only told."""
     orders = orders or Orders()
-    history = replace(renew(memory.history, seen, now), workloads=orders.workloads)
+    history = renew(memory.history, seen, now, orders.workloads)
     unseen = dict(blind(history, expected, limits.silent_s))
     findings = [finding for rule in RULES for finding in rule(history, limits)]
     history = history.without({finding.pci for finding in findings})
