@@ -64,10 +64,18 @@ def test_a_check_whose_job_somebody_removed_is_not_passed() -> None:
 
 
 def test_what_a_reset_paused_stays_so_until_it_has_ended_though_its_fault_is_dismissed() -> None:
+    """By an agent, too, that died before it wrote down that the Job runs, and reads the GPUs first."""
     life = Life(RESET, CHECKED)
+
+    def dies(_: int) -> None:
+        if any(kind == "jobs" for kind, *_ in life.cluster._objects):
+            life.after = lambda _: None
+            dismiss(life, "xid-95@0000:1b:00.0,recovery-action@0000:1b:00.0")
+            raise Killed
+
+    life.after = dies
     name, uid = job_of(life)
     life.began[uid] = float("inf")
-    dismiss(life, "xid-95@0000:1b:00.0,recovery-action@0000:1b:00.0")
     life.run(50)
     assert f"Job {name} runs: the node stays withdrawn until it has ended" in life.waits
     assert life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == OPERAND_PAUSED
