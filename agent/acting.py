@@ -171,7 +171,7 @@ class Actor:
             self._asked, self._answered = set(), set()
 
     def _standing(self) -> bool:
-        return self.world is not None and any(taint.withdraws for taint in self.world.taints)
+        return self.world is not None and self.world.withdrawn
 
     def _wants_permit(self, verdict: Verdict) -> bool:
         least = Severity.DEGRADED if self._config.policy.degraded_effect == "NoSchedule" else Severity.FATAL

@@ -140,6 +140,11 @@ class World:
     def holder(self) -> str:
         return f"{self.node}/{self.uid}"
 
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the node bears a taint that takes a permit."""
+        return any(taint.withdraws for taint in self.taints)
+
     def held(self, kind: SlotKind) -> Slot | None:
         return next((s for s in self.slots or () if s.kind is kind and s.holder == self.holder), None)
 

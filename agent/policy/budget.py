@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.config import Budget
-from agent.world import PERMIT_VALID_S, Slot, SlotKind, World
+from agent.world import PERMIT_VALID_S, GiveSlot, Slot, SlotKind, World
 
 _HOUR_S = 3600
 
@@ -24,9 +24,13 @@ def allowed(world: World, kind: SlotKind, budget: Budget) -> int:
 
 def needed(world: World, budget: Budget) -> tuple[SlotKind, ...]:
     """What a withdrawal must still take, in this order."""
-    tainted = any(taint.withdraws for taint in world.taints)
-    wanted = ((SlotKind.HOURLY,) if budget.per_hour and not tainted else ()) + (SlotKind.WITHDRAWN,)
+    wanted = ((SlotKind.HOURLY,) if budget.per_hour and not world.withdrawn else ()) + (SlotKind.WITHDRAWN,)
     return tuple(kind for kind in wanted if not world.held(kind))
+
+
+def given(world: World, *kinds: SlotKind) -> tuple[GiveSlot, ...]:
+    """Those of these that the node holds, to be given back."""
+    return tuple(GiveSlot(kind, slot.index) for kind in kinds if (slot := world.held(kind)))
 
 
 def free_slot(world: World, kind: SlotKind, budget: Budget, left_free: int = 0) -> int | None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from agent.config import Config, Drain
 from agent.model import Remedy, Verdict
 from agent.policy.attempts import Begun, Records
-from agent.policy.budget import free_slot, spent
-from agent.world import AskCheckpoint, Delete, Evict, GiveSlot, On, Pod, SlotKind, Step, TakeSlot, Wait, World
+from agent.policy.budget import free_slot, given, spent
+from agent.world import AskCheckpoint, Delete, Evict, On, Pod, SlotKind, Step, TakeSlot, Wait, World
 
 _WHOLE_NODE = (Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
@@ -57,7 +57,7 @@ def drain(
     if world.pods is None:
         return records, (Wait("the node's pods were not read yet"),)
     held = world.held(SlotKind.DRAINING)
-    back = (GiveSlot(SlotKind.DRAINING, held.index),) if held else ()
+    back = given(world, SlotKind.DRAINING)
     there = leaving(world.pods, verdict)
     if not there:
         return records, back

@@ -10,7 +10,7 @@ from agent.model import Fault, Remedy, Severity, Status, Verdict
 from agent.policy.announce import announcements, camel, plain
 from agent.policy.aside import another, out_by_others, upgrading
 from agent.policy.attempts import Attempt, Records, Stage
-from agent.policy.budget import free_slot, needed, spent
+from agent.policy.budget import free_slot, given, needed, spent
 from agent.policy.check import check, without
 from agent.policy.drain import drain, leaving
 from agent.policy.idle import chosen, failed
@@ -23,7 +23,6 @@ from agent.world import (
     HARD_TAINT,
     OUT_LABEL,
     Condition,
-    GiveSlot,
     Local,
     On,
     Report,
@@ -151,8 +150,8 @@ def _withdraw(
         if slot is None:
             return (*_report(world, aim), Wait(spent(world, kind, config.budget), On.PERMIT))
         steps.append(TakeSlot(kind, slot))
-    if tainted and (used := world.held(SlotKind.HOURLY)):
-        steps.append(GiveSlot(SlotKind.HOURLY, used.index))
+    if tainted:
+        steps += given(world, SlotKind.HOURLY)
     retaint = _retaint(world, aim)
     steps += [*retaint, *_report(world, aim, told=bool(retaint))]
     return (*steps, *moves)
@@ -165,16 +164,13 @@ def _return(world: World, config: Config, aim: _Aim) -> tuple[Step, ...]:
     But first of all what this withdrawal used of the hour: another one must not find it in our hands.
     """
     if any(taint.withdraws for taint in aim.taints):  # degraded, and as good as withdrawn
-        held = world.held(SlotKind.DRAINING)
-        back = (GiveSlot(SlotKind.DRAINING, held.index),) if held else ()
+        back = given(world, SlotKind.DRAINING)
         return (*permitted(world, config.budget), *_retaint(world, aim), *_report(world, aim), *back)
-    used = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.HOURLY,) if (slot := world.held(kind)))
+    used = given(world, SlotKind.HOURLY)
     if any(slot.pending for slot in world.slots or ()):
-        tainted = any(taint.withdraws for taint in world.taints)
-        return (*(used if tainted else ()), *_report(world, aim), Wait(_PENDING))
-    slots = tuple(GiveSlot(kind, slot.index) for kind in (SlotKind.DRAINING, SlotKind.WITHDRAWN)
-                  if (slot := world.held(kind)))  # fmt: skip
-    return (*used, *_retaint(world, aim), *_report(world, aim), *slots)
+        return (*(used if world.withdrawn else ()), *_report(world, aim), Wait(_PENDING))
+    back = given(world, SlotKind.DRAINING, SlotKind.WITHDRAWN)
+    return (*used, *_retaint(world, aim), *_report(world, aim), *back)
 
 
 def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Records, records: Records) -> _Aim:

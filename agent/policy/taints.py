@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 from agent.config import Budget, Config, Mode
 from agent.model import Severity, Status, Verdict
-from agent.policy.budget import allowed, free_slot, needed
+from agent.policy.budget import allowed, free_slot, given, needed
 from agent.presets import beside_hard, own_taint
-from agent.world import HARD_TAINT, SOFT_TAINT, GiveSlot, SlotKind, Step, Taint, TakeSlot, Wait, World
+from agent.world import HARD_TAINT, SOFT_TAINT, SlotKind, Step, Taint, TakeSlot, Wait, World
 
 LEFT_FREE = 1  # for a fatal fault
 LAST_PERMIT = "of the permits the last is left to a fatal fault"
@@ -34,7 +34,7 @@ def aimed_taints(verdict: Verdict, world: World, config: Config) -> tuple[Taint,
 
 def spare(world: World, budget: Budget) -> bool:
     """Whether a permit is held or free, and another one beside it."""
-    if world.paused and not any(taint.withdraws for taint in world.taints):
+    if world.paused and not world.withdrawn:
         return False
     if held := world.held(SlotKind.WITHDRAWN):
         return held.index < allowed(world, SlotKind.WITHDRAWN, budget) - LEFT_FREE
@@ -56,8 +56,8 @@ def permitted(world: World, budget: Budget) -> tuple[Step, ...]:
     """What the harder form needs before it is written."""
     free = ((kind, free_slot(world, kind, budget, LEFT_FREE)) for kind in needed(world, budget))
     taken = tuple(TakeSlot(kind, index) for kind, index in free if index is not None)
-    used = world.held(SlotKind.HOURLY) if any(taint.withdraws for taint in world.taints) else None
-    return (*confirmed(world), *taken, *((GiveSlot(SlotKind.HOURLY, used.index),) if used else ()))
+    used = given(world, SlotKind.HOURLY) if world.withdrawn else ()
+    return (*confirmed(world), *taken, *used)
 
 
 def kept_soft(taints: tuple[Taint, ...], config: Config) -> tuple[Wait, ...]:
