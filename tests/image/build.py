@@ -111,7 +111,7 @@ def python_index() -> Iterator[str]:
 @contextmanager
 def storage() -> Iterator[list[str]]:
     """The options that give buildah and podman a place of their own for images, gone afterwards."""
-    need("buildah", "podman")
+    need("buildah", "podman", "runc")  # podman's own package is content with another runtime
     with tempfile.TemporaryDirectory(prefix="gpu-health-agent-images-") as folder:
         yield ["--root", f"{folder}/root", "--runroot", f"{folder}/run", "--storage-driver", "overlay"]
 
