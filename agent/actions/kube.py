@@ -10,6 +10,7 @@ from typing import Any, assert_never
 from urllib.parse import quote
 
 from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
+from agent.actions.checkpoint import ANSWER_S
 from agent.actions.permits import Clock, Permits, Pool
 from agent.actions.pods import Pods, workload
 from agent.actions.repair import Jobs
@@ -49,14 +50,17 @@ _UNKNOWN = 500  # from here on an answer doesn't tell whether the request is car
 class KubeHands:
     """Looks at the cluster and does one step at a time, for one node."""
 
-    def __init__(self, api: Api, node: str, config: Config, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, api: Api, node: str, config: Config, clock: Clock = time.monotonic, answer_s: float = ANSWER_S
+    ) -> None:
+        """``answer_s``: how long a pod's port that is asked for a checkpoint may take, in seconds."""
         self.requests: Counter[str] = Counter()
         self._node, self._config = node, config
         self._api = self._declared(api)
         self._path = f"/api/v1/nodes/{quote(node, safe='')}"
         self._permits = Permits(self._api, config.budget, clock)
         self._raw: dict[str, Any] = {}
-        self._pods = Pods(self._api, node, config, clock)
+        self._pods = Pods(self._api, node, config, clock, answer_s)
         self._jobs = Jobs(self._api, node, config)
         self._announced: frozenset[str] = frozenset()
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
@@ -78,6 +82,11 @@ class KubeHands:
     def checkpoints(self) -> tuple[Mapping[str, int], float]:
         """How the evicted pods' checkpoints ended, and the seconds that were waited for them."""
         return self._pods.evictions.checkpoints, self._pods.evictions.checkpoint_wait_s
+
+    @property
+    def asking(self) -> bool:
+        """Whether a pod was asked for a checkpoint and the call has not ended: the next look has its answer."""
+        return self._pods.calls.asking
 
     def look(self, closely: bool) -> World:
         """Read the Node; ``closely`` also the pool's permits and, once our taint stands, the node's pods.

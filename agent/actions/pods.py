@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import MERGE_PATCH, Api, ask
-from agent.actions.checkpoint import REQUESTED, SAVED, declared, post
+from agent.actions.checkpoint import ANSWER_S, REQUESTED, SAVED, Calls, declared
 from agent.actions.eviction import Evictions, path_of
 from agent.actions.permits import Clock
 from agent.actions.repair import NODE_LABEL
@@ -28,15 +28,15 @@ _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ende
 class Pods:
     """The pods of one node, as last listed. Every write is bound to the pod's UID."""
 
-    def __init__(self, api: Api, node: str, config: Config, clock: Clock) -> None:
+    def __init__(self, api: Api, node: str, config: Config, clock: Clock, answer_s: float = ANSWER_S) -> None:
         self._api, self._node, self._config, self._clock = api, node, config, clock
         self._raw: dict[str, dict[str, Any]] = {}  # by UID
         self._pinned: dict[str, bool] = {}
         self._asked: dict[str, float] = {}
-        self._saved: dict[str, tuple[bool, str]] = {}
         self._sizes: dict[str, int] = {}
         self._draining = False
         self.returns: Counter[str] = Counter()
+        self.calls = Calls(answer_s)
         self.evictions = Evictions(api, config.drain)
 
     def look(self, draining: bool = True) -> tuple[Pod, ...]:
@@ -55,7 +55,8 @@ class Pods:
         pods = tuple(self._pod(raw) for raw in self._raw.values())
         keys = {pod.key for pod in pods}
         self.evictions.forget_others(keys)
-        for memory in (self._pinned, self._asked, self._saved):
+        self.calls.forget_others(self._raw.keys())
+        for memory in (self._pinned, self._asked):
             for uid in memory.keys() - self._raw.keys():
                 memory.pop(uid)
         return pods
@@ -85,7 +86,7 @@ class Pods:
         self.evictions.evict(pod, self._raw[pod.uid]["metadata"].get("labels") or {}, outcome)
 
     def ask_checkpoint(self, pod: Pod) -> None:
-        """Once the annotation that says since when, then the way that the pod declared."""
+        """Once the annotation that says since when, then the way that the pod declared; no answer is waited for."""
         raw = self._raw[pod.uid]
         annotations = raw["metadata"].get("annotations") or {}
         if REQUESTED not in annotations:
@@ -99,12 +100,8 @@ class Pods:
                 return
             self._asked[pod.uid] = self._clock()
         wish = declared(annotations)
-        if wish.way == "http" and not self._saved.get(pod.uid, (False, ""))[0]:
-            if raw["spec"].get("hostNetwork"):
-                self._saved[pod.uid] = False, "it uses the node's network, so its port may be another's"
-            else:
-                ip = str((raw.get("status") or {}).get("podIP") or "")
-                self._saved[pod.uid] = post(ip, wish.port, wish.path)
+        if wish.way == "http" and not raw["spec"].get("hostNetwork"):
+            self.calls.ask(pod.uid, str((raw.get("status") or {}).get("podIP") or ""), wish.port, wish.path)
 
     def _list(self) -> None:
         self._raw = {item["metadata"]["uid"]: item for item in self._items()}
@@ -121,7 +118,9 @@ class Pods:
             for container in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
             for name in ((container.get("resources") or {}).get("limits") or {})
         ]
-        wish, saved = declared(annotations), self._saved.get(metadata["uid"], (False, ""))
+        wish, (saved, why) = declared(annotations), self.calls.answer(metadata["uid"])
+        if wish.way == "http" and spec.get("hostNetwork"):
+            why = "it uses the node's network, so its port may be another's"
         deleted = _when(metadata.get("deletionTimestamp"))
         owner = _controller(metadata)
         return Pod(
@@ -142,11 +141,11 @@ class Pods:
             pinned=self._is_pinned(metadata, spec),
             checkpoint=wish.way,
             checkpoint_timeout_s=wish.timeout_s,
-            checkpoint_said=wish.said or saved[1],
+            checkpoint_said=wish.said or why,
             asked_s=self._asked_s(metadata["uid"], annotations),
             operand=labels.get("app") in OPERANDS.values() and owner is not None and owner["kind"] == "DaemonSet",
             ours=NODE_LABEL in labels and metadata["namespace"] == self._config.budget.namespace,
-            saved=saved[0] or (wish.way == "annotation" and _answered(annotations)),
+            saved=saved or (wish.way == "annotation" and _answered(annotations)),
         )
 
     def _asked_s(self, uid: str, annotations: Mapping[str, str]) -> int | None:
