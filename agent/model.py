@@ -32,6 +32,7 @@ class Words(StrEnum):
     UVM_FATAL = "uvm_fatal"  # unified memory met an error that only a reboot ends
     INIT_FAILED = "init_failed"  # a GPU's adapter could not be initialised
     API_MISMATCH = "api_mismatch"  # a client's library is of another version than the module
+    LOADED = "loaded"  # the module was loaded: no fault, the driver is a fresh one
 
 
 class Failure(StrEnum):
@@ -234,7 +235,8 @@ class Fault:
     absent_s: float = 0.0
     confirmed: bool = False
     proved: bool = False  # the cure of a latched fault was proved; it now soaks
-    energy_j: float | None = None  # the GPU's counter when it was found: a lower one since tells of a reset
+    counters: Mapping[str, float] = field(default_factory=dict)  # the least of each: all lower tell a reset
+    fell: tuple[str, ...] = ()  # those that fell since the last evidence and proved no reset
     late: bool = False  # only a record from before the agent's start speaks for it
     witnesses: tuple[Evidence, ...] = ()  # the first word of each source that saw it
     joined: tuple[Fault, ...] = ()  # its symptoms: faults of their own that this one explains

@@ -28,6 +28,7 @@ import yaml
 from agent.limits import Limits
 from agent.model import Failure, Missing, Observation, Signal, Value, Verdict
 from agent.policy.attempts import Records
+from agent.policy.epoch import COUNTERS
 from agent.policy.resume import resumed
 from agent.policy.stored import dump, load
 from agent.policy.verdict import Memory, Orders, judge
@@ -138,7 +139,8 @@ class Machine:
             return
         here = [i for i in self.values if i not in self.missing]
         for i in here:
-            self.values[i]["energy_j"] = float(str(self.values[i]["energy_j"])) + 1
+            if not isinstance(used := self.values[i]["energy_j"], Missing):
+                self.values[i]["energy_j"] = float(str(used)) + 1
             if i in self.needs_reset:
                 yield Observation(0, "nvml", Signal.RESET_REQUIRED, GPUS[i], raw="NVML error 16: a reset is required")
             elif i in self.lost:
@@ -176,7 +178,8 @@ class Machine:
             self.values[gpu].update({k: known.get(v, v) if isinstance(v, str) else v for k, v in values.items()})
         self.needs_reset = (self.needs_reset | set(step.get("needs_reset", ()))) - set(step.get("reset", ()))
         for gpu in step.get("reset", ()):
-            self.values[gpu].update(energy_j=0.0, recovery_action=0, ecc_uncorrected_volatile=0)
+            known = (name for name in (*COUNTERS, "recovery_action") if not isinstance(self.values[gpu][name], Missing))
+            self.values[gpu].update(dict.fromkeys(known, 0))
         for gpu, uuid in (step.get("card") or {}).items():
             self.values[gpu]["uuid"] = uuid
         self.lost = (self.lost | set(step.get("lost", ()))) - set(step.get("back", ()))

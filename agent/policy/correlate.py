@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from agent.model import Fault, Finding, Remedy, Severity
+from agent.policy.epoch import COUNTERS
 from agent.policy.history import History
 from agent.policy.rules import dcgm
 from agent.policy.rules.recovery import ROW as RECOVERY
@@ -144,6 +145,11 @@ def _doubts(fault: Fault, history: History) -> tuple[str, ...]:
     action = history.number(finding.pci, "recovery_action")
     if action == 0 and finding.severity is Severity.FATAL and rules & {RECOVERY.rule, *_xids(rules)}:
         doubts.append("NVML's recovery action is none")
+    fallen = {name for one in (fault, *fault.joined) for name in one.fell}
+    if finding.remedy is Remedy.RESET_GPU and (names := ", ".join(name for name in COUNTERS if name in fallen)):
+        counters = "counters" if "," in names else "counter"
+        doubts.append(f"its {counters} {names} began anew, which alone proves no reset since the fault: a driver "
+                      "reload or a reboot would, or dismiss it")  # fmt: skip
     return tuple(doubts)
 
 

@@ -12,7 +12,8 @@ from agent.policy.rules.dcgm import EXPLAINED_BY
 _ENDS = {
     Remedy.NONE: "a reboot",
     Remedy.RESTART_WORKLOAD: "a reboot",
-    Remedy.RESET_GPU: "a GPU reset or a reboot",
+    Remedy.RESET_GPU: "a GPU reset (by a Job of ours, or seen in all of its counters with persistence mode on), a "
+    "reload of the driver or a reboot",
     Remedy.REBOOT_NODE: "a reboot (another boot id)",
 }
 _BY_ITSELF = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -27,6 +27,15 @@ class Tally:
     last_at: float  # Unix seconds
     seen: tuple[float, ...]
     by: Mapping[str, int]  # how often each witness said so
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """All counters of a GPU began anew at once, with persistence mode on: it was reset, or its driver was loaded."""
+
+    word: float  # monotonic seconds of the GPU's last word before
+    ended: Observation  # its last reading before
+    began: float  # monotonic seconds of its first reading since
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +67,8 @@ class History:
     fresh: tuple[Observation, ...] = ()  # events of this round
     past: Mapping[tuple[str, int], Observation] = field(default_factory=dict)  # Xids older than our first start
     readings: Mapping[str, Observation] = field(default_factory=dict)  # the last of each GPU
-    before: Mapping[str, Observation] = field(default_factory=dict)  # the one before the last, in the same epoch
-    first: Mapping[str, Observation] = field(default_factory=dict)  # the first of each GPU in its epoch
+    before: Mapping[str, Observation] = field(default_factory=dict)  # the one before the last, if no counter fell
+    first: Mapping[str, Observation] = field(default_factory=dict)  # of each GPU, or since a counter fell
     well: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)  # GPUs found well, and by which values
     suspects: Mapping[str, Observation] = field(default_factory=dict)  # the readings that rules must look at
     cards: Mapping[str, Card] = field(default_factory=dict)  # the node's GPUs, those that are gone too
@@ -70,9 +79,11 @@ class History:
     alive: Mapping[str, Observation] = field(default_factory=dict)  # the last heartbeat of each source
     failed: Mapping[str, Observation] = field(default_factory=dict)  # sources that say they can't see
     heard: Mapping[str, float] = field(default_factory=dict)  # when each source last saw something
-    epochs: Mapping[str, float] = field(default_factory=dict)  # each GPU's last word before its counters began anew
+    epochs: Mapping[str, Epoch] = field(default_factory=dict)  # the last of each GPU
+    fallen: Mapping[str, Collection[str]] = field(default_factory=dict)  # counters that fell in this round
+    loaded: Observation | None = None  # when the kernel last loaded the driver, as its log says
     tallies: Mapping[tuple[str, int], Tally] = field(default_factory=dict)
-    trends: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)  # of each GPU in its epoch, oldest first
+    trends: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)  # since a counter fell, oldest first
     uncorrectable: Mapping[str, Observation] = field(default_factory=dict)  # the last Xid 48 of each GPU
     blames: tuple[Blame, ...] = ()  # the last Xids with a process
     pods: Mapping[int, str] = field(default_factory=dict)  # pid → pod UID, as the last polls had it

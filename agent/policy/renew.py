@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from agent.model import Observation, Signal
+from agent.model import Observation, Signal, Words
 from agent.policy.cards import card_of, given_away
+from agent.policy.epoch import began_anew, counters, fell, sober
 from agent.policy.history import (
     SECOND,
     SECOND_LATE_S,
     TREND,
     UNCORRECTABLE_XID,
     Blame,
+    Epoch,
     History,
     Sample,
     Tally,
@@ -21,8 +23,6 @@ from agent.policy.history import (
     settled,
 )
 
-# Counters that only a driver reload, a GPU reset or a reboot takes back: one that falls is a new epoch.
-_EPOCH_COUNTERS = ("energy_j", "ecc_uncorrected_volatile", "ecc_corrected_volatile", "pcie_replays")
 # One Xid reaches us by the kernel log and by NVML: the same code on the same GPU from the other
 # witness within this many seconds is the same error.
 _SAME_EVENT_S = 5.0
@@ -54,6 +54,8 @@ class _Draft:
         self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
         self._trends, self._blames, self._pods = dict(old.trends), list(old.blames), dict(old.pods)
         self._witnessed, self._incidents = dict(old.witnessed), dict(old.incidents)
+        self._fallen: dict[str, set[str]] = {}
+        self._loaded = old.loaded
 
     def add(self, o: Observation) -> None:
         if o.boot_id and o.boot_id != self._boots.get(o.source):
@@ -92,6 +94,8 @@ class _Draft:
                     self._resets[o.pci] = o
                 if not o.past:
                     self._fresh.append(o)
+                    if o.value == Words.LOADED and o.source == "kmsg":
+                        self._loaded = o
         if o.seq is not None and o.signal is not Signal.ALIVE:
             self._seq = o.seq if self._seq is None else max(self._seq, o.seq)
 
@@ -103,12 +107,15 @@ class _Draft:
             self._pods[pid] = pod
         if card := card_of(o, self._cards.get(o.pci)):
             self._cards[o.pci] = card
+        earlier = self._before.get(o.pci)
         self._before[o.pci] = before or o
         if before is None:
             self._first[o.pci] = o
-        elif any(_fell(before, o, name) for name in _EPOCH_COUNTERS):
+        elif lower := fell(had := counters(before), now := counters(o)):
+            if began_anew(sober(had, counters(earlier)), now, o.seen - before.seen):
+                self._epochs[o.pci] = Epoch(max(old.seen for old in (before, *silent) if old), before, o.seen)
+            self._fallen.setdefault(o.pci, set()).update(lower)
             self._first[o.pci] = o
-            self._epochs[o.pci] = max(old.seen for old in (before, *silent) if old)
             self._before[o.pci] = o
             self._trends[o.pci] = ()  # what fell can't be subtracted from
         self._readings[o.pci] = o
@@ -169,6 +176,8 @@ class _Draft:
             self._failed,
             self._heard,
             self._epochs,
+            self._fallen,
+            self._loaded,
             self._tallies,
             self._trends,
             self._uncorrectable,
@@ -184,8 +193,3 @@ def _pods(reading: Observation) -> Iterator[tuple[int, str]]:
         pid, _, pod = entry.partition("=")
         if pid.isdecimal() and pod:
             yield int(pid), pod
-
-
-def _fell(before: Observation, after: Observation, signal: str) -> bool:
-    old, new = number(before, signal), number(after, signal)
-    return old is not None and new is not None and new < old

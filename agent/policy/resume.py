@@ -23,7 +23,9 @@ def resumed(memory: Memory, text: str | None, now: float, limits: Limits, labels
                           cards={**stored.cards, **old.cards})  # fmt: skip
         faults = {
             # Its evidence is older than whatever this life has read, but for what this life saw of it itself.
-            key: replace(fault, last=memory.faults[key].last if key in memory.faults else 0.0)
+            key: replace(fault, last=mine.last, counters=mine.counters, fell=mine.fell)
+            if (mine := memory.faults.get(key))
+            else replace(fault, last=0.0)
             for key, fault in ((fault.finding.id, fault) for fault in stored.faults)
         }
         memory = Memory(history, {**memory.faults, **faults}, stored.onsets, stored.dismissed)

@@ -69,10 +69,26 @@ def _fault(fault: Fault) -> dict[str, Any]:
         "uuid": fault.uuid,
         "boot_id": fault.boot_id,
         "proved": fault.proved,
-        **({"energy_j": fault.energy_j} if fault.energy_j is not None else {}),
+        **_counters(fault),
+        **({"fell": list(fault.fell)} if fault.fell else {}),
         **({"late": True} if fault.late else {}),
         "seen_by": [[w.source, round(w.at, 3), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
     }
+
+
+def _counters(fault: Fault) -> dict[str, Any]:
+    """The energy apart, where older agents look for it."""
+    others = {name: value for name, value in fault.counters.items() if name != "energy_j"}
+    energy = {"energy_j": fault.counters["energy_j"]} if "energy_j" in fault.counters else {}
+    return {**energy, **({"counters": others} if fault.counters else {})}
+
+
+def _restored(data: Mapping[str, Any]) -> dict[str, float]:
+    """What an older agent stored is the energy alone, which proves nothing."""
+    if "counters" not in data:
+        return {}
+    energy = {"energy_j": data["energy_j"]} if data.get("energy_j") is not None else {}
+    return {str(name): float(value) for name, value in {**energy, **data["counters"]}.items()}
 
 
 @lru_cache(maxsize=2)  # the act loop reads the same several times a round
@@ -140,7 +156,8 @@ def _restore(data: dict[str, Any], now: float) -> Fault:
         boot_id=str(data["boot_id"]),
         confirmed=True,
         proved=bool(data["proved"]),
-        energy_j=None if (energy_j := data.get("energy_j")) is None else float(energy_j),
+        counters=_restored(data),
+        fell=tuple(str(name) for name in data.get("fell", ())),
         late=bool(data.get("late", False)),
         witnesses=seen_by,
     )

@@ -10,15 +10,14 @@ from agent.model import Evidence, Fault, Finding, Observation, Remedy, Severity,
 from agent.policy import relapse
 from agent.policy.correlate import incidents, order, overruled
 from agent.policy.history import SECOND, History, number
-from agent.policy.late import counts_anew, doubted, energy, energy_since
+from agent.policy.late import doubted
 from agent.policy.linked import linked
 from agent.policy.overrides import settle
+from agent.policy.proof import counted, proved, watched
 from agent.policy.renew import renew
 from agent.policy.rules import RULES
 from agent.policy.rules.kernel import ENDS
 from agent.policy.rules.silence import blind
-
-_CURED_BY_REBOOT = (Remedy.NONE, Remedy.RESTART_WORKLOAD, Remedy.RESET_GPU, Remedy.REBOOT_NODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +125,10 @@ def _age(
     clear_s, blind_now = old.finding.clear_s, not _could_be_seen(old, history, unseen, limits)
     if clear_s is None:
         if not old.proved:  # absence proves nothing here, and nothing at all while we are blind
-            proved = not blind_now and _proved_cure(old, history, resets)
-            since = energy_since(old, history)
-            changed = proved or (old.absent_s and not blind_now) or since != old.energy_j
-            absent_s = old.absent_s if blind_now else 0.0
-            return replace(old, absent_s=absent_s, proved=proved, energy_j=since) if changed else old
+            if not blind_now and proved(old, history, resets):
+                return replace(old, absent_s=0.0, proved=True, fell=())
+            old = watched(old, history)
+            return replace(old, absent_s=0.0) if old.absent_s and not blind_now else old
         clear_s = limits.soak_s
     absent_s = old.absent_s + _watched_s(old, was, history.now, limits)
     return None if absent_s >= clear_s and not blind_now else replace(old, absent_s=absent_s)
@@ -175,7 +173,7 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
             uuid=history.uuid(finding.pci),
             boot_id=history.boots.get(finding.witness, history.boot_id),
             confirmed=finding.confirm_s <= 0,
-            energy_j=energy(None, history, finding.pci),
+            counters=counted(None, history, finding.pci),
             witnesses=(finding.evidence,),
         )
     fresh = finding.seen > old.last  # a reading that is judged again is no new evidence
@@ -190,7 +188,8 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
         count=old.count + fresh,
         absent_s=0.0,
         proved=False,
-        energy_j=energy(old, history, finding.pci),
+        counters=counted(old, history, finding.pci),
+        fell=(),
         confirmed=old.confirmed or finding.seen - old.began >= finding.confirm_s,
         witnesses=_joined(old.witnesses, finding.evidence),
     )
@@ -209,42 +208,6 @@ def _also(fault: Fault, evidence: Evidence) -> Fault:
 def _another_card(fault: Fault, history: History) -> bool:
     uuid = history.uuid(fault.finding.pci)
     return bool(fault.uuid and uuid and fault.uuid != uuid)
-
-
-def _proved_cure(fault: Fault, history: History, resets: Mapping[str, tuple[float, float]]) -> bool:
-    """A latched fault is cured by a proved act, never by silence: a reboot, or a reset of this GPU.
-
-    Of GPUs that were reset together each must be well again, and the node's own fault is cured when all of them are.
-    """
-    pci, remedy = fault.finding.pci, fault.finding.remedy
-    along = [gpu for gpu, card in history.cards.items() if card.uuid in resets] if history.uuid(pci) in resets else []
-    gpus = {pci, *along} if pci else set(history.readings)
-    if not gpus or any(not _is_well(gpu, fault.last, history) for gpu in gpus):
-        return False
-    boot_id = history.boots.get("nvml", "")  # by the witness that reads the GPU well again, in that boot
-    rebooted = bool(fault.boot_id and boot_id and fault.boot_id != boot_id)
-    was_reset = all(
-        # What came after the last word before the new counters may have come after the reset.
-        history.epochs.get(gpu, -1.0) >= fault.last
-        or _by_us(gpu, fault, history, resets)
-        or (gpu == pci and counts_anew(fault, history))
-        for gpu in gpus
-    )
-    return (rebooted and remedy in _CURED_BY_REBOOT) or (was_reset and remedy is Remedy.RESET_GPU)
-
-
-def _by_us(pci: str, fault: Fault, history: History, resets: Mapping[str, tuple[float, float]]) -> bool:
-    """A reset of ours ended well after the last evidence and before the last reading, by this node's wall clock."""
-    reset, reading = resets.get(history.uuid(pci)), history.readings.get(pci)
-    return reset is not None and reading is not None and fault.finding.evidence.at < reset[0] and reset[1] < reading.at
-
-
-def _is_well(pci: str, after: float, history: History) -> bool:
-    """The GPU is there and answers again, and the driver asks for nothing."""
-    reading = history.readings.get(pci)
-    if reading is None or reading.seen <= after or pci in history.lost:
-        return False
-    return not number(reading, "recovery_action")
 
 
 def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float, resets: frozenset[str]) -> Verdict:

@@ -29,6 +29,7 @@ _SXID = re.compile(
 )
 _INIT_FAILED = re.compile(rf"NVRM: GPU {_ADDRESS}: (?:RmInitAdapter|rm_init_adapter) failed")
 _SIGN_CHARS = 80  # where the sign stands, and not in what is quoted after it
+_LOADED = re.compile(r"NVRM: loading NVIDIA UNIX \S+ Kernel Module\b")  # "x86_64", or "Open" with "for x86_64" after
 _UVM_FATAL = "uvm encountered global fatal error"
 _API_MISMATCH = "NVRM: API mismatch"
 _NVLINK5 = range(144, 151)
@@ -83,6 +84,9 @@ class Facts:
             return
         if failed := _INIT_FAILED.match(text):
             yield Signal.DRIVER, normalise_pci(failed[1]), Words.INIT_FAILED, {}
+            return
+        if _LOADED.match(text):
+            yield Signal.DRIVER, "", Words.LOADED, {}
             return
         for words, sign in ((Words.UVM_FATAL, _UVM_FATAL), (Words.API_MISMATCH, _API_MISMATCH)):
             if sign in text[:_SIGN_CHARS]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.limits import Limits
-from agent.model import Observation, Remedy, Verdict
+from agent.model import Missing, Observation, Remedy, Verdict
 from agent.policy.aside import released
 from agent.policy.attempts import Attempt, Records, Stage
 from agent.policy.resume import resumed
@@ -72,7 +72,7 @@ def before(**values: Any) -> Verdict:
         ({"energy_j": 900.0, "persistence_mode": 1}, True),
         ({"energy_j": 5100.0, "persistence_mode": 1}, False),  # nobody reset it
         ({"energy_j": 900.0, "persistence_mode": 0}, False),  # it begins anew whenever the last client leaves
-        ({"energy_j": 900.0}, False),
+        ({"energy_j": 900.0, "persistence_mode": Missing.UNREADABLE}, False),
         ({"energy_j": 900.0, "persistence_mode": 1, "recovery_action": 1}, False),
     ],
 )

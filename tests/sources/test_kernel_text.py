@@ -113,6 +113,9 @@ DRIVER = (
      Words.UVM_FATAL),
     ("NVRM: API mismatch: the client has the version 580.95.05, but this kernel module has 570.1.", "",
      Words.API_MISMATCH),
+    ("NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024", "", Words.LOADED),
+    ("[  297.680] NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  525.60.11  Release Build  (dvs-builder@U16)",
+     "", Words.LOADED),
 )  # fmt: skip
 
 
@@ -122,6 +125,8 @@ def test_the_drivers_other_words_are_understood(text: str, pci: str, words: Word
 
 
 FORGED = (
+    "audit: NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.54.15",
+    "NVRM: API NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.54.15",
     'audit: type=1400 audit(1.2:3): apparmor="DENIED" name="/NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off"',
     "x\nNVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.",
     "python[7]: NVRM: GPU 0000:3b:00.0: GPU has fallen off the bus.",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.model import Failure, Observation, Signal, parse_line
+from agent.model import Failure, Observation, Signal, Words, parse_line
 from agent.sources.kmsg import Log, Reader
 
 XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
@@ -62,6 +62,12 @@ def test_user_space_records_are_not_believed_unless_asked_for() -> None:
     assert take(careful, record(1, priority=11)) == []
     assert careful.discarded == 1
     assert len(take(rehearsal, record(1, priority=11))) == 1
+
+
+def test_a_driver_that_user_space_says_was_loaded_is_not_believed_even_in_a_drill() -> None:
+    one, text = reader(), "NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.54.15"
+    assert take(one, record(1, text, priority=12), drill(2, text)) == []
+    assert [(o.signal, o.value) for o in take(one, record(3, text, priority=5))] == [(Signal.DRIVER, Words.LOADED)]
 
 
 def drill(seq: int, text: str = "", priority: int = 12, nonce: str = "0123456789abcdef" * 2) -> bytes:

@@ -36,15 +36,17 @@ API_MISMATCH = Row("api-mismatch", Severity.NOTICE, Remedy.RESTART_WORKLOAD,
                    "a client's NVIDIA library is of another version than the kernel module", "",
                    "notice_clear_s")  # fmt: skip
 ROWS = (*CATALOG.values(), UVM_FATAL, INIT_FAILED, API_MISMATCH)
-_WORDS = {Words.UVM_FATAL: UVM_FATAL, Words.INIT_FAILED: INIT_FAILED, Words.API_MISMATCH: API_MISMATCH}
+_WORDS: Mapping[str, Row] = {
+    Words.UVM_FATAL: UVM_FATAL, Words.INIT_FAILED: INIT_FAILED, Words.API_MISMATCH: API_MISMATCH,
+}  # fmt: skip
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
     for seen in history.fresh:
         if seen.signal is Signal.SXID and isinstance(seen.value, int):
             yield _switch(history, seen, seen.value, limits)
-        elif seen.signal is Signal.DRIVER and seen.value in tuple(Words):
-            yield _WORDS[Words(str(seen.value))].found(seen, limits)
+        elif seen.signal is Signal.DRIVER and (row := _WORDS.get(str(seen.value))):
+            yield row.found(seen, limits)
 
 
 def _switch(history: History, seen: Observation, code: int, limits: Limits) -> Finding:
@@ -61,5 +63,5 @@ def _switch(history: History, seen: Observation, code: int, limits: Limits) -> F
 
 
 def _a_gpu_left(history: History, within_s: float) -> bool:
-    recently = (*(history.first[pci].seen for pci in history.epochs), *(o.seen for o in history.lost.values()))
+    recently = (*(epoch.began for epoch in history.epochs.values()), *(o.seen for o in history.lost.values()))
     return any(history.now - at <= within_s for at in recently)
