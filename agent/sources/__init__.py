@@ -9,12 +9,12 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from agent.model import Failure, Observation, parse_line, printable
+from agent.model import Failure, Observation, Signal, parse_line, printable
 
 _READ_BYTES = 64 * 1024  # a call; the pipe holds the rest back in the source
 _LONGEST_LINE_BYTES = 16 * 1024
 _LONGEST_PAUSE_S = 60.0
-_GOOD_S = 60.0  # a process that spoke well for so long starts the pauses anew
+_GOOD_S = 60.0  # a process that still finishes polls after so long starts the pauses anew
 _STDERR_BYTES = 4096
 _LAST_WORDS_S = 1.0
 
@@ -122,8 +122,8 @@ class Source:
         # A source that only says that it hangs is ended like one that says nothing.
         if any(o.value != Failure.HUNG for o in seen):
             self._spoke = self._last_seen = now
-            if now - self._started > _GOOD_S:
-                self._pause_s, self._trouble = 1.0, ""
+        if any(o.signal is Signal.ALIVE for o in seen) and now - self._started > _GOOD_S:
+            self._pause_s, self._trouble = 1.0, ""
         return tuple(seen)
 
     def close(self, timeout_s: float = 2.0) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,6 +184,29 @@ def test_a_fifo_outlives_its_writers(tmp_path: Path, ended: list[subprocess.Pope
         path.write_bytes(record(seq) + b"\n")
         seen = until(stream, Signal.XID)
         assert (seen.seq, seen.past) == (seq, False)
+
+
+def test_heartbeats_come_in_a_storm_that_never_pauses(tmp_path: Path, ended: list[subprocess.Popen[bytes]]) -> None:
+    path, stop = tmp_path / "log", threading.Event()
+    os.mkfifo(path)
+    process, stream = lines(path)
+    ended.append(process)
+    until(stream, Signal.ALIVE)
+
+    def storm() -> None:
+        numbers = itertools.count(1)
+        with contextlib.suppress(BrokenPipeError), path.open("wb", buffering=0) as log:
+            while not stop.is_set():
+                log.write(b"".join(record(next(numbers)) + b"\n" for _ in range(100)))
+
+    writer = threading.Thread(target=storm)
+    writer.start()
+    try:
+        until(stream, Signal.XID)
+        assert [until(stream, Signal.ALIVE).source for _ in range(3)] == ["kmsg"] * 3
+    finally:
+        stop.set()
+        writer.join(5)
 
 
 def test_a_log_that_is_not_there_is_said_in_one_sentence(tmp_path: Path, ended: list[subprocess.Popen[bytes]]) -> None:

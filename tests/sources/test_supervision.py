@@ -68,6 +68,29 @@ def test_a_native_crash_is_named_and_the_restart_waits_longer_each_time(source: 
     assert 60 in gaps
 
 
+@pytest.mark.parametrize(("signal_", "longest"), [("alive", 1), ("reading", 60)])
+def test_only_a_process_that_finishes_polls_is_soon_started_again(
+    source: list[Source], signal_: str, longest: int
+) -> None:
+    one = made(source, GOOD.replace("alive", signal_), hung_s=600)
+    clock, gaps = time.monotonic(), []
+    for _ in range(9):
+        waited = 0
+        while one.status.pid is None:
+            one.tick(clock)
+            clock, waited = clock + 1, waited + 1
+        gaps.append(waited - 1)
+        clock += 61  # for so long it ran and spoke
+        while one.status.pid is not None:
+            one.read(clock)
+            one.tick(clock + 2)
+            time.sleep(0.002)
+        clock += 2
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == longest
+    assert bool(one.status.trouble)
+
+
 def test_last_words_are_read_before_the_end_is_noticed(source: list[Source]) -> None:
     one = made(source, GOOD * 3)
     assert len(turn(one, lambda: one.status.starts == 1 and one.status.pid is None)) == 3
