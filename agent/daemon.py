@@ -187,7 +187,7 @@ class Daemon:
         why = f"judge: unexpected {type(error).__name__}; please report it"
         if self.snapshot and before and why not in before.blind:
             self._tell(why, error=repr(error), exc_info=True)
-            status = before.status if before.status is Status.UNHEALTHY else Status.UNKNOWN
+            status = Status.UNKNOWN if before.status is Status.HEALTHY else before.status
             self.snapshot = replace(self.snapshot, verdict=replace(before, status=status, blind=(*before.blind, why)))
 
     def _tell_changes(self, before: Verdict | None, verdict: Verdict) -> None:

@@ -244,6 +244,8 @@ class Fault:
 
 
 class Status(StrEnum):
+    """One word for the node: the gravest fault that stands; without one, whether everything is seen."""
+
     HEALTHY = "healthy"
     DEGRADED = "degraded"
     UNHEALTHY = "unhealthy"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from agent.config import Config, Mode
-from agent.model import Fault, Remedy, Severity, Status, Verdict
+from agent.model import Fault, Remedy, Severity, Verdict
 from agent.policy.announce import announcements, camel, plain
 from agent.policy.aside import another, out_by_others, upgrading
 from agent.policy.attempts import Attempt, Records, Stage
@@ -78,7 +78,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     verdict, records, waits = chosen(verdict, world, config, records, local)
     idle = records.idle
     job = running(world) if tainted and not verdict.withdraw else ""
-    stands = verdict.withdraw or (tainted and verdict.status is Status.UNKNOWN)
+    stands = verdict.withdraw or (tainted and bool(verdict.blind))
     withdraw = stands or bool(job)
     acts = verdict.withdraw and config.mode is Mode.EVICT
     moves: tuple[Step, ...] = ()
@@ -174,9 +174,8 @@ def _return(world: World, config: Config, aim: _Aim) -> tuple[Step, ...]:
 
 
 def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Records, records: Records) -> _Aim:
-    bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)
     labels: dict[str, str | None] = {
-        STATE_LABEL: _state(verdict, world, config, bad, records),
+        STATE_LABEL: _state(verdict, world, config, records),
         ERROR_LABEL: "true" if verdict.fatal else None,
         OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
         **operand_labels(world, config.repair, old, records),
@@ -185,7 +184,7 @@ def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Recor
     return _Aim(aimed_taints(verdict, world, config), labels, conditions, stored)
 
 
-def _state(verdict: Verdict, world: World, config: Config, bad: bool, records: Records) -> str:
+def _state(verdict: Verdict, world: World, config: Config, records: Records) -> str:
     if verdict.withdraw:
         tainted = any(t.key == HARD_TAINT for t in world.taints)
         if config.mode is not Mode.EVICT or not tainted or world.pods is None:
@@ -201,7 +200,7 @@ def _state(verdict: Verdict, world: World, config: Config, bad: bool, records: R
         return "validating" if records.live else "unhealthy"
     if records.live:
         return "repairing"
-    return "degraded" if bad else str(verdict.status)
+    return str(verdict.status)
 
 
 def _replacement(world: World, config: Config, records: Records) -> tuple[Condition, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent.config import Budget, Config, Mode
-from agent.model import Severity, Status, Verdict
+from agent.model import Severity, Verdict
 from agent.policy.budget import allowed, free_slot, given, needed
 from agent.presets import beside_hard, own_taint
 from agent.world import HARD_TAINT, SOFT_TAINT, SlotKind, Step, Taint, TakeSlot, Wait, World
@@ -23,7 +23,8 @@ _FIRM = Taint(SOFT_TAINT, "", "NoSchedule")
 def aimed_taints(verdict: Verdict, world: World, config: Config) -> tuple[Taint, ...]:
     """A hard one is set only once its permit is held; a blind agent leaves what stands."""
     bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)
-    if verdict.status is Status.UNKNOWN and not bad:
+    hard = any(taint.key == HARD_TAINT for taint in world.taints)
+    if verdict.blind and not verdict.withdraw and (hard or not bad):
         return tuple(taint for taint in world.taints if own_taint(taint))
     if config.mode is Mode.OBSERVE or not bad:
         return ()

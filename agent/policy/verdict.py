@@ -219,10 +219,10 @@ def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float, resets: fro
     worst = whole[0].finding.severity if whole else Severity.NOTICE
     if worst is Severity.FATAL:
         status = Status.UNHEALTHY
-    elif blind_now:
-        status = Status.UNKNOWN
+    elif worst is Severity.DEGRADED:
+        status = Status.DEGRADED
     else:
-        status = Status.DEGRADED if worst is Severity.DEGRADED else Status.HEALTHY
+        status = Status.UNKNOWN if blind_now else Status.HEALTHY
     acting = [f.finding.remedy for f in whole if f.finding.severity is worst and worst > Severity.NOTICE]
     return Verdict(
         at=wall,

@@ -188,6 +188,26 @@ def test_blind_keeps_everything_as_it_is() -> None:
     assert now["status"]["conditions"] == before["status"]["conditions"]
 
 
+def test_a_blind_agent_with_a_degraded_fault_keeps_the_hard_taint_and_every_condition() -> None:
+    for mode in Mode:
+        made = cluster()
+        drive(KubeHands(made, "n1", EVICT), fatal())
+        before = node(made)
+        judge = Judge()
+        judge.after(0, reading(), alive())
+        judge.after(1, xid(63))
+        verdict = judge.after(300, xid(63, source="kmsg"))
+        assert (verdict.status, bool(verdict.blind), verdict.withdraw) == (Status.DEGRADED, True, False)
+        config = Config(mode=mode)
+        hands = KubeHands(made, "n1", config)
+        drive(hands, verdict, config)
+        steps = drive(hands, verdict, config)
+        now, told = node(made), {c["type"]: c["status"] for c in node(made)["status"]["conditions"]}
+        assert now["spec"] == before["spec"], mode
+        assert told == {"GpuUnhealthy": "True", "GpuDegraded": "True"}, mode
+        assert [step for step in steps if not isinstance(step, Wait)] == [], "and nothing is written anew"
+
+
 def test_malformed_stored_state_stops_the_agent_and_resets_nothing() -> None:
     for text in ("{", "[]", '{"version":1}', "null"):
         made = cluster()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 from agent.config import Budget, Config, Mode
 from agent.limits import Limits
 from agent.model import Remedy, Status, Verdict
 from agent.policy.plan import plan
-from agent.policy.taints import effect_on
+from agent.policy.taints import aimed_taints, effect_on
 from agent.world import HARD_TAINT, SOFT_TAINT, Local, RefusedError, Taint, TakeSlot, Wait
 from tests.actions.test_kube import MERGE, KubeHands, cluster, drive, fatal, healthy, holders, node, taints
 from tests.actions.test_permits import Clock
@@ -161,3 +162,12 @@ def test_a_node_that_is_cordoned_by_a_person_counts_for_it_too() -> None:
     made("PATCH", "/api/v1/nodes/n3", {"spec": {"unschedulable": True}}, MERGE)
     drive(KubeHands(made, "n1", config()), degraded(), config())
     assert borne(made) == [SOFT]
+
+
+def test_a_blind_agent_aims_at_no_weaker_taint_than_the_hard_one_that_stands() -> None:
+    made = cluster(*NODES)
+    hands = KubeHands(made, "n1", config())
+    drive(hands, fatal(), config())
+    world, blind = hands.look(closely=True), ("nvml: no poll finished for over 60 s",)
+    assert aimed_taints(replace(degraded(), blind=blind), world, config()) == world.taints
+    assert aimed_taints(degraded(), world, config()) == (Taint(SOFT_TAINT, "", "NoSchedule"),)
