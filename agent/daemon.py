@@ -169,6 +169,7 @@ class Daemon:
             verdict.remedy,
             tuple((f.finding.id, f.finding.severity) for f in verdict.faults),
             verdict.boot_id,
+            bool(verdict.blind),
         )
         if self._recorder:  # before a plan is made of it: a replay reads the lines in this order
             self._recorder.judged(now, wall, seen, orders, verdict)
@@ -205,7 +206,7 @@ class Daemon:
         if why != self._second:
             self._second = why
             self._tell("the second witness can't see" if why else "the second witness sees", source=SECOND, why=why)
-        if before is None or before.status is not verdict.status or before.blind[:1] != verdict.blind[:1]:
+        if before is None or before.status is not verdict.status or before.blind != verdict.blind:
             self._tell("status", status=str(verdict.status), blind=list(verdict.blind))
 
     def _show(self, verdict: Verdict, now: float) -> Snapshot:

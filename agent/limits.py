@@ -43,7 +43,7 @@ class Limits(Section):
     overrides: tuple[Override, ...] = ()  # other opinions on single rules
 
     silent_s: Seconds = 60
-    """A source that said nothing for this long is blind (and for three times as long, degraded)."""
+    """A source that finished no poll, or a GPU that was not read, for so long is unknown; for three times, degraded."""
     missing_confirm_s: Seconds = 60
     """How long a GPU must be missing from NVML's enumeration: driver roll-outs pass sooner."""
     temperature_confirm_s: Seconds = 60  # how long a GPU must be too hot before it counts

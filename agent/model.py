@@ -260,7 +260,7 @@ class Verdict:
     status: Status
     remedy: Remedy
     faults: tuple[Fault, ...] = ()
-    blind: tuple[str, ...] = ()  # sources that should speak and don't, with the reason
+    blind: tuple[str, ...] = ()  # sources that should speak and don't, GPUs that aren't read, each with the reason
     boot_id: str = ""
     kernel_seq: int | None = None  # the last kernel record that this verdict has taken in
     standing: tuple[Fault, ...] = ()  # the same faults before any was joined to another: what a restart must know

@@ -98,7 +98,7 @@ def _sentence(state: Mapping[str, Any]) -> str:
     severity, word = ("fatal", "broken") if status == "unhealthy" else ("degraded", "degraded")
     worst = _worst(state)
     bad = sum(one == severity for one in worst.values())
-    known = len(state.get("gpus", {}).keys() | worst.keys())
+    known = len(state.get("gpus", {}).keys() | worst.keys() | _unread(state))
     broken = f"{bad} of {known} GPUs {'is' if bad == 1 else 'are'} {word}." if bad else f"The node itself is {word}."
     if status == "degraded":
         return f"{broken} Running pods stay{_NEW_PODS.get(str(state.get('degraded_effect')), '')}."
@@ -139,10 +139,11 @@ def _fault(fault: Mapping[str, Any], gpus: Mapping[str, Any]) -> str:
 def _gpus(state: Mapping[str, Any]) -> str:
     gpus, worst = state.get("gpus", {}), _worst(state)
     uuids = {fault["pci"]: fault["uuid"] for fault in state["faults"]}
-    rows = []
-    for pci in sorted(gpus.keys() | worst.keys()):
+    rows, unread = [], _unread(state)
+    sourceless = len(state.get("blind", ())) > len(unread)  # what is said of one GPU says nothing of another
+    for pci in sorted(gpus.keys() | worst.keys() | unread):
         values = gpus.get(pci, {})
-        severity = worst.get(pci, "unknown" if state.get("blind") or pci not in gpus else "healthy")
+        severity = worst.get(pci, "unknown" if sourceless or pci not in gpus else "healthy")
         shown = _STATE_OF.get(severity, severity)
         said = "" if pci in gpus else " does not answer"
         cells = "".join(
@@ -202,6 +203,12 @@ def _worst(state: Mapping[str, Any]) -> dict[str, str]:
         if fault["pci"] and _RANK[fault["severity"]] >= _RANK[worst.get(fault["pci"], "healthy")]:
             worst[fault["pci"]] = fault["severity"]
     return worst
+
+
+def _unread(state: Mapping[str, Any]) -> set[str]:
+    """The GPUs that are blind spots of their own, as the verdict names them."""
+    named = (why.partition(": ")[0].partition("GPU ") for why in state.get("blind", ()))
+    return {pci for before, found, pci in named if found and not before}
 
 
 def _gpu_name(pci: str, gpus: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ class Recorder:
         self._lock = threading.Lock()  # the judge's rounds and the act thread's plans
         self._readings: dict[tuple[str, str], Mapping[str, Value]] = {}
         self._orders = Orders()
+        self._blind: tuple[str, ...] = ()
         self._world = ""
         self._judged, self._planned = Decisions(), Decisions()  # each thread has its own
         self.trouble = ""
@@ -43,7 +44,8 @@ class Recorder:
     def judged(self, now: float, wall: float, seen: list[Observation], orders: Orders, verdict: Verdict) -> None:
         """One round of the judge."""
         decision = self._judged.judged(verdict)
-        if not seen and decision is None and orders == self._orders:
+        blind, self._blind = self._blind, verdict.blind
+        if not seen and decision is None and orders == self._orders and blind == verdict.blind:
             return
         line: dict[str, Any] = {"t": now, "wall": wall, **self._new(orders)}
         if seen:

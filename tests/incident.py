@@ -8,7 +8,8 @@ Each step of the timeline has ``at`` (seconds) and any of:
   xid {gpu: code} by NVML's event · dcgm {gpu: [codes that its health check names], node: [...]} ·
   dcgm_xid {gpu: code} by DCGM's history, and in its health check for ever · dcgm_set {gpu: {signal: value}} ·
   dcgm_drops [gpus] · lost [gpus] · needs_reset [gpus] · back [gpus] · missing {gpu: driver} ·
-  forgotten [gpus that NVML lists no more as missing] · silent [sources] · speaks [sources] ·
+  forgotten [gpus that NVML lists no more as missing] · unread [gpus of which its polls say nothing, until back] ·
+  stops_at the gpu at which NVML's polls end, or null · silent [sources] · speaks [sources] ·
   failed {source: failure} · boot id · reset [gpus] · card {gpu: uuid} ·
   clock seconds to jump · restart true · dismiss [ids]
   expect: status, remedy, faults {id: severity} (all that stand), never_withdrawn (up to here), doubts
@@ -96,6 +97,8 @@ class Machine:
         self.needs_reset: set[int] = set()
         self.missing: dict[int, str] = {}
         self.forgotten: set[int] = set()
+        self.unread: set[int] = set()
+        self.stops_at: int | None = None
         self.silent: set[str] = set()
         self.failed: dict[str, str] = {}
         self.dismissed: frozenset[str] = frozenset()
@@ -125,6 +128,8 @@ class Machine:
     def _said(self) -> Iterator[Observation]:
         for source in self.sources:
             if source in self.failed:
+                if source == "nvml" and self.stops_at is not None:
+                    yield from self._heard(source)
                 failure = Failure(self.failed[source])
                 yield Observation(0, source, Signal.FAILED, value=failure, raw=f"{source}: {failure}")
             elif source not in self.silent:
@@ -139,6 +144,10 @@ class Machine:
             return
         here = [i for i in self.values if i not in self.missing]
         for i in here:
+            if i == self.stops_at:
+                return
+            if i in self.unread:
+                continue
             if not isinstance(used := self.values[i]["energy_j"], Missing):
                 self.values[i]["energy_j"] = float(str(used)) + 1
             if i in self.needs_reset:
@@ -185,8 +194,11 @@ class Machine:
         self.lost = (self.lost | set(step.get("lost", ()))) - set(step.get("back", ()))
         for gpu in step.get("back", ()):
             self.missing.pop(gpu, None)
+            self.unread.discard(gpu)
         self.missing.update(step.get("missing") or {})
         self.forgotten |= set(step.get("forgotten", ()))
+        self.unread |= set(step.get("unread", ()))
+        self.stops_at = step.get("stops_at", self.stops_at)
         self.silent = (self.silent | set(step.get("silent", ()))) - set(step.get("speaks", ()))
         for source in step.get("speaks", ()):
             self.failed.pop(source, None)

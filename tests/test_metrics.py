@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
+from agent.actions.kube import KubeHands
+from agent.config import Config
+from agent.limits import Limits
 from agent.metrics import families
 from agent.model import Missing
 from agent.snapshot import PermitsView, Snapshot, SourceView
+from agent.state import state
 from agent.world import On, SlotKind, Wait
+from tests.actions.test_kube import cluster, drive, node
 from tests.observe import GPU, OTHER, Judge, alive, lost, reading, xid
 
 GOLDEN = Path(__file__).parent / "metrics.golden"
@@ -79,3 +86,21 @@ def test_a_gpu_that_is_gone_leaves_no_series() -> None:
     shot = snapshot()
     assert OTHER in render(shot)
     assert OTHER not in render(replace(shot, readings={GPU: shot.readings[GPU]}))
+
+
+@pytest.mark.parametrize("code", [None, 109, 63, 79])
+@pytest.mark.parametrize("silence", ["", "node", "GPU"])
+def test_state_metric_and_label_say_the_same_word(code: int | None, silence: str) -> None:
+    judge = Judge()
+    judge.after(0, reading(), reading(OTHER), alive())
+    for _ in range(5 if silence else 1):
+        polled = () if silence == "node" else (reading(), *(() if silence else (reading(OTHER),)), alive())
+        verdict = judge.after(20, *polled, *((xid(code, source="kmsg"),) if code else ()))
+    shot = Snapshot("n1", "observe", verdict)
+    made, observe = cluster(), Config()
+    drive(KubeHands(made, "n1", observe), verdict, observe)
+    (metric,) = re.findall(r'gpu_health_status{node="n1",status="(\w+)"} 1.0', render(shot))
+    label = node(made)["metadata"]["labels"]["gpu-health-agent/state"]
+    grave = {63: "degraded", 109: "degraded" if silence else None, 79: "unhealthy"}
+    word = grave.get(code or 0) or ("unknown" if silence else "healthy")
+    assert (state(shot, Limits())["status"], metric, label) == (word, word, word)

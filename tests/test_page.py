@@ -101,6 +101,16 @@ def test_blind_is_never_shown_as_healthy() -> None:
     assert "✓ healthy" not in text
 
 
+def test_one_gpu_that_is_not_read_is_unknown_and_makes_no_other_unknown() -> None:
+    said = healthy()
+    said |= {"status": str(Status.UNKNOWN), "blind": [f"GPU {OTHER}: not read for over 60 s"]}
+    del said["gpus"][OTHER]
+    text = words(seen(said))
+    assert f"0 {GPU} ✓ healthy" in text
+    assert f"n/a {OTHER} ? unknown does not answer" in text
+    assert f"Blind: GPU {OTHER}: not read for over 60 s." in text
+
+
 def test_a_witness_that_is_not_needed_is_absent_and_one_that_is_blind() -> None:
     said = told()  # its source kmsg is down
     assert "• absent kmsg gone" in words(seen(said))

@@ -20,13 +20,13 @@ from agent.config import Config
 from agent.daemon import Daemon
 from agent.model import Status
 from agent.policy.verdict import Memory, Orders, judge
-from agent.recording import Planned, Recorder, Recording
+from agent.recording import Planned, Recorder, Recording, Round
 from agent.replay import replay
 from agent.sources.commands import supervisor
 from agent.sources.simulated import inject
 from agent.world import GiveSlot, Local, SlotKind, World
 from tests.incident import CARDS
-from tests.observe import Judge, alive, reading
+from tests.observe import Judge, alive, reading, xid
 
 LOST = "NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus."
 APP = "NVRM: Xid (PCI:0000:43:00): 31, pid=7, name=python, MMU Fault"
@@ -183,3 +183,16 @@ def test_who_held_which_gpu_is_recorded_with_the_plan_that_looked_at_it(tmp_path
     (entry,) = Recording.open(iter(path.read_text().splitlines()))
     assert isinstance(entry, Planned)
     assert entry.local.holders == {"a/train": ["GPU-1"], "a/other": None}
+
+
+def test_a_round_in_which_the_agent_turned_blind_is_recorded_though_nothing_came(tmp_path: Path) -> None:
+    recorder, one = Recorder(tmp_path / "recording", Config(), "n", ("nvml",)), Judge()
+    polled = (reading(), alive(), xid(63))
+    verdicts = [one.after(0, *polled), *(one.after(20) for _ in range(5))]
+    assert len({verdict.status for verdict in verdicts}) == 1
+    for number, verdict in enumerate(verdicts):
+        recorder.judged(verdict.at, verdict.at, list(polled) if number == 0 else [], Orders(), verdict)
+    recorder.close()
+    rounds = [one for one in Recording.open(iter((tmp_path / "recording").read_text().splitlines())) if one]
+    blind = next(verdict for verdict in verdicts if verdict.blind)
+    assert [one.t for one in rounds if isinstance(one, Round)] == [verdicts[0].at, blind.at]

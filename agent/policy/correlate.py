@@ -24,10 +24,12 @@ _EXPLAINED_BY = {
     "xid-171": ("xid-48",),
     "xid-172": ("xid-48",),
     "driver-hung": ("nvml-silent",),
+    "gpu-silent": ("xid-79", "gpu-lost", "gpu-missing", "gpu-reset-required"),
     **dcgm.EXPLAINED_BY,
 }
 # These follow from almost anything: the worst fault of the GPU explains them.
 _FOLLOW_ANY = (RECOVERY.rule, "gpu-reset-required")
+_EXPLAIN_NONE = (*_FOLLOW_ANY, "gpu-silent")
 
 
 def overruled(faults: Mapping[str, Fault], history: History) -> dict[str, Fault]:
@@ -86,7 +88,7 @@ def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:
             other
             for other in by_id.values()
             if other.finding.pci == finding.pci
-            and other.finding.rule not in _FOLLOW_ANY
+            and other.finding.rule not in _EXPLAIN_NONE
             and other.finding.severity > Severity.NOTICE
             and not other.finding.drill  # explains nothing that is real
             and (other.finding.rule.startswith(("xid-", "gpu-", "ecc-")))

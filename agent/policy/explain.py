@@ -59,7 +59,7 @@ ADVICE = {
     **dict.fromkeys(("pcie-width", "pcie-replays", "pcie-fatal-errors", "gpu-count"), _SLOT),
     **dict.fromkeys(("nvlink-down", "nvlink-errors", "nvlink-crc", "nvlink-recovery-failed", "nvlink-ber"), _LINKS),
     **dict.fromkeys(("fabric-state", "fabric-health"), _FABRIC),
-    **dict.fromkeys(("nvml-silent", "kmsg-silent"), _PROBE),
+    **dict.fromkeys(("nvml-silent", "gpu-silent", "kmsg-silent"), _PROBE),
     **dict.fromkeys(("dcgm-dropped", "dcgm-disagrees"), _COMPARE),
     "dcgm-silent": _ENGINE,
     "dcgm-elsewhere": _ADDRESS,

@@ -65,13 +65,14 @@ class _Draft:
         if o.signal is Signal.FAILED:
             self._failed[o.source] = o
             return
-        self._failed.pop(o.source, None)
-        self._heard[o.source] = o.seen
+        self._heard.setdefault(o.source, o.seen)
         if o.source == SECOND and o.signal in (Signal.XID, Signal.SXID) and elsewhere(self._readings, self._witnessed):
             return  # of another node
         match o.signal:
-            case Signal.ALIVE:
+            case Signal.ALIVE:  # only a whole poll is one: a library that crashes at GPU 4 has read those before it
                 self._alive[o.source] = o
+                self._heard[o.source] = o.seen
+                self._failed.pop(o.source, None)
                 for pci in given_away(o):
                     self._cards.pop(pci, None)
                 if self._seq is None and o.source == "kmsg":

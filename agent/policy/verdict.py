@@ -17,7 +17,7 @@ from agent.policy.proof import counted, proved, watched
 from agent.policy.renew import renew
 from agent.policy.rules import RULES
 from agent.policy.rules.kernel import ENDS
-from agent.policy.rules.silence import blind
+from agent.policy.rules.silence import blind, read_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,8 @@ def _watched_s(fault: Fault, was: History, now: float, limits: Limits) -> float:
         if finding.witness in was.failed:
             return 0.0
         until = min(until, was.heard.get(finding.witness, 0.0) + limits.silent_s)
+    if finding.witness == "nvml":
+        until = min(until, read_until(was, finding.pci, limits.silent_s))
     if finding.signals and finding.pci:
         reading = was.readings.get(finding.pci)
         if reading is None or finding.pci in was.lost or any(number(reading, s) is None for s in finding.signals):
@@ -154,6 +156,8 @@ def _could_be_seen(fault: Fault, history: History, unseen: Mapping[str, str], li
     """Whether the fault would show if it still were: its witness speaks, and the GPU gives the very readings."""
     finding = fault.finding
     if finding.witness in unseen:
+        return False
+    if finding.witness == "nvml" and history.now > read_until(history, finding.pci, limits.silent_s):
         return False
     if not (finding.signals and finding.pci):
         return True

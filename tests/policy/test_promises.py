@@ -53,7 +53,7 @@ def healthy() -> list[Observation]:
 
 def told(verdict: Verdict) -> tuple[object, ...]:
     faults = [(f.finding.id, f.finding.severity, f.finding.remedy) for f in verdict.faults]
-    return (verdict.status, verdict.remedy, sorted(faults))
+    return (verdict.status, verdict.remedy, verdict.blind, sorted(faults))
 
 
 @EXAMPLES

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from agent.limits import Limits
-from agent.model import Missing, Observation, Remedy, Severity, Signal, Status
+from agent.model import Failure, Missing, Observation, Remedy, Severity, Signal, Status
 from agent.policy.attempts import Records
+from agent.policy.resume import resumed
 from agent.policy.stored import dump, load
 from agent.policy.verdict import Memory
 from tests.observe import GPU, OTHER, Judge, alive, ids, lost, reading, xid
@@ -265,3 +266,59 @@ def test_a_node_is_healthy_only_when_every_gpu_was_read_once() -> None:
     judge = Judge()
     assert judge.after(0, reading()).status is Status.UNKNOWN, "the first poll isn't over"
     assert judge.after(1, reading(OTHER), alive()).status is Status.HEALTHY
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["crash", "hang"])
+def test_readings_before_the_gpu_at_which_every_poll_ends_are_no_poll(hangs: bool) -> None:
+    """A source that is started anew each minute, reads GPUs 0 to 3, and dies or hangs at GPU 4."""
+    judge, gpus = Judge(), [f"0000:{bus}:00.0" for bus in range(10, 18)]
+    hung = [Observation(0, "nvml", Signal.FAILED, value=Failure.HUNG, raw="reading name of GPU 4")] if hangs else []
+    assert judge.after(0, *map(reading, gpus), alive()).status is Status.HEALTHY
+    verdicts = [judge.after(60, *map(reading, gpus[:4]), *hung) for _ in range(10)]
+    assert [str(verdict.status) for verdict in verdicts[1:]] == ["unknown"] * 2 + ["degraded"] * 7
+    assert all(verdict.blind for verdict in verdicts[1:])
+    assert ids(verdicts[-1]) == ["driver-hung@node" if hangs else "nvml-silent@node"]
+    assert judge.after(60, *map(reading, gpus), alive()).status is Status.HEALTHY
+
+
+def test_events_between_two_heartbeats_renew_nothing() -> None:
+    judge = Judge(expected=("nvml", "kmsg"))
+    judge.after(0, reading(), alive(), alive("kmsg"))
+    for _ in range(10):
+        verdict = judge.after(20, reading(), alive(), xid(13, source="kmsg"))
+    assert verdict.blind == ("kmsg: no poll finished for over 60 s",)
+    assert "kmsg-silent@node" in ids(verdict)
+    for _ in range(10):
+        verdict = judge.after(20, reading(), alive("kmsg"), xid(13))
+    assert verdict.blind == ("nvml: no poll finished for over 60 s",)
+    assert "nvml-silent@node" in ids(verdict)
+
+
+def test_a_gpu_that_is_not_read_is_named_in_words_that_stay_the_same() -> None:
+    judge = Judge()
+    judge.after(0, reading(), reading(OTHER), alive())
+    judge.each_poll(90, reading(OTHER), alive())
+    said = {judge.after(5, reading(OTHER), alive()).blind for _ in range(10)}
+    assert said == {(f"GPU {GPU}: not read for over 60 s",)}
+    verdicts = [judge.after(5, reading(OTHER), alive()) for _ in range(20)]
+    assert {fault.finding.message for fault in verdicts[-1].faults} == {
+        "NVML's polls finish without this GPU for over 180 s"
+    }
+    assert len({dump(verdict, 1, 0, Records()) for verdict in verdicts[-8:]}) == 1, "nothing is stored anew"
+
+
+def test_a_gpu_that_was_never_read_in_this_life_is_missed_as_the_node_knows_it() -> None:
+    judge = Judge()
+    stored = dump(judge.after(0, reading(), reading(OTHER), alive()), 1, 0, Records())
+    judge.memory = resumed(Memory(), stored, judge.now, judge.limits, {})
+    assert judge.each_poll(55, reading(OTHER), alive()).status is Status.HEALTHY
+    assert judge.each_poll(15, reading(OTHER), alive()).status is Status.UNKNOWN
+    assert ids(judge.each_poll(180, reading(OTHER), alive())) == [f"gpu-silent@{GPU}"]
+
+
+def test_without_nvml_no_gpu_is_silent() -> None:
+    judge = Judge(expected=("kmsg",))
+    stored = dump(Judge().after(0, reading(), alive()), 1, 0, Records())
+    judge.memory = resumed(Memory(), stored, judge.now, judge.limits, {})
+    verdict = judge.each_poll(600, alive("kmsg"))
+    assert (verdict.status, verdict.blind) == (Status.HEALTHY, ())
