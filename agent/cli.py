@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from agent import __version__, log
+from agent import __version__
 from agent.arguments import USAGE, parser
-from agent.config import Config, ConfigError, load
-from agent.world import CredentialsError, Hands, RefusedError, UnreachableError
+from agent.config.settings import Config, ConfigError, load
+from agent.model.world import CredentialsError, Hands, RefusedError, UnreachableError
+from agent.runtime import log
 
 _CONFIG, _NOT_NOW, _FAILED = 78, 75, 1
 _SWITCH_S = 0.0005
@@ -39,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from agent.acting import Actor
-    from agent.checkup import Checkup
-    from agent.daemon import Daemon, serve
-    from agent.recording import recorder
-    from agent.sources.commands import names, supervisor
-    from agent.sources.remote import Remote
-    from agent.sources.supervisor import Sources
+    from agent.recording.recording import recorder
+    from agent.runtime.actor import Actor
+    from agent.runtime.daemon import Daemon, serve
+    from agent.runtime.diag_runner import Checkup
+    from agent.sources.process.command_lines import names, supervisor
+    from agent.sources.process.remote import Remote
+    from agent.sources.process.supervisor import Sources
 
     config = configured(arguments.config)
     node = arguments.node or config.node or os.environ.get("NODE_NAME")
@@ -74,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _sources(arguments: argparse.Namespace) -> int:
     """Becomes a process without this one's libraries: it runs on each node for the sake of nothing but the sources."""
-    from agent.sources.commands import commands, diagnosis, hung_s
+    from agent.sources.process.command_lines import commands, diagnosis, hung_s
 
     config, directory = _simulation(arguments, configured(arguments.config))
     if directory:
@@ -83,12 +84,12 @@ def _sources(arguments: argparse.Namespace) -> int:
              "commands": json.dumps(commands(config, directory)),
              "diagnosis": json.dumps(diagnosis(config))}  # fmt: skip
     options = [text for name, fact in facts.items() for text in (f"--{name}", str(fact))]
-    os.execv(sys.executable, [sys.executable, "-m", "agent.sources.serving", *options])  # noqa: S606 - this very Python
+    os.execv(sys.executable, [sys.executable, "-m", "agent.sources.process.serving", *options])  # noqa: S606 - this very Python
 
 
 def _simulation(arguments: argparse.Namespace, config: Config) -> tuple[Config, Path | None]:
     """The configuration with simulated GPUs, if any; an unknown scenario is said before anything starts."""
-    from agent.sources.scenario import load_scenario
+    from agent.simulation.scenario import load_scenario
 
     scenario = arguments.simulate or config.sources.simulated.scenario
     if not scenario:
@@ -126,7 +127,7 @@ def _stop_on_signals() -> threading.Event:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from agent.check import check, in_words
+    from agent.commands.check import check, in_words
 
     state = check(configured(arguments.config))
     if arguments.json:
@@ -137,7 +138,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from agent.explain import in_words, recorded, running, stored
+    from agent.commands.explain import in_words, recorded, running, stored
 
     config = configured(arguments.config)
     if arguments.node:
@@ -158,7 +159,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 def _policy(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from agent.policy.effective import entries, markdown, table
+    from agent.diagnosis.effective import entries, markdown, table
 
     labels = dict(label.partition("=")[::2] for label in arguments.node_label)
     listed = list(entries(configured(arguments.config).policy, arguments.gpu_model, labels))
@@ -170,8 +171,8 @@ def _policy(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from agent.replay import replay
-    from agent.sources.scenario import PROFILES
+    from agent.commands.replay import replay
+    from agent.simulation.scenario import PROFILES
 
     if arguments.profile not in PROFILES:
         raise ValueError(f"--profile: {arguments.profile!r} is none of {', '.join(PROFILES)}")
@@ -190,7 +191,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 def configured(path: str | None) -> Config:
     """The configuration file, its overrides checked against the rules that there are."""
-    from agent.policy.effective import wrong_override
+    from agent.diagnosis.effective import wrong_override
 
     config = load(path)
     if wrong := wrong_override(config.policy):
@@ -199,7 +200,7 @@ def configured(path: str | None) -> Config:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from agent.simulate import simulate
+    from agent.commands.simulate import simulate
 
     if bool(arguments.kubeconfig) != bool(arguments.node):
         raise ValueError("--kubeconfig and --node go together: name both, or neither for the embedded cluster")
@@ -221,7 +222,7 @@ def _stage(kubeconfig: str, node: str, config: Config) -> Hands:
 
 
 def _inject(arguments: argparse.Namespace) -> int:
-    from agent.sources.simulated import inject
+    from agent.simulation.simulated import inject
 
     fields = ("gpu", "xid", "pid", "temperature", "ecc_uncorrected", "lost", "recovery_action", "hang", "process",
               "kernel", "clear")  # fmt: skip
@@ -237,9 +238,9 @@ def _inject(arguments: argparse.Namespace) -> int:
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
-    from agent.check import check
-    from agent.diagnose import RefusedDiagnosisError, chosen, diagnose, on_terminal, refusal, uuids, withdrawn
-    from agent.sources.diagnosing import UndiagnosedError
+    from agent.commands.check import check
+    from agent.commands.diagnose import RefusedDiagnosisError, chosen, diagnose, on_terminal, refusal, uuids, withdrawn
+    from agent.sources.dcgm.diag_process import UndiagnosedError
 
     config = configured(arguments.config)
     state = check(config)
@@ -260,7 +261,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 def _release(arguments: argparse.Namespace) -> int:
     from agent.actions.api import connect
-    from agent.actions.release import release
+    from agent.actions.removal import release
 
     config = configured(arguments.config)
     for sentence in release(connect(arguments.kubeconfig), config.budget.namespace, arguments.node):
@@ -269,7 +270,7 @@ def _release(arguments: argparse.Namespace) -> int:
 
 
 def _drill(arguments: argparse.Namespace) -> int:
-    from agent.drill.command import drill
+    from agent.commands.drill import drill
 
     return drill(arguments)
 

@@ -18,7 +18,7 @@ _WAITING = (
         "test_replay.py",
         "test_whichever_call_hangs",
     ),
-    ("test_rehearsal.py", "test_serving.py"),
+    ("test_drill_marks.py", "test_serving.py"),
 )
 
 

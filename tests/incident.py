@@ -26,14 +26,14 @@ from typing import Any
 
 import yaml
 
-from agent.limits import Limits
-from agent.model import Failure, Missing, Observation, Signal, Value, Verdict
-from agent.policy.attempts import Records
-from agent.policy.epoch import COUNTERS
-from agent.policy.resume import resumed
-from agent.policy.stored import dump, load
-from agent.policy.verdict import Memory, Orders, judge
-from agent.sources.kernel_text import Facts
+from agent.config.limits import Limits
+from agent.diagnosis.epoch import COUNTERS
+from agent.diagnosis.judge import Memory, Orders, judge
+from agent.diagnosis.resume import resumed
+from agent.model.observation import Failure, Missing, Observation, Signal, Value, Verdict
+from agent.remediation.records import Records
+from agent.remediation.stored import dump, load
+from agent.sources.kmsg.lines import Facts
 
 FOLDER = Path(__file__).parent / "incidents"
 GPUS = ("0000:1b:00.0", "0000:43:00.0")

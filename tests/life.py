@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.actions.kube import KubeHands
-from agent.actions.pretend import PretendCluster
-from agent.config import Config
-from agent.holding import held
-from agent.model import Failure, Observation, Signal, Value, Verdict, rfc3339
-from agent.policy.aside import released
-from agent.policy.attempts import Records
-from agent.policy.plan import plan
-from agent.policy.repair import resets
-from agent.policy.resume import resumed
-from agent.policy.stored import load
-from agent.policy.verdict import Memory, Orders, judge
-from agent.presets import OPERAND_PAUSED
-from agent.world import HARD_TAINT, Evict, Local, RefusedError, UnreachableError, Wait, World
+from agent.config.settings import Config
+from agent.diagnosis.judge import Memory, Orders, judge
+from agent.diagnosis.resume import resumed
+from agent.model.observation import Failure, Observation, Signal, Value, Verdict, rfc3339
+from agent.model.world import HARD_TAINT, Evict, Local, RefusedError, UnreachableError, Wait, World
+from agent.remediation.other_controllers import released
+from agent.remediation.plan import plan
+from agent.remediation.presets import OPERAND_PAUSED
+from agent.remediation.records import Records
+from agent.remediation.repair import resets
+from agent.remediation.stored import load
+from agent.runtime.pod_gpus import held
+from agent.simulation.in_memory_cluster import PretendCluster
 from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
 
 POLL_S = 10.0  # seldom, for what only waits to cost little

@@ -13,11 +13,11 @@ from typing import get_args
 from prometheus_client.core import CounterMetricFamily
 from pydantic import BaseModel
 
-from agent.config import Config
-from agent.limits import Override
-from agent.metrics import families
-from agent.model import Remedy, Status, Verdict
-from agent.snapshot import Snapshot
+from agent.config.limits import Override
+from agent.config.settings import Config
+from agent.model.observation import Remedy, Status, Verdict
+from agent.status.metrics import families
+from agent.status.snapshot import Snapshot
 
 PATH = Path(__file__).parents[1] / "README.md"
 TEXT = PATH.read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def settings_table() -> str:
 
 
 def settings(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
-    """Each setting's name, default and reason, in the order of agent/config.py."""
+    """Each setting's name, default and reason, in the order of agent/config/settings.py."""
     said = _said(section)
     for name, field in section.model_fields.items():
         inner = field.annotation

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.policy.rules import ROWS
+from agent.diagnosis.rules import ROWS
 from tests.incident import FOLDER, play, read
 
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""Data flows one way: sources → policy → actions; only the wiring sees more than one room."""
+"""The house: a room imports only what stands below it, and pure rooms stay pure."""
 
 from __future__ import annotations
 
@@ -7,34 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "agent"
-WIRING = {
-    "daemon.py",
-    "acting.py",
-    "cli.py",
-    "check.py",
-    "checkup.py",
-    "decisions.py",
-    "diagnose.py",
-    "explain.py",
-    "recording.py",
-    "drill",
-    "rehearsal.py",
-    "replay.py",
-    "simulate.py",
-    "state.py",
-    "view.py",
-    "__main__.py",
-}
-ROOMS = {"sources", "policy", "actions"}
+PURE = ("model", "diagnosis", "remediation")
 IMPURE = {"time", "threading", "socket", "subprocess", "os", "random", "logging", "structlog", "kubernetes", "pynvml"}
 ONLY_IN = {
-    "kubernetes": "actions",
-    "pynvml": "sources",
-    "pydcgm": "sources",
-    "grpc": "sources",
-    "google": "sources",
-    "urllib3": "actions",
-    "websocket": "actions",
+    "kubernetes": ("actions", "drill"),
+    "pynvml": ("sources", "simulation"),
+    "pydcgm": ("sources",),
+    "grpc": ("sources",),
+    "google": ("sources",),
+    "urllib3": ("actions",),
+    "websocket": ("drill",),
+    "structlog": ("runtime",),
+    "prometheus_client": ("status",),
 }
 
 
@@ -47,36 +31,38 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def files() -> list[Path]:
-    return sorted(ROOT.rglob("*.py"))
+    return [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or path.stem == "cli"]
 
 
 def room(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0]
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def test_no_room_imports_another() -> None:
+def test_pure_rooms_have_no_clock_no_thread_and_no_input_or_output() -> None:
     for path in files():
-        if room(path) in WIRING:
-            continue
-        seen = {name.split(".")[1] for name in imports(path) if name.startswith("agent.") and name.count(".")}
-        assert not (seen & ROOMS) - {room(path)}, path
+        if room(path) in PURE:
+            assert not {name.split(".")[0] for name in imports(path)} & IMPURE, path
 
 
-def test_policy_has_no_clock_no_thread_and_no_input_or_output() -> None:
-    for path in (ROOT / "policy").rglob("*.py"):
-        assert not {name.split(".")[0] for name in imports(path)} & IMPURE, path
-
-
-def test_each_outside_library_is_used_in_one_room_only() -> None:
+def test_each_outside_library_is_used_where_it_belongs_only() -> None:
     for path in files():
         for name in imports(path):
             wanted = ONLY_IN.get(name.split(".")[0])
-            assert wanted in (None, room(path)), f"{path} imports {name}"
+            assert wanted is None or room(path) in wanted, f"{path} imports {name}"
+
+
+def test_no_two_files_share_a_name() -> None:
+    """Whoever searches for a file by its name finds one."""
+    seen: dict[str, Path] = {}
+    for path in files():
+        if not path.stem.startswith("__"):
+            assert path.stem not in seen, f"{path} and {seen[path.stem]}"
+            seen[path.stem] = path
 
 
 def test_every_rule_file_is_in_the_index() -> None:
-    index = (ROOT / "policy" / "rules" / "__init__.py").read_text(encoding="utf-8")
-    for path in (ROOT / "policy" / "rules").glob("[!_]*.py"):
+    index = (ROOT / "diagnosis" / "rules" / "__init__.py").read_text(encoding="utf-8")
+    for path in (ROOT / "diagnosis" / "rules").glob("[!_]*.py"):
         assert f"{path.stem}.find" in index, path
 
 

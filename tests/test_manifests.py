@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from agent.arguments import parser
-from agent.config import Config
+from agent.config.settings import Config
 
 BASE = Path(__file__).parents[1] / "daemonset" / "base"
 POD: dict[str, Any] = yaml.safe_load((BASE / "daemonset.yaml").read_text())["spec"]["template"]["spec"]

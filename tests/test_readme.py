@@ -13,9 +13,9 @@ import yaml
 from agent import cli
 from agent.actions.checkpoint import declared
 from agent.arguments import parser
-from agent.config import Config
-from agent.limits import Limits
-from agent.policy.effective import entries, markdown
+from agent.config.limits import Limits
+from agent.config.settings import Config
+from agent.diagnosis.effective import entries, markdown
 from tests.readme import TEXT as README
 from tests.readme import renewed, settings, shell_blocks
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
-from agent.world import Condition, CredentialsError, RefusedError, Taint, UnreachableError
+from agent.model.world import Condition, CredentialsError, RefusedError, Taint, UnreachableError
 
 TIMEOUT_S = 10.0
 JSON = "application/json"

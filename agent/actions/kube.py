@@ -11,13 +11,12 @@ from urllib.parse import quote
 
 from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
+from agent.actions.jobs import Jobs
 from agent.actions.permits import Clock, Permits, Pool
 from agent.actions.pods import Pods, workload
-from agent.actions.repair import Jobs
 from agent.actions.rights import DISMISS_ANNOTATION, DRILL_ANNOTATION, FAULTS_ANNOTATION, needed
-from agent.config import Config
-from agent.presets import own_taint
-from agent.world import (
+from agent.config.settings import Config
+from agent.model.world import (
     HARD_TAINT,
     SOFT_TAINT,
     Announce,
@@ -41,6 +40,7 @@ from agent.world import (
     Wait,
     World,
 )
+from agent.remediation.presets import own_taint
 
 MANAGED_LABEL = "gpu-health-agent/managed"
 _CONFLICT, _GONE, _FORBIDDEN = 409, 404, 403

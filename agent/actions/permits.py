@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import TABLE, Api, ask, taint_of, written_at
-from agent.config import Budget
-from agent.world import OUT_LABEL, PERMIT_VALID_S, RefusedError, Slot, SlotKind
+from agent.config.settings import Budget
+from agent.model.world import OUT_LABEL, PERMIT_VALID_S, RefusedError, Slot, SlotKind
 
 _POOL_LABEL = "gpu-health-agent/pool"
 _KIND_LABEL = "gpu-health-agent/slot"

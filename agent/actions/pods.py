@@ -12,11 +12,11 @@ from urllib.parse import quote
 from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.actions.checkpoint import ANSWER_S, REQUESTED, SAVED, Calls, declared
 from agent.actions.eviction import Evictions, path_of
+from agent.actions.jobs import NODE_LABEL
 from agent.actions.permits import Clock
-from agent.actions.repair import NODE_LABEL
-from agent.config import Config
-from agent.presets import OPERANDS
-from agent.world import HARD_TAINT, Pod, RefusedError
+from agent.config.settings import Config
+from agent.model.world import HARD_TAINT, Pod, RefusedError
+from agent.remediation.presets import OPERANDS
 
 _KEEP = {"gpu-health-agent/do-not-evict": "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute

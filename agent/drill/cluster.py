@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, Api, ask
-from agent.actions.execute import Execute
 from agent.drill.kit import LOAD, MARK, Object
-from agent.rehearsal import valid
-from agent.world import HARD_TAINT, RefusedError, UnreachableError
+from agent.drill.pod_exec import Execute
+from agent.model.world import HARD_TAINT, RefusedError, UnreachableError
+from agent.runtime.drill_marks import valid
 
 _PLURALS = {"ConfigMap": "configmaps", "Deployment": "deployments", "Job": "jobs", "Namespace": "namespaces",
             "PersistentVolumeClaim": "persistentvolumeclaims", "Pod": "pods",

@@ -30,7 +30,7 @@ from agent.drill.outcome import (
 )
 from agent.drill.watch import REPLICAS, Watch
 from agent.drill.withdrawal import SAVED, Withdrawal
-from agent.world import HARD_TAINT
+from agent.model.world import HARD_TAINT
 
 _START_S, _PERMIT_S, _STAGE_S, _RETURN_S = 300.0, 120.0, 300.0, 120.0
 _FIT_S, _CALM_S, _AFTER_S = 60.0, 2.0, 2.0
@@ -255,7 +255,7 @@ class Exercise:
         pod = self._cluster.agent_pods()[node]
         names = [container["name"] for container in pod["spec"]["containers"]]
         container = "sources" if "sources" in names else names[0]
-        command = ["python3", "-m", "agent.sources.marked", "--simulated", *arguments]
+        command = ["python3", "-m", "agent.drill.on_node", "--simulated", *arguments]
         with ThreadPoolExecutor(1) as aside:
             told = aside.submit(self._cluster.run, pod, container, command)
 

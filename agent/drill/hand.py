@@ -22,7 +22,7 @@ def hand(node: str, namespace: str, agent: Object, what: str, arguments: list[st
         "containers": [{
             "name": "drill", "image": container["image"],
             "imagePullPolicy": container.get("imagePullPolicy", "IfNotPresent"),
-            "command": ["python3", "-m", "agent.sources.marked", *arguments],
+            "command": ["python3", "-m", "agent.drill.on_node", *arguments],
             "securityContext": {"privileged": True, "runAsUser": 0, "readOnlyRootFilesystem": True},
             "volumeMounts": [
                 {"name": "kmsg", "mountPath": "/dev/kmsg"},

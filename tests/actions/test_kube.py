@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from agent.actions.kube import KubeHands
-from agent.actions.pretend import PretendCluster
-from agent.config import Budget, Config, Mode
-from agent.model import Remedy, Status, Verdict
-from agent.policy.plan import plan
-from agent.world import Announce, Evict, Local, RefusedError, Retaint, Step, TakeSlot, Wait
+from agent.config.settings import Budget, Config, Mode
+from agent.model.observation import Remedy, Status, Verdict
+from agent.model.world import Announce, Evict, Local, RefusedError, Retaint, Step, TakeSlot, Wait
+from agent.remediation.plan import plan
+from agent.simulation.in_memory_cluster import PretendCluster
 from tests.observe import Judge, alive, lost, reading, xid
 
 EVICT = Config(mode=Mode.EVICT)

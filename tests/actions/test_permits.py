@@ -12,12 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.actions.kube import KubeHands
-from agent.actions.pretend import PretendCluster
-from agent.config import Budget, Config, Mode
-from agent.model import rfc3339
-from agent.policy.budget import free_slot
-from agent.policy.plan import plan
-from agent.world import (
+from agent.config.settings import Budget, Config, Mode
+from agent.model.observation import rfc3339
+from agent.model.world import (
     OUT_LABEL,
     Evict,
     Local,
@@ -31,6 +28,9 @@ from agent.world import (
     Wait,
     World,
 )
+from agent.remediation.budget import free_slot
+from agent.remediation.plan import plan
+from agent.simulation.in_memory_cluster import PretendCluster
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, holders, node, taints
 from tests.observe import START
 

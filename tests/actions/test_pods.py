@@ -13,11 +13,11 @@ import pytest
 
 from agent.actions.checkpoint import declared, post
 from agent.actions.kube import KubeHands
-from agent.actions.pretend import PretendCluster
-from agent.config import Config, Mode
-from agent.model import Verdict
-from agent.policy.plan import plan
-from agent.world import Local, RefusedError, SlotKind, TakeSlot, Wait
+from agent.config.settings import Config, Mode
+from agent.model.observation import Verdict
+from agent.model.world import Local, RefusedError, SlotKind, TakeSlot, Wait
+from agent.remediation.plan import plan
+from agent.simulation.in_memory_cluster import PretendCluster
 from tests.actions.test_kube import MERGE, cluster, drive, fatal, node
 from tests.actions.test_permits import Clock
 from tests.observe import Judge, alive, reading, xid

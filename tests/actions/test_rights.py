@@ -12,11 +12,11 @@ import yaml
 
 from agent.actions import rights
 from agent.actions.kube import KubeHands
-from agent.actions.pretend import PretendCluster
 from agent.actions.rights import RIGHTS, Right, needed
-from agent.policy import plan
-from agent.presets import ASKED, AUTOSCALER_TAINT, NOT_ASKED, OPERANDS
-from agent.world import RefusedError
+from agent.model.world import RefusedError
+from agent.remediation import plan
+from agent.remediation.presets import ASKED, AUTOSCALER_TAINT, NOT_ASKED, OPERANDS
+from agent.simulation.in_memory_cluster import PretendCluster
 from tests.actions.test_kube import EVICT, cluster, drive
 from tests.actions.test_permits import Clock
 from tests.actions.test_pods import annotate, change, config, reset

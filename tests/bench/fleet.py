@@ -8,11 +8,11 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from agent.acting import Actor
 from agent.actions.api import connect
 from agent.actions.kube import KubeHands
-from agent.config import Budget, Config, Mode
-from agent.world import HARD_TAINT
+from agent.config.settings import Budget, Config, Mode
+from agent.model.world import HARD_TAINT
+from agent.runtime.actor import Actor
 from tests.actions.test_kube import fatal
 from tests.cluster.control_plane import ControlPlane
 

@@ -12,13 +12,13 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.config import Config
-from agent.daemon import Daemon, serve
-from agent.model import Missing, Observation, Remedy, Signal, Status, Value, Verdict
-from agent.policy.verdict import Orders
-from agent.recording import Recorder
-from agent.sources.commands import supervisor
-from agent.sources.simulated import inject
+from agent.config.settings import Config
+from agent.diagnosis.judge import Orders
+from agent.model.observation import Missing, Observation, Remedy, Signal, Status, Value, Verdict
+from agent.recording.recording import Recorder
+from agent.runtime.daemon import Daemon, serve
+from agent.simulation.simulated import inject
+from agent.sources.process.command_lines import supervisor
 
 _POLL_S, _DAY_S, _GPUS = 5.0, 86400.0, 8
 _STORM_S, _LINES_A_S = 10, 20_000

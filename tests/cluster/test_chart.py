@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import agent
-from agent.config import Config
+from agent.config.settings import Config
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS
 from tests.cluster.control_plane import ControlPlane, environment

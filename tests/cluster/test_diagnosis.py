@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.sources.simulated_gpu import h100_8
+from agent.simulation.gpu import h100_8
 from tests.cluster.conftest import Site, StartAgent
 from tests.cluster.test_repair import UNHEALTHY, jobs
 from tests.dcgm.standin import Engine, bindings, library

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from agent.actions.api import connect
 from agent.actions.kube import KubeHands
-from agent.config import Budget, Config, Mode
-from agent.policy.plan import plan
-from agent.world import HARD_TAINT, Local, RefusedError, SlotKind, UnreachableError, Wait
+from agent.config.settings import Budget, Config, Mode
+from agent.model.world import HARD_TAINT, Local, RefusedError, SlotKind, UnreachableError, Wait
+from agent.remediation.plan import plan
 from tests.actions.test_kube import drive, fatal, healthy
 from tests.cluster.control_plane import ControlPlane
 

@@ -10,8 +10,8 @@ import pytest
 
 from agent.actions.api import connect
 from agent.actions.kube import KubeHands
-from agent.config import Config
-from agent.world import SOFT_TAINT, RefusedError, Retaint, Taint
+from agent.config.settings import Config
+from agent.model.world import SOFT_TAINT, RefusedError, Retaint, Taint
 from tests.cluster.conftest import Site, StartAgent
 from tests.cluster.control_plane import environment
 from tests.cluster.test_spine import UNHEALTHY, XID_79

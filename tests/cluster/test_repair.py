@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.conftest import AgentProcess, Site, StartAgent
-from tests.sources.test_pods import Kubelet, kubelet, listing
+from tests.sources.kubelet.test_pod_resources import Kubelet, kubelet, listing
 
 UNHEALTHY = "gpu-health-agent/unhealthy"
 NAMESPACE = "gpu-health-agent"

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from agent.config import Config
-from agent.daemon import Daemon
-from agent.model import Status
-from agent.snapshot import Snapshot, SourceView
-from agent.sources.commands import supervisor
-from agent.sources.simulated_gpu import h100_8
+from agent.config.settings import Config
+from agent.model.observation import Status
+from agent.runtime.daemon import Daemon
+from agent.simulation.gpu import h100_8
+from agent.sources.process.command_lines import supervisor
+from agent.status.snapshot import Snapshot, SourceView
 from tests.dcgm.standin import GENERATIONS, Engine
 
 pytestmark = pytest.mark.parametrize("built", GENERATIONS[-1:], indirect=True)

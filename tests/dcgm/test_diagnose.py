@@ -16,14 +16,14 @@ import pytest
 import yaml
 
 from agent import cli
-from agent.config import Config
-from agent.daemon import Daemon, serve
-from agent.diagnose import RefusedDiagnosisError, chosen, refusal, uuids
-from agent.model import Verdict
-from agent.sources.commands import names, supervisor
-from agent.sources.remote import Remote
-from agent.sources.simulated_gpu import h100_8
-from agent.sources.supervisor import Sources
+from agent.commands.diagnose import RefusedDiagnosisError, chosen, refusal, uuids
+from agent.config.settings import Config
+from agent.model.observation import Verdict
+from agent.runtime.daemon import Daemon, serve
+from agent.simulation.gpu import h100_8
+from agent.sources.process.command_lines import names, supervisor
+from agent.sources.process.remote import Remote
+from agent.sources.process.supervisor import Sources
 from tests import waiting
 from tests.dcgm.standin import Engine
 
@@ -35,7 +35,7 @@ IDLE: dict[str, Any] = {"gpus": {A: {"uuid": "GPU-a", "index": 0, "processes": "
 
 
 def diagnosed(engine: Engine, level: int, *gpus: str) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, "-W", "error", "-m", "agent.sources.diagnosis", "--level", str(level)]
+    command = [sys.executable, "-W", "error", "-m", "agent.sources.dcgm.diag", "--level", str(level)]
     done = subprocess.run([*command, *engine.options(), "--gpus", ",".join(gpus)], env=engine.environment(),
                           capture_output=True, text=True)  # fmt: skip
     return done.returncode, json.loads(done.stdout)

@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.acting import Actor
 from agent.actions.kube import KubeHands
-from agent.actions.pretend import PretendCluster
-from agent.checkup import Checkup
-from agent.config import Config
-from agent.daemon import Daemon
-from agent.sources.commands import names, supervisor
-from agent.sources.remote import Remote
-from agent.sources.simulated import inject
-from agent.sources.simulated_gpu import h100_8
-from agent.sources.supervisor import Sources
-from agent.world import HARD_TAINT
+from agent.config.settings import Config
+from agent.model.world import HARD_TAINT
+from agent.runtime.actor import Actor
+from agent.runtime.daemon import Daemon
+from agent.runtime.diag_runner import Checkup
+from agent.simulation.gpu import h100_8
+from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.simulated import inject
+from agent.sources.process.command_lines import names, supervisor
+from agent.sources.process.remote import Remote
+from agent.sources.process.supervisor import Sources
 from tests import waiting
 from tests.dcgm.standin import GENERATIONS, Engine
 

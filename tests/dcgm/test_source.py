@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import ConfigError, load
-from agent.model import Failure, Missing, Observation, Signal
-from agent.sources.dcgm import USUAL, answers
-from agent.sources.dcgm_signals import FIELDS, XID
+from agent.config.settings import ConfigError, load
+from agent.model.observation import Failure, Missing, Observation, Signal
+from agent.sources.dcgm.fields import FIELDS, XID
+from agent.sources.dcgm.poll import USUAL, answers
 from tests.dcgm.standin import Engine, Watched
 
 A, B = "0000:1b:00.0", "0000:43:00.0"
@@ -376,7 +376,7 @@ def test_a_library_that_crashes_takes_this_process_and_no_other(engine: Engine) 
 
 def test_the_bindings_are_found_last_for_they_bring_a_package_named_common(built: tuple[Path, Path]) -> None:
     code = (
-        "import sys, pathlib\nfrom agent.sources.bindings import load\nbefore = list(sys.path)\n"
+        "import sys, pathlib\nfrom agent.sources.dcgm.bindings import load\nbefore = list(sys.path)\n"
         f"load(pathlib.Path({str(built[0])!r}), pathlib.Path({str(built[1])!r}))\n"
         "assert sys.path[:-1] == before, sys.path"
     )

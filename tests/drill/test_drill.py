@@ -22,15 +22,15 @@ from agent.drill.exercise import Exercise
 from agent.drill.hand import finished, hand
 from agent.drill.kit import MARK, Settings, objects
 from agent.drill.load import Window
+from agent.drill.on_node import addresses, record, simulate, write
 from agent.drill.outcome import CRASH, NODE, POD, Outcome, Part, as_json
 from agent.drill.report import page, text
 from agent.drill.withdrawal import Withdrawal
-from agent.model import parse_line
-from agent.rehearsal import valid
-from agent.sources.kmsg import Reader
-from agent.sources.marked import addresses, record, simulate, write
-from agent.sources.scenario import Scenario
-from agent.sources.simulated import Simulation
+from agent.model.observation import parse_line
+from agent.runtime.drill_marks import valid
+from agent.simulation.scenario import Scenario
+from agent.simulation.simulated import Simulation
+from agent.sources.kmsg.follow import Reader
 
 NS, NONCE = "gpu-health-drill", "0123456789abcdef" * 2
 UUIDS = {"GPU-a": "0000:1b:00.0", "GPU-b": "0000:43:00.0"}
@@ -137,7 +137,7 @@ def test_injected_the_fault_goes_through_the_pod_of_that_nodes_agent_while_the_d
     done = exercise._inject("n2", "fault", ["--nonce=x"], lambda: looks.append(time.time()))
     assert done["written"][0]["at"] == 1.5
     assert asked == [("agents", "agent-n2", "sources",
-                      ["python3", "-m", "agent.sources.marked", "--simulated", "--nonce=x"])]  # fmt: skip
+                      ["python3", "-m", "agent.drill.on_node", "--simulated", "--nonce=x"])]  # fmt: skip
     assert looks
 
 

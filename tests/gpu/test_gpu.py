@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.limits import Limits
-from agent.model import Observation, Severity, Signal, normalise_pci, parse_line
-from agent.policy.verdict import Memory, judge
-from agent.sources.nvml import Nvml
+from agent.config.limits import Limits
+from agent.diagnosis.judge import Memory, judge
+from agent.model.observation import Observation, Severity, Signal, normalise_pci, parse_line
+from agent.sources.nvml.session import Nvml
 
 SMI = {"uuid": "uuid", "name": "name", "pcie_max_width": "pcie.link.width.max",
        "ecc_uncorrected_volatile": "ecc.errors.uncorrected.volatile.total",

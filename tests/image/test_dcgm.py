@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.sources.bindings import FOLDERS
+from agent.sources.dcgm.bindings import FOLDERS
 from tests.image.build import BASE, ROOT, base, python_index, storage
 from tests.image.nvidia import CORE, repository
 

@@ -38,7 +38,7 @@ def podman() -> Iterator[Run]:
 
 def test_it_is_built_anew_for_what_it_is_made_of_and_not_for_an_edit_of_the_readme() -> None:
     made_of = {str(path.relative_to(ROOT)) for path in sources()}
-    assert made_of > {"Dockerfile", "pyproject.toml", "LICENSE", "agent/cli.py", "agent/policy/rules/xid.csv"}
+    assert made_of > {"Dockerfile", "pyproject.toml", "LICENSE", "agent/cli.py", "agent/diagnosis/rules/xid.csv"}
     assert not [name for name in made_of if name.startswith(("README", "tests/", "daemonset/"))]
 
 

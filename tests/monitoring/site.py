@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from agent.actions.pretend import PretendCluster
+from agent.simulation.in_memory_cluster import PretendCluster
 
 ROOT = Path(__file__).parents[2]
 LONG_S = 60.0  # for what takes a second on a quiet machine

@@ -15,10 +15,10 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from agent.metrics import families
+from agent.status.metrics import families
 from tests.monitoring.programs import program
 from tests.monitoring.stack import FOLDER
-from tests.test_metrics import snapshot
+from tests.status.test_metrics import snapshot
 
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]

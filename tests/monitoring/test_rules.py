@@ -13,7 +13,7 @@ import yaml
 from tests.monitoring.programs import program
 from tests.monitoring.site import ROOT
 from tests.readme import TEXT, anchors
-from tests.test_metrics import exported
+from tests.status.test_metrics import exported
 
 FOLDER = ROOT / "daemonset" / "monitoring"
 RULES = FOLDER / "rules.yaml"

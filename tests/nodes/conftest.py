@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.sources.simulated_gpu import h100_8
+from agent.simulation.gpu import h100_8
 from tests.image.build import IMAGE, images
 from tests.nodes.rig import Rig, rig
 

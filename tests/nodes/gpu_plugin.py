@@ -15,8 +15,8 @@ from typing import Any
 
 import grpc
 
-from agent.sources.pods import Messages, messages
-from agent.sources.simulated_gpu import h100_8
+from agent.simulation.gpu import h100_8
+from agent.sources.kubelet.pod_resources import Messages, messages
 
 _FOLDER, _SICK = Path("/var/lib/kubelet/device-plugins"), Path("/run/gpu-unhealthy")
 _SERVICE = "/v1beta1.DevicePlugin"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.sources.pods import who_holds
+from agent.sources.kubelet.pod_resources import who_holds
 from tests.nodes.conftest import NAMESPACE, UUIDS, Site, serves
 from tests.readme import shell_blocks
 

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from agent.actions.api import connect
-from agent.actions.execute import executor
 from agent.drill.cluster import Cluster, node_path
-from agent.model import normalise_pci
-from agent.sources.simulated_gpu import h100_8
-from agent.world import RefusedError
+from agent.drill.pod_exec import executor
+from agent.model.observation import normalise_pci
+from agent.model.world import RefusedError
+from agent.simulation.gpu import h100_8
 from tests.nodes.conftest import NAMESPACE, Site
 from tests.nodes.test_end_to_end import HARD, index
 
@@ -39,7 +39,7 @@ def test_an_injected_drill_takes_the_pod_on_its_gpu_and_is_over_with_the_annotat
     cluster.annotate(node_path("n1"), NONCE)
     cards = [f"--card={gpu.uuid}={gpu.pci.lower().removeprefix('0000')}" for gpu in h100_8()]
     said = cluster.run(site.agent("n1"), "sources", [
-        "python3", "-m", "agent.sources.marked", "--simulated", f"--nonce={NONCE}",
+        "python3", "-m", "agent.drill.on_node", "--simulated", f"--nonce={NONCE}",
         f"--pod={site.name}/{pod['metadata']['name']}", *cards,
     ])  # fmt: skip
     (written,) = json.loads(said)["written"]

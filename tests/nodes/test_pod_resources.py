@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from agent.sources.pods import UnaskedError, who_holds
+from agent.sources.kubelet.pod_resources import UnaskedError, who_holds
 from tests.nodes.conftest import UUIDS, Site
 
 

@@ -1,0 +1,91 @@
+"""A remedy's Job: a copy of a suspended CronJob's template, pinned to this node. Only the GPUs' UUIDs vary."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from agent.actions.api import Api, ask
+from agent.actions.rights import OURS, TEMPLATE_LABEL
+from agent.config.settings import Config
+from agent.model.world import Job, RefusedError, StartJob
+
+NODE_LABEL = "gpu-health-agent/node-uid"
+GPUS_ANNOTATION = "gpu-health-agent/gpus"
+_CONFLICT = 409
+_KEPT_S = 7 * 86400
+
+
+class Jobs:
+    """The Jobs that repair this node, as last read."""
+
+    def __init__(self, api: Api, node: str, config: Config) -> None:
+        self._api, self._node, self._repair = api, node, config.repair
+        namespace = quote(config.budget.namespace, safe="")
+        self._path = f"/apis/batch/v1/namespaces/{namespace}"
+
+    @property
+    def configured(self) -> bool:
+        return bool(self._templates or self._repair.request_replacement)
+
+    @property
+    def _templates(self) -> dict[str, str]:
+        """Remedy → its template's name, of those that are configured."""
+        names = ("reset_gpu", "reboot_node", "replace_node", "check")
+        return {name: template for name in names if (template := getattr(self._repair, name))}
+
+    def look(self, uid: str, ended: Mapping[str, tuple[int, float]]) -> tuple[Job, ...]:
+        """Every Job ever made for the Node with this UID. RefusedError, UnreachableError."""
+        if not self._templates:
+            return ()
+        found = ask(self._api, "GET", f"{self._path}/jobs?labelSelector={quote(f'{NODE_LABEL}={uid}')}")
+        return tuple(_job(item, ended) for item in found.get("items", ()))
+
+    def start(self, step: StartJob, uid: str) -> None:
+        """Create it; one that is there already was created by us before a crash."""
+        template = quote(self._templates[step.remedy], safe="")
+        cron_job = ask(self._api, "GET", f"{self._path}/cronjobs/{template}")
+        try:
+            ask(self._api, "POST", f"{self._path}/jobs", self._body(step, uid, cron_job))
+        except RefusedError as refused:
+            if refused.status != _CONFLICT:
+                raise
+
+    def _body(self, step: StartJob, uid: str, cron_job: Mapping[str, Any]) -> dict[str, Any]:
+        template = copy.deepcopy(cron_job["spec"]["jobTemplate"])
+        metadata, spec = template.get("metadata") or {}, template["spec"]
+        of = {TEMPLATE_LABEL: cron_job["metadata"]["name"], NODE_LABEL: uid}
+        labels = {**(metadata.get("labels") or {}), **OURS, **of}
+        # That it ran must not be forgotten before it was read, by an agent that may be down for a while.
+        spec["ttlSecondsAfterFinished"] = max(spec.get("ttlSecondsAfterFinished") or 0, _KEPT_S)
+        limit_s = min(spec.get("activeDeadlineSeconds") or self._repair.deadline_s, self._repair.deadline_s)
+        spec |= {"backoffLimit": 0, "activeDeadlineSeconds": limit_s, "parallelism": 1, "completions": 1}
+        pod = spec["template"]
+        pod["metadata"] = pod.get("metadata") or {}
+        pod["metadata"]["labels"] = {**(pod["metadata"].get("labels") or {}), NODE_LABEL: uid}
+        pod["metadata"]["annotations"] = {
+            **(pod["metadata"].get("annotations") or {}),
+            GPUS_ANNOTATION: ",".join(step.uuids),
+        }
+        pod["spec"] |= {"nodeName": self._node, "restartPolicy": "Never"}
+        return {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": step.name, "labels": labels, "annotations": metadata.get("annotations") or {}},
+            "spec": spec,
+        }
+
+
+def _job(item: Mapping[str, Any], ended: Mapping[str, tuple[int, float]]) -> Job:
+    name, ended_s, said, state = item["metadata"]["name"], 0, "", "active"
+    for condition in (item.get("status") or {}).get("conditions") or ():
+        if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
+            state = "succeeded" if condition["type"] == "Complete" else "failed"
+            said = str(condition.get("message") or condition.get("reason") or "")
+            at = datetime.fromisoformat(condition["lastTransitionTime"])
+            ended_s = max(0, int((datetime.now(UTC) - at).total_seconds()))
+    exit_code, finished_at = ended.get(name, (None, 0.0))
+    return Job(name, state, exit_code, said, ended_s, finished_at)

@@ -1,0 +1,125 @@
+"""Takes everything of ours off the cluster: taints, labels, conditions, annotations and permits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
+from agent.actions.checkpoint import REQUESTED
+from agent.actions.rights import (
+    DISMISS_ANNOTATION,
+    DRILL_ANNOTATION,
+    EKS_CONDITIONS,
+    NODE_ANNOTATIONS,
+    NODE_CONDITIONS,
+    NODE_LABELS,
+    REPAIR_CONDITIONS,
+)
+from agent.model.world import RefusedError
+from agent.remediation.presets import OPERAND_ON, OPERAND_PAUSED, OPERANDS, own_condition, own_taint
+
+_ANNOTATIONS = (*NODE_ANNOTATIONS, DISMISS_ANNOTATION, DRILL_ANNOTATION)
+_CONDITIONS = (*NODE_CONDITIONS, *REPAIR_CONDITIONS)
+_CONFLICT, _TRIES = 409, 5
+
+
+def release(api: Api, namespace: str, node: str | None) -> Iterator[str]:
+    """What was done, a sentence each: the permits last, and all nodes where none is named.
+
+    RefusedError, UnreachableError.
+    """
+    if node is not None:
+        names = [str(ask(api, "GET", f"/api/v1/nodes/{quote(node, safe='')}")["metadata"]["name"])]
+    else:
+        names = list(_touched(api))
+    for name in names:
+        done = _release(api, name)
+        yield f"node {name}: {', '.join(done) or 'nothing of ours'}"
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace, safe='')}/leases"
+    for lease in ask(api, "GET", f"{path}?labelSelector=gpu-health-agent%2Fpool")["items"]:
+        holder = str((lease.get("spec") or {}).get("holderIdentity") or "")
+        if node is None:
+            ask(api, "DELETE", f"{path}/{lease['metadata']['name']}")
+            yield f"permit {lease['metadata']['name']}: removed"
+        elif holder.partition("/")[0] == node:
+            ask(
+                api,
+                "PUT",
+                f"{path}/{lease['metadata']['name']}",
+                {**lease, "spec": {**lease["spec"], "holderIdentity": ""}},
+            )
+            yield f"permit {lease['metadata']['name']}: given back"
+
+
+def _touched(api: Api) -> Iterator[str]:
+    """Every node that bears something of ours; in pages, for a thousand Nodes are 20 MB."""
+    more = ""
+    while True:
+        page = ask(api, "GET", f"/api/v1/nodes?limit=100&continue={quote(more, safe='')}")
+        for node in page["items"]:
+            metadata, conditions = node["metadata"], (node.get("status") or {}).get("conditions") or ()
+            if (
+                any(own_taint(taint_of(t)) for t in node["spec"].get("taints") or ())
+                or any(key in (metadata.get("labels") or {}) for key in NODE_LABELS)
+                or any(key in (metadata.get("annotations") or {}) for key in _ANNOTATIONS)
+                or any(_ours(c) for c in conditions)
+            ):
+                yield str(metadata["name"])
+        more = (page.get("metadata") or {}).get("continue") or ""
+        if not more:
+            return
+
+
+def _release(api: Api, name: str) -> list[str]:
+    path, done = f"/api/v1/nodes/{quote(name, safe='')}", []
+    for tries in range(_TRIES):
+        raw = ask(api, "GET", path)
+        patch = list(_patch(raw))
+        if not patch:
+            break
+        version = {"op": "test", "path": "/metadata/resourceVersion", "value": raw["metadata"]["resourceVersion"]}
+        try:
+            ask(api, "PATCH", path, [version, *patch], JSON_PATCH)
+        except RefusedError as refused:
+            if refused.status != _CONFLICT or tries == _TRIES - 1:
+                raise
+            continue
+        done += [str(one["path"]).rpartition("/")[2].replace("~1", "/") for one in patch]
+        break
+    ours = [c["type"] for c in (raw.get("status") or {}).get("conditions") or () if _ours(c)]
+    if ours:
+        gone = {"status": {"conditions": [{"$patch": "delete", "type": kind} for kind in ours]}}
+        ask(api, "PATCH", f"{path}/status", gone, STRATEGIC_PATCH)
+        done += ours
+    selector = quote(f"spec.nodeName={name}", safe="")
+    for pod in ask(api, "GET", f"/api/v1/pods?fieldSelector={selector}")["items"]:
+        metadata = pod["metadata"]
+        if REQUESTED in (metadata.get("annotations") or {}):
+            body = {"metadata": {"uid": metadata["uid"], "annotations": {REQUESTED: None}}}
+            ask(api, "PATCH", f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}", body, MERGE_PATCH)
+            done.append(f"{REQUESTED} of pod {metadata['namespace']}/{metadata['name']}")
+    return done
+
+
+def _ours(condition: dict[str, Any]) -> bool:
+    kind = condition["type"]
+    return kind in _CONDITIONS or (kind in EKS_CONDITIONS and own_condition(condition_of(condition)))
+
+
+def _patch(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The operations that leave nothing of ours and everything of others."""
+    metadata, taints = raw["metadata"], raw["spec"].get("taints") or []
+    others = [taint for taint in taints if not own_taint(taint_of(taint))]
+    if len(others) < len(taints):
+        path = "/spec/taints"
+        yield {"op": "replace", "path": path, "value": others} if others else {"op": "remove", "path": path}
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    for label in OPERANDS:
+        if labels.get(label) == OPERAND_PAUSED:
+            yield {"op": "replace", "path": f"/metadata/labels/{label.replace('/', '~1')}", "value": OPERAND_ON}
+    for part, there, keys in (("labels", labels, NODE_LABELS), ("annotations", annotations, _ANNOTATIONS)):
+        for key in keys:
+            if key in there:
+                yield {"op": "remove", "path": f"/metadata/{part}/{key.replace('/', '~1')}"}

@@ -1,0 +1,59 @@
+"""One verdict for a person or a script: the running agent's, else one reading of our own."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from agent.commands.explain import running
+from agent.config.settings import Config
+from agent.model.observation import Failure, Observation, Signal, printable
+from agent.runtime.daemon import Daemon
+from agent.sources.process.command_lines import names, supervisor
+from agent.status.state import state
+
+_READ_S = 15.0  # the first poll of eight GPUs without persistence mode takes seconds
+
+
+def check(config: Config) -> dict[str, Any]:
+    """The state as /state has it."""
+    return running(config) or _read(config)
+
+
+def _read(config: Config) -> dict[str, Any]:
+    """Read every source once. There is no second reading to confirm a flag by, so the first one counts."""
+    limits = config.policy.model_copy(update={"flag_confirm_s": 0.0, "temperature_confirm_s": 0.0})
+    config = config.model_copy(update={"policy": limits, "poll_s": 1.0})
+    daemon = Daemon(config, "", None, lambda *_, **__: None, supervisor(config))
+    stop = threading.Event()
+    timer = threading.Timer(_READ_S, stop.set)
+    timer.daemon = True
+    timer.start()
+    # A round that has heard a whole poll of every source, or from each why it can't see, is the verdict. One whose call
+    # hangs may yet come back.
+    spoke: set[str] = set()
+
+    def seen(one: Observation) -> None:
+        if one.signal is Signal.ALIVE or (one.signal is Signal.FAILED and one.value != Failure.HUNG):
+            spoke.add(one.source)
+
+    daemon.seen = seen
+    daemon.judged = lambda _: stop.set() if spoke.issuperset(names(config)) else None
+    daemon.run(stop)
+    timer.cancel()
+    if daemon.snapshot is None:
+        return {"status": "unknown", "gpus": {}, "faults": [], "blind": [], "waits": ["no source spoke in time"]}
+    return state(daemon.snapshot, config.policy)
+
+
+def in_words(state: dict[str, Any]) -> str:
+    lines = [f"{state['status']}: {len(state['gpus'])} GPUs read"]
+    lines += [f"  {f['severity']}: {f['id']}: {f['message']} (remedy {f['remedy']})" for f in state["faults"]]
+    lines += [f"  blind: {why}" for why in state["blind"]]
+    lines += [
+        f"  without {one['name']}: {one['trouble']}"
+        for one in state.get("sources", ())
+        if one["trouble"] and not (one["up"] or any(why.startswith(one["name"]) for why in state["blind"]))
+    ]
+    lines += [f"  waiting: {why}" for why in state["waits"]]
+    return "\n".join(printable(line) for line in lines) + "\n"

@@ -1,0 +1,87 @@
+"""``diagnose``: DCGM's active diagnosis of this node's GPUs, if they are idle and nobody can be disturbed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.config.settings import Config
+from agent.model.world import HARD_TAINT, World
+from agent.sources.dcgm.diag_process import Diagnosing, Progress
+from agent.sources.process.command_lines import diagnosis
+from agent.sources.process.remote import Remote
+
+USUALLY = {1: "seconds", 2: "about 2 minutes", 3: "tens of minutes", 4: "an hour or more"}
+_CORDON = "node.kubernetes.io/unschedulable"
+
+
+class RefusedDiagnosisError(Exception):
+    """Why it was not run, and what to do: one sentence."""
+
+
+def chosen(state: Mapping[str, Any], names: list[str]) -> list[str]:
+    """PCI addresses of the GPUs that are named by address, UUID or index; of all where none is named."""
+    gpus: Mapping[str, Mapping[str, Any]] = state["gpus"]
+    found = []
+    for name in names:
+        at = [pci for pci, values in gpus.items() if name in (pci, values.get("uuid"), str(values.get("index")))]
+        if not at:
+            raise ValueError(
+                f"--gpu: {name!r} is none of this node's GPUs: {', '.join(sorted(gpus)) or 'none is read'}"
+            )
+        found += at
+    if not (found or gpus):
+        raise RefusedDiagnosisError("no GPU is read on this node")
+    return sorted(found or gpus)
+
+
+def withdrawn(world: World) -> bool:
+    """Nothing new is scheduled there: our hard taint stands, or somebody's cordon."""
+    return any(taint.key in (HARD_TAINT, _CORDON) for taint in world.taints)
+
+
+def refusal(state: Mapping[str, Any], out: bool, level: int, gpus: list[str]) -> str:
+    """Why a diagnosis must not run now; empty if it may. Level 1 takes no GPU for itself and disturbs nobody."""
+    if aside := state.get("aside"):
+        return f"the agent keeps off the GPUs ({aside}): wait until that is over, or use --force"
+    if level < 2:
+        return ""
+    if not out:
+        return "the node is in service: withdraw it first (its taint or a cordon must stand), or use --force"
+    for pci in gpus:
+        held = state["gpus"][pci].get("processes")
+        if held != "":
+            who = f"pids {held}" if held else "nobody knows who"
+            return f"GPU {pci} is not idle ({who}): level {level} needs it for itself, or use --force"
+    return ""
+
+
+def uuids(state: Mapping[str, Any], gpus: list[str]) -> list[str]:
+    """Of the GPUs at these addresses: a diagnosis is one of cards, not of slots."""
+    for pci in gpus:
+        if not str(state["gpus"][pci].get("uuid")).startswith("GPU-"):
+            raise RefusedDiagnosisError(f"GPU {pci} says no UUID by which DCGM would know it")
+    return [str(state["gpus"][pci]["uuid"]) for pci in gpus]
+
+
+def diagnose(config: Config, there: Path | None, level: int, gpus: list[str], progress: Progress) -> dict[str, Any]:
+    """By the container of the sources behind this socket, else here. UndiagnosedError."""
+    if there:
+        return Remote(there, ()).diagnose(level, gpus, progress)
+    return Diagnosing(diagnosis(config)).run(level, gpus, progress)
+
+
+def on_terminal(level: int, gpus: list[str]) -> Progress:
+    """Progress on standard error: a line that grows on a terminal, one each minute elsewhere."""
+    terminal, said = sys.stderr.isatty(), [0.0]
+
+    def tell(elapsed_s: float) -> None:
+        if terminal or elapsed_s - said[0] >= 60:
+            said[0] = elapsed_s
+            words = f"level {level} on {len(gpus)} GPUs: {elapsed_s:.0f} s (it usually takes {USUALLY[level]})"
+            sys.stderr.write(f"\r{words}" if terminal else f"{words}\n")
+            sys.stderr.flush()
+
+    return tell

@@ -1,0 +1,173 @@
+"""``gpu-health-agent drill`` from its arguments to its exit code; whatever happens, it cleans up after itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agent.actions.api import connect
+from agent.drill.choice import UnfitError
+from agent.drill.cluster import Cluster, MissedError
+from agent.drill.exercise import Exercise
+from agent.drill.kit import MARK, Object, Settings, load, objects
+from agent.drill.outcome import Outcome, as_json
+from agent.drill.pod_exec import executor
+from agent.drill.report import page, text
+from agent.model.world import RefusedError, UnreachableError
+
+_CLEAN_S = 180.0
+_CONFLICT = 409
+
+
+def drill(arguments: argparse.Namespace) -> int:
+    """0 if every target was met, 1 if not. ValueError for arguments that can't be."""
+    server = _server(arguments.kubeconfig)
+    if not arguments.yes:
+        raise ValueError(_warning(server, arguments))
+    execute = executor(arguments.kubeconfig) if arguments.inject else None
+    cluster = Cluster(connect(arguments.kubeconfig), arguments.namespace, arguments.agent_namespace, execute)
+    outcome = Outcome(server, str(cluster.get("/version").get("gitVersion", "")), arguments.namespace, time.time())
+    settings, kit = _kit(cluster, arguments)
+    for path in filter(None, (arguments.json, arguments.html)):
+        _try(path)
+    _clear_the_way(cluster)
+    _on_signals(_interrupt)
+    exercise = Exercise(cluster, settings, outcome, _say)
+    try:
+        try:
+            exercise.run(kit)
+        finally:
+            _on_signals(signal.SIG_IGN)  # what follows has an end of its own
+    except (MissedError, UnfitError, RefusedError, UnreachableError) as error:
+        outcome.trouble = str(error)
+    except KeyboardInterrupt:
+        outcome.trouble = "it was interrupted"
+    finally:
+        outcome.cleaning = time.time()
+        _clean(cluster, exercise.nonce, outcome, arguments.keep)
+    outcome.ended = time.time()
+    if arguments.json:
+        arguments.json.write_text(json.dumps(as_json(outcome), indent=1) + "\n", encoding="utf-8")
+    if arguments.html:
+        arguments.html.write_text(page(outcome), encoding="utf-8")
+    sys.stdout.write("\n" + text(outcome))
+    return 0 if outcome.passed else 1
+
+
+def _clear_the_way(cluster: Cluster) -> None:
+    """What a drill left that was killed is removed; one that lives is left alone. ValueError, RefusedError."""
+    marked = cluster.marked()
+    where = ", ".join(path.removeprefix("/api/v1/") for path in marked)
+    if marked:
+        _say(f"{where}: there a drill's annotation is; looking whether that drill still lives")
+        if cluster.alive(marked):
+            raise ValueError(f"another drill is under way ({where}): wait until it has ended")
+    for sentence in cluster.sweep(None):
+        _say(f"left by a drill before: {sentence}")
+    try:
+        cluster.wait(f"namespace {cluster.namespace} is free", cluster.free, _CLEAN_S)
+    except MissedError as missed:
+        raise RefusedError(_CONFLICT, str(missed)) from missed
+
+
+def _kit(cluster: Cluster, arguments: argparse.Namespace) -> tuple[Settings, list[Object]]:
+    """The kit to deploy; where the namespace is there already, its kit is used as it is."""
+    if cluster.state() == "theirs":
+        path = f"/apis/batch/v1/namespaces/{cluster.namespace}/jobs/training"
+        try:
+            (container,) = cluster.get(path)["spec"]["template"]["spec"]["containers"]
+        except RefusedError as refused:
+            raise ValueError(f"--namespace: {cluster.namespace} is there and holds no kit ({refused}): name another"
+                             ) from refused  # fmt: skip
+        words = dict(word.split("=", 1) for word in container["command"] if word.startswith("--") and "=" in word)
+        interval_s = float(words.get("--interval-s", 300))
+        settings = Settings(cluster.namespace, container["image"], interval_s, rate=arguments.rate, node=arguments.node,
+                            inject=arguments.inject)  # fmt: skip
+        return settings, load(settings)
+    if not arguments.image:
+        raise ValueError("--image: name an image with Python 3.11 and the kit's requirements.txt installed")
+    settings = Settings(
+        cluster.namespace, arguments.image, arguments.interval_s, arguments.step_s, arguments.rate,
+        arguments.storage_class, arguments.shared_path, arguments.node, arguments.inject,
+    )  # fmt: skip
+    return settings, objects(arguments.kit, settings)
+
+
+def _clean(cluster: Cluster, nonce: str, outcome: Outcome, keep: bool) -> None:
+    """Bounded tries; what then is left is said, and swept by the next drill or over by itself."""
+    end = time.monotonic() + _CLEAN_S
+    while True:
+        try:
+            outcome.cleaned += cluster.release(nonce)
+            if not keep:
+                cluster.stop()
+                cluster.wait("the kit's pods have ended", lambda: cluster.state() != "ours" or not cluster.pods(),
+                             max(0.0, end - time.monotonic()))  # fmt: skip
+            outcome.cleaned += cluster.sweep(nonce, keep)
+            if outcome.node:
+                cluster.wait(f"node {outcome.node} is back in service", lambda: not cluster.tainted(outcome.node),
+                             max(0.0, end - time.monotonic()))  # fmt: skip
+            if keep:
+                outcome.cleaned.append(f"namespace {cluster.namespace} is kept, as --keep asks")
+                return
+            cluster.wait("the namespace is gone", lambda: cluster.state() in ("absent", "theirs"),
+                         max(0.0, end - time.monotonic()))  # fmt: skip
+            return
+        except (RefusedError, UnreachableError, MissedError) as error:
+            if time.monotonic() > end:
+                outcome.cleaned.append(f"NOT cleaned up: {error}; run the drill again, it begins with that")
+                return
+            time.sleep(1)
+
+
+def _warning(server: str, arguments: argparse.Namespace) -> str:
+    node = arguments.node or "the one with its training"
+    by = "in the simulation of its agent" if arguments.inject else "from a privileged pod"
+    return (
+        f"--yes: say it to drill the cluster at {server}. It would deploy the kit in namespace {arguments.namespace} "
+        "with a load on it, delete one of its pods, withdraw one node on which no GPU pods of others run "
+        f"({node}) by a marked kernel record {by} in namespace {arguments.agent_namespace}, kill its "
+        f"training once, and remove all of that again (label and annotation {MARK})"
+    )
+
+
+def _server(kubeconfig: str) -> str:
+    """The address of the API server that the file's current context names."""
+    try:
+        data: dict[str, Any] = yaml.safe_load(Path(kubeconfig).read_text(encoding="utf-8"))
+        context = next(c["context"] for c in data["contexts"] if c["name"] == data["current-context"])
+        return str(next(c["cluster"]["server"] for c in data["clusters"] if c["name"] == context["cluster"]))
+    except (OSError, KeyError, TypeError, AttributeError, StopIteration, UnicodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--kubeconfig: {kubeconfig} names no cluster ({type(error).__name__})") from error
+
+
+def _try(path: Path) -> None:
+    """A report that can't be written is said before the drill, not after it."""
+    try:
+        path.touch()
+    except OSError as error:
+        raise ValueError(f"{path} can't be written ({error.strerror}): name another file") from error
+
+
+def _interrupt(*_: object) -> None:
+    """Once: who presses Ctrl-C again does not keep it from cleaning up."""
+    _on_signals(signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _on_signals(handler: Callable[..., object] | signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _say(sentence: str) -> None:
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {sentence}\n")
+    sys.stdout.flush()

@@ -1,0 +1,106 @@
+"""``explain``: every standing fault in sentences, from the running agent, a Node or a recording."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.commands.replay import ending
+from agent.config.settings import Config
+from agent.diagnosis.linked import linked
+from agent.model.observation import printable, rfc3339
+from agent.model.world import World
+from agent.remediation.events import plain
+from agent.remediation.stored import MalformedError, load
+from agent.remediation.taints import effect_on
+from agent.status.state import fault
+
+_ASK_S = 3.0
+
+
+def running(config: Config) -> dict[str, Any] | None:
+    """The running agent's state; None if no agent answers on its port."""
+    connection = http.client.HTTPConnection(config.http.address or "localhost", config.http.port, timeout=_ASK_S)
+    try:
+        connection.request("GET", "/state")
+        answer = json.loads(connection.getresponse().read())
+        return answer if isinstance(answer, dict) and "gpus" in answer else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+
+
+def stored(world: World, config: Config) -> dict[str, Any]:
+    """What the Node's annotation knows, as /state would show it. ValueError if it can't be understood."""
+    if world.stored is None:
+        raise ValueError(f"node {world.node} bears no annotation gpu-health-agent/faults: no agent ran there")
+    try:
+        kept = load(world.stored, 0.0)
+    except MalformedError as error:
+        raise ValueError(f"annotation gpu-health-agent/faults of node {world.node}: {error}") from error
+    together, effect = linked(kept.cards, {}), effect_on(world.taints)
+    return {
+        "node": world.node,
+        "status": world.labels.get("gpu-health-agent/state", "unknown"),
+        "at": rfc3339(kept.at),
+        "faults": [fault(one, config.policy, linked=together, effect=effect) for one in kept.faults],
+        "waits": [
+            *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.attempts),
+            *(
+                f"{key}: the reset of its idle GPU failed: {one.said or one.stage} (Job {one.job})"
+                for key, one in kept.records.idle.tried.items()
+            ),
+        ],
+        "blind": [],
+    }
+
+
+def recorded(path: Path, other: Config | None) -> dict[str, Any]:
+    """How a recording ends. ValueError for a file that is none."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        verdict, config = ending(lines, other)
+    return {
+        "node": path.name,
+        "status": str(verdict.status),
+        "at": rfc3339(verdict.at),
+        "faults": [fault(one, config.policy, config.mode, verdict.linked) for one in verdict.faults],
+        "waits": [],
+        "blind": list(verdict.blind),
+    }
+
+
+def in_words(state: Mapping[str, Any], only: str | None) -> str:
+    """The text for a terminal; ValueError for a fault that doesn't stand."""
+    faults = [one for one in state["faults"] if only in (None, one["id"])]
+    if only and not faults:
+        standing = ", ".join(one["id"] for one in state["faults"]) or "none"
+        raise ValueError(f"{only}: no such fault stands; standing: {standing}")
+    lines = [f"{state.get('node') or 'this node'} is {state['status']} ({state.get('at', '')})"]
+    for one in faults:
+        lines += ["", *_fault(one)]
+    lines += [""] if state["blind"] or state["waits"] else []
+    lines += [f"blind: {why}" for why in state["blind"]]
+    lines += [f"waiting: {why}" for why in state["waits"]]
+    return "\n".join(printable(line) for line in lines) + "\n"
+
+
+def _fault(one: Mapping[str, Any]) -> list[str]:
+    times = "once" if one["count"] == 1 else f"{one['count']} times"
+    rows = [
+        ("what", plain(one["message"])),
+        ("seen", f"{times}, first {one['since']}, last {one['last']}"),
+        *(("evidence", f"{w['source']} {w['at']}: {w['raw']}") for w in one["evidence"]),
+        *(("explains", other) for other in one["explains"]),
+        *(("but", doubt) for doubt in one["doubts"]),
+        *(("reset", f"together with {other}, which is linked to it") for other in one.get("reset_together_with", ())),
+        ("clears by", one["clears"]),
+        ("next", one["next"]),
+    ]
+    return [
+        f"{one['id']}: {one['severity']}, remedy {one['remedy']}",
+        *(f"  {name + ':':<11}{text}" for name, text in rows),
+    ]

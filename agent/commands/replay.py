@@ -1,0 +1,218 @@
+"""``replay``: what the agent decided, or would have, from a recording or from a raw kernel log."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from agent.actions.kube import KubeHands
+from agent.config.settings import Config
+from agent.diagnosis.judge import Memory, Orders, judge
+from agent.diagnosis.resume import resumed
+from agent.model.describe import describe
+from agent.model.observation import Observation, Signal, Value, Verdict, parse_line
+from agent.model.world import Local, Wait
+from agent.recording.decisions import Decisions, in_json
+from agent.recording.recording import Entry, Planned, Recording, Restored, Round
+from agent.remediation.plan import plan
+from agent.simulation.gpu import SimulatedGpu
+from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.scenario import PROFILES
+from agent.sources.kmsg.lines import Facts, parse_record
+
+_LATEST_VERDICTS = 64
+_NODE = "node"
+_POLL_S, _WATCHED_S, _SELDOM_S, _SETTLED_S = 5.0, 30.0, 60.0, 4 * 3600.0
+_MOST_ROUNDS = 20
+_RECORD = re.compile(rb"^\d+,\d+,\d+,[^;]*;")
+_SYSLOG = re.compile(r"^\S.{0,80}? kernel: (.*)")  # syslog's or journalctl's header
+_DMESG = re.compile(r"^\s*(?:<\d+>)?\[\s*(\d+(?:\.\d+)?)\]\s?(.*)")
+
+
+def replay(lines: Iterable[str], config: Config | None, profile: str) -> Iterator[str]:
+    """Decision lines. ``config`` None: the recording's own, or for a kernel log the defaults in mode evict."""
+    source = iter(lines)
+    first = next((line for line in source if line.strip()), "")
+    together = _chain(first, source)
+    if first.startswith('{"recording"'):
+        yield from _recorded(Recording.open(together), config)
+        return
+    config = config or Config.model_validate({"mode": "evict"})
+    if first.lstrip().startswith("{"):
+        yield from _Alone(config, ()).play(_said(together))
+    else:
+        yield from _Alone(config, PROFILES[profile]()).play(_logged(together, config.sources.kmsg.accept_userspace))
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    if first:
+        yield first
+    yield from rest
+
+
+def ending(lines: Iterable[str], other: Config | None) -> tuple[Verdict, Config]:
+    """The last verdict of a recording and the configuration it was judged by; ValueError if there is none."""
+    recording = Recording.open(iter(lines))
+    config = other or recording.config
+    last = None
+    for _, verdict in _judged(recording, config):
+        last = verdict or last
+    if last is None:
+        raise ValueError("the recording ends before its first round")
+    return last, config
+
+
+def _recorded(recording: Recording, other: Config | None) -> Iterator[str]:
+    config = other or recording.config
+    verdicts: OrderedDict[float, Verdict] = OrderedDict()
+    judged, planned = Decisions(), Decisions()
+    for entry, verdict in _judged(recording, config):
+        decision = None
+        if verdict is not None:
+            verdicts[verdict.at] = verdict
+            if len(verdicts) > _LATEST_VERDICTS:
+                verdicts.popitem(last=False)
+            decision = judged.judged(verdict)
+        elif isinstance(entry, Planned) and (then := _verdict_at(entry.at, verdicts)):
+            # Another configuration may judge otherwise: its plan is made from its own verdict of that time.
+            decision = planned.planned(then, plan(then, entry.world, config, entry.local))
+        if decision is not None:
+            yield decision
+
+
+def _judged(recording: Recording, config: Config) -> Iterator[tuple[Entry, Verdict | None]]:
+    """Each entry of a recording, with the verdict where it is a round of the judge."""
+    memory, orders = Memory(), Orders()
+    for entry in recording:
+        verdict = None
+        if isinstance(entry, Restored):
+            orders = entry.orders or orders
+            memory = resumed(memory, entry.stored, entry.t, config.policy, orders.labels)
+        elif isinstance(entry, Round):
+            orders = entry.orders or orders
+            memory, verdict = judge(memory, entry.seen, entry.t, entry.wall, config.policy, recording.sources, orders)
+        yield entry, verdict
+
+
+def _verdict_at(at: float, verdicts: OrderedDict[float, Verdict]) -> Verdict | None:
+    """That of a round which was left out is the one before it, but for its time."""
+    exact = verdicts.get(at)
+    before = next((v for known, v in reversed(verdicts.items()) if known <= at), None)
+    return exact or (replace(before, at=at) if before else None)
+
+
+def _said(lines: Iterable[str]) -> Iterator[Observation]:
+    """What a source printed; its own clock is the only one there is."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                seen = parse_line(line, 0.0)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            yield replace(seen, seen=seen.at)
+
+
+def _logged(lines: Iterable[str], userspace: bool) -> Iterator[Observation]:
+    """A kernel log as /dev/kmsg, dmesg or a file has it, its own seconds since boot as Unix time."""
+    facts, at, seq = Facts(), 0.0, 0
+    for line in lines:
+        seq += 1
+        text = line.rstrip("\n")
+        if _RECORD.match(raw := text.encode(errors="replace")):
+            try:
+                record = parse_record(raw)
+            except ValueError:
+                continue
+            at, text = max(at, record.usec / 1e6), record.text
+            if record.facility != 0 and not userspace:
+                continue
+        elif syslog := _SYSLOG.match(text):
+            text = syslog[1]
+            if stamped := _DMESG.match(text):
+                at, text = max(at, float(stamped[1])), stamped[2]
+        elif stamped := _DMESG.match(text):
+            at, text = max(at, float(stamped[1])), stamped[2]
+        try:
+            found = list(facts.of(text))
+        except ValueError:
+            continue
+        for signal, pci, value, values in found:
+            yield Observation(at, "kmsg", signal, pci, value, values, text[:500], "replay", seq, seen=at)
+
+
+class _Alone:
+    """A node without a recorded cluster: healthy GPUs beside the log, and a cluster in memory for the steps."""
+
+    def __init__(self, config: Config, gpus: Iterable[SimulatedGpu]) -> None:
+        self._config = config
+        cluster = PretendCluster()
+        for node in (_NODE, "another"):
+            cluster.add_node(node)
+        self._hands = KubeHands(cluster, _NODE, config)
+        self._memory, self._decisions = Memory(), Decisions()
+        self._values: dict[str, dict[str, Value]] = {gpu.address: _healthy(gpu) for gpu in gpus}
+        self._expected = ("kmsg", "nvml") if self._values else ()
+        self._now: float | None = None
+
+    def play(self, events: Iterable[Observation]) -> Iterator[str]:
+        batch: list[Observation] = []
+        for event in events:
+            if batch and event.seen > batch[0].seen:
+                yield from self._round(batch)
+                batch = []
+            batch.append(event)
+        yield from self._round(batch)
+        end = self._now or 0.0
+        for later in range(1, int(_WATCHED_S // _POLL_S) + 1):  # what the last lines led to
+            at = end + later * _POLL_S
+            yield from self._judged(at, self._polls(at))
+
+    def _round(self, batch: list[Observation]) -> Iterator[str]:
+        """What came at one instant, after the polls since the last."""
+        at = batch[0].seen if batch else 0.0
+        polled = self._now if self._now is not None else at
+        while self._values and polled + _POLL_S < at:
+            quiet_s = 0.0 if self._now is None else polled - self._now
+            if quiet_s > _SETTLED_S:  # whatever clears by itself has cleared
+                break
+            polled = min(at, polled + (_SELDOM_S if quiet_s > _WATCHED_S else _POLL_S))
+            yield from self._judged(polled, self._polls(polled))
+        for event in batch:
+            if event.pci and event.signal in (Signal.XID, Signal.LOST) and self._values:
+                model = next(iter(self._values.values()))
+                self._values.setdefault(event.pci, {**model, "uuid": f"GPU-{event.pci}"})
+        yield from self._judged(at, [*self._polls(at), *batch])
+        self._now = at
+
+    def _polls(self, at: float) -> list[Observation]:
+        if not self._values:
+            return []
+        boot = "replay"
+        return [
+            Observation(at, "kmsg", Signal.ALIVE, boot_id=boot, seen=at),
+            *(Observation(at, "nvml", Signal.READING, pci, values=v, seen=at) for pci, v in self._values.items()),
+            Observation(at, "nvml", Signal.ALIVE, boot_id=boot, values={"gpu_count": len(self._values)}, seen=at),
+        ]
+
+    def _judged(self, at: float, seen: list[Observation]) -> Iterator[str]:
+        # The judge's clock never shows 0, which is before the first round.
+        self._memory, verdict = judge(self._memory, seen, at + 1, at, self._config.policy, self._expected)
+        if not self._decisions.changed(verdict):
+            return
+        done: list[str] = []
+        for _ in range(_MOST_ROUNDS):
+            planned = plan(verdict, self._hands.look(True), self._config, Local())
+            steps = [step for step in planned if not isinstance(step, Wait)]
+            if not steps:
+                break
+            for step in steps:
+                self._hands.do(step)
+                done.append(describe(step))
+        yield in_json(verdict, done)
+
+
+def _healthy(gpu: SimulatedGpu) -> dict[str, Value]:
+    return {"uuid": gpu.uuid, "name": gpu.name, "architecture": gpu.architecture, "recovery_action": 0,
+            "ecc_uncorrected_volatile": 0, "energy_j": 1000.0}  # fmt: skip

@@ -1,0 +1,175 @@
+"""The main job as a story: simulated GPUs, an embedded cluster (or a real one), told live on the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.actions.kube import KubeHands
+from agent.config.limits import Limits
+from agent.config.settings import Config, ConfigError, Drain, Http, Mode, PodsSource, SimulatedSource, Sources
+from agent.model.observation import Observation, Signal, printable
+from agent.model.world import Hands
+from agent.runtime.actor import Actor
+from agent.runtime.daemon import Daemon, serve
+from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.scenario import Scenario, load_scenario
+from agent.sources.process.command_lines import supervisor
+from agent.status.server import Server
+
+# A minute's story needs shorter limits than a node in service; they are said at the start.
+_LIMITS = {
+    "temperature_confirm_s": 3,
+    "temperature_clear_s": 5,
+    "flag_confirm_s": 1,
+    "soak_s": 5,
+    "notice_clear_s": 15,
+}
+_GATHER_S, _POLL_S = 2, 1
+_NODE = "node-1"
+
+
+def simulate(
+    name: str,
+    directory: Path,
+    stop: threading.Event,
+    as_json: bool,
+    connect: Callable[[Config], Hands] | None,
+    node: str | None,
+) -> int:
+    """Play a scenario; 0 if the story went as the scenario expects, else 1."""
+    scenario = load_scenario(name)
+    config = _config(name)
+    if connect is None:
+        cluster = _embedded()
+        hands: Callable[[], Hands] = lambda: KubeHands(cluster, _NODE, config)  # noqa: E731
+    else:
+        real = connect(config)  # a story that can't reach its cluster is not begun
+        hands = lambda: real  # noqa: E731
+    node = node or _NODE
+    story = Story(as_json)
+    actor = Actor(config, hands, dry_run=False, tell=story.tell)
+    for left in ("kmsg", "boot_id", "gpus"):  # each story is told on a machine of its own
+        (directory / left).unlink(missing_ok=True)
+    daemon = Daemon(config, node, actor, story.tell, supervisor(config, directory))
+    daemon.seen = story.see
+    server = _serve(config, daemon)
+    story.open(scenario, config, node, server.port, connect is None)
+    timers = [threading.Timer(step.at_s, story.say, (step.say,)) for step in scenario.steps if step.say]
+    if scenario.duration_s:
+        timers.append(threading.Timer(scenario.duration_s, stop.set))
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    daemon.run(stop)
+    for timer in timers:
+        timer.cancel()
+    server.shutdown()
+    shot = daemon.snapshot
+    # Which pods a real node has is not the story's to say.
+    ignored = () if connect is None else ("evict",)
+    return story.close(scenario, str(shot.verdict.status) if shot else "unknown", ignored)
+
+
+def _config(scenario: str) -> Config:
+    return Config(
+        mode=Mode.EVICT,
+        poll_s=_POLL_S,
+        sources=Sources(simulated=SimulatedSource(scenario=scenario), pods=PodsSource(enabled=False)),
+        policy=Limits.model_validate(_LIMITS),
+        drain=Drain(gather_s=_GATHER_S),
+        http=Http(address="127.0.0.1"),
+    )
+
+
+def _embedded() -> PretendCluster:
+    cluster = PretendCluster()
+    for node in (_NODE, "node-2"):
+        cluster.add_node(node)
+    cluster.add_pod("research", "train-0", _NODE, gpus=4, owner="Job")
+    cluster.add_pod("serving", "inference-a", _NODE, gpus=1)
+    cluster.add_pod("serving", "web", _NODE, gpus=0)
+    cluster.add_pod("monitoring", "exporter-x", _NODE, gpus=0, owner="DaemonSet")
+    return cluster
+
+
+def _serve(config: Config, daemon: Daemon) -> Server:
+    try:
+        return serve(config, daemon)
+    except ConfigError:  # the default port is taken: a story needs none in particular
+        return serve(config.model_copy(update={"http": Http(address="127.0.0.1", port=0)}), daemon)
+
+
+class Story:
+    """Tells what was seen, concluded and done, and remembers it for the ending."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._json, self._began = as_json, time.monotonic()
+        self._lock = threading.Lock()
+        self._events: Counter[str] = Counter()
+        self._faults: set[str] = set()
+
+    def open(self, scenario: Scenario, config: Config, node: str, port: int, embedded: bool) -> None:
+        where = "an embedded in-memory cluster" if embedded else "a real cluster"
+        self._line("story", f"{scenario.profile}, simulated, on node {node} of {where}, mode {config.mode}")
+        limits = ", ".join(f"{key} {value:g}" for key, value in _LIMITS.items())
+        self._line("story", f"shorter limits than in service: {limits}, gather_s {_GATHER_S}")
+        self._line("story", f"http://127.0.0.1:{port}/metrics and /state are being served meanwhile")
+
+    def say(self, text: str) -> None:
+        self._line("story", text)
+
+    def see(self, observation: Observation) -> None:
+        if observation.signal in (Signal.XID, Signal.LOST, Signal.RESET_REQUIRED):
+            key = f"{observation.source} {observation.signal} {observation.pci}"
+            if observation.signal is Signal.XID or not self._events[key]:  # a lost GPU is lost at every poll
+                self._line("seen", f"{observation.source}: {observation.raw}")
+            self._events[key] += 1
+
+    def tell(self, event: str, **facts: object) -> None:
+        """The daemon's and the act loop's words."""
+        match event:
+            case "done":
+                step = str(facts["step"])
+                self._events["taint" if step.startswith("taint the node gpu-health-agent/unhealthy") else
+                             "untaint" if step.startswith("remove our taint") else
+                             "evict" if step.startswith("ask for the eviction") else "other"] += 1  # fmt: skip
+                self._line("done", step)
+            case "waiting":
+                self._line("waits", str(facts["why"]))
+            case "fault confirmed" | "fault cleared":
+                if event == "fault confirmed":
+                    self._faults.add(str(facts["fault"]).partition("@")[0])
+                said = f"{event}: {facts['fault']}, {facts['severity']}, remedy {facts['remedy']}: {facts['message']}"
+                self._line("concluded", said)
+            case _:
+                self._line("concluded", f"{event}: " + ", ".join(f"{k} {v}" for k, v in facts.items() if v))
+
+    def close(self, scenario: Scenario, status: str, ignored: tuple[str, ...]) -> int:
+        """Compare with what the scenario expects."""
+        wrong = [f"fault {rule} was not found" for rule in scenario.expect_faults if rule not in self._faults]
+        for event, wanted in scenario.expect_steps.items():
+            if event not in ignored and self._events[event] != wanted:
+                wrong.append(f"{event}: {self._events[event]} times, not {wanted}")
+        if scenario.expect_status and status != scenario.expect_status:
+            wrong.append(f"the node ended {status}, not {scenario.expect_status}")
+        for sentence in wrong:
+            self._line("story", f"WRONG: {sentence}")
+        if not wrong:
+            self._line("story", f"as it should be: the node ended {status}")
+        return 1 if wrong else 0
+
+    def _line(self, kind: str, text: str) -> None:
+        at = time.monotonic() - self._began
+        text = printable(text)
+        line = json.dumps({"t_s": round(at, 3), "kind": kind, "text": text}) if self._json else (
+            f"{at:6.1f} s  {kind:<9}  {text}"
+        )  # fmt: skip
+        with self._lock:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""Settings and limits: one YAML file."""

@@ -1,0 +1,244 @@
+"""One Config from one YAML file; an error names the field and the fix."""
+
+from __future__ import annotations
+
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator
+
+from agent.config.limits import Count, Limits, Override, Seconds, Section
+from agent.model.observation import Remedy
+
+
+class ConfigError(Exception):
+    """One sentence for a person; the command ends with exit code 78 (sysexits EX_CONFIG)."""
+
+
+Share = Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])%$")]
+
+
+class Mode(StrEnum):
+    """What the agent may do; each mode includes the one before."""
+
+    OBSERVE = "observe"  # conditions, labels, Events
+    TAINT = "taint"  # the taints too
+    EVICT = "evict"  # evictions too
+
+
+class NvmlSource(Section):
+    enabled: bool = True  # read the GPUs through NVML
+
+
+class KmsgSource(Section):
+    enabled: bool = True  # read the kernel log
+    path: Path = Path("/dev/kmsg")  # the kernel log, or a file of its form
+    accept_userspace: bool = False
+    """Believe records that user space wrote into the kernel log. For rehearsals on a test cluster only:
+    with it on, whoever may write to /dev/kmsg can drain the node."""
+
+
+class PodsSource(Section):
+    enabled: bool = True  # ask the kubelet; else every pod that may hold the GPU leaves
+    socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
+    """The kubelet's PodResources API: which pod holds which GPU, asked while pods leave a bad one."""
+
+
+def _engine(address: str) -> str:
+    if not re.fullmatch(r"auto|embedded|/.+|[^/\s]+:[0-9]{1,5}", address):
+        raise ValueError("name host:port, a socket's path, auto or embedded")
+    return address
+
+
+class DcgmSource(Section):
+    enabled: bool = True  # DCGM as a second witness, where there is an engine
+    address: Annotated[str, AfterValidator(_engine)] = "auto"
+    """host:port or a unix socket's path. auto: 127.0.0.1:5555 if an engine answers there, else none. embedded: an
+    engine of our own, which NVIDIA doesn't support beside another one (that of dcgm-exporter, say)."""
+    bindings: Path | None = None  # the folder with pydcgm.py; unset: where NVIDIA's packages of DCGM 4 and 3 put it
+    library: Path | None = None  # the folder with libdcgm.so; unset: LD_LIBRARY_PATH, then the system's
+    poll_s: Annotated[float, Field(gt=0, le=60)] = 10
+    """Between two readings of its fields; the engine reads them as often."""
+    health_s: Annotated[float, Field(gt=0, le=600)] = 30
+    """Between two health checks: each is over a megabyte, and judges the samples of a minute."""
+
+
+class SimulatedSource(Section):
+    scenario: str | None = None
+    """A scenario's name or file: simulated GPUs stand in for NVML. Off by default."""
+    kernel_log: bool = True
+    """Simulate the kernel log too; false: the machine's own is read, for a drill without GPUs."""
+
+
+class Sources(Section):
+    nvml: NvmlSource = NvmlSource()
+    kmsg: KmsgSource = KmsgSource()
+    dcgm: DcgmSource = DcgmSource()
+    pods: PodsSource = PodsSource()
+    simulated: SimulatedSource = SimulatedSource()
+
+
+class Budget(Section):
+    """How much of the cluster may be out of service at once through our doing."""
+
+    max_withdrawn: Annotated[int, Field(ge=0)] | Share = "10%"
+    """Nodes of the pool with our hard taint, a number or a share of the pool (at least 1)."""
+    max_draining: Annotated[int, Field(ge=0)] | Share = 1  # nodes that evict at once
+    per_hour: Count = 0
+    """Withdrawals an hour for the whole pool; 0 is no limit beyond max_withdrawn."""
+    pool: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$")] = "gpu"
+    """The pool's name in the Leases that hold its slots."""
+    pool_selector: str = "nvidia.com/gpu.present=true"
+    """The label selector of the pool's nodes."""
+    others_taints: tuple[str, ...] = ()
+    """More keys of others' taints that mean a node is out of service, and count (those of autoscalers are known)."""
+    namespace: str = "gpu-health-agent"  # where Leases, pause and templates are
+
+
+class Deadlines(Section):
+    """How long a drain waits for budgets and protected pods before ``on_deadline``, by remedy."""
+
+    contact_support: Seconds = 3600  # until a person sees to the GPU
+    reset_gpu: Seconds = 3600  # before a reset
+    reboot_node: Seconds = 3600  # before a reboot
+    replace_node: Seconds = 3600  # before a replacement
+
+    def of(self, remedy: Remedy) -> float:
+        return float(getattr(self, remedy, self.contact_support))
+
+
+class Drain(Section):
+    gather_s: Seconds = 10
+    """From the taint to the first eviction: a node's faults are gathered, so that a gang restarts once."""
+    deadline_s: Deadlines = Deadlines()
+    eviction: Literal["api", "ask_then_delete"] = "api"
+    """ask_then_delete: the Eviction API is asked in a dry run only, then the pod is deleted by its UID: for clusters
+    where a stolen token must evict nothing, with overlays/hardened."""
+    on_deadline: Literal["wait", "delete"] = "wait"
+    """delete: what a budget still protects is deleted, with its own grace period."""
+    unmanaged: Literal["wait", "delete"] = "wait"
+    """Pods without a controller, or with a volume on this node's own disk: wait for a person, or let them go."""
+    checkpoint_s: Seconds = 300
+    """The longest wait for a pod's checkpoint, whatever it declares; on a lost GPU nobody waits."""
+    exclude_namespaces: tuple[str, ...] = ("kube-system",)  # whose pods leave for a node's remedy only
+    resource_prefixes: tuple[str, ...] = ("nvidia.com/",)
+    """A pod that requests an extended resource with one of these prefixes holds a GPU."""
+
+
+class Repair(Section):
+    """What may be done to the node once it is drained; nothing is, unless a template is named here."""
+
+    reset_gpu: str | None = None
+    reboot_node: str | None = None
+    replace_node: str | None = None
+    """Suspended CronJobs in the agent's namespace, of which a Job on this node is made."""
+    check: str | None = None  # one more: a Job of it must end well before a cured node returns
+    reset_when_idle: bool = False
+    """In mode evict, a degraded GPU whose remedy is reset_gpu is reset once nobody uses it: under a permit, but never
+    the last free one. Nobody is evicted for it, and an incident gets one reset."""
+    diagnose: Literal[1, 2, 3, 4] | None = None
+    """Instead of such a Job: the level of DCGM's diagnosis that the cured GPUs must pass before the node returns. The
+    agent runs it itself, from level 2 on only while no process is on them."""
+    request_replacement: bool = False
+    """For replace_node: condition GpuReplacementRequested, on which another controller acts."""
+    max_attempts: Annotated[int, Field(ge=1, le=5)] = 2
+    """Of each remedy in one incident, before the next harder one that is configured."""
+    pause_s: Seconds = 60
+    """After a failed attempt; it doubles."""
+    deadline_s: Annotated[int, Field(ge=1)] = 900
+    """How long a remedy's Job may run, and a diagnosis that can't be run is tried again before a person decides."""
+    prove_s: Seconds = 600
+    """How long after the Job the GPU must be well again, and after a reboot the node in another boot."""
+
+    @field_validator("diagnose")
+    @classmethod
+    def _one_check(cls, level: int | None, others: ValidationInfo) -> int | None:
+        if level and others.data.get("check"):
+            raise ValueError("repair.check is set as well: leave one of the two out")
+        return level
+
+
+class Http(Section):
+    address: str = ""
+    """Where /metrics listens; empty: every address of the pod, IPv4 and IPv6."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9836  # of /metrics, /healthz, /readyz, /state and the page
+
+
+class Config(Section):
+    mode: Mode = Mode.OBSERVE  # observe, taint or evict
+    node: str | None = None
+    """The Node object to write to; unset: the environment's NODE_NAME."""
+    poll_s: Annotated[float, Field(gt=0, le=300)] = 5  # how often each GPU is read
+    sources: Sources = Sources()
+    policy: Limits = Limits()
+    budget: Budget = Budget()
+    drain: Drain = Drain()
+    repair: Repair = Repair()
+    presets: tuple[Literal["cluster-autoscaler", "eks"], ...] = ()
+    """What other controllers act on, said in their words too. cluster-autoscaler: its taint beside our hard one. eks:
+    condition AcceleratedHardwareReady beside GpuReplacementRequested, on which Karpenter replaces the node."""
+    http: Http = Http()
+
+    @field_validator("repair")
+    @classmethod
+    def _diagnosable(cls, repair: Repair, others: ValidationInfo) -> Repair:
+        if repair.diagnose and "sources" in others.data and not others.data["sources"].dcgm.enabled:
+            raise ValueError("repair.diagnose needs DCGM: set sources.dcgm.enabled to true, or leave it out")
+        return repair
+
+    @field_validator("presets")
+    @classmethod
+    def _asking(cls, presets: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+        if "eks" in presets and "repair" in others.data and not others.data["repair"].request_replacement:
+            raise ValueError("eks is a way to ask for a replacement: set repair.request_replacement to true as well")
+        return presets
+
+
+def load(path: str | os.PathLike[str] | None) -> Config:
+    """Read the configuration file; no file is the default configuration."""
+    if path is None:
+        return Config()
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}): name an existing file with --config") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {str(error).splitlines()[0]}") from error
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{path}: must hold a mapping such as 'mode: observe', not a {type(data).__name__}")
+    try:
+        return Config.model_validate(data or {})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(error)}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first error only: one is enough to mend, and the next run names the next."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-")))
+    if first["type"] == "extra_forbidden":
+        return f"{field}: no such setting{_nearest(first['loc'])}"
+    return f"{field}: {first['msg']}, not {first['input']!r}"[:300]
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    from difflib import get_close_matches
+
+    section: type[BaseModel] = Config
+    for part in loc[:-1]:
+        if isinstance(part, int):  # a list, of which there is one: policy.overrides
+            section = Override
+            continue
+        annotation = section.model_fields[part].annotation
+        if annotation == tuple[Override, ...]:
+            continue
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        section = annotation
+    known = list(section.model_fields)
+    near = get_close_matches(str(loc[-1]), known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"

@@ -1,0 +1,112 @@
+"""A fault in sentences: what would clear it, and what a person does next."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from agent.config.limits import Limits
+from agent.config.settings import Mode
+from agent.diagnosis.rules.dcgm import EXPLAINED_BY
+from agent.model.observation import Fault, Finding, Remedy, Severity
+
+_ENDS = {
+    Remedy.NONE: "a reboot",
+    Remedy.RESTART_WORKLOAD: "a reboot",
+    Remedy.RESET_GPU: "a GPU reset (by a Job of ours, or seen in all of its counters with persistence mode on), a "
+    "reload of the driver or a reboot",
+    Remedy.REBOOT_NODE: "a reboot (another boot id)",
+}
+_BY_ITSELF = {
+    Mode.OBSERVE: "mode observe: it is only reported, and nothing keeps pods away",
+    Mode.TAINT: "the node is withdrawn under a permit; mode taint: its pods stay",
+    Mode.EVICT: "the node is withdrawn under a permit and its pods are evicted as their budgets allow",
+}
+_WHAT_TO_DO = {
+    Remedy.NONE: "nothing has to be done",
+    Remedy.RESTART_WORKLOAD: "look at the program that ran on the GPU; the GPU itself needs nothing",
+    Remedy.CONTACT_SUPPORT: "run nvidia-bug-report.sh on the node and open a case with the hardware's vendor",
+    Remedy.RESET_GPU: "when its pods have left, stop what else holds the GPU (device plugin, DCGM, persistence daemon) "
+    "and run: nvidia-smi --gpu-reset -i {gpu}",
+    Remedy.REBOOT_NODE: "when its pods have left, reboot the node",
+    Remedy.REPLACE_NODE: "have the card or the node replaced; a reset or reboot does not mend it",
+}
+# By the effect of the degraded node's taint: empty while there is none, None where it isn't known.
+_NEW_PODS: dict[str | None, str] = {
+    "": "",
+    "PreferNoSchedule": ", new ones prefer other nodes",
+    "NoSchedule": ", no new ones come",
+    None: ", new ones prefer other nodes or stay away",
+}
+# What a rule alone can say better than its remedy.
+_COOLING = "look at the node's cooling: fans, air flow, inlet temperature, and whether its neighbours are hot too"
+_POWER = "look at the rack's and the node's power supplies: the brake is their signal, not the GPU's"
+_SLOT = "when its pods have left, power the node off and seat the card, its riser or cable anew"
+_LINKS = "look at 'nvidia-smi nvlink --status' here and at the other end; seat or replace the bridge, cable or board"
+_FABRIC = "look at 'systemctl status nvidia-fabricmanager' and its log, then at 'nvidia-smi -q' under Fabric"
+_PROBE = "look at the agent's pod: the log of its container 'sources' says why, and /state names what is missing"
+_DRIVER = (
+    "look at 'dmesg' and 'nvidia-smi' on the node: a driver that was upgraded under running programs wants a reboot"
+)
+_ENGINE = "look at DCGM's engine, nv-hostengine or the pod nvidia-dcgm: does 'dcgmi discovery -l' answer on the node?"
+_COMPARE = (
+    "compare 'dcgmi discovery -l' and 'dcgmi health -c' with 'nvidia-smi -q': restart the engine if it is the odd one"
+)
+_ADDRESS = "let sources.dcgm.address lead to this node's engine: a Service for it needs internalTrafficPolicy: Local"
+ADVICE = {
+    **dict.fromkeys(("temperature", "temperature-shutdown", "memory-temperature", "hw-thermal-slowdown",
+                     "sw-thermal-slowdown", "hw-slowdown"), _COOLING),
+    "power-brake": _POWER,
+    **dict.fromkeys(("pcie-width", "pcie-replays", "pcie-fatal-errors", "gpu-count"), _SLOT),
+    **dict.fromkeys(("nvlink-down", "nvlink-errors", "nvlink-crc", "nvlink-recovery-failed", "nvlink-ber"), _LINKS),
+    **dict.fromkeys(("fabric-state", "fabric-health"), _FABRIC),
+    **dict.fromkeys(("nvml-silent", "gpu-silent", "kmsg-silent"), _PROBE),
+    **dict.fromkeys(("dcgm-dropped", "dcgm-disagrees"), _COMPARE),
+    "dcgm-silent": _ENGINE,
+    "dcgm-elsewhere": _ADDRESS,
+    **dict.fromkeys(("driver-not-loaded", "driver-mismatch", "driver-hung"), _DRIVER),
+}  # fmt: skip
+# An incident of DCGM's is looked at like the fault whose symptom it is.
+ADVICE |= {rule: ADVICE[heads[0]] for rule, heads in EXPLAINED_BY.items() if heads and heads[0] in ADVICE}
+
+
+def clears(finding: Finding, limits: Limits) -> str:
+    """What would end the fault."""
+    dismissal = f"or a person's word: annotation gpu-health-agent/dismiss={finding.id} on the node"
+    if finding.drill:
+        return f"the drill's end: its annotation gpu-health-agent/drill goes or expires; {dismissal}"
+    if finding.clear_s is not None:
+        witness = f", as {finding.witness} sees it" if finding.witness else ""
+        return f"{finding.clear_s:g} s without it{witness}; {dismissal}"
+    card = "another card in the slot" if finding.pci else ""
+    if finding.remedy not in _ENDS or finding.rule == "gpu-relapsing":
+        return f"{card}; {dismissal}" if card else dismissal.removeprefix("or ")
+    seen = "with every GPU answering" if not finding.pci else "with the GPU answering"
+    proof = f"{_ENDS[finding.remedy]}, proved {seen} and the driver asking for nothing, then {limits.soak_s:g} s well"
+    return "; ".join(part for part in (proof, card, dismissal) if part)
+
+
+def next_step(
+    fault: Fault,
+    mode: str = Mode.EVICT,
+    along: Collection[str] = (),
+    effect: str | None = None,
+    resets: bool = False,
+) -> str:
+    """What happens by itself, and what a person does.
+
+    ``along`` are the GPUs that a reset must name as well, ``effect`` is that of the degraded node's taint; ``resets``:
+    its GPU is reset once nobody uses it.
+    """
+    finding = fault.finding
+    if fault.proved:
+        return "the cure is proved; the node returns to service by itself after the soak"
+    gpu = ",".join((fault.uuid or finding.pci or "GPU", *sorted(along)))
+    to_do = ADVICE.get(finding.rule) or _WHAT_TO_DO[finding.remedy].format(gpu=gpu)
+    if finding.drill:
+        to_do = "it is a drill: nothing has to be done"
+    if finding.severity is Severity.NOTICE:
+        return f"no pod is moved; {to_do}"
+    if finding.severity is Severity.DEGRADED:
+        new = "" if mode == Mode.OBSERVE else _NEW_PODS.get(effect, _NEW_PODS[None])
+        return f"running pods stay{new}; {'its GPU is reset once nobody uses it' if resets else to_do}"
+    return f"{_BY_ITSELF[Mode(mode)]}; {to_do}"

@@ -1,0 +1,32 @@
+"""The cards that the node is known to have, so that one that is gone is missed even by an agent that never saw it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.diagnosis.linked import peers_of
+from agent.model.observation import Card, Missing, Observation
+
+HELD_BY_NOBODY_ELSE = ("absent", "nvidia", "none", "unknown")  # the last: the kernel's word can't be had
+
+
+def card_of(reading: Observation, before: Card | None) -> Card | None:
+    """The card that was read, with the most NVLinks it ever had up; None if it can't be told."""
+    uuid, links = reading.values.get("uuid"), reading.values.get("nvlink_active")
+    if not isinstance(uuid, str) or isinstance(uuid, Missing):
+        return None
+    most = before.nvlinks if before and before.uuid == uuid else 0
+    return Card(uuid, max(most, int(links) if isinstance(links, int | float) else 0), peers_of(reading, before))
+
+
+def missing(alive: Observation) -> Iterator[tuple[str, str]]:
+    """Each address that NVML should enumerate and doesn't, with what holds it by the kernel's word."""
+    for entry in str(alive.values.get("missing") or "").split(","):
+        pci, _, driver = entry.partition("=")
+        if pci:
+            yield pci, driver
+
+
+def given_away(alive: Observation) -> Iterator[str]:
+    """Addresses that vfio or another driver holds: those GPUs aren't the node's to miss."""
+    return (pci for pci, driver in missing(alive) if driver not in HELD_BY_NOBODY_ELSE)

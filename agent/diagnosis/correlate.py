@@ -1,0 +1,159 @@
+"""One incident, one fault: which faults are symptoms of which, and whose word overrules whose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from agent.diagnosis.epoch import COUNTERS
+from agent.diagnosis.history import History
+from agent.diagnosis.rules import dcgm
+from agent.diagnosis.rules.recovery import ROW as RECOVERY
+from agent.diagnosis.rules.xid import contained
+from agent.model.observation import Fault, Finding, Remedy, Severity
+
+_MEMORY_XIDS = ("xid-48", "xid-140", "xid-95", "xid-94", "xid-64", "xid-63")
+# A symptom → what may explain it, the best explanation first.
+_EXPLAINED_BY = {
+    "gpu-lost": ("xid-79",),
+    "gpu-missing": ("xid-79", "gpu-lost"),
+    "gpu-init-failed": ("xid-79", "gpu-lost", "gpu-missing"),
+    "ecc-uncorrected": _MEMORY_XIDS,
+    "row-remap-pending": ("xid-63", *_MEMORY_XIDS),
+    "row-remap-failure": ("xid-64",),
+    "xid-171": ("xid-48",),
+    "xid-172": ("xid-48",),
+    "driver-hung": ("nvml-silent",),
+    "gpu-silent": ("xid-79", "gpu-lost", "gpu-missing", "gpu-reset-required"),
+    **dcgm.EXPLAINED_BY,
+}
+# These follow from almost anything: the worst fault of the GPU explains them.
+_FOLLOW_ANY = (RECOVERY.rule, "gpu-reset-required")
+_EXPLAIN_NONE = (*_FOLLOW_ANY, "gpu-silent")
+
+
+def overruled(faults: Mapping[str, Fault], history: History) -> dict[str, Fault]:
+    """The catalogue's word on Xids gives way to the driver's recovery action, and 48 to a 94 beside it.
+
+    What is changed stays changed: an action that goes back to 0 never lowers a FATAL Xid, nor lifts one. Nor does an
+    action lower one that only asks for a person, or that nobody knows: it doesn't say that the GPU can be used.
+    """
+    ruled = dict(faults)
+    for key, fault in faults.items():
+        finding = fault.finding
+        if not finding.rule.startswith("xid-") or finding.severity is Severity.NOTICE or fault.proved or finding.drill:
+            continue
+        action = faults.get(f"{RECOVERY.rule}@{finding.pci}")
+        if action and action.confirmed and not action.absent_s and _speaks(action.finding, finding):
+            finding = replace(finding, severity=action.finding.severity, remedy=action.finding.remedy)
+        elif finding.rule == "xid-48" and finding.severity is Severity.FATAL and contained(history, finding.pci):
+            finding = replace(finding, severity=Severity.DEGRADED)
+        ruled[key] = replace(fault, finding=finding)
+    return ruled
+
+
+def _speaks(action: Finding, xid: Finding) -> bool:
+    """An action that was made a notice by an override overrules nothing."""
+    if action.severity is Severity.NOTICE:
+        return False
+    return action.severity >= xid.severity or action.remedy is not Remedy.CONTACT_SUPPORT
+
+
+def incidents(faults: tuple[Fault, ...], history: History) -> tuple[Fault, ...]:
+    """Confirmed faults, worst first, each symptom joined to the fault that explains it."""
+    by_id = {fault.finding.id: fault for fault in faults}
+    heads = {key: _head(fault, by_id) for key, fault in by_id.items()}
+    joined: dict[str, list[Fault]] = {}
+    for key, fault in by_id.items():
+        if heads[key] != key:
+            joined.setdefault(_root(key, heads), []).append(fault)
+    whole = (_joined(by_id[key], joined.get(key, [])) for key, head in heads.items() if head == key)
+    doubted = (replace(fault, doubts=why) if (why := _doubts(fault, history)) else fault for fault in whole)
+    return tuple(sorted(doubted, key=order))
+
+
+def order(fault: Fault) -> tuple[float, float, float, float, str]:
+    """Worst first, then hardest remedy, then oldest: by the monotonic clock, and by the wall's after a restart."""
+    finding = fault.finding
+    return (-finding.severity, -finding.remedy.rank, fault.began, fault.since, finding.id)
+
+
+def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:
+    finding = fault.finding
+    for rule in _EXPLAINED_BY.get(finding.rule, ()):
+        if explaining := [other for other in by_id.values() if _explains(rule, other.finding, finding)]:
+            return min(explaining, key=order).finding.id
+    if finding.rule in _FOLLOW_ANY:
+        others = [
+            other
+            for other in by_id.values()
+            if other.finding.pci == finding.pci
+            and other.finding.rule not in _EXPLAIN_NONE
+            and other.finding.severity > Severity.NOTICE
+            and not other.finding.drill  # explains nothing that is real
+            and (other.finding.rule.startswith(("xid-", "gpu-", "ecc-")))
+        ]
+        if others:
+            return min(others, key=order).finding.id
+    return finding.id
+
+
+def _explains(rule: str, other: Finding, symptom: Finding) -> bool:
+    """On the same GPU; on the same MIG instance where both name one."""
+    named = other.rule.startswith(rule[:-1]) if rule.endswith("*") else other.rule == rule
+    apart = None not in (other.instance, symptom.instance) and other.instance != symptom.instance
+    return named and other.pci == symptom.pci and not apart
+
+
+def _root(key: str, heads: Mapping[str, str]) -> str:
+    while heads[key] != key:
+        key = heads[key]
+    return key
+
+
+def _joined(head: Fault, symptoms: list[Fault]) -> Fault:
+    """The severity of the worst of them; a proved head leaves the word to what still stands."""
+    if not symptoms:
+        return head
+    finding = head.finding
+    worst = min(symptoms, key=order).finding
+    if worst.severity > finding.severity or (head.proved and worst.severity == finding.severity):
+        finding = replace(finding, severity=worst.severity, remedy=worst.remedy)
+    witnesses = list(head.witnesses)
+    for symptom in symptoms:
+        witnesses += [w for w in symptom.witnesses if w.source not in {x.source for x in head.witnesses}
+                      or w.raw not in {x.raw for x in witnesses}]  # fmt: skip
+    return replace(
+        head,
+        finding=finding,
+        since=min(fault.since for fault in (head, *symptoms)),
+        proved=head.proved and all(s.proved or s.finding.severity < finding.severity for s in symptoms),
+        late=head.late and all(s.late for s in symptoms),
+        witnesses=tuple(witnesses),
+        joined=tuple(sorted(symptoms, key=order)),
+    )
+
+
+def _doubts(fault: Fault, history: History) -> tuple[str, ...]:
+    """What another witness says against the fault, in sentences."""
+    finding = fault.finding
+    reading = history.readings.get(finding.pci)
+    if reading is None or reading.seen <= fault.last or finding.pci in history.lost or fault.proved:
+        return ()
+    rules = {finding.rule, *(symptom.finding.rule for symptom in fault.joined)}
+    doubts = []
+    if rules & {"gpu-lost", "xid-79"}:
+        doubts.append("NVML still reads this GPU")
+    action = history.number(finding.pci, "recovery_action")
+    if action == 0 and finding.severity is Severity.FATAL and rules & {RECOVERY.rule, *_xids(rules)}:
+        doubts.append("NVML's recovery action is none")
+    fallen = {name for one in (fault, *fault.joined) for name in one.fell}
+    if finding.remedy is Remedy.RESET_GPU and (names := ", ".join(name for name in COUNTERS if name in fallen)):
+        counters = "counters" if "," in names else "counter"
+        doubts.append(f"its {counters} {names} began anew, which alone proves no reset since the fault: a driver "
+                      "reload or a reboot would, or dismiss it")  # fmt: skip
+    return tuple(doubts)
+
+
+def _xids(rules: set[str]) -> set[str]:
+    return {rule for rule in rules if rule.startswith("xid-")}

@@ -1,0 +1,104 @@
+"""The policy as it is in force: every rule with the operator's overrides, for one GPU model and node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+
+from agent.config.limits import Limits
+from agent.diagnosis.overrides import in_scope
+from agent.diagnosis.row import Row
+from agent.diagnosis.rules import ROWS
+from agent.diagnosis.rules.xid import CATALOG as XIDS
+from agent.model.observation import Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One rule in force; times in seconds, ``clear_s`` None is latched until a proved cure."""
+
+    rule: str
+    severity: str
+    remedy: str
+    count: int
+    confirm_s: float
+    clear_s: float | None
+    meaning: str
+    disabled: bool = False
+    overridden: bool = False
+
+
+def wrong_override(limits: Limits) -> str:
+    """What is wrong with the overrides, in a sentence; empty if nothing is."""
+    for number, override in enumerate(limits.overrides):
+        family, _, code = override.rule.partition("-")
+        if override.count and family != "xid":
+            return f"policy.overrides.{number}.count: only Xids are counted, not {override.rule}: leave it out"
+        if override.rule in ROWS or (family in ("xid", "sxid", "dcgm") and code.isdigit()):
+            continue
+        near = get_close_matches(override.rule, ROWS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; see 'gpu-health-agent policy' for all rules"
+        return f"policy.overrides.{number}.rule: no rule {override.rule!r}{hint}"
+    return ""
+
+
+def entries(limits: Limits, model: str, labels: Mapping[str, str]) -> Iterator[Entry]:
+    """Every rule that has a row; Xids that no table lists are notices."""
+    listed = {override.rule for override in limits.overrides}
+    extra = (Row(rule, Severity.NOTICE, ROWS["xid-14"].remedy, "not listed", "", "notice_clear_s")
+             for rule in sorted(listed - ROWS.keys()))  # fmt: skip
+    for row in (*ROWS.values(), *extra):
+        yield _entry(row, limits, model, labels)
+
+
+def _entry(row: Row, limits: Limits, model: str, labels: Mapping[str, str]) -> Entry:
+    code = row.rule.removeprefix("xid-")
+    entry = asdict(
+        Entry(
+            row.rule,
+            row.severity.name.lower(),
+            row.remedy,
+            XIDS[int(code)].count if code.isdigit() and int(code) in XIDS else 1,
+            getattr(limits, row.confirm) if row.confirm else 0.0,
+            getattr(limits, row.clear) if row.clear else None,
+            row.meaning,
+        )
+    )
+    for override in limits.overrides:
+        if override.rule == row.rule and in_scope(override, model, labels):
+            given = override.model_dump(
+                include={"severity", "remedy", "count", "confirm_s", "clear_s"}, exclude_none=True
+            )
+            entry |= {**given, "disabled": override.disabled, "overridden": True}
+    entry["clear_s"] = None if entry["clear_s"] == "latched" else entry["clear_s"]
+    return Entry(**entry)
+
+
+def table(listed: list[Entry]) -> str:
+    """For a terminal."""
+    lines = [f"{'rule':<24} {'severity':<9} {'remedy':<16} {'count':>5} {'confirm':>8} {'clear':>8}  meaning"]
+    for e in listed:
+        severity = "disabled" if e.disabled else e.severity
+        clear = "latched" if e.clear_s is None else f"{e.clear_s:g} s"
+        mark = "*" if e.overridden else " "
+        lines.append(f"{e.rule:<24} {severity:<9} {e.remedy:<16} {e.count:>5} {e.confirm_s:>6g} s {clear:>8} "
+                     f"{mark}{e.meaning}")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def markdown(listed: list[Entry]) -> str:
+    """The README's table: each rule a row, the catalogues' codes together by what is done about them."""
+    lines = ["| rule | severity | remedy | what |", "|---|---|---|---|"]
+    families: dict[tuple[str, str, str], list[str]] = {}
+    for e in listed:
+        family, _, code = e.rule.partition("-")
+        if code.isdigit():
+            families.setdefault((family, e.severity, e.remedy), []).append(code)
+        else:
+            lines.append(f"| `{e.rule}` | {e.severity} | {e.remedy} | {e.meaning} |")
+    for (family, severity, remedy), codes in families.items():
+        if severity != "notice":
+            lines.append(f"| `{family}-N` | {severity} | {remedy} | {', '.join(codes)} |")
+    lines.append("| `xid-N`, `sxid-N` | notice | none | every other code |")
+    return "\n".join(lines) + "\n"

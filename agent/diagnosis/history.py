@@ -1,0 +1,182 @@
+"""What was seen lately, indexed for the rules: an immutable value that each round of observations renews."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from agent.model.observation import Card, Missing, Observation, Value
+
+SECOND = "dcgm"  # the second witness: it says what NVML says as well, later, and nobody is blind without it
+SECOND_LATE_S = 90.0  # DCGM is asked each 10 s, and its engine may need 45 s to answer
+# Counters of which rates and shares of time are judged, kept once a minute for two hours.
+TREND = ("hw_thermal_ns", "sw_thermal_ns", "hw_power_brake_ns", "ecc_corrected_volatile", "pcie_replays",
+         "nvlink_replay", "nvlink_recovery", "nvlink_crc")  # fmt: skip
+# Values that move with the load and that no rule but those of heat looks at.
+_RESTLESS = frozenset({"temperature_c", "margin_c", "memory_temperature_c", "power_w", "energy_j", "processes", "pods",
+                       "pcie_generation"})  # fmt: skip
+UNCORRECTABLE_XID = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How often one Xid code was seen on one GPU, and when lately (monotonic seconds)."""
+
+    count: int
+    last_at: float  # Unix seconds
+    seen: tuple[float, ...]
+    by: Mapping[str, int]  # how often each witness said so
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """All counters of a GPU began anew at once, with persistence mode on: it was reset, or its driver was loaded."""
+
+    word: float  # monotonic seconds of the GPU's last word before
+    ended: Observation  # its last reading before
+    began: float  # monotonic seconds of its first reading since
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A GPU's counters at one time; None where a counter was not readable."""
+
+    seen: float
+    counters: tuple[float | None, ...]  # as TREND has them
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """An Xid that named the process which made it."""
+
+    seen: float
+    pci: str
+    code: int
+    pid: int
+    pod: str = ""  # its UID, as a poll of that time had it: pids are used again
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Everything that a rule may ask."""
+
+    now: float = 0.0  # monotonic seconds
+    boots: Mapping[str, str] = field(default_factory=dict)  # the boot that each source last named
+    kernel_seq: int | None = None  # in the boot that the kernel log last named
+    fresh: tuple[Observation, ...] = ()  # events of this round
+    past: Mapping[tuple[str, int], Observation] = field(default_factory=dict)  # Xids older than our first start
+    readings: Mapping[str, Observation] = field(default_factory=dict)  # the last of each GPU
+    before: Mapping[str, Observation] = field(default_factory=dict)  # the one before the last, if no counter fell
+    first: Mapping[str, Observation] = field(default_factory=dict)  # of each GPU, or since a counter fell
+    well: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)  # GPUs found well, and by which values
+    suspects: Mapping[str, Observation] = field(default_factory=dict)  # the readings that rules must look at
+    cards: Mapping[str, Card] = field(default_factory=dict)  # the node's GPUs, those that are gone too
+    lost: Mapping[str, Observation] = field(default_factory=dict)  # GPUs that don't answer, until one reads again
+    resets: Mapping[str, Observation] = field(default_factory=dict)  # GPUs that answer only that they need a reset
+    witnessed: Mapping[str, Observation] = field(default_factory=dict)  # DCGM's last reading of each GPU
+    incidents: Mapping[tuple[str, Value, Value], Observation] = field(default_factory=dict)  # DCGM's, that stand
+    alive: Mapping[str, Observation] = field(default_factory=dict)  # the last heartbeat of each source
+    failed: Mapping[str, Observation] = field(default_factory=dict)  # sources that say they can't see
+    heard: Mapping[str, float] = field(default_factory=dict)  # when each source last finished a poll, or first spoke
+    epochs: Mapping[str, Epoch] = field(default_factory=dict)  # the last of each GPU
+    fallen: Mapping[str, Collection[str]] = field(default_factory=dict)  # counters that fell in this round
+    loaded: Observation | None = None  # when the kernel last loaded the driver, as its log says
+    tallies: Mapping[tuple[str, int], Tally] = field(default_factory=dict)
+    trends: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)  # since a counter fell, oldest first
+    uncorrectable: Mapping[str, Observation] = field(default_factory=dict)  # the last Xid 48 of each GPU
+    blames: tuple[Blame, ...] = ()  # the last Xids with a process
+    pods: Mapping[int, str] = field(default_factory=dict)  # pid → pod UID, as the last polls had it
+    workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name, as the cluster has it
+    began: float = 0.0  # monotonic seconds of the first round
+
+    @property
+    def boot_id(self) -> str:
+        """The boot that ``kernel_seq`` counts in; without the kernel log, NVML's."""
+        return self.boots.get("kmsg") or self.boots.get("nvml", "")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the second witness speaks of another node's GPUs."""
+        return elsewhere(self.readings, self.witnessed)
+
+    def number(self, pci: str, signal: str) -> float | None:
+        """A GPU's last value; None if unsupported, unreadable or not yet read."""
+        return number(self.readings.get(pci), signal)
+
+    def without(self, found: set[str]) -> History:
+        """Remembers as well the GPUs on which nothing was found: while they read the same there is nothing new.
+
+        Counters that moved lately are looked at again, for what they did counts by the time that has passed.
+        """
+        well = {pci: settled(reading) for pci, reading in self.suspects.items() if pci not in found}
+        flat = {pci: key for pci, key in well.items() if len({s.counters for s in self.trends.get(pci, ())}) < 2}
+        return replace(self, well={**self.well, **flat}) if flat else self
+
+    def within(self, pci: str, code: int, window_s: float) -> int:
+        """How many Xids of this code this GPU had within the window."""
+        tally = self.tallies.get((pci, code))
+        return sum(self.now - seen <= window_s for seen in tally.seen) if tally else 0
+
+    def growth(self, pci: str, counter: str, window_s: float, ended_s: float = 0.0) -> tuple[float, float] | None:
+        """How much a counter grew over the window that ended so long ago, and the seconds that it really spans.
+
+        None until the whole window was watched, and where the counter is not readable.
+        """
+        end = self._counter(pci, counter, ended_s) if ended_s else self._latest(pci, counter)
+        begin = self._counter(pci, counter, ended_s + window_s)
+        if begin is None or end is None or end[0] <= begin[0]:
+            return None
+        return end[1] - begin[1], end[0] - begin[0]
+
+    def minutes(self, pci: str, counter: str, count: int) -> tuple[float, ...]:
+        """A counter's growth a minute between its last samples, newest last, at most ``count``."""
+        index = TREND.index(counter)
+        samples = [(s.seen, s.counters[index]) for s in self.trends.get(pci, ())[-count - 1 :]]
+        return tuple(
+            60 * (new - old) / (after - before)
+            for (before, old), (after, new) in pairwise(samples)
+            if old is not None and new is not None
+        )
+
+    def _counter(self, pci: str, counter: str, age_s: float) -> tuple[float, float] | None:
+        """The youngest sample that is at least so old."""
+        index = TREND.index(counter)
+        now = self.readings[pci].seen  # not the round's time: judging more often must conclude nothing else
+        for sample in reversed(self.trends.get(pci, ())):
+            if now - sample.seen >= age_s:
+                value = sample.counters[index]
+                return None if value is None else (sample.seen, value)
+        return None
+
+    def _latest(self, pci: str, counter: str) -> tuple[float, float] | None:
+        value, reading = self.number(pci, counter), self.readings.get(pci)
+        return None if value is None or reading is None else (reading.seen, value)
+
+    def times(self, pci: str, code: int) -> tuple[float, ...]:
+        """When this GPU had this Xid lately, monotonic seconds."""
+        tally = self.tallies.get((pci, code))
+        return tally.seen if tally else ()
+
+    def uuid(self, pci: str) -> str:
+        return uuid_of(self.readings.get(pci))
+
+
+def elsewhere(readings: Mapping[str, Observation], witnessed: Mapping[str, Observation]) -> bool:
+    """Whether some GPU of DCGM's is another card than NVML's at its address; a card that can't be told is none."""
+    pairs = ((uuid_of(readings.get(pci)), uuid_of(second)) for pci, second in witnessed.items())
+    return any(ours and theirs and ours != theirs for ours, theirs in pairs)
+
+
+def uuid_of(reading: Observation | None) -> str:
+    value = reading.values.get("uuid") if reading else None
+    return value if isinstance(value, str) and not isinstance(value, Missing) else ""
+
+
+def number(reading: Observation | None, signal: str) -> float | None:
+    value = reading.values.get(signal) if reading else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def settled(reading: Observation) -> tuple[Value, ...]:
+    return tuple(value for name, value in reading.values.items() if name not in _RESTLESS)

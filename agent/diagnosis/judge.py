@@ -1,0 +1,250 @@
+"""Fold observations into a verdict: a fault is confirmed, held and cleared here and nowhere else. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from agent.config.limits import Limits
+from agent.diagnosis import relapse
+from agent.diagnosis.correlate import incidents, order, overruled
+from agent.diagnosis.history import SECOND, History, number
+from agent.diagnosis.linked import linked
+from agent.diagnosis.overrides import settle
+from agent.diagnosis.pre_start import doubted
+from agent.diagnosis.proof import counted, proved, watched
+from agent.diagnosis.rules import RULES
+from agent.diagnosis.rules.kernel import ENDS
+from agent.diagnosis.rules.silence import blind, read_until
+from agent.diagnosis.update import renew
+from agent.model.observation import Evidence, Fault, Finding, Observation, Remedy, Severity, Status, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the Node says to the judge: its labels, and the operator's word on single faults."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name
+    dismissed: frozenset[str] = frozenset()  # fault ids in the annotation gpu-health-agent/dismiss
+    resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset
+    drill: str = ""  # the nonce of the drill that the Node bears, while it is valid
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the judge carries from round to round; all of it can be lost but what the Node stores."""
+
+    history: History = field(default_factory=History)
+    faults: Mapping[str, Fault] = field(default_factory=dict)
+    onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
+    dismissed: frozenset[str] = frozenset()  # the operator's words that were obeyed
+
+
+def judge(
+    memory: Memory,
+    seen: Iterable[Observation],
+    now: float,
+    wall: float,
+    limits: Limits,
+    expected: tuple[str, ...],
+    orders: Orders | None = None,
+) -> tuple[Memory, Verdict]:
+    """One round: ``now`` is monotonic seconds and decides, ``wall`` is Unix seconds and is only told."""
+    orders = orders or Orders()
+    history = renew(memory.history, seen, now, orders.workloads)
+    unseen = dict(blind(history, expected, limits.silent_s))
+    findings = [finding for rule in RULES for finding in rule(history, limits)]
+    history = history.without({finding.pci for finding in findings})
+    wanted = [
+        as_wanted
+        for finding in findings
+        if (as_wanted := settle(finding, history, limits, orders.labels))
+        # A word on a state that lasts holds while it is said; a new event is news even so.
+        and not (finding.id in orders.dismissed and _lasts(finding))
+        and as_wanted.drill in ("", orders.drill)
+    ]
+    found = _strongest(wanted)
+    over = {f"{ENDS[f.rule]}@{f.pci or 'node'}" for f in wanted if f.rule in ENDS} - found.keys()
+    released = (orders.dismissed - memory.dismissed) | over
+    # What a drill said is true as long as the Node bears it: it ends with it, however the drill ended.
+    old = {key: fault for key, fault in memory.faults.items()
+           if key not in released and fault.finding.drill in ("", orders.drill)}  # fmt: skip
+    faults: dict[str, Fault] = {}
+    for key in {**old, **found}:
+        fault = _age(old.get(key), found.get(key), memory.history, history, unseen, limits, orders.resets)
+        if fault:
+            faults[key] = fault
+    for finding in wanted:  # several that say the same in one round are witnesses each
+        if fault := faults.get(finding.id):
+            faults[finding.id] = _also(fault, finding.evidence)
+    began_at = wall - (history.now - history.began)
+    faults = {key: doubted(fault, key in old, history, began_at) for key, fault in faults.items()}
+    faults = overruled(faults, history)
+    onsets = {pci: times for pci, times in memory.onsets.items() if relapse.fault_id(pci) not in released}
+    onsets = relapse.counted(onsets, old, faults, wall, limits)
+    for key, finding in relapse.findings(onsets, history.now, limits).items():
+        if settled := settle(finding, history, limits, orders.labels):
+            faults.setdefault(key, _found(None, settled, history))
+    memory = Memory(history, faults, onsets, orders.dismissed)
+    return memory, _verdict(memory, unseen, wall, frozenset(orders.resets))
+
+
+def _lasts(finding: Finding) -> bool:
+    """Whether the finding is read anew at each poll, as states are, and not an event that passed."""
+    return bool(finding.signals) or finding.confirm_s > 0
+
+
+def _strongest(findings: Iterable[Finding]) -> dict[str, Finding]:
+    """One finding per fault id: the most severe, then the last; one that begins a fault before one that holds it."""
+    found: dict[str, Finding] = {}
+    for finding in findings:
+        old = found.get(finding.id)
+        if old is None or (not finding.holds_only, finding.severity) >= (not old.holds_only, old.severity):
+            found[finding.id] = finding
+    return found
+
+
+def _age(
+    old: Fault | None,
+    finding: Finding | None,
+    was: History,
+    history: History,
+    unseen: Mapping[str, str],
+    limits: Limits,
+    resets: Mapping[str, tuple[float, float]],
+) -> Fault | None:
+    if old and _another_card(old, history):
+        old = None
+    if old and not old.uuid and old.boot_id == history.boots.get("nvml"):
+        old = replace(old, uuid=history.uuid(old.finding.pci))  # no card was changed without a reboot
+    if finding and not (finding.holds_only and old is None):
+        return _found(old, finding, history)
+    if old is None or not old.confirmed:
+        return None
+    clear_s, blind_now = old.finding.clear_s, not _could_be_seen(old, history, unseen, limits)
+    if clear_s is None:
+        if not old.proved:  # absence proves nothing here, and nothing at all while we are blind
+            if not blind_now and proved(old, history, resets):
+                return replace(old, absent_s=0.0, proved=True, fell=())
+            old = watched(old, history)
+            return replace(old, absent_s=0.0) if old.absent_s and not blind_now else old
+        clear_s = limits.soak_s
+    absent_s = old.absent_s + _watched_s(old, was, history.now, limits)
+    return None if absent_s >= clear_s and not blind_now else replace(old, absent_s=absent_s)
+
+
+def _watched_s(fault: Fault, was: History, now: float, limits: Limits) -> float:
+    """Seconds since the last round in which the fault would have shown, however many rounds there were."""
+    finding = fault.finding
+    until = now
+    if finding.witness:
+        if finding.witness in was.failed:
+            return 0.0
+        until = min(until, was.heard.get(finding.witness, 0.0) + limits.silent_s)
+    if finding.witness == "nvml":
+        until = min(until, read_until(was, finding.pci, limits.silent_s))
+    if finding.signals and finding.pci:
+        reading = was.readings.get(finding.pci)
+        if reading is None or finding.pci in was.lost or any(number(reading, s) is None for s in finding.signals):
+            return 0.0
+        until = min(until, reading.seen + limits.silent_s)
+    return max(0.0, until - was.now) if was.now else 0.0
+
+
+def _could_be_seen(fault: Fault, history: History, unseen: Mapping[str, str], limits: Limits) -> bool:
+    """Whether the fault would show if it still were: its witness speaks, and the GPU gives the very readings."""
+    finding = fault.finding
+    if finding.witness in unseen:
+        return False
+    if finding.witness == "nvml" and history.now > read_until(history, finding.pci, limits.silent_s):
+        return False
+    if not (finding.signals and finding.pci):
+        return True
+    reading = history.readings.get(finding.pci)
+    if reading is None or finding.pci in history.lost or history.now - reading.seen > limits.silent_s:
+        return False
+    return all(number(reading, signal) is not None for signal in finding.signals)
+
+
+def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
+    if old is None:
+        return Fault(
+            finding,
+            since=finding.evidence.at,
+            began=finding.seen,
+            last=finding.seen,
+            uuid=history.uuid(finding.pci),
+            boot_id=history.boots.get(finding.witness, history.boot_id),
+            confirmed=finding.confirm_s <= 0,
+            counters=counted(None, history, finding.pci),
+            witnesses=(finding.evidence,),
+        )
+    fresh = finding.seen > old.last  # a reading that is judged again is no new evidence
+    if old.confirmed and finding.severity < old.finding.severity:
+        finding = old.finding  # a milder repeat never lowers a standing fault
+    return replace(
+        old,
+        finding=finding,
+        last=max(old.last, finding.seen),
+        uuid=old.uuid or history.uuid(finding.pci),
+        boot_id=history.boots.get(finding.witness) or old.boot_id,
+        count=old.count + fresh,
+        absent_s=0.0,
+        proved=False,
+        counters=counted(old, history, finding.pci),
+        fell=(),
+        confirmed=old.confirmed or finding.seen - old.began >= finding.confirm_s,
+        witnesses=_joined(old.witnesses, finding.evidence),
+    )
+
+
+def _joined(witnesses: tuple[Evidence, ...], new: Evidence) -> tuple[Evidence, ...]:
+    """The first word of each source, so that one incident shows all who saw it."""
+    return witnesses if any(w.source == new.source for w in witnesses) else (*witnesses, new)
+
+
+def _also(fault: Fault, evidence: Evidence) -> Fault:
+    witnesses = _joined(fault.witnesses, evidence)
+    return fault if witnesses is fault.witnesses else replace(fault, witnesses=witnesses)
+
+
+def _another_card(fault: Fault, history: History) -> bool:
+    uuid = history.uuid(fault.finding.pci)
+    return bool(fault.uuid and uuid and fault.uuid != uuid)
+
+
+def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float, resets: frozenset[str]) -> Verdict:
+    history = memory.history
+    standing = tuple(sorted((f for f in memory.faults.values() if f.confirmed), key=order))
+    whole = incidents(standing, history)
+    # What only the second witness saw is held while it is silent; the node is not unknown for that.
+    blind_now = {source: why for source, why in unseen.items() if source != SECOND}
+    worst = whole[0].finding.severity if whole else Severity.NOTICE
+    if worst is Severity.FATAL:
+        status = Status.UNHEALTHY
+    elif worst is Severity.DEGRADED:
+        status = Status.DEGRADED
+    else:
+        status = Status.UNKNOWN if blind_now else Status.HEALTHY
+    acting = [f.finding.remedy for f in whole if f.finding.severity is worst and worst > Severity.NOTICE]
+    return Verdict(
+        at=wall,
+        status=status,
+        remedy=max(acting, key=lambda remedy: remedy.rank, default=Remedy.NONE),
+        faults=whole,
+        blind=tuple(f"{source}: {why}" for source, why in sorted(blind_now.items())),
+        boot_id=history.boot_id,
+        kernel_seq=history.kernel_seq,
+        standing=standing,
+        onsets=memory.onsets,
+        dismissed=memory.dismissed,
+        cards=history.cards,
+        resets=resets,
+        heard=frozenset(
+            card.uuid
+            for pci, card in history.cards.items()
+            if pci in history.readings or pci in history.lost or pci in history.resets
+        ),
+        linked=linked(history.cards, history.readings),
+    )

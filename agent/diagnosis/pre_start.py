@@ -1,0 +1,23 @@
+"""What this life of the agent knows of a fault only from the kernel's record from before it began. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from agent.diagnosis.history import History
+from agent.model.observation import Fault
+
+_KERNEL = "kmsg"
+
+
+def doubted(fault: Fault, known: bool, history: History, began_at: float) -> Fault:
+    """Whether only the kernel's record from before the agent's start (Unix seconds) speaks for the fault.
+
+    Such a fault may be that of an agent that died before it could write it down: then the driver asks for something,
+    or the GPU does not answer.
+    """
+    pci, evidence = fault.finding.pci, fault.finding.evidence
+    asks = pci in history.lost or pci in history.resets or bool(history.number(pci, "recovery_action"))
+    before = evidence.source == _KERNEL and evidence.at < began_at
+    late = bool(pci) and before and (fault.late or not known) and not asks
+    return fault if late is fault.late else replace(fault, late=late)

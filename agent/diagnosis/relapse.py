@@ -1,0 +1,46 @@
+"""A GPU that turns fatal again and again: no cure was one, and a person decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.config.limits import Limits
+from agent.diagnosis.row import Row
+from agent.model.observation import Evidence, Fault, Finding, Remedy, Severity
+
+ROW = Row("gpu-relapsing", Severity.FATAL, Remedy.CONTACT_SUPPORT,
+          "the GPU turned fatal again after each cure: held until a person dismisses this")  # fmt: skip
+Onsets = Mapping[str, tuple[int, ...]]  # when each GPU turned fatal, Unix seconds
+Faults = Mapping[str, Fault]
+
+
+def fault_id(pci: str) -> str:
+    return f"{ROW.rule}@{pci or 'node'}"
+
+
+def counted(onsets: Onsets, old: Faults, new: Faults, wall: float, limits: Limits) -> dict[str, tuple[int, ...]]:
+    """One more onset for each GPU that is fatal now and was not before.
+
+    By the wall clock, because the count outlives the agent; a clock that jumps only forgets or adds nothing.
+    """
+    renewed = dict(onsets)
+    for pci in _fatal(new) - _fatal(old):
+        recent = tuple(at for at in onsets.get(pci, ()) if wall - at <= limits.relapse_window_s)
+        renewed[pci] = (*recent, int(wall))[-limits.relapses :]
+    return renewed
+
+
+def findings(onsets: Onsets, now: float, limits: Limits) -> dict[str, Finding]:
+    """What is held for a person; ``now`` is monotonic seconds."""
+    held = {}
+    for pci, times in onsets.items():
+        if len(times) >= limits.relapses and times[-1] - times[0] <= limits.relapse_window_s:
+            message = f"{ROW.meaning} ({len(times)} times)"
+            evidence = Evidence(float(times[-1]), "agent", message)
+            held[fault_id(pci)] = Finding(ROW.rule, pci, ROW.severity, ROW.remedy, message, evidence, now, "")
+    return held
+
+
+def _fatal(faults: Faults) -> set[str]:
+    fatal = (f.finding for f in faults.values() if f.confirmed and f.finding.severity is Severity.FATAL)
+    return {finding.pci for finding in fatal if not finding.drill}

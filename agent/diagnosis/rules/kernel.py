@@ -1,0 +1,67 @@
+"""NVSwitch errors (SXid), by the kernel log and by DCGM, and the kernel module's own words."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+
+from agent.config.limits import Limits
+from agent.diagnosis.history import SECOND, SECOND_LATE_S, History, number
+from agent.diagnosis.row import Row
+from agent.model.observation import Finding, Observation, Remedy, Severity, Signal, Words
+
+_LINK_FAULT = 20034  # also what a switch says when the GPU at the link's other end was reset or lost
+_SECONDARY_S = 60.0
+ENDS = {"sxid-10005": "sxid-10004"}  # a switch says that its heat is over
+
+
+def _catalog() -> Mapping[int, Row]:
+    text = files("agent.diagnosis.rules").joinpath("sxid.csv").read_text(encoding="utf-8")
+    return {int(row["code"]): _row(int(row["code"]), Severity[row["severity"].upper()], Remedy(row["remedy"]),
+                                   row["meaning"]) for row in csv.DictReader(text.splitlines())}  # fmt: skip
+
+
+def _row(code: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
+    clear = {Severity.NOTICE: "notice_clear_s", Severity.DEGRADED: "degraded_xid_clear_s"}.get(severity, "")
+    return Row(f"sxid-{code}", severity, remedy, f"SXid {code}: {meaning}", "", clear)
+
+
+CATALOG = _catalog()
+UVM_FATAL = Row("uvm-fatal", Severity.FATAL, Remedy.REBOOT_NODE,
+                "unified memory met a fatal error: no CUDA on this node until a reboot")  # fmt: skip
+INIT_FAILED = Row("gpu-init-failed", Severity.DEGRADED, Remedy.REBOOT_NODE,
+                  "the driver could not initialise the GPU", "", "degraded_xid_clear_s")  # fmt: skip
+API_MISMATCH = Row("api-mismatch", Severity.NOTICE, Remedy.RESTART_WORKLOAD,
+                   "a client's NVIDIA library is of another version than the kernel module", "",
+                   "notice_clear_s")  # fmt: skip
+ROWS = (*CATALOG.values(), UVM_FATAL, INIT_FAILED, API_MISMATCH)
+_WORDS: Mapping[str, Row] = {
+    Words.UVM_FATAL: UVM_FATAL, Words.INIT_FAILED: INIT_FAILED, Words.API_MISMATCH: API_MISMATCH,
+}  # fmt: skip
+
+
+def find(history: History, limits: Limits) -> Iterator[Finding]:
+    for seen in history.fresh:
+        if seen.signal is Signal.SXID and isinstance(seen.value, int):
+            yield _switch(history, seen, seen.value, limits)
+        elif seen.signal is Signal.DRIVER and (row := _WORDS.get(str(seen.value))):
+            yield row.found(seen, limits)
+
+
+def _switch(history: History, seen: Observation, code: int, limits: Limits) -> Finding:
+    """The address is the switch's, so the fault is the node's; the driver's own word decides unlisted codes."""
+    fatal = number(seen, "fatal") == 1
+    row = CATALOG.get(code) or (
+        _row(code, Severity.FATAL, Remedy.CONTACT_SUPPORT, "an NVSwitch error that the driver calls fatal")
+        if fatal
+        else _row(code, Severity.NOTICE, Remedy.CONTACT_SUPPORT, "an NVSwitch error that the driver calls not fatal")
+    )
+    if code == _LINK_FAULT and _a_gpu_left(history, _SECONDARY_S + (SECOND_LATE_S if seen.source == SECOND else 0)):
+        row = _row(code, Severity.NOTICE, Remedy.NONE, "link fault after a GPU at its other end was reset or lost")
+    return row.found(seen, limits, f"{row.meaning} (NVSwitch {seen.pci or 'at an unknown address'})", pci="")
+
+
+def _a_gpu_left(history: History, within_s: float) -> bool:
+    recently = (*(epoch.began for epoch in history.epochs.values()), *(o.seen for o in history.lost.values()))
+    return any(history.now - at <= within_s for at in recently)

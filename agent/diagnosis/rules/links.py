@@ -1,0 +1,119 @@
+"""Links: PCIe width, replays and fatal errors; NVLink up to generation 4 and from 5 on; the NVSwitch fabric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+
+from agent.config.limits import Limits
+from agent.diagnosis.history import History, number
+from agent.diagnosis.row import Row
+from agent.model.observation import Finding, Observation, Remedy, Severity
+
+_MINUTES, _BAD_MINUTES = 5, 3
+_MANY = 10  # times the limit of a notice
+_REPLAYS_A_LANE = (0.15, 0.3, 0.48, 0.96, 1.92, 3.84)  # by PCIe generation, as DCGM's health watch has it
+
+WIDTH = Row("pcie-width", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "the PCIe link lost lanes",
+            "link_confirm_s", "rate_clear_s", ("pcie_width",))  # fmt: skip
+REPLAYS = Row("pcie-replays", Severity.NOTICE, Remedy.CONTACT_SUPPORT, "the PCIe link repeats packets often",
+              "", "rate_clear_s", ("pcie_replays",))  # fmt: skip
+PCIE_FATAL = Row("pcie-fatal-errors", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "new fatal errors on the PCIe link",
+                 "", "rate_clear_s", ("pcie_fatal_errors",))  # fmt: skip
+NVLINK_DOWN = Row("nvlink-down", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "NVLinks that were up are down",
+                  "link_confirm_s", "flag_confirm_s", ("nvlink_active",))  # fmt: skip
+NVLINK_ERRORS = Row("nvlink-errors", Severity.NOTICE, Remedy.CONTACT_SUPPORT,
+                    "an NVLink replays or recovers each minute", "", "rate_clear_s", ("nvlink_replay",))  # fmt: skip
+NVLINK_CRC = Row("nvlink-crc", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "NVLink checksum errors come fast",
+                 "", "rate_clear_s", ("nvlink_crc",))  # fmt: skip
+NVLINK_RECOVERY = Row("nvlink-recovery-failed", Severity.DEGRADED, Remedy.CONTACT_SUPPORT,
+                      "an NVLink failed to recover", "", "rate_clear_s", ("nvlink_recovery_failed",))  # fmt: skip
+NVLINK_BER = Row("nvlink-ber", Severity.NOTICE, Remedy.CONTACT_SUPPORT, "an NVLink's bit error rate is high",
+                 "flag_confirm_s", "rate_clear_s", ("nvlink_effective_ber",))  # fmt: skip
+FABRIC_STATE = Row("fabric-state", Severity.DEGRADED, Remedy.CONTACT_SUPPORT,
+                   "the GPU has not joined the NVLink fabric: look at fabric manager", "fabric_confirm_s",
+                   "flag_confirm_s", ("fabric_state",))  # fmt: skip
+FABRIC_HEALTH = Row("fabric-health", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "the NVLink fabric is not healthy",
+                    "link_confirm_s", "flag_confirm_s", ("fabric_health_mask",))  # fmt: skip
+ROWS = (WIDTH, REPLAYS, PCIE_FATAL, NVLINK_DOWN, NVLINK_ERRORS, NVLINK_CRC, NVLINK_RECOVERY, NVLINK_BER,
+        FABRIC_STATE, FABRIC_HEALTH)  # fmt: skip
+
+# nvmlGpuFabricInfo healthMask: packed fields of two bits, 1 is a fault, 0 unsupported, 2 fine.
+_FABRIC_BITS = {0: "degraded bandwidth", 2: "a route is recovering", 4: "a route is unhealthy",
+                6: "an access timeout is being recovered"}  # fmt: skip
+_CONFIGURATION_SHIFT, _CONFIGURATION_BITS = 8, 0xF  # 0 unsupported, 1 fine, the rest is a fault
+_FABRIC_NOT_STARTED, _FABRIC_IN_PROGRESS = 1, 2
+_SUMMARY_UNHEALTHY = 2
+
+
+def find(history: History, limits: Limits) -> Iterator[Finding]:
+    for pci, reading in history.suspects.items():
+        first = history.first.get(pci)
+        width, widest = number(reading, "pcie_width"), number(reading, "pcie_max_width")
+        if width and widest and width < widest:
+            yield WIDTH.found(reading, limits, f"the PCIe link runs on {width:.0f} of {widest:.0f} lanes")
+        yield from _replays(history, reading, limits)
+        for row, counter in ((PCIE_FATAL, "pcie_fatal_errors"), (NVLINK_RECOVERY, "nvlink_recovery_failed")):
+            if _grew(history, reading, first, counter):
+                yield row.found(reading, limits)
+        yield from _nvlink(history, reading, limits)
+        state = number(reading, "fabric_state")
+        if state in (_FABRIC_NOT_STARTED, _FABRIC_IN_PROGRESS):
+            yield FABRIC_STATE.found(reading, limits)
+        if wrong := fabric_faults(reading):
+            yield FABRIC_HEALTH.found(reading, limits, f"{FABRIC_HEALTH.meaning}: {', '.join(wrong)}")
+
+
+def _grew(history: History, reading: Observation, first: Observation | None, counter: str) -> bool:
+    """News only in the round that brought it: the clearing clock runs from the last growth."""
+    now, before = number(reading, counter), number(history.before.get(reading.pci, first), counter)
+    return now is not None and before is not None and now > before
+
+
+def _replays(history: History, reading: Observation, limits: Limits) -> Iterator[Finding]:
+    rates = history.minutes(reading.pci, "pcie_replays", _MINUTES)
+    limit = limits.pcie_replays_per_minute or usual_replays(reading)
+    if _often(rates, limit / 2):
+        severity = Severity.DEGRADED if _often(rates, _MANY * limit) else Severity.NOTICE
+        yield REPLAYS.found(reading, limits, severity=severity, holds_only=not _often(rates, limit))
+
+
+def usual_replays(reading: Observation) -> float:
+    """A minute's replays that DCGM takes for normal: so many a lane, doubling with each generation from the second."""
+    generation, lanes = (
+        number(reading, f"pcie_max_{what}") or most for what, most in (("generation", 5), ("width", 16))
+    )
+    return ceil(_REPLAYS_A_LANE[min(int(generation), len(_REPLAYS_A_LANE)) - 1] * lanes)
+
+
+def _nvlink(history: History, reading: Observation, limits: Limits) -> Iterator[Finding]:
+    pci = reading.pci
+    card, active = history.cards.get(pci), number(reading, "nvlink_active")
+    expected = card.nvlinks if card else 0
+    if active is not None and active < expected:
+        severity = Severity.FATAL if limits.nvlink_down_fatal else Severity.DEGRADED
+        message = f"{expected - active:.0f} of {expected} NVLinks are down"
+        yield NVLINK_DOWN.found(reading, limits, message, severity=severity)
+    limit = limits.nvlink_errors_per_minute
+    if any(_often(history.minutes(pci, name, _MINUTES), limit) for name in ("nvlink_replay", "nvlink_recovery")):
+        yield NVLINK_ERRORS.found(reading, limits)
+    crc = history.minutes(pci, "nvlink_crc", 1)
+    if crc and crc[-1] / 60 >= limits.nvlink_crc_per_second / 2:
+        yield NVLINK_CRC.found(reading, limits, holds_only=crc[-1] / 60 < limits.nvlink_crc_per_second)
+    if (number(reading, "nvlink_effective_ber") or 0) > limits.nvlink_ber:
+        yield NVLINK_BER.found(reading, limits)
+
+
+def _often(rates: tuple[float, ...], limit: float) -> bool:
+    return sum(rate >= limit for rate in rates) >= _BAD_MINUTES
+
+
+def fabric_faults(reading: Observation) -> list[str]:
+    """What the fabric's health mask says in words. A healthy node's mask is not zero: each field is decoded."""
+    mask = int(number(reading, "fabric_health_mask") or 0)
+    wrong = [words for shift, words in _FABRIC_BITS.items() if (mask >> shift) & 3 == 1]
+    if (mask >> _CONFIGURATION_SHIFT) & _CONFIGURATION_BITS > 1:
+        wrong.append("its configuration is incorrect")
+    if not wrong and number(reading, "fabric_health_summary") == _SUMMARY_UNHEALTHY:
+        wrong.append("its summary says so")
+    return wrong

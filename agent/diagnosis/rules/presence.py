@@ -1,0 +1,59 @@
+"""GPUs that are gone: lost by NVML's word, by the kernel's, missing from the enumeration or from the count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.config.limits import Limits
+from agent.diagnosis.cards import HELD_BY_NOBODY_ELSE, missing
+from agent.diagnosis.history import History, number
+from agent.diagnosis.row import Row
+from agent.model.observation import Finding, Observation, Remedy, Severity, Signal
+
+LOST = Row("gpu-lost", Severity.FATAL, Remedy.REBOOT_NODE, "the GPU no longer answers on the bus")
+RESET_REQUIRED = Row("gpu-reset-required", Severity.FATAL, Remedy.RESET_GPU,
+                     "the GPU answers nothing but that it needs a reset (NVML error 16)",
+                     "flag_confirm_s")  # fmt: skip
+MISSING = Row("gpu-missing", Severity.FATAL, Remedy.REBOOT_NODE, "the GPU left NVML's enumeration",
+              "missing_confirm_s", "flag_confirm_s", ("index",))  # fmt: skip
+COUNT = Row("gpu-count", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "fewer GPUs than expected",
+            "missing_confirm_s", "flag_confirm_s")  # fmt: skip
+ROWS = (LOST, RESET_REQUIRED, MISSING, COUNT)
+
+_ABSENT, _NVIDIA, _UNBOUND = HELD_BY_NOBODY_ELSE[:3]
+
+
+def find(history: History, limits: Limits) -> Iterator[Finding]:
+    for seen in history.lost.values():
+        yield LOST.found(seen, limits)
+    for seen in history.resets.values():
+        yield RESET_REQUIRED.found(seen, limits)
+    for seen in history.fresh:
+        if seen.signal is Signal.LOST and seen.pci not in history.lost:
+            yield LOST.found(seen, limits)
+    alive = history.alive.get("nvml")
+    if alive is None or "nvml" in history.failed:
+        return
+    count = number(alive, "gpu_count")
+    yield from _missing(history, alive, count or 0, limits)
+    if limits.expected_gpus is not None and count is not None and count < limits.expected_gpus:
+        yield COUNT.found(alive, limits, f"{count:.0f} GPUs where {limits.expected_gpus} are expected", pci="")
+
+
+def _missing(history: History, alive: Observation, count: float, limits: Limits) -> Iterator[Finding]:
+    """Each address that NVML doesn't enumerate and that holds no card that is read elsewhere.
+
+    A GPU that was given to vfio or another driver isn't missing. Withdrawn for is only one that we
+    read before and that the NVIDIA driver still holds or the bus lost, while others are read: if all
+    are gone at once it is more likely our own access to them.
+    """
+    read = {history.uuid(pci) for pci in history.readings}
+    for pci, driver in missing(alive):
+        card = history.cards.get(pci)
+        moved = card is not None and card.uuid in read and pci not in history.readings
+        if driver not in HELD_BY_NOBODY_ELSE or moved:
+            continue
+        ours = pci in history.readings and count > 0 and driver in (_ABSENT, _NVIDIA)
+        where = {_ABSENT: "and the PCI bus", _UNBOUND: "and is bound to no driver"}.get(driver, "")
+        message = f"{MISSING.meaning} {where}".strip()
+        yield MISSING.found(alive, limits, message, severity=None if ours else Severity.DEGRADED, pci=pci)

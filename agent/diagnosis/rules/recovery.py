@@ -1,0 +1,47 @@
+"""The driver's own recovery action: NVML's field 230, and the kernel log's Xid 154."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from agent.config.limits import Limits
+from agent.diagnosis.history import History, number
+from agent.diagnosis.row import Row
+from agent.model.observation import Finding, Observation, Remedy, Severity, Signal
+
+# NVML_GPU_RECOVERY_ACTION_*. An action that is not listed asks for a human: DCGM 4.6 rejects 5 to 7, we don't.
+ACTIONS = {
+    1: (Severity.FATAL, Remedy.RESET_GPU, "reset the GPU"),
+    2: (Severity.FATAL, Remedy.REBOOT_NODE, "reboot the node"),
+    3: (Severity.DEGRADED, Remedy.RESET_GPU, "drain peer-to-peer traffic"),
+    4: (Severity.DEGRADED, Remedy.RESET_GPU, "drain and reset the GPU"),
+    5: (Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "recover the IMEX domain"),
+    6: (Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "reset the GPU's bus"),
+    7: (Severity.FATAL, Remedy.REBOOT_NODE, "reboot the system"),
+}
+OTHER = (Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "an action this agent does not know")
+ROW = Row("recovery-action", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "the driver asks for a recovery action",
+          "flag_confirm_s", "flag_confirm_s", ("recovery_action",))  # fmt: skip
+_LOGGED = Row(ROW.rule, ROW.severity, ROW.remedy, ROW.meaning)  # by the kernel log alone: latched
+ROWS = (ROW,)
+
+
+def find(history: History, limits: Limits) -> Iterator[Finding]:
+    for reading in history.suspects.values():
+        if action := int(number(reading, "recovery_action") or 0):
+            yield _finding(ROW, reading, action, limits)
+    for seen in history.fresh:
+        action = int(number(seen, "recovery_action") or 0)
+        if seen.signal is Signal.XID and action:
+            said = _finding(_LOGGED, seen, action, limits)
+            if history.number(seen.pci, "recovery_action") is None:
+                yield said
+            else:  # believed at once, and ended by NVML, which reads the action itself
+                yield replace(said, witness="nvml", clear_s=limits.flag_confirm_s, signals=ROW.signals)
+
+
+def _finding(row: Row, seen: Observation, action: int, limits: Limits) -> Finding:
+    severity, remedy, words = ACTIONS.get(action, OTHER)
+    message = f"the driver's recovery action is {action}: {words}"
+    return row.found(seen, limits, message, severity=severity, remedy=remedy)

@@ -1,0 +1,103 @@
+"""Sources and GPUs that can't be seen or don't speak. Blindness is reported; it alone never withdraws a node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from math import inf
+
+from agent.config.limits import Limits
+from agent.diagnosis.cards import missing
+from agent.diagnosis.history import SECOND, History
+from agent.diagnosis.row import Row
+from agent.model.observation import Evidence, Failure, Finding, Observation, Remedy, Severity
+
+_SILENT = {
+    source: Row(f"{source}-silent", severity, Remedy.CONTACT_SUPPORT, f"the source {source} has finished no poll")
+    for source, severity in (("nvml", Severity.DEGRADED), ("kmsg", Severity.DEGRADED), (SECOND, Severity.NOTICE))
+}
+_UNREAD = Row("gpu-silent", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "NVML's polls finish without this GPU",
+              clear="silent_s")  # fmt: skip
+_FAILED: dict[str, Row] = {
+    Failure.DRIVER_NOT_LOADED: Row("driver-not-loaded", Severity.DEGRADED, Remedy.REBOOT_NODE,
+                                   "the NVIDIA kernel module is not loaded"),
+    Failure.LIBRARY_MISMATCH: Row("driver-mismatch", Severity.DEGRADED, Remedy.REBOOT_NODE,
+                                  "the driver's library and kernel module are of different versions"),
+    Failure.HUNG: Row("driver-hung", Severity.DEGRADED, Remedy.REBOOT_NODE,
+                      "a call into the driver does not come back"),
+}  # fmt: skip
+ROWS = (*_SILENT.values(), _UNREAD, *_FAILED.values())
+# A library that was never injected is this pod's configuration, not the node's health; nor is standing aside.
+_CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION, Failure.ASIDE)
+_REPEATED_S = 180.0  # a source says at least so often that it can't see: between two tries it waits two minutes at most
+
+
+def find(history: History, limits: Limits) -> Iterator[Finding]:
+    for source in {**history.heard, **history.failed}:
+        failed = _failure(history, source)
+        if failed and failed.value in _CONFIGURATION:
+            continue
+        if failed and failed.value == Failure.ABSENT and source not in history.heard:
+            continue  # it never was there
+        silent_s = history.now - history.heard.get(source, history.began)
+        hung = failed is not None and failed.value == Failure.HUNG
+        limit_s = 3 * limits.silent_s if hung or not failed else limits.driver_confirm_s
+        if silent_s > limit_s:
+            row = _FAILED.get(str(failed.value)) if failed and source != SECOND else None
+            row = row or _SILENT[source]
+            message = failed.raw if failed and not hung else f"{row.meaning} for over {limit_s:.0f} s"
+            evidence = Evidence(failed.at if failed else 0.0, source, failed.raw if failed else message)
+            yield Finding(
+                row.rule, "", row.severity, row.remedy, message, evidence, history.now, "", clear_s=0.0,
+            )  # fmt: skip
+    for pci in unread(history, limits.silent_s):
+        message = f"{_UNREAD.meaning} for over {3 * limits.silent_s:.0f} s"
+        found = _UNREAD.found(history.alive["nvml"], limits, message, pci=pci)
+        yield replace(found, confirm_s=2 * limits.silent_s)  # which are three since its last word
+
+
+def blind(history: History, expected: Iterable[str], silent_s: float) -> Iterator[tuple[str, str]]:
+    """Every source that should speak and doesn't, and every GPU that isn't read, with the reason in a sentence."""
+    for source in expected:
+        failed = _failure(history, source)
+        if failed:
+            yield source, failed.raw or str(failed.value)
+        elif source not in history.alive:  # which ends a poll: by then each GPU was read
+            yield source, "not heard yet"
+        elif history.now - history.heard[source] > silent_s:
+            yield source, f"no poll finished for over {silent_s:.0f} s"
+    if history.now - history.heard.get("nvml", -inf) <= silent_s:  # else its own words say enough
+        for pci in unread(history, silent_s):
+            yield f"GPU {pci}", f"not read for over {silent_s:.0f} s"
+
+
+def unread(history: History, silent_s: float) -> Iterator[str]:
+    """GPUs that were silent for so long when NVML's last poll finished; none while it says that it can't see."""
+    alive = history.alive.get("nvml")
+    if alive is None or "nvml" in history.failed:
+        return
+    for pci in {**history.cards, **history.readings}:
+        if max(read_until(history, pci, silent_s), history.began + silent_s) < alive.seen:
+            yield pci
+
+
+def read_until(history: History, pci: str, silent_s: float) -> float:
+    """Until when (monotonic seconds) a GPU counts as read; one that was never read doesn't count so at any time.
+
+    Without end where nobody waits for a reading: of the node itself, and of a GPU that is lost, asks for nothing but a
+    reset, is missing from the enumeration, was given away, or is read in another slot.
+    """
+    card, reading, alive = history.cards.get(pci), history.readings.get(pci), history.alive.get("nvml")
+    known = card is not None or (reading is not None and not history.uuid(pci))  # without its card it was given away
+    if not known or pci in history.lost or pci in history.resets or (alive and pci in dict(missing(alive))):
+        return inf
+    if reading is None and card and card.uuid in {history.uuid(other) for other in history.readings}:
+        return inf
+    return reading.seen + silent_s if reading else -inf
+
+
+def _failure(history: History, source: str) -> Observation | None:
+    """Why the source can't see, by its own word. Who stands aside or has no library says so again while it is true."""
+    failed = history.failed.get(source)
+    over = failed and failed.value in _CONFIGURATION and history.now - failed.seen > _REPEATED_S
+    return None if over else failed

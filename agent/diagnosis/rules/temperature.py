@@ -1,0 +1,61 @@
+"""Heat against the GPU's own limits, in both regimes: absolute °C up to Ampere, a signed margin from Ada on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from agent.config.limits import Limits
+from agent.diagnosis.history import History, number
+from agent.diagnosis.row import Row
+from agent.model.observation import Finding, Observation, Remedy, Severity
+
+_NEAR_SHUTDOWN_MARGIN_C = 1
+_NEAR_SHUTDOWN_C = 2
+
+SHUTDOWN = Row("temperature-shutdown", Severity.FATAL, Remedy.CONTACT_SUPPORT,
+               "close to the temperature at which the board cuts its power",
+               "flag_confirm_s", "temperature_clear_s", ("temperature_c",))  # fmt: skip
+SLOWDOWN = Row("temperature", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "hotter than its slowdown limit",
+               "temperature_confirm_s", "temperature_clear_s", ("temperature_c",))  # fmt: skip
+MEMORY = Row("memory-temperature", Severity.DEGRADED, Remedy.CONTACT_SUPPORT,
+             "GPU memory is hotter than its highest operating temperature",
+             "temperature_confirm_s", "temperature_clear_s", ("memory_temperature_c",))  # fmt: skip
+ROWS = (SHUTDOWN, SLOWDOWN, MEMORY)
+
+
+def find(history: History, limits: Limits) -> Iterator[Finding]:
+    for reading in history.readings.values():
+        slowdown, shutdown = headroom(reading)
+        if shutdown is not None and shutdown <= 0:
+            yield _hot(SHUTDOWN, reading, limits)
+        if slowdown is not None and slowdown <= limits.temperature_hysteresis_c:
+            yield _hot(SLOWDOWN, reading, limits, holds_only=slowdown > 0)
+        memory, most = number(reading, "memory_temperature_c"), number(reading, "temperature_mem_max_c")
+        if memory and most and memory >= most - limits.temperature_hysteresis_c:
+            yield MEMORY.found(reading, limits, holds_only=memory < most)
+
+
+def headroom(reading: Observation) -> tuple[float | None, float | None]:
+    """°C left until the slowdown and until 'close to shutdown' limit; None where the GPU gives no limit.
+
+    The fields *_tlimit_c are offsets in the margin's own scale and are never compared with °C.
+    """
+    margin, slow, shut = (number(reading, s) for s in ("margin_c", "slowdown_tlimit_c", "shutdown_tlimit_c"))
+    if margin is not None and slow is not None:
+        return margin - slow, None if shut is None else margin - shut - _NEAR_SHUTDOWN_MARGIN_C
+    heat, slow, shut = (
+        number(reading, s) for s in ("temperature_c", "temperature_slowdown_c", "temperature_shutdown_c")
+    )
+    if heat is None:
+        return None, None
+    return None if not slow else slow - heat, None if not shut else shut - _NEAR_SHUTDOWN_C - heat
+
+
+def _hot(row: Row, reading: Observation, limits: Limits, holds_only: bool = False) -> Finding:
+    """The heat itself belongs to the evidence: a message that changed with each degree would be written each time."""
+    heat = number(reading, "temperature_c")
+    said = row.found(reading, limits, holds_only=holds_only)
+    if heat is None:
+        return said
+    return replace(said, evidence=replace(said.evidence, raw=f"{heat:.0f} °C, {row.meaning}"))

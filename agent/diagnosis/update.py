@@ -1,0 +1,196 @@
+"""The history after one more round of observations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from agent.diagnosis.cards import card_of, given_away
+from agent.diagnosis.epoch import began_anew, counters, fell, sober
+from agent.diagnosis.history import (
+    SECOND,
+    SECOND_LATE_S,
+    TREND,
+    UNCORRECTABLE_XID,
+    Blame,
+    Epoch,
+    History,
+    Sample,
+    Tally,
+    elsewhere,
+    number,
+    settled,
+)
+from agent.model.observation import Observation, Signal, Words
+
+# One Xid reaches us by the kernel log and by NVML: the same code on the same GPU from the other
+# witness within this many seconds is the same error.
+_SAME_EVENT_S = 5.0
+_TREND_EVERY_S, _TREND_SAMPLES = 60.0, 121
+_MOST_REPEATS = 10_000_000  # of one error in one second: more is no count
+_MOST_BLAMES, _MOST_PIDS = 512, 1024
+_WINDOW_EVENTS = 64  # per GPU and code: enough for any count that a rule asks for, bounded in a storm
+
+
+def renew(history: History, seen: Iterable[Observation], now: float, workloads: Mapping[str, str]) -> History:
+    """The history after one more round. A clock that goes backwards is taken as standing still."""
+    draft = _Draft(history)
+    for observation in seen:
+        draft.add(observation)
+    return draft.finish(max(now, history.now), workloads)
+
+
+class _Draft:
+    """A history being renewed: mutable for one round, so that a storm costs no copies."""
+
+    def __init__(self, old: History) -> None:
+        self._old = old
+        self._boots, self._seq = dict(old.boots), old.kernel_seq
+        self._fresh: list[Observation] = []
+        self._past, self._readings, self._first = dict(old.past), dict(old.readings), dict(old.first)
+        self._before, self._cards = dict(old.before), dict(old.cards)
+        self._resets, self._uncorrectable = dict(old.resets), dict(old.uncorrectable)
+        self._lost, self._alive, self._failed = dict(old.lost), dict(old.alive), dict(old.failed)
+        self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
+        self._trends, self._blames, self._pods = dict(old.trends), list(old.blames), dict(old.pods)
+        self._witnessed, self._incidents = dict(old.witnessed), dict(old.incidents)
+        self._fallen: dict[str, set[str]] = {}
+        self._loaded = old.loaded
+
+    def add(self, o: Observation) -> None:
+        if o.boot_id and o.boot_id != self._boots.get(o.source):
+            self._boots[o.source] = o.boot_id
+            if o.source == "kmsg":
+                self._seq = None  # each boot counts its records anew
+        if o.signal is Signal.FAILED:
+            self._failed[o.source] = o
+            return
+        self._heard.setdefault(o.source, o.seen)
+        if o.source == SECOND and o.signal in (Signal.XID, Signal.SXID) and elsewhere(self._readings, self._witnessed):
+            return  # of another node
+        match o.signal:
+            case Signal.ALIVE:  # only a whole poll is one: a library that crashes at GPU 4 has read those before it
+                self._alive[o.source] = o
+                self._heard[o.source] = o.seen
+                self._failed.pop(o.source, None)
+                for pci in given_away(o):
+                    self._cards.pop(pci, None)
+                if self._seq is None and o.source == "kmsg":
+                    self._seq = o.seq  # what was there when the log was opened is taken in
+                if "check" in o.values:  # a health check that counts is over: what it did not name has ended
+                    same = o.values["check"]
+                    self._incidents = {k: i for k, i in self._incidents.items() if i.values.get("check") == same}
+            case Signal.READING if o.source == SECOND:
+                self._witnessed[o.pci] = o
+            case Signal.READING:
+                self._read(o)
+            case Signal.HEALTH:
+                self._incidents[o.pci, o.value, o.values.get("gpu_instance")] = o
+            case Signal.XID if isinstance(o.value, int):
+                self._xid(o, o.value)
+            case Signal.LOST | Signal.RESET_REQUIRED | Signal.SXID | Signal.DRIVER:
+                if o.signal is Signal.LOST and o.source == "nvml":
+                    self._lost[o.pci] = o
+                if o.signal is Signal.RESET_REQUIRED:
+                    self._resets[o.pci] = o
+                if not o.past:
+                    self._fresh.append(o)
+                    if o.value == Words.LOADED and o.source == "kmsg":
+                        self._loaded = o
+        if o.seq is not None and o.signal is not Signal.ALIVE:
+            self._seq = o.seq if self._seq is None else max(self._seq, o.seq)
+
+    def _read(self, o: Observation) -> None:
+        before = self._readings.get(o.pci)
+        silent = (self._lost.pop(o.pci, None), self._resets.pop(o.pci, None))
+        for pid, pod in _pods(o):
+            self._pods.pop(pid, None)  # the youngest last
+            self._pods[pid] = pod
+        if card := card_of(o, self._cards.get(o.pci)):
+            self._cards[o.pci] = card
+        earlier = self._before.get(o.pci)
+        self._before[o.pci] = before or o
+        if before is None:
+            self._first[o.pci] = o
+        elif lower := fell(had := counters(before), now := counters(o)):
+            if began_anew(sober(had, counters(earlier)), now, o.seen - before.seen):
+                self._epochs[o.pci] = Epoch(max(old.seen for old in (before, *silent) if old), before, o.seen)
+            self._fallen.setdefault(o.pci, set()).update(lower)
+            self._first[o.pci] = o
+            self._before[o.pci] = o
+            self._trends[o.pci] = ()  # what fell can't be subtracted from
+        self._readings[o.pci] = o
+        trend = self._trends.get(o.pci, ())
+        if not trend or o.seen - trend[-1].seen >= _TREND_EVERY_S:
+            sample = Sample(o.seen, tuple(number(o, name) for name in TREND))
+            self._trends[o.pci] = (*trend[-_TREND_SAMPLES + 1 :], sample)
+
+    def _xid(self, o: Observation, code: int) -> None:
+        if o.past:
+            self._past[o.pci, code] = o
+            return
+        if o.drill:  # counts nowhere
+            self._fresh.append(o)
+            return
+        if (pid := number(o, "pid")) is not None:
+            blame = Blame(o.seen, o.pci, code, int(pid), self._pods.get(int(pid), ""))
+            self._blames = [*self._blames[-_MOST_BLAMES + 1 :], blame]
+        old = self._tallies.get((o.pci, code)) or Tally(0, o.at, (), {})
+        repeats = min(max(int(number(o, "repeats") or 1), 1), _MOST_REPEATS)
+        by = {**old.by, o.source: old.by.get(o.source, 0) + repeats}
+        within_s = SECOND_LATE_S if o.source == SECOND else _SAME_EVENT_S
+        told = bool(old.seen) and by[o.source] <= old.count and o.seen - old.seen[-1] <= within_s
+        self._fresh.append(replace(o, seen=old.seen[-1]) if told else o)  # who tells it later saw it no later
+        if code == UNCORRECTABLE_XID and not (told and o.source == SECOND):
+            self._uncorrectable[o.pci] = o
+        if told:  # the other witness of an error that is counted already
+            self._tallies[o.pci, code] = replace(old, by=by)
+        else:
+            count = max(by[o.source], old.count + 1)
+            by[o.source] = count
+            seen = (*old.seen, *(o.seen for _ in range(min(count - old.count, _WINDOW_EVENTS))))[-_WINDOW_EVENTS:]
+            self._tallies[o.pci, code] = Tally(count, o.at, seen, by)
+
+    def _named(self, blame: Blame, now: float) -> Blame:
+        """A process younger than the last poll is told by the next, if it still runs."""
+        recent = not blame.pod and now - blame.seen <= _SAME_EVENT_S
+        return replace(blame, pod=self._pods.get(blame.pid, "")) if recent else blame
+
+    def finish(self, now: float, workloads: Mapping[str, str]) -> History:
+        return History(
+            now,
+            self._boots,
+            self._seq,
+            tuple(self._fresh),
+            self._past,
+            self._readings,
+            self._before,
+            self._first,
+            self._old.well,
+            {pci: o for pci, o in self._readings.items() if self._old.well.get(pci) != settled(o)},
+            self._cards,
+            self._lost,
+            self._resets,
+            self._witnessed,
+            self._incidents,
+            self._alive,
+            self._failed,
+            self._heard,
+            self._epochs,
+            self._fallen,
+            self._loaded,
+            self._tallies,
+            self._trends,
+            self._uncorrectable,
+            tuple(self._named(blame, now) for blame in self._blames),
+            dict(list(self._pods.items())[-_MOST_PIDS:]) if len(self._pods) > _MOST_PIDS else self._pods,
+            workloads,
+            self._old.began or now,
+        )
+
+
+def _pods(reading: Observation) -> Iterator[tuple[int, str]]:
+    for entry in str(reading.values.get("pods") or "").split(","):
+        pid, _, pod = entry.partition("=")
+        if pid.isdecimal() and pod:
+            yield int(pid), pod

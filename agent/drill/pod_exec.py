@@ -1,0 +1,60 @@
+"""A command in a container, run through the API server as ``kubectl exec`` does; for the drill alone, not the agent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Protocol
+from urllib.parse import quote
+
+from agent.actions.api import configure
+from agent.model.world import RefusedError, UnreachableError
+
+_OUTPUT, _ERRORS, _STATUS = 1, 2, 3  # channels of the protocol v4.channel.k8s.io
+
+
+class Execute(Protocol):
+    """What the command said. RefusedError if it could not be run or ended badly, UnreachableError without an answer."""
+
+    def __call__(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> str: ...
+
+
+def executor(kubeconfig: str | None, timeout_s: float = 30.0) -> Execute:
+    """Credentials as for ``connect``."""
+    from kubernetes.stream.ws_client import WSClient, get_websocket_url
+    from websocket import WebSocketBadStatusException, WebSocketException
+
+    configuration = configure(kubeconfig)
+
+    def execute(namespace: str, pod: str, container: str, command: Sequence[str]) -> str:
+        path = f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(pod, safe='')}/exec"
+        asked = [("container", container), ("stdout", "true"), ("stderr", "true"), ("command", list(command))]
+        headers = {"sec-websocket-protocol": "v4.channel.k8s.io"}
+        if authorization := configuration.get_api_key_with_prefix("BearerToken", alias="authorization"):
+            headers["authorization"] = authorization
+        try:
+            client = WSClient(configuration, get_websocket_url(configuration.host + path, asked), headers, False)
+            try:
+                client.run_forever(timeout=timeout_s)
+                ended = not client.is_open()
+                said, wrong, status = (client.read_channel(number) for number in (_OUTPUT, _ERRORS, _STATUS))
+            finally:
+                client.sock.shutdown()  # its close leaves the socket open where the server said goodbye first
+        except WebSocketBadStatusException as error:
+            raise RefusedError(error.status_code, _message(error.resp_body) or str(error)) from error
+        except (OSError, WebSocketException) as error:
+            raise UnreachableError(f"{configuration.host} does not answer: {error}"[:300]) from error
+        if not ended or not status:
+            raise UnreachableError(f"{command[0]} in {namespace}/{pod} did not end within {timeout_s:.0f} s")
+        if json.loads(status).get("status") != "Success":
+            raise RefusedError(0, f"{command[0]} in {namespace}/{pod}: {(wrong or _message(status)).strip()[-300:]}")
+        return str(said)
+
+    return execute
+
+
+def _message(text: bytes | str | None) -> str:
+    try:
+        return str(json.loads(text or "{}").get("message", ""))
+    except (ValueError, AttributeError):
+        return ""

@@ -1,1 +1,0 @@
-"""What we conclude: pure. No clock, no I/O, no threads, no logging."""

@@ -1,0 +1,1 @@
+"""What was seen and decided, written down so that it can be decided again."""

@@ -1,0 +1,227 @@
+"""``run --record``: what the agent saw, when it judged and what it decided, so that ``replay`` decides the same.
+
+JSON lines. The first names the version, node, sources and configuration. A round has ``t`` (monotonic seconds),
+``wall`` (Unix seconds) and what came in it; a reading holds only what changed since that GPU's last. Rounds in which
+nothing came and nothing changed are left out: they decide nothing. ``world`` is a cluster as the plan saw it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agent import __version__
+from agent.config.settings import Config, ConfigError
+from agent.diagnosis.judge import Orders
+from agent.model.observation import Missing, Observation, Signal, Value, Verdict, parse_line
+from agent.model.world import Condition, Diagnosed, Job, Local, Pod, Slot, SlotKind, Step, Taint, World
+from agent.recording.decisions import Decisions
+
+VERSION = 1
+
+
+class Recorder:
+    """Writes a recording. A disk that is full ends it with a word, never the agent."""
+
+    def __init__(self, path: Path, config: Config, node: str, sources: tuple[str, ...]) -> None:
+        self._file = path.open("w", encoding="utf-8", buffering=1)
+        self._lock = threading.Lock()  # the judge's rounds and the act thread's plans
+        self._readings: dict[tuple[str, str], Mapping[str, Value]] = {}
+        self._orders = Orders()
+        self._blind: tuple[str, ...] = ()
+        self._world = ""
+        self._judged, self._planned = Decisions(), Decisions()  # each thread has its own
+        self.trouble = ""
+        self._write({
+            "recording": VERSION, "version": __version__, "node": node, "sources": sources,
+            "config": config.model_dump(mode="json"),
+        }, None)  # fmt: skip
+
+    def judged(self, now: float, wall: float, seen: list[Observation], orders: Orders, verdict: Verdict) -> None:
+        """One round of the judge."""
+        decision = self._judged.judged(verdict)
+        blind, self._blind = self._blind, verdict.blind
+        if not seen and decision is None and orders == self._orders and blind == verdict.blind:
+            return
+        line: dict[str, Any] = {"t": now, "wall": wall, **self._new(orders)}
+        if seen:
+            line["seen"] = [self._observation(one) for one in seen]
+        self._write(line, decision)
+
+    def restored(self, stored: str | None, at: float, orders: Orders) -> None:
+        """What the Node held when it was first read, and when that was taken in (monotonic seconds)."""
+        self._write({"restored": stored, "t": at, **self._new(orders)}, None)
+
+    def planned(self, verdict: Verdict, world: World, local: Local, steps: tuple[Step, ...]) -> None:
+        """What a plan was made from; called by the act thread. The same plan of the same is left out."""
+        decision = self._planned.planned(verdict, steps)
+        if decision is None:
+            return
+        text = json.dumps(asdict(world), default=sorted, separators=(",", ":"))
+        new = {} if text == self._world else {"world": json.loads(text)}
+        self._world = text
+        self._write({"plan": verdict.at, "local": asdict(local), **new}, decision)
+
+    def _new(self, orders: Orders) -> dict[str, Any]:
+        if orders == self._orders:
+            return {}
+        self._orders = orders
+        return {"orders": {"labels": dict(orders.labels), "workloads": dict(orders.workloads),
+                           "dismissed": sorted(orders.dismissed), "resets": dict(orders.resets),
+                           "drill": orders.drill}}  # fmt: skip
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _observation(self, one: Observation) -> Any:
+        if one.signal is not Signal.READING:
+            return json.loads(one.to_json()) | {"at": one.at}
+        before = self._readings.get((one.source, one.pci), {})
+        changed = {k: _plain(v) for k, v in one.values.items() if before.get(k, self) != v}
+        gone = [k for k in before if k not in one.values]
+        self._readings[one.source, one.pci] = one.values
+        return [one.source, one.pci, one.at, changed, *([gone] if gone else [])]
+
+    def _write(self, line: dict[str, Any], decision: str | None) -> None:
+        """A line, and right after it what was decided from it."""
+        if self.trouble:
+            return
+        text = json.dumps(line, default=sorted, separators=(",", ":")) + "\n"
+        if decision is not None:
+            text += f'{{"decision":{decision}}}\n'
+        try:
+            with self._lock:
+                self._file.write(text)
+        except OSError as error:
+            self.trouble = f"the recording ended: {error.strerror}"
+
+
+def recorder(path: Path, config: Config, node: str, sources: tuple[str, ...]) -> Recorder:
+    """ConfigError if the file can't be written."""
+    try:
+        return Recorder(path, config, node, sources)
+    except OSError as error:
+        raise ConfigError(f"--record: {path} can't be written ({error.strerror}): name another file") from error
+
+
+def _plain(value: Value) -> Any:
+    """Absent values are told apart from text by being in a list."""
+    return [value] if isinstance(value, Missing) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    t: float
+    wall: float
+    seen: tuple[Observation, ...] = ()
+    orders: Orders | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    at: float  # the verdict's
+    world: World
+    local: Local
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    t: float
+    stored: str | None
+    orders: Orders | None
+
+
+Entry = Round | Planned | Restored
+
+
+@dataclass
+class Recording:
+    """A recording being read; ValueError names the line that is none."""
+
+    config: Config
+    sources: tuple[str, ...]
+    _lines: Iterator[str]
+    _readings: dict[tuple[str, str], dict[str, Value]] = field(default_factory=dict)
+    _world: World | None = None
+
+    @classmethod
+    def open(cls, lines: Iterator[str]) -> Recording:
+        try:
+            head = json.loads(next(lines, ""))
+            if head["recording"] != VERSION:
+                raise ValueError(f"another version ({head['recording']!r})")
+            return cls(Config.model_validate(head["config"]), tuple(head["sources"]), lines)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"line 1: not the head of a recording ({error})") from error
+
+    def __iter__(self) -> Iterator[Entry]:
+        for number, text in enumerate(self._lines, 2):
+            try:
+                line = json.loads(text)
+                if "decision" not in line:
+                    yield self._entry(line)
+            except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+                raise ValueError(f"line {number}: not a line of a recording ({error})") from error
+
+    def _entry(self, line: dict[str, Any]) -> Entry:
+        if "restored" in line:
+            return Restored(line["t"], line["restored"], _orders(line))
+        if "plan" in line:
+            if "world" in line:
+                self._world = _world(line["world"])
+            if self._world is None:
+                raise ValueError("a plan without a world")
+            return Planned(line["plan"], self._world, Local(**line["local"]))
+        return Round(
+            line["t"],
+            line["wall"],
+            tuple(self._observation(one, line["t"]) for one in line.get("seen", ())),
+            _orders(line),
+        )
+
+    def _observation(self, one: Any, seen: float) -> Observation:
+        if isinstance(one, dict):
+            at = one.pop("at")
+            return replace(parse_line(json.dumps(one | {"at": "1970-01-01T00:00:00Z"}), seen), at=at)
+        source, pci, at, changed, *gone = one
+        values = self._readings.get((source, pci), {})
+        if changed or gone:
+            new = {k: Missing(v[0]) if isinstance(v, list) else v for k, v in changed.items()}
+            dropped = set(gone[0]) if gone else ()
+            values = {k: v for k, v in {**values, **new}.items() if k not in dropped}
+            self._readings[source, pci] = values
+        return Observation(at, source, Signal.READING, pci, values=values, seen=seen)
+
+
+def _orders(line: dict[str, Any]) -> Orders | None:
+    """None: as before."""
+    new = line.get("orders")
+    if not new:
+        return None
+    resets = {uuid: (done, known) for uuid, (done, known) in new["resets"].items()}
+    return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"]), resets, new.get("drill", ""))
+
+
+def _pod(data: dict[str, Any]) -> Pod:
+    gpus = data["gpus"]
+    return Pod(**{**data, "gpus": None if gpus is None else frozenset(gpus)})
+
+
+def _world(data: dict[str, Any]) -> World:
+    slots, pods, diagnosed = data["slots"], data["pods"], data.get("diagnosed")
+    return World(**{
+        **data,
+        "taints": tuple(Taint(**t) for t in data["taints"]),
+        "conditions": {k: Condition(**c) for k, c in data["conditions"].items()},
+        "slots": None if slots is None else tuple(Slot(**{**s, "kind": SlotKind(s["kind"])}) for s in slots),
+        "jobs": None if data["jobs"] is None else tuple(Job(**j) for j in data["jobs"]),
+        "pods": None if pods is None else tuple(_pod(p) for p in pods),
+        "out": frozenset(data["out"]),
+        "announced": frozenset(data["announced"]),
+        "dismissed": frozenset(data["dismissed"]),
+        "diagnosed": Diagnosed(**diagnosed) if diagnosed else None,
+    })  # fmt: skip

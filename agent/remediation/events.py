@@ -1,0 +1,51 @@
+"""What is told about a fault as an Event, and text as an API object may bear it. Pure."""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+
+from agent.model.observation import Fault, Severity, Verdict, printable
+from agent.model.world import Announce, World
+
+_MESSAGE_CHARS = 512
+
+
+def announcements(verdict: Verdict, world: World) -> tuple[Announce, ...]:
+    """One Event an incident: whichever of its symptoms came first has told it already."""
+    return tuple(
+        _announcement(fault, world)
+        for fault in verdict.faults
+        if not any(_name(part, world) in world.announced for part in (fault, *fault.joined))
+    )
+
+
+def _announcement(fault: Fault, world: World) -> Announce:
+    """The one Event of a fault; the same fault after a restart has the same name and is not told twice."""
+    finding = fault.finding
+    return Announce(
+        name=_name(fault, world),
+        warning=finding.severity > Severity.NOTICE or finding.rule.startswith("xid-"),
+        reason=camel(finding.rule),
+        message=plain(f"{finding.id} ({finding.severity.name.lower()}, remedy {finding.remedy}): {finding.message}"),
+        pod=finding.pod,
+    )
+
+
+def _name(fault: Fault, world: World) -> str:
+    return event_name(world, f"{fault.finding.id} {fault.since:.3f}")
+
+
+def event_name(world: World, what: str) -> str:
+    """Of the one Event that tells this of the Node."""
+    return f"{world.node}.{sha256(f'{world.uid} {what}'.encode()).hexdigest()[:16]}"
+
+
+def camel(rule: str) -> str:
+    """``row-remap-failure`` as a condition's reason: ``RowRemapFailure``."""
+    return "".join(part.capitalize() for part in re.split(r"[^A-Za-z0-9]+", rule))
+
+
+def plain(text: str) -> str:
+    """Text for an API object: printable, one line, bounded. Kernel lines are hostile input."""
+    return printable(text)[:_MESSAGE_CHARS]

@@ -1,0 +1,183 @@
+"""Degraded GPUs that only a reset would cure: which are reset now, because nobody uses them. Pure.
+
+Nobody leaves for a degraded fault. So the taint comes first and then a second look; whoever came in between goes first,
+the taint goes, and the next try waits twice as long. An incident gets one reset; what it did not cure is a person's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from agent.config.settings import Config, Mode
+from agent.model.observation import Fault, Remedy, Severity, Verdict
+from agent.model.world import HARD_TAINT, Local, On, Wait, World
+from agent.remediation.drain import reset_set
+from agent.remediation.other_controllers import another
+from agent.remediation.records import Attempt, Idle, Records, Stage
+from agent.remediation.repair import done_already, rebooted
+from agent.remediation.taints import LAST_PERMIT, spare
+
+_LATELY_S = 86400  # withdrawals further back lengthen no pause
+
+
+def resettable(faults: Iterable[Fault]) -> tuple[Fault, ...]:
+    """The degraded ones that a reset of their GPU would end; a drill resets nothing that nobody else would."""
+    return tuple(
+        fault
+        for fault in faults
+        if fault.finding.severity is Severity.DEGRADED
+        and fault.finding.remedy is Remedy.RESET_GPU
+        and fault.uuid
+        and not fault.finding.drill
+    )
+
+
+def wanted(verdict: Verdict, config: Config, tried: Mapping[str, Attempt]) -> tuple[Fault, ...]:
+    """Those that are to be reset by themselves. A fatal fault goes first, and its own way."""
+    asked = config.repair.reset_when_idle and config.repair.reset_gpu and config.mode is Mode.EVICT
+    if not asked or verdict.fatal:
+        return ()
+    return tuple(one for one in resettable(verdict.faults) if not (one.proved or one.late or failed(one, tried)))
+
+
+def failed(fault: Fault, tried: Mapping[str, Attempt]) -> str:
+    """How the one reset of this incident failed; empty if there was none."""
+    attempt = _spent(fault, tried)
+    return f"{attempt.said or 'the fault stands after it'} (Job {attempt.job})" if attempt else ""
+
+
+def chosen(
+    verdict: Verdict, world: World, config: Config, records: Records, local: Local
+) -> tuple[Verdict, Records, tuple[Wait, ...]]:
+    """The verdict with the faults whose idle GPUs are reset now, the records, and why the others are not."""
+    idle = _kept(records.idle, verdict)
+    last = records.attempts[-1] if idle.withdrawn and records.attempts else None
+    if last:
+        ids, records, waits = _under_way(verdict, world, config, replace(records, idle=idle), local, last)
+    else:
+        ids, idle, waits = _free(verdict, world, config, idle, local)
+        records = replace(records, idle=idle)
+    if not verdict.fatal:
+        waits = (*waits, *(Wait(why, On.REPAIR) for why in _for_a_person(verdict, config, records.idle.tried)))
+    return (replace(verdict, idle=ids, remedy=Remedy.RESET_GPU) if ids else verdict), records, waits
+
+
+def _for_a_person(verdict: Verdict, config: Config, tried: Mapping[str, Attempt]) -> Iterator[str]:
+    stand = [fault for fault in resettable(verdict.faults) if not fault.proved]
+    for fault in stand:
+        if why := failed(fault, tried):
+            yield f"{fault.finding.id}: the reset of its idle GPU failed: {why}; a person must decide"
+    late = frozenset(fault.finding.id for fault in stand if fault.late and not failed(fault, tried))
+    if config.repair.reset_when_idle and (why := done_already(replace(verdict, idle=late))):
+        yield why
+
+
+def _under_way(
+    verdict: Verdict, world: World, config: Config, records: Records, local: Local, last: Attempt
+) -> tuple[frozenset[str], Records, tuple[Wait, ...]]:
+    """An attempt is written down: it goes on as a fatal fault's would, unless somebody came before its Job was made."""
+    begun = last.acted_at > 0 or any(job.name == last.job for job in world.jobs or ())
+    its = tuple(fault for fault in resettable(verdict.faults) if fault.uuid in last.uuids)
+    ids = frozenset(fault.finding.id for fault in its)
+    why = "" if begun or verdict.fatal else in_use(frozenset(last.gpus), world, local, reserved=True)
+    why = why or ("" if begun else _too_long(verdict, config, records.idle))
+    on = config.mode is Mode.EVICT and not verdict.fatal and last.stage is not Stage.FAILED and not why
+    if ids and on and (begun or config.repair.reset_when_idle):
+        return ids, records, ()
+    left = resettable(verdict.standing) if begun else ()
+    spoiled = {fault.finding.id: last for fault in left if fault.uuid in last.uuids and not fault.proved}
+    idle = replace(_left(records.idle, verdict), tried={**records.idle.tried, **spoiled})
+    records = records if begun else records.unbegun()
+    waits = tuple(_not_now(fault, why) for fault in its if why)
+    return frozenset(), replace(records, idle=idle), waits
+
+
+def _free(
+    verdict: Verdict, world: World, config: Config, idle: Idle, local: Local
+) -> tuple[frozenset[str], Idle, tuple[Wait, ...]]:
+    """What may be reset, at the first look and at the one under the taint; what keeps it has words."""
+    tainted = any(taint.key == HARD_TAINT for taint in world.taints)
+    there = wanted(verdict, config, idle.tried)
+    if there and verdict.blind:
+        return frozenset(), idle, ()
+    free, waits = [], []
+    for fault in there if idle.withdrawn or not tainted else ():  # another taint of ours goes first
+        why = in_use(reset_set(replace(verdict, idle=frozenset({fault.finding.id}))), world, local)
+        why = why or _not_yet(verdict, world, config, idle, local, begins=not tainted)
+        if why:
+            waits.append(_not_now(fault, why))
+        else:
+            free.append(fault.finding.id)
+    if free and not tainted:
+        idle = replace(idle, times=(*idle.times, int(verdict.at)))
+    if idle.withdrawn and not free:
+        idle = _left(idle, verdict)
+    return frozenset(free), replace(idle, withdrawn=bool(free)), tuple(waits)
+
+
+def in_use(gpus: frozenset[str], world: World, local: Local, reserved: bool = False) -> str:
+    """Who may use one of these GPUs, in words that don't change while they do; empty if nobody.
+
+    ``reserved``: our own NVML is closed for the reset, and tells of no process any more.
+    """
+    if any(local.clients.get(gpu) for gpu in gpus):
+        return "a process is on it"
+    if not reserved and not gpus <= local.clients.keys():
+        return "NVML did not read lately which processes are on it"
+    if local.holders is None:
+        return "PodResources can't be asked which pod holds it"
+    if world.pods is None:
+        return "the node's pods were not read yet"
+    over = {pod.key for pod in world.pods if pod.finished or pod.ours}  # the kubelet may list them for a while
+    holding = {key for key, held in local.holders.items() if held is None or gpus.intersection(held)}
+    # A pod that the kubelet has yet to give its GPU may get any.
+    holding |= {pod.key for pod in world.pods if pod.gpu and not local.holders.get(pod.key)}
+    return f"pod {', '.join(sorted(holding - over))} holds it" if holding - over else ""
+
+
+def _not_yet(verdict: Verdict, world: World, config: Config, idle: Idle, local: Local, begins: bool) -> str:
+    """Why the node is not withdrawn for it, although the GPU is idle."""
+    if not spare(world, config.budget):
+        return f"paused: {world.paused}" if world.paused else LAST_PERMIT
+    if not begins:
+        return _too_long(verdict, config, idle)
+    if why := another(world):
+        return why
+    if local.up_s < config.repair.prove_s and any(rebooted(fault.boot_id, verdict) for fault in verdict.faults):
+        return "the node was rebooted since its fault was seen: whether that cured it is awaited"
+    pause_s = config.repair.pause_s * 2 ** (len(idle.times) - 1) if idle.times else 0.0
+    if idle.times and abs(verdict.at - idle.times[-1]) < pause_s:
+        return f"the node was withdrawn for it {len(idle.times)} times lately, and is not for {pause_s:.0f} s"
+    return ""
+
+
+def _too_long(verdict: Verdict, config: Config, idle: Idle) -> str:
+    """Whatever keeps the Job from being made, a template or an operand: the node isn't kept from its pods for it."""
+    limit_s = config.repair.prove_s
+    over = bool(idle.times) and abs(verdict.at - idle.times[-1]) > limit_s
+    return f"no reset could begin within {limit_s:.0f} s" if over else ""
+
+
+def _left(idle: Idle, verdict: Verdict) -> Idle:
+    """The withdrawal is over: the pause before the next one begins."""
+    return replace(idle, withdrawn=False, times=(*idle.times[:-1], int(verdict.at)))
+
+
+def _kept(idle: Idle, verdict: Verdict) -> Idle:
+    """Without what is over, faults that have ended and withdrawals of days ago; what joins an incident is of it."""
+    tried = {key: one for fault in verdict.faults if (one := _spent(fault, idle.tried)) for key in _ids(fault)}
+    return replace(idle, tried=tried, times=tuple(at for at in idle.times if abs(verdict.at - at) <= _LATELY_S))
+
+
+def _spent(fault: Fault, tried: Mapping[str, Attempt]) -> Attempt | None:
+    return next((tried[key] for key in _ids(fault) if key in tried), None)
+
+
+def _ids(fault: Fault) -> tuple[str, ...]:
+    """Of the fault and its symptoms: one incident, whichever of them leads it."""
+    return (fault.finding.id, *(symptom.finding.id for symptom in fault.joined))
+
+
+def _not_now(fault: Fault, why: str) -> Wait:
+    return Wait(f"{fault.finding.id}: its GPU is not reset yet: {why}")

@@ -1,0 +1,63 @@
+"""What others do to the node, and when the agent stands aside: for them, a driver upgrade, its own repair. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from agent.model.world import Taint, World
+from agent.remediation.presets import own_taint
+from agent.remediation.records import Records, Stage
+
+_UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
+_QUIET_UPGRADE = ("", "upgrade-required", "upgrade-done", "upgrade-failed")
+_MIG = "nvidia.com/mig.config.state"
+_NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
+_KARPENTER = "karpenter.sh/disrupted"
+# Keys, or their beginnings, with which Kubernetes, autoscalers and remediators take a node out of service. A pool's own
+# taint (nvidia.com/gpu, a team's) is none of them: counted on every node it would stop all withdrawals for ever.
+_OUT = (
+    "node.kubernetes.io/", "node.cloudprovider.kubernetes.io/", "ToBeDeletedByClusterAutoscaler",
+    "status-taint.cluster-autoscaler.kubernetes.io/", "karpenter.sh/", "aws-node-termination-handler/",
+    "cloud.google.com/impending-node-termination", "remediator.aks.microsoft.com/", "aiinfra/gpu-healthcheck",
+    "nvidia.com/gpu-error", "nvidia.com/gpu-xid-error", "nvidia.com/gpu-nvlink-error", "nvidia.com/syslog-xid-error",
+)  # fmt: skip
+
+
+def upgrading(labels: Mapping[str, str]) -> str:
+    """Why the GPUs are not ours to touch or to judge now; empty if they are."""
+    upgrade, mig = labels.get(_UPGRADE, ""), labels.get(_MIG, "")
+    if upgrade not in _QUIET_UPGRADE:
+        return f"the GPU driver is being upgraded ({_UPGRADE}={upgrade})"
+    if mig in ("pending", "rebooting"):
+        return f"the MIG configuration is being changed ({_MIG}={mig})"
+    return ""
+
+
+def released(labels: Mapping[str, str], records: Records, heard: frozenset[str] | None) -> str:
+    """Why our own processes must hold no GPU now; empty if they may.
+
+    A reset that is reserved waits until its GPUs were ``heard`` in this life of the agent, for an earlier one may have
+    done it; None: that was waited for long enough.
+    """
+    if why := upgrading(labels):
+        return why
+    live = records.live
+    looked = not live or live.stage is Stage.STARTED or heard is None or heard.issuperset(live.uuids)
+    if live and live.remedy == "reset_gpu" and looked:
+        return "the GPU is being reset"
+    return ""
+
+
+def out_by_others(taints: Iterable[Taint], more: Collection[str]) -> bool:
+    """Whether a taint of somebody else's keeps every pod away from the node; ``more`` are the site's own keys."""
+    firm = (taint for taint in taints if taint.effect != "PreferNoSchedule" and not own_taint(taint))
+    return any(taint.key in more or taint.key.startswith(_OUT) for taint in firm)
+
+
+def another(world: World) -> str:
+    """Who else repairs this node already; then it is only reported on."""
+    if state := world.labels.get(_NVSENTINEL):
+        return f"NVSentinel acts on the node ({_NVSENTINEL}={state})"
+    if any(taint.key == _KARPENTER for taint in world.taints):
+        return f"Karpenter replaces the node (taint {_KARPENTER})"
+    return ""

@@ -1,0 +1,142 @@
+"""What a repair leaves written on the Node: its attempts, and the labels it changed for their time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from agent.model.observation import Remedy
+
+DIAGNOSIS = "gpu-health-diagnosis-"  # with which the name of one begins
+
+
+class Stage(StrEnum):
+    RESERVED = "reserved"  # written down; its Job may or may not exist
+    STARTED = "started"  # its Job was seen
+    DONE = "done"  # it ended well; the cure is still to be proved
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One remedy, tried once; of remedy "none" is the check before the return, by a Job or by DCGM's diagnosis."""
+
+    remedy: Remedy
+    number: int  # of this remedy in this incident, from 1
+    job: str  # its name, or that of the diagnosis
+    uuids: tuple[str, ...]  # of the GPUs that it is for
+    boot_id: str  # when it was reserved
+    stage: Stage
+    acted_at: float = 0.0  # Unix seconds: what was seen later was not cured by it
+    ended_at: int = 0  # when that was written down
+    said: str = ""  # how it failed
+    final: bool = False  # trying the same again can't help
+    along: tuple[str, ...] = ()  # UUIDs of the GPUs that a reset must name as well: they are linked to those
+
+    @property
+    def what(self) -> str:
+        """For people."""
+        by = "DCGM" if self.job.startswith(DIAGNOSIS) else f"Job {self.job}"
+        return f"{'check' if self.remedy is Remedy.NONE else self.remedy}, attempt {self.number} ({by})"
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """UUIDs of all that it acts on."""
+        return (*self.uuids, *self.along)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A drain: for which remedy, and since when pods are asked to leave for it."""
+
+    remedy: Remedy
+    at: int  # Unix seconds
+    returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What is known of resets of idle GPUs; it outlives the node's return."""
+
+    withdrawn: bool = False  # the hard taint stands for one, or did until somebody took it off
+    times: tuple[int, ...] = ()  # of withdrawals for one lately: when each ended, or the one that stands began; Unix s
+    tried: Mapping[str, Attempt] = field(default_factory=dict)  # id of a fault that stands → the reset that failed it
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """One incident's drain, its attempts, oldest first, and whether gpu-operator's operands are paused for one."""
+
+    attempts: tuple[Attempt, ...] = ()
+    paused: bool = False
+    drain: Begun | None = None
+    idle: Idle = field(default_factory=Idle)
+
+    def latest(self, attempt: Attempt) -> Records:
+        """With the last attempt as it is now."""
+        return replace(self, attempts=(*self.attempts[:-1], attempt))
+
+    def unbegun(self) -> Records:
+        """Without the last attempt, of which no Job was made: it was no try. Should its Job come late, the next one, of
+        the same name, takes it for its own."""
+        return replace(self, attempts=self.attempts[:-1])
+
+    @property
+    def live(self) -> Attempt | None:
+        """The attempt that is reserved or runs."""
+        last = self.attempts[-1] if self.attempts else None
+        return last if last and last.stage in (Stage.RESERVED, Stage.STARTED) else None
+
+
+def as_json(records: Records) -> dict[str, Any]:
+    """For the annotation; empty for no records."""
+    told: dict[str, Any] = {}
+    if records.attempts:
+        told["attempts"] = [_told(one) for one in records.attempts]
+    if records.paused:
+        told["paused"] = True
+    if records.drain:
+        told["drain"] = {"remedy": records.drain.remedy, "at": records.drain.at, "returns": dict(records.drain.returns)}
+    if records.idle != Idle():
+        tried = {key: _told(one) for key, one in records.idle.tried.items()}
+        told["idle"] = {"withdrawn": records.idle.withdrawn, "times": list(records.idle.times), "tried": tried}
+    return told
+
+
+def _told(attempt: Attempt) -> dict[str, Any]:
+    return {name: value for name in Attempt.__slots__ if (value := getattr(attempt, name))}
+
+
+def from_json(data: Mapping[str, Any]) -> Records:
+    """KeyError, TypeError, ValueError or AttributeError for what this agent did not write."""
+    attempts = tuple(_attempt(one) for one in data.get("attempts", ()))
+    begun = _begun(data["drain"]) if "drain" in data else None
+    return Records(attempts, bool(data.get("paused")), begun, _idle(data.get("idle", {})))
+
+
+def _attempt(one: Mapping[str, Any]) -> Attempt:
+    return Attempt(
+        Remedy(one["remedy"]),
+        int(one["number"]),
+        str(one["job"]),
+        tuple(str(uuid) for uuid in one.get("uuids", ())),
+        str(one.get("boot_id", "")),
+        Stage(one["stage"]),
+        float(one.get("acted_at", 0)),
+        int(one.get("ended_at", 0)),
+        str(one.get("said", "")),
+        bool(one.get("final", False)),
+        tuple(str(uuid) for uuid in one.get("along", ())),
+    )
+
+
+def _idle(data: Mapping[str, Any]) -> Idle:
+    tried = {str(key): _attempt(one) for key, one in data.get("tried", {}).items()}
+    return Idle(bool(data.get("withdrawn")), tuple(int(at) for at in data.get("times", ())), tried)
+
+
+def _begun(data: Mapping[str, Any]) -> Begun:
+    returns = {str(workload): int(times) for workload, times in data.get("returns", {}).items()}
+    return Begun(Remedy(data["remedy"]), int(data["at"]), returns)

@@ -1,0 +1,68 @@
+"""Which taints of ours the Node should bear, and what that of a degraded one costs in its harder form. Pure.
+
+Where no new pod at all is to come to a degraded node, it is withdrawn as far as the cluster is concerned: it takes a
+permit, but never the last one, which is a fatal fault's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent.config.settings import Budget, Config, Mode
+from agent.model.observation import Severity, Verdict
+from agent.model.world import HARD_TAINT, SOFT_TAINT, SlotKind, Step, Taint, TakeSlot, Wait, World
+from agent.remediation.budget import allowed, free_slot, given, needed
+from agent.remediation.presets import beside_hard, own_taint
+
+LEFT_FREE = 1  # for a fatal fault
+LAST_PERMIT = "of the permits the last is left to a fatal fault"
+_SOFT = Taint(SOFT_TAINT, "", "PreferNoSchedule")
+_FIRM = Taint(SOFT_TAINT, "", "NoSchedule")
+
+
+def aimed_taints(verdict: Verdict, world: World, config: Config) -> tuple[Taint, ...]:
+    """A hard one is set only once its permit is held; a blind agent leaves what stands."""
+    bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)
+    hard = any(taint.key == HARD_TAINT for taint in world.taints)
+    if verdict.blind and not verdict.withdraw and (hard or not bad):
+        return tuple(taint for taint in world.taints if own_taint(taint))
+    if config.mode is Mode.OBSERVE or not bad:
+        return ()
+    if verdict.withdraw:
+        return (Taint(HARD_TAINT, verdict.remedy, "NoSchedule"), *beside_hard(config.presets, world.taints))
+    return (_FIRM if config.policy.degraded_effect == _FIRM.effect and spare(world, config.budget) else _SOFT,)
+
+
+def spare(world: World, budget: Budget) -> bool:
+    """Whether a permit is held or free, and another one beside it."""
+    if world.paused and not world.withdrawn:
+        return False
+    if held := world.held(SlotKind.WITHDRAWN):
+        return held.index < allowed(world, SlotKind.WITHDRAWN, budget) - LEFT_FREE
+    return all(free_slot(world, kind, budget, LEFT_FREE) is not None for kind in needed(world, budget))
+
+
+def effect_on(taints: Iterable[Taint]) -> str:
+    """What our taint does on a degraded node, as it stands; empty without one."""
+    ours = {taint.key: taint.effect for taint in taints}
+    return ours.get(HARD_TAINT, ours.get(SOFT_TAINT, ""))
+
+
+def confirmed(world: World) -> tuple[Step, ...]:
+    """Nothing is done on a permit that was not confirmed lately."""
+    return tuple(TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale)
+
+
+def permitted(world: World, budget: Budget) -> tuple[Step, ...]:
+    """What the harder form needs before it is written."""
+    free = ((kind, free_slot(world, kind, budget, LEFT_FREE)) for kind in needed(world, budget))
+    taken = tuple(TakeSlot(kind, index) for kind, index in free if index is not None)
+    used = given(world, SlotKind.HOURLY) if world.withdrawn else ()
+    return (*confirmed(world), *taken, *used)
+
+
+def kept_soft(taints: tuple[Taint, ...], config: Config) -> tuple[Wait, ...]:
+    """Why the taint hasn't the effect that is wanted."""
+    if _SOFT not in taints or config.policy.degraded_effect == _SOFT.effect:
+        return ()
+    return (Wait(f"the degraded node's taint stays soft: {LAST_PERMIT}"),)

@@ -1,0 +1,1 @@
+"""The daemon: a thread that judges, a thread that acts, and what passes between them."""

@@ -1,0 +1,50 @@
+"""The act loop's part of a Snapshot: what was done, what is waited for, and how the node stands in the cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.config.settings import Budget
+from agent.model.world import HARD_TAINT, SlotKind, World
+from agent.remediation.budget import allowed
+from agent.remediation.plan import STATE_LABEL
+from agent.remediation.taints import effect_on
+from agent.runtime.actor import Actor
+from agent.status.snapshot import PermitsView
+
+_SHOWN = (SlotKind.WITHDRAWN, SlotKind.DRAINING)  # held for as long as a node is out; an hourly one is used at once
+
+
+def view(actor: Actor, budget: Budget, restored: bool) -> dict[str, Any]:
+    """``restored``: the faults of the agent's last life are known again; the Node is told of together with them."""
+    outcomes, waited_s = actor.checkpoints()
+    return {
+        "aside": actor.aside,
+        "api_failures": actor.failures,
+        "checkpoints": outcomes,
+        "checkpoint_wait_s": waited_s,
+        "steps": actor.steps,
+        "waits": actor.waits,
+        "done": dict(actor.done),
+        "failed": dict(actor.failed),
+        "requests": actor.requests(),
+        "look_s": actor.look_s,
+        **(_standing(actor.world, actor.looked_at, budget) if actor.world and restored else {}),
+    }
+
+
+def _standing(world: World, looked_at: float, budget: Budget) -> dict[str, Any]:
+    withdrawn = any(taint.key == HARD_TAINT for taint in world.taints)
+    permit = world.held(SlotKind.WITHDRAWN)
+    return {
+        "stage": world.labels.get(STATE_LABEL, ""),
+        "withdrawn": withdrawn,
+        "degraded_effect": effect_on(world.taints),
+        "withdrawn_since": looked_at - permit.taken_s if withdrawn and permit else None,
+        "permits": tuple(_permits(world, kind, budget) for kind in _SHOWN if world.slots is not None),
+    }
+
+
+def _permits(world: World, kind: SlotKind, budget: Budget) -> PermitsView:
+    taken = sum(bool(slot.holder) for slot in world.slots or () if slot.kind is kind)
+    return PermitsView(kind, world.held(kind) is not None, taken, allowed(world, kind, budget))

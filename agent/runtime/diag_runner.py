@@ -1,0 +1,90 @@
+"""Hands that can also have this node's GPUs diagnosed: one diagnosis at a time, in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from agent.model.world import Diagnose, Diagnosed, Hands, RefusedError, Step, World
+from agent.remediation.stored import kept
+from agent.remediation.validation import awaited
+from agent.sources.dcgm.diag_process import Progress, UndiagnosedError, failures
+
+_NOT_NOW = 404  # as a server's refusal that the next round may find gone
+
+Ask = Callable[[int, Sequence[str], Progress], dict[str, Any]]
+
+
+class Checkup:
+    """What the hands on the cluster do, and the step Diagnose."""
+
+    def __init__(self, hands: Hands, ask: Ask) -> None:
+        """``ask`` blocks until the result; UndiagnosedError."""
+        self._hands, self._ask = hands, ask
+        self._run: _Run | None = None
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        return self._hands.requests
+
+    @property
+    def checkpoints(self) -> tuple[Mapping[str, int], float]:
+        return self._hands.checkpoints
+
+    def workloads(self) -> Mapping[str, str]:
+        return self._hands.workloads()
+
+    def look(self, closely: bool) -> World:
+        """A diagnosis that the Node no longer waits for is ended: a fault stands again, or a person decided."""
+        world = self._hands.look(closely)
+        if self._run is None:
+            return world
+        self._run.wanted = self._run.step.name == awaited(kept(world.stored))
+        return replace(world, diagnosed=self._run.told())
+
+    def do(self, step: Step) -> None:
+        if not isinstance(step, Diagnose):
+            self._hands.do(step)
+        elif self._run and self._run.end is None:
+            raise RefusedError(_NOT_NOW, "the diagnosis before it has not ended yet")
+        else:
+            self._run = _Run(step, self._ask)
+
+
+class _UnwantedError(Exception):
+    """Nobody waits for it any more."""
+
+
+class _Run:
+    """One diagnosis, from its begin on."""
+
+    def __init__(self, step: Diagnose, ask: Ask) -> None:
+        self.step, self._ask = step, ask
+        self.wanted = True
+        self.end: tuple[str, str, float] | None = None  # state, what is said, monotonic seconds
+        threading.Thread(target=self._go, name="diagnosis", daemon=True).start()
+
+    def told(self) -> Diagnosed:
+        if self.end is None:
+            return Diagnosed(self.step.name, "active")
+        state, said, at = self.end
+        return Diagnosed(self.step.name, state, said, int(time.monotonic() - at))
+
+    def _go(self) -> None:
+        try:
+            told = self._ask(self.step.level, self.step.uuids, self._progress)
+            end = ("passed", "") if told["passed"] is True else ("failed", failures(told))
+        except UndiagnosedError as error:
+            end = "undone", str(error)
+        except _UnwantedError:
+            end = "undone", "nobody waits for it any more"
+        except Exception as error:  # noqa: BLE001 - a bug must not leave it "active" for ever
+            end = "undone", f"unexpected {type(error).__name__}; please report it"
+        self.end = (*end, time.monotonic())
+
+    def _progress(self, _: float) -> None:
+        if not self.wanted:
+            raise _UnwantedError

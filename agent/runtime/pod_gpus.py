@@ -1,0 +1,40 @@
+"""Which pod holds which GPU, as the kubelet last told: asked seldom, and only while it matters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+
+from agent.model.world import World
+
+_SERVES_S = 10.0  # how long an answer does
+Holders = Mapping[str, Collection[str] | None]  # pod → UUIDs of its GPUs; None where they can't be told
+
+
+class Holding:
+    """Not asked while we stand aside: the answer may need NVML, for MIG devices and claims."""
+
+    def __init__(self) -> None:
+        self.ask: Callable[[], Holders | None] | None = None  # the kubelet; None where it can't be asked
+        self._told: Holders | None = None
+        self._until = 0.0
+
+    def forget(self) -> None:
+        """The next question is asked anew."""
+        self._until = 0.0
+
+    def now(self, aside: bool) -> Holders | None:
+        at = time.monotonic()
+        if self.ask and not aside and at >= self._until:
+            self._told, self._until = self.ask(), at + _SERVES_S
+        return self._told
+
+
+def held(world: World, holders: Holders | None) -> World:
+    """The pods with the GPUs that each holds; one that requests a GPU and for which none is told may hold any."""
+    told = holders or {}
+    pods = tuple(
+        replace(pod, gpus=frozenset(told.get(pod.key) or ()) or None) if pod.gpu else pod for pod in world.pods or ()
+    )
+    return world if world.pods is None else replace(world, pods=pods)

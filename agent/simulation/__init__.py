@@ -1,0 +1,1 @@
+"""GPUs that follow a scenario, and a cluster in memory."""

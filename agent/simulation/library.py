@@ -1,0 +1,119 @@
+"""GPUs in memory behind the real pynvml: one Python callable per C symbol stands in for libnvidia-ml."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml as nv
+
+from agent.simulation.gpu import SimulatedGpu
+from agent.simulation.nvml_answers import SHAPED, SUPPORTED_EVENTS, VALUES, put, put_text
+
+_HANDLE_BASE = 0x10000
+_NONE = 0xFFFFFFFF
+_BREATH_S = 0.005
+
+
+class Library:
+    """The state behind the stand-in, and its event queue."""
+
+    def __init__(self, gpus: list[SimulatedGpu], driver: str = "580.95.05") -> None:
+        self.gpus, self.driver = gpus, driver
+        self.init_error = 0  # an NVML error code that nvmlInit answers
+        self.cuda_error = self.count_error = self.wait_error = 0  # and that one system call answers
+        self.unopenable: dict[int, int] = {}  # index → the error code that opening that GPU answers
+        self._events: deque[tuple[int, int, int]] = deque()  # handle, type, data
+        self._wanted: dict[int, int] = {}  # handle → the event types registered for it
+        self._news = threading.Condition()
+
+    def event(self, gpu: SimulatedGpu, kind: int, data: int = 0) -> None:
+        """Deliver an event to whoever waits; like the driver, drop what nobody registered for."""
+        handle = _HANDLE_BASE + gpu.index
+        with self._news:
+            if self._wanted.get(handle, 0) & kind:
+                self._events.append((handle, kind, data))
+                self._news.notify()
+
+    def install(self) -> None:
+        """Stand in for the library that pynvml loads."""
+        nv.nvmlLib = SimpleNamespace(**self._system(), **self._devices())
+        nv._nvmlGetFunctionPointer_cache.clear()
+
+    def _system(self) -> dict[str, Callable[..., int]]:
+        return {
+            "nvmlInitWithFlags": lambda _: self.init_error,
+            "nvmlShutdown": lambda: 0,
+            "nvmlSystemGetDriverVersion": lambda out, _: put_text(out, self.driver),
+            "nvmlSystemGetNVMLVersion": lambda out, _: put_text(out, f"13.{self.driver}"),
+            "nvmlSystemGetCudaDriverVersion_v2": lambda out: self.cuda_error or put(out, 13000),
+            "nvmlDeviceGetCount_v2": lambda out: self.count_error or put(out, len(self.gpus)),
+            "nvmlDeviceGetHandleByIndex_v2": self._handle,
+            "nvmlEventSetCreate": self._event_set,
+            "nvmlEventSetFree": self._event_set,
+            "nvmlDeviceRegisterEvents": self._register,
+            "nvmlEventSetWait_v2": self._wait,
+        }
+
+    def _handle(self, index: Any, out: Any) -> int:
+        number = int(getattr(index, "value", index))
+        if number in self.unopenable:
+            return self.unopenable[number]
+        ctypes.c_void_p.from_buffer(out._obj).value = _HANDLE_BASE + number
+        return 0
+
+    def _event_set(self, _: Any) -> int:
+        """There is one set; making and freeing it both leave it empty."""
+        with self._news:
+            self._events.clear()
+            self._wanted.clear()
+        return 0
+
+    def _register(self, handle: Any, kinds: Any, _set: Any) -> int:
+        if kinds.value & ~SUPPORTED_EVENTS:
+            return int(nv.NVML_ERROR_NOT_SUPPORTED)
+        with self._news:
+            self._wanted[ctypes.cast(handle, ctypes.c_void_p).value or 0] = kinds.value
+        return 0
+
+    def _wait(self, _set: Any, out: Any, timeout: Any) -> int:
+        if self.wait_error:
+            return self.wait_error
+        with self._news:
+            if not self._news.wait_for(lambda: bool(self._events), timeout.value / 1000):
+                return int(nv.NVML_ERROR_TIMEOUT)
+            handle, kind, data = self._events.popleft()
+        event = out._obj
+        event.device = ctypes.cast(handle, nv.c_nvmlDevice_t)
+        event.eventType, event.eventData = kind, data
+        event.gpuInstanceId = event.computeInstanceId = _NONE
+        return 0
+
+    def _devices(self) -> dict[str, Callable[..., int]]:
+        """Every call about one GPU, behind the answers that a sick one gives."""
+        calls = {**VALUES, **SHAPED}
+        return {symbol: self._guarded(symbol, answer) for symbol, answer in calls.items()}
+
+    def _guarded(self, symbol: str, answer: Callable[..., int]) -> Callable[..., int]:
+        def call(handle: Any, *arguments: Any) -> int:
+            number = (ctypes.cast(handle, ctypes.c_void_p).value or 0) - _HANDLE_BASE
+            if number >= len(self.gpus):  # it was there when the handle was given
+                return int(nv.NVML_ERROR_INVALID_ARGUMENT)
+            gpu = self.gpus[number]
+            while symbol in gpu.hanging:
+                time.sleep(_BREATH_S)  # like ctypes, it lets other threads run
+            if symbol != "nvmlDeviceGetPciInfo_v3":
+                if gpu.lost:
+                    return int(nv.NVML_ERROR_GPU_IS_LOST)
+                if gpu.reset_required:
+                    return int(nv.NVML_ERROR_RESET_REQUIRED)
+            if symbol in gpu.unsupported:
+                return int(nv.NVML_ERROR_NOT_SUPPORTED)
+            return int(nv.NVML_ERROR_UNKNOWN) if symbol in gpu.unreadable else answer(gpu, *arguments)
+
+        return call

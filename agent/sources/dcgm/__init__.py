@@ -1,0 +1,1 @@
+"""DCGM, through its own Python bindings."""

@@ -1,0 +1,162 @@
+"""DCGM through pydcgm: a second witness of the GPUs, as JSON lines on standard output.
+
+Without an engine this is a process that looks for one now and then and imports nothing of DCGM's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from agent.model.observation import Failure, Observation, Signal
+from agent.sources.dcgm.bindings import Bindings, NoBindingsError, load
+from agent.sources.dcgm.engine import ChangedError, Engine, EngineError, observe
+from agent.sources.process.progress import Doing
+
+USUAL = "127.0.0.1:5555"  # where nv-hostengine listens by itself
+EMBEDDED, AUTO = "embedded", "auto"
+_LOOK_S = 30.0  # between two looks for an engine
+_LASTING_S = 60.0  # before another try, where only a person can mend it
+_WAIT_S, _CONNECT_S = 0.5, 1.0
+_EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: a new process connects anew, with nothing left of a dead connection
+
+_UNREACHABLE = (-7, -11, -21)  # INIT_ERROR, TIMEOUT, CONNECTION_NOT_VALID
+_FAILURES: dict[int, tuple[Failure, str]] = {
+    -12: (Failure.LIBRARY_MISMATCH, "the DCGM engine and the DCGM library here are of versions that don't go together"),
+    -25: (Failure.NO_LIBRARY, "libdcgm is not in this container: mount the host's, or build the image with it"),
+    -54: (Failure.UNREADABLE, "the DCGM engine is paused"),
+    -56: (Failure.UNREADABLE, "the DCGM engine could not load NVML"),
+    -57: (Failure.UNREADABLE, "the DCGM engine has stopped asking the driver until it is restarted: look for Xid 119 "
+                              "or 120 in the kernel log"),
+    -67: (Failure.UNREADABLE, "the DCGM engine has let go of its GPUs"),
+}  # fmt: skip
+
+
+def follow(
+    address: str, bindings: Callable[[], Bindings], poll_s: float, health_s: float,
+    stop: threading.Event, say: Callable[[Observation], None], look_s: float = _LOOK_S,
+) -> int:  # fmt: skip
+    """Read the engine until ``stop``; the exit code. Nothing waits on ``stop`` itself, as in the NVML source."""
+    doing, found = Doing("dcgm", "the DCGM engine"), USUAL if address == AUTO else address
+    threading.Thread(target=doing.watch, args=(max(poll_s, 1.0), stop, say), name="stuck", daemon=True).start()
+    engine: Engine | None = None
+    while not stop.is_set():
+        due = time.monotonic() + poll_s
+        doing.now("connecting")
+        if engine is None and not answers(found):
+            say(_nobody(address, found))
+            due = time.monotonic() + look_s
+        else:
+            try:
+                engine = engine or Engine(bindings(), found, poll_s, health_s, doing)
+                for observation in engine.poll():
+                    say(observation)
+            except ChangedError:
+                return _EXIT_RENEW
+            except Exception as error:  # noqa: BLE001 - the bindings' own error class is not importable here
+                failed = failure(error, found)
+                say(failed)
+                if error_number(error) not in _UNREACHABLE:
+                    _wait(time.monotonic() + _LASTING_S, stop, doing)
+                return _EXIT_RENEW
+        _wait(due, stop, doing)
+    if engine:
+        with contextlib.suppress(Exception):  # it died in this very moment
+            engine.close()
+    doing.now("")
+    return 0
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens: the bindings would wait 5 s for nobody."""
+    if address == EMBEDDED:
+        return True
+    try:
+        if address.startswith("/"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(_CONNECT_S)
+                probe.connect(address)
+        else:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except (OSError, OverflowError, UnicodeError):  # nobody, or no such port or name
+        return False
+    return True
+
+
+def _nobody(address: str, found: str) -> Observation:
+    if address == AUTO:
+        sentence = f"no DCGM engine answers on {found}: the GPUs are watched without it"
+        return observe(Signal.FAILED, value=Failure.ABSENT, raw=sentence)
+    sentence = f"no DCGM engine answers at {found}, which sources.dcgm.address names"
+    return observe(Signal.FAILED, value=Failure.UNREADABLE, raw=sentence)
+
+
+def failure(error: Exception, address: str) -> Observation:
+    """What went wrong as a fact, never a GPU's fault by itself."""
+    number = error_number(error)
+    if isinstance(error, EngineError):
+        return observe(Signal.FAILED, value=error.failure, raw=str(error))
+    if isinstance(error, NoBindingsError):
+        sentence = f"a DCGM engine answers at {address}, but {error}"
+        return observe(Signal.FAILED, value=Failure.NO_LIBRARY, raw=sentence)
+    if number is None:
+        raise error
+    if number in _UNREACHABLE:
+        sentence = f"the DCGM engine at {address} ended the connection (DCGM error {number})"
+        return observe(Signal.FAILED, value=Failure.UNREADABLE, raw=sentence)
+    value, sentence = _FAILURES.get(number, (Failure.UNREADABLE, "the DCGM engine can't be used"))
+    return observe(Signal.FAILED, value=value, raw=f"{sentence} (DCGM error {number})")
+
+
+def error_number(error: Exception) -> int | None:
+    """The bindings' own errors carry their number; whatever else happens is a bug."""
+    value: Any = getattr(error, "value", None)
+    return value if type(error).__name__.startswith("DCGMError") and isinstance(value, int) else None
+
+
+def _wait(due: float, stop: threading.Event, doing: Doing) -> None:
+    doing.now("")
+    while not stop.is_set() and (left := due - time.monotonic()) > 0:
+        time.sleep(min(_WAIT_S, left))
+
+
+def _say(observation: Observation) -> None:
+    sys.stdout.write(observation.to_json() + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m agent.sources.dcgm", description=__doc__)
+    parser.add_argument("--address", default=AUTO, help="host:port, a socket's path, auto, or embedded")
+    parser.add_argument("--bindings", type=Path, metavar="D", help="the folder with pydcgm.py")
+    parser.add_argument("--library", type=Path, metavar="D", help="the folder with libdcgm.so")
+    parser.add_argument("--poll-s", type=float, default=10.0)
+    parser.add_argument("--health-s", type=float, default=30.0)
+    options = parser.parse_args()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        bindings = partial(load, options.bindings, options.library)
+        code = follow(options.address, bindings, options.poll_s, options.health_s, stop, _say)
+    except BrokenPipeError:  # nobody reads any more
+        code = _EXIT_RENEW
+    except KeyboardInterrupt:
+        code = 0
+    if code:
+        os._exit(code)  # without the bindings' destructors, which would call into a dead connection
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Which pod holds which GPU, by the kubelet's PodResources API: one JSON object, asked for by a process that ends.
+
+gRPC costs 20 MB, and it is only needed while pods leave a bad GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.model.observation import printable
+
+_METHOD = "/v1.PodResourcesLister/List"
+_ANSWER_S, _LONGEST_S = 5.0, 10.0
+_MOST_BYTES = 16 * 1024 * 1024
+_UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_DRA_DRIVER = "gpu.nvidia.com"
+_DRA_GPU = re.compile(r"gpu-(\d+)(?:-mig-.*)?")
+
+# k8s.io/kubelet/pkg/apis/podresources/v1, as far as it is read: message → field → (number, repeated, type).
+Messages = Mapping[str, Mapping[str, tuple[int, bool, str]]]
+_MESSAGES: Messages = {
+    "ListPodResourcesRequest": {},
+    "ListPodResourcesResponse": {"pod_resources": (1, True, "PodResources")},
+    "PodResources": {
+        "name": (1, False, "string"),
+        "namespace": (2, False, "string"),
+        "containers": (3, True, "ContainerResources"),
+    },
+    "ContainerResources": {
+        "devices": (2, True, "ContainerDevices"),
+        "dynamic_resources": (5, True, "DynamicResource"),
+    },
+    "ContainerDevices": {"resource_name": (1, False, "string"), "device_ids": (2, True, "string")},
+    "DynamicResource": {"claim_resources": (4, True, "ClaimResource")},
+    "ClaimResource": {"driver_name": (2, False, "string"), "device_name": (4, False, "string")},
+}
+
+Holders = Mapping[str, frozenset[str] | None]
+
+
+class UnaskedError(Exception):
+    """PodResources could not be asked, and why."""
+
+
+def who_holds(socket: Path) -> Holders:
+    """``namespace/name`` → the UUIDs of the GPUs that the pod holds; None where one of them can't be told.
+
+    UnaskedError if the kubelet could not be asked.
+    """
+    command = [sys.executable, "-m", "agent.sources.kubelet.pod_resources", "--socket", str(socket)]
+    try:
+        answer = subprocess.run(command, capture_output=True, timeout=_LONGEST_S, check=False)
+        if answer.returncode:
+            lines = answer.stderr.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
+            raise UnaskedError(printable(lines[-1])[:200])
+        return holders(json.loads(answer.stdout))
+    except subprocess.TimeoutExpired:
+        raise UnaskedError(f"no answer within {_LONGEST_S:.0f} s") from None
+    except (OSError, ValueError) as error:
+        raise UnaskedError(f"no answer that makes sense ({type(error).__name__})") from error
+
+
+def holders(answer: Any) -> Holders:
+    """The answer as it is passed on in JSON; UnaskedError if it is none, or says why there is none."""
+    if isinstance(answer, dict) and isinstance(answer.get("unasked"), str):
+        raise UnaskedError(answer["unasked"][:200])
+    try:
+        return {str(pod): None if uuids is None else frozenset(map(str, uuids)) for pod, uuids in answer.items()}
+    except (TypeError, AttributeError) as error:
+        raise UnaskedError(f"no answer that makes sense ({type(error).__name__})") from error
+
+
+def messages(package: str = "v1", described: Messages = _MESSAGES) -> dict[str, Any]:
+    """The message classes by name."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
+    for message, fields in described.items():
+        added = file.message_type.add(name=message)
+        for name, (number, repeated, kind) in fields.items():
+            field = added.field.add(name=name, number=number)
+            field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+            if kind == "string":
+                field.type = kinds.TYPE_STRING
+            else:
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f".{package}.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in described
+    }
+
+
+def ask(socket: Path) -> dict[str, list[str] | None]:
+    """One List call; OSError or grpc.RpcError where there is no answer."""
+    import grpc
+
+    known = messages()
+    options = [("grpc.max_receive_message_length", _MOST_BYTES)]
+    with grpc.insecure_channel(f"unix://{socket}", options=options) as channel:
+        call = channel.unary_unary(
+            _METHOD,
+            request_serializer=known["ListPodResourcesRequest"].SerializeToString,
+            response_deserializer=known["ListPodResourcesResponse"].FromString,
+        )
+        answer = call(known["ListPodResourcesRequest"](), timeout=_ANSWER_S)
+    return {f"{pod.namespace}/{pod.name}": _gpus(_devices(pod)) for pod in answer.pod_resources}
+
+
+def _devices(pod: Any) -> list[str]:
+    """Every NVIDIA device id of a pod, by device plugin and by claim."""
+    found = []
+    for container in pod.containers:
+        for device in container.devices:
+            if device.resource_name.startswith("nvidia.com/"):
+                found += device.device_ids
+        for claim in (one for resource in container.dynamic_resources for one in resource.claim_resources):
+            if claim.driver_name == _DRA_DRIVER:
+                found.append(claim.device_name)
+    return found
+
+
+def _gpus(devices: Iterable[str]) -> list[str] | None:
+    uuids = [gpu_of(device) for device in devices]
+    return None if None in uuids else sorted({uuid for uuid in uuids if uuid})
+
+
+def gpu_of(device: str) -> str | None:
+    """The GPU behind a device id: ``GPU-…``, shared as ``GPU-…::3``, a MIG instance, or a claim's ``gpu-<minor>``."""
+    device = device.partition("::")[0]
+    if match := _UUID.search(device):  # old drivers name MIG devices MIG-GPU-<uuid>/<gi>/<ci>
+        return match[0]
+    return _by_nvml(device)
+
+
+def _by_nvml(device: str) -> str | None:
+    import pynvml as nv
+
+    try:
+        nv.nvmlInit()
+        try:
+            if device.startswith("MIG-"):
+                parent = nv.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nv.nvmlDeviceGetHandleByUUID(device))
+                return str(nv.nvmlDeviceGetUUID(parent))
+            if match := _DRA_GPU.fullmatch(device):
+                for index in range(nv.nvmlDeviceGetCount()):
+                    handle = nv.nvmlDeviceGetHandleByIndex(index)
+                    if nv.nvmlDeviceGetMinorNumber(handle) == int(match[1]):
+                        return str(nv.nvmlDeviceGetUUID(handle))
+        finally:
+            nv.nvmlShutdown()
+    except nv.NVMLError:
+        pass  # not known: whoever holds it is taken to hold any GPU
+    return None
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m agent.sources.kubelet.pod_resources", description=__doc__)
+    parser.add_argument("--socket", type=Path, required=True)
+    socket = parser.parse_args(arguments).socket
+    if not socket.is_socket():
+        sys.exit(f"{socket} is not a socket: mount the kubelet's folder pod-resources into the agent")
+    import grpc
+
+    try:
+        sys.stdout.write(json.dumps(ask(socket.absolute())) + "\n")
+    except grpc.RpcError as error:
+        code = getattr(error, "code", lambda: "no answer")()
+        sys.exit(f"the kubelet's PodResources API does not answer: {getattr(code, 'name', code)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

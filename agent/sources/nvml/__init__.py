@@ -1,0 +1,1 @@
+"""NVML, through pynvml."""

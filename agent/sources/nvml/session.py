@@ -1,0 +1,284 @@
+"""NVML through pynvml: readings of every GPU at each poll, and events at once, as JSON lines on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pynvml as nv
+
+from agent.model.observation import Failure, Missing, Observation, Signal, Value, normalise_pci
+from agent.sources.nvml.device import Gpu
+from agent.sources.nvml.pci_bus import SYSFS, missing
+from agent.sources.nvml.readings import Handle
+from agent.sources.nvml.return_codes import ENDED, FAILURES, UNSUPPORTED
+from agent.sources.process.progress import Doing
+from agent.sources.process.storm import Storm
+
+_WAIT_S = 0.5  # one wait for events: short, so that SIGTERM is prompt
+_BREATH_S = 0.01  # after each wait without an event: it may come back earlier than asked, and must not spin
+_NONE = 0xFFFFFFFF  # an event that belongs to no MIG instance
+_EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new process can load another library
+
+_EVENTS = (
+    nv.nvmlEventTypeXidCriticalError, nv.nvmlEventTypeDoubleBitEccError, nv.nvmlEventTypeDramRetirementEvent,
+    nv.nvmlEventTypeDramRetirementFailure, nv.nvmlEventTypeNonFatalPoisonError, nv.nvmlEventTypeFatalPoisonError,
+    nv.nvmlEventTypeGpuUnavailableError, nv.nvmlEventTypeGpuRecoveryAction,
+)  # fmt: skip
+
+
+class Nvml:
+    """One NVML session; ``poll`` and ``events`` raise only what ends it (NVMLError of the whole library)."""
+
+    def __init__(self, ever: set[str] | None = None, devices: Path = SYSFS, doing: Doing | None = None) -> None:
+        """``ever`` holds the addresses that earlier sessions of this process saw, and takes in this one's."""
+        self._devices, self._doing = devices, doing or Doing()
+        self._storm = Storm()
+        self._doing.now("initialising NVML")
+        nv.nvmlInit()
+        self._ever = set() if ever is None else ever
+        self._present: dict[str, Gpu] = {}
+        self._gone: dict[str, Gpu] = {}  # of this session: their old handles may still tell why
+        self._events: Any = None
+        self._versions: dict[str, Value] = {
+            "driver_version": _version(nv.nvmlSystemGetDriverVersion),
+            "nvml_version": _version(nv.nvmlSystemGetNVMLVersion),
+            "cuda_driver_version": _version(nv.nvmlSystemGetCudaDriverVersion_v2),
+        }
+
+    def close(self) -> None:
+        self._release()
+        with contextlib.suppress(nv.NVMLError):
+            nv.nvmlShutdown()
+
+    def poll(self) -> Iterator[Observation]:
+        """Every GPU's reading, or that it is lost, then the heartbeat."""
+        began, cpu_began = time.monotonic(), time.thread_time()
+        found: dict[str, Gpu] = {}
+        unopened = []
+        self._doing.now("enumerating the GPUs")
+        yield from self._storm.gathered(began, all_of_them=True)
+        for index in range(nv.nvmlDeviceGetCount()):
+            try:
+                handle = nv.nvmlDeviceGetHandleByIndex(index)
+                pci = normalise_pci(nv.nvmlDeviceGetPciInfo(handle).busId)
+            except nv.NVMLError as error:
+                if error.value in ENDED:
+                    raise
+                unopened.append(f"{index}:{error.value}")  # it has no address to speak of
+                continue
+            old = self._present.get(pci)
+            found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else Gpu(pci, handle, self._doing)
+        self._gone = {pci: gpu for pci, gpu in {**self._gone, **self._present}.items() if pci not in found}
+        changed, self._present = found != self._present, found
+        self._ever.update(found)
+        if changed or self._events is None:
+            self._register()
+        for gpu in self._gone.values():  # not enumerated, so it has no readings, whatever the old handle answers
+            yield from (o for o in self._read(gpu) if o.signal is not Signal.READING)
+        for gpu in found.values():
+            yield from self._read(gpu)
+        values: dict[str, Value] = {
+            **self._versions,
+            "gpu_count": len(found),
+            "missing": missing(self._ever, set(found), self._devices),  # pci=driver
+            "unopened": ",".join(unopened),  # index:NVML error
+            "poll_ms": round(1000 * (time.monotonic() - began), 3),
+            "poll_cpu_ms": round(1000 * (time.thread_time() - cpu_began), 3),
+        }
+        yield _observe(Signal.ALIVE, values=values)
+
+    def events(self, wait_s: float, sleep: Callable[[float], object]) -> Iterator[Observation]:
+        """Wait at most so long; for an event its Xid, and that GPU's reading at once."""
+        if self._events is None:
+            sleep(wait_s)
+            return
+        self._doing.now("waiting for events")
+        try:
+            event = nv.nvmlEventSetWait_v2(self._events, int(1000 * wait_s))
+        except nv.NVMLError_Timeout:
+            sleep(_BREATH_S)
+            return
+        except nv.NVMLError_GpuIsLost:  # it does not say which one
+            yield from self.poll()
+            sleep(wait_s)
+            return
+        except nv.NVMLError as error:
+            if error.value in ENDED:
+                raise
+            self._release()  # polls still see; the next one registers anew
+            sleep(wait_s)
+            return
+        gpu = self._gpu_of(event.device)
+        if gpu is None:
+            return
+        if event.eventType == nv.nvmlEventTypeXidCriticalError:
+            values: dict[str, Value] = {}
+            for name, number in (("gpu_instance", event.gpuInstanceId), ("compute_instance", event.computeInstanceId)):
+                if number != _NONE:
+                    values[name] = int(number)
+            code = int(event.eventData)
+            seen = _observe(Signal.XID, gpu.pci, value=code, values=values, raw=f"NVML event: Xid {code}")
+            if not self._storm.passes(seen, time.monotonic()):
+                return  # counted, and told with the next poll; the GPU was read within this second
+            yield seen
+        yield from self._read(gpu)
+
+    def _gpu_of(self, handle: Handle) -> Gpu | None:
+        address = _pointer(handle)
+        return next((g for g in self._present.values() if _pointer(g.handle) == address), None)
+
+    def _register(self) -> None:
+        """A new event set for the GPUs of this enumeration; one unsupported bit would fail them all."""
+        self._release()
+        registered = 0
+        with contextlib.suppress(nv.NVMLError):
+            self._events = nv.nvmlEventSetCreate()
+            for gpu in self._present.values():
+                with contextlib.suppress(nv.NVMLError):
+                    if wanted := sum(_EVENTS) & nv.nvmlDeviceGetSupportedEventTypes(gpu.handle):
+                        nv.nvmlDeviceRegisterEvents(gpu.handle, wanted, self._events)
+                        registered += 1
+        if not registered:
+            self._release()
+
+    def _release(self) -> None:
+        if self._events is not None:
+            with contextlib.suppress(nv.NVMLError):
+                nv.nvmlEventSetFree(self._events)
+            self._events = None
+
+    def _read(self, gpu: Gpu) -> Iterator[Observation]:
+        try:
+            values = gpu.read()
+        except nv.NVMLError_GpuIsLost:
+            yield _observe(Signal.LOST, gpu.pci, raw="NVML error 15: the GPU is lost")
+        except nv.NVMLError_ResetRequired:
+            yield _observe(Signal.RESET_REQUIRED, gpu.pci, raw="NVML error 16: the GPU requires a reset")
+        else:
+            yield _observe(Signal.READING, gpu.pci, values=values)
+
+
+def _version(read: Callable[[], str | int]) -> Value:
+    """Never a reason not to read GPUs: CUDA's needs libcuda, which a container with only the driver
+    capability ``utility`` lacks, and answers LIBRARY_NOT_FOUND though NVML itself is there."""
+    try:
+        return read()
+    except nv.NVMLError as error:
+        absent = error.value in (*UNSUPPORTED, nv.NVML_ERROR_LIBRARY_NOT_FOUND)
+        return Missing.UNSUPPORTED if absent else Missing.UNREADABLE
+
+
+def _pointer(handle: Handle) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value
+
+
+def _observe(signal_: Signal, pci: str = "", **fields: Any) -> Observation:
+    return Observation(time.time(), "nvml", signal_, pci, **fields)
+
+
+def failure(error: nv.NVMLError, control: Path = Path("/dev/nvidiactl")) -> Observation:
+    """A whole-library error as a fact; never a GPU's fault by itself."""
+    code = error.value
+    if code == nv.NVML_ERROR_UNKNOWN and _refused(control):
+        code = nv.NVML_ERROR_NO_PERMISSION  # a systemd daemon-reload took the devices from the container
+    value, sentence = FAILURES.get(code, (Failure.UNREADABLE, "NVML can't be used"))
+    return _observe(Signal.FAILED, value=value, raw=f"{sentence} (NVML error {error.value})")
+
+
+def _refused(device: Path) -> bool:
+    try:
+        os.close(os.open(device, os.O_RDWR))
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def follow(
+    poll_s: float, boot_id: Path, stop: threading.Event, say: Callable[[Observation], None], devices: Path = SYSFS,
+    known: Iterable[str] = (),
+) -> int:  # fmt: skip
+    """Poll and wait for events until ``stop``; the exit code. ``known`` are addresses that an earlier process saw.
+
+    Nothing waits on ``stop`` itself: a signal's
+    handler sets it in this very thread, and would then wait for a lock that the thread already holds."""
+    session: Nvml | None = None
+    ever = set(known)
+    code = 0
+    doing = Doing()
+    threading.Thread(target=doing.watch, args=(poll_s, stop, say), name="stuck", daemon=True).start()
+    while not stop.is_set() and not code:
+        due = time.monotonic() + poll_s
+        try:
+            session = session or Nvml(ever, devices, doing)
+            boot = _boot_id(boot_id)  # before the GPUs: what is read after it can't be older than this boot
+            seen = session.poll()
+            while not stop.is_set():
+                for observation in seen:
+                    say(replace(observation, boot_id=boot) if observation.signal is Signal.ALIVE else observation)
+                if (left := due - time.monotonic()) <= 0:
+                    break
+                seen = session.events(min(_WAIT_S, left), time.sleep)
+        except nv.NVMLError as error:
+            if session:
+                session.close()
+                session = None
+            failed = failure(error)
+            say(failed)
+            code = _EXIT_RENEW if failed.value in (Failure.NO_LIBRARY, Failure.LIBRARY_MISMATCH) else 0
+            while not stop.is_set() and (left := due - time.monotonic()) > 0:
+                doing.now("")
+                time.sleep(min(_WAIT_S, left))
+    doing.now("")
+    if session:
+        session.close()
+    return code
+
+
+def _boot_id(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    return ""
+
+
+def run(poll_s: float, boot_id_file: Path, devices: Path = SYSFS, known: Iterable[str] = ()) -> int:
+    """The program behind its options; the exit code."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        return follow(poll_s, boot_id_file, stop, _say, devices, known)
+    except BrokenPipeError:  # nobody reads any more; nor must the last flush of the interpreter fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 0
+
+
+def _say(observation: Observation) -> None:
+    sys.stdout.write(observation.to_json() + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m agent.sources.nvml", description=__doc__)
+    parser.add_argument("--poll-s", type=float, default=5.0)
+    parser.add_argument("--boot-id-file", type=Path, default=Path("/proc/sys/kernel/random/boot_id"))
+    parser.add_argument("--known", nargs="*", default=[], metavar="PCI", help="GPUs that this node is known to have")
+    options = parser.parse_args()
+    return run(options.poll_s, options.boot_id_file, known=options.known)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A source is a process: here it is started, watched, served to another container, and ended."""

@@ -1,0 +1,34 @@
+"""What a source is in the middle of, so that a call that never returns is named while it hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from agent.model.observation import Failure, Observation, Signal
+
+
+class Doing:
+    """Noted before each call into a library; watched by a thread of its own, because the caller can't."""
+
+    def __init__(self, source: str = "nvml", whose: str = "the driver") -> None:
+        self._source, self._whose = source, whose
+        self._what, self._since = "", 0.0
+
+    def now(self, what: str) -> None:
+        """``what`` begins; empty: nothing that could hang."""
+        self._what, self._since = what, time.monotonic()
+
+    def stuck(self, limit_s: float) -> str:
+        """What has not returned for so long; empty if nothing hangs."""
+        what, since = self._what, self._since
+        return what if what and time.monotonic() - since > limit_s else ""
+
+    def watch(self, limit_s: float, stop: threading.Event, say: Callable[[Observation], None]) -> None:
+        """Say, once every ``limit_s``, what hangs. It runs while the call holds its thread."""
+        while not stop.wait(limit_s / 4):
+            if what := self.stuck(limit_s):
+                sentence = f"{self._whose} does not answer: {what} has not returned"
+                say(Observation(time.time(), self._source, Signal.FAILED, value=Failure.HUNG, raw=sentence))
+                stop.wait(limit_s * 3 / 4)

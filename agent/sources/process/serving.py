@@ -1,0 +1,262 @@
+"""The sources for an agent in another container: their lines over a unix socket, and four requests back.
+
+``resume`` and ``release`` say of one source whether it may run; ``who-holds`` asks for the pods on the GPUs, and
+``diagnose`` for DCGM's diagnosis of some. Whoever sends wishes gets the lines; when it hangs up everything ends, and
+its successor says from where to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from agent.model.observation import Failure, Observation, normalise_pci, rfc3339
+from agent.sources.dcgm.diag_process import UndiagnosedError, asked
+from agent.sources.kubelet.pod_resources import UnaskedError
+from agent.sources.process.supervisor import Known, Supervisor
+
+EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new container gets the driver's library and devices injected anew
+EXIT_CONFIG = 78
+_TURN_S = 1.0
+_LONGEST_WISH_BYTES = 4096
+_SEND_S = 10.0  # an agent that takes nothing for so long is hung up on; the sources wait meanwhile
+_MOST_CONNECTIONS = 8
+_RENEW = (Failure.NO_LIBRARY, Failure.LIBRARY_MISMATCH, Failure.NO_PERMISSION)
+_RENEW_S, _LONGEST_RENEW_S = 120.0, 3600.0
+
+Tell = Callable[..., None]
+Say = Callable[[Any], None]  # a line of an answer; OSError once the asker hung up
+
+
+class Serving:
+    """One loop: the sources' lines go to the one agent; what connects says what it wants in a line of JSON."""
+
+    def __init__(self, path: Path, supervisor: Supervisor, tell: Tell) -> None:
+        self._path, self._supervisor, self._tell = path, supervisor, tell
+        self._listener = listen(path)
+        self._buffers: dict[socket.socket, bytes] = {}
+        self._agent: socket.socket | None = None
+        self._wanted: frozenset[str] = frozenset()
+        self._heard = 0
+        self._told, self._status = 0.0, ""
+        self._renewal = Renewal(path.with_name("renewals"))
+        supervisor.selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def run(self, stop: threading.Event) -> int:
+        """Until ``stop``, or until only another container can see; the exit code."""
+        try:
+            while not stop.is_set():
+                seen = self._supervisor.turn(_TURN_S)
+                self._send("".join(f"{observation.to_json()}\n" for observation in seen))
+                self._send_status()
+                if self._renewal.due(seen):
+                    self._tell("the driver's library or devices are not in this container: it ends to be made anew")
+                    return EXIT_RENEW
+            return 0
+        finally:
+            self._supervisor.close()
+            for connection in list(self._buffers):
+                self._hang_up(connection)
+            self._supervisor.selector.unregister(self._listener)
+            self._listener.close()
+            self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> Iterable[Observation]:
+        connection, _ = self._listener.accept()
+        if len(self._buffers) >= _MOST_CONNECTIONS:
+            connection.close()
+            return ()
+        connection.settimeout(_SEND_S)
+        self._buffers[connection] = b""
+        self._supervisor.selector.register(connection, selectors.EVENT_READ, lambda: self._listen(connection))
+        return ()
+
+    def _listen(self, connection: socket.socket) -> Iterable[Observation]:
+        if connection not in self._buffers:  # hung up in this very round
+            return ()
+        try:
+            data = connection.recv(_LONGEST_WISH_BYTES)
+        except OSError:
+            data = b""
+        *lines, self._buffers[connection] = (self._buffers[connection] + data).split(b"\n")
+        if not data or len(self._buffers[connection]) > _LONGEST_WISH_BYTES:
+            self._hang_up(connection)
+            return ()
+        for line in lines:
+            try:
+                self._do(connection, json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                self._tell("a request that makes no sense; its connection is closed", error=repr(error)[:200])
+                self._hang_up(connection)
+                break
+        return ()
+
+    def _do(self, connection: socket.socket, request: dict[str, Any]) -> None:
+        match request["do"]:
+            case "resume" | "release" as do:
+                self._wish(connection, do, str(request["source"]), request)
+            case "who-holds":
+                self._answer(connection, self._who_holds)
+            case "diagnose":
+                level, gpus = asked(request)
+                self._answer(connection, partial(self._diagnose, level, gpus))
+            case other:
+                raise ValueError(f"no such request: {other!r}")
+
+    def _wish(self, connection: socket.socket, do: str, name: str, request: dict[str, Any]) -> None:
+        if connection is not self._agent:  # the old one, if it is still there, is a process that ends
+            if self._agent is not None:
+                self._hang_up(self._agent)
+            self._agent, self._heard = connection, 0
+            self._tell("an agent is connected")
+        seq = request.get("seq")
+        gpus = frozenset(normalise_pci(pci) for pci in request.get("gpus", ()))
+        known = Known(str(request.get("boot_id") or ""), None if seq is None else int(seq), gpus)
+        self._wanted = self._wanted | {name} if do == "resume" else self._wanted - {name}
+        self._supervisor.want(self._wanted, known)
+        self._heard += 1
+        self._status = ""
+
+    def _answer(self, connection: socket.socket, answer: Callable[[Say], None]) -> None:
+        """By a thread of its own: the kubelet may take seconds and a diagnosis hours, and nothing else waits for it."""
+        self._forget(connection)
+
+        def work() -> None:
+            with connection, contextlib.suppress(OSError):
+                answer(lambda told: connection.sendall(json.dumps(told).encode() + b"\n"))
+
+        threading.Thread(target=work, name="answer", daemon=True).start()
+
+    def _who_holds(self, say: Say) -> None:
+        try:
+            found = self._supervisor.who_holds()
+        except UnaskedError as error:
+            say({"unasked": str(error)})
+        else:
+            say({pod: None if uuids is None else sorted(uuids) for pod, uuids in found.items()})
+
+    def _diagnose(self, level: int, gpus: tuple[str, ...], say: Say) -> None:
+        """Its seconds so far, then its result; an asker that hangs up ends it."""
+        self._tell("a diagnosis is asked for", level=level, gpus=gpus)
+        try:
+            told = self._supervisor.diagnose(level, gpus, lambda elapsed_s: say({"elapsed_s": round(elapsed_s, 1)}))
+        except UndiagnosedError as error:
+            told = {"error": str(error)}
+        say(told)
+
+    def _send(self, text: str) -> None:
+        if self._agent is not None and text:
+            try:
+                self._agent.sendall(text.encode())
+            except OSError:  # a line that broke off ends with its connection
+                self._hang_up(self._agent)
+
+    def _send_status(self) -> None:
+        """When something changed. Ages and counts of lines are the agent's own to know."""
+        facts = {s.name: {k: v for k, v in asdict(s).items() if k not in ("name", "last_seen")}
+                 for s in self._supervisor.statuses}  # fmt: skip
+        status = json.dumps({"status": facts, "heard": self._heard})
+        if status != self._status:
+            self._status = status
+            self._send(status + "\n")
+
+    def _forget(self, connection: socket.socket) -> None:
+        self._supervisor.selector.unregister(connection)
+        del self._buffers[connection]
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        if connection is self._agent:
+            self._agent, self._wanted = None, frozenset()
+            self._supervisor.want(self._wanted, Known())
+            self._tell("the agent hung up; the sources end")
+        self._forget(connection)
+        connection.close()
+
+
+class Renewal:
+    """When this container should end because its driver was never injected, or was taken from it.
+
+    Each time the wait doubles, as the file beside the socket counts: the kernel log's source lives here too.
+    """
+
+    def __init__(self, counted: Path, first_s: float = _RENEW_S) -> None:
+        self._counted, self._first_s = counted, first_s
+        self._since, self._well = 0.0, False
+
+    def due(self, seen: Iterable[Observation]) -> bool:
+        for observation in seen:
+            if observation.source != "nvml":
+                continue
+            if observation.value in _RENEW:
+                self._since, self._well = self._since or time.monotonic(), False
+            elif not self._well:
+                self._since, self._well = 0.0, True
+                self._counted.unlink(missing_ok=True)
+        if not self._since:
+            return False
+        times = self._times()
+        if time.monotonic() - self._since < min(_LONGEST_RENEW_S, self._first_s * 2**times):
+            return False
+        with contextlib.suppress(OSError):
+            self._counted.write_text(str(times + 1), encoding="ascii")
+        return True
+
+    def _times(self) -> int:
+        try:
+            return min(10, max(0, int(self._counted.read_text(encoding="ascii"))))
+        except (OSError, ValueError):
+            return 0
+
+
+def listen(path: Path) -> socket.socket:
+    """The socket's folder is shared by the containers of one pod; the agent in the other is not root."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    os.chmod(path, 0o666)  # noqa: S103 - who may reach it is decided by who mounts its folder
+    listener.listen(_MOST_CONNECTIONS)
+    return listener
+
+
+def tell(event: str, **facts: object) -> None:
+    """As the agent's log has it; structlog would double this process."""
+    line = {**facts, "event": event, "level": "info", "timestamp": rfc3339(time.time())}
+    sys.stderr.write(json.dumps(line) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m agent.sources.process.serving", description=__doc__)
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--kubelet", type=Path, required=True, help="the socket of its PodResources API")
+    parser.add_argument("--hung-s", type=float, required=True)
+    parser.add_argument("--commands", type=json.loads, required=True, help="source → command line, as JSON")
+    parser.add_argument("--diagnosis", type=json.loads, required=True, help="its command line, as JSON")
+    options = parser.parse_args()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        supervisor = Supervisor(options.commands, options.hung_s, options.kubelet, options.diagnosis)
+        serving = Serving(options.socket, supervisor, tell)
+    except OSError as error:
+        sys.stderr.write(f"gpu-health-agent: --socket: {options.socket} can't be made ({error.strerror or error})\n")
+        return EXIT_CONFIG
+    tell("started", socket=str(options.socket), sources=list(options.commands))
+    return serving.run(stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Every source of this node as a process of its own: which may run now, and what they say."""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent.model.observation import Observation, Signal
+from agent.sources.dcgm.diag_process import Diagnosing, Progress
+from agent.sources.kubelet.pod_resources import Holders, who_holds
+from agent.sources.process.source import Source, SourceStatus
+
+HOLD_GPUS = frozenset({"nvml", "dcgm"})  # sources that keep a GPU from being reset; an embedded engine does
+_LEAST_HUNG_S = {"dcgm": 120.0}  # engines were seen to need 45 s for an answer, in a storm of correctable errors
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the time before: up to where the kernel log was taken in, and the node's GPUs."""
+
+    boot_id: str = ""
+    seq: int | None = None
+    gpus: frozenset[str] = frozenset()  # PCI addresses, of those that are gone too
+
+    def after(self, seen: Observation) -> Known:
+        """What is known once this was taken in; each boot counts its records anew."""
+        if seen.signal is Signal.READING and seen.source == "nvml" and seen.pci not in self.gpus:
+            return replace(self, gpus=self.gpus | {seen.pci})
+        if seen.source != "kmsg":
+            return self
+        boot_id = seen.boot_id or self.boot_id
+        seq = self.seq if boot_id == self.boot_id else None
+        if seen.seq is not None and (seq is None or (seen.signal is not Signal.ALIVE and seen.seq > seq)):
+            seq = seen.seq
+        return replace(self, boot_id=boot_id, seq=seq)
+
+
+class Sources(Protocol):
+    """What the judge sees the node through: processes of its own, or those of another container."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def statuses(self) -> tuple[SourceStatus, ...]: ...
+
+    def want(self, names: Set[str], known: Known) -> None:
+        """These may run and no others; those that begin now go on from what is known."""
+
+    def ended(self, names: Iterable[str]) -> bool:
+        """Whether no process of these is left, not even one that is stuck in the kernel."""
+
+    def turn(self, wait_s: float) -> list[Observation]:
+        """What they said, or nothing after so long."""
+
+    def who_holds(self) -> Holders:
+        """Which pod holds which GPU; UnaskedError. Called by another thread."""
+
+    def diagnose(self, level: int, uuids: Sequence[str], progress: Progress) -> dict[str, Any]:
+        """DCGM's diagnosis of these GPUs; UndiagnosedError. Called by another thread, which waits for the result."""
+
+    def close(self) -> None:
+        """End them all."""
+
+
+class Supervisor:
+    """Sources as processes of our own."""
+
+    def __init__(
+        self, commands: Mapping[str, Sequence[str]], hung_s: float, kubelet: Path, diagnosis: Sequence[str]
+    ) -> None:
+        """``commands`` and ``diagnosis`` are command lines; ``kubelet`` is the socket of its PodResources API."""
+        self._commands, self._kubelet = commands, kubelet
+        self._diagnosing = Diagnosing(diagnosis)
+        self._diagnosing.may = False  # until the GPUs are wanted
+        self._known = Known()
+        self._sources = {
+            name: Source(name, partial(self._command, name), max(hung_s, _LEAST_HUNG_S.get(name, 0.0)))
+            for name in commands
+        }
+        self._wanted: Set[str] = frozenset()
+        self._registered: dict[str, tuple[int, int]] = {}
+        self.selector = selectors.DefaultSelector()  # others may wait here too, by a callable that is called when due
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._sources)
+
+    @property
+    def statuses(self) -> tuple[SourceStatus, ...]:
+        """A diagnosis holds GPUs as well: what may hold one has not ended before that has."""
+        over = self._diagnosing.ended
+        every = (source.status for source in self._sources.values())
+        return tuple(replace(one, ended=one.ended and (over or one.name not in HOLD_GPUS)) for one in every)
+
+    def want(self, names: Set[str], known: Known) -> None:
+        begin = names - self._wanted
+        self._known = replace(known if "kmsg" in begin else self._known, gpus=self._known.gpus | known.gpus)
+        self._wanted = names
+        self._diagnosing.may = names >= HOLD_GPUS & self._sources.keys()
+        for name in self._sources.keys() - names:
+            self._sources[name].close()
+
+    def ended(self, names: Iterable[str]) -> bool:
+        asked = frozenset(names)
+        return all(one.ended for one in self.statuses if one.name in asked)
+
+    def turn(self, wait_s: float) -> list[Observation]:
+        now = time.monotonic()
+        for name, source in self._sources.items():
+            if name in self._wanted:
+                source.tick(now)
+            self._register(name, source)
+        ready = self.selector.select(max(0.0, wait_s))
+        return [seen for key, _ in ready for seen in key.data()]
+
+    def who_holds(self) -> Holders:
+        return who_holds(self._kubelet)
+
+    def diagnose(self, level: int, uuids: Sequence[str], progress: Progress) -> dict[str, Any]:
+        return self._diagnosing.run(level, uuids, progress)
+
+    def close(self) -> None:
+        self._diagnosing.close()
+        for source in self._sources.values():
+            source.close()
+
+    def _command(self, name: str) -> Sequence[str]:
+        """Asked anew at each start, so that it goes on from there."""
+        return [*self._commands[name], *(known(self._known) if (known := _OPTIONS.get(name)) else ())]
+
+    def _read(self, source: Source) -> Iterable[Observation]:
+        for seen in source.read(time.monotonic()):
+            self._known = self._known.after(seen)
+            yield seen
+
+    def _register(self, name: str, source: Source) -> None:
+        fd, old = source.fileno(), self._registered.pop(name, None)
+        new = None if fd is None else (fd, source.status.starts)  # a new process may get the old one's number
+        if new != old:
+            if old is not None:
+                self.selector.unregister(old[0])
+            if new is not None:
+                self.selector.register(new[0], selectors.EVENT_READ, partial(self._read, source))
+        if new is not None:
+            self._registered[name] = new
+
+
+def _position(known: Known) -> list[str]:
+    return [] if known.seq is None else ["--after-boot-id", known.boot_id, "--after-seq", str(known.seq)]
+
+
+_OPTIONS: Mapping[str, Callable[[Known], list[str]]] = {
+    "kmsg": _position,
+    "nvml": lambda known: ["--known", *sorted(known.gpus)],
+}

@@ -1,0 +1,1 @@
+"""What the agent shows: /metrics, /state, the page, the health endpoints."""

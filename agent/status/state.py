@@ -1,0 +1,83 @@
+"""Snapshot → the JSON of /state and of ``check --json``: verdict, faults, steps, what is waited for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.config.limits import Limits
+from agent.config.settings import Mode
+from agent.diagnosis.advice import clears, next_step
+from agent.diagnosis.linked import Sets
+from agent.model.observation import Fault, Remedy, rfc3339
+from agent.status.snapshot import Snapshot
+
+
+def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
+    """Plain data; status and severity in lower case, times RFC 3339 in UTC."""
+    verdict = shot.verdict
+    return {
+        "node": shot.node,
+        "mode": shot.mode,
+        "at": rfc3339(verdict.at),
+        "status": verdict.status,
+        "remedy": verdict.remedy,
+        "withdraw": verdict.withdraw,
+        "withdrawn": shot.withdrawn,
+        "blind": list(verdict.blind),
+        "faults": [
+            fault(f, limits, shot.mode, verdict.linked, shot.degraded_effect, f.finding.id in shot.resets)
+            for f in verdict.faults
+        ],
+        "steps": list(shot.steps),
+        "waits": [wait.why for wait in shot.waits],
+        "stage": shot.stage,
+        "degraded_effect": shot.degraded_effect,
+        "withdrawn_since": rfc3339(shot.withdrawn_since) if shot.withdrawn_since else None,
+        "aside": shot.aside,
+        "requests": dict(shot.requests),
+        "checkpoints": dict(shot.checkpoints),
+        "look_s": shot.look_s,
+        "gpus": {pci: {"at": rfc3339(o.at), **o.values} for pci, o in sorted(shot.readings.items())},
+        "xids": [
+            {"pci": pci, "code": code, "count": count, "last": rfc3339(at)}
+            for (pci, code), (count, at) in sorted(shot.xids.items())
+        ],
+        "sources": [
+            {"name": s.name, "up": s.up, "age_s": s.age_s, "starts": s.starts, "garbage": s.garbage,
+             "pid": s.pid, "trouble": s.trouble}
+            for s in shot.sources
+        ],
+    }  # fmt: skip
+
+
+def fault(
+    one: Fault,
+    limits: Limits,
+    mode: str = Mode.EVICT,
+    linked: Sets | None = None,
+    effect: str | None = None,
+    resets: bool = False,
+) -> dict[str, Any]:
+    """``linked``: which GPUs must be reset together; ``effect``: of the degraded node's taint, where that is known;
+    ``resets``: its GPU is reset by itself once nobody uses it."""
+    finding = one.finding
+    along = (linked or {}).get(one.uuid, ()) if finding.remedy is Remedy.RESET_GPU else ()
+    return {
+        "id": finding.id,
+        "pci": finding.pci,
+        "uuid": one.uuid,
+        "severity": finding.severity.name.lower(),
+        "remedy": finding.remedy,
+        "message": finding.message,
+        "since": rfc3339(one.since),
+        "last": rfc3339(finding.evidence.at),
+        "count": one.count,
+        "latched": finding.clear_s is None,
+        "cure_proved": one.proved,
+        "evidence": [{"at": rfc3339(w.at), "source": w.source, "raw": w.raw} for w in one.witnesses],
+        "explains": [symptom.finding.id for symptom in one.joined],
+        "doubts": list(one.doubts),
+        "reset_together_with": sorted(along),
+        "clears": clears(finding, limits),
+        "next": next_step(one, mode, along, effect, resets),
+    }

@@ -1,0 +1,198 @@
+"""A replay decides what the live agent decided, byte for byte; a raw kernel log is judged as if watched live."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.actions.kube import KubeHands
+from agent.cli import main
+from agent.commands.replay import replay
+from agent.config.settings import Config
+from agent.diagnosis.judge import Memory, Orders, judge
+from agent.model.observation import Status
+from agent.model.world import GiveSlot, Local, SlotKind, World
+from agent.recording.recording import Planned, Recorder, Recording, Round
+from agent.runtime.actor import Actor
+from agent.runtime.daemon import Daemon
+from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.simulated import inject
+from agent.sources.process.command_lines import supervisor
+from tests.incident import CARDS
+from tests.observe import Judge, alive, reading, xid
+
+LOST = "NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus."
+APP = "NVRM: Xid (PCI:0000:43:00): 31, pid=7, name=python, MMU Fault"
+
+
+def decisions(text: str, **options: str) -> list[dict[str, object]]:
+    profile = options.get("profile", "h100-8")
+    return [json.loads(line) for line in replay(io.StringIO(text), None, profile)]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{text}",
+        "[ {s}.25] {text}",
+        "3,{n},{s}250000,-;{text}",
+        "<3>[{s}.25] {text}",
+        "Nov 24 10:00:{n:02} gpu-7 kernel: [{s}.25] {text}",
+    ],
+)
+def test_a_raw_kernel_log_in_any_form_is_judged_as_if_watched_live(form: str) -> None:
+    lines = [form.format(text=text, n=n, s=10 * n) for n, text in enumerate((APP, LOST), 1)]
+    first, last = decisions("\n".join(lines) + "\n")[0], decisions("\n".join(lines) + "\n")[-1]
+    assert [f["id"] for f in first["faults"]][-1:] == ["xid-31@0000:43:00.0"]  # type: ignore[attr-defined]
+    assert (last["status"], last["remedy"], last["withdraw"]) == ("unhealthy", "reboot_node", True)
+    assert "taint the node gpu-health-agent/unhealthy=reboot_node:NoSchedule" in last["steps"]  # type: ignore[operator]
+
+
+def test_user_space_records_of_a_raw_log_are_not_believed() -> None:
+    assert all(not one["withdraw"] for one in decisions(f"11,1,1,-;{LOST}\n"))
+
+
+def test_a_log_of_a_gpu_that_the_profile_lacks_is_judged_all_the_same() -> None:
+    last = decisions("NVRM: Xid (PCI:0000:ab:00): 95, pid=3, name=x, Uncontained\n", profile="t4-1")[-1]
+    assert (last["withdraw"], last["remedy"]) == (True, "reset_gpu")
+
+
+def test_notices_of_a_long_log_pass_and_rubbish_in_it_is_nothing() -> None:
+    text = f"[ 1.0] {APP}\n[ 2.0] \x00\xff rubbish\n[ 99999.0] NVRM: loading\n[ 99999.5] {APP}\n"
+    assert [len(one["faults"]) for one in decisions(text)] == [1, 0, 1]  # type: ignore[arg-type]
+
+
+def test_a_year_between_two_lines_is_no_year_of_judging() -> None:
+    began = time.process_time()
+    assert len(decisions(f"[ 1.0] {APP}\n[ 31536000.0] {APP}\n")) == 3, "seen, passed, seen again"
+    assert time.process_time() - began < 5
+
+
+def test_an_empty_log_and_a_broken_recording_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert decisions("") == [] or decisions("")[0]["status"] == "healthy"
+    broken = tmp_path / "broken"
+    broken.write_text('{"recording":1,"config":{},"sources":["nvml"]}\n{"t":1}\n')
+    assert main(["replay", str(broken)]) == 64
+    assert "line 2: not a line of a recording" in capsys.readouterr().err
+    assert main(["replay", str(tmp_path / "none")]) == 64
+    assert main(["replay", "-", "--profile", "x"]) == 64
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A short life of the whole agent over simulated GPUs and a cluster in memory."""
+    tmp_path = tmp_path_factory.mktemp("life")
+    cluster = PretendCluster()
+    for node in ("n", "m"):
+        cluster.add_node(node)
+    cluster.add_pod("a", "train", "n")
+    config = Config.model_validate({
+        "mode": "evict", "poll_s": 0.3, "drain": {"gather_s": 0.5}, "policy": {"soak_s": 0.5, "flag_confirm_s": 0.2},
+        "sources": {"simulated": {"scenario": "idle"}, "pods": {"enabled": False}},
+    })  # fmt: skip
+    actor = Actor(config, lambda: KubeHands(cluster, "n", config), False, lambda *_, **__: None)
+    (tmp_path / "sim").mkdir()
+    sources = supervisor(config, tmp_path / "sim")
+    daemon = Daemon(config, "n", actor, lambda *_, **__: None, sources)
+    path, stop = tmp_path / "recording", threading.Event()
+    recorder = Recorder(path, config, "n", sources.names)
+    daemon.record(recorder)
+    thread = threading.Thread(target=daemon.run, args=(stop,))
+    thread.start()
+
+    def wait(status: Status) -> None:
+        due = time.monotonic() + 15
+        while not (daemon.snapshot and daemon.snapshot.verdict.status is status):
+            assert time.monotonic() < due, status
+            time.sleep(0.02)
+
+    wait(Status.HEALTHY)
+    while not (daemon.snapshot and len(daemon.snapshot.readings) == 8):  # healthy as far as it was read
+        time.sleep(0.02)
+    inject(tmp_path / "sim", {"gpu": 1, "xid": 31, "pid": 7, "name": "python"})
+    inject(tmp_path / "sim", {"gpu": 3, "xid": 95})
+    wait(Status.UNHEALTHY)
+    time.sleep(0.8)
+    inject(tmp_path / "sim", {"gpu": 3, "clear": True})
+    wait(Status.HEALTHY)
+    time.sleep(0.4)
+    stop.set()
+    thread.join(10)
+    recorder.close()
+    return path
+
+
+def test_a_replay_decides_byte_for_byte_what_the_live_agent_did(recording: Path) -> None:
+    lines = recording.read_text().splitlines()
+    live = [line.removeprefix('{"decision":')[:-1] for line in lines if line.startswith('{"decision":')]
+    assert list(replay(io.StringIO(recording.read_text()), None, "h100-8")) == live
+    assert {"unhealthy", "healthy"} <= {json.loads(line)["status"] for line in live}
+    assert any("ask for the eviction of pod a/train" in json.loads(line)["steps"] for line in live)
+
+
+def test_a_recording_is_explained_as_it_ends(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = recording.read_text().splitlines()
+    until = next(i for i, line in enumerate(lines) if line.startswith('{"decision"') and "xid-95@" in line)
+    cut = tmp_path / "cut"
+    cut.write_text("\n".join(lines[: until + 1]) + "\n")
+    assert main(["explain", "--recording", str(cut)]) == 0
+    told = capsys.readouterr().out
+    assert "xid-95@0000:61:00.0: fatal, remedy reset_gpu" in told
+    assert "nvidia-smi --gpu-reset -i GPU-" in told
+    cut.write_text("nothing\n")
+    assert main(["explain", "--recording", str(cut)]) == 64
+    assert "line 1: not the head of a recording" in capsys.readouterr().err
+
+
+def test_another_policy_on_the_same_recording_decides_otherwise(recording: Path) -> None:
+    lenient = [{"rule": "xid-95", "severity": "notice"}, {"rule": "recovery-action", "disabled": True}]
+    other = Config.model_validate({"policy": {"overrides": lenient}})
+    assert not any(json.loads(line)["withdraw"] for line in replay(io.StringIO(recording.read_text()), other, "h100-8"))
+
+
+def test_equal_readings_take_no_room_in_a_recording(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "r", Config(), "n", ("nvml",))
+    memory = Memory()
+    gpus = [reading(f"0000:{bus:02x}:00.0", **CARDS["h100"]) for bus in range(8)]
+    for poll in range(100):
+        now = 1000.0 + 5 * poll
+        seen = [replace(one, seen=now, at=now) for one in (*gpus, alive())]
+        memory, verdict = judge(memory, seen, now, now, Config().policy, ("nvml",))
+        recorder.judged(now, now, seen, Orders(), verdict)
+    recorder.close()
+    lines = (tmp_path / "r").read_text().splitlines()
+    assert max(len(line) for line in lines[3:]) < 600
+
+
+def test_who_held_which_gpu_is_recorded_with_the_plan_that_looked_at_it(tmp_path: Path) -> None:
+    path = tmp_path / "recording"
+    held = Local(holders={"a/train": frozenset({"GPU-1"}), "a/other": None})
+    steps = (GiveSlot(SlotKind.DRAINING, 0),)
+    recorder = Recorder(path, Config(), "n", ())
+    recorder.planned(Judge().after(0, alive()), World("n", "uid"), held, steps)
+    recorder.close()
+    (entry,) = Recording.open(iter(path.read_text().splitlines()))
+    assert isinstance(entry, Planned)
+    assert entry.local.holders == {"a/train": ["GPU-1"], "a/other": None}
+
+
+def test_a_round_in_which_the_agent_turned_blind_is_recorded_though_nothing_came(tmp_path: Path) -> None:
+    recorder, one = Recorder(tmp_path / "recording", Config(), "n", ("nvml",)), Judge()
+    polled = (reading(), alive(), xid(63))
+    verdicts = [one.after(0, *polled), *(one.after(20) for _ in range(5))]
+    assert len({verdict.status for verdict in verdicts}) == 1
+    for number, verdict in enumerate(verdicts):
+        recorder.judged(verdict.at, verdict.at, list(polled) if number == 0 else [], Orders(), verdict)
+    recorder.close()
+    rounds = [one for one in Recording.open(iter((tmp_path / "recording").read_text().splitlines())) if one]
+    blind = next(verdict for verdict in verdicts if verdict.blind)
+    assert [one.t for one in rounds if isinstance(one, Round)] == [verdicts[0].at, blind.at]

@@ -1,0 +1,136 @@
+"""What a new life of the agent makes of a repair that nobody remembers: no second one of the same incident."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agent.config.limits import Limits
+from agent.diagnosis.judge import Memory, judge
+from agent.diagnosis.resume import resumed
+from agent.model.observation import Missing, Observation, Remedy, Verdict
+from agent.remediation.other_controllers import released
+from agent.remediation.records import Attempt, Records, Stage
+from agent.remediation.stored import dump
+from tests.life import Life
+from tests.observe import Judge, alive, lost, reading, xid
+from tests.remediation.test_repair import returned
+
+RESET = 95
+
+
+def test_a_server_restored_to_before_the_repair_and_an_agent_that_starts_anew_lead_to_no_second_one() -> None:
+    """Restored to after each write of the incident, its Job gone with it, when the GPU was reset already."""
+    plain = Life(RESET)
+    plain.run(200)
+    for write in range(plain.writes):
+        life, snapshots = Life(RESET), {}
+        snapshots[0] = copy.deepcopy(life.cluster._objects)
+
+        def api(method: str, path: str, *rest: Any, life: Life = life, kept: dict[int, Any] = snapshots,
+                **more: Any) -> tuple[int, Any]:  # fmt: skip
+            answer = life.cluster(method, path, *rest, **more)
+            if method != "GET":
+                kept[life.writes + 1] = copy.deepcopy(life.cluster._objects)
+            return answer
+
+        life.api = api
+        while not life.ended or write not in snapshots:
+            life.tick()
+        life.api, life.cluster._objects = None, snapshots[write]
+        life.cluster._version += 1000
+        life._begin()
+        life.run(150)
+        assert life.ended == ["reset_gpu"], f"restored to after write {write}: {life.waits}"
+        asked = [why for why in life.waits if why.startswith("a person must decide about xid-95")]
+        # Where not even the fault is known any more, nothing tells whether the reset came before or after it.
+        assert returned(life) if write > 1 else asked, f"restored to after write {write}: {life.waits}"
+
+
+def life_after(*seen: Observation, stored: Verdict | None = None, gap_s: float = 60.0) -> Judge:
+    """A new process, whose sources say this at once; ``stored`` is what the Node kept of the last."""
+    life = Judge(expected=("nvml", "kmsg"))
+    text = dump(stored, 1, 0.0, Records()) if stored else None
+    life.now += gap_s
+    life.memory = resumed(Memory(), text, life.now, Limits(), {})
+    life.after(1, alive(), alive("kmsg"), *seen)
+    return life
+
+
+def before(**values: Any) -> Verdict:
+    life = Judge(expected=("nvml", "kmsg"))
+    life.after(0, alive(), alive("kmsg"), reading(energy_j=5000.0, persistence_mode=1, **values))
+    return life.after(1, xid(RESET, source="kmsg"))
+
+
+@pytest.mark.parametrize(
+    ("values", "proved"),
+    [
+        ({"energy_j": 900.0, "persistence_mode": 1}, True),
+        ({"energy_j": 5100.0, "persistence_mode": 1}, False),  # nobody reset it
+        ({"energy_j": 900.0, "persistence_mode": 0}, False),  # it begins anew whenever the last client leaves
+        ({"energy_j": 900.0, "persistence_mode": Missing.UNREADABLE}, False),
+        ({"energy_j": 900.0, "persistence_mode": 1, "recovery_action": 1}, False),
+    ],
+)
+def test_a_reset_that_nobody_watched_is_proved_by_the_gpus_own_counter(values: dict[str, Any], proved: bool) -> None:
+    verdict = life_after(reading(**values), stored=before()).after(0)
+    assert next(f for f in verdict.standing if f.finding.rule == "xid-95").proved is proved
+
+
+def test_a_fault_that_came_again_after_a_reset_is_not_proved_by_that_reset() -> None:
+    again = life_after(reading(energy_j=900.0, persistence_mode=1), stored=before()).after(5, xid(RESET, source="kmsg"))
+    verdict = life_after(reading(energy_j=950.0, persistence_mode=1), stored=again, gap_s=120.0).after(0)
+    assert not verdict.faults[0].proved
+
+
+def test_a_restart_makes_no_proof_of_a_reset_that_the_fault_may_have_outlived() -> None:
+    life = Judge(expected=("nvml", "kmsg"))
+    life.after(0, alive(), alive("kmsg"), reading(energy_j=5000.0, persistence_mode=1))
+    life.after(1, xid(RESET, source="kmsg"))  # after a reset, or before it
+    stands = life.after(4, alive(), reading(energy_j=900.0, persistence_mode=1))
+    assert not stands.faults[0].proved
+    again = life_after(reading(energy_j=950.0, persistence_mode=1), stored=stands).after(0)
+    assert not again.faults[0].proved
+
+
+def late(life: Judge) -> bool:
+    return life.after(0).faults[0].late
+
+
+def logs_before_the_start(life: Judge) -> None:
+    wall = life.wall + life.now
+    old = replace(xid(RESET, source="kmsg", seq=7), seen=life.now, at=wall - 60)
+    life.memory, _ = judge(life.memory, [old], life.now, wall, life.limits, life.expected)
+
+
+@pytest.mark.parametrize("said", [reading(recovery_action=1), lost(), None])
+def test_a_record_from_before_the_start_is_doubted_only_where_the_gpu_asks_for_nothing(
+    said: Observation | None,
+) -> None:
+    life = Judge(expected=("nvml", "kmsg"))
+    life.after(0, alive(), alive("kmsg"), reading())
+    logs_before_the_start(life)
+    assert late(life) is True
+    if said is not None:
+        life.after(5, alive(), said)
+        assert late(life) is False
+        life.after(5, alive(), reading())
+        assert late(life) is False, "it asked in this life"
+    kept = life_after(reading(), stored=life.after(0))
+    assert late(kept) is (said is None)
+    kept.after(5, xid(RESET, source="kmsg"))
+    assert late(kept) is False, "it came again, and we saw it"
+
+
+def test_a_reset_that_an_earlier_life_reserved_waits_until_its_gpus_were_heard() -> None:
+    def records(stage: Stage) -> Records:
+        return Records((Attempt(Remedy.RESET_GPU, 1, "job", ("GPU-a",), "boot", stage),))
+
+    assert released({}, records(Stage.RESERVED), frozenset()) == ""
+    assert released({}, records(Stage.RESERVED), frozenset({"GPU-a"})) == "the GPU is being reset"
+    assert released({}, records(Stage.RESERVED), None) == "the GPU is being reset"
+    assert released({}, records(Stage.STARTED), frozenset()) == "the GPU is being reset"

@@ -1,0 +1,181 @@
+"""What is said to other controllers is said under a permit, bears our mark, and is taken back; theirs is left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.actions.removal import release
+from agent.config.settings import Config, Mode
+from agent.model.observation import Remedy, Status, Verdict
+from agent.remediation.presets import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED
+from tests.actions.test_kube import EVICT, MERGE, KubeHands, cluster, drive, fatal, healthy, node, taints
+from tests.life import CONFIG, Life
+from tests.observe import GPU
+
+STRATEGIC = "application/strategic-merge-patch+json"
+REPLACE = 64
+AUTOSCALED = Config(mode=Mode.EVICT, presets=("cluster-autoscaler",))
+BOTH = ["gpu-health-agent/unhealthy", AUTOSCALER_TAINT.key]
+OURS = {"key": AUTOSCALER_TAINT.key, "value": "gpu-health-agent", "effect": "NoSchedule"}
+
+
+def asking(presets: tuple[str, ...] = ("eks",)) -> Config:
+    only = {"reset_gpu": None, "reboot_node": None, "replace_node": None, "request_replacement": True}
+    return CONFIG.model_copy(update={"repair": CONFIG.repair.model_copy(update=only), "presets": presets})
+
+
+def condition(life: Life, kind: str = ACCELERATED) -> tuple[str, str]:
+    found: list[dict[str, Any]] = [c for c in life.node()["status"]["conditions"] if c["type"] == kind]
+    return (found[0]["status"], found[0]["reason"]) if found else ("absent", "")
+
+
+def asked() -> Life:
+    """A node for which a replacement is asked."""
+    life = Life(REPLACE, asking())
+    life.run(50)
+    assert condition(life) == ("False", ASKED)
+    return life
+
+
+def say(life: Life, status: str, reason: str) -> None:
+    """Another's controller says something by the same condition."""
+    told = {"type": ACCELERATED, "status": status, "reason": reason, "message": "theirs"}
+    life.cluster("PATCH", "/api/v1/nodes/n1/status", {"status": {"conditions": [told]}}, STRATEGIC)
+
+
+def test_the_autoscalers_taint_comes_and_goes_with_ours_in_the_same_write() -> None:
+    made = cluster()
+    seen: list[list[str]] = []
+
+    def watched(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        answer = made(method, path, *rest, **more)
+        seen.append(taints(made))
+        return answer
+
+    hands = KubeHands(watched, "n1", AUTOSCALED)
+    drive(hands, fatal(), AUTOSCALED)
+    assert node(made)["spec"]["taints"][1] == OURS
+    drive(hands, healthy(), AUTOSCALED)
+    assert [now for now, before in zip(seen[1:], seen, strict=False) if now != before] == [BOTH, []]
+
+
+def test_without_a_permit_the_autoscaler_is_told_nothing() -> None:
+    made = cluster()
+    drive(KubeHands(made, "n1", AUTOSCALED), fatal(), AUTOSCALED)
+    drive(KubeHands(made, "n2", AUTOSCALED), fatal(), AUTOSCALED)
+    assert (taints(made), taints(made, "n2")) == (BOTH, [])
+
+
+@pytest.mark.parametrize("theirs", [{"value": "another", "effect": "NoSchedule"}, {"effect": "NoExecute"}])
+def test_a_taint_that_another_wrote_for_the_autoscaler_stays(theirs: dict[str, str]) -> None:
+    made = cluster()
+    before = [{"key": AUTOSCALER_TAINT.key, **theirs}]
+    made("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": before}}, MERGE)
+    hands = KubeHands(made, "n1", AUTOSCALED)
+    drive(hands, fatal(), AUTOSCALED)
+    assert taints(made) == [*reversed(BOTH)]
+    drive(hands, healthy(), AUTOSCALED)
+    assert node(made)["spec"]["taints"] == before
+    list(release(made, "gpu-health-agent", "n1"))
+    assert node(made)["spec"]["taints"] == before
+
+
+def test_a_preset_that_is_switched_off_takes_its_taint_along() -> None:
+    made = cluster()
+    drive(KubeHands(made, "n1", AUTOSCALED), fatal(), AUTOSCALED)
+    drive(KubeHands(made, "n1", EVICT), fatal())
+    assert taints(made) == BOTH[:1]
+
+
+def test_a_blind_agent_holds_the_autoscalers_taint_as_it_is() -> None:
+    made = cluster()
+    drive(KubeHands(made, "n1", AUTOSCALED), fatal(), AUTOSCALED)
+    drive(KubeHands(made, "n1", AUTOSCALED), Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=("nvml",)), AUTOSCALED)
+    assert taints(made) == BOTH
+
+
+def test_karpenter_is_asked_only_under_a_permit_for_a_drained_node() -> None:
+    life = Life(REPLACE, asking())
+    for _ in range(20):
+        life.tick()
+        if condition(life)[0] == "False":
+            assert (life.tainted(), life.cluster.evicted) == (True, ["research/train"])
+            assert any(h.startswith("n1/") for h in life.holders())
+            break
+    else:
+        pytest.fail("it was never asked")
+
+
+def test_wherever_it_is_killed_karpenter_is_asked_for_no_node_that_is_not_drained() -> None:
+    for kill in range(1, 16):
+        life = Life(REPLACE, asking(), kills=(kill,))
+        for _ in range(15):
+            life.tick()
+            assert condition(life)[0] == "absent" or life.cluster.evicted == ["research/train"]
+        assert condition(life) == ("False", ASKED), kill
+
+
+def test_the_request_is_taken_back_once_the_fault_is_over() -> None:
+    life = asked()
+    word = {"metadata": {"annotations": {"gpu-health-agent/dismiss": f"xid-{REPLACE}@{GPU}"}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", word, MERGE)
+    life.run(100)
+    assert (life.tainted(), condition(life)) == (False, ("True", NOT_ASKED))
+    list(release(life.cluster, "gpu-health-agent", "n1"))
+    assert condition(life) == ("absent", "")
+
+
+def test_a_pause_takes_the_request_back_and_its_end_asks_again() -> None:
+    life = asked()
+    life.cluster._store("configmaps", "gpu-health-agent", {
+        "metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"},
+    })  # fmt: skip
+    life.run(10)
+    assert condition(life) == ("True", NOT_ASKED)
+    assert condition(life, "GpuReplacementRequested")[0] == "False"
+    assert life.tainted()
+    life.cluster._store("configmaps", "gpu-health-agent", {
+        "metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "false"},
+    })  # fmt: skip
+    life.run(10)
+    assert condition(life) == ("False", ASKED)
+
+
+def test_another_mode_takes_the_request_back() -> None:
+    life = asked()
+    life.config = life.config.model_copy(update={"mode": Mode.TAINT})
+    life.run(10)
+    assert condition(life) == ("True", NOT_ASKED)
+
+
+def test_a_preset_that_is_switched_off_takes_its_request_back() -> None:
+    life = asked()
+    life.config = asking(())
+    life.run(10)
+    assert (condition(life), condition(life, "GpuReplacementRequested")[0]) == (("True", NOT_ASKED), "True")
+
+
+@pytest.mark.parametrize(("status", "reason"), [("True", "NvidiaAcceleratedHardwareIsReady"), ("False", "DCGMError")])
+def test_a_condition_that_another_writes_is_left_and_said(status: str, reason: str) -> None:
+    life = Life(REPLACE, asking())
+    say(life, status, reason)
+    life.run(50)
+    assert (condition(life), condition(life, "GpuReplacementRequested")[0]) == ((status, reason), "True")
+    assert any(f"AcceleratedHardwareReady is another's ({reason})" in why for why in life.waits)
+    list(release(life.cluster, "gpu-health-agent", "n1"))
+    assert condition(life) == (status, reason)
+
+
+def test_a_condition_that_another_took_over_is_no_longer_ours() -> None:
+    life = asked()
+    say(life, "False", "DCGMError")
+    life.run(10)
+    assert condition(life) == ("False", "DCGMError")
+
+
+def test_a_node_that_is_repaired_otherwise_never_gets_the_condition() -> None:
+    life = Life(95, CONFIG.model_copy(update={"presets": ("eks",)}))
+    life.run(200)
+    assert (life.repairs, condition(life)) == (["reset_gpu"], ("absent", ""))

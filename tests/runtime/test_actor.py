@@ -1,0 +1,232 @@
+"""The act loop on a cluster in memory: what it learns, and that learning never stands in the way of acting."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from agent.actions.kube import KubeHands
+from agent.config.limits import Limits
+from agent.config.settings import Budget, Config, Drain, Mode, Repair
+from agent.model.observation import Verdict
+from agent.model.world import HARD_TAINT, On, SlotKind
+from agent.runtime.actor import Actor
+from agent.runtime.actor_view import view
+from agent.simulation.in_memory_cluster import PretendCluster
+from tests.observe import GPU, OTHER, Judge, alive, reading, xid
+
+CONFIG = Config(mode=Mode.EVICT)
+
+
+def made() -> PretendCluster:
+    cluster = PretendCluster()
+    cluster.add_node("n1")
+    cluster.add_pod("a", "train", "n1", owner="Job")
+    return cluster
+
+
+def broken() -> Verdict:
+    """A fatal fault; the time in which others may gather is over."""
+    judge = Judge()
+    judge.now = time.monotonic() - 60
+    judge.after(0, alive(), reading())
+    return judge.after(1, xid(79))
+
+
+def test_whose_a_pod_is_is_asked_once_and_kept() -> None:
+    cluster = made()
+    uid = cluster.read("pods", "train", "a")["metadata"]["uid"]
+    actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+    judge = Judge()
+    actor.judged(judge.after(0, alive(), reading()), True)
+    for _ in range(5):
+        actor.ask({uid, "gone"})
+        actor._round()
+    assert actor.orders().workloads == {uid: "a/Job/train"}
+    assert sum(path == "/api/v1/pods" for _, path in cluster.requests) == 1
+
+
+def test_pods_that_may_not_be_read_keep_no_taint_waiting() -> None:
+    cluster = made()
+
+    def forbidden(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.startswith("/api/v1/pods?"):
+            return 403, {"message": "pods is forbidden"}
+        return cluster(method, path, *rest, **more)
+
+    actor = Actor(Config(mode=Mode.TAINT), lambda: KubeHands(forbidden, "n1", CONFIG), False, lambda *_, **__: None)
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    actor.judged(judge.after(1, xid(79)), True)
+    actor.ask({"uid"})
+    actor._round()
+    assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == ["gpu-health-agent/unhealthy"]
+
+
+def test_one_that_waits_for_a_permit_asks_seldom_and_one_that_was_refused_asks_again_soon() -> None:
+    cluster = made()
+    cluster.add_node("n2")
+    bad = broken()
+    trouble: list[int] = []
+
+    def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if trouble and method == "POST" and path.endswith("/leases"):
+            return 503, {"message": "not now"}
+        return cluster(method, path, *rest, **more)
+
+    actors = [Actor(CONFIG, lambda node=node: KubeHands(server, node, CONFIG), False, lambda *_, **__: None)
+              for node in ("n1", "n2")]  # fmt: skip
+    for actor in actors:
+        actor.judged(bad, True)
+    trouble.append(503)
+    assert actors[0]._round() <= 5
+    trouble.clear()
+    assert actors[0]._round() <= 5, "it holds the taint: there is a drain to see to"
+    assert 15 <= actors[1]._round() <= 45
+
+
+def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_sentences() -> None:
+    cluster = made()
+    cluster.add_node("n2")
+
+    def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/eviction"):
+            cause = {"reason": "DisruptionBudget", "message": "the budget a needs 1 healthy pod"}
+            return 429, {"message": "Cannot evict pod", "details": {"causes": [cause]}}
+        return cluster(method, path, *rest, **more)
+
+    config = Config(mode=Mode.EVICT, drain=Drain(gather_s=0))
+    judge = Judge()
+    judge.now = time.monotonic() - 60  # every source was heard by now
+    judge.after(0, alive(), reading())
+    bad = judge.after(1, xid(79))
+    views = []
+    for node in ("n1", "n2"):
+        actor = Actor(config, lambda node=node: KubeHands(server, node, config), False, lambda *_, **__: None)
+        actor.judged(bad, True)
+        for _ in range(2):
+            actor._round()
+        views.append(view(actor, config.budget, restored=True))
+    first, second = views
+    assert [wait.on for wait in first["waits"]] == [On.EVICTION]
+    assert [wait.on for wait in second["waits"]] == [On.PERMIT]
+    assert (first["stage"], first["withdrawn"]) == ("draining", True)
+    assert (second["stage"], second["withdrawn"], second["withdrawn_since"]) == ("unhealthy", False, None)
+    assert abs(time.time() - first["withdrawn_since"]) < 60
+    for one, held in ((first, True), (second, False)):
+        permits = next(p for p in one["permits"] if p.kind is SlotKind.WITHDRAWN)
+        assert (permits.held, permits.taken, permits.allowed) == (held, 1, 1)
+
+
+def test_writes_that_a_troubled_server_refuses_open_the_circuit_as_reads_do() -> None:
+    cluster, trouble = made(), [503]
+
+    def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if trouble and method == "PATCH":
+            return trouble[0], {"message": "not now"}
+        return cluster(method, path, *rest, **more)
+
+    actor = Actor(CONFIG, lambda: KubeHands(server, "n1", CONFIG), False, lambda *_, **__: None)
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    actor.judged(judge.after(1, xid(79)), True)
+    pauses = []
+    for status in (503, 500, 429, 503, 503, 503):
+        trouble[0] = status
+        pauses.append(actor._round())
+    assert actor.failures == 6
+    assert pauses[0] <= 1
+    assert pauses[-1] >= 15
+    assert "not now" in actor.waits[0].why
+    assert (actor.failed["look"], actor.failed["retaint"]) == (0, 6)
+    trouble.clear()
+    actor._round()
+    assert actor.failures == 0
+
+
+def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:
+    """Three GPUs fail within a few seconds: no pod leaves before ten seconds after the first, then all at once."""
+    cluster = made()
+    for name in ("worker-0", "worker-1"):
+        cluster.add_pod("a", name, "n1", owner="Job")
+    actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+    judge = Judge()
+    judge.now = time.monotonic() + 1000  # however slow this machine is, the ten seconds are not over
+    addresses = ("0000:1b:00.0", "0000:43:00.0", "0000:52:00.0")
+    judge.after(0, alive(), *(reading(pci) for pci in addresses))
+    for pci in addresses:
+        actor.judged(judge.after(2, xid(95, pci)), True)
+        actor._round()
+        assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == [HARD_TAINT]
+        assert cluster.evicted == []
+    judge.memory = replace(judge.memory, faults={
+        key: replace(fault, began=fault.began - 2000) for key, fault in judge.memory.faults.items()
+    })  # fmt: skip
+    actor.judged(judge.after(0), True)
+    actor._round()
+    assert cluster.evicted == ["a/train", "a/worker-0", "a/worker-1"]
+
+
+def test_a_pod_that_came_back_three_times_waits_for_a_person_however_often_the_agent_was_restarted() -> None:
+    cluster = PretendCluster()
+    cluster.add_node("n1")
+    bad = broken()
+    for number in range(6):
+        actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+        actor.judged(bad, True)
+        actor._round()
+        cluster.add_pod("a", f"stubborn-{number}", "n1", gpus=0)
+        owner = [{"kind": "StatefulSet", "name": "stubborn", "controller": True}]
+        body = {"metadata": {"ownerReferences": owner}}
+        cluster("PATCH", f"/api/v1/namespaces/a/pods/stubborn-{number}", body, "application/merge-patch+json")
+        actor._round()
+    assert cluster.evicted == ["a/stubborn-0", "a/stubborn-1"]
+    assert "came back 3 times" in actor.waits[-1].why
+
+
+def test_a_degraded_node_asks_for_a_permit_only_where_it_is_to_get_no_new_pod_and_then_seldom() -> None:
+    for wanted, asks in (("PreferNoSchedule", False), ("NoSchedule", True)):
+        config = CONFIG.model_copy(update={"policy": Limits(degraded_effect=wanted)})
+        cluster = made()
+        actor = Actor(config, lambda c=cluster, s=config: KubeHands(c, "n1", s), False, lambda *_, **__: None)
+        judge = Judge()
+        judge.after(0, alive(), reading())
+        actor.judged(judge.after(0), True)
+        actor._round()
+        cluster.requests.clear()
+        actor.judged(judge.after(1, xid(63)), True)
+        pause_s = actor._round()
+        # The pool's one permit is left to a fatal fault.
+        assert cluster.read("nodes", "n1")["spec"]["taints"][0]["effect"] == "PreferNoSchedule"
+        assert any("/leases" in path for _, path in cluster.requests) is asks
+        assert pause_s > 10
+
+
+def test_an_idle_degraded_gpu_is_asked_about_again_under_the_taint_and_a_busy_one_seldom() -> None:
+    repair = Repair(reset_gpu="reset", reset_when_idle=True)
+    config = CONFIG.model_copy(update={"repair": repair, "budget": Budget(max_withdrawn=2)})
+    cluster = made()
+    cluster.add_node("n2")
+    actor = Actor(config, lambda: KubeHands(cluster, "n1", config), False, lambda *_, **__: None)
+    asked: list[bool] = []
+
+    def ask() -> dict[str, frozenset[str]]:
+        asked.append(HARD_TAINT in [t["key"] for t in cluster.read("nodes", "n1")["spec"].get("taints") or ()])
+        return {"a/train": frozenset({f"GPU-{OTHER}"})}
+
+    actor.holding.ask = ask
+    actor.clients = {f"GPU-{GPU}": {"4711": ""}}
+    judge = Judge()
+    judge.after(0, alive(), reading())
+    actor.judged(judge.after(1, xid(63)), True)
+    actor._round()
+    cluster.requests.clear()
+    assert actor._round() > 10
+    assert (asked, cluster.requests) == ([], [("GET", "/api/v1/nodes/n1")])
+    assert [wait.why for wait in actor.waits] == [f"xid-63@{GPU}: its GPU is not reset yet: a process is on it"]
+    actor.clients = {f"GPU-{GPU}": {}}
+    actor._round()
+    assert (asked[0], asked[-1]) == (False, True)
+    assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == [HARD_TAINT]
+    assert cluster.evicted == []

@@ -1,0 +1,97 @@
+"""The daemon as a whole over simulated GPUs: what a hung driver does to it, and what it doesn't."""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from agent.config.settings import Config
+from agent.model.observation import Status
+from agent.model.world import UnreachableError
+from agent.runtime.actor import Actor
+from agent.runtime.daemon import Daemon, serve
+from agent.simulation.simulated import inject
+from agent.sources.process.command_lines import supervisor
+from agent.status.server import Server
+
+POLL_S = 1.0
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[Daemon, Server, Path]]:
+    config = Config.model_validate({
+        "poll_s": POLL_S, "http": {"address": "127.0.0.1", "port": 0}, "sources": {"simulated": {"scenario": "idle"}},
+    })  # fmt: skip
+    daemon = Daemon(config, "n", None, lambda *_, **__: None, supervisor(config, tmp_path))
+    server, stop = serve(config, daemon), threading.Event()
+    thread = threading.Thread(target=daemon.run, args=(stop,))
+    thread.start()
+    yield daemon, server, tmp_path
+    stop.set()
+    thread.join(10)
+    server.shutdown()
+    server.server_close()
+
+
+def until(true: Callable[[], bool], timeout_s: float = 10.0) -> float:
+    """Seconds until it was true."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < timeout_s
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def status(daemon: Daemon) -> Status | None:
+    return daemon.snapshot.verdict.status if daemon.snapshot else None
+
+
+def test_a_hung_driver_is_named_and_hides_nothing_and_withdraws_nothing(
+    running: tuple[Daemon, Server, Path],
+) -> None:
+    daemon, server, folder = running
+    until(lambda: status(daemon) is Status.HEALTHY)
+    inject(folder, {"gpu": 3, "hang": "nvmlDeviceGetEccMode"})
+    until(
+        lambda: bool(
+            daemon.snapshot and any("ecc_mode of GPU 0000:61:00.0" in w for w in daemon.snapshot.verdict.blind)
+        )
+    )
+    assert status(daemon) is Status.UNKNOWN
+    began = time.monotonic()
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as answer:
+        text = answer.read().decode()
+    assert time.monotonic() - began < 1.0
+    assert 'gpu_health_source_up{node="n",source="nvml"} 0.0' in text
+    with (folder / "kmsg").open("a") as log:
+        log.write("3,5000,1,-;NVRM: Xid (PCI:0000:43:00): 79, GPU has fallen off the bus.\n")
+    until(lambda: status(daemon) is Status.UNHEALTHY)
+    assert daemon.snapshot
+    assert [source.starts for source in daemon.snapshot.sources] == [1, 1]
+    assert [fault.finding.rule for fault in daemon.snapshot.verdict.faults] == ["xid-79"]
+    inject(folder, {"clear": True})
+
+
+def test_an_agent_that_never_read_its_node_is_alive_and_not_ready(tmp_path: Path) -> None:
+    config = Config.model_validate({"poll_s": POLL_S, "sources": {"simulated": {"scenario": "idle"}}})
+
+    def nobody() -> NoReturn:
+        raise UnreachableError("no API server")
+
+    actor = Actor(config, nobody, False, lambda *_, **__: None)
+    daemon = Daemon(config, "n", actor, lambda *_, **__: None, supervisor(config, tmp_path))
+    stop = threading.Event()
+    thread = threading.Thread(target=daemon.run, args=(stop,))
+    thread.start()
+    try:
+        until(lambda: bool(daemon.snapshot and daemon.snapshot.waits))
+        assert (daemon.alive(), daemon.ready()) == (True, False)
+    finally:
+        stop.set()
+        thread.join(10)

@@ -1,0 +1,141 @@
+"""Who holds which GPU, as the kubelet's PodResources API says it: a gRPC server of ours plays the kubelet."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pynvml as nv
+import pytest
+
+from agent.simulation.gpu import h100_8
+from agent.simulation.library import Library
+from agent.sources.kubelet.pod_resources import UnaskedError, gpu_of, messages, who_holds
+
+A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-aaaaaaaa-0000-0000-0000-000000000002"
+KNOWN = messages()
+
+
+def listing(**pods: dict[str, Any]) -> Any:
+    """A List answer: pod → device ids by resource name, claims as ``claims``."""
+    answer = KNOWN["ListPodResourcesResponse"]()
+    for name, resources in pods.items():
+        pod = answer.pod_resources.add(name=name, namespace="a")
+        container = pod.containers.add()
+        for claim in resources.pop("claims", ()):
+            container.dynamic_resources.add().claim_resources.add(driver_name="gpu.nvidia.com", device_name=claim)
+        for resource, ids in resources.items():
+            container.devices.add(resource_name=resource, device_ids=ids)
+    return answer
+
+
+class Kubelet(grpc.GenericRpcHandler):
+    def __init__(self) -> None:
+        self.answer: Callable[[], Any] = listing
+
+    def service(self, details: Any) -> Any:
+        if details.method != "/v1.PodResourcesLister/List":
+            return None
+        return grpc.unary_unary_rpc_method_handler(
+            lambda _request, _context: self.answer(),
+            request_deserializer=KNOWN["ListPodResourcesRequest"].FromString,
+            response_serializer=KNOWN["ListPodResourcesResponse"].SerializeToString,
+        )
+
+
+@pytest.fixture
+def kubelet(tmp_path: Path) -> Iterator[tuple[Kubelet, Path]]:
+    socket, played = tmp_path / "kubelet.sock", Kubelet()
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool)
+        server.add_generic_rpc_handlers((played,))
+        server.add_insecure_port(f"unix://{socket}")
+        server.start()
+        yield played, socket
+        server.stop(None).wait()
+
+
+def test_each_pod_is_told_with_the_gpus_that_it_holds(kubelet: tuple[Kubelet, Path]) -> None:
+    played, socket = kubelet
+    played.answer = lambda: listing(
+        whole={"nvidia.com/gpu": [A, B]},
+        shared={"nvidia.com/gpu.shared": [f"{A}::3"]},
+        old_mig={"nvidia.com/mig-1g.5gb": [f"MIG-{B}/7/0"]},
+        network={"rdma/hca": ["mlx5_0"]},
+        nothing={},
+        mystery={"nvidia.com/gpu": [A, "MIG-no-such-instance"]},
+        claimed={"claims": ["gpu-0"]},
+    )
+    assert who_holds(socket) == {
+        "a/whole": {A, B},
+        "a/shared": {A},
+        "a/old_mig": {B},
+        "a/network": set(),
+        "a/nothing": set(),
+        "a/mystery": None,
+        "a/claimed": None,
+    }
+
+
+def test_a_kubelet_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UnaskedError, match="is not a socket: mount the kubelet's folder"):
+        who_holds(tmp_path / "kubelet.sock")
+
+
+def test_a_kubelet_that_hangs_is_one_sentence(kubelet: tuple[Kubelet, Path]) -> None:
+    played, socket = kubelet
+    played.answer = lambda: time.sleep(6)
+    with pytest.raises(UnaskedError, match="does not answer: DEADLINE_EXCEEDED"):
+        who_holds(socket)
+
+
+@pytest.mark.parametrize("device", ["", "0", "gpu", "MIG-", "GPU-short", "../../x"])
+def test_an_id_that_says_nothing_is_not_guessed(device: str) -> None:
+    assert gpu_of(device) is None
+
+
+MIG = "MIG-12345678-0000-4000-8000-000000000005"
+
+
+@pytest.fixture
+def library() -> Iterator[Library]:
+    """Eight simulated GPUs behind the real binding; a MIG instance of the sixth answers to its UUID."""
+    made = Library(h100_8())
+    made.install()
+    instance = 0x77777
+
+    def by_uuid(uuid: Any, out: Any) -> int:
+        if uuid.value.decode() != MIG:
+            return int(nv.NVML_ERROR_NOT_FOUND)
+        ctypes.c_void_p.from_buffer(out._obj).value = instance
+        return 0
+
+    def parent(handle: Any, out: Any) -> int:
+        assert ctypes.cast(handle, ctypes.c_void_p).value == instance
+        return int(nv.nvmlLib.nvmlDeviceGetHandleByIndex_v2(5, out))
+
+    nv.nvmlLib.nvmlDeviceGetHandleByUUID = by_uuid
+    nv.nvmlLib.nvmlDeviceGetDeviceHandleFromMigDeviceHandle = parent
+    yield made
+    nv.nvmlLib = None
+    nv._nvmlGetFunctionPointer_cache.clear()
+
+
+def test_a_mig_instance_and_a_claimed_gpu_are_traced_to_their_card(library: Library) -> None:
+    assert gpu_of(MIG) == library.gpus[5].uuid
+    assert gpu_of(f"{MIG}::2") == library.gpus[5].uuid, "shared in time"
+    assert gpu_of("gpu-3") == library.gpus[3].uuid
+    assert gpu_of("gpu-3-mig-1g10gb-19-0") == library.gpus[3].uuid
+    assert gpu_of(MIG.replace("5", "6")) is None
+    assert gpu_of("gpu-11") is None
+
+
+def test_a_driver_that_does_not_answer_makes_no_guess(library: Library) -> None:
+    library.init_error = 9
+    assert gpu_of(MIG) is None
+    assert gpu_of("gpu-3") is None

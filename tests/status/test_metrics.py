@@ -1,0 +1,106 @@
+"""/metrics against a golden file: names and labels are what dashboards and alerts rely on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.registry import Collector
+
+from agent.actions.kube import KubeHands
+from agent.config.limits import Limits
+from agent.config.settings import Config
+from agent.model.observation import Missing
+from agent.model.world import On, SlotKind, Wait
+from agent.status.metrics import families
+from agent.status.snapshot import PermitsView, Snapshot, SourceView
+from agent.status.state import state
+from tests.actions.test_kube import cluster, drive, node
+from tests.observe import GPU, OTHER, Judge, alive, lost, reading, xid
+
+GOLDEN = Path(__file__).parent / "metrics.golden"
+
+
+def snapshot() -> Snapshot:
+    judge = Judge()
+    judge.after(0, alive(), reading(index=0, temperature_c=41, margin_c=46, power_w=96.0), reading(OTHER, index=1))
+    verdict = judge.after(1, xid(79), lost(), reading(OTHER, index=1, margin_c=Missing.UNSUPPORTED))
+    history = judge.memory.history
+    return Snapshot(
+        node="n1",
+        mode="evict",
+        verdict=verdict,
+        readings=history.readings,
+        xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
+        sources=(
+            SourceView("nvml", True, 1.5, 1, 0, 42, ""),
+            SourceView("kmsg", False, None, 3, 2, None, "gone"),
+            SourceView("dcgm", False, None, 1, 0, 43, "no DCGM engine answers"),
+        ),
+        disagreements=((OTHER, "pcie_replays"),),
+        waits=(Wait("pod a/b may not be evicted yet", On.EVICTION),),
+        stage="draining",
+        withdrawn=True,
+        withdrawn_since=1_760_000_001.0,
+        permits=(
+            PermitsView(SlotKind.WITHDRAWN, held=True, taken=2, allowed=10),
+            PermitsView(SlotKind.DRAINING, held=False, taken=1, allowed=1),
+        ),
+        done={"retaint": 1, "evict": 2},
+        failed={"look": 1},
+        requests={"GET": 3, "PATCH": 1},
+        checkpoints={"saved": 2, "expired": 1},
+        checkpoint_wait_s=12.5,
+        look_s=0.25,
+    )
+
+
+def render(shot: Snapshot) -> str:
+    class One(Collector):
+        def collect(self):  # type: ignore[no-untyped-def]
+            return families(shot)
+
+    registry = CollectorRegistry()
+    registry.register(One())
+    return generate_latest(registry).decode()
+
+
+def exported() -> set[str]:
+    """Every metric's name as Prometheus stores it."""
+    return {f"{family.name}_total" if family.type == "counter" else family.name for family in families(snapshot())}
+
+
+def test_metrics_are_what_the_golden_file_says() -> None:
+    """To accept a change: delete the file and run the test twice."""
+    text = render(snapshot())
+    if not GOLDEN.exists():
+        GOLDEN.write_text(text)
+        raise AssertionError("the golden file was missing and is written anew: read it, then run again")
+    assert text == GOLDEN.read_text()
+
+
+def test_a_gpu_that_is_gone_leaves_no_series() -> None:
+    shot = snapshot()
+    assert OTHER in render(shot)
+    assert OTHER not in render(replace(shot, readings={GPU: shot.readings[GPU]}))
+
+
+@pytest.mark.parametrize("code", [None, 109, 63, 79])
+@pytest.mark.parametrize("silence", ["", "node", "GPU"])
+def test_state_metric_and_label_say_the_same_word(code: int | None, silence: str) -> None:
+    judge = Judge()
+    judge.after(0, reading(), reading(OTHER), alive())
+    for _ in range(5 if silence else 1):
+        polled = () if silence == "node" else (reading(), *(() if silence else (reading(OTHER),)), alive())
+        verdict = judge.after(20, *polled, *((xid(code, source="kmsg"),) if code else ()))
+    shot = Snapshot("n1", "observe", verdict)
+    made, observe = cluster(), Config()
+    drive(KubeHands(made, "n1", observe), verdict, observe)
+    (metric,) = re.findall(r'gpu_health_status{node="n1",status="(\w+)"} 1.0', render(shot))
+    label = node(made)["metadata"]["labels"]["gpu-health-agent/state"]
+    grave = {63: "degraded", 109: "degraded" if silence else None, 79: "unhealthy"}
+    word = grave.get(code or 0) or ("unknown" if silence else "healthy")
+    assert (state(shot, Limits())["status"], metric, label) == (word, word, word)
