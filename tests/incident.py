@@ -30,9 +30,10 @@ from agent.config.limits import Limits
 from agent.diagnosis.epoch import COUNTERS
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
-from agent.model.observation import Failure, Missing, Observation, Signal, Value, Verdict
+from agent.model.fault import Verdict
+from agent.model.observation import Failure, Missing, Observation, Signal, Value
 from agent.remediation.records import Records
-from agent.remediation.stored import dump, load
+from agent.remediation.stored import dump, load, restored
 from agent.sources.kmsg.lines import Facts
 
 FOLDER = Path(__file__).parent / "incidents"
@@ -231,7 +232,7 @@ class Machine:
         """kill -9 and a new start: only what the Node stores comes back."""
         verdict = self.round()
         text = dump(verdict, verdict.kernel_seq, verdict.at, Records())
-        self.memory = resumed(Memory(), text, 1000 + self.now, self.limits, self.labels)
+        self.memory = resumed(Memory(), restored(text, 1000 + self.now), self.limits, self.labels)
 
 
 def read(path: Path) -> dict[str, Any]:

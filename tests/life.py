@@ -12,14 +12,19 @@ from agent.actions.kube import KubeHands
 from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
-from agent.model.observation import Failure, Observation, Signal, Value, Verdict, rfc3339
-from agent.model.world import HARD_TAINT, Evict, Local, RefusedError, UnreachableError, Wait, World
+from agent.model.errors import RefusedError, UnreachableError
+from agent.model.fault import Verdict
+from agent.model.names import HARD_TAINT
+from agent.model.observation import Failure, Observation, Signal, Value
+from agent.model.ownership import OPERAND_PAUSED
+from agent.model.steps import Evict, Wait
+from agent.model.text import rfc3339
+from agent.model.world import Local, World
 from agent.remediation.other_controllers import released
 from agent.remediation.plan import plan
-from agent.remediation.presets import OPERAND_PAUSED
 from agent.remediation.records import Records
 from agent.remediation.repair import resets
-from agent.remediation.stored import load
+from agent.remediation.stored import load, restored
 from agent.runtime.pod_gpus import held
 from agent.simulation.in_memory_cluster import PretendCluster
 from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
@@ -218,7 +223,7 @@ class Life:
     def _restore(self) -> Records:
         assert self.world is not None
         if not self.restored:
-            self.memory = resumed(self.memory, self.world.stored, self.now, self.config.policy, {})
+            self.memory = resumed(self.memory, restored(self.world.stored, self.now), self.config.policy, {})
             stored = load(self.world.stored, 0.0) if self.world.stored else None
             if stored and stored.boot_id == f"boot-{self.boot}":  # the kernel log is read on from there
                 self.read = self.boot, stored.kernel_seq or 0

@@ -6,7 +6,8 @@ from typing import Any
 
 from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory, judge
-from agent.model.observation import Observation, Signal, Value, Verdict
+from agent.model.fault import Verdict
+from agent.model.observation import Observation, Signal, Value
 
 GPU, OTHER = "0000:1b:00.0", "0000:43:00.0"
 START = 1_760_000_000.0  # the wall clock at second 0 of a test

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from agent.config.limits import Override
 from agent.config.settings import Config
-from agent.model.observation import Remedy, Status, Verdict
+from agent.model.fault import Remedy, Status, Verdict
 from agent.status.metrics import families
 from agent.status.snapshot import Snapshot
 

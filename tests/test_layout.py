@@ -7,6 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "agent"
+# From the ground up. Rooms on one floor never import each other.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("model",),
+    ("config",),
+    ("sources", "diagnosis", "remediation", "actions"),
+    ("simulation",),
+    ("recording",),
+    ("status",),
+    ("runtime",),
+    ("drill",),
+    ("commands",),
+    ("cli",),
+)
 PURE = ("model", "diagnosis", "remediation")
 IMPURE = {"time", "threading", "socket", "subprocess", "os", "random", "logging", "structlog", "kubernetes", "pynvml"}
 ONLY_IN = {
@@ -36,6 +49,16 @@ def files() -> list[Path]:
 
 def room(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_a_room_imports_only_what_stands_below_it() -> None:
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    for path in files():
+        own = room(path)
+        for name in imports(path):
+            if name.startswith("agent."):
+                other = name.split(".")[1]
+                assert other == own or floor[other] < floor[own], f"{path} imports {name}"
 
 
 def test_pure_rooms_have_no_clock_no_thread_and_no_input_or_output() -> None:

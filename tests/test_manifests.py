@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.arguments import parser
+from agent.cli import parser
 from agent.config.settings import Config
 
 BASE = Path(__file__).parents[1] / "daemonset" / "base"
@@ -59,7 +59,7 @@ def test_the_projected_credential_is_what_a_client_in_a_pod_looks_for() -> None:
 
 
 def test_both_containers_are_started_as_the_program_understands_and_meet_at_one_socket() -> None:
-    run, sources = (parser().parse_args(container["args"]) for container in (AGENT, SOURCES))
+    run, sources = (parser(container["args"]).parse_args(container["args"]) for container in (AGENT, SOURCES))
     assert (run.command, sources.command) == ("run", "sources")
     assert run.sources == sources.socket
     assert run.config == sources.config == "/etc/gpu-health-agent/config.yaml"

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent import cli
 from agent.actions.checkpoint import declared
-from agent.arguments import parser
+from agent.cli import parser
+from agent.commands.policy import markdown
 from agent.config.limits import Limits
-from agent.config.settings import Config
-from agent.diagnosis.effective import entries, markdown
+from agent.config.settings import Config, load
+from agent.diagnosis.effective import entries
 from tests.readme import TEXT as README
 from tests.readme import renewed, settings, shell_blocks
 
@@ -35,7 +35,7 @@ def test_every_command_of_the_readme_is_one(line: str) -> None:
     if program == "make":
         subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
     elif program == "gpu-health-agent":
-        assert parser().parse_args(arguments).command
+        assert parser(arguments).parse_args(arguments).command
     else:
         for folder in (
             one for one in arguments if one.startswith("daemonset/") and one != "daemonset/gpu-health-agent"
@@ -62,9 +62,9 @@ def test_every_setting_of_the_readme_is_one() -> None:
 
 
 def test_the_shipped_configuration_loads() -> None:
-    base = cli.load(ROOT / "daemonset" / "base" / "config.yaml")
+    base = load(ROOT / "daemonset" / "base" / "config.yaml")
     assert base == Config(mode="evict"), "it shows the settings with their defaults"
-    overlays = {path.parent.name: cli.load(path) for path in ROOT.glob("daemonset/overlays/*/config.yaml")}
+    overlays = {path.parent.name: load(path) for path in ROOT.glob("daemonset/overlays/*/config.yaml")}
     assert overlays.pop("observe") == Config()
     assert all(config.mode == "evict" for config in overlays.values())
 

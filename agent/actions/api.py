@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
-from agent.model.world import Condition, CredentialsError, RefusedError, Taint, UnreachableError
+from agent.model.errors import CredentialsError, RefusedError, UnreachableError
+from agent.model.world import Condition, Taint
 
 TIMEOUT_S = 10.0
 JSON = "application/json"

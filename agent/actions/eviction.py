@@ -12,7 +12,8 @@ from urllib.parse import quote
 from agent.actions.api import STRATEGIC_PATCH, Api, ask
 from agent.actions.rights import OURS
 from agent.config.settings import Drain
-from agent.model.world import Pod, RefusedError
+from agent.model.errors import RefusedError
+from agent.model.world import Pod
 
 _CONFLICT, _GONE, _BLOCKED, _SERVER = 409, 404, 429, 500
 _NO = (400, 403, 422)  # an answer to this very request; webhooks may choose any other, and are known by their words

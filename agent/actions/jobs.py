@@ -11,7 +11,9 @@ from urllib.parse import quote
 from agent.actions.api import Api, ask
 from agent.actions.rights import OURS, TEMPLATE_LABEL
 from agent.config.settings import Config
-from agent.model.world import Job, RefusedError, StartJob
+from agent.model.errors import RefusedError
+from agent.model.steps import StartJob
+from agent.model.world import Job
 
 NODE_LABEL = "gpu-health-agent/node-uid"
 GPUS_ANNOTATION = "gpu-health-agent/gpus"

@@ -16,31 +16,24 @@ from agent.actions.permits import Clock, Permits, Pool
 from agent.actions.pods import Pods, workload
 from agent.actions.rights import DISMISS_ANNOTATION, DRILL_ANNOTATION, FAULTS_ANNOTATION, needed
 from agent.config.settings import Config
-from agent.model.world import (
-    HARD_TAINT,
-    SOFT_TAINT,
+from agent.model.errors import RefusedError, UnreachableError
+from agent.model.names import HARD_TAINT, SOFT_TAINT
+from agent.model.ownership import own_taint
+from agent.model.steps import (
     Announce,
     AskCheckpoint,
-    Condition,
     Delete,
     Diagnose,
     Evict,
     GiveSlot,
-    Job,
-    Pod,
-    RefusedError,
     Report,
     Retaint,
-    Slot,
-    SlotKind,
     StartJob,
     Step,
     TakeSlot,
-    UnreachableError,
     Wait,
-    World,
 )
-from agent.remediation.presets import own_taint
+from agent.model.world import Condition, Job, Pod, Slot, SlotKind, World
 
 MANAGED_LABEL = "gpu-health-agent/managed"
 _CONFLICT, _GONE, _FORBIDDEN = 409, 404, 403

@@ -15,7 +15,9 @@ from urllib.parse import quote
 
 from agent.actions.api import TABLE, Api, ask, taint_of, written_at
 from agent.config.settings import Budget
-from agent.model.world import OUT_LABEL, PERMIT_VALID_S, RefusedError, Slot, SlotKind
+from agent.model.errors import RefusedError
+from agent.model.names import OUT_LABEL, PERMIT_VALID_S
+from agent.model.world import Slot, SlotKind
 
 _POOL_LABEL = "gpu-health-agent/pool"
 _KIND_LABEL = "gpu-health-agent/slot"

@@ -15,8 +15,10 @@ from agent.actions.eviction import Evictions, path_of
 from agent.actions.jobs import NODE_LABEL
 from agent.actions.permits import Clock
 from agent.config.settings import Config
-from agent.model.world import HARD_TAINT, Pod, RefusedError
-from agent.remediation.presets import OPERANDS
+from agent.model.errors import RefusedError
+from agent.model.names import HARD_TAINT
+from agent.model.ownership import OPERANDS
+from agent.model.world import Pod
 
 _KEEP = {"gpu-health-agent/do-not-evict": "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute

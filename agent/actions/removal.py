@@ -17,8 +17,8 @@ from agent.actions.rights import (
     NODE_LABELS,
     REPAIR_CONDITIONS,
 )
-from agent.model.world import RefusedError
-from agent.remediation.presets import OPERAND_ON, OPERAND_PAUSED, OPERANDS, own_condition, own_taint
+from agent.model.errors import RefusedError
+from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS, own_condition, own_taint
 
 _ANNOTATIONS = (*NODE_ANNOTATIONS, DISMISS_ANNOTATION, DRILL_ANNOTATION)
 _CONDITIONS = (*NODE_CONDITIONS, *REPAIR_CONDITIONS)

@@ -8,8 +8,8 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from agent.actions.checkpoint import REQUESTED
-from agent.model.world import HARD_TAINT, OUT_LABEL, SOFT_TAINT
-from agent.remediation.presets import ACCELERATED, AUTOSCALER_TAINT, OPERANDS
+from agent.model.names import HARD_TAINT, OUT_LABEL, SOFT_TAINT
+from agent.model.ownership import ACCELERATED, AUTOSCALER_TAINT, OPERANDS
 
 FAULTS_ANNOTATION = "gpu-health-agent/faults"
 NODE_TAINTS = {HARD_TAINT: ["NoSchedule"], SOFT_TAINT: ["PreferNoSchedule", "NoSchedule"]}

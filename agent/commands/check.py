@@ -1,18 +1,38 @@
-"""One verdict for a person or a script: the running agent's, else one reading of our own."""
+"""``check``: one verdict for a person or a script: the running agent's, else one reading of our own."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 import threading
 from typing import Any
 
-from agent.commands.explain import running
+from agent.commands.setup import configured
 from agent.config.settings import Config
-from agent.model.observation import Failure, Observation, Signal, printable
+from agent.model.observation import Failure, Observation, Signal
+from agent.model.text import printable
 from agent.runtime.daemon import Daemon
 from agent.sources.process.command_lines import names, supervisor
+from agent.status.client import running
 from agent.status.state import state
 
 _READ_S = 15.0  # the first poll of eight GPUs without persistence mode takes seconds
+
+
+_EXIT_CODES = {"healthy": 0, "degraded": 1, "unhealthy": 2}
+_UNKNOWN = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="F")
+    parser.add_argument("--json", action="store_true", help="the whole state, as /state has it")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    found = check(configured(arguments.config))
+    sys.stdout.write(json.dumps(found, indent=2) + "\n" if arguments.json else in_words(found))
+    return _EXIT_CODES.get(str(found["status"]), _UNKNOWN)
 
 
 def check(config: Config) -> dict[str, Any]:

@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.commands.check import check
+from agent.commands.setup import FAILED, NOT_NOW, configured, hands, say
 from agent.config.settings import Config
-from agent.model.world import HARD_TAINT, World
-from agent.sources.dcgm.diag_process import Diagnosing, Progress
+from agent.model.names import HARD_TAINT
+from agent.model.world import World
+from agent.sources.dcgm.diag_process import Diagnosing, Progress, UndiagnosedError
 from agent.sources.process.command_lines import diagnosis
 from agent.sources.process.remote import Remote
 
 USUALLY = {1: "seconds", 2: "about 2 minutes", 3: "tens of minutes", 4: "an hour or more"}
 _CORDON = "node.kubernetes.io/unschedulable"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--level",
+        type=int,
+        choices=(1, 2, 3, 4),
+        required=True,
+        help="1 takes seconds and disturbs nobody; 2 minutes, 3 longer, 4 an hour",
+    )
+    parser.add_argument("--gpu", action="append", default=[], metavar="G", help="PCI address, UUID or index")
+    parser.add_argument("--force", action="store_true", help="though the GPU is in use or the node in service")
+    parser.add_argument("--sources", type=Path, metavar="S", help="in the container with this socket, not in this one")
+    parser.add_argument("--config", metavar="F")
+    parser.add_argument("--node", metavar="N", help="see by this Node whether it is withdrawn, where no agent runs")
+    parser.add_argument("--kubeconfig", metavar="F", help="credentials for --node")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = configured(arguments.config)
+    state = check(config)
+    try:
+        gpus = chosen(state, arguments.gpu)
+        out = bool(state.get("withdrawn"))
+        if arguments.node and arguments.level > 1:
+            out = withdrawn(hands(arguments.kubeconfig, arguments.node, config).look(closely=False))
+        if (why := refusal(state, out, arguments.level, gpus)) and not arguments.force:
+            raise RefusedDiagnosisError(why)
+        cards, tell = uuids(state, gpus), on_terminal(arguments.level, gpus)
+        told = diagnose(config, arguments.sources, arguments.level, cards, tell)
+    except (RefusedDiagnosisError, UndiagnosedError) as error:
+        return say(NOT_NOW, str(error))
+    sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    return 0 if told["passed"] else FAILED
 
 
 class RefusedDiagnosisError(Exception):

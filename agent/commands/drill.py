@@ -21,13 +21,40 @@ from agent.drill.kit import MARK, Object, Settings, load, objects
 from agent.drill.outcome import Outcome, as_json
 from agent.drill.pod_exec import executor
 from agent.drill.report import page, text
-from agent.model.world import RefusedError, UnreachableError
+from agent.model.errors import RefusedError, UnreachableError
 
 _CLEAN_S = 180.0
 _CONFLICT = 409
 
 
-def drill(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kubeconfig", metavar="F", required=True, help="the cluster; there is no default")
+    parser.add_argument("--yes", action="store_true", help="without it nothing is done but to say what would be")
+    parser.add_argument("--namespace", default="gpu-health-drill", metavar="S", help="made for it; a kit there is used")
+    parser.add_argument("--node", metavar="N", help="the node to withdraw (default: the one with the training)")
+    parser.add_argument("--image", metavar="I", help="Python 3.11 and the kit's requirements.txt")
+    parser.add_argument("--kit", type=Path, metavar="D", help="the folder daemonset/kit (default: of this checkout)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--storage-class", metavar="C", help="for checkpoints, ReadWriteMany (default: the cluster's)")
+    where.add_argument("--shared-path", metavar="P", help="a folder that is the same on every node, instead")
+    parser.add_argument("--inject", action="store_true", help="the fault by the simulation of the agent's GPUs")
+    parser.add_argument("--rate", type=_positive, default=20.0, metavar="R", help="requests a second (20)")
+    parser.add_argument("--interval-s", type=_positive, default=20.0, metavar="S", help="between checkpoints (20)")
+    parser.add_argument("--step-s", type=_positive, default=0.5, metavar="S", help="of the training (0.5)")
+    parser.add_argument("--agent-namespace", default="gpu-health-agent", metavar="S")
+    parser.add_argument("--json", type=Path, metavar="F", help="write the report as JSON")
+    parser.add_argument("--html", type=Path, metavar="F", help="and as a page")
+    parser.add_argument("--keep", action="store_true", help="leave the kit in its namespace, until the next drill")
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e6:
+        raise ValueError(text)
+    return number
+
+
+def run(arguments: argparse.Namespace) -> int:
     """0 if every target was met, 1 if not. ValueError for arguments that can't be."""
     server = _server(arguments.kubeconfig)
     if not arguments.yes:

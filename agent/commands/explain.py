@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-import http.client
+import argparse
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from agent.commands.replay import ending
+from agent.commands.setup import configured, hands
 from agent.config.settings import Config
 from agent.diagnosis.linked import linked
-from agent.model.observation import printable, rfc3339
+from agent.model.text import printable, rfc3339
 from agent.model.world import World
 from agent.remediation.events import plain
 from agent.remediation.stored import MalformedError, load
 from agent.remediation.taints import effect_on
+from agent.status.client import running
 from agent.status.state import fault
 
-_ASK_S = 3.0
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("fault", nargs="?", metavar="FAULT", help="one fault's id (default: all that stand)")
+    parser.add_argument("--config", metavar="F")
+    parser.add_argument("--node", metavar="N", help="from this Node's annotation, instead of the agent that runs here")
+    parser.add_argument("--recording", type=Path, metavar="F", help="as a recording of 'run --record' ends")
+    parser.add_argument("--kubeconfig", metavar="F", help="credentials for --node")
+    parser.add_argument("--json", action="store_true")
 
 
-def running(config: Config) -> dict[str, Any] | None:
-    """The running agent's state; None if no agent answers on its port."""
-    connection = http.client.HTTPConnection(config.http.address or "localhost", config.http.port, timeout=_ASK_S)
-    try:
-        connection.request("GET", "/state")
-        answer = json.loads(connection.getresponse().read())
-        return answer if isinstance(answer, dict) and "gpus" in answer else None
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    finally:
-        connection.close()
+def run(arguments: argparse.Namespace) -> int:
+    config = configured(arguments.config)
+    if arguments.node:
+        world = hands(arguments.kubeconfig, arguments.node, config).look(closely=False)
+        state = stored(world, config)
+    elif arguments.recording:
+        state = recorded(arguments.recording, config if arguments.config else None)
+    elif (answer := running(config)) is not None:
+        state = answer
+    else:
+        raise ConnectionError(f"no agent answers on port {config.http.port}: name a node with --node")
+    text = in_words(state, arguments.fault)
+    faults = [fault for fault in state["faults"] if arguments.fault in (None, fault["id"])]
+    sys.stdout.write(json.dumps(faults, indent=2) + "\n" if arguments.json else text)
+    return 0
 
 
 def stored(world: World, config: Config) -> dict[str, Any]:

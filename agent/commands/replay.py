@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from agent.actions.kube import KubeHands
+from agent.commands.setup import configured
 from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
 from agent.model.describe import describe
-from agent.model.observation import Observation, Signal, Value, Verdict, parse_line
-from agent.model.world import Local, Wait
+from agent.model.fault import Verdict
+from agent.model.observation import Observation, Signal, Value, parse_line
+from agent.model.steps import Wait
+from agent.model.world import Local
 from agent.recording.decisions import Decisions, in_json
 from agent.recording.recording import Entry, Planned, Recording, Restored, Round
 from agent.remediation.plan import plan
+from agent.remediation.stored import restored
 from agent.simulation.gpu import SimulatedGpu
 from agent.simulation.in_memory_cluster import PretendCluster
 from agent.simulation.scenario import PROFILES
@@ -29,6 +38,29 @@ _MOST_ROUNDS = 20
 _RECORD = re.compile(rb"^\d+,\d+,\d+,[^;]*;")
 _SYSLOG = re.compile(r"^\S.{0,80}? kernel: (.*)")  # syslog's or journalctl's header
 _DMESG = re.compile(r"^\s*(?:<\d+>)?\[\s*(\d+(?:\.\d+)?)\]\s?(.*)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a recording, a source's lines or a raw kernel log; - for stdin")
+    parser.add_argument("--config", metavar="OTHER", help="another policy than the recording's own")
+    parser.add_argument("--profile", default="h100-8", metavar="P", help="the healthy GPUs beside a raw kernel log")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line and change, the only form there is")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.profile not in PROFILES:
+        raise ValueError(f"--profile: {arguments.profile!r} is none of {', '.join(PROFILES)}")
+    config = configured(arguments.config) if arguments.config else None
+    with contextlib.ExitStack() as stack:
+        if arguments.file == "-":
+            lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")
+        else:
+            if not Path(arguments.file).is_file():
+                raise FileNotFoundError(f"{arguments.file}: no such file")
+            lines = stack.enter_context(open(arguments.file, encoding="utf-8", errors="replace"))
+        for decision in replay(lines, config, arguments.profile):
+            sys.stdout.write(decision + "\n")
+    return 0
 
 
 def replay(lines: Iterable[str], config: Config | None, profile: str) -> Iterator[str]:
@@ -89,7 +121,7 @@ def _judged(recording: Recording, config: Config) -> Iterator[tuple[Entry, Verdi
         verdict = None
         if isinstance(entry, Restored):
             orders = entry.orders or orders
-            memory = resumed(memory, entry.stored, entry.t, config.policy, orders.labels)
+            memory = resumed(memory, restored(entry.stored, entry.t), config.policy, orders.labels)
         elif isinstance(entry, Round):
             orders = entry.orders or orders
             memory, verdict = judge(memory, entry.seen, entry.t, entry.wall, config.policy, recording.sources, orders)

@@ -1,20 +1,25 @@
-"""The main job as a story: simulated GPUs, an embedded cluster (or a real one), told live on the terminal."""
+"""``simulate``: the main job told live on the terminal, on simulated GPUs and an embedded or real cluster."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from agent.actions.api import connect as reach
 from agent.actions.kube import KubeHands
+from agent.commands.setup import add_directory, private, stop_on_signals
 from agent.config.limits import Limits
 from agent.config.settings import Config, ConfigError, Drain, Http, Mode, PodsSource, SimulatedSource, Sources
-from agent.model.observation import Observation, Signal, printable
-from agent.model.world import Hands
+from agent.model.hands import Hands
+from agent.model.observation import Observation, Signal
+from agent.model.text import printable
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon, serve
 from agent.simulation.in_memory_cluster import PretendCluster
@@ -32,6 +37,31 @@ _LIMITS = {
 }
 _GATHER_S, _POLL_S = 2, 1
 _NODE = "node-1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scenario", nargs="?", default="demo", help="a scenario's name or file (demo)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--kubeconfig", metavar="F", help="a real cluster instead of the embedded one; needs --node")
+    parser.add_argument("--node", metavar="N", help="the Node object that the simulation writes to")
+    add_directory(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if bool(arguments.kubeconfig) != bool(arguments.node):
+        raise ValueError("--kubeconfig and --node go together: name both, or neither for the embedded cluster")
+    connect = partial(_stage, arguments.kubeconfig, arguments.node) if arguments.kubeconfig else None
+    private(arguments.simulation_dir)
+    return simulate(
+        arguments.scenario, arguments.simulation_dir, stop_on_signals(), arguments.json, connect, arguments.node
+    )
+
+
+def _stage(kubeconfig: str, node: str, config: Config) -> Hands:
+    """The hands on a real cluster, which may lack the namespace that keeps the permits."""
+    api = reach(kubeconfig)
+    api("POST", "/api/v1/namespaces", {"metadata": {"name": config.budget.namespace}})
+    return KubeHands(api, node, config)
 
 
 def simulate(

@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from agent.config.limits import Count, Limits, Override, Seconds, Section
-from agent.model.observation import Remedy
+from agent.model.fault import Remedy
 
 
 class ConfigError(Exception):

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from agent.config.limits import Limits
 from agent.config.settings import Mode
 from agent.diagnosis.rules.dcgm import EXPLAINED_BY
-from agent.model.observation import Fault, Finding, Remedy, Severity
+from agent.model.fault import Fault, Finding, Remedy, Severity
 
 _ENDS = {
     Remedy.NONE: "a reboot",

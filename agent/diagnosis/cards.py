@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent.diagnosis.linked import peers_of
-from agent.model.observation import Card, Missing, Observation
+from agent.model.fault import Card
+from agent.model.observation import Missing, Observation
 
 HELD_BY_NOBODY_ELSE = ("absent", "nvidia", "none", "unknown")  # the last: the kernel's word can't be had
 

@@ -11,7 +11,7 @@ from agent.diagnosis.overrides import in_scope
 from agent.diagnosis.row import Row
 from agent.diagnosis.rules import ROWS
 from agent.diagnosis.rules.xid import CATALOG as XIDS
-from agent.model.observation import Severity
+from agent.model.fault import Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,32 +73,3 @@ def _entry(row: Row, limits: Limits, model: str, labels: Mapping[str, str]) -> E
             entry |= {**given, "disabled": override.disabled, "overridden": True}
     entry["clear_s"] = None if entry["clear_s"] == "latched" else entry["clear_s"]
     return Entry(**entry)
-
-
-def table(listed: list[Entry]) -> str:
-    """For a terminal."""
-    lines = [f"{'rule':<24} {'severity':<9} {'remedy':<16} {'count':>5} {'confirm':>8} {'clear':>8}  meaning"]
-    for e in listed:
-        severity = "disabled" if e.disabled else e.severity
-        clear = "latched" if e.clear_s is None else f"{e.clear_s:g} s"
-        mark = "*" if e.overridden else " "
-        lines.append(f"{e.rule:<24} {severity:<9} {e.remedy:<16} {e.count:>5} {e.confirm_s:>6g} s {clear:>8} "
-                     f"{mark}{e.meaning}")  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-def markdown(listed: list[Entry]) -> str:
-    """The README's table: each rule a row, the catalogues' codes together by what is done about them."""
-    lines = ["| rule | severity | remedy | what |", "|---|---|---|---|"]
-    families: dict[tuple[str, str, str], list[str]] = {}
-    for e in listed:
-        family, _, code = e.rule.partition("-")
-        if code.isdigit():
-            families.setdefault((family, e.severity, e.remedy), []).append(code)
-        else:
-            lines.append(f"| `{e.rule}` | {e.severity} | {e.remedy} | {e.meaning} |")
-    for (family, severity, remedy), codes in families.items():
-        if severity != "notice":
-            lines.append(f"| `{family}-N` | {severity} | {remedy} | {', '.join(codes)} |")
-    lines.append("| `xid-N`, `sxid-N` | notice | none | every other code |")
-    return "\n".join(lines) + "\n"

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from agent.diagnosis.history import History
-from agent.model.world import Pod
-
-Clients = Mapping[str, Mapping[str, str]]  # GPU UUID → pid → UID of its pod, empty where that isn't known
+from agent.model.world import Clients
 
 
 def clients(history: History, now: float, silent_s: float) -> Clients:
@@ -28,10 +24,3 @@ def _pids(processes: object, pods: object) -> dict[str, str]:
     pids = [pid for pid in str(processes).split(",") if pid.isdigit()]
     of = dict(pair.split("=", 1) for pair in str(pods).split(",") if "=" in pair)
     return {pid: of.get(pid, "") for pid in pids}
-
-
-def told(uuid: str, pids: Mapping[str, str], pods: tuple[Pod, ...]) -> str:
-    """``pids 4711, 4712 (pod research/train of research/Job/train) on GPU-…``"""
-    names = {pod.uid: f"pod {pod.key}" + (f" of {pod.workload}" if pod.owner else "") for pod in pods}
-    listed = (f"{pid} ({names.get(uid, f'pod UID {uid}')})" if uid else pid for pid, uid in pids.items())
-    return f"pids {', '.join(listed)} on {uuid}"

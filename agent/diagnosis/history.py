@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from agent.model.observation import Card, Missing, Observation, Value
+from agent.model.fault import Card
+from agent.model.observation import Missing, Observation, Value
 
 SECOND = "dcgm"  # the second witness: it says what NVML says as well, later, and nobody is blind without it
 SECOND_LATE_S = 90.0  # DCGM is asked each 10 s, and its engine may need 45 s to answer

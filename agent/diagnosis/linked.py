@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from agent.model.observation import Card, Missing, Observation, Remedy
-from agent.remediation.records import Attempt
+from agent.model.fault import Card
+from agent.model.observation import Missing, Observation
 
 _AMPERE = 7
 _NOT_STARTED, _IN_PROGRESS, _JOINED = 1, 2, 3  # NVML's states of the fabric; 0: there is none
-
-Sets = Mapping[str, frozenset[str]]  # GPU UUID → UUIDs of the others that must be in its reset
 
 
 def peers_of(reading: Observation, before: Card | None) -> frozenset[str] | None:
@@ -43,13 +41,6 @@ def linked(cards: Mapping[str, Card], readings: Mapping[str, Observation]) -> di
         for uuid in uuids if len(uuids) > 1 else ():
             together[uuid] = together.get(uuid, frozenset()) | uuids - {uuid}
     return together
-
-
-def in_force(together: Sets, live: Attempt | None, template: str | None) -> Sets:
-    """A reset that is reserved keeps its GPUs; where none is configured no healthy GPU's pods make way for it."""
-    if live and live.remedy is Remedy.RESET_GPU:
-        return {**together, **dict.fromkeys(live.uuids, frozenset(live.along))}
-    return together if template else {}
 
 
 def _joined(cards: Mapping[str, Card]) -> list[Collection[str]]:

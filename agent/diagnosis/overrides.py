@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from agent.config.limits import Limits, Override
 from agent.diagnosis.history import History
-from agent.model.observation import Fault, Finding, Severity
+from agent.model.fault import Fault, Finding, Severity
 
 Labels = Mapping[str, str]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.diagnosis.history import History
-from agent.model.observation import Fault
+from agent.model.fault import Fault
 
 _KERNEL = "kmsg"
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from agent.diagnosis.epoch import COUNTERS, began_anew, counters, fell, least, sober
 from agent.diagnosis.history import Epoch, History, number
-from agent.model.observation import Fault, Observation, Remedy
+from agent.model.fault import Fault, Remedy
+from agent.model.observation import Observation
 
 _CURED_BY_REBOOT = (Remedy.NONE, Remedy.RESTART_WORKLOAD, Remedy.RESET_GPU, Remedy.REBOOT_NODE)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from agent.config.limits import Limits
 from agent.diagnosis.row import Row
-from agent.model.observation import Evidence, Fault, Finding, Remedy, Severity
+from agent.model.fault import Evidence, Fault, Finding, Remedy, Severity
 
 ROW = Row("gpu-relapsing", Severity.FATAL, Remedy.CONTACT_SUPPORT,
           "the GPU turned fatal again after each cure: held until a person dismisses this")  # fmt: skip

@@ -8,15 +8,12 @@ from dataclasses import replace
 from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory
 from agent.diagnosis.overrides import resettled
-from agent.remediation.stored import MalformedError, load
+from agent.diagnosis.rules import ROWS
+from agent.model.fault import Fault, Remembered
 
 
-def resumed(memory: Memory, text: str | None, now: float, limits: Limits, labels: Mapping[str, str]) -> Memory:
-    """``text`` is the Node's annotation; one that can't be understood restores nothing, and the plan says so."""
-    try:
-        stored = None if text is None else load(text, now)
-    except MalformedError:
-        stored = None
+def resumed(memory: Memory, stored: Remembered | None, limits: Limits, labels: Mapping[str, str]) -> Memory:
+    """``stored``: what the last life left, or None; its faults' times are this life's, of the moment it was read."""
     if stored:
         old = memory.history
         history = replace(old, boots={"kmsg": stored.boot_id, **old.boots}, kernel_seq=stored.kernel_seq,
@@ -26,7 +23,13 @@ def resumed(memory: Memory, text: str | None, now: float, limits: Limits, labels
             key: replace(fault, last=mine.last, counters=mine.counters, fell=mine.fell)
             if (mine := memory.faults.get(key))
             else replace(fault, last=0.0)
-            for key, fault in ((fault.finding.id, fault) for fault in stored.faults)
+            for key, fault in ((fault.finding.id, _judged(fault)) for fault in stored.faults)
         }
         memory = Memory(history, {**memory.faults, **faults}, stored.onsets, stored.dismissed)
     return replace(memory, faults=resettled(memory.faults, memory.history, limits, labels))
+
+
+def _judged(fault: Fault) -> Fault:
+    """With the readings by which its rule sees it, which no life hands on."""
+    row = ROWS.get(fault.finding.rule)
+    return replace(fault, finding=replace(fault.finding, signals=row.signals)) if row else fault

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.config.limits import Limits
-from agent.model.observation import Evidence, Finding, Observation, Remedy, Severity
+from agent.model.fault import Evidence, Finding, Remedy, Severity
+from agent.model.observation import Observation
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.drill.kit import Object
-from agent.model.world import HARD_TAINT
+from agent.model.names import HARD_TAINT
 
 _PREFIX = "nvidia.com/"
 _OURS = "gpu-health-agent/"

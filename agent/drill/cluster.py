@@ -12,7 +12,8 @@ from urllib.parse import quote
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, Api, ask
 from agent.drill.kit import LOAD, MARK, Object
 from agent.drill.pod_exec import Execute
-from agent.model.world import HARD_TAINT, RefusedError, UnreachableError
+from agent.model.errors import RefusedError, UnreachableError
+from agent.model.names import HARD_TAINT
 from agent.runtime.drill_marks import valid
 
 _PLURALS = {"ConfigMap": "configmaps", "Deployment": "deployments", "Job": "jobs", "Namespace": "namespaces",

@@ -30,7 +30,7 @@ from agent.drill.outcome import (
 )
 from agent.drill.watch import REPLICAS, Watch
 from agent.drill.withdrawal import SAVED, Withdrawal
-from agent.model.world import HARD_TAINT
+from agent.model.names import HARD_TAINT
 
 _START_S, _PERMIT_S, _STAGE_S, _RETURN_S = 300.0, 120.0, 300.0, 120.0
 _FIT_S, _CALM_S, _AFTER_S = 60.0, 2.0, 2.0

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from agent.arguments import simulation_directory
+from agent.simulation.scenario import simulation_directory
 from agent.sources.kubelet.pod_resources import UnaskedError, who_holds
 from agent.sources.nvml.pod_of_process import PROC, pod_of
 

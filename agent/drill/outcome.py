@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from agent.model.observation import rfc3339
+from agent.model.text import rfc3339
 
 POD, NODE, CRASH = "pod", "node", "crash"
 TITLES = {

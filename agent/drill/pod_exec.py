@@ -8,7 +8,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 from agent.actions.api import configure
-from agent.model.world import RefusedError, UnreachableError
+from agent.model.errors import RefusedError, UnreachableError
 
 _OUTPUT, _ERRORS, _STATUS = 1, 2, 3  # channels of the protocol v4.channel.k8s.io
 

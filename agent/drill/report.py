@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 
 from agent.drill.outcome import TITLES, Moment, Outcome, Part
-from agent.model.observation import rfc3339
+from agent.model.text import rfc3339
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900.0, 150.0, 40.0, 90.0
 _LEVELS, _APART = 4, 18.0

@@ -10,7 +10,7 @@ import yaml
 
 from agent.drill.cluster import Cluster
 from agent.drill.kit import Object
-from agent.model.world import RefusedError
+from agent.model.errors import RefusedError
 
 REPLICAS, _GATEWAYS = 3, 2
 _METRICS, _TRAINING = 9836, 8080

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from agent.model.world import (
+from collections.abc import Mapping
+
+from agent.model.steps import (
     Announce,
     AskCheckpoint,
     Delete,
@@ -16,6 +18,7 @@ from agent.model.world import (
     TakeSlot,
     Wait,
 )
+from agent.model.world import Pod
 
 
 def describe(step: Step) -> str:
@@ -46,3 +49,10 @@ def describe(step: Step) -> str:
             return f"send Event {reason}"
         case Wait(why):
             return f"wait: {why}"
+
+
+def told(uuid: str, pids: Mapping[str, str], pods: tuple[Pod, ...]) -> str:
+    """``pids 4711, 4712 (pod research/train of research/Job/train) on GPU-…``"""
+    names = {pod.uid: f"pod {pod.key}" + (f" of {pod.workload}" if pod.owner else "") for pod in pods}
+    listed = (f"{pid} ({names.get(uid, f'pod UID {uid}')})" if uid else pid for pid, uid in pids.items())
+    return f"pids {', '.join(listed)} on {uuid}"

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable
 
 from agent.model.describe import describe
-from agent.model.observation import Verdict, rfc3339
-from agent.model.world import Step, Wait
+from agent.model.fault import Verdict
+from agent.model.steps import Step, Wait
+from agent.model.text import rfc3339
 
 
 class Decisions:

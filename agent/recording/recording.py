@@ -17,8 +17,10 @@ from typing import Any
 from agent import __version__
 from agent.config.settings import Config, ConfigError
 from agent.diagnosis.judge import Orders
-from agent.model.observation import Missing, Observation, Signal, Value, Verdict, parse_line
-from agent.model.world import Condition, Diagnosed, Job, Local, Pod, Slot, SlotKind, Step, Taint, World
+from agent.model.fault import Verdict
+from agent.model.observation import Missing, Observation, Signal, Value, parse_line
+from agent.model.steps import Step
+from agent.model.world import Condition, Diagnosed, Job, Local, Pod, Slot, SlotKind, Taint, World
 from agent.recording.decisions import Decisions
 
 VERSION = 1

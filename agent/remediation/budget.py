@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from agent.config.settings import Budget
-from agent.model.world import PERMIT_VALID_S, GiveSlot, Slot, SlotKind, World
+from agent.model.names import PERMIT_VALID_S
+from agent.model.steps import GiveSlot
+from agent.model.world import Slot, SlotKind, World
 
 _HOUR_S = 3600
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.config.settings import Config, Drain
-from agent.model.observation import Remedy, Verdict
-from agent.model.world import AskCheckpoint, Delete, Evict, On, Pod, SlotKind, Step, TakeSlot, Wait, World
+from agent.model.fault import Remedy, Sets, Verdict
+from agent.model.steps import AskCheckpoint, Delete, Evict, On, Step, TakeSlot, Wait
+from agent.model.world import Pod, SlotKind, World
 from agent.remediation.budget import free_slot, given, spent
-from agent.remediation.records import Begun, Records
+from agent.remediation.records import Attempt, Begun, Records
 
 _WHOLE_NODE = (Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
@@ -165,3 +166,10 @@ def _checkpoint(pod: Pod, verdict: Verdict, settings: Drain) -> tuple[str, tuple
     said = f": {pod.checkpoint_said}" if pod.checkpoint_said else ""
     wait = Wait(f"pod {pod.key} has {limit_s:.0f} s to save its checkpoint{said}")
     return "", (AskCheckpoint(pod), wait)
+
+
+def in_force(together: Sets, live: Attempt | None, template: str | None) -> Sets:
+    """A reset that is reserved keeps its GPUs; where none is configured no healthy GPU's pods make way for it."""
+    if live and live.remedy is Remedy.RESET_GPU:
+        return {**together, **dict.fromkeys(live.uuids, frozenset(live.along))}
+    return together if template else {}

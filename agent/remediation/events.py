@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 
-from agent.model.observation import Fault, Severity, Verdict, printable
-from agent.model.world import Announce, World
+from agent.model.fault import Fault, Severity, Verdict
+from agent.model.steps import Announce
+from agent.model.text import printable
+from agent.model.world import World
 
 _MESSAGE_CHARS = 512
 

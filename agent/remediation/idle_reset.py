@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from agent.config.settings import Config, Mode
-from agent.model.observation import Fault, Remedy, Severity, Verdict
-from agent.model.world import HARD_TAINT, Local, On, Wait, World
+from agent.model.fault import Fault, Remedy, Severity, Verdict
+from agent.model.names import HARD_TAINT
+from agent.model.steps import On, Wait
+from agent.model.world import Local, World
 from agent.remediation.drain import reset_set
 from agent.remediation.other_controllers import another
 from agent.remediation.records import Attempt, Idle, Records, Stage

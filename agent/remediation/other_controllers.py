@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from agent.model.ownership import own_taint
 from agent.model.world import Taint, World
-from agent.remediation.presets import own_taint
 from agent.remediation.records import Records, Stage
 
 _UPGRADE = "nvidia.com/gpu-driver-upgrade-state"

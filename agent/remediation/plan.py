@@ -6,38 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from agent.config.settings import Config, Mode
-from agent.diagnosis.linked import in_force
-from agent.model.observation import Fault, Remedy, Severity, Verdict
-from agent.model.world import (
-    HARD_TAINT,
-    OUT_LABEL,
-    Condition,
-    Local,
-    On,
-    Report,
-    Retaint,
-    SlotKind,
-    Step,
-    Taint,
-    TakeSlot,
-    Wait,
-    World,
-)
+from agent.model.fault import Fault, Remedy, Severity, Verdict
+from agent.model.names import DEGRADED, ERROR_LABEL, HARD_TAINT, OUT_LABEL, REPLACEMENT, STATE_LABEL, UNHEALTHY
+from agent.model.ownership import own_taint
+from agent.model.steps import On, Report, Retaint, Step, TakeSlot, Wait
+from agent.model.world import Condition, Local, SlotKind, Taint, World
 from agent.remediation.budget import free_slot, given, needed, spent
-from agent.remediation.drain import drain, leaving
+from agent.remediation.drain import drain, in_force, leaving
 from agent.remediation.events import announcements, camel, plain
 from agent.remediation.idle_reset import chosen, failed
 from agent.remediation.other_controllers import another, out_by_others, upgrading
-from agent.remediation.presets import accelerated, own_taint, spoken_for
+from agent.remediation.presets import accelerated, spoken_for
 from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.repair import effective, operand_labels, repair, running, settled
 from agent.remediation.stored import MalformedError, NewerError, Stored, dump, load
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
 from agent.remediation.validation import check, without
-
-STATE_LABEL = "gpu-health-agent/state"
-ERROR_LABEL = "node.kubernetes.io/gpu-error"
-UNHEALTHY, DEGRADED, REPLACEMENT = "GpuUnhealthy", "GpuDegraded", "GpuReplacementRequested"
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
 _UNEXPLAINED = (f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for: "

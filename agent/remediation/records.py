@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from agent.model.observation import Remedy
+from agent.model.fault import Remedy
 
 DIAGNOSIS = "gpu-health-diagnosis-"  # with which the name of one begins
 

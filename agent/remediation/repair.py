@@ -10,12 +10,13 @@ from dataclasses import replace
 from hashlib import sha256
 
 from agent.config.settings import Repair
-from agent.diagnosis.gpu_processes import told
-from agent.model.observation import Fault, Remedy, Verdict
-from agent.model.world import Job, Local, On, StartJob, Step, Wait, World
+from agent.model.describe import told
+from agent.model.fault import Fault, Remedy, Verdict
+from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS
+from agent.model.steps import On, StartJob, Step, Wait
+from agent.model.world import Job, Local, World
 from agent.remediation.drain import bad_gpus, reset_set
 from agent.remediation.nvidia_smi import EXIT_CODES
-from agent.remediation.presets import OPERAND_ON, OPERAND_PAUSED, OPERANDS
 from agent.remediation.records import Attempt, Records, Stage
 
 LADDER = (Remedy.RESET_GPU, Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
@@ -196,8 +197,7 @@ def _clients(verdict: Verdict, world: World, records: Records, local: Local) -> 
     """Whoever holds the GPU leaves before a reset: gpu-operator's own by their labels, the rest is named."""
     if any(world.labels.get(label) == OPERAND_ON for label in OPERANDS):
         return replace(records, paused=True), (Wait("gpu-operator's operands leave the node before the reset"),)
-    staying = [pod.key for pod in world.pods or () if pod.operand and not pod.finished]
-    if staying:
+    if staying := [pod.key for pod in world.pods or () if pod.operand and not pod.finished]:
         return records, (Wait(f"these must leave before the reset: {', '.join(sorted(staying))}"),)
     held = sorted((uuid, pids) for uuid, pids in local.clients.items() if pids and uuid in reset_set(verdict))
     if held:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from agent.diagnosis.rules import ROWS
-from agent.model.observation import Card, Evidence, Fault, Finding, Remedy, Severity, Verdict
+from agent.model.fault import Card, Evidence, Fault, Finding, Remedy, Remembered, Severity, Verdict
 from agent.remediation.records import Records, as_json, from_json
 
 VERSION = 1
@@ -26,15 +25,11 @@ class NewerError(MalformedError):
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    boot_id: str = ""
-    kernel_seq: int | None = None
-    at: float = 0.0
-    faults: tuple[Fault, ...] = ()
-    onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
-    dismissed: frozenset[str] = frozenset()  # the operator's words that were obeyed
+class Stored(Remembered):
+    """The whole annotation."""
+
+    at: float = 0.0  # Unix seconds, when the kernel position was written
     records: Records = field(default_factory=Records)
-    cards: Mapping[str, Card] = field(default_factory=dict)
 
 
 def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) -> str:
@@ -121,18 +116,24 @@ def _peers(links: Mapping[str, list[str] | None], pci: str) -> frozenset[str] | 
     return None if peers is None else frozenset(map(str, peers))
 
 
+def restored(text: str | None, now: float) -> Stored | None:
+    """What the Node bears; None where that can't be understood, and the plan says so."""
+    try:
+        return None if text is None else load(text, now)
+    except MalformedError:
+        return None
+
+
 def kept(text: str | None) -> Records:
     """What repairs left; nothing in what can't be understood, of which the plan says so."""
-    try:
-        return load(text, 0.0).records if text is not None else Records()
-    except MalformedError:
-        return Records()
+    stored = restored(text, 0.0)
+    return stored.records if stored else Records()
 
 
 def _restore(data: dict[str, Any], now: float) -> Fault:
     seen_by = tuple(Evidence(float(at), str(source), str(raw)) for source, at, raw in data["seen_by"])
     clear_s = data["clear_s"]
-    instance, row = data.get("instance"), ROWS.get(str(data["rule"]))
+    instance = data.get("instance")
     finding = Finding(
         rule=str(data["rule"]),
         pci=str(data["pci"]),
@@ -143,7 +144,6 @@ def _restore(data: dict[str, Any], now: float) -> Fault:
         seen=now,
         witness=str(data["witness"]),
         clear_s=None if clear_s is None else float(clear_s),
-        signals=row.signals if row else (),
         instance=None if instance is None else int(instance),
         drill=str(data.get("drill", "")),
     )

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent.config.settings import Budget, Config, Mode
-from agent.model.observation import Severity, Verdict
-from agent.model.world import HARD_TAINT, SOFT_TAINT, SlotKind, Step, Taint, TakeSlot, Wait, World
+from agent.model.fault import Severity, Verdict
+from agent.model.names import HARD_TAINT, SOFT_TAINT
+from agent.model.ownership import own_taint
+from agent.model.steps import Step, TakeSlot, Wait
+from agent.model.world import SlotKind, Taint, World
 from agent.remediation.budget import allowed, free_slot, given, needed
-from agent.remediation.presets import beside_hard, own_taint
+from agent.remediation.presets import beside_hard
 
 LEFT_FREE = 1  # for a fatal fault
 LAST_PERMIT = "of the permits the last is left to a fatal fault"

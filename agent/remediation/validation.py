@@ -6,9 +6,11 @@ from dataclasses import replace
 from hashlib import sha256
 
 from agent.config.settings import Repair
-from agent.diagnosis.gpu_processes import Clients, told
-from agent.model.observation import Fault, Remedy, Severity, Verdict, printable
-from agent.model.world import Announce, Diagnose, On, StartJob, Step, Wait, World
+from agent.model.describe import told
+from agent.model.fault import Fault, Remedy, Severity, Verdict
+from agent.model.steps import Announce, Diagnose, On, StartJob, Step, Wait
+from agent.model.text import printable
+from agent.model.world import Clients, World
 from agent.remediation.events import event_name
 from agent.remediation.records import DIAGNOSIS, Attempt, Records, Stage
 

@@ -10,24 +10,13 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 
 from agent.config.settings import Config, Mode
-from agent.diagnosis.gpu_processes import Clients
 from agent.diagnosis.judge import Orders
 from agent.model.describe import describe
-from agent.model.observation import Severity, Verdict
-from agent.model.world import (
-    AskCheckpoint,
-    CredentialsError,
-    Delete,
-    Evict,
-    Hands,
-    Local,
-    RefusedError,
-    Report,
-    Step,
-    UnreachableError,
-    Wait,
-    World,
-)
+from agent.model.errors import CredentialsError, RefusedError, UnreachableError
+from agent.model.fault import Severity, Verdict
+from agent.model.hands import Hands
+from agent.model.steps import AskCheckpoint, Delete, Evict, Report, Step, Wait
+from agent.model.world import Clients, Local, World
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
 from agent.remediation.plan import plan

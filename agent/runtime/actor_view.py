@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from agent.config.settings import Budget
-from agent.model.world import HARD_TAINT, SlotKind, World
+from agent.model.names import HARD_TAINT, STATE_LABEL
+from agent.model.world import SlotKind, World
 from agent.remediation.budget import allowed
-from agent.remediation.plan import STATE_LABEL
 from agent.remediation.taints import effect_on
 from agent.runtime.actor import Actor
 from agent.status.snapshot import PermitsView

@@ -13,9 +13,11 @@ from agent.diagnosis.history import SECOND
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
 from agent.diagnosis.rules.dcgm import disagreements
-from agent.model.observation import Failure, Fault, Observation, Signal, Status, Verdict
+from agent.model.fault import Fault, Status, Verdict
+from agent.model.observation import Failure, Observation, Signal
 from agent.recording.recording import Recorder
 from agent.remediation.idle_reset import wanted
+from agent.remediation.stored import restored
 from agent.runtime.actor import Actor, Tell
 from agent.runtime.actor_view import view
 from agent.runtime.drill_marks import Rehearsal
@@ -144,7 +146,7 @@ class Daemon:
         if self._restored or self._actor is None or not self._actor.started:
             return
         text, now = self._actor.stored_text, time.monotonic()
-        self._memory = resumed(self._memory, text, now, self._config.policy, self._actor.orders().labels)
+        self._memory = resumed(self._memory, restored(text, now), self._config.policy, self._actor.orders().labels)
         if self._recorder:
             self._recorder.restored(text, now, self._actor.orders())
         if text is not None:

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agent.model.world import Diagnose, Diagnosed, Hands, RefusedError, Step, World
+from agent.model.errors import RefusedError
+from agent.model.hands import Hands
+from agent.model.steps import Diagnose, Step
+from agent.model.world import Diagnosed, World
 from agent.remediation.stored import kept
 from agent.remediation.validation import awaited
 from agent.sources.dcgm.diag_process import Progress, UndiagnosedError, failures

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.model.observation import normalise_pci
+from agent.model.text import normalise_pci
 
 IDLE_C = 34.0
 POWER_W = 96.0

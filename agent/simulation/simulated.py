@@ -16,7 +16,7 @@ from typing import Any
 
 import pynvml as nv
 
-from agent.model.observation import normalise_pci
+from agent.model.text import normalise_pci
 from agent.simulation.gpu import SimulatedGpu
 from agent.simulation.library import Library
 from agent.simulation.scenario import PROFILES, Scenario, load_scenario, numbers, wrong

@@ -11,8 +11,9 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from agent import __version__
-from agent.model.observation import Observation, Status
-from agent.model.world import On
+from agent.model.fault import Status
+from agent.model.observation import Observation
+from agent.model.steps import On
 from agent.status.snapshot import Snapshot
 
 _GPU = ["node", "pci_bus_id", "uuid", "gpu"]

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from agent.model.observation import printable
+from agent.model.text import printable
 
 _RENEW_S = 5
 _STALE_S = 30.0  # the judge loop turns each second

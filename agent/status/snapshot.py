@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agent.model.observation import Observation, Verdict
-from agent.model.world import SlotKind, Wait
+from agent.model.fault import Verdict
+from agent.model.observation import Observation
+from agent.model.steps import Wait
+from agent.model.world import SlotKind
 
 
 @dataclass(frozen=True, slots=True)

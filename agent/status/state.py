@@ -7,8 +7,8 @@ from typing import Any
 from agent.config.limits import Limits
 from agent.config.settings import Mode
 from agent.diagnosis.advice import clears, next_step
-from agent.diagnosis.linked import Sets
-from agent.model.observation import Fault, Remedy, rfc3339
+from agent.model.fault import Fault, Remedy, Sets
+from agent.model.text import rfc3339
 from agent.status.snapshot import Snapshot
 
 

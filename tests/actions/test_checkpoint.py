@@ -14,7 +14,8 @@ import pytest
 
 from agent.actions.checkpoint import Calls, post
 from agent.actions.kube import KubeHands
-from agent.model.world import AskCheckpoint, Local
+from agent.model.steps import AskCheckpoint
+from agent.model.world import Local
 from agent.remediation.plan import plan
 from tests.actions.test_kube import cluster, drive
 from tests.actions.test_pods import annotate, change, config, reset, said

@@ -11,8 +11,10 @@ import pytest
 
 from agent.actions.kube import KubeHands
 from agent.config.settings import Budget, Config, Mode
-from agent.model.observation import Remedy, Status, Verdict
-from agent.model.world import Announce, Evict, Local, RefusedError, Retaint, Step, TakeSlot, Wait
+from agent.model.errors import RefusedError
+from agent.model.fault import Remedy, Status, Verdict
+from agent.model.steps import Announce, Evict, Retaint, Step, TakeSlot, Wait
+from agent.model.world import Local
 from agent.remediation.plan import plan
 from agent.simulation.in_memory_cluster import PretendCluster
 from tests.observe import Judge, alive, lost, reading, xid

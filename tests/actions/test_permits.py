@@ -13,21 +13,11 @@ from hypothesis import strategies as st
 
 from agent.actions.kube import KubeHands
 from agent.config.settings import Budget, Config, Mode
-from agent.model.observation import rfc3339
-from agent.model.world import (
-    OUT_LABEL,
-    Evict,
-    Local,
-    RefusedError,
-    Retaint,
-    Slot,
-    SlotKind,
-    Step,
-    TakeSlot,
-    UnreachableError,
-    Wait,
-    World,
-)
+from agent.model.errors import RefusedError, UnreachableError
+from agent.model.names import OUT_LABEL
+from agent.model.steps import Evict, Retaint, Step, TakeSlot, Wait
+from agent.model.text import rfc3339
+from agent.model.world import Local, Slot, SlotKind, World
 from agent.remediation.budget import free_slot
 from agent.remediation.plan import plan
 from agent.simulation.in_memory_cluster import PretendCluster

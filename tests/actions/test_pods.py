@@ -14,8 +14,10 @@ import pytest
 from agent.actions.checkpoint import declared, post
 from agent.actions.kube import KubeHands
 from agent.config.settings import Config, Mode
-from agent.model.observation import Verdict
-from agent.model.world import Local, RefusedError, SlotKind, TakeSlot, Wait
+from agent.model.errors import RefusedError
+from agent.model.fault import Verdict
+from agent.model.steps import TakeSlot, Wait
+from agent.model.world import Local, SlotKind
 from agent.remediation.plan import plan
 from agent.simulation.in_memory_cluster import PretendCluster
 from tests.actions.test_kube import MERGE, cluster, drive, fatal, node

@@ -13,9 +13,9 @@ import yaml
 from agent.actions import rights
 from agent.actions.kube import KubeHands
 from agent.actions.rights import RIGHTS, Right, needed
-from agent.model.world import RefusedError
+from agent.model.errors import RefusedError
+from agent.model.ownership import ASKED, AUTOSCALER_TAINT, NOT_ASKED, OPERANDS
 from agent.remediation import plan
-from agent.remediation.presets import ASKED, AUTOSCALER_TAINT, NOT_ASKED, OPERANDS
 from agent.simulation.in_memory_cluster import PretendCluster
 from tests.actions.test_kube import EVICT, cluster, drive
 from tests.actions.test_permits import Clock

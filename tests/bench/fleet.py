@@ -11,7 +11,7 @@ from functools import partial
 from agent.actions.api import connect
 from agent.actions.kube import KubeHands
 from agent.config.settings import Budget, Config, Mode
-from agent.model.world import HARD_TAINT
+from agent.model.names import HARD_TAINT
 from agent.runtime.actor import Actor
 from tests.actions.test_kube import fatal
 from tests.cluster.control_plane import ControlPlane

@@ -8,7 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from agent.actions.api import connect
 from agent.actions.kube import KubeHands
 from agent.config.settings import Budget, Config, Mode
-from agent.model.world import HARD_TAINT, Local, RefusedError, SlotKind, UnreachableError, Wait
+from agent.model.errors import RefusedError, UnreachableError
+from agent.model.names import HARD_TAINT
+from agent.model.steps import Wait
+from agent.model.world import Local, SlotKind
 from agent.remediation.plan import plan
 from tests.actions.test_kube import drive, fatal, healthy
 from tests.cluster.control_plane import ControlPlane

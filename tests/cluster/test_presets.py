@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.remediation.presets import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED
+from agent.model.ownership import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS, Site, StartAgent
 from tests.cluster.control_plane import ControlPlane

@@ -11,7 +11,10 @@ import pytest
 from agent.actions.api import connect
 from agent.actions.kube import KubeHands
 from agent.config.settings import Config
-from agent.model.world import SOFT_TAINT, RefusedError, Retaint, Taint
+from agent.model.errors import RefusedError
+from agent.model.names import SOFT_TAINT
+from agent.model.steps import Retaint
+from agent.model.world import Taint
 from tests.cluster.conftest import Site, StartAgent
 from tests.cluster.control_plane import environment
 from tests.cluster.test_spine import UNHEALTHY, XID_79

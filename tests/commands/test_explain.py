@@ -9,7 +9,7 @@ from agent.config.limits import Limits
 from agent.config.settings import Config
 from agent.diagnosis.advice import ADVICE, clears, next_step
 from agent.diagnosis.rules import ROWS
-from agent.model.observation import Remedy, Severity
+from agent.model.fault import Remedy, Severity
 from agent.model.world import Taint, World
 from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.stored import dump

@@ -17,8 +17,9 @@ from agent.cli import main
 from agent.commands.replay import replay
 from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
-from agent.model.observation import Status
-from agent.model.world import GiveSlot, Local, SlotKind, World
+from agent.model.fault import Status
+from agent.model.steps import GiveSlot
+from agent.model.world import Local, SlotKind, World
 from agent.recording.recording import Planned, Recorder, Recording, Round
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.config.settings import Config
-from agent.model.observation import Status
+from agent.model.fault import Status
 from agent.runtime.daemon import Daemon
 from agent.simulation.gpu import h100_8
 from agent.sources.process.command_lines import supervisor

@@ -18,7 +18,7 @@ import yaml
 from agent import cli
 from agent.commands.diagnose import RefusedDiagnosisError, chosen, refusal, uuids
 from agent.config.settings import Config
-from agent.model.observation import Verdict
+from agent.model.fault import Verdict
 from agent.runtime.daemon import Daemon, serve
 from agent.simulation.gpu import h100_8
 from agent.sources.process.command_lines import names, supervisor

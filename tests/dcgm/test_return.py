@@ -15,7 +15,7 @@ import yaml
 
 from agent.actions.kube import KubeHands
 from agent.config.settings import Config
-from agent.model.world import HARD_TAINT
+from agent.model.names import HARD_TAINT
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon
 from agent.runtime.diag_runner import Checkup

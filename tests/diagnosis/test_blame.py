@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory, Orders, judge
-from agent.model.observation import Observation, Severity
+from agent.model.fault import Severity
+from agent.model.observation import Observation
 from tests.observe import GPU, OTHER, alive, reading, xid
 
 

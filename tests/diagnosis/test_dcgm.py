@@ -14,7 +14,8 @@ from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.rules.dcgm import EXPLAINED_BY, ROWS, disagreements
 from agent.diagnosis.rules.silence import blind
-from agent.model.observation import Failure, Missing, Observation, Severity, Signal, Status, Value
+from agent.model.fault import Severity, Status
+from agent.model.observation import Failure, Missing, Observation, Signal, Value
 from agent.recording.recording import Recorder, Recording, Round
 from tests.observe import GPU, OTHER, Judge, alive, ids, lost, reading, xid
 

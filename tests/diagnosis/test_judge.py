@@ -7,9 +7,10 @@ import pytest
 from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory
 from agent.diagnosis.resume import resumed
-from agent.model.observation import Failure, Missing, Observation, Remedy, Severity, Signal, Status
+from agent.model.fault import Remedy, Severity, Status
+from agent.model.observation import Failure, Missing, Observation, Signal
 from agent.remediation.records import Records
-from agent.remediation.stored import dump, load
+from agent.remediation.stored import dump, load, restored
 from tests.observe import GPU, OTHER, Judge, alive, ids, lost, reading, xid
 
 HOT = {"margin_c": -4, "slowdown_tlimit_c": -2, "shutdown_tlimit_c": -9, "temperature_c": 95}
@@ -310,7 +311,7 @@ def test_a_gpu_that_is_not_read_is_named_in_words_that_stay_the_same() -> None:
 def test_a_gpu_that_was_never_read_in_this_life_is_missed_as_the_node_knows_it() -> None:
     judge = Judge()
     stored = dump(judge.after(0, reading(), reading(OTHER), alive()), 1, 0, Records())
-    judge.memory = resumed(Memory(), stored, judge.now, judge.limits, {})
+    judge.memory = resumed(Memory(), restored(stored, judge.now), judge.limits, {})
     assert judge.each_poll(55, reading(OTHER), alive()).status is Status.HEALTHY
     assert judge.each_poll(15, reading(OTHER), alive()).status is Status.UNKNOWN
     assert ids(judge.each_poll(180, reading(OTHER), alive())) == [f"gpu-silent@{GPU}"]
@@ -319,6 +320,6 @@ def test_a_gpu_that_was_never_read_in_this_life_is_missed_as_the_node_knows_it()
 def test_without_nvml_no_gpu_is_silent() -> None:
     judge = Judge(expected=("kmsg",))
     stored = dump(Judge().after(0, reading(), alive()), 1, 0, Records())
-    judge.memory = resumed(Memory(), stored, judge.now, judge.limits, {})
+    judge.memory = resumed(Memory(), restored(stored, judge.now), judge.limits, {})
     verdict = judge.each_poll(600, alive("kmsg"))
     assert (verdict.status, verdict.blind) == (Status.HEALTHY, ())

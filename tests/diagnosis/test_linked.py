@@ -12,10 +12,11 @@ import pytest
 from agent.commands.explain import in_words, stored
 from agent.config.settings import Config
 from agent.diagnosis.judge import Orders, judge
-from agent.diagnosis.linked import in_force, linked
-from agent.model.observation import Card, Missing, Observation, Remedy, Verdict
+from agent.diagnosis.linked import linked
+from agent.model.fault import Card, Remedy, Verdict
+from agent.model.observation import Missing, Observation
 from agent.model.world import Pod, World
-from agent.remediation.drain import leaving
+from agent.remediation.drain import in_force, leaving
 from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.stored import dump, load
 from agent.simulation.gpu import SimulatedGpu, h100_8, v100_8

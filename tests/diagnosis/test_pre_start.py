@@ -11,10 +11,11 @@ import pytest
 from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
-from agent.model.observation import Missing, Observation, Remedy, Verdict
+from agent.model.fault import Remedy, Verdict
+from agent.model.observation import Missing, Observation
 from agent.remediation.other_controllers import released
 from agent.remediation.records import Attempt, Records, Stage
-from agent.remediation.stored import dump
+from agent.remediation.stored import dump, restored
 from tests.life import Life
 from tests.observe import Judge, alive, lost, reading, xid
 from tests.remediation.test_repair import returned
@@ -55,7 +56,7 @@ def life_after(*seen: Observation, stored: Verdict | None = None, gap_s: float =
     life = Judge(expected=("nvml", "kmsg"))
     text = dump(stored, 1, 0.0, Records()) if stored else None
     life.now += gap_s
-    life.memory = resumed(Memory(), text, life.now, Limits(), {})
+    life.memory = resumed(Memory(), restored(text, life.now), Limits(), {})
     life.after(1, alive(), alive("kmsg"), *seen)
     return life
 

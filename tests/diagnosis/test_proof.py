@@ -11,9 +11,10 @@ import pytest
 from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
-from agent.model.observation import Fault, Missing, Observation, Signal, Words
+from agent.model.fault import Fault
+from agent.model.observation import Missing, Observation, Signal, Words
 from agent.remediation.records import Records
-from agent.remediation.stored import dump, load
+from agent.remediation.stored import dump, load, restored
 from tests.observe import GPU, Judge, alive, lost, reading, xid
 
 Values = dict[str, Any]
@@ -48,7 +49,7 @@ def next_life(life: Judge, *readings: Values) -> Judge:
     """Another process of the agent, a minute later, by what the Node stores."""
     other = Judge(expected=("nvml", "kmsg"))
     other.now = life.now + 60
-    other.memory = resumed(Memory(), dump(life.after(0), 1, 0.0, Records()), other.now, Limits(), {})
+    other.memory = resumed(Memory(), restored(dump(life.after(0), 1, 0.0, Records()), other.now), Limits(), {})
     polls(other, *readings)
     return other
 
@@ -151,7 +152,7 @@ def test_what_fell_before_the_fault_came_again_or_was_cured_is_told_no_more() ->
     life.after(1, xid(95, source="kmsg"))
     assert fault(life).fell == ()
     other = broken(**CLEARED)
-    other.memory = resumed(other.memory, stored, other.now, Limits(), {})
+    other.memory = resumed(other.memory, restored(stored, other.now), Limits(), {})
     assert fault(other).fell == ()
     polls(life, {**CLEARED, "ecc_corrected_volatile": 0}, NEW, NEW)
     assert (fault(life).fell, fault(life).proved) == ((), True)
@@ -267,7 +268,7 @@ def test_what_came_again_before_the_next_life_read_its_gpu_may_have_come_after_t
 def test_a_fault_that_this_life_saw_before_it_read_what_was_stored_is_not_cured_by_an_earlier_reset() -> None:
     stored = dump(broken(**OLD).after(0), 1, 0.0, Records())
     life = broken(**NEW)
-    life.memory = resumed(life.memory, stored, life.now, Limits(), {})
+    life.memory = resumed(life.memory, restored(stored, life.now), Limits(), {})
     polls(life, NEW, NEW)
     assert not fault(life).proved
 
@@ -280,7 +281,7 @@ def test_what_an_older_agent_stored_is_read_and_proves_nothing() -> None:
     text = json.dumps(data)
     assert [f.counters for f in load(text, 0.0).faults] == [{}]
     life = Judge(expected=("nvml", "kmsg"))
-    life.memory = resumed(Memory(), text, life.now, Limits(), {})
+    life.memory = resumed(Memory(), restored(text, life.now), Limits(), {})
     polls(life, NEW, NEW, NEW)
     assert not fault(life).proved
 

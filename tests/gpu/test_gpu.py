@@ -13,7 +13,9 @@ import pytest
 
 from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory, judge
-from agent.model.observation import Observation, Severity, Signal, normalise_pci, parse_line
+from agent.model.fault import Severity
+from agent.model.observation import Observation, Signal, parse_line
+from agent.model.text import normalise_pci
 from agent.sources.nvml.session import Nvml
 
 SMI = {"uuid": "uuid", "name": "name", "pcie_max_width": "pcie.link.width.max",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.drill.kit import MARK
-from agent.model.world import HARD_TAINT
+from agent.model.names import HARD_TAINT
 from tests.image.build import IMAGE
 from tests.image.kit import KIT
 from tests.nodes.conftest import NAMESPACE, install, serves

@@ -9,8 +9,8 @@ import pytest
 from agent.actions.api import connect
 from agent.drill.cluster import Cluster, node_path
 from agent.drill.pod_exec import executor
-from agent.model.observation import normalise_pci
-from agent.model.world import RefusedError
+from agent.model.errors import RefusedError
+from agent.model.text import normalise_pci
 from agent.simulation.gpu import h100_8
 from tests.nodes.conftest import NAMESPACE, Site
 from tests.nodes.test_end_to_end import HARD, index

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.model.world import UnreachableError
+from agent.model.errors import UnreachableError
 from tests.life import Life
 from tests.remediation.test_repair import returned
 

@@ -13,8 +13,10 @@ import pytest
 
 from agent.commands.explain import stored
 from agent.config.settings import Budget, Config, Mode, Repair
-from agent.model.observation import Remedy, Status, Verdict
-from agent.model.world import HARD_TAINT, Local, RefusedError
+from agent.model.errors import RefusedError
+from agent.model.fault import Remedy, Status, Verdict
+from agent.model.names import HARD_TAINT
+from agent.model.world import Local
 from agent.remediation.plan import plan
 from agent.remediation.records import Idle, Stage
 from agent.remediation.stored import MalformedError, load

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.diagnosis.rules.xid import CATALOG
-from agent.model.observation import Observation, Severity, Signal, Verdict
+from agent.model.fault import Severity, Verdict
+from agent.model.observation import Observation, Signal
 from tests.observe import GPU, OTHER, Judge, alive, lost, reading, xid
 
 EXAMPLES = settings(max_examples=40, deadline=None)

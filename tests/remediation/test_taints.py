@@ -8,8 +8,11 @@ from typing import Any
 
 from agent.config.limits import Limits
 from agent.config.settings import Budget, Config, Mode
-from agent.model.observation import Remedy, Status, Verdict
-from agent.model.world import HARD_TAINT, SOFT_TAINT, Local, RefusedError, Taint, TakeSlot, Wait
+from agent.model.errors import RefusedError
+from agent.model.fault import Remedy, Status, Verdict
+from agent.model.names import HARD_TAINT, SOFT_TAINT
+from agent.model.steps import TakeSlot, Wait
+from agent.model.world import Local, Taint
 from agent.remediation.plan import plan
 from agent.remediation.taints import aimed_taints, effect_on
 from tests.actions.test_kube import MERGE, KubeHands, cluster, drive, fatal, healthy, holders, node, taints

@@ -10,9 +10,11 @@ import pytest
 
 from agent.commands.explain import stored
 from agent.config.settings import Config, ConfigError, load
-from agent.model.world import Diagnose, Hands, Step, World
+from agent.model.hands import Hands
+from agent.model.ownership import OPERAND_PAUSED
+from agent.model.steps import Diagnose, Step
 from agent.model.world import Diagnosed as Ended
-from agent.remediation.presets import OPERAND_PAUSED
+from agent.model.world import World
 from tests.life import CHECK, CONFIG, Killed, Life, lives
 from tests.observe import GPU, OTHER
 from tests.remediation.test_repair import MERGE, REBOOT, RESET, job_of, returned

@@ -9,8 +9,10 @@ from typing import Any
 from agent.actions.kube import KubeHands
 from agent.config.limits import Limits
 from agent.config.settings import Budget, Config, Drain, Mode, Repair
-from agent.model.observation import Verdict
-from agent.model.world import HARD_TAINT, On, SlotKind
+from agent.model.fault import Verdict
+from agent.model.names import HARD_TAINT
+from agent.model.steps import On
+from agent.model.world import SlotKind
 from agent.runtime.actor import Actor
 from agent.runtime.actor_view import view
 from agent.simulation.in_memory_cluster import PretendCluster

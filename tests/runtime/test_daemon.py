@@ -12,8 +12,8 @@ from typing import NoReturn
 import pytest
 
 from agent.config.settings import Config
-from agent.model.observation import Status
-from agent.model.world import UnreachableError
+from agent.model.errors import UnreachableError
+from agent.model.fault import Status
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon, serve
 from agent.simulation.simulated import inject

@@ -13,8 +13,11 @@ import pytest
 
 from agent.actions.kube import KubeHands
 from agent.config.settings import Config
-from agent.model.observation import Remedy, Status, Verdict
-from agent.model.world import Diagnose, Diagnosed, Hands, RefusedError
+from agent.model.errors import RefusedError
+from agent.model.fault import Remedy, Status, Verdict
+from agent.model.hands import Hands
+from agent.model.steps import Diagnose
+from agent.model.world import Diagnosed
 from agent.recording.recording import _world
 from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.stored import dump

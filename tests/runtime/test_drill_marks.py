@@ -20,10 +20,11 @@ from agent.config.settings import Config
 from agent.diagnosis.advice import clears, next_step
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
-from agent.model.observation import Observation, Status
+from agent.model.fault import Status
+from agent.model.observation import Observation
 from agent.recording.recording import Recorder
 from agent.remediation.records import Records
-from agent.remediation.stored import dump
+from agent.remediation.stored import dump, restored
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon
 from agent.runtime.drill_marks import Rehearsal, valid
@@ -113,7 +114,7 @@ def test_the_judge_believes_nothing_of_a_drill_but_the_nodes_own_and_only_while_
     assert verdict.withdraw
     stored = dump(verdict, None, NOW, Records())
     for after, withdrawn in ((Orders(), False), (orders, True)):  # an agent that starts anew
-        life = resumed(Memory(), stored, 200.0, limits, {})
+        life = resumed(Memory(), restored(stored, 200.0), limits, {})
         assert judge(life, [alive(), reading()], 201.0, NOW, limits, ("nvml",), after)[1].withdraw is withdrawn
     _, verdict = judge(memory, [], 103.0, NOW, limits, ("nvml",), Orders())
     assert (ids(verdict), verdict.withdraw) == ([], False), "it ends with its annotation"

@@ -14,7 +14,8 @@ from agent.actions.kube import KubeHands
 from agent.config.limits import Limits
 from agent.config.settings import Config
 from agent.model.observation import Missing
-from agent.model.world import On, SlotKind, Wait
+from agent.model.steps import On, Wait
+from agent.model.world import SlotKind
 from agent.status.metrics import families
 from agent.status.snapshot import PermitsView, Snapshot, SourceView
 from agent.status.state import state

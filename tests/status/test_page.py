@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry
 
 from agent.config.limits import Limits
 from agent.config.settings import Http
-from agent.model.observation import Status
-from agent.model.world import Wait
+from agent.model.fault import Status
+from agent.model.steps import Wait
 from agent.status.page import HEADERS, page
 from agent.status.server import Server
 from agent.status.state import state

@@ -21,7 +21,7 @@ from agent.diagnosis.rules import (
     temperature,
     xid,
 )
-from agent.model.observation import Finding
+from agent.model.fault import Finding
 
 Rule = Callable[[History, Limits], Iterable[Finding]]
 RULES: tuple[Rule, ...] = (

@@ -8,7 +8,7 @@ from dataclasses import replace
 from agent.config.limits import Limits
 from agent.diagnosis.history import Blame, History
 from agent.diagnosis.row import Row
-from agent.model.observation import Finding, Remedy, Severity
+from agent.model.fault import Finding, Remedy, Severity
 
 SUSPECT = Row("app-errors", Severity.DEGRADED, Remedy.CONTACT_SUPPORT,
               "programs of distinct workloads failed alike on this GPU and not on others", "",

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from agent.config.limits import Limits
 from agent.diagnosis.history import History
 from agent.diagnosis.row import Row
-from agent.model.observation import Finding, Observation, Remedy, Severity
+from agent.model.fault import Finding, Remedy, Severity
+from agent.model.observation import Observation
 
 _HOLDS_SHARE = 0.05  # what a slowdown must fall under before it may clear
 _HW_SLOWDOWN, _HW_SPECIFIC = 0x8, 0xC0  # the umbrella bit, and the two that say which slowdown it is

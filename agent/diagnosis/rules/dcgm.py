@@ -14,7 +14,8 @@ from importlib.resources import files
 from agent.config.limits import Limits
 from agent.diagnosis.history import SECOND, History, number
 from agent.diagnosis.row import Row
-from agent.model.observation import Finding, Observation, Remedy, Severity
+from agent.model.fault import Finding, Remedy, Severity
+from agent.model.observation import Observation
 
 _NOTICE, _DEGRADED, _FATAL = Severity.NOTICE, Severity.DEGRADED, Severity.FATAL
 _NONE, _ASK, _RESET = Remedy.NONE, Remedy.CONTACT_SUPPORT, Remedy.RESET_GPU

@@ -9,7 +9,8 @@ from importlib.resources import files
 from agent.config.limits import Limits
 from agent.diagnosis.history import SECOND, SECOND_LATE_S, History, number
 from agent.diagnosis.row import Row
-from agent.model.observation import Finding, Observation, Remedy, Severity, Signal, Words
+from agent.model.fault import Finding, Remedy, Severity
+from agent.model.observation import Observation, Signal, Words
 
 _LINK_FAULT = 20034  # also what a switch says when the GPU at the link's other end was reset or lost
 _SECONDARY_S = 60.0

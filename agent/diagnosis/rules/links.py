@@ -8,7 +8,8 @@ from math import ceil
 from agent.config.limits import Limits
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import Row
-from agent.model.observation import Finding, Observation, Remedy, Severity
+from agent.model.fault import Finding, Remedy, Severity
+from agent.model.observation import Observation
 
 _MINUTES, _BAD_MINUTES = 5, 3
 _MANY = 10  # times the limit of a notice

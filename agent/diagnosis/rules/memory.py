@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from agent.config.limits import Limits
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import Row
-from agent.model.observation import Finding, Observation, Remedy, Severity
+from agent.model.fault import Finding, Remedy, Severity
+from agent.model.observation import Observation
 
 Test = Callable[[Observation, Limits], bool]
 

@@ -8,7 +8,8 @@ from agent.config.limits import Limits
 from agent.diagnosis.cards import HELD_BY_NOBODY_ELSE, missing
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import Row
-from agent.model.observation import Finding, Observation, Remedy, Severity, Signal
+from agent.model.fault import Finding, Remedy, Severity
+from agent.model.observation import Observation, Signal
 
 LOST = Row("gpu-lost", Severity.FATAL, Remedy.REBOOT_NODE, "the GPU no longer answers on the bus")
 RESET_REQUIRED = Row("gpu-reset-required", Severity.FATAL, Remedy.RESET_GPU,

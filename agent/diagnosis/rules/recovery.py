@@ -8,7 +8,8 @@ from dataclasses import replace
 from agent.config.limits import Limits
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import Row
-from agent.model.observation import Finding, Observation, Remedy, Severity, Signal
+from agent.model.fault import Finding, Remedy, Severity
+from agent.model.observation import Observation, Signal
 
 # NVML_GPU_RECOVERY_ACTION_*. An action that is not listed asks for a human: DCGM 4.6 rejects 5 to 7, we don't.
 ACTIONS = {

@@ -10,7 +10,8 @@ from agent.config.limits import Limits
 from agent.diagnosis.cards import missing
 from agent.diagnosis.history import SECOND, History
 from agent.diagnosis.row import Row
-from agent.model.observation import Evidence, Failure, Finding, Observation, Remedy, Severity
+from agent.model.fault import Evidence, Finding, Remedy, Severity
+from agent.model.observation import Failure, Observation
 
 _SILENT = {
     source: Row(f"{source}-silent", severity, Remedy.CONTACT_SUPPORT, f"the source {source} has finished no poll")

@@ -8,7 +8,8 @@ from dataclasses import replace
 from agent.config.limits import Limits
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import Row
-from agent.model.observation import Finding, Observation, Remedy, Severity
+from agent.model.fault import Finding, Remedy, Severity
+from agent.model.observation import Observation
 
 _NEAR_SHUTDOWN_MARGIN_C = 1
 _NEAR_SHUTDOWN_C = 2

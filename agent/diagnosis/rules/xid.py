@@ -11,7 +11,8 @@ from agent.config.limits import Limits
 from agent.diagnosis.history import UNCORRECTABLE_XID, History, number
 from agent.diagnosis.row import Row
 from agent.diagnosis.rules.memory import contains_errors
-from agent.model.observation import Finding, Observation, Remedy, Severity, Signal
+from agent.model.fault import Finding, Remedy, Severity
+from agent.model.observation import Observation, Signal
 
 _CURED_BY_US = (Remedy.RESET_GPU, Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
 # NVLink 5 errors are as bad as their own line says; NVML's event has no line, and the table speaks.

@@ -20,7 +20,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from agent.model.observation import normalise_pci
+from agent.model.text import normalise_pci
 from agent.sources.dcgm.bindings import Bindings, NoBindingsError, load
 from agent.sources.dcgm.engine import EngineError, where
 from agent.sources.dcgm.fields import text

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agent.model.observation import printable
+from agent.model.text import printable
 
 LONGEST_S = {1: 600.0, 2: 1800.0, 3: 7200.0, 4: 14400.0}  # several times what each level usually takes
 LONGEST_BYTES = 1024 * 1024  # of a result: a test, a GPU and a message of at most 1 KiB each

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from agent.model.observation import Failure, Missing, Observation, Signal, Value, normalise_pci
+from agent.model.observation import Failure, Missing, Observation, Signal, Value
+from agent.model.text import normalise_pci
 from agent.sources.dcgm import switches as dcgm_switches
 from agent.sources.dcgm.bindings import Bindings
 from agent.sources.dcgm.fields import FIELDS, XID, decoded, text

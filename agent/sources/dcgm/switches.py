@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.model.observation import normalise_pci
+from agent.model.text import normalise_pci
 from agent.sources.dcgm.bindings import Bindings
 from agent.sources.dcgm.fields import plain
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.model.observation import Signal, Value, Words, normalise_pci
+from agent.model.observation import Signal, Value, Words
+from agent.model.text import normalise_pci
 
 # A record speaks for the driver only if it begins so: audit and other records quote paths and names that anyone can
 # choose, and bear facility 0 too.

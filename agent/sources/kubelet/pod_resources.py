@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.model.observation import printable
+from agent.model.text import printable
 
 _METHOD = "/v1.PodResourcesLister/List"
 _ANSWER_S, _LONGEST_S = 5.0, 10.0

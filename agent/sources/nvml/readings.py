@@ -8,7 +8,7 @@ from typing import Any
 
 import pynvml as nv
 
-from agent.model.observation import normalise_pci
+from agent.model.text import normalise_pci
 from agent.sources.nvml.pod_of_process import pod_of
 from agent.sources.nvml.return_codes import SICK, UNSUPPORTED
 

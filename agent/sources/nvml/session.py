@@ -17,7 +17,8 @@ from typing import Any
 
 import pynvml as nv
 
-from agent.model.observation import Failure, Missing, Observation, Signal, Value, normalise_pci
+from agent.model.observation import Failure, Missing, Observation, Signal, Value
+from agent.model.text import normalise_pci
 from agent.sources.nvml.device import Gpu
 from agent.sources.nvml.pci_bus import SYSFS, missing
 from agent.sources.nvml.readings import Handle

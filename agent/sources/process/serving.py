@@ -23,7 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agent.model.observation import Failure, Observation, normalise_pci, rfc3339
+from agent.model.observation import Failure, Observation
+from agent.model.text import normalise_pci, rfc3339
 from agent.sources.dcgm.diag_process import UndiagnosedError, asked
 from agent.sources.kubelet.pod_resources import UnaskedError
 from agent.sources.process.supervisor import Known, Supervisor

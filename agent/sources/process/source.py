@@ -9,7 +9,8 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from agent.model.observation import Failure, Observation, Signal, parse_line, printable
+from agent.model.observation import Failure, Observation, Signal, parse_line
+from agent.model.text import printable
 
 _READ_BYTES = 64 * 1024  # a call; the pipe holds the rest back in the source
 _LONGEST_LINE_BYTES = 16 * 1024

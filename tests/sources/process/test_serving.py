@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from agent.config.settings import Config
-from agent.model.observation import Failure, Observation, Signal, Status
+from agent.model.fault import Status
+from agent.model.observation import Failure, Observation, Signal
 from agent.runtime.daemon import Daemon
 from agent.simulation.simulated import inject
 from agent.sources.dcgm.diag_process import LONGEST_BYTES, UndiagnosedError

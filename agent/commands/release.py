@@ -1,0 +1,25 @@
+"""``release``: takes everything of ours off one node or all of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from agent.actions.api import connect
+from agent.actions.removal import release
+from agent.commands.setup import configured
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--node", metavar="N")
+    whose.add_argument("--all", action="store_true", help="every node, and the permits")
+    parser.add_argument("--config", metavar="F", help="for budget.namespace")
+    parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: the pod's service account)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = configured(arguments.config)
+    for sentence in release(connect(arguments.kubeconfig), config.budget.namespace, arguments.node):
+        sys.stdout.write(sentence + "\n")
+    return 0

@@ -1,0 +1,60 @@
+"""``run``: the agent of this node."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from agent import __version__
+from agent.commands.setup import add_directory, configured, hands, simulated, stop_on_signals
+from agent.config.settings import ConfigError
+from agent.recording.recording import recorder
+from agent.runtime import log
+from agent.runtime.actor import Actor
+from agent.runtime.daemon import Daemon, serve
+from agent.runtime.diag_runner import Checkup
+from agent.sources.process.command_lines import names, supervisor
+from agent.sources.process.remote import Remote
+from agent.sources.process.supervisor import Sources
+
+_SWITCH_S = 0.0005
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="F", help="the YAML configuration (default: all defaults, mode observe)")
+    parser.add_argument("--node", metavar="N", help="the Node object to write to (default: NODE_NAME)")
+    parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: the pod's service account)")
+    add_directory(parser)
+    parser.add_argument("--simulate", metavar="SCENARIO", nargs="?", const="idle", help="simulated GPUs")
+    parser.add_argument("--sources", type=Path, metavar="S", help="the socket of 'sources' in another container")
+    parser.add_argument("--record", type=Path, metavar="F", help="write down what is seen and decided, for replay")
+    parser.add_argument("--dry-run", action="store_true", help="look and plan, write nothing at all")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = configured(arguments.config)
+    node = arguments.node or config.node or os.environ.get("NODE_NAME")
+    if not node:
+        raise ConfigError("node: not named; set it in the file, with --node, or in the environment's NODE_NAME")
+    directory = None
+    if not arguments.sources:
+        config, directory = simulated(arguments, config)
+    log.configure(node)
+    there = arguments.sources
+    sources: Sources = Remote(there, names(config)) if there else supervisor(config, directory)
+    connect = partial(hands, arguments.kubeconfig, node, config)
+    able = (lambda: Checkup(connect(), sources.diagnose)) if config.repair.diagnose else connect
+    actor = Actor(config, able, arguments.dry_run, log.tell)
+    daemon = Daemon(config, node, actor, log.tell, sources)
+    if arguments.record:
+        daemon.record(recorder(arguments.record, config, node, sources.names))
+    server = serve(config, daemon)
+    log.tell("started", version=__version__, mode=str(config.mode), port=server.port, dry_run=arguments.dry_run)
+    # The act thread must not wait Python's default 5 ms for the judge to let go of the interpreter.
+    sys.setswitchinterval(_SWITCH_S)
+    daemon.run(stop_on_signals())
+    server.shutdown()
+    return 0

@@ -1,0 +1,78 @@
+"""What several commands begin with: the configuration, the hands on a cluster, a simulation's folder, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from agent.config.settings import Config, ConfigError, load
+from agent.model.hands import Hands
+
+USAGE, CONFIG, NOT_NOW, FAILED = 64, 78, 75, 1  # sysexits EX_USAGE, EX_CONFIG, EX_TEMPFAIL
+
+
+def say(code: int, sentence: str) -> int:
+    """A sentence on standard error, and the exit code that goes with it."""
+    sys.stderr.write(f"gpu-health-agent: {sentence}\n")
+    return code
+
+
+def configured(path: str | None) -> Config:
+    """The configuration file, its overrides checked against the rules that there are."""
+    from agent.diagnosis.effective import wrong_override
+
+    config = load(path)
+    if wrong := wrong_override(config.policy):
+        raise ConfigError(f"{path}: {wrong}")
+    return config
+
+
+def hands(kubeconfig: str | None, node: str, config: Config) -> Hands:
+    """Credentials from a kubeconfig file, else from the pod's service account."""
+    from agent.actions.api import connect
+    from agent.actions.kube import KubeHands
+
+    return KubeHands(connect(kubeconfig), node, config)
+
+
+def simulated(arguments: argparse.Namespace, config: Config) -> tuple[Config, Path | None]:
+    """The configuration with simulated GPUs, if any; an unknown scenario is said before anything starts."""
+    from agent.simulation.scenario import load_scenario
+
+    scenario = arguments.simulate or config.sources.simulated.scenario
+    if not scenario:
+        return config, None
+    load_scenario(scenario)
+    held = config.sources.pods.socket.is_socket()  # by nobody, unless a kubelet is there to be asked
+    update = {
+        "simulated": config.sources.simulated.model_copy(update={"scenario": scenario}),
+        "pods": config.sources.pods.model_copy(update={"enabled": config.sources.pods.enabled and held}),
+    }
+    sources = config.sources.model_copy(update=update)
+    return config.model_copy(update={"sources": sources}), private(arguments.simulation_dir)
+
+
+def private(directory: Path) -> Path:
+    """A folder that nobody else may write to: whoever can, can inject faults."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory.stat().st_uid != os.getuid() or directory.is_symlink():
+        raise ConfigError(f"--simulation-dir: {directory} belongs to somebody else; name another folder")
+    return directory
+
+
+def add_directory(parser: argparse.ArgumentParser) -> None:
+    from agent.simulation.scenario import simulation_directory
+
+    default = simulation_directory()
+    parser.add_argument("--simulation-dir", type=Path, default=default, metavar="D", help=argparse.SUPPRESS)
+
+
+def stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

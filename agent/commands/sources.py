@@ -1,0 +1,36 @@
+"""``sources``: what is seen, for an agent in another container."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from agent.commands.setup import add_directory, configured, simulated
+from agent.sources.process.command_lines import commands, diagnosis, hung_s
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="F", help="the agent's own file")
+    parser.add_argument("--socket", type=Path, required=True, metavar="S", help="where the agent finds them")
+    parser.add_argument("--simulate", metavar="SCENARIO", nargs="?", const="idle", help="simulated GPUs")
+    add_directory(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Becomes a process without this one's libraries: it runs on each node for the sake of nothing but the sources."""
+    config, directory = simulated(arguments, configured(arguments.config))
+    if directory:
+        (directory / "kmsg").touch()
+    facts = {
+        "socket": arguments.socket,
+        "kubelet": config.sources.pods.socket,
+        "hung-s": hung_s(config),
+        "commands": json.dumps(commands(config, directory)),
+        "diagnosis": json.dumps(diagnosis(config)),
+    }
+    options = [text for name, fact in facts.items() for text in (f"--{name}", str(fact))]
+    program = [sys.executable, "-m", "agent.sources.process.serving", *options]
+    os.execv(sys.executable, program)  # noqa: S606 - this very Python

@@ -1,0 +1,157 @@
+"""What is wrong: findings, faults, and the verdict over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a slot held when it was last read."""
+
+    uuid: str
+    nvlinks: int = 0  # the most that were ever seen up
+    peers: frozenset[str] | None = frozenset()  # addresses that its links bind it to in a reset; None: not known
+
+
+class Severity(IntEnum):
+    NOTICE = 0
+    DEGRADED = 1
+    FATAL = 2
+
+
+class Remedy(StrEnum):
+    """The action words, from mildest to hardest; ``rank`` orders them."""
+
+    NONE = "none"
+    RESTART_WORKLOAD = "restart_workload"
+    CONTACT_SUPPORT = "contact_support"
+    RESET_GPU = "reset_gpu"
+    REBOOT_NODE = "reboot_node"
+    REPLACE_NODE = "replace_node"
+
+    @property
+    def rank(self) -> int:
+        return _RANKS[self]
+
+
+_RANKS = {remedy: rank for rank, remedy in enumerate(Remedy)}
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One thing that was seen, kept with the fault it speaks for."""
+
+    at: float  # Unix seconds
+    source: str
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a rule concludes from the history right now. ``judge`` owns when it becomes a fault and ends."""
+
+    rule: str  # xid-79, temperature …: the same string in log, metric, condition, alert and README
+    pci: str  # empty for the node itself
+    severity: Severity
+    remedy: Remedy
+    message: str
+    evidence: Evidence
+    seen: float  # monotonic seconds of the evidence: only new evidence confirms
+    witness: str  # the source whose silence stops the clearing clock
+    confirm_s: float = 0.0
+    clear_s: float | None = None  # None is latched: only a proof of cure ends it
+    holds_only: bool = False  # inside the hysteresis: keeps a fault standing, begins none
+    signals: tuple[str, ...] = ()  # the readings without which its absence can't be seen
+    instance: int | None = None  # the MIG GPU instance that it stays on
+    pod: str = ""  # the UID of the pod whose fault it is
+    drill: str = ""  # the nonce of the drill whose word it is; a real fault beside it is another fault
+
+    @property
+    def id(self) -> str:
+        """``xid-79@0000:1b:00.0``, ``/gi5`` on MIG instance 5, ``/drill`` in a drill, ``rule@node`` of a node's own."""
+        instance = "" if self.instance is None else f"/gi{self.instance}"
+        return f"{self.rule}@{self.pci or 'node'}{instance}{'/drill' if self.drill else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A finding with its life: when it began, who saw it, how long it has been absent."""
+
+    finding: Finding
+    since: float  # Unix seconds of the first evidence
+    began: float  # monotonic seconds when it was first found
+    last: float  # monotonic seconds of the last evidence
+    uuid: str = ""  # of the card in the slot then; another card there ends the fault
+    boot_id: str = ""
+    count: int = 1
+    absent_s: float = 0.0
+    confirmed: bool = False
+    proved: bool = False  # the cure of a latched fault was proved; it now soaks
+    counters: Mapping[str, float] = field(default_factory=dict)  # the least of each: all lower tell a reset
+    fell: tuple[str, ...] = ()  # those that fell since the last evidence and proved no reset
+    late: bool = False  # only a record from before the agent's start speaks for it
+    witnesses: tuple[Evidence, ...] = ()  # the first word of each source that saw it
+    joined: tuple[Fault, ...] = ()  # its symptoms: faults of their own that this one explains
+    doubts: tuple[str, ...] = ()  # where the witnesses disagree
+
+
+class Status(StrEnum):
+    """One word for the node: the gravest fault that stands; without one, whether everything is seen."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is wrong now. ``faults`` are confirmed, worst first, each with its symptoms joined to it."""
+
+    at: float  # Unix seconds
+    status: Status
+    remedy: Remedy
+    faults: tuple[Fault, ...] = ()
+    blind: tuple[str, ...] = ()  # sources that should speak and don't, GPUs that aren't read, each with the reason
+    boot_id: str = ""
+    kernel_seq: int | None = None  # the last kernel record that this verdict has taken in
+    standing: tuple[Fault, ...] = ()  # the same faults before any was joined to another: what a restart must know
+    onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
+    dismissed: frozenset[str] = frozenset()  # the fault ids of the operator's words that were obeyed
+    cards: Mapping[str, Card] = field(default_factory=dict)  # the node's GPUs, those that are gone too
+    resets: frozenset[str] = frozenset()  # UUIDs of the GPUs whose reset by us was known to the judge
+    idle: frozenset[str] = frozenset()  # ids of degraded faults that are mended now, for nobody uses their GPUs
+    heard: frozenset[str] = frozenset()  # UUIDs of the GPUs that answered since the agent's start, whatever it was
+    linked: Mapping[str, frozenset[str]] = field(default_factory=dict)  # GPU UUID → others that its reset must name
+
+    @property
+    def fatal(self) -> tuple[Fault, ...]:
+        return tuple(f for f in self.faults if f.finding.severity is Severity.FATAL)
+
+    @property
+    def mended(self) -> tuple[Fault, ...]:
+        """The faults that the node is withdrawn and repaired for: the fatal ones, or else those of idle GPUs."""
+        return self.fatal or tuple(f for f in self.faults if f.finding.id in self.idle)
+
+    @property
+    def withdraw(self) -> bool:
+        """Whether the node should be out of service."""
+        return bool(self.mended)
+
+
+Sets = Mapping[str, frozenset[str]]  # GPU UUID → UUIDs of the others that must be in its reset
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What the judge of one life of the agent hands to that of the next."""
+
+    boot_id: str = ""
+    kernel_seq: int | None = None
+    faults: tuple[Fault, ...] = ()
+    onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
+    dismissed: frozenset[str] = frozenset()  # the operator's words that were obeyed
+    cards: Mapping[str, Card] = field(default_factory=dict)

@@ -1,0 +1,44 @@
+"""Names that other controllers read as well, and the mark in each that says it is ours."""
+
+from __future__ import annotations
+
+from agent.model.names import HARD_TAINT, SOFT_TAINT
+from agent.model.world import Condition, Taint
+
+# Cluster Autoscaler counts the node as ready and plans nothing onto it: for pods that find no place it brings another.
+# It reads the key alone (its utils/taints), so the value is free to say whose the taint is.
+AUTOSCALER_TAINT = Taint(
+    "status-taint.cluster-autoscaler.kubernetes.io/gpu-unhealthy", "gpu-health-agent", "NoSchedule"
+)
+
+
+# Karpenter replaces a node on which this was False for 10 minutes, past every budget: an act, and never a report. It
+# reads the status alone (karpenter-provider-aws, pkg/cloudprovider), so the reasons say whose the condition is.
+ACCELERATED = "AcceleratedHardwareReady"
+
+
+ASKED, NOT_ASKED = "GpuHealthAgentAsksForReplacement", "GpuHealthAgentAsksForNothing"
+
+
+# gpu-operator deploys its clients of a GPU by these Node labels where they are "true"; the values are their pods' label
+# "app". The driver's and the container toolkit's are never touched. NVIDIA's driver manager and MIG manager pause them
+# alike, by paused-for-driver-upgrade and paused-for-mig-change, and leave a "false" to whoever wrote it.
+OPERANDS = {
+    "nvidia.com/gpu.deploy.device-plugin": "nvidia-device-plugin-daemonset",
+    "nvidia.com/gpu.deploy.gpu-feature-discovery": "gpu-feature-discovery",
+    "nvidia.com/gpu.deploy.dcgm": "nvidia-dcgm",
+    "nvidia.com/gpu.deploy.dcgm-exporter": "nvidia-dcgm-exporter",
+}
+
+
+OPERAND_ON, OPERAND_PAUSED = "true", "paused-for-gpu-reset"
+
+
+def own_taint(taint: Taint) -> bool:
+    """Whether it is ours to change and to remove."""
+    return taint.key in (HARD_TAINT, SOFT_TAINT) or taint == AUTOSCALER_TAINT
+
+
+def own_condition(condition: Condition) -> bool:
+    """For one that others set too."""
+    return condition.reason in (ASKED, NOT_ASKED)

@@ -1,0 +1,109 @@
+"""The steps that change the cluster, one write each, and the wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from agent.model.world import Condition, Pod, SlotKind, Taint
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Write conditions, labels and the stored state; nothing that keeps a pod away."""
+
+    conditions: tuple[Condition, ...] = ()
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    stored: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retaint:
+    """Set our taints to exactly these, with labels and stored state in the same write."""
+
+    taints: tuple[Taint, ...]
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    stored: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSlot:
+    kind: SlotKind
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveSlot:
+    kind: SlotKind
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    pod: Pod
+    checkpoint: str = "none"  # how its checkpoint ended: none, saved, expired, unconfirmed
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Past its budget, after the drain's deadline and where the configuration says so."""
+
+    pod: Pod
+    checkpoint: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class AskCheckpoint:
+    pod: Pod
+
+
+@dataclass(frozen=True, slots=True)
+class StartJob:
+    """Create an attempt's Job from its remedy's template, on this node."""
+
+    name: str
+    remedy: str
+    uuids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnose:
+    """Begin DCGM's diagnosis of these GPUs, by the agent itself."""
+
+    name: str
+    level: int
+    uuids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """An Event on the Node, or on a pod of it. The name is derived from what it tells, so that it is told once."""
+
+    name: str
+    warning: bool
+    reason: str
+    message: str
+    pod: str = ""  # its UID
+
+
+class On(StrEnum):
+    """What a Wait waits for, as far as alerts tell it apart."""
+
+    OTHER = "other"  # it passes by itself
+    PERMIT = "permit"  # the budget is spent
+    EVICTION = "eviction"  # a PodDisruptionBudget refused one
+    POD = "pod"  # only a person can move it
+    REPAIR = "repair"  # only a person can decide how it goes on
+    STOPPED = "stopped"  # somebody or something keeps the agent from acting at all
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing may be done about this now, and why."""
+
+    why: str
+    on: On = On.OTHER
+
+
+Step = Report | Retaint | TakeSlot | GiveSlot | AskCheckpoint | Evict | Delete | StartJob | Diagnose | Announce | Wait
