@@ -42,30 +42,65 @@ SOURCES = ("kmsg", "nvml")
 _START = 1_760_000_000.0
 _MARGIN: dict[str, Value] = {"margin_c": 40, "slowdown_tlimit_c": -2, "shutdown_tlimit_c": -9, "temperature_c": 45}
 _DEGREES: dict[str, Value] = {
-    "temperature_c": 45, "temperature_slowdown_c": 93, "temperature_shutdown_c": 96, "temperature_mem_max_c": 95,
+    "temperature_c": 45,
+    "temperature_slowdown_c": 93,
+    "temperature_shutdown_c": 96,
+    "temperature_mem_max_c": 95,
     "margin_c": Missing.UNSUPPORTED,
-}  # fmt: skip
+}
 _COMMON: dict[str, Value] = {
-    "recovery_action": 0, "ecc_mode": 1, "ecc_mode_pending": 1, "ecc_uncorrected_volatile": 0,
-    "ecc_uncorrected_aggregate": 0, "ecc_corrected_volatile": 0, "remapped_rows_pending": 0, "pcie_width": 16,
-    "remapped_rows_failure": 0, "remapped_rows_uncorrected": 0, "sram_threshold_exceeded": 0, "pcie_max_width": 16,
-    "pcie_replays": 0, "pcie_fatal_errors": 0, "persistence_mode": 1, "inforom_corrupt": 0, "hw_thermal_ns": 0,
-    "sw_thermal_ns": 0, "hw_power_brake_ns": 0, "clocks_event_reasons": 1, "memory_temperature_c": 50,
-}  # fmt: skip
-_NVLINK: dict[str, Value] = {"nvlink_active": 18, "nvlink_replay": 0, "nvlink_recovery": 0, "nvlink_crc": 0,
-                             "nvlink_recovery_failed": 0, "fabric_state": 3, "fabric_health_mask": 0x1AA,
-                             "fabric_health_summary": 1}  # fmt: skip
-_HIDDEN = dict.fromkeys(("ecc_uncorrected_volatile", "ecc_corrected_volatile", "remapped_rows_pending",
-                         "remapped_rows_failure"), Missing.UNSUPPORTED)  # fmt: skip
+    "recovery_action": 0,
+    "ecc_mode": 1,
+    "ecc_mode_pending": 1,
+    "ecc_uncorrected_volatile": 0,
+    "ecc_uncorrected_aggregate": 0,
+    "ecc_corrected_volatile": 0,
+    "remapped_rows_pending": 0,
+    "pcie_width": 16,
+    "remapped_rows_failure": 0,
+    "remapped_rows_uncorrected": 0,
+    "sram_threshold_exceeded": 0,
+    "pcie_max_width": 16,
+    "pcie_replays": 0,
+    "pcie_fatal_errors": 0,
+    "persistence_mode": 1,
+    "inforom_corrupt": 0,
+    "hw_thermal_ns": 0,
+    "sw_thermal_ns": 0,
+    "hw_power_brake_ns": 0,
+    "clocks_event_reasons": 1,
+    "memory_temperature_c": 50,
+}
+_NVLINK: dict[str, Value] = {
+    "nvlink_active": 18,
+    "nvlink_replay": 0,
+    "nvlink_recovery": 0,
+    "nvlink_crc": 0,
+    "nvlink_recovery_failed": 0,
+    "fabric_state": 3,
+    "fabric_health_mask": 0x1AA,
+    "fabric_health_summary": 1,
+}
+_HIDDEN = dict.fromkeys(
+    ("ecc_uncorrected_volatile", "ecc_corrected_volatile", "remapped_rows_pending", "remapped_rows_failure"),
+    Missing.UNSUPPORTED,
+)
 CARDS: dict[str, dict[str, Value]] = {
     "h100": {"name": "NVIDIA H100 80GB HBM3", "architecture": 9, **_MARGIN, **_COMMON, **_NVLINK},
     "a100": {"name": "NVIDIA A100-SXM4-80GB", "architecture": 7, **_COMMON, **_DEGREES, **_NVLINK},
     "a100-mig": {"name": "NVIDIA A100-SXM4-80GB", "architecture": 7, **_COMMON, **_DEGREES, **_HIDDEN, "mig_mode": 1},
     "l40s": {"name": "NVIDIA L40S", "architecture": 8, **_MARGIN, **_COMMON},
     "rtx-pro-6000": {"name": "NVIDIA RTX PRO 6000 Blackwell Server Edition", "architecture": 10, **_MARGIN, **_COMMON},
-    "t4": {"name": "Tesla T4", "architecture": 6, **_COMMON, **_DEGREES, "retired_pages_sbe": 0,
-           "retired_pages_dbe": 0, "retired_pages_pending": 0},
-}  # fmt: skip
+    "t4": {
+        "name": "Tesla T4",
+        "architecture": 6,
+        **_COMMON,
+        **_DEGREES,
+        "retired_pages_sbe": 0,
+        "retired_pages_dbe": 0,
+        "retired_pages_pending": 0,
+    },
+}
 
 
 @dataclass
@@ -264,9 +299,12 @@ def play(path: Path) -> Outcome:
 def _compare(at: float, expect: Mapping[str, Any], verdict: Verdict, withdrawn: bool, outcome: Outcome) -> None:
     found = {f.finding.id: f.finding.severity.name.lower() for f in verdict.faults}
     got: dict[str, Any] = {
-        "status": str(verdict.status), "remedy": str(verdict.remedy), "faults": found,
-        "never_withdrawn": not withdrawn, "doubts": [doubt for f in verdict.faults for doubt in f.doubts],
-    }  # fmt: skip
+        "status": str(verdict.status),
+        "remedy": str(verdict.remedy),
+        "faults": found,
+        "never_withdrawn": not withdrawn,
+        "doubts": [doubt for f in verdict.faults for doubt in f.doubts],
+    }
     for key, wanted in expect.items():
         if got[key] != wanted:
             outcome.wrong.append(f"at {at} s: {key}: expected {wanted}, got {got[key]}")

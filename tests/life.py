@@ -34,16 +34,32 @@ UUID = f"GPU-{GPU}"
 REMAPPED = 63  # the Xid of a memory row that waits for a reset, as a flag says as well
 TEMPLATES = {"reset_gpu": "reset", "reboot_node": "reboot", "replace_node": "replace"}
 CHECK = "node-check"
-CONFIG = Config.model_validate({
-    "mode": "evict",
-    "policy": {"soak_s": 20},
-    "budget": {"max_withdrawn": 1},
-    "repair": {**TEMPLATES, "pause_s": 10, "prove_s": 60},
-})  # fmt: skip
+CONFIG = Config.model_validate(
+    {
+        "mode": "evict",
+        "policy": {"soak_s": 20},
+        "budget": {"max_withdrawn": 1},
+        "repair": {**TEMPLATES, "pause_s": 10, "prove_s": 60},
+    }
+)
 RESETS = (95,)  # Xids after which the driver itself asks for a reset
 OPERANDS = {"nvidia.com/gpu.deploy.device-plugin": "true", "nvidia.com/gpu.deploy.driver": "true"}
-_OUTLIVE = ("now", "boot", "writes", "repairs", "ended", "reset", "clients", "resources", "pending", "began", "over",
-            "uuids", "new", "log")  # fmt: skip
+_OUTLIVE = (
+    "now",
+    "boot",
+    "writes",
+    "repairs",
+    "ended",
+    "reset",
+    "clients",
+    "resources",
+    "pending",
+    "began",
+    "over",
+    "uuids",
+    "new",
+    "log",
+)
 
 
 class Killed(BaseException):
@@ -241,10 +257,18 @@ class Life:
                 pci: {"architecture": 5, "nvlink_peers": peer} if self.linked else {}
                 for pci, peer in ((GPU, OTHER), (OTHER, GPU))
             }
-            seen += [reading(pci, uuid=self.uuids[pci], energy_j=self.now - since, persistence_mode=1,
-                             remapped_rows_pending=pci in self.pending, recovery_action=int(self._asks(pci)),
-                             **links[pci])
-                     for pci, since in self.new.items()]  # fmt: skip
+            seen += [
+                reading(
+                    pci,
+                    uuid=self.uuids[pci],
+                    energy_j=self.now - since,
+                    persistence_mode=1,
+                    remapped_rows_pending=pci in self.pending,
+                    recovery_action=int(self._asks(pci)),
+                    **links[pci],
+                )
+                for pci, since in self.new.items()
+            ]
         stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
         for boot_number, number, at, pci, code in self.log:
             if boot_number == self.boot and (boot_number, number) > self.read:
@@ -305,8 +329,11 @@ class Life:
         if uid not in self.over:
             self.over[uid] = self.now
             self._acts(name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_"), good)
-        condition = {"type": "Complete" if good else "Failed", "status": "True",
-                     "lastTransitionTime": "2026-01-01T00:00:00Z"}  # fmt: skip
+        condition = {
+            "type": "Complete" if good else "Failed",
+            "status": "True",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
         self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [condition]}})
         self.cluster.add_pod("gpu-health-agent", f"{name}-pod", "n1", gpus=0, owner="Job")
         labels = {"batch.kubernetes.io/job-name": name, "gpu-health-agent/node-uid": self.node()["metadata"]["uid"]}

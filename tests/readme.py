@@ -68,8 +68,9 @@ def settings(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, 
 def _said(section: type[BaseModel]) -> dict[str, str]:
     """A field's own comment, else the next docstring below it: one may speak for several fields."""
     source = Path(sys.modules[section.__module__].__file__ or "").read_text(encoding="utf-8")
-    (found,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)
-                and node.name == section.__name__)  # fmt: skip
+    (found,) = (
+        node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == section.__name__
+    )
     said: dict[str, str] = {}
     waiting: list[str] = []
     for node in found.body:

@@ -81,8 +81,11 @@ def test_what_the_sources_open_by_default_is_mounted() -> None:
 @pytest.mark.parametrize("host", ["10.96.0.1", "fd00::1"])
 def test_no_proxy_stands_between_the_agent_and_the_api_server(host: str) -> None:
     (value,) = (one["value"] for one in AGENT["env"] if one["name"] == "NO_PROXY")
-    environment = {**os.environ, "HTTPS_PROXY": "http://127.0.0.1:9",
-                   "NO_PROXY": value.replace("$(KUBERNETES_SERVICE_HOST)", host)}  # fmt: skip
+    environment = {
+        **os.environ,
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "NO_PROXY": value.replace("$(KUBERNETES_SERVICE_HOST)", host),
+    }
     netloc = f"[{host}]" if ":" in host else host
     code = f"""
 from kubernetes.client.api_client import ApiClient

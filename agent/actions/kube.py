@@ -234,8 +234,9 @@ class KubeHands:
                 patch.append({"op": "add", "path": f"/metadata/{part}", "value": {}})
             for key, value in changes.items():
                 path = f"/metadata/{part}/{key.replace('~', '~0').replace('/', '~1')}"
-                patch.append({"op": "remove", "path": path} if value is None else
-                             {"op": "add", "path": path, "value": value})  # fmt: skip
+                patch.append(
+                    {"op": "remove", "path": path} if value is None else {"op": "add", "path": path, "value": value}
+                )
         self._raw = ask(self._api, "PATCH", self._path, patch, JSON_PATCH)
 
     def _announce(self, step: Announce) -> None:

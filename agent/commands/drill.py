@@ -112,19 +112,33 @@ def _kit(cluster: Cluster, arguments: argparse.Namespace) -> tuple[Settings, lis
         try:
             (container,) = cluster.get(path)["spec"]["template"]["spec"]["containers"]
         except RefusedError as refused:
-            raise ValueError(f"--namespace: {cluster.namespace} is there and holds no kit ({refused}): name another"
-                             ) from refused  # fmt: skip
+            raise ValueError(
+                f"--namespace: {cluster.namespace} is there and holds no kit ({refused}): name another"
+            ) from refused
         words = dict(word.split("=", 1) for word in container["command"] if word.startswith("--") and "=" in word)
         interval_s = float(words.get("--interval-s", 300))
-        settings = Settings(cluster.namespace, container["image"], interval_s, rate=arguments.rate, node=arguments.node,
-                            inject=arguments.inject)  # fmt: skip
+        settings = Settings(
+            cluster.namespace,
+            container["image"],
+            interval_s,
+            rate=arguments.rate,
+            node=arguments.node,
+            inject=arguments.inject,
+        )
         return settings, load(settings)
     if not arguments.image:
         raise ValueError("--image: name an image with Python 3.11 and the kit's requirements.txt installed")
     settings = Settings(
-        cluster.namespace, arguments.image, arguments.interval_s, arguments.step_s, arguments.rate,
-        arguments.storage_class, arguments.shared_path, arguments.node, arguments.inject,
-    )  # fmt: skip
+        cluster.namespace,
+        arguments.image,
+        arguments.interval_s,
+        arguments.step_s,
+        arguments.rate,
+        arguments.storage_class,
+        arguments.shared_path,
+        arguments.node,
+        arguments.inject,
+    )
     return settings, objects(arguments.kit, settings)
 
 
@@ -136,17 +150,26 @@ def _clean(cluster: Cluster, nonce: str, outcome: Outcome, keep: bool) -> None:
             outcome.cleaned += cluster.release(nonce)
             if not keep:
                 cluster.stop()
-                cluster.wait("the kit's pods have ended", lambda: cluster.state() != "ours" or not cluster.pods(),
-                             max(0.0, end - time.monotonic()))  # fmt: skip
+                cluster.wait(
+                    "the kit's pods have ended",
+                    lambda: cluster.state() != "ours" or not cluster.pods(),
+                    max(0.0, end - time.monotonic()),
+                )
             outcome.cleaned += cluster.sweep(nonce, keep)
             if outcome.node:
-                cluster.wait(f"node {outcome.node} is back in service", lambda: not cluster.tainted(outcome.node),
-                             max(0.0, end - time.monotonic()))  # fmt: skip
+                cluster.wait(
+                    f"node {outcome.node} is back in service",
+                    lambda: not cluster.tainted(outcome.node),
+                    max(0.0, end - time.monotonic()),
+                )
             if keep:
                 outcome.cleaned.append(f"namespace {cluster.namespace} is kept, as --keep asks")
                 return
-            cluster.wait("the namespace is gone", lambda: cluster.state() in ("absent", "theirs"),
-                         max(0.0, end - time.monotonic()))  # fmt: skip
+            cluster.wait(
+                "the namespace is gone",
+                lambda: cluster.state() in ("absent", "theirs"),
+                max(0.0, end - time.monotonic()),
+            )
             return
         except (RefusedError, UnreachableError, MissedError) as error:
             if time.monotonic() > end:

@@ -9,9 +9,18 @@ import sys
 from agent.commands.setup import add_directory
 
 _FIELDS = (
-    "gpu", "xid", "pid", "temperature", "ecc_uncorrected", "lost", "recovery_action", "hang", "process", "kernel",
+    "gpu",
+    "xid",
+    "pid",
+    "temperature",
+    "ecc_uncorrected",
+    "lost",
+    "recovery_action",
+    "hang",
+    "process",
+    "kernel",
     "clear",
-)  # fmt: skip
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

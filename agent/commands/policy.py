@@ -37,8 +37,9 @@ def table(listed: list[Entry]) -> str:
         severity = "disabled" if e.disabled else e.severity
         clear = "latched" if e.clear_s is None else f"{e.clear_s:g} s"
         mark = "*" if e.overridden else " "
-        lines.append(f"{e.rule:<24} {severity:<9} {e.remedy:<16} {e.count:>5} {e.confirm_s:>6g} s {clear:>8} "
-                     f"{mark}{e.meaning}")  # fmt: skip
+        lines.append(
+            f"{e.rule:<24} {severity:<9} {e.remedy:<16} {e.count:>5} {e.confirm_s:>6g} s {clear:>8} {mark}{e.meaning}"
+        )
     return "\n".join(lines) + "\n"
 
 

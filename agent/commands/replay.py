@@ -246,5 +246,11 @@ class _Alone:
 
 
 def _healthy(gpu: SimulatedGpu) -> dict[str, Value]:
-    return {"uuid": gpu.uuid, "name": gpu.name, "architecture": gpu.architecture, "recovery_action": 0,
-            "ecc_uncorrected_volatile": 0, "energy_j": 1000.0}  # fmt: skip
+    return {
+        "uuid": gpu.uuid,
+        "name": gpu.name,
+        "architecture": gpu.architecture,
+        "recovery_action": 0,
+        "ecc_uncorrected_volatile": 0,
+        "energy_j": 1000.0,
+    }

@@ -28,13 +28,7 @@ from agent.sources.process.command_lines import supervisor
 from agent.status.server import Server
 
 # A minute's story needs shorter limits than a node in service; they are said at the start.
-_LIMITS = {
-    "temperature_confirm_s": 3,
-    "temperature_clear_s": 5,
-    "flag_confirm_s": 1,
-    "soak_s": 5,
-    "notice_clear_s": 15,
-}
+_LIMITS = {"temperature_confirm_s": 3, "temperature_clear_s": 5, "flag_confirm_s": 1, "soak_s": 5, "notice_clear_s": 15}
 _GATHER_S, _POLL_S = 2, 1
 _NODE = "node-1"
 
@@ -166,9 +160,15 @@ class Story:
         match event:
             case "done":
                 step = str(facts["step"])
-                self._events["taint" if step.startswith("taint the node gpu-health-agent/unhealthy") else
-                             "untaint" if step.startswith("remove our taint") else
-                             "evict" if step.startswith("ask for the eviction") else "other"] += 1  # fmt: skip
+                self._events[
+                    "taint"
+                    if step.startswith("taint the node gpu-health-agent/unhealthy")
+                    else "untaint"
+                    if step.startswith("remove our taint")
+                    else "evict"
+                    if step.startswith("ask for the eviction")
+                    else "other"
+                ] += 1
                 self._line("done", step)
             case "waiting":
                 self._line("waits", str(facts["why"]))
@@ -197,9 +197,11 @@ class Story:
     def _line(self, kind: str, text: str) -> None:
         at = time.monotonic() - self._began
         text = printable(text)
-        line = json.dumps({"t_s": round(at, 3), "kind": kind, "text": text}) if self._json else (
-            f"{at:6.1f} s  {kind:<9}  {text}"
-        )  # fmt: skip
+        line = (
+            json.dumps({"t_s": round(at, 3), "kind": kind, "text": text})
+            if self._json
+            else (f"{at:6.1f} s  {kind:<9}  {text}")
+        )
         with self._lock:
             sys.stdout.write(line + "\n")
             sys.stdout.flush()

@@ -53,8 +53,17 @@ _COMPARE = (
 )
 _ADDRESS = "let sources.dcgm.address lead to this node's engine: a Service for it needs internalTrafficPolicy: Local"
 ADVICE = {
-    **dict.fromkeys(("temperature", "temperature-shutdown", "memory-temperature", "hw-thermal-slowdown",
-                     "sw-thermal-slowdown", "hw-slowdown"), _COOLING),
+    **dict.fromkeys(
+        (
+            "temperature",
+            "temperature-shutdown",
+            "memory-temperature",
+            "hw-thermal-slowdown",
+            "sw-thermal-slowdown",
+            "hw-slowdown",
+        ),
+        _COOLING,
+    ),
     "power-brake": _POWER,
     **dict.fromkeys(("pcie-width", "pcie-replays", "pcie-fatal-errors", "gpu-count"), _SLOT),
     **dict.fromkeys(("nvlink-down", "nvlink-errors", "nvlink-crc", "nvlink-recovery-failed", "nvlink-ber"), _LINKS),
@@ -64,7 +73,7 @@ ADVICE = {
     "dcgm-silent": _ENGINE,
     "dcgm-elsewhere": _ADDRESS,
     **dict.fromkeys(("driver-not-loaded", "driver-mismatch", "driver-hung"), _DRIVER),
-}  # fmt: skip
+}
 # An incident of DCGM's is looked at like the fault whose symptom it is.
 ADVICE |= {rule: ADVICE[heads[0]] for rule, heads in EXPLAINED_BY.items() if heads and heads[0] in ADVICE}
 
@@ -86,11 +95,7 @@ def clears(finding: Finding, limits: Limits) -> str:
 
 
 def next_step(
-    fault: Fault,
-    mode: str = Mode.EVICT,
-    along: Collection[str] = (),
-    effect: str | None = None,
-    resets: bool = False,
+    fault: Fault, mode: str = Mode.EVICT, along: Collection[str] = (), effect: str | None = None, resets: bool = False
 ) -> str:
     """What happens by itself, and what a person does.
 

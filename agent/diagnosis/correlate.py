@@ -121,8 +121,11 @@ def _joined(head: Fault, symptoms: list[Fault]) -> Fault:
         finding = replace(finding, severity=worst.severity, remedy=worst.remedy)
     witnesses = list(head.witnesses)
     for symptom in symptoms:
-        witnesses += [w for w in symptom.witnesses if w.source not in {x.source for x in head.witnesses}
-                      or w.raw not in {x.raw for x in witnesses}]  # fmt: skip
+        witnesses += [
+            w
+            for w in symptom.witnesses
+            if w.source not in {x.source for x in head.witnesses} or w.raw not in {x.raw for x in witnesses}
+        ]
     return replace(
         head,
         finding=finding,
@@ -150,8 +153,10 @@ def _doubts(fault: Fault, history: History) -> tuple[str, ...]:
     fallen = {name for one in (fault, *fault.joined) for name in one.fell}
     if finding.remedy is Remedy.RESET_GPU and (names := ", ".join(name for name in COUNTERS if name in fallen)):
         counters = "counters" if "," in names else "counter"
-        doubts.append(f"its {counters} {names} began anew, which alone proves no reset since the fault: a driver "
-                      "reload or a reboot would, or dismiss it")  # fmt: skip
+        doubts.append(
+            f"its {counters} {names} began anew, which alone proves no reset since the fault: a driver "
+            "reload or a reboot would, or dismiss it"
+        )
     return tuple(doubts)
 
 

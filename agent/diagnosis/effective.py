@@ -46,8 +46,10 @@ def wrong_override(limits: Limits) -> str:
 def entries(limits: Limits, model: str, labels: Mapping[str, str]) -> Iterator[Entry]:
     """Every rule that has a row; Xids that no table lists are notices."""
     listed = {override.rule for override in limits.overrides}
-    extra = (Row(rule, Severity.NOTICE, ROWS["xid-14"].remedy, "not listed", "", "notice_clear_s")
-             for rule in sorted(listed - ROWS.keys()))  # fmt: skip
+    extra = (
+        Row(rule, Severity.NOTICE, ROWS["xid-14"].remedy, "not listed", "", "notice_clear_s")
+        for rule in sorted(listed - ROWS.keys())
+    )
     for row in (*ROWS.values(), *extra):
         yield _entry(row, limits, model, labels)
 

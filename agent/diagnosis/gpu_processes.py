@@ -14,9 +14,11 @@ def clients(history: History, now: float, silent_s: float) -> Clients:
     return {
         str(reading.values["uuid"]): _pids(reading.values.get("processes"), reading.values.get("pods"))
         for pci, reading in history.readings.items()
-        if pci not in history.lost and pci not in history.resets and now - reading.seen <= silent_s
+        if pci not in history.lost
+        and pci not in history.resets
+        and now - reading.seen <= silent_s
         and "uuid" in reading.values
-    }  # fmt: skip
+    }
 
 
 def _pids(processes: object, pods: object) -> dict[str, str]:

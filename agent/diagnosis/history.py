@@ -12,11 +12,20 @@ from agent.model.observation import Missing, Observation, Value
 SECOND = "dcgm"  # the second witness: it says what NVML says as well, later, and nobody is blind without it
 SECOND_LATE_S = 90.0  # DCGM is asked each 10 s, and its engine may need 45 s to answer
 # Counters of which rates and shares of time are judged, kept once a minute for two hours.
-TREND = ("hw_thermal_ns", "sw_thermal_ns", "hw_power_brake_ns", "ecc_corrected_volatile", "pcie_replays",
-         "nvlink_replay", "nvlink_recovery", "nvlink_crc")  # fmt: skip
+TREND = (
+    "hw_thermal_ns",
+    "sw_thermal_ns",
+    "hw_power_brake_ns",
+    "ecc_corrected_volatile",
+    "pcie_replays",
+    "nvlink_replay",
+    "nvlink_recovery",
+    "nvlink_crc",
+)
 # Values that move with the load and that no rule but those of heat looks at.
-_RESTLESS = frozenset({"temperature_c", "margin_c", "memory_temperature_c", "power_w", "energy_j", "processes", "pods",
-                       "pcie_generation"})  # fmt: skip
+_RESTLESS = frozenset(
+    {"temperature_c", "margin_c", "memory_temperature_c", "power_w", "energy_j", "processes", "pods", "pcie_generation"}
+)
 UNCORRECTABLE_XID = 48
 
 

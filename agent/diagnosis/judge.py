@@ -69,8 +69,11 @@ def judge(
     over = {f"{ENDS[f.rule]}@{f.pci or 'node'}" for f in wanted if f.rule in ENDS} - found.keys()
     released = (orders.dismissed - memory.dismissed) | over
     # What a drill said is true as long as the Node bears it: it ends with it, however the drill ended.
-    old = {key: fault for key, fault in memory.faults.items()
-           if key not in released and fault.finding.drill in ("", orders.drill)}  # fmt: skip
+    old = {
+        key: fault
+        for key, fault in memory.faults.items()
+        if key not in released and fault.finding.drill in ("", orders.drill)
+    }
     faults: dict[str, Fault] = {}
     for key in {**old, **found}:
         fault = _age(old.get(key), found.get(key), memory.history, history, unseen, limits, orders.resets)

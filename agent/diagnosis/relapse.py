@@ -8,8 +8,12 @@ from agent.config.limits import Limits
 from agent.diagnosis.row import Row
 from agent.model.fault import Evidence, Fault, Finding, Remedy, Severity
 
-ROW = Row("gpu-relapsing", Severity.FATAL, Remedy.CONTACT_SUPPORT,
-          "the GPU turned fatal again after each cure: held until a person dismisses this")  # fmt: skip
+ROW = Row(
+    "gpu-relapsing",
+    Severity.FATAL,
+    Remedy.CONTACT_SUPPORT,
+    "the GPU turned fatal again after each cure: held until a person dismisses this",
+)
 Onsets = Mapping[str, tuple[int, ...]]  # when each GPU turned fatal, Unix seconds
 Faults = Mapping[str, Fault]
 

@@ -16,8 +16,12 @@ def resumed(memory: Memory, stored: Remembered | None, limits: Limits, labels: M
     """``stored``: what the last life left, or None; its faults' times are this life's, of the moment it was read."""
     if stored:
         old = memory.history
-        history = replace(old, boots={"kmsg": stored.boot_id, **old.boots}, kernel_seq=stored.kernel_seq,
-                          cards={**stored.cards, **old.cards})  # fmt: skip
+        history = replace(
+            old,
+            boots={"kmsg": stored.boot_id, **old.boots},
+            kernel_seq=stored.kernel_seq,
+            cards={**stored.cards, **old.cards},
+        )
         faults = {
             # Its evidence is older than whatever this life has read, but for what this life saw of it itself.
             key: replace(fault, last=mine.last, counters=mine.counters, fell=mine.fell)

@@ -20,9 +20,16 @@ class Row:
     signals: tuple[str, ...] = ()  # the readings without which its absence can't be seen
 
     def found(
-        self, seen: Observation, limits: Limits, message: str = "", *, severity: Severity | None = None,
-        remedy: Remedy | None = None, pci: str | None = None, holds_only: bool = False,
-    ) -> Finding:  # fmt: skip
+        self,
+        seen: Observation,
+        limits: Limits,
+        message: str = "",
+        *,
+        severity: Severity | None = None,
+        remedy: Remedy | None = None,
+        pci: str | None = None,
+        holds_only: bool = False,
+    ) -> Finding:
         """This row's finding on the GPU (or node) of an observation."""
         return Finding(
             rule=self.rule,

@@ -81,8 +81,11 @@ def _room(leaving: list[Object], others: list[Object], live: list[Object]) -> No
         free[_name(node)] = int(node["status"].get("allocatable", {}).get("nvidia.com/gpu", 0)) - used
     taken = {pod["spec"].get("nodeName") for pod in live if _app(pod) == "inference"}
     for pod in sorted(leaving, key=lambda pod: _app(pod) != "inference"):
-        fits = [name for name, count in free.items() if count >= _gpus(pod)
-                and not (_app(pod) == "inference" and _apart(pod) and name in taken)]  # fmt: skip
+        fits = [
+            name
+            for name, count in free.items()
+            if count >= _gpus(pod) and not (_app(pod) == "inference" and _apart(pod) and name in taken)
+        ]
         if not fits:
             raise UnfitError(
                 f"no other healthy node has a free GPU for {_key(pod)}: it would wait until the drill ends"

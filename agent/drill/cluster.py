@@ -16,9 +16,16 @@ from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT
 from agent.runtime.drill_marks import valid
 
-_PLURALS = {"ConfigMap": "configmaps", "Deployment": "deployments", "Job": "jobs", "Namespace": "namespaces",
-            "PersistentVolumeClaim": "persistentvolumeclaims", "Pod": "pods",
-            "PodDisruptionBudget": "poddisruptionbudgets", "Service": "services"}  # fmt: skip
+_PLURALS = {
+    "ConfigMap": "configmaps",
+    "Deployment": "deployments",
+    "Job": "jobs",
+    "Namespace": "namespaces",
+    "PersistentVolumeClaim": "persistentvolumeclaims",
+    "Pod": "pods",
+    "PodDisruptionBudget": "poddisruptionbudgets",
+    "Service": "services",
+}
 _AGENT = "app.kubernetes.io%2Fname%3Dgpu-health-agent"
 _NOT_THERE, _CONFLICT = 404, 409
 _LOOK_S = 0.2

@@ -73,8 +73,9 @@ class Exercise:
         self._outcome.nodes = len(nodes)
         simulation = self._watched.simulation(self._agent)
         self._outcome.simulated_gpus = None if simulation is None else bool(simulation.get("scenario"))
-        self._outcome.simulated_nodes = any("kwok.x-k8s.io/node" in (n["metadata"].get("annotations") or {})
-                                            for n in nodes)  # fmt: skip
+        self._outcome.simulated_nodes = any(
+            "kwok.x-k8s.io/node" in (n["metadata"].get("annotations") or {}) for n in nodes
+        )
         runtimes = [n["status"].get("nodeInfo", {}).get("containerRuntimeVersion", "") for n in nodes]
         self._outcome.process_pods = any(runtime.startswith("process://") for runtime in runtimes)
         self._say(self._outcome.played)
@@ -136,8 +137,8 @@ class Exercise:
         end = time.monotonic() + _FIT_S
         while True:
             try:
-                return choose(self._cluster.nodes(), self._cluster.all_pods(), self._cluster.agent_pods(),
-                              self._cluster.namespace, self._settings.node)  # fmt: skip
+                there, named = self._cluster, self._settings.node
+                return choose(there.nodes(), there.all_pods(), there.agent_pods(), there.namespace, named)
             except UnfitError:
                 if time.monotonic() > end:
                     raise
@@ -169,10 +170,12 @@ class Exercise:
 
     def _figures(self, part: Part, training: Object) -> None:
         for first, then, target in (
-            ("fault", "tainted", TAINT_S), ("tainted", SAVED, CHECKPOINT_S), (SAVED, "all are evicted", EVICTED_S),
+            ("fault", "tainted", TAINT_S),
+            ("tainted", SAVED, CHECKPOINT_S),
+            (SAVED, "all are evicted", EVICTED_S),
             ("all are evicted", "all evicted pods are replaced on other nodes", PLACED_S),
             ("all evicted pods are replaced on other nodes", "all are ready", READY_S),
-        ):  # fmt: skip
+        ):
             part.measure(f"{first} → {then}", part.between(first, then), target, "s")
         part.measure("time to recover: fault → all are ready", part.between("fault", "all are ready"), RECOVER_S, "s")
         part.measure("steps of work lost, with the checkpoint asked for", self._lost(training, part), STEPS_ASKED, "")
@@ -195,13 +198,16 @@ class Exercise:
         most = ceil(self._settings.interval_s * self._watched.pace(uid))
         part.note("killed", _within(part.began, done["at"], time.time()))
         self._say(f"training killed on {node} at step {self._watched.steps[uid]['step']}")
-        self._wait("another pod goes on", lambda: any(p["metadata"]["uid"] != uid and self._watched.hear(p)
-                                                      for p in self._watched.live("training")), _STAGE_S)  # fmt: skip
+        self._wait(
+            "another pod goes on",
+            lambda: any(p["metadata"]["uid"] != uid and self._watched.hear(p) for p in self._watched.live("training")),
+            _STAGE_S,
+        )
         part.note("another pod goes on from the checkpoint", time.time())
         part.measure("steps of work lost, without a word", self._lost(training, part), most, "")
         part.notes.append(f"{most} steps are an interval of {self._settings.interval_s:g} s between two checkpoints")
-        part.measure("time to recover: killed → another pod goes on",
-                     part.between("killed", "another pod goes on from the checkpoint"), RECOVER_S, "s")  # fmt: skip
+        recovered_s = part.between("killed", "another pod goes on from the checkpoint")
+        part.measure("time to recover: killed → another pod goes on", recovered_s, RECOVER_S, "s")
         self._end(part)
 
     def _lost(self, old: Object, part: Part) -> float | None:

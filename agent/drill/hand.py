@@ -16,29 +16,40 @@ def hand(node: str, namespace: str, agent: Object, what: str, arguments: list[st
     """In the agent's namespace, which allows privileged pods; without a token, so that it can ask nothing of anyone."""
     container = agent["spec"]["containers"][0]
     spec: dict[str, Any] = {
-        "nodeName": node, "restartPolicy": "Never", "activeDeadlineSeconds": _DEADLINE_S, "hostPID": True,
-        "automountServiceAccountToken": False, "terminationGracePeriodSeconds": 0,
+        "nodeName": node,
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": _DEADLINE_S,
+        "hostPID": True,
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 0,
         "tolerations": [{"operator": "Exists"}],
-        "containers": [{
-            "name": "drill", "image": container["image"],
-            "imagePullPolicy": container.get("imagePullPolicy", "IfNotPresent"),
-            "command": ["python3", "-m", "agent.drill.on_node", *arguments],
-            "securityContext": {"privileged": True, "runAsUser": 0, "readOnlyRootFilesystem": True},
-            "volumeMounts": [
-                {"name": "kmsg", "mountPath": "/dev/kmsg"},
-                {"name": "pod-resources", "mountPath": "/var/lib/kubelet/pod-resources", "readOnly": True},
-            ],
-        }],
+        "containers": [
+            {
+                "name": "drill",
+                "image": container["image"],
+                "imagePullPolicy": container.get("imagePullPolicy", "IfNotPresent"),
+                "command": ["python3", "-m", "agent.drill.on_node", *arguments],
+                "securityContext": {"privileged": True, "runAsUser": 0, "readOnlyRootFilesystem": True},
+                "volumeMounts": [
+                    {"name": "kmsg", "mountPath": "/dev/kmsg"},
+                    {"name": "pod-resources", "mountPath": "/var/lib/kubelet/pod-resources", "readOnly": True},
+                ],
+            }
+        ],
         "volumes": [
             {"name": "kmsg", "hostPath": {"path": "/dev/kmsg", "type": "CharDevice"}},
             {"name": "pod-resources", "hostPath": {"path": "/var/lib/kubelet/pod-resources"}},
         ],
-    }  # fmt: skip
+    }
     if secrets_ := agent["spec"].get("imagePullSecrets"):
         spec["imagePullSecrets"] = secrets_
     name = f"gpu-health-drill-{what}-{secrets.token_hex(3)}"
-    return {"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": namespace, "labels": {MARK: "true"}}, "spec": spec}  # fmt: skip
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "labels": {MARK: "true"}},
+        "spec": spec,
+    }
 
 
 def finished(pod: Object) -> dict[str, Any] | None:

@@ -45,11 +45,18 @@ def objects(folder: Path | None, settings: Settings) -> list[Object]:
         (generated,) = plan["configMapGenerator"]
         programs = {name: (folder / name).read_text(encoding="utf-8") for name in generated["files"]}
         made = [one for text in texts for one in yaml.safe_load_all(text) if one]
-        config: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generated["name"]},
-                          "data": programs}  # fmt: skip
-        adapted = [_adapted(one, _IMAGE, settings) for one in [config, *made, *_load()]
-                   if (one["kind"], one["metadata"]["name"]) not in _LEFT_OUT
-                   and not (one["kind"] == "PersistentVolumeClaim" and settings.shared_path)]  # fmt: skip
+        config: Object = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": generated["name"]},
+            "data": programs,
+        }
+        adapted = [
+            _adapted(one, _IMAGE, settings)
+            for one in [config, *made, *_load()]
+            if (one["kind"], one["metadata"]["name"]) not in _LEFT_OUT
+            and not (one["kind"] == "PersistentVolumeClaim" and settings.shared_path)
+        ]
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"--kit: {folder} is not the kit ({error}): name the folder daemonset/kit") from error
     return sorted(adapted, key=lambda one: (one["kind"] != "Namespace", one["kind"] == "Job"))
@@ -102,11 +109,13 @@ def _beside(node: str | None) -> Object:
     term: Object
     if node:
         term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
-        return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
-            {"weight": 100, "preference": term}]}}  # fmt: skip
+        return {
+            "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": term}]}
+        }
     term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "inference"}}}
-    return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
-        {"weight": 100, "podAffinityTerm": term}]}}  # fmt: skip
+    return {
+        "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
+    }
 
 
 def load(settings: Settings) -> list[Object]:
@@ -120,16 +129,23 @@ def _load() -> Iterator[Object]:
     yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": LOAD}, "data": {"load.py": program}}
     drop = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     yield {
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": LOAD, "labels": {"app": LOAD}},
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": LOAD, "labels": {"app": LOAD}},
         "spec": {
-            "automountServiceAccountToken": False, "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 1,
             "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [{
-                "name": "load", "image": _IMAGE, "securityContext": drop,
-                "command": ["python3", "/load/load.py", "gateway", "80", "{rate}", "10", str(LOAD_PORT)],
-                "ports": [{"containerPort": LOAD_PORT}],
-                "volumeMounts": [{"name": "load", "mountPath": "/load", "readOnly": True}],
-            }],
+            "containers": [
+                {
+                    "name": "load",
+                    "image": _IMAGE,
+                    "securityContext": drop,
+                    "command": ["python3", "/load/load.py", "gateway", "80", "{rate}", "10", str(LOAD_PORT)],
+                    "ports": [{"containerPort": LOAD_PORT}],
+                    "volumeMounts": [{"name": "load", "mountPath": "/load", "readOnly": True}],
+                }
+            ],
             "volumes": [{"name": "load", "configMap": {"name": LOAD}}],
         },
-    }  # fmt: skip
+    }

@@ -48,13 +48,18 @@ class Window:
     def told(self) -> dict[str, Any]:
         took = sorted(self.took)
         return {
-            "name": self.name, "began": self.began, "ended": self.ended, "sent": self.sent, "failed": self.failed,
-            "longest_gap_s": self.longest_gap_s, "gap_ended": self.gap_ended,
+            "name": self.name,
+            "began": self.began,
+            "ended": self.ended,
+            "sent": self.sent,
+            "failed": self.failed,
+            "longest_gap_s": self.longest_gap_s,
+            "gap_ended": self.gap_ended,
             "p50_s": took[len(took) // 2] if took else None,
             "p99_s": took[int(len(took) * 0.99)] if took else None,
             "seconds": [[at, good, bad] for at, (good, bad) in sorted(self.seconds.items())],
             "failures": self.failures,
-        }  # fmt: skip
+        }
 
 
 class Client:

@@ -107,8 +107,12 @@ class Outcome:
     @property
     def phases(self) -> list[tuple[str, float]]:
         """What took how many seconds, in order."""
-        marks = [("start", self.began), *((part.name, part.began) for part in self.parts),
-                 ("cleaning", self.cleaning), ("", self.ended)]  # fmt: skip
+        marks = [
+            ("start", self.began),
+            *((part.name, part.began) for part in self.parts),
+            ("cleaning", self.cleaning),
+            ("", self.ended),
+        ]
         return [(name, then - at) for (name, at), (_, then) in pairwise(marks) if at and then]
 
     @property
@@ -128,9 +132,11 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         one.update(began=rfc3339(one["began"]), ended=rfc3339(one["ended"]))
     for part, raw in zip(data["parts"], outcome.parts, strict=True):
         part["title"] = TITLES[raw.name]
-        part["moments"] = [{"at": rfc3339(m.at), "after_s": round(m.at - raw.began, 3), "what": m.what}
-                           for m in raw.moments]  # fmt: skip
+        part["moments"] = [
+            {"at": rfc3339(m.at), "after_s": round(m.at - raw.began, 3), "what": m.what} for m in raw.moments
+        ]
         part["figures"] = [{**asdict(f), "met": f.met} for f in raw.figures]
-        part["requests"] = {k: rfc3339(v) if k in ("began", "ended", "gap_ended") else v
-                            for k, v in raw.requests.items()}  # fmt: skip
+        part["requests"] = {
+            k: rfc3339(v) if k in ("began", "ended", "gap_ended") else v for k, v in raw.requests.items()
+        }
     return {"passed": outcome.passed, "played": outcome.played, **data}

@@ -21,8 +21,10 @@ def text(outcome: Outcome) -> str:
     for part in outcome.parts:
         lines += ["", TITLES[part.name]]
         lines += [f"  {moment.at - part.began:7.2f} s  {moment.what}" for moment in _ordered(part)]
-        lines += [f"  {'ok    ' if one.met else 'MISSED'}  {one.name}: {one.told} (at most {one.target:g})"
-                  for one in part.figures]  # fmt: skip
+        lines += [
+            f"  {'ok    ' if one.met else 'MISSED'}  {one.name}: {one.told} (at most {one.target:g})"
+            for one in part.figures
+        ]
         lines += [f"          {note}" for note in part.notes]
         lines += [f"          failed: {one['why']}" for one in part.requests.get("failures", ())]
     if outcome.trouble:
@@ -40,12 +42,16 @@ def page(outcome: Outcome) -> str:
     style = files("agent.drill").joinpath("report.css").read_text(encoding="utf-8")
     verdict = "passed" if outcome.passed else "failed"
     facts = {
-        "Cluster": f"{outcome.cluster} (Kubernetes {outcome.version})", "Namespace": outcome.namespace,
-        "Node drilled": outcome.node or "none", "Nodes with an agent": str(outcome.nodes),
-        "What was real": outcome.played, "Client": outcome.client,
+        "Cluster": f"{outcome.cluster} (Kubernetes {outcome.version})",
+        "Namespace": outcome.namespace,
+        "Node drilled": outcome.node or "none",
+        "Nodes with an agent": str(outcome.nodes),
+        "What was real": outcome.played,
+        "Client": outcome.client,
         "Took": took(outcome).removeprefix("It took "),
-        "Began": rfc3339(outcome.began), "Ended": rfc3339(outcome.ended or time.time()),
-    }  # fmt: skip
+        "Began": rfc3339(outcome.began),
+        "Ended": rfc3339(outcome.ended or time.time()),
+    }
     body = [f"<h1>Drill: {verdict}</h1>"]
     if outcome.trouble:
         body.append(f'<p class="trouble">It ended early: {escape(outcome.trouble)}</p>')
@@ -98,20 +104,26 @@ def picture(part: Part) -> str:
         if bad:
             high = max(4.0, _HEIGHT * bad / most)
             y = base - top - high
-            marks.append(f'<rect class="bad" x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{high:.1f}"/>'
-                         f'<text class="cross" x="{left + width / 2:.1f}" y="{y - 2:.1f}">x</text>')  # fmt: skip
+            marks.append(
+                f'<rect class="bad" x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{high:.1f}"/>'
+                f'<text class="cross" x="{left + width / 2:.1f}" y="{y - 2:.1f}">x</text>'
+            )
     step = next((s for s in _STEPS_S if span / s <= _ABOUT_TICKS), _STEPS_S[-1])
-    marks += [f'<text class="tick" x="{x(tick):.1f}" y="{base + 16:.1f}">{tick} s</text>'
-              for tick in range(0, int(span) + 1, step)]  # fmt: skip
+    marks += [
+        f'<text class="tick" x="{x(tick):.1f}" y="{base + 16:.1f}">{tick} s</text>'
+        for tick in range(0, int(span) + 1, step)
+    ]
     last = [-_APART] * _LEVELS  # the right-most number on each level
     for number, moment in enumerate(_ordered(part), 1):
         at = x(moment.at - part.began)
         level = next((i for i, right in enumerate(last) if at - right >= _APART), last.index(min(last)))
         last[level] = at
         up = 10 + _APART * level
-        marks.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{up + 8:.1f}" y2="{base:.1f}"/>'
-                     f'<circle cx="{at:.1f}" cy="{up:.1f}" r="8"/>'
-                     f'<text class="number" x="{at:.1f}" y="{up + 4:.1f}">{number}</text>')  # fmt: skip
+        marks.append(
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{up + 8:.1f}" y2="{base:.1f}"/>'
+            f'<circle cx="{at:.1f}" cy="{up:.1f}" r="8"/>'
+            f'<text class="number" x="{at:.1f}" y="{up + 4:.1f}">{number}</text>'
+        )
     title = escape(f"{TITLES[part.name]}: requests a second, at most {most}, and the moments listed below by number")
     return (
         f'<svg viewBox="0 0 {_WIDTH:g} {base + 24:g}" role="img"><title>{title}</title><defs><pattern id="hatch" '

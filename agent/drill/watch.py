@@ -74,8 +74,11 @@ class Watch:
         return [p for p in self._cluster.pods() if p["metadata"].get("labels", {}).get("app") == app and not ending(p)]
 
     def ready(self, app: str) -> list[Object]:
-        return [pod for pod in self.live(app) if any(c["type"] == "Ready" and c["status"] == "True"
-                                                      for c in pod["status"].get("conditions") or ())]  # fmt: skip
+        return [
+            pod
+            for pod in self.live(app)
+            if any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions") or ())
+        ]
 
     def placed(self, app: str) -> int:
         """How many have a node, and are not ending."""
@@ -89,8 +92,13 @@ class Watch:
         maps = [v["configMap"]["name"] for v in agent["spec"].get("volumes") or () if "configMap" in v]
         arguments = [word for c in agent["spec"]["containers"] for word in c.get("args") or ()]
         try:
-            texts = [text for name in maps for text in self._cluster.get(
-                f"/api/v1/namespaces/{self._cluster.agents}/configmaps/{name}")["data"].values()]  # fmt: skip
+            texts = [
+                text
+                for name in maps
+                for text in self._cluster.get(f"/api/v1/namespaces/{self._cluster.agents}/configmaps/{name}")[
+                    "data"
+                ].values()
+            ]
             settings = [(yaml.safe_load(text).get("sources") or {}).get("simulated") or {} for text in texts]
             found: Object = next((one for one in settings if one.get("scenario")), {})
             return {"scenario": "idle", **found} if "--simulate" in arguments else found

@@ -63,8 +63,10 @@ class Withdrawal:
             return
         part.note("all are evicted", now)
         elsewhere = [pod for pod in pods if not ending(pod) and pod["spec"].get("nodeName") not in (None, self._node)]
-        count = {app: sum(pod["metadata"]["labels"].get("app") == app for pod in elsewhere)
-                 for app in ("inference", "training")}  # fmt: skip
+        count = {
+            app: sum(pod["metadata"]["labels"].get("app") == app for pod in elsewhere)
+            for app in ("inference", "training")
+        }
         if count["training"] and count["inference"] >= REPLICAS:
             part.note("all evicted pods are replaced on other nodes", now)
             if self._watched.whole():

@@ -28,9 +28,11 @@ def describe(step: Step) -> str:
             parts = [f"{c.type}={c.status}" for c in conditions] + [f"{k}={v}" for k, v in labels.items()]
             return f"report {', '.join(parts) or 'its stored state'}"
         case Retaint(taints):
-            return f"taint the node {', '.join(f'{t.key}={t.value}:{t.effect}' for t in taints)}" if taints else (
-                "remove our taint from the node"
-            )  # fmt: skip
+            return (
+                f"taint the node {', '.join(f'{t.key}={t.value}:{t.effect}' for t in taints)}"
+                if taints
+                else ("remove our taint from the node")
+            )
         case TakeSlot(kind, index):
             return f"take {kind} permit {index}"
         case GiveSlot(kind, index):

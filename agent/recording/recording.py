@@ -38,10 +38,16 @@ class Recorder:
         self._world = ""
         self._judged, self._planned = Decisions(), Decisions()  # each thread has its own
         self.trouble = ""
-        self._write({
-            "recording": VERSION, "version": __version__, "node": node, "sources": sources,
-            "config": config.model_dump(mode="json"),
-        }, None)  # fmt: skip
+        self._write(
+            {
+                "recording": VERSION,
+                "version": __version__,
+                "node": node,
+                "sources": sources,
+                "config": config.model_dump(mode="json"),
+            },
+            None,
+        )
 
     def judged(self, now: float, wall: float, seen: list[Observation], orders: Orders, verdict: Verdict) -> None:
         """One round of the judge."""
@@ -72,9 +78,15 @@ class Recorder:
         if orders == self._orders:
             return {}
         self._orders = orders
-        return {"orders": {"labels": dict(orders.labels), "workloads": dict(orders.workloads),
-                           "dismissed": sorted(orders.dismissed), "resets": dict(orders.resets),
-                           "drill": orders.drill}}  # fmt: skip
+        return {
+            "orders": {
+                "labels": dict(orders.labels),
+                "workloads": dict(orders.workloads),
+                "dismissed": sorted(orders.dismissed),
+                "resets": dict(orders.resets),
+                "drill": orders.drill,
+            }
+        }
 
     def close(self) -> None:
         self._file.close()
@@ -215,15 +227,17 @@ def _pod(data: dict[str, Any]) -> Pod:
 
 def _world(data: dict[str, Any]) -> World:
     slots, pods, diagnosed = data["slots"], data["pods"], data.get("diagnosed")
-    return World(**{
-        **data,
-        "taints": tuple(Taint(**t) for t in data["taints"]),
-        "conditions": {k: Condition(**c) for k, c in data["conditions"].items()},
-        "slots": None if slots is None else tuple(Slot(**{**s, "kind": SlotKind(s["kind"])}) for s in slots),
-        "jobs": None if data["jobs"] is None else tuple(Job(**j) for j in data["jobs"]),
-        "pods": None if pods is None else tuple(_pod(p) for p in pods),
-        "out": frozenset(data["out"]),
-        "announced": frozenset(data["announced"]),
-        "dismissed": frozenset(data["dismissed"]),
-        "diagnosed": Diagnosed(**diagnosed) if diagnosed else None,
-    })  # fmt: skip
+    return World(
+        **{
+            **data,
+            "taints": tuple(Taint(**t) for t in data["taints"]),
+            "conditions": {k: Condition(**c) for k, c in data["conditions"].items()},
+            "slots": None if slots is None else tuple(Slot(**{**s, "kind": SlotKind(s["kind"])}) for s in slots),
+            "jobs": None if data["jobs"] is None else tuple(Job(**j) for j in data["jobs"]),
+            "pods": None if pods is None else tuple(_pod(p) for p in pods),
+            "out": frozenset(data["out"]),
+            "announced": frozenset(data["announced"]),
+            "dismissed": frozenset(data["dismissed"]),
+            "diagnosed": Diagnosed(**diagnosed) if diagnosed else None,
+        }
+    )

@@ -16,11 +16,20 @@ _KARPENTER = "karpenter.sh/disrupted"
 # Keys, or their beginnings, with which Kubernetes, autoscalers and remediators take a node out of service. A pool's own
 # taint (nvidia.com/gpu, a team's) is none of them: counted on every node it would stop all withdrawals for ever.
 _OUT = (
-    "node.kubernetes.io/", "node.cloudprovider.kubernetes.io/", "ToBeDeletedByClusterAutoscaler",
-    "status-taint.cluster-autoscaler.kubernetes.io/", "karpenter.sh/", "aws-node-termination-handler/",
-    "cloud.google.com/impending-node-termination", "remediator.aks.microsoft.com/", "aiinfra/gpu-healthcheck",
-    "nvidia.com/gpu-error", "nvidia.com/gpu-xid-error", "nvidia.com/gpu-nvlink-error", "nvidia.com/syslog-xid-error",
-)  # fmt: skip
+    "node.kubernetes.io/",
+    "node.cloudprovider.kubernetes.io/",
+    "ToBeDeletedByClusterAutoscaler",
+    "status-taint.cluster-autoscaler.kubernetes.io/",
+    "karpenter.sh/",
+    "aws-node-termination-handler/",
+    "cloud.google.com/impending-node-termination",
+    "remediator.aks.microsoft.com/",
+    "aiinfra/gpu-healthcheck",
+    "nvidia.com/gpu-error",
+    "nvidia.com/gpu-xid-error",
+    "nvidia.com/gpu-nvlink-error",
+    "nvidia.com/syslog-xid-error",
+)
 
 
 def upgrading(labels: Mapping[str, str]) -> str:

@@ -24,8 +24,10 @@ from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_so
 from agent.remediation.validation import check, without
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
-_UNEXPLAINED = (f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for: "
-                "a person must remove the taint")  # fmt: skip
+_UNEXPLAINED = (
+    f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for: "
+    "a person must remove the taint"
+)
 _PENDING = "for five minutes the node and its permit stay as they are: what was asked for in vain may still arrive"
 
 
@@ -100,9 +102,11 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
     elif withdraw:
         why = "mode observe: the node would be withdrawn, and is only reported"
         if not verdict.withdraw:
-            why = f"Job {job} runs: the node stays withdrawn until it has ended" if job else (
-                "blind: the taint is held as it is"
-            )  # fmt: skip
+            why = (
+                f"Job {job} runs: the node stays withdrawn until it has ended"
+                if job
+                else ("blind: the taint is held as it is")
+            )
         steps = (*_report(world, aim), Wait(why), *repairing)
     elif repairing:
         steps = (*confirmed(world), *_report(world, aim), *repairing)

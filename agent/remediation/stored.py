@@ -104,9 +104,11 @@ def load(text: str, now: float) -> Stored:
             onsets={str(pci): tuple(int(at) for at in times) for pci, times in data.get("onsets", {}).items()},
             dismissed=frozenset(str(key) for key in data.get("dismissed", ())),
             records=from_json(data),
-            cards={str(pci): Card(str(uuid), int(links), _peers(data.get("links", {}), pci))
-                   for pci, (uuid, links) in data.get("cards", {}).items()},
-        )  # fmt: skip
+            cards={
+                str(pci): Card(str(uuid), int(links), _peers(data.get("links", {}), pci))
+                for pci, (uuid, links) in data.get("cards", {}).items()
+            },
+        )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MalformedError(f"it is not what this agent writes ({type(error).__name__}: {error})"[:200]) from error
 

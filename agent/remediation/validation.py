@@ -36,9 +36,14 @@ def awaited(records: Records) -> str:
 
 
 def check(
-    verdict: Verdict, world: World, settings: Repair, records: Records, ended: tuple[Fault, ...], clients: Clients,
+    verdict: Verdict,
+    world: World,
+    settings: Repair,
+    records: Records,
+    ended: tuple[Fault, ...],
+    clients: Clients,
     may: bool,
-) -> Checked:  # fmt: skip
+) -> Checked:
     """What keeps the node from its return, with the records of it; nothing where it may return.
 
     ``ended`` are the faults that stood when the Node was last written to. Those that a person dismissed ask for no
@@ -79,9 +84,15 @@ def _job(verdict: Verdict, world: World, records: Records, last: Attempt, may: b
 
 
 def _diagnosis(
-    verdict: Verdict, world: World, settings: Repair, level: int, records: Records, last: Attempt, clients: Clients,
+    verdict: Verdict,
+    world: World,
+    settings: Repair,
+    level: int,
+    records: Records,
+    last: Attempt,
+    clients: Clients,
     may: bool,
-) -> Checked:  # fmt: skip
+) -> Checked:
     """Of its state only this agent's own life knows: whoever finds one begun and knows nothing of it begins anew."""
     uuids = last.uuids or tuple(sorted(card.uuid for card in verdict.cards.values() if card.uuid))
     seen = world.diagnosed if world.diagnosed and world.diagnosed.name == _run(last) else None

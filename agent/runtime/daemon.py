@@ -93,8 +93,11 @@ class Daemon:
         seen = self._sifted(seen, now)
         if aside:
             seen = [o for o in seen if o.source not in HOLD_GPUS]
-            seen += [Observation(time.time(), name, Signal.FAILED, value=Failure.ASIDE, raw=aside, seen=now)
-                     for name in self._sources.names if name in HOLD_GPUS]  # fmt: skip
+            seen += [
+                Observation(time.time(), name, Signal.FAILED, value=Failure.ASIDE, raw=aside, seen=now)
+                for name in self._sources.names
+                if name in HOLD_GPUS
+            ]
         if not seen and now - self._turned < _TICK_S:
             return
         self._judge(seen, now)

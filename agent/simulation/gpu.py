@@ -12,8 +12,17 @@ from agent.model.text import normalise_pci
 IDLE_C = 34.0
 POWER_W = 96.0
 _EPOCH_J = 1_000_000.0  # energy used before the simulation began
-_KEPT = ("temperature_c", "ecc_uncorrected", "ecc_uncorrected_aggregate", "recovery_action", "lost", "reset_required",
-         "numbers", "energy_base_j", "epoch")  # fmt: skip
+_KEPT = (
+    "temperature_c",
+    "ecc_uncorrected",
+    "ecc_uncorrected_aggregate",
+    "recovery_action",
+    "lost",
+    "reset_required",
+    "numbers",
+    "energy_base_j",
+    "epoch",
+)
 
 
 @dataclass(slots=True)
@@ -73,18 +82,46 @@ class SimulatedGpu:
         return self.numbers.get(signal, healthy)
 
 
-_BEFORE_AMPERE = frozenset({
-    "nvmlDeviceGetRemappedRows", "nvmlDeviceGetRowRemapperHistogram", "nvmlDeviceGetMigMode",
-    "nvmlDeviceGetSramEccErrorStatus", "nvmlDeviceGetGpuFabricInfoV",
-})  # fmt: skip
-SIGNALS = frozenset({
-    "pcie_width", "pcie_replays", "pcie_fatal_errors", "retired_pages_pending", "persistence_mode", "ecc_mode",
-    "ecc_corrected_volatile", "remapped_rows_corrected", "remapped_rows_uncorrected", "remapped_rows_pending",
-    "remapped_rows_failure", "remap_banks_without_spares", "sram_threshold_exceeded", "inforom_corrupt",
-    "fabric_state", "fabric_health_mask", "fabric_health_summary", "memory_temperature_c", "hw_thermal_ns",
-    "sw_thermal_ns", "hw_power_brake_ns", "nvlink_active", "nvlink_replay", "nvlink_recovery", "nvlink_crc",
-    "nvlink_recovery_failed", "nvlink_effective_ber",
-})  # fmt: skip
+_BEFORE_AMPERE = frozenset(
+    {
+        "nvmlDeviceGetRemappedRows",
+        "nvmlDeviceGetRowRemapperHistogram",
+        "nvmlDeviceGetMigMode",
+        "nvmlDeviceGetSramEccErrorStatus",
+        "nvmlDeviceGetGpuFabricInfoV",
+    }
+)
+SIGNALS = frozenset(
+    {
+        "pcie_width",
+        "pcie_replays",
+        "pcie_fatal_errors",
+        "retired_pages_pending",
+        "persistence_mode",
+        "ecc_mode",
+        "ecc_corrected_volatile",
+        "remapped_rows_corrected",
+        "remapped_rows_uncorrected",
+        "remapped_rows_pending",
+        "remapped_rows_failure",
+        "remap_banks_without_spares",
+        "sram_threshold_exceeded",
+        "inforom_corrupt",
+        "fabric_state",
+        "fabric_health_mask",
+        "fabric_health_summary",
+        "memory_temperature_c",
+        "hw_thermal_ns",
+        "sw_thermal_ns",
+        "hw_power_brake_ns",
+        "nvlink_active",
+        "nvlink_replay",
+        "nvlink_recovery",
+        "nvlink_crc",
+        "nvlink_recovery_failed",
+        "nvlink_effective_ber",
+    }
+)
 """What an injection may set on a simulated GPU besides the faults that have a name."""
 
 
@@ -93,10 +130,11 @@ def h100_8(baseboards: int = 1) -> list[SimulatedGpu]:
     buses = ("1B", "43", "52", "61", "9D", "C3", "D1", "DF")
     addresses = [f"{domain:08X}:{bus}:00.0" for domain in range(baseboards) for bus in buses]
     return [
-        SimulatedGpu(i, address, f"GPU-5e1f0000-0000-4000-8000-0000000000{i:02d}", "NVIDIA H100 80GB HBM3",
-                     architecture=9)
+        SimulatedGpu(
+            i, address, f"GPU-5e1f0000-0000-4000-8000-0000000000{i:02d}", "NVIDIA H100 80GB HBM3", architecture=9
+        )
         for i, address in enumerate(addresses)
-    ]  # fmt: skip
+    ]
 
 
 def h100_16() -> list[SimulatedGpu]:

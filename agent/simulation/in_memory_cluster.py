@@ -42,8 +42,9 @@ class PretendCluster:
 
     def pods_on(self, node: str) -> list[str]:
         with self._lock:
-            return [name for (kind, _, name), o in self._objects.items()
-                    if kind == "pods" and o["spec"]["nodeName"] == node]  # fmt: skip
+            return [
+                name for (kind, _, name), o in self._objects.items() if kind == "pods" and o["spec"]["nodeName"] == node
+            ]
 
     def __call__(
         self, method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON

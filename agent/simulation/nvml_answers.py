@@ -89,8 +89,12 @@ def _ecc(gpu: SimulatedGpu, kind: Any, counter: Any, out: Any) -> int:
 def _threshold(gpu: SimulatedGpu, which: Any, out: Any) -> int:
     if not gpu.thresholds:
         return int(nv.NVML_ERROR_NOT_SUPPORTED)
-    limits = {nv.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN: 96, nv.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN: 93,
-              nv.NVML_TEMPERATURE_THRESHOLD_MEM_MAX: 95, nv.NVML_TEMPERATURE_THRESHOLD_GPU_MAX: 85}  # fmt: skip
+    limits = {
+        nv.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN: 96,
+        nv.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN: 93,
+        nv.NVML_TEMPERATURE_THRESHOLD_MEM_MAX: 95,
+        nv.NVML_TEMPERATURE_THRESHOLD_GPU_MAX: 85,
+    }
     return put(out, limits[which.value])
 
 

@@ -22,10 +22,23 @@ PROFILES: Mapping[str, Callable[[], list[SimulatedGpu]]] = {
     "v100-8": v100_8,
     "t4-1": t4_1,
 }
-_REQUEST_KEYS = frozenset({
-    "gpu", "xid", "pid", "name", "temperature", "ecc_uncorrected", "lost", "recovery_action", "set", "hang", "process",
-    "clear", "kernel",
-})  # fmt: skip
+_REQUEST_KEYS = frozenset(
+    {
+        "gpu",
+        "xid",
+        "pid",
+        "name",
+        "temperature",
+        "ecc_uncorrected",
+        "lost",
+        "recovery_action",
+        "set",
+        "hang",
+        "process",
+        "clear",
+        "kernel",
+    }
+)
 _ACTIONS = _REQUEST_KEYS - {"gpu", "pid", "name"}
 _STEP_KEYS = _REQUEST_KEYS | {"at_s", "say"}
 _LONGEST_LINE = 900  # the kernel cuts what user space writes at about 1,000 bytes

@@ -60,10 +60,17 @@ class Simulation:
                 gpu.restore(state)
 
     def _keep(self) -> None:
-        _whole(self.directory / "gpus", json.dumps({
-            "profile": self.scenario.profile, "needs_reboot": sorted(self._needs_reboot), "injected": self._injected,
-            "gpus": [gpu.kept() for gpu in self.library.gpus],
-        }))  # fmt: skip
+        _whole(
+            self.directory / "gpus",
+            json.dumps(
+                {
+                    "profile": self.scenario.profile,
+                    "needs_reboot": sorted(self._needs_reboot),
+                    "injected": self._injected,
+                    "gpus": [gpu.kept() for gpu in self.library.gpus],
+                }
+            ),
+        )
 
     def _bus(self) -> None:
         """The PCI bus as sysfs shows it, with every GPU held by the NVIDIA driver."""
@@ -211,8 +218,9 @@ def _released(directory: Path, error: OSError) -> Simulation:
     try:
         profile = json.loads((directory / "gpus").read_text())["profile"]
     except OSError:
-        raise ConnectionError(f"no simulation runs in {directory}: start one with 'simulate' or 'run --simulate'"
-                              ) from error  # fmt: skip
+        raise ConnectionError(
+            f"no simulation runs in {directory}: start one with 'simulate' or 'run --simulate'"
+        ) from error
     return Simulation(Scenario(profile), directory)
 
 

@@ -71,22 +71,26 @@ def families(shot: Snapshot) -> Iterator[Metric]:
     )
     info.add_metric([node, __version__, shot.mode], 1)
     yield info
-    status = GaugeMetricFamily("gpu_health_status", "1 for the node's status, 0 for the others.",
-                               labels=["node", "status"])  # fmt: skip
+    status = GaugeMetricFamily(
+        "gpu_health_status", "1 for the node's status, 0 for the others.", labels=["node", "status"]
+    )
     for one in Status:
         status.add_metric([node, one], float(verdict.status is one))
     yield status
-    blind = GaugeMetricFamily("gpu_health_blind", "Reasons why the agent can't see everything; /state names them.",
-                              labels=["node"])  # fmt: skip
+    blind = GaugeMetricFamily(
+        "gpu_health_blind", "Reasons why the agent can't see everything; /state names them.", labels=["node"]
+    )
     blind.add_metric([node], len(verdict.blind))
     yield blind
     gpus = GaugeMetricFamily("gpu_health_gpus", "GPUs that were read lately.", labels=["node"])
     gpus.add_metric([node], len(shot.readings))
     yield gpus
-    faults = GaugeMetricFamily("gpu_health_fault", "1 for each fault that stands.",
-                               labels=[*_GPU, "rule", "severity", "remedy"])  # fmt: skip
-    doubts = GaugeMetricFamily("gpu_health_fault_doubts", "In how many points the witnesses of a fault disagree.",
-                               labels=[*_GPU, "rule"])  # fmt: skip
+    faults = GaugeMetricFamily(
+        "gpu_health_fault", "1 for each fault that stands.", labels=[*_GPU, "rule", "severity", "remedy"]
+    )
+    doubts = GaugeMetricFamily(
+        "gpu_health_fault_doubts", "In how many points the witnesses of a fault disagree.", labels=[*_GPU, "rule"]
+    )
     for fault in verdict.faults:
         found = fault.finding
         gpu = _gpu(node, found.pci, shot.readings.get(found.pci), fault.uuid)
@@ -94,8 +98,9 @@ def families(shot: Snapshot) -> Iterator[Metric]:
         doubts.add_metric([*gpu, found.rule], len(fault.doubts))
     yield faults
     yield doubts
-    onsets = GaugeMetricFamily("gpu_health_fatal_onsets", "Times the GPU turned fatal, as counted for a relapse.",
-                               labels=_GPU)  # fmt: skip
+    onsets = GaugeMetricFamily(
+        "gpu_health_fatal_onsets", "Times the GPU turned fatal, as counted for a relapse.", labels=_GPU
+    )
     for pci, times in sorted(verdict.onsets.items()):
         onsets.add_metric(_gpu(node, pci, shot.readings.get(pci)), len(times))
     yield onsets
@@ -104,8 +109,9 @@ def families(shot: Snapshot) -> Iterator[Metric]:
         yield _readings(shot, GaugeMetricFamily(f"gpu_health_{name}", said, labels=_GPU), signal)
     for signal, name, said in _COUNTERS:
         yield _readings(shot, CounterMetricFamily(f"gpu_health_{name}", said, labels=_GPU), signal)
-    apart = GaugeMetricFamily("gpu_health_witnesses_disagree", "1 while NVML and DCGM read the signal differently.",
-                              labels=[*_GPU, "signal"])  # fmt: skip
+    apart = GaugeMetricFamily(
+        "gpu_health_witnesses_disagree", "1 while NVML and DCGM read the signal differently.", labels=[*_GPU, "signal"]
+    )
     for pci, signal in shot.disagreements:
         if pci in shot.readings:
             apart.add_metric([*_gpu(node, pci, shot.readings[pci]), signal], 1)
@@ -117,8 +123,9 @@ def families(shot: Snapshot) -> Iterator[Metric]:
 
 def _xids(shot: Snapshot) -> Iterator[Metric]:
     count = CounterMetricFamily("gpu_health_xid", "Xid errors seen, by code.", labels=[*_GPU, "xid"])
-    last = GaugeMetricFamily("gpu_health_xid_last_timestamp_seconds", "When the last one was seen.",
-                             labels=[*_GPU, "xid"])  # fmt: skip
+    last = GaugeMetricFamily(
+        "gpu_health_xid_last_timestamp_seconds", "When the last one was seen.", labels=[*_GPU, "xid"]
+    )
     for (pci, code), (number, at) in sorted(shot.xids.items()):
         labels = [*_gpu(shot.node, pci, shot.readings.get(pci)), str(code)]
         count.add_metric(labels, number)
@@ -145,25 +152,29 @@ def _sources(shot: Snapshot) -> Iterator[Metric]:
 
 def _standing(shot: Snapshot) -> Iterator[Metric]:
     """The node in its cluster."""
-    withdrawn = GaugeMetricFamily("gpu_health_withdrawn", "1 while our taint keeps new pods off the node.",
-                                  labels=["node"])  # fmt: skip
+    withdrawn = GaugeMetricFamily(
+        "gpu_health_withdrawn", "1 while our taint keeps new pods off the node.", labels=["node"]
+    )
     if shot.withdrawn is not None:
         withdrawn.add_metric([shot.node], float(shot.withdrawn))
     yield withdrawn
-    since = GaugeMetricFamily("gpu_health_withdrawn_timestamp_seconds", "When the node's withdrawal got its permit.",
-                              labels=["node"])  # fmt: skip
+    since = GaugeMetricFamily(
+        "gpu_health_withdrawn_timestamp_seconds", "When the node's withdrawal got its permit.", labels=["node"]
+    )
     if shot.withdrawn_since is not None:
         since.add_metric([shot.node], shot.withdrawn_since)
     yield since
-    waits = GaugeMetricFamily("gpu_health_waits", "What is waited for: a permit, a refused eviction, a person …",
-                              labels=["node", "kind"])  # fmt: skip
+    waits = GaugeMetricFamily(
+        "gpu_health_waits", "What is waited for: a permit, a refused eviction, a person …", labels=["node", "kind"]
+    )
     for on in On:
         waits.add_metric([shot.node, on], sum(wait.on is on for wait in shot.waits))
     yield waits
     labels = ["node", "kind"]
     held = GaugeMetricFamily("gpu_health_permit_held", "1 while this node holds a permit.", labels=labels)
-    taken = GaugeMetricFamily("gpu_health_permits_taken", "Permits of the pool that are taken, as this node read them.",
-                              labels=labels)  # fmt: skip
+    taken = GaugeMetricFamily(
+        "gpu_health_permits_taken", "Permits of the pool that are taken, as this node read them.", labels=labels
+    )
     limit = GaugeMetricFamily("gpu_health_permits_allowed", "Permits that the budget allows the pool.", labels=labels)
     for permits in shot.permits:
         key = [shot.node, permits.kind]
@@ -185,20 +196,23 @@ def _actions(shot: Snapshot) -> Iterator[Metric]:
     for method, number in sorted(shot.requests.items()):
         sent.add_metric([shot.node, method], number)
     yield sent
-    saved = CounterMetricFamily("gpu_health_checkpoints", "Evicted pods that declare a checkpoint, by how it ended.",
-                                labels=["node", "outcome"])  # fmt: skip
+    saved = CounterMetricFamily(
+        "gpu_health_checkpoints", "Evicted pods that declare a checkpoint, by how it ended.", labels=["node", "outcome"]
+    )
     for outcome, number in sorted(shot.checkpoints.items()):
         saved.add_metric([shot.node, outcome], number)
     yield saved
     waited = CounterMetricFamily("gpu_health_checkpoint_wait_seconds", "Waited for checkpoints.", labels=["node"])
     waited.add_metric([shot.node], shot.checkpoint_wait_s)
     yield waited
-    breaker = GaugeMetricFamily("gpu_health_api_circuit_open", "1 while the API server is left alone for a pause.",
-                                labels=["node"])  # fmt: skip
+    breaker = GaugeMetricFamily(
+        "gpu_health_api_circuit_open", "1 while the API server is left alone for a pause.", labels=["node"]
+    )
     breaker.add_metric([shot.node], float(shot.api_failures > 0))
     yield breaker
-    aside = GaugeMetricFamily("gpu_health_standing_aside", "1 while the agent leaves the GPUs to a repair or upgrade.",
-                              labels=["node"])  # fmt: skip
+    aside = GaugeMetricFamily(
+        "gpu_health_standing_aside", "1 while the agent leaves the GPUs to a repair or upgrade.", labels=["node"]
+    )
     aside.add_metric([shot.node], float(bool(shot.aside)))
     yield aside
     look = GaugeMetricFamily(

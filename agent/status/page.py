@@ -53,22 +53,24 @@ def page(state: Mapping[str, Any], now: float, renewing: bool = True) -> str:
         if renewing
         else 'It is held: it does not renew itself (<a href="/">renew it</a>).'
     )
-    return "".join((
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{renew}'
-        f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head><body>'
-        f'<a class="skip" href="#faults">Skip to the faults</a><header><h1>GPUs of node {node}</h1>',
-        _banner(state, now),
-        f'<p class="soft">As of <time>{_time(state.get("at"))}</time>. {hold}</p></header><main>',
-        _waits(state.get("waits", ())),
-        f'<section id="faults"><h2>Faults ({len(faults)})</h2>',
-        "".join(_fault(fault, state.get("gpus", {})) for fault in faults) or "<p>No fault stands.</p>",
-        "</section>",
-        _gpus(state),
-        _sources(state),
-        _list("Done last", state.get("steps", ())),
-        '</main><footer><p class="soft">The same as text: <code>gpu-health-agent explain</code>; as data: '
-        '<a href="/state">/state</a>, <a href="/metrics">/metrics</a>.</p></footer></body></html>\n',
-    ))  # fmt: skip
+    return "".join(
+        (
+            f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{renew}'
+            f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head><body>'
+            f'<a class="skip" href="#faults">Skip to the faults</a><header><h1>GPUs of node {node}</h1>',
+            _banner(state, now),
+            f'<p class="soft">As of <time>{_time(state.get("at"))}</time>. {hold}</p></header><main>',
+            _waits(state.get("waits", ())),
+            f'<section id="faults"><h2>Faults ({len(faults)})</h2>',
+            "".join(_fault(fault, state.get("gpus", {})) for fault in faults) or "<p>No fault stands.</p>",
+            "</section>",
+            _gpus(state),
+            _sources(state),
+            _list("Done last", state.get("steps", ())),
+            '</main><footer><p class="soft">The same as text: <code>gpu-health-agent explain</code>; as data: '
+            '<a href="/state">/state</a>, <a href="/metrics">/metrics</a>.</p></footer></body></html>\n',
+        )
+    )
 
 
 def _banner(state: Mapping[str, Any], now: float) -> str:

@@ -43,11 +43,18 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
             for (pci, code), (count, at) in sorted(shot.xids.items())
         ],
         "sources": [
-            {"name": s.name, "up": s.up, "age_s": s.age_s, "starts": s.starts, "garbage": s.garbage,
-             "pid": s.pid, "trouble": s.trouble}
+            {
+                "name": s.name,
+                "up": s.up,
+                "age_s": s.age_s,
+                "starts": s.starts,
+                "garbage": s.garbage,
+                "pid": s.pid,
+                "trouble": s.trouble,
+            }
             for s in shot.sources
         ],
-    }  # fmt: skip
+    }
 
 
 def fault(

@@ -248,12 +248,14 @@ class Gateway(Collector):
 
     async def status(self, _: Request) -> Response:
         requests, retries = self._budget.totals()
-        return JSONResponse({
-            "in_flight": self.in_flight,
-            "window": {"requests": requests, "retries": retries},
-            "replicas": {one.name: one.told() for one in self._pool.replicas},
-            "smaller": {one.name: one.told() for one in self._smaller.replicas},
-        })  # fmt: skip
+        return JSONResponse(
+            {
+                "in_flight": self.in_flight,
+                "window": {"requests": requests, "retries": retries},
+                "replicas": {one.name: one.told() for one in self._pool.replicas},
+                "smaller": {one.name: one.told() for one in self._smaller.replicas},
+            }
+        )
 
 
 def passed(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

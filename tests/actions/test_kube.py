@@ -144,8 +144,12 @@ def test_anothers_taint_added_in_between_survives() -> None:
     made = cluster()
     hands = KubeHands(made, "n1", EVICT)
     steps = plan(fatal(), hands.look(closely=True), EVICT, Local(gathered=False))
-    made("PATCH", "/api/v1/nodes/n1", [{"op": "add", "path": "/spec/taints", "value": [FOREIGN]}],
-         "application/json-patch+json")  # fmt: skip
+    made(
+        "PATCH",
+        "/api/v1/nodes/n1",
+        [{"op": "add", "path": "/spec/taints", "value": [FOREIGN]}],
+        "application/json-patch+json",
+    )
     hands.do(steps[0])
     with pytest.raises(RefusedError) as refused:
         hands.do(steps[1])
@@ -225,8 +229,10 @@ def test_rolled_back_in_mid_drain_it_reports_what_is_bad_and_leaves_the_rest_to_
     made = cluster()
     hands = KubeHands(made, "n1", EVICT)
     drive(hands, fatal(), rounds=1)
-    newer = {"metadata": {"annotations": {"gpu-health-agent/faults": '{"version":2,"anything":[]}'}},
-             "status": {"conditions": []}}  # fmt: skip
+    newer = {
+        "metadata": {"annotations": {"gpu-health-agent/faults": '{"version":2,"anything":[]}'}},
+        "status": {"conditions": []},
+    }
     made("PATCH", "/api/v1/nodes/n1", newer, MERGE)
     made._objects["nodes", "", "n1"]["status"]["conditions"] = []
     before = holders(made)
@@ -267,8 +273,12 @@ def test_upgraded_in_mid_drain_it_goes_on_with_what_the_older_agent_wrote() -> N
 
 def test_an_opted_out_node_is_not_written_to() -> None:
     made = cluster()
-    made("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": {"gpu-health-agent/managed": "false"}}},
-         "application/merge-patch+json")  # fmt: skip
+    made(
+        "PATCH",
+        "/api/v1/nodes/n1",
+        {"metadata": {"labels": {"gpu-health-agent/managed": "false"}}},
+        "application/merge-patch+json",
+    )
     made.requests.clear()
     drive(KubeHands(made, "n1", EVICT), fatal())
     assert {method for method, _ in made.requests} == {"GET"}

@@ -312,8 +312,9 @@ def pause(made: PretendCluster, said: str | None) -> None:
     made._store("configmaps", "gpu-health-agent", {"metadata": {"name": "gpu-health-agent-pause"}, "data": data})
 
 
-@pytest.mark.parametrize(("said", "acts"), [("true", False), ("yes", False), ("?", False), ("false", True),
-                                            ("", True), (None, True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "acts"), [("true", False), ("yes", False), ("?", False), ("false", True), ("", True), (None, True)]
+)
 def test_one_config_map_pauses_every_agent_of_the_cluster(said: str | None, acts: bool) -> None:
     made = cluster()
     pause(made, said)

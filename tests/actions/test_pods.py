@@ -95,8 +95,13 @@ def test_what_a_budget_protects_is_deleted_only_after_the_deadline_and_only_wher
     assert ("train" not in made.pods_on("n1")) is gone
 
 
-@pytest.mark.parametrize("answer", [(429, {"message": "Too many requests, please try again later."}),
-                                    (500, {"message": "Internal error occurred: failed calling webhook"})])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (429, {"message": "Too many requests, please try again later."}),
+        (500, {"message": "Internal error occurred: failed calling webhook"}),
+    ],
+)
 def test_a_busy_or_broken_server_has_asked_no_budget_and_leads_to_no_deletion(answer: tuple[int, Any]) -> None:
     made, settings = cluster(), config(on_deadline="delete", deadline_s={"reset_gpu": 0})
 
@@ -143,8 +148,11 @@ def test_a_deletion_past_the_deadline_that_a_policy_denies_is_named_and_keeps_no
     def protected(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         if path.endswith("/eviction"):
             return 429, {"message": "no", "details": {"causes": [{"reason": "DisruptionBudget", "message": "budget"}]}}
-        return (403, {"message": WEBHOOK}) if (method, path.endswith("/behind")) == ("DELETE", True) else made(
-            method, path, *rest, **more)  # fmt: skip
+        return (
+            (403, {"message": WEBHOOK})
+            if (method, path.endswith("/behind")) == ("DELETE", True)
+            else made(method, path, *rest, **more)
+        )
 
     hands = KubeHands(protected, "n1", settings, clock)
     drive(hands, reset(), settings)
@@ -159,10 +167,12 @@ def test_two_budgets_on_one_pod_are_named() -> None:
     change(made, "train", {"metadata": {"labels": {"app": "train", "team": "a"}}})
     budgets = [
         {"metadata": {"name": "one"}, "spec": {"selector": {"matchLabels": {"app": "train"}}}},
-        {"metadata": {"name": "two"}, "spec": {"selector": {"matchExpressions": [
-            {"key": "team", "operator": "In", "values": ["a", "b"]}]}}},
+        {
+            "metadata": {"name": "two"},
+            "spec": {"selector": {"matchExpressions": [{"key": "team", "operator": "In", "values": ["a", "b"]}]}},
+        },
         {"metadata": {"name": "other"}, "spec": {"selector": {"matchLabels": {"app": "web"}}}},
-    ]  # fmt: skip
+    ]
 
     def twice(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         if path.endswith("/eviction"):
@@ -221,8 +231,12 @@ def test_after_three_returns_of_one_a_person_decides() -> None:
     hands = KubeHands(made, "n1", settings)
     for number in range(6):
         made.add_pod("a", f"daemon-{number}", "n1", gpus=0)
-        change(made, f"daemon-{number}", {"metadata": {"ownerReferences": [
-            {"kind": "StatefulSet", "name": "daemon", "controller": True}]}}, "a")  # fmt: skip
+        change(
+            made,
+            f"daemon-{number}",
+            {"metadata": {"ownerReferences": [{"kind": "StatefulSet", "name": "daemon", "controller": True}]}},
+            "a",
+        )
         drive(hands, fatal(), settings)
     assert made.evicted == ["a/daemon-0", "a/daemon-1", "a/daemon-2"]
     assert "came back 3 times" in " ".join(said(hands, fatal(), settings))
@@ -336,8 +350,19 @@ def test_a_pod_that_saves_on_sigterm_is_evicted_at_once_and_reported_as_unconfir
     assert (made.evicted, hands.checkpoints[0]) == (["research/train"], {"unconfirmed": 1})
 
 
-@pytest.mark.parametrize("text", ["http:0/x", "http:99999/x", "http:80", "http://1.2.3.4/x", "http:80/a b", "exec:rm",
-                                  "http:80/x\r\nHost: y", "HTTP:80/x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http:0/x",
+        "http:99999/x",
+        "http:80",
+        "http://1.2.3.4/x",
+        "http:80/a b",
+        "exec:rm",
+        "http:80/x\r\nHost: y",
+        "HTTP:80/x",
+    ],
+)
 def test_a_malformed_declaration_asks_for_nothing_and_is_said(text: str) -> None:
     wish = declared({"gpu-health-agent/checkpoint": text})
     why = "gpu-health-agent/checkpoint must be http:<port>/<path>, annotation or sigterm"
@@ -523,7 +548,10 @@ def test_asked_by_a_dry_run_a_pod_is_marked_as_disrupted_and_then_deleted() -> N
     drive(KubeHands(made, "n1", settings), reset(), settings)
     pod = "/api/v1/namespaces/research/pods/train"
     assert [(m, p) for m, p in made.requests if p.startswith(pod)] == [
-        ("POST", f"{pod}/eviction"), ("PATCH", f"{pod}/status"), ("DELETE", pod)]  # fmt: skip
+        ("POST", f"{pod}/eviction"),
+        ("PATCH", f"{pod}/status"),
+        ("DELETE", pod),
+    ]
     assert (made.evicted, "train" in made.pods_on("n1")) == ([], False)
 
 

@@ -74,9 +74,15 @@ def test_every_declared_right_is_used_and_nothing_else_is_asked_for() -> None:
     assert drained() | drained(eviction="ask_then_delete") | repaired() == declared
 
 
-@pytest.mark.parametrize("path", ["/api/v1/secrets", "/api/v1/namespaces/other/configmaps/gpu-health-agent-pause",
-                                  "/api/v1/namespaces/gpu-health-agent/configmaps/another",
-                                  "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/secrets",
+        "/api/v1/namespaces/other/configmaps/gpu-health-agent-pause",
+        "/api/v1/namespaces/gpu-health-agent/configmaps/another",
+        "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases",
+    ],
+)
 def test_what_is_not_declared_is_not_even_sent(path: str) -> None:
     made = cluster()
     hands = KubeHands(made, "n1", EVICT)

@@ -88,10 +88,15 @@ def furnish(plane: ControlPlane, node: str) -> None:
     Node Feature Discovery writes a label for each feature of the CPU, GPU Feature Discovery some thirty.
     """
     images = [
-        {"names": [f"registry.example.com/team/image-{i}@sha256:{sha256(bytes([i])).hexdigest()}",
-                   f"registry.example.com/team/image-{i}:v1.{i}.0-ubuntu22.04"], "sizeBytes": 10_000_000 + i}
+        {
+            "names": [
+                f"registry.example.com/team/image-{i}@sha256:{sha256(bytes([i])).hexdigest()}",
+                f"registry.example.com/team/image-{i}:v1.{i}.0-ubuntu22.04",
+            ],
+            "sizeBytes": 10_000_000 + i,
+        }
         for i in range(50)
-    ]  # fmt: skip
+    ]
     labels = {f"feature.node.kubernetes.io/cpu-cpuid.FEATURE{i}": "true" for i in range(60)}
     labels |= {f"nvidia.com/gpu.property-{i}": f"value-{i}" for i in range(30)}
     merge = "application/merge-patch+json"
@@ -104,10 +109,15 @@ def latency(plane: ControlPlane, folder: Path) -> None:
     config = folder / "config.yaml"
     fifo = folder / "kmsg"
     os.mkfifo(fifo)
-    config.write_text(yaml.safe_dump({
-        "mode": "taint", "sources": {"nvml": {"enabled": False}, "kmsg": {"path": str(fifo)}},
-        "http": {"address": "127.0.0.1", "port": 0},
-    }))  # fmt: skip
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "mode": "taint",
+                "sources": {"nvml": {"enabled": False}, "kmsg": {"path": str(fifo)}},
+                "http": {"address": "127.0.0.1", "port": 0},
+            }
+        )
+    )
     admin = json.loads(plane.kubeconfig.read_text())
     ca = Path(admin["clusters"][0]["cluster"]["certificate-authority"])
     taints = Taints(plane, ca, admin["users"][0]["user"]["token"])
@@ -199,9 +209,22 @@ class Agent:
         self._log = folder / "agent.log"
         with self._log.open("wb") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "agent", "run", "--config", str(config), "--node", NODE,
-                 "--kubeconfig", str(credentials), *extra], stderr=out, env=environment(),
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "agent",
+                    "run",
+                    "--config",
+                    str(config),
+                    "--node",
+                    NODE,
+                    "--kubeconfig",
+                    str(credentials),
+                    *extra,
+                ],
+                stderr=out,
+                env=environment(),
+            )
         self.pid = self._process.pid
         self._port = 0
 
@@ -236,8 +259,12 @@ class Agent:
 def forget(plane: ControlPlane) -> None:
     """The node as it was before the trial."""
     merge = "application/merge-patch+json"
-    plane.must("PATCH", f"/api/v1/nodes/{NODE}", {"spec": {"taints": None}, "metadata": {"annotations": {
-        "gpu-health-agent/faults": None}}}, merge)  # fmt: skip
+    plane.must(
+        "PATCH",
+        f"/api/v1/nodes/{NODE}",
+        {"spec": {"taints": None}, "metadata": {"annotations": {"gpu-health-agent/faults": None}}},
+        merge,
+    )
     leases = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
     for lease in plane.must("GET", leases)["items"]:
         plane.must("PATCH", f"{leases}/{lease['metadata']['name']}", {"spec": {"holderIdentity": None}}, merge)

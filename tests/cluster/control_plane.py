@@ -123,12 +123,22 @@ class ControlPlane:
         """A node played by kwok, whose container runtime may have a name."""
         resources = {"cpu": "64", "memory": "512Gi", "pods": "110", "nvidia.com/gpu": str(gpus)}
         own = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "nvidia.com/gpu.present": "true"}
-        self.must("POST", "/api/v1/nodes", {
-            "metadata": {"name": name, "labels": {**own, **(labels or {})},
-                         "annotations": {"kwok.x-k8s.io/node": "fake"}},
-            "status": {"allocatable": resources, "capacity": resources,
-                       **({"nodeInfo": {"containerRuntimeVersion": runtime}} if runtime else {})},
-        })  # fmt: skip
+        self.must(
+            "POST",
+            "/api/v1/nodes",
+            {
+                "metadata": {
+                    "name": name,
+                    "labels": {**own, **(labels or {})},
+                    "annotations": {"kwok.x-k8s.io/node": "fake"},
+                },
+                "status": {
+                    "allocatable": resources,
+                    "capacity": resources,
+                    **({"nodeInfo": {"containerRuntimeVersion": runtime}} if runtime else {}),
+                },
+            },
+        )
 
     def ready(self, node: str) -> bool:
         conditions = self.must("GET", f"/api/v1/nodes/{node}")["status"].get("conditions") or ()
@@ -156,12 +166,18 @@ class ControlPlane:
 
     def write_kubeconfig(self, path: Path, token: str) -> Path:
         cluster = {"server": self.url, "certificate-authority": str(self._pki / "ca.crt")}
-        path.write_text(json.dumps({
-            "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": cluster}],
-            "users": [{"name": "u", "user": {"token": token}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        }))  # fmt: skip
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "c",
+                    "clusters": [{"name": "c", "cluster": cluster}],
+                    "users": [{"name": "u", "user": {"token": token}}],
+                    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                }
+            )
+        )
         path.chmod(0o600)
         return path
 
@@ -196,10 +212,16 @@ class ControlPlane:
     def _start_all(self) -> None:
         etcd, peer, self.port, controllers, scheduler, kwok = _free_ports(6)
         # Nothing here must survive a power cut, so etcd need not wait for the disk.
-        self._start("etcd", f"--data-dir={self.directory}/etcd", f"--listen-client-urls=http://127.0.0.1:{etcd}",
-                    f"--advertise-client-urls=http://127.0.0.1:{etcd}", f"--listen-peer-urls=http://127.0.0.1:{peer}",
-                    f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
-                    f"--initial-cluster=default=http://127.0.0.1:{peer}", "--unsafe-no-fsync")  # fmt: skip
+        self._start(
+            "etcd",
+            f"--data-dir={self.directory}/etcd",
+            f"--listen-client-urls=http://127.0.0.1:{etcd}",
+            f"--advertise-client-urls=http://127.0.0.1:{etcd}",
+            f"--listen-peer-urls=http://127.0.0.1:{peer}",
+            f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
+            f"--initial-cluster=default=http://127.0.0.1:{peer}",
+            "--unsafe-no-fsync",
+        )
         self._certificates()
         users = {**_USERS, **{name: f"system:node:{name},{name},system:nodes" for name in self._real_nodes}}
         tokens = {name: secrets.token_hex(16) for name in users}
@@ -212,42 +234,66 @@ class ControlPlane:
         (self._pki / "tokens.csv").write_text("\n".join(lines) + "\n")
         pki, real = self._pki, self._real_nodes
         self._start(
-            "kube-apiserver", f"--etcd-servers=http://127.0.0.1:{etcd}", f"--bind-address={self.address}",
-            f"--secure-port={self.port}", f"--advertise-address={self.address}",
+            "kube-apiserver",
+            f"--etcd-servers=http://127.0.0.1:{etcd}",
+            f"--bind-address={self.address}",
+            f"--secure-port={self.port}",
+            f"--advertise-address={self.address}",
             # A loopback address is refused in the Service "kubernetes".
             "--kubelet-preferred-address-types=InternalIP" if real else "--endpoint-reconciler-type=none",
-            "--authorization-mode=Node,RBAC", "--allow-privileged=true",
-            "--service-cluster-ip-range=10.96.0.0/16", f"--tls-cert-file={pki}/apiserver.crt",
-            f"--tls-private-key-file={pki}/apiserver.key", f"--client-ca-file={pki}/ca.crt",
+            "--authorization-mode=Node,RBAC",
+            "--allow-privileged=true",
+            "--service-cluster-ip-range=10.96.0.0/16",
+            f"--tls-cert-file={pki}/apiserver.crt",
+            f"--tls-private-key-file={pki}/apiserver.key",
+            f"--client-ca-file={pki}/ca.crt",
             f"--token-auth-file={pki}/tokens.csv",
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-            f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key",
-        )  # fmt: skip
+            f"--service-account-key-file={pki}/sa.pub",
+            f"--service-account-signing-key-file={pki}/sa.key",
+        )
         self.wait("kube-apiserver", lambda: self.request("GET", "/readyz")[1] == "ok", 120)
         self._start(
-            "kube-controller-manager", *self._credentials("kube-controller-manager"), "--bind-address=127.0.0.1",
-            f"--secure-port={controllers}", f"--cert-dir={self.directory}/kcm", "--leader-elect=false",
+            "kube-controller-manager",
+            *self._credentials("kube-controller-manager"),
+            "--bind-address=127.0.0.1",
+            f"--secure-port={controllers}",
+            f"--cert-dir={self.directory}/kcm",
+            "--leader-elect=false",
             "--use-service-account-credentials=true",
             # Each controller fetches a token at its start: the default of 20 requests a second costs 5 s.
-            "--kube-api-qps=1000", "--kube-api-burst=2000", f"--service-account-private-key-file={pki}/sa.key",
-            f"--root-ca-file={pki}/ca.crt", f"--cluster-signing-cert-file={pki}/ca.crt",
+            "--kube-api-qps=1000",
+            "--kube-api-burst=2000",
+            f"--service-account-private-key-file={pki}/sa.key",
+            f"--root-ca-file={pki}/ca.crt",
+            f"--cluster-signing-cert-file={pki}/ca.crt",
             f"--cluster-signing-key-file={pki}/ca.key",
             # A node's Lease lasts 8 s (tests/nodes): it is seen to be dead three times sooner than by default.
             *(("--node-monitor-period=1s", "--node-monitor-grace-period=16s") if real else ()),
-        )  # fmt: skip
-        self._start("kube-scheduler", *self._credentials("kube-scheduler"), "--bind-address=127.0.0.1",
-                    f"--secure-port={scheduler}", f"--cert-dir={self.directory}/sched",
-                    "--leader-elect=false")  # fmt: skip
+        )
+        self._start(
+            "kube-scheduler",
+            *self._credentials("kube-scheduler"),
+            "--bind-address=127.0.0.1",
+            f"--secure-port={scheduler}",
+            f"--cert-dir={self.directory}/sched",
+            "--leader-elect=false",
+        )
         if real:
             return
         text = _WORKS.read_text() + "---\n" + _but_for_working_pods((self._bin / STAGES).read_text())
         stages = [stage for stage in yaml.safe_load_all(text) if self._pods or _is_for_nodes(stage)]
         played = self.directory / STAGES
         played.write_text(yaml.safe_dump_all(stages))
-        self._start("kwok", f"--kubeconfig={self.directory}/kwok.kubeconfig", "--manage-all-nodes=false",
-                    "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-                    "--node-lease-duration-seconds=40", f"--config={played}",
-                    f"--server-address=127.0.0.1:{kwok}")  # fmt: skip
+        self._start(
+            "kwok",
+            f"--kubeconfig={self.directory}/kwok.kubeconfig",
+            "--manage-all-nodes=false",
+            "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+            "--node-lease-duration-seconds=40",
+            f"--config={played}",
+            f"--server-address=127.0.0.1:{kwok}",
+        )
 
     def _credentials(self, name: str) -> list[str]:
         file = self.directory / f"{name}.kubeconfig"
@@ -258,22 +304,42 @@ class ControlPlane:
             self._processes[name] = subprocess.Popen(
                 # Whoever is killed before `down` leaves no API server behind.
                 ["setpriv", "--pdeathsig", "KILL", str(self._bin / name), *arguments],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def _certificates(self) -> None:
         pki = self._pki
         _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{pki}/ca.key")
-        _openssl("req", "-x509", "-new", "-key", f"{pki}/ca.key", "-days", "30", "-subj", "/CN=ca",
-                 "-out", f"{pki}/ca.crt")  # fmt: skip
+        _openssl(
+            "req", "-x509", "-new", "-key", f"{pki}/ca.key", "-days", "30", "-subj", "/CN=ca", "-out", f"{pki}/ca.crt"
+        )
         _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{pki}/apiserver.key")
-        _openssl("req", "-new", "-key", f"{pki}/apiserver.key", "-subj", "/CN=kube-apiserver",
-                 "-out", f"{pki}/apiserver.csr")  # fmt: skip
+        _openssl(
+            "req", "-new", "-key", f"{pki}/apiserver.key", "-subj", "/CN=kube-apiserver", "-out", f"{pki}/apiserver.csr"
+        )
         names = f"IP:{self.address},IP:10.96.0.1,DNS:localhost,DNS:kubernetes.default.svc"
-        _openssl("x509", "-req", "-in", f"{pki}/apiserver.csr", "-CA", f"{pki}/ca.crt", "-CAkey", f"{pki}/ca.key",
-                 "-set_serial", "1", "-days", "30", "-extfile", "/dev/stdin", "-out", f"{pki}/apiserver.crt",
-                 text=f"subjectAltName={names}\nextendedKeyUsage=serverAuth\n")  # fmt: skip
+        _openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{pki}/apiserver.csr",
+            "-CA",
+            f"{pki}/ca.crt",
+            "-CAkey",
+            f"{pki}/ca.key",
+            "-set_serial",
+            "1",
+            "-days",
+            "30",
+            "-extfile",
+            "/dev/stdin",
+            "-out",
+            f"{pki}/apiserver.crt",
+            text=f"subjectAltName={names}\nextendedKeyUsage=serverAuth\n",
+        )
         _openssl("genrsa", "-out", f"{pki}/sa.key", "2048")
         _openssl("rsa", "-in", f"{pki}/sa.key", "-pubout", "-out", f"{pki}/sa.pub")
 

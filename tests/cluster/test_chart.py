@@ -39,8 +39,12 @@ def chart(command: str, *arguments: str, values: list[str] = [], kubeconfig: Pat
     """``helm COMMAND`` on the chart; values as --set takes them."""
     access = ["--kubeconfig", str(kubeconfig)] if kubeconfig else ["--kube-version", "1.37.2"]
     sets = [text for value in values for text in ("--set", value)]
-    ran = subprocess.run([str(helm()), command, *arguments, "--namespace", NAMESPACE, *access, *sets],
-                         capture_output=True, text=True, env=environment())  # fmt: skip
+    ran = subprocess.run(
+        [str(helm()), command, *arguments, "--namespace", NAMESPACE, *access, *sets],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
@@ -91,8 +95,10 @@ def test_with_monitoring_it_renders_what_its_folder_makes_too_and_without_nothin
     assert made == kustomized(OVERLAYS / "evict") | kustomized(MONITORING)
     alone = objects(chart("template", "gpu-health-agent", str(CHART)))
     assert made.keys() - alone.keys() == {
-        ("PodMonitor", NAMESPACE), ("PrometheusRule", NAMESPACE), ("ConfigMap", f"{NAMESPACE}-dashboard"),
-    }  # fmt: skip
+        ("PodMonitor", NAMESPACE),
+        ("PrometheusRule", NAMESPACE),
+        ("ConfigMap", f"{NAMESPACE}-dashboard"),
+    }
 
 
 def test_the_runbooks_are_where_the_operator_keeps_them(tmp_path: Path) -> None:
@@ -123,9 +129,15 @@ def test_it_is_of_the_agents_version_and_helm_finds_nothing_to_complain_about() 
 
 
 def test_values_that_an_operator_sets_reach_the_pods() -> None:
-    values = ["image.repository=registry.example/agent", "image.tag=1.2.3", "resources.agent.limits.memory=1Gi",
-              "podAnnotations.team=gpu", "config.poll_s=10", "repair.enabled=true",
-              "imagePullSecrets[0].name=pull"]  # fmt: skip
+    values = [
+        "image.repository=registry.example/agent",
+        "image.tag=1.2.3",
+        "resources.agent.limits.memory=1Gi",
+        "podAnnotations.team=gpu",
+        "config.poll_s=10",
+        "repair.enabled=true",
+        "imagePullSecrets[0].name=pull",
+    ]
     made = objects(chart("template", "gpu-health-agent", str(CHART), values=values))
     template = made["DaemonSet", NAMESPACE]["spec"]["template"]
     assert {one["image"] for one in template["spec"]["containers"]} == {"registry.example/agent:1.2.3"}

@@ -33,22 +33,27 @@ class Applied:
         plane.wait("nodes Ready", lambda: all(plane.ready(node) for node in self.nodes))
         plane.add_namespace(self.name)
         for claim in ("checkpoints", "checkpoints-backup"):  # a provisioner's part
-            plane.must("POST", "/api/v1/persistentvolumes", {
-                "metadata": {"name": f"{self.name}-{claim}"},
-                "spec": {"capacity": {"storage": "1Ti"}, "accessModes": ["ReadWriteMany"],
-                         "nfs": {"server": "nfs.example.com", "path": "/"},
-                         "claimRef": {"namespace": self.name, "name": claim}},
-            })  # fmt: skip
+            plane.must(
+                "POST",
+                "/api/v1/persistentvolumes",
+                {
+                    "metadata": {"name": f"{self.name}-{claim}"},
+                    "spec": {
+                        "capacity": {"storage": "1Ti"},
+                        "accessModes": ["ReadWriteMany"],
+                        "nfs": {"server": "nfs.example.com", "path": "/"},
+                        "claimRef": {"namespace": self.name, "name": claim},
+                    },
+                },
+            )
         relative = os.path.relpath(KIT, folder)
         selector = [{"op": "add", "path": "/spec/template/spec/nodeSelector", "value": {"site": self.name}}]
         overlay = {
             "namespace": self.name,
             "resources": [relative],
             "components": [f"{relative}/{name}" for name in components],
-            "patches": [
-                {"target": {"kind": kind}, "patch": json.dumps(selector)} for kind in ("Deployment", "Job")
-            ],
-        }  # fmt: skip
+            "patches": [{"target": {"kind": kind}, "patch": json.dumps(selector)} for kind in ("Deployment", "Job")],
+        }
         (folder / "kustomization.yaml").write_text(json.dumps(overlay))
         plane.kubectl("apply", "-k", str(folder))
 
@@ -186,21 +191,39 @@ def test_a_training_answers_by_annotation_with_a_token_that_reaches_its_own_pod_
     other = site.pods("inference")[0]["metadata"]["name"]
     api = connect(str(credential))
     for name, field in ((other, "annotations"), (pod["name"], "labels")):
-        patch = partial(api, "PATCH", f"/api/v1/namespaces/{site.name}/pods/{name}",
-                        {"metadata": {field: {"x": "y"}}}, MERGE_PATCH)  # fmt: skip
+        patch = partial(
+            api, "PATCH", f"/api/v1/namespaces/{site.name}/pods/{name}", {"metadata": {field: {"x": "y"}}}, MERGE_PATCH
+        )
         # A policy is in force a moment after it is there.
         plane.wait("the policy refuses", lambda patch=patch: patch()[0] == 422)
         assert "a training pod may write" in patch()[1]["message"]
 
     podinfo = tmp_path / "annotations"
     podinfo.write_text("")
-    environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(plane.port),
-                   "POD_NAMESPACE": site.name, "POD_NAME": pod["name"]}  # fmt: skip
+    environment = {
+        "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+        "KUBERNETES_SERVICE_PORT": str(plane.port),
+        "POD_NAMESPACE": site.name,
+        "POD_NAME": pod["name"],
+    }
     training = subprocess.Popen(
-        [sys.executable, str(KIT / "train.py"), "--folder", str(tmp_path / "run"), "--port", "0", "--step-s", "0.01",
-         "--annotations", str(podinfo), "--account", str(account)],
-        env={**os.environ, **environment}, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(KIT / "train.py"),
+            "--folder",
+            str(tmp_path / "run"),
+            "--port",
+            "0",
+            "--step-s",
+            "0.01",
+            "--annotations",
+            str(podinfo),
+            "--account",
+            str(account),
+        ],
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+    )
     try:
         asked = "2026-01-01T00:00:00.000Z"
         plane.kubectl(

@@ -22,15 +22,25 @@ def stub(kind: str) -> dict[str, Any]:
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {"name": f"{plural}.{GROUP}"},
-        "spec": {"group": GROUP, "scope": "Namespaced", "versions": [version],
-                 "names": {"kind": kind, "plural": plural, "singular": kind.lower()}},
-    }  # fmt: skip
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "versions": [version],
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+        },
+    }
 
 
 def install_stubs(plane: ControlPlane) -> None:
     plane.kubectl("apply", "-f", "-", text=yaml.safe_dump_all([stub("PodMonitor"), stub("PrometheusRule")]))
-    plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", f"podmonitors.{GROUP}",
-                  f"prometheusrules.{GROUP}")  # fmt: skip
+    plane.kubectl(
+        "wait",
+        "--for=condition=Established",
+        "--timeout=60s",
+        "crd",
+        f"podmonitors.{GROUP}",
+        f"prometheusrules.{GROUP}",
+    )
 
 
 def test_the_monitoring_manifests_apply_beside_the_agent(plane: ControlPlane) -> None:

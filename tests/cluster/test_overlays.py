@@ -34,8 +34,14 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         state = {"gpu-health-agent/state": "unhealthy"} if name == "dead-gpu" else {}
         body = {"metadata": {"labels": {"nvidia.com/gpu.present": None, **state}}}
         made.must("PATCH", f"/api/v1/nodes/{name}", body, MERGE)
-    tainted = {"spec": {"taints": [{"key": "gpu-health-agent/unhealthy", "effect": "NoSchedule"},
-                                   {"key": "nvidia.com/gpu", "effect": "NoSchedule"}]}}  # fmt: skip
+    tainted = {
+        "spec": {
+            "taints": [
+                {"key": "gpu-health-agent/unhealthy", "effect": "NoSchedule"},
+                {"key": "nvidia.com/gpu", "effect": "NoSchedule"},
+            ]
+        }
+    }
     made.must("PATCH", "/api/v1/nodes/dead-gpu", tainted, MERGE)
     yield made
     made.down()
@@ -83,8 +89,10 @@ def test_no_expression_of_its_policies_has_a_wrong_type(plane: ControlPlane, ove
         )
 
     plane.wait("type-checked", checked)
-    warnings = {p["metadata"]["name"]: p["status"].get("typeChecking", {}).get("expressionWarnings")
-                for p in plane.must("GET", path)["items"]}  # fmt: skip
+    warnings = {
+        p["metadata"]["name"]: p["status"].get("typeChecking", {}).get("expressionWarnings")
+        for p in plane.must("GET", path)["items"]
+    }
     assert warnings
     assert not any(warnings.values()), warnings
 

@@ -44,8 +44,11 @@ class Stolen:
 
     def pod(self, node: str, name: str = "work") -> dict[str, Any]:
         """A pod of the site's namespace, bound to a node."""
-        spec = {"nodeName": node, "terminationGracePeriodSeconds": 30,
-                "containers": [{"name": "main", "image": "none"}]}  # fmt: skip
+        spec = {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 30,
+            "containers": [{"name": "main", "image": "none"}],
+        }
         path = f"/api/v1/namespaces/{self.site.name}/pods"
         return dict(self.plane.must("POST", path, {"metadata": {"name": name}, "spec": spec}))
 
@@ -207,9 +210,15 @@ def test_no_lease_but_a_permit_is_ours_to_make(stolen: Stolen) -> None:
 def event(stolen: Stolen, kind: str, name: str, **changed: Any) -> int:
     namespace = "default" if kind == "Node" else stolen.site.name
     about = {"kind": kind, "name": name, "namespace": "" if kind == "Node" else namespace}
-    body = {"metadata": {"generateName": "e-", "namespace": namespace}, "reason": "Xid79", "type": "Warning",
-            "message": "x", "involvedObject": about, **changed,
-            "source": {"component": "gpu-health-agent", "host": stolen.node, **changed.get("source", {})}}  # fmt: skip
+    body = {
+        "metadata": {"generateName": "e-", "namespace": namespace},
+        "reason": "Xid79",
+        "type": "Warning",
+        "message": "x",
+        "involvedObject": about,
+        **changed,
+        "source": {"component": "gpu-health-agent", "host": stolen.node, **changed.get("source", {})},
+    }
     return stolen("POST", f"/api/v1/namespaces/{namespace}/events", body)
 
 
@@ -244,11 +253,18 @@ def test_a_job_with_another_image_is_refused(stolen: Stolen) -> None:
     assert "must be its template's but for the node's name" in stolen.why
 
 
-@pytest.mark.parametrize("more", [
-    {"serviceAccountName": "default"}, {"hostNetwork": True}, {"hostPID": True},
-    {"volumes": [{"name": "host", "hostPath": {"path": "/"}}]}, {"restartPolicy": "OnFailure"},
-    {"initContainers": [{"name": "first", "image": "evil"}]}, {"runtimeClassName": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"serviceAccountName": "default"},
+        {"hostNetwork": True},
+        {"hostPID": True},
+        {"volumes": [{"name": "host", "hostPath": {"path": "/"}}]},
+        {"restartPolicy": "OnFailure"},
+        {"initContainers": [{"name": "first", "image": "evil"}]},
+        {"runtimeClassName": None},
+    ],
+)
 def test_a_job_that_asks_for_more_or_less_than_its_template_is_refused(stolen: Stolen, more: dict[str, Any]) -> None:
     made = job(stolen)
     made["spec"]["template"]["spec"] |= more

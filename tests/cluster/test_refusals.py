@@ -22,9 +22,15 @@ from tests.cluster.test_spine import UNHEALTHY, XID_79
 
 def test_a_node_that_does_not_exist_is_said_and_waited_for(site: Site, agent: StartAgent) -> None:
     site.nodes = ("nonesuch", site.nodes[1])
-    pod = {"metadata": {"name": "early", "labels": {"app.kubernetes.io/name": "gpu-health-agent"}}, "spec": {
-        "serviceAccountName": "gpu-health-agent", "nodeName": "nonesuch", "tolerations": [{"operator": "Exists"}],
-        "containers": [{"name": "main", "image": "none"}]}}  # fmt: skip
+    pod = {
+        "metadata": {"name": "early", "labels": {"app.kubernetes.io/name": "gpu-health-agent"}},
+        "spec": {
+            "serviceAccountName": "gpu-health-agent",
+            "nodeName": "nonesuch",
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [{"name": "main", "image": "none"}],
+        },
+    }
     site.plane.must("POST", "/api/v1/namespaces/gpu-health-agent/pods", pod)
     running = agent()
     site.plane.wait("said", lambda: any("node nonesuch does not exist" in why for why in running.state()["waits"]))
@@ -86,8 +92,16 @@ def test_release_takes_everything_of_ours_off_a_node(site: Site, agent: StartAge
     site.plane.wait("taint", lambda: site.taints() == ["gpu-health-agent/unhealthy"])
     site.plane.wait("condition", lambda: site.condition("GpuUnhealthy")["status"] == "True")
     running.stop()
-    command = [sys.executable, "-m", "agent", "release", "--node", site.nodes[0],
-               "--kubeconfig", str(site.plane.kubeconfig)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "agent",
+        "release",
+        "--node",
+        site.nodes[0],
+        "--kubeconfig",
+        str(site.plane.kubeconfig),
+    ]
     told = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=30)
     assert told.returncode == 0, told.stderr
     assert "given back" in told.stdout

@@ -109,8 +109,10 @@ def test_killed_and_restarted_it_replays_nothing_and_forgets_nothing(site: Site,
     running.kill()
     running.kernel("NVRM: Xid (PCI:0000:43:00): 95, pid=77, name=python, Uncontained: LTC TAG")
     running.start()
-    site.plane.wait("both stand", lambda: {f["id"] for f in running.state()["faults"]} == {
-        "xid-79@0000:1b:00.0", "xid-95@0000:43:00.0"})  # fmt: skip
+    site.plane.wait(
+        "both stand",
+        lambda: {f["id"] for f in running.state()["faults"]} == {"xid-79@0000:1b:00.0", "xid-95@0000:43:00.0"},
+    )
     assert [x["code"] for x in running.state()["xids"]] == [95], "the one before the restart is not counted again"
     assert site.taints() == [UNHEALTHY]
 
@@ -136,8 +138,19 @@ duration_s: 14
 steps: [{at_s: 1, gpu: 3, xid: 95}, {at_s: 4, gpu: 3, clear: true}]
 expect: {faults: [xid-95], steps: {taint: 1, evict: 9, untaint: 1}, status: healthy}
 """)
-    command = [sys.executable, "-m", "agent", "simulate", str(story), "--kubeconfig", str(site.plane.kubeconfig),
-               "--node", site.nodes[0], "--simulation-dir", str(tmp_path / "simulation")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "agent",
+        "simulate",
+        str(story),
+        "--kubeconfig",
+        str(site.plane.kubeconfig),
+        "--node",
+        site.nodes[0],
+        "--simulation-dir",
+        str(tmp_path / "simulation"),
+    ]
     told = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
     assert told.returncode == 0, told.stdout + told.stderr
     assert site.running("train") == [site.nodes[1]]

@@ -18,8 +18,9 @@ from agent.cli import main
 def program(*arguments: str, timeout_s: float = 20) -> tuple[int, str, str]:
     """The program as a process of its own: exit code, standard output, standard error."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("NODE_NAME", "KUBECONFIG")}
-    done = subprocess.run([sys.executable, "-m", "agent", *arguments], capture_output=True, text=True,
-                          timeout=timeout_s, env=inherited)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", *arguments], capture_output=True, text=True, timeout=timeout_s, env=inherited
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -55,10 +56,7 @@ def test_the_exit_code_is_the_process_own() -> None:
         ("policy: {overrides: [{rule: gpu-lost, count: 3}]}", "policy.overrides.0.count: only Xids are counted"),
         ("policy: {overrides: [{rule: xid-63, severity: bad}]}", "policy.overrides.0.severity: Input should be"),
         ("presets: [gke]", "presets.0: Input should be 'cluster-autoscaler' or 'eks', not 'gke'"),
-        (
-            "presets: [eks]",
-            "presets: Value error, eks is a way to ask for a replacement: set repair.",
-        ),
+        ("presets: [eks]", "presets: Value error, eks is a way to ask for a replacement: set repair."),
         ("- a", "must hold a mapping"),
         ("mode: [", "is not valid YAML"),
     ],
@@ -133,8 +131,10 @@ expect:
 
 def test_the_policy_in_force_shows_overrides_in_their_scope(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("policy: {overrides: [{rule: xid-62, gpu_model: '*H100*', severity: notice, count: 3}, "
-                    "{rule: xid-74, node_label: a=b, disabled: true}, {rule: xid-63, clear_s: latched}]}")  # fmt: skip
+    path.write_text(
+        "policy: {overrides: [{rule: xid-62, gpu_model: '*H100*', severity: notice, count: 3}, "
+        "{rule: xid-74, node_label: a=b, disabled: true}, {rule: xid-63, clear_s: latched}]}"
+    )
     code, out, _ = cli("policy", "--config", str(path), "--gpu-model", "NVIDIA H100 PCIe", "--json")
     rules = {entry["rule"]: entry for entry in map(json.loads, out.splitlines())}
     assert code == 0

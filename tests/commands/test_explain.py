@@ -30,9 +30,15 @@ def test_a_fault_is_told_with_its_lines_its_end_and_what_to_do() -> None:
     verdict = lost_gpu().after(1, alive())
     state = {"node": "n", "status": "unhealthy", "at": "", "blind": [], "waits": ["pod a/b may not be evicted yet"]}
     text = in_words({**state, "faults": [fault(f, Limits()) for f in verdict.faults]}, None)
-    for part in (f"xid-79@{GPU}: fatal, remedy reboot_node", "GPU has fallen off the bus", f"explains:  gpu-lost@{GPU}",
-                 "a reboot (another boot id)", f"gpu-health-agent/dismiss=xid-79@{GPU}", "reboot the node",
-                 "waiting: pod a/b"):  # fmt: skip
+    for part in (
+        f"xid-79@{GPU}: fatal, remedy reboot_node",
+        "GPU has fallen off the bus",
+        f"explains:  gpu-lost@{GPU}",
+        "a reboot (another boot id)",
+        f"gpu-health-agent/dismiss=xid-79@{GPU}",
+        "reboot the node",
+        "waiting: pod a/b",
+    ):
         assert part in text
     assert "\x1b" not in text, "kernel text never reaches a terminal as it came"
 

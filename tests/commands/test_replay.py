@@ -94,10 +94,15 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for node in ("n", "m"):
         cluster.add_node(node)
     cluster.add_pod("a", "train", "n")
-    config = Config.model_validate({
-        "mode": "evict", "poll_s": 0.3, "drain": {"gather_s": 0.5}, "policy": {"soak_s": 0.5, "flag_confirm_s": 0.2},
-        "sources": {"simulated": {"scenario": "idle"}, "pods": {"enabled": False}},
-    })  # fmt: skip
+    config = Config.model_validate(
+        {
+            "mode": "evict",
+            "poll_s": 0.3,
+            "drain": {"gather_s": 0.5},
+            "policy": {"soak_s": 0.5, "flag_confirm_s": 0.2},
+            "sources": {"simulated": {"scenario": "idle"}, "pods": {"enabled": False}},
+        }
+    )
     actor = Actor(config, lambda: KubeHands(cluster, "n", config), False, lambda *_, **__: None)
     (tmp_path / "sim").mkdir()
     sources = supervisor(config, tmp_path / "sim")

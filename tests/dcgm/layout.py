@@ -30,7 +30,8 @@ macros = {
     "ATTRIBUTES_VERSION": s.dcgmDeviceAttributes_version3,
     "ATTRIBUTES_PCI": offset(attributes, "identifiers", "pciBusId"),
     "ATTRIBUTES_UUID": offset(attributes, "identifiers", "uuid"),
-    "CONNECT_VERSION": s.c_dcgmConnectV3Params_version if hasattr(s, "c_dcgmConnectV3Params_version")
+    "CONNECT_VERSION": s.c_dcgmConnectV3Params_version
+    if hasattr(s, "c_dcgmConnectV3Params_version")
     else s.c_dcgmConnectV2Params_version,
     "HEALTH_VERSION": getattr(s, health.__name__.replace("c_", "").replace("_v", "_version")),
     "HEALTH_LIST": offset(health, "incidents"),
@@ -62,7 +63,7 @@ macros = {
     "RUN_GPUS": offset(run, "entityIds" if hasattr(run, "entityIds") else "gpuList"),
     "DIAG_VERSION": getattr(s, diagnosis.__name__.replace("c_", "").replace("_v", "_version")),
     "DIAG_BY_GPU": int(hasattr(diagnosis, "perGpuResponses")),
-}  # fmt: skip
+}
 if macros["DIAG_BY_GPU"]:
     result, gpu = s.c_dcgmDiagTestResult_v2, s.c_dcgmDiagResponsePerGpu_v4
     macros |= {

@@ -31,8 +31,11 @@ FOUR = os.environ.get("DCGM_BINDINGS")
 GENERATIONS = ["3", *(["4"] if FOUR else [])]
 _GPUS = "gpu 0 00000000:1B:00.0 GPU-a\ngpu 1 00000000:43:00.0 GPU-b\n"
 # What a healthy GPU answers: a number for each field that the tests look at.
-_WELL = "".join(f"value 1 {gpu} {field} i {value}\n" for gpu in (0, 1)
-                for field, value in ((150, 44), (311, 0), (395, 0), (1523, 0)))  # fmt: skip
+_WELL = "".join(
+    f"value 1 {gpu} {field} i {value}\n"
+    for gpu in (0, 1)
+    for field, value in ((150, 44), (311, 0), (395, 0), (1523, 0))
+)
 
 
 def bindings(generation: str) -> Path:
@@ -66,9 +69,12 @@ def library(folder: Path, where: Path) -> Path:
     """The folder with a libdcgm.so.4 whose structures are those of these bindings."""
     where.mkdir(parents=True, exist_ok=True)
     layout = subprocess.run(
-        [sys.executable, str(HERE / "layout.py")], env={**os.environ, "PYTHONPATH": str(folder)},
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, str(HERE / "layout.py")],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     (where / "layout.h").write_text(layout.stdout)
     compiler = ["gcc", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", f"-I{where}"]
     subprocess.run([*compiler, "-o", str(where / "libdcgm.so.4"), str(HERE / "standin.c")], check=True)
@@ -110,9 +116,11 @@ class Engine:
         """The real source process on this engine."""
         command = [sys.executable, "-W", "error", "-m", "agent.sources.dcgm", "--poll-s", "0.1", "--health-s", "0.1"]
         with subprocess.Popen(
-            [*command, *self.options(address), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [*command, *self.options(address), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=self.environment(**environment),
-        ) as process:  # fmt: skip
+        ) as process:
             try:
                 yield Watched(process)
             finally:

@@ -25,8 +25,13 @@ def check(engine: Engine, folder: Path, **dcgm: Any) -> tuple[int, str]:
     sources = {"nvml": off, "kmsg": off, "dcgm": {**engine_here, **dcgm}}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump({"http": {"address": "127.0.0.1", "port": 1}, "sources": sources}))
-    done = subprocess.run([sys.executable, "-m", "agent", "check", "--config", str(path)], env=engine.environment(),
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", "check", "--config", str(path)],
+        env=engine.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     return done.returncode, done.stdout
 
 

@@ -29,13 +29,22 @@ class Agent:
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.folder, self.told = folder, list[tuple[str, Any]]()
-        config = Config.model_validate({
-            "poll_s": 1.0, "sources": {
-                "simulated": {"scenario": "idle"}, "pods": {"enabled": False},
-                "dcgm": {"address": engine.address, "bindings": engine.bindings, "library": engine.library,
-                         "poll_s": 0.2, "health_s": 0.2},
-            },
-        })  # fmt: skip
+        config = Config.model_validate(
+            {
+                "poll_s": 1.0,
+                "sources": {
+                    "simulated": {"scenario": "idle"},
+                    "pods": {"enabled": False},
+                    "dcgm": {
+                        "address": engine.address,
+                        "bindings": engine.bindings,
+                        "library": engine.library,
+                        "poll_s": 0.2,
+                        "health_s": 0.2,
+                    },
+                },
+            }
+        )
         self.daemon = Daemon(config, "n", None, self._tell, supervisor(config, folder))
 
     def _tell(self, what: str, **facts: Any) -> None:
@@ -149,7 +158,8 @@ def test_both_witnesses_of_one_fault_are_seen_in_the_running_agent(
         assert "dcgm-elsewhere" not in one.rules()
         text = "GPU 0 fell off the bus (triggered by XID 79: x)"
         engine.answers(f"xid 1 1 79 {int(time.time() * 1e6)}\nincident ffffffff 20 120 1 1 {text}\n", SAME)
-        one.until(lambda: one.shot and any(
-            {"kmsg", "dcgm"} <= {word.source for word in fault.witnesses} for fault in one.shot.verdict.faults
-        ))  # fmt: skip
+        one.until(
+            lambda: one.shot
+            and any({"kmsg", "dcgm"} <= {word.source for word in fault.witnesses} for fault in one.shot.verdict.faults)
+        )
         assert one.rules() == ["xid-79"]

@@ -30,14 +30,19 @@ from tests.dcgm.standin import Engine
 A, B = "0000:1b:00.0", "0000:43:00.0"
 until = partial(waiting.until, timeout_s=60.0)
 WELL = "test memory 0 1 0 0 0\ntest memory 0 1 1 0 0\ntest environment 0 0 0 0 0\n"
-IDLE: dict[str, Any] = {"gpus": {A: {"uuid": "GPU-a", "index": 0, "processes": ""},
-                                 B: {"uuid": "GPU-b", "index": 1, "processes": "71,72"}}}  # fmt: skip
+IDLE: dict[str, Any] = {
+    "gpus": {A: {"uuid": "GPU-a", "index": 0, "processes": ""}, B: {"uuid": "GPU-b", "index": 1, "processes": "71,72"}}
+}
 
 
 def diagnosed(engine: Engine, level: int, *gpus: str) -> tuple[int, dict[str, Any]]:
     command = [sys.executable, "-W", "error", "-m", "agent.sources.dcgm.diag", "--level", str(level)]
-    done = subprocess.run([*command, *engine.options(), "--gpus", ",".join(gpus)], env=engine.environment(),
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [*command, *engine.options(), "--gpus", ",".join(gpus)],
+        env=engine.environment(),
+        capture_output=True,
+        text=True,
+    )
     return done.returncode, json.loads(done.stdout)
 
 
@@ -88,9 +93,14 @@ def test_an_engine_of_dcgm_4_is_told_that_somebody_still_waits(engine: Engine, b
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(-39, "another diagnosis runs"), (-34, "another diagnosis runs"), (-52, "has no diagnosis"),
-     (-21, "ended the connection"), (-12, "versions")],
-)  # fmt: skip
+    [
+        (-39, "another diagnosis runs"),
+        (-34, "another diagnosis runs"),
+        (-52, "has no diagnosis"),
+        (-21, "ended the connection"),
+        (-12, "versions"),
+    ],
+)
 def test_what_keeps_it_from_running_is_no_result(engine: Engine, status: int, words: str) -> None:
     engine.answers(f"error dcgmActionValidate_v2 {status}\n")
     code, told = diagnosed(engine, 1, "GPU-a")
@@ -150,10 +160,12 @@ def running(
     monkeypatch.setenv("DCGM_STANDIN", str(engine.file))
     data: dict[str, Any] = {
         "http": {"address": "127.0.0.1", "port": 0},
-        "sources": {"simulated": {"scenario": "idle"}, "pods": {"enabled": False},
-                    "dcgm": {"address": engine.address, "bindings": str(engine.bindings),
-                             "library": str(engine.library)}},
-    }  # fmt: skip
+        "sources": {
+            "simulated": {"scenario": "idle"},
+            "pods": {"enabled": False},
+            "dcgm": {"address": engine.address, "bindings": str(engine.bindings), "library": str(engine.library)},
+        },
+    }
     config, path, socket = Config.model_validate(data), tmp_path / "config.yaml", tmp_path / "s"
     path.write_text(yaml.safe_dump(data))
     with ExitStack() as stack:

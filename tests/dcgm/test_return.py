@@ -42,12 +42,18 @@ def tainted(cluster: PretendCluster) -> bool:
 def agent(engine: Engine, folder: Path, cluster: PretendCluster, apart: bool) -> Iterator[Actor]:
     """``apart``: the sources, and the diagnosis with them, in a container of their own."""
     data = {
-        "mode": "evict", "poll_s": 0.5, "policy": {"soak_s": 1}, "budget": {"max_withdrawn": 1},
-        "drain": {"gather_s": 0}, "repair": {"diagnose": 2},
-        "sources": {"simulated": {"scenario": "idle"}, "pods": {"enabled": False},
-                    "dcgm": {"address": engine.address, "bindings": str(engine.bindings),
-                             "library": str(engine.library)}},
-    }  # fmt: skip
+        "mode": "evict",
+        "poll_s": 0.5,
+        "policy": {"soak_s": 1},
+        "budget": {"max_withdrawn": 1},
+        "drain": {"gather_s": 0},
+        "repair": {"diagnose": 2},
+        "sources": {
+            "simulated": {"scenario": "idle"},
+            "pods": {"enabled": False},
+            "dcgm": {"address": engine.address, "bindings": str(engine.bindings), "library": str(engine.library)},
+        },
+    }
     config, there = Config.model_validate(data), folder / "s"
     with ExitStack() as stack:
         if apart:

@@ -44,18 +44,28 @@ def test_each_gpu_is_read_by_field_numbers_and_named_by_its_pci_address(engine: 
 
 def test_a_blank_is_no_number_even_with_a_fresh_time_stamp(engine: Engine) -> None:
     blanks = {
-        310: f"i {BLANK}", 311: f"i {BLANK + 2}", 312: f"i {BLANK + 1}", 313: f"i {BLANK + 3}",
-        393: f"i {0x7FFFFFF0}", 394: f"i {0x7FFFFFF2}", 155: "d 140737488355328.0", 395: "s <<<NULL>>>",
-    }  # fmt: skip
+        310: f"i {BLANK}",
+        311: f"i {BLANK + 2}",
+        312: f"i {BLANK + 1}",
+        313: f"i {BLANK + 3}",
+        393: f"i {0x7FFFFFF0}",
+        394: f"i {0x7FFFFFF2}",
+        155: "d 140737488355328.0",
+        395: "s <<<NULL>>>",
+    }
     engine.answers("".join(f"value 1 0 {field} {text}\n" for field, text in blanks.items()))
     with engine.source() as source:
         values = reading(source.polls(1), A).values
     assert {FIELDS[field]: values[FIELDS[field]] for field in blanks} == {
-        "ecc_corrected_volatile": Missing.UNREADABLE, "ecc_uncorrected_volatile": Missing.UNSUPPORTED,
-        "ecc_corrected_aggregate": Missing.UNREADABLE, "ecc_uncorrected_aggregate": Missing.UNREADABLE,
-        "remapped_rows_uncorrected": Missing.UNREADABLE, "remapped_rows_corrected": Missing.UNSUPPORTED,
-        "power_w": Missing.UNREADABLE, "remapped_rows_failure": Missing.UNREADABLE,
-    }  # fmt: skip
+        "ecc_corrected_volatile": Missing.UNREADABLE,
+        "ecc_uncorrected_volatile": Missing.UNSUPPORTED,
+        "ecc_corrected_aggregate": Missing.UNREADABLE,
+        "ecc_uncorrected_aggregate": Missing.UNREADABLE,
+        "remapped_rows_uncorrected": Missing.UNREADABLE,
+        "remapped_rows_corrected": Missing.UNSUPPORTED,
+        "power_w": Missing.UNREADABLE,
+        "remapped_rows_failure": Missing.UNREADABLE,
+    }
     assert values["temperature_c"] == 44
 
 
@@ -64,8 +74,9 @@ def test_unsupported_unreadable_and_not_yet_read_are_told_apart_by_status(engine
     with engine.source() as source:
         values = reading(source.polls(1), A).values
     assert (values["ecc_corrected_volatile"], values["ecc_uncorrected_volatile"]) == (
-        Missing.UNSUPPORTED, Missing.UNREADABLE,
-    )  # fmt: skip
+        Missing.UNSUPPORTED,
+        Missing.UNREADABLE,
+    )
     assert not {"ecc_corrected_aggregate", "ecc_uncorrected_aggregate"} & values.keys()
 
 
@@ -359,8 +370,17 @@ def test_an_engine_that_never_answers_is_named_while_it_does_not_and_read_when_i
         assert source.process.poll() is None
 
 
-@pytest.mark.parametrize("call", ["dcgmInit", "dcgmGetAllSupportedDevices", "dcgmEntitiesGetLatestValues",
-                                  "dcgmGetValuesSince_v2", "dcgmWatchFields", "dcgmHealthSet_v2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        "dcgmInit",
+        "dcgmGetAllSupportedDevices",
+        "dcgmEntitiesGetLatestValues",
+        "dcgmGetValuesSince_v2",
+        "dcgmWatchFields",
+        "dcgmHealthSet_v2",
+    ],
+)
 def test_whichever_call_hangs_is_named(engine: Engine, call: str) -> None:
     engine.answers(f"hang {call}\n")
     with engine.source() as source:

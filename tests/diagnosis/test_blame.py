@@ -17,8 +17,10 @@ class Cluster:
 
     def after(self, seconds: float, *seen: Observation) -> dict[str, Severity]:
         self.now += seconds
-        stamped = [Observation(**{**{n: getattr(o, n) for n in Observation.__dataclass_fields__}, "seen": self.now})
-                   for o in seen]  # fmt: skip
+        stamped = [
+            Observation(**{**{n: getattr(o, n) for n in Observation.__dataclass_fields__}, "seen": self.now})
+            for o in seen
+        ]
         orders = Orders({}, self.workloads)
         self.memory, verdict = judge(self.memory, stamped, self.now, self.now, Limits(), ("nvml",), orders)
         return {fault.finding.id: fault.finding.severity for fault in verdict.faults}

@@ -114,8 +114,12 @@ def test_a_lasting_disagreement_is_a_notice_and_a_passing_one_only_a_metric() ->
 def test_a_counter_that_moves_and_a_value_that_one_cannot_read_are_no_disagreement() -> None:
     one = judge_of_three()
     for count in range(10):
-        one.after(5, alive(), reading(pcie_replays=count, recovery_action=0),
-                  *second(pcie_replays=0, recovery_action=Missing.UNREADABLE))  # fmt: skip
+        one.after(
+            5,
+            alive(),
+            reading(pcie_replays=count, recovery_action=0),
+            *second(pcie_replays=0, recovery_action=Missing.UNREADABLE),
+        )
         assert list(disagreements(one.memory.history, 60)) == []
 
 
@@ -133,8 +137,9 @@ def test_an_incident_is_confirmed_by_the_next_check_and_ends_when_a_check_lacks_
 def test_an_incident_of_a_mig_instance_is_a_fault_of_it() -> None:
     one = judge_of_three()
     for check in (1.0, 2.0):
-        verdict = one.after(30, alive(), reading(), health(9, check=check, gpu_instance=3),
-                            alive("dcgm", "", check=check))  # fmt: skip
+        verdict = one.after(
+            30, alive(), reading(), health(9, check=check, gpu_instance=3), alive("dcgm", "", check=check)
+        )
     assert ids(verdict) == [f"dcgm-9@{GPU}/gi3"]
 
 
@@ -181,8 +186,9 @@ def test_a_recording_keeps_both_witnesses_readings_apart(tmp_path: Path) -> None
         seen = [
             Observation(now, "nvml", Signal.READING, GPU, values={"uuid": "GPU-1", "pcie_replays": 4}, seen=now),
             Observation(now, "dcgm", Signal.READING, GPU, values={"pcie_replays": 9 + number}, seen=now),
-            replace(health(9, check=now), seen=now), replace(alive("dcgm", "", check=now), seen=now),
-        ]  # fmt: skip
+            replace(health(9, check=now), seen=now),
+            replace(alive("dcgm", "", check=now), seen=now),
+        ]
         memory, verdict = judge(memory, seen, now, now, config.policy, ("nvml", "dcgm"), Orders())
         recorder.judged(now, now, seen, Orders(), verdict)
     recorder.close()

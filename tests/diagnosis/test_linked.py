@@ -120,8 +120,9 @@ def fatal(code: int = RESET) -> Verdict:
 
 
 def pods() -> tuple[Pod, ...]:
-    return tuple(Pod("ml", name, name, "Job", gpu=True, gpus=frozenset({uuid}))
-                 for name, uuid in (("a", A), ("b", B), ("c", C)))  # fmt: skip
+    return tuple(
+        Pod("ml", name, name, "Job", gpu=True, gpus=frozenset({uuid})) for name, uuid in (("a", A), ("b", B), ("c", C))
+    )
 
 
 def test_a_resets_pods_are_those_of_the_whole_set_and_another_remedys_are_not() -> None:
@@ -183,8 +184,15 @@ def test_a_reset_is_proved_by_every_gpu_of_its_set() -> None:
     def after(seconds: float, *seen: Observation) -> Verdict:
         judged.now += seconds
         stamped = [replace(o, seen=judged.now, at=START + judged.now) for o in seen]
-        judged.memory, verdict = judge(judged.memory, stamped, judged.now, START + judged.now, CONFIG.policy, ("nvml",),
-                                       Orders(resets=dict.fromkeys((A, B), (reset, reset + 5))))  # fmt: skip
+        judged.memory, verdict = judge(
+            judged.memory,
+            stamped,
+            judged.now,
+            START + judged.now,
+            CONFIG.policy,
+            ("nvml",),
+            Orders(resets=dict.fromkeys((A, B), (reset, reset + 5))),
+        )
         return verdict
 
     back = bound(GPU, OTHER, energy_j=1.0)

@@ -31,8 +31,9 @@ def test_a_server_restored_to_before_the_repair_and_an_agent_that_starts_anew_le
         life, snapshots = Life(RESET), {}
         snapshots[0] = copy.deepcopy(life.cluster._objects)
 
-        def api(method: str, path: str, *rest: Any, life: Life = life, kept: dict[int, Any] = snapshots,
-                **more: Any) -> tuple[int, Any]:  # fmt: skip
+        def api(
+            method: str, path: str, *rest: Any, life: Life = life, kept: dict[int, Any] = snapshots, **more: Any
+        ) -> tuple[int, Any]:
             answer = life.cluster(method, path, *rest, **more)
             if method != "GET":
                 kept[life.writes + 1] = copy.deepcopy(life.cluster._objects)

@@ -98,11 +98,7 @@ NO_RESET: dict[str, tuple[Values, tuple[Values, ...], str]] = {
         ({**NEW, "persistence_mode": 0},),
         "counters energy_j, ecc_uncorrected_volatile, ecc_corrected_volatile, pcie_replays",
     ),
-    "persistence mode was off for a moment": (
-        CLEAN,
-        ({**NEW, "persistence_mode": 0}, NEW),
-        "counter energy_j",
-    ),
+    "persistence mode was off for a moment": (CLEAN, ({**NEW, "persistence_mode": 0}, NEW), "counter energy_j"),
     "an old driver or GPU": (
         {**OLD, **R535},
         ({**NEW, **R535},),
@@ -124,9 +120,13 @@ def test_what_is_no_reset_proves_no_cure_and_says_so_in_words_that_stay(what: st
         assert (fault(life).proved, fault(life).doubts) == (False, told)
     assert life.after(0).withdraw
     assert [doubt for doubt in told if doubt.startswith("its counter")] == (
-        [f"its {fallen} began anew, which alone proves no reset since the fault: a driver reload or a reboot would, "
-         "or dismiss it"] if fallen else []
-    )  # fmt: skip
+        [
+            f"its {fallen} began anew, which alone proves no reset since the fault: a driver reload or a reboot would, "
+            "or dismiss it"
+        ]
+        if fallen
+        else []
+    )
     again = next_life(life, after[-1], after[-1], after[-1])
     assert (fault(again).proved, fault(again).doubts) == (False, told), "nor in the agent's next life"
 

@@ -39,11 +39,14 @@ UUIDS = {"GPU-a": "0000:1b:00.0", "GPU-b": "0000:43:00.0"}
 def node(name: str, gpus: int = 2, **changes: Any) -> dict[str, Any]:
     stored = {"cards": {pci: [uuid, 0] for uuid, pci in UUIDS.items()}}
     made: dict[str, Any] = {
-        "metadata": {"name": name, "labels": {"gpu-health-agent/state": "healthy"},
-                     "annotations": {"gpu-health-agent/faults": json.dumps(stored)}},
+        "metadata": {
+            "name": name,
+            "labels": {"gpu-health-agent/state": "healthy"},
+            "annotations": {"gpu-health-agent/faults": json.dumps(stored)},
+        },
         "spec": {},
         "status": {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"nvidia.com/gpu": str(gpus)}},
-    }  # fmt: skip
+    }
     for part, values in changes.items():
         made[part] |= values
     return made
@@ -60,8 +63,11 @@ def pod(name: str, where: str | None, app: str = "", namespace: str = NS, gpus: 
 
 
 NODES = [node(f"n{i}") for i in range(1, 5)]
-KIT = [pod("training", "n1", "training"), *(pod(f"inference-{i}", f"n{i}", "inference") for i in (1, 2, 3)),
-       pod("gateway", "n1", "gateway", gpus=0)]  # fmt: skip
+KIT = [
+    pod("training", "n1", "training"),
+    *(pod(f"inference-{i}", f"n{i}", "inference") for i in (1, 2, 3)),
+    pod("gateway", "n1", "gateway", gpus=0),
+]
 AGENTS = {f"n{i}": pod(f"agent-{i}", f"n{i}", namespace="gpu-health-agent", gpus=0) for i in range(1, 5)}
 
 
@@ -85,16 +91,31 @@ def tainted(name: str) -> dict[str, Any]:
         (NODES, [], {k: v for k, v in AGENTS.items() if k != "n1"}, None, "has no agent that is ready"),
         ([node("n1", spec={"unschedulable": True}), *NODES[1:]], [], AGENTS, None, "is cordoned"),
         ([node("n1", status={"conditions": []}), *NODES[1:]], [], AGENTS, None, "is not Ready"),
-        ([node("n1", metadata={"labels": {"gpu-health-agent/managed": "false"}}), *NODES[1:]], [], AGENTS, None,
-         "managed=false"),
-        ([node("n1", metadata={"labels": {"gpu-health-agent/state": "degraded"}}), *NODES[1:]], [], AGENTS, None,
-         "is degraded"),
+        (
+            [node("n1", metadata={"labels": {"gpu-health-agent/managed": "false"}}), *NODES[1:]],
+            [],
+            AGENTS,
+            None,
+            "managed=false",
+        ),
+        (
+            [node("n1", metadata={"labels": {"gpu-health-agent/state": "degraded"}}), *NODES[1:]],
+            [],
+            AGENTS,
+            None,
+            "is degraded",
+        ),
         (NODES[:3], [], AGENTS, None, "no other healthy node has a free GPU for gpu-health-drill/inference-1"),
         ([*NODES[:3], node("n4", gpus=0)], [], AGENTS, None, "no other healthy node has a free GPU"),
-        ([node("n1", metadata={"annotations": {"gpu-health-agent/faults": "{"}}), *NODES[1:]], [], AGENTS, None,
-         "has stored no GPU"),
+        (
+            [node("n1", metadata={"annotations": {"gpu-health-agent/faults": "{"}}), *NODES[1:]],
+            [],
+            AGENTS,
+            None,
+            "has stored no GPU",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_node_that_may_not_be_drilled_is_refused_with_the_reason(
     nodes: Any, more: Any, agents: Any, named: str | None, why: str
 ) -> None:
@@ -121,9 +142,13 @@ def test_a_fault_is_never_written_into_a_log_that_no_agent_reads(simulation: Any
 
 
 def test_injected_the_fault_goes_through_the_pod_of_that_nodes_agent_while_the_drill_looks_on() -> None:
-    agents = [{"metadata": {"name": f"agent-{node}", "namespace": "agents"},
-               "spec": {"nodeName": node, "containers": [{"name": "agent"}, {"name": "sources"}]}}
-              for node in ("n1", "n2")]  # fmt: skip
+    agents = [
+        {
+            "metadata": {"name": f"agent-{node}", "namespace": "agents"},
+            "spec": {"nodeName": node, "containers": [{"name": "agent"}, {"name": "sources"}]},
+        }
+        for node in ("n1", "n2")
+    ]
     asked: list[tuple[str, str, str, list[str]]] = []
     looks: list[float] = []
 
@@ -136,8 +161,9 @@ def test_injected_the_fault_goes_through_the_pod_of_that_nodes_agent_while_the_d
     exercise = Exercise(cluster, Settings(NS, "image:1", inject=True), outcome(), lambda _: None)
     done = exercise._inject("n2", "fault", ["--nonce=x"], lambda: looks.append(time.time()))
     assert done["written"][0]["at"] == 1.5
-    assert asked == [("agents", "agent-n2", "sources",
-                      ["python3", "-m", "agent.drill.on_node", "--simulated", "--nonce=x"])]  # fmt: skip
+    assert asked == [
+        ("agents", "agent-n2", "sources", ["python3", "-m", "agent.drill.on_node", "--simulated", "--nonce=x"])
+    ]
     assert looks
 
 
@@ -149,11 +175,16 @@ def test_finished_pods_of_others_are_in_nobodys_way() -> None:
 
 def kubeconfig(folder: Path) -> str:
     path = folder / "kubeconfig"
-    path.write_text(yaml.safe_dump({
-        "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": {"server": "https://cluster.example.com:6443"}}],
-        "users": [{"name": "u", "user": {"token": "t"}}],
-    }))  # fmt: skip
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "current-context": "c",
+                "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+                "clusters": [{"name": "k", "cluster": {"server": "https://cluster.example.com:6443"}}],
+                "users": [{"name": "u", "user": {"token": "t"}}],
+            }
+        )
+    )
     return str(path)
 
 
@@ -190,8 +221,11 @@ def test_the_kit_is_applied_in_one_namespace_each_object_labelled_and_short_of_t
     volumes = by["Job", "training"]["spec"]["template"]["spec"]["volumes"]
     assert {"name": "checkpoints", "hostPath": {"path": "/srv/shared"}} in volumes
     assert not [key for key in by if key[0] in ("CronJob", "PersistentVolumeClaim")]
-    (claim,) = [one for one in objects(None, Settings(NS, "image:1", storage_class="c"))
-                if one["kind"] == "PersistentVolumeClaim"]  # fmt: skip
+    (claim,) = [
+        one
+        for one in objects(None, Settings(NS, "image:1", storage_class="c"))
+        if one["kind"] == "PersistentVolumeClaim"
+    ]
     assert (claim["spec"]["storageClassName"], claim["spec"]["resources"]["requests"]["storage"]) == ("c", "1Gi")
     programs = by["ConfigMap", "gpu-kit"]["data"]
     assert {"train.py", "gateway.py", "inference.py"} <= programs.keys()
@@ -250,9 +284,10 @@ def drilled(name: str, text: str) -> dict[str, Any]:
 def test_cleaning_up_removes_what_bears_the_label_and_our_nonce_and_nothing_else() -> None:
     ours, others = json.dumps({"nonce": NONCE}), json.dumps({"nonce": "f" * 32})
     server = Server(
-        nodes=[drilled("n1", ours), drilled("n2", others)], pods=[labelled("hand")],
+        nodes=[drilled("n1", ours), drilled("n2", others)],
+        pods=[labelled("hand")],
         namespaces=[labelled(NS), labelled("another-drills")],
-    )  # fmt: skip
+    )
     Cluster(server, NS, "gpu-health-agent").sweep(NONCE)
     assert server.writes == [
         ("PATCH", "/api/v1/nodes/n1"),
@@ -273,8 +308,11 @@ def test_of_a_namespace_that_was_there_only_the_drills_own_pods_go() -> None:
 
 
 def test_a_drill_that_is_over_is_dead_at_once_and_keep_leaves_the_kit() -> None:
-    server = Server(nodes=[drilled("n1", json.dumps({"nonce": NONCE, "expires": "2020-01-01T00:00:00Z"}))],
-                    pods=[labelled("hand")], namespaces=[labelled(NS)])  # fmt: skip
+    server = Server(
+        nodes=[drilled("n1", json.dumps({"nonce": NONCE, "expires": "2020-01-01T00:00:00Z"}))],
+        pods=[labelled("hand")],
+        namespaces=[labelled(NS)],
+    )
     cluster = Cluster(server, NS, "agents")
     assert not cluster.alive(cluster.marked())
     cluster.sweep(NONCE, keep=True)
@@ -415,8 +453,17 @@ HOSTILE = "<script>alert('x')</script>&\"<img src=x>"
 
 
 def outcome(failed: int = 0, trouble: str = "") -> Outcome:
-    made = Outcome(f"https://{HOSTILE}", "v1.37.2", NS, 1000.0, node=HOSTILE, nodes=4, simulated_gpus=True,
-                   trouble=trouble, ended=1100.0)  # fmt: skip
+    made = Outcome(
+        f"https://{HOSTILE}",
+        "v1.37.2",
+        NS,
+        1000.0,
+        node=HOSTILE,
+        nodes=4,
+        simulated_gpus=True,
+        trouble=trouble,
+        ended=1100.0,
+    )
     for name in (POD, NODE, CRASH):
         part = Part(name, 1000.0, 1030.0)
         part.note(f"fault {HOSTILE}", 1002.0)
@@ -487,7 +534,12 @@ def test_the_report_in_json_says_the_same_as_the_text() -> None:
     data = json.loads(json.dumps(as_json(made)))
     assert data["passed"] is made.passed
     assert [m["after_s"] for m in data["parts"][0]["moments"]] == [2.0, 12.5]
-    assert data["parts"][1]["figures"][1] == {"name": "requests failed", "value": 1, "target": 0, "unit": "of 20",
-                                              "met": False}  # fmt: skip
+    assert data["parts"][1]["figures"][1] == {
+        "name": "requests failed",
+        "value": 1,
+        "target": 0,
+        "unit": "of 20",
+        "met": False,
+    }
     assert data["parts"][0]["requests"]["began"] == "1970-01-01T00:16:40.500000Z"
     assert "FAILED" in text(made).splitlines()[0]

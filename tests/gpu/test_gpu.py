@@ -18,9 +18,13 @@ from agent.model.observation import Observation, Signal, parse_line
 from agent.model.text import normalise_pci
 from agent.sources.nvml.session import Nvml
 
-SMI = {"uuid": "uuid", "name": "name", "pcie_max_width": "pcie.link.width.max",
-       "ecc_uncorrected_volatile": "ecc.errors.uncorrected.volatile.total",
-       "ecc_uncorrected_aggregate": "ecc.errors.uncorrected.aggregate.total"}  # fmt: skip
+SMI = {
+    "uuid": "uuid",
+    "name": "name",
+    "pcie_max_width": "pcie.link.width.max",
+    "ecc_uncorrected_volatile": "ecc.errors.uncorrected.volatile.total",
+    "ecc_uncorrected_aggregate": "ecc.errors.uncorrected.aggregate.total",
+}
 
 
 @pytest.fixture
@@ -31,8 +35,11 @@ def session() -> Iterator[Nvml]:
 
 
 def smi() -> dict[str, dict[str, str]]:
-    command = ["nvidia-smi", f"--query-gpu=pci.bus_id,temperature.gpu,{','.join(SMI.values())}",
-               "--format=csv,noheader,nounits"]  # fmt: skip
+    command = [
+        "nvidia-smi",
+        f"--query-gpu=pci.bus_id,temperature.gpu,{','.join(SMI.values())}",
+        "--format=csv,noheader,nounits",
+    ]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = [[cell.strip() for cell in line.split(",")] for line in out.splitlines()]
     return {normalise_pci(row[0]): dict(zip(("temperature_c", *SMI), row[1:], strict=True)) for row in rows}

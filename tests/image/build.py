@@ -58,12 +58,14 @@ def base(say: Callable[[str], None]) -> Path:
         say("making a Debian base for the image, once; a minute or two")
         subprocess.run(
             ["debootstrap", "--variant=minbase", "--include=python3-venv", _SUITE, str(work / "root"), _mirror()],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         for folder in _WASTE:
             shutil.rmtree(work / "root" / folder)
-        subprocess.run(["tar", "-C", str(work / "root"), "--numeric-owner", "-cf", str(work / "debian.tar"), "."],
-                       check=True)  # fmt: skip
+        subprocess.run(
+            ["tar", "-C", str(work / "root"), "--numeric-owner", "-cf", str(work / "debian.tar"), "."], check=True
+        )
         shutil.rmtree(work / "root")
 
     return made_once(f"debian-{_SUITE}-{platform.machine()}-1", make) / "debian.tar"
@@ -84,14 +86,35 @@ def _build(work: Path, rootfs: Path, say: Callable[[str], None]) -> None:
     with storage() as options:
 
         def build(name: str, recipe: str, context: Path, *more: str) -> None:
-            command = ["buildah", *options, "bud", "--quiet", "--isolation", "chroot", "--pull-never", "--tag", name,
-                       *more, "--file", "-", str(context)]  # fmt: skip
+            command = [
+                "buildah",
+                *options,
+                "bud",
+                "--quiet",
+                "--isolation",
+                "chroot",
+                "--pull-never",
+                "--tag",
+                name,
+                *more,
+                "--file",
+                "-",
+                str(context),
+            ]
             subprocess.run(command, input=recipe, check=True, text=True, stdout=subprocess.DEVNULL)
 
         build(BASE, "FROM scratch\nADD debian.tar /\n", rootfs.parent)
         build(PAUSE, f'FROM {BASE}\nENTRYPOINT ["/bin/sleep", "infinity"]\n', rootfs.parent)
-        build(IMAGE, (ROOT / "Dockerfile").read_text(), ROOT, *python_index(),
-              "--build-arg", f"BASE_IMAGE={BASE}", "--build-arg", f"VERSION={__version__}")  # fmt: skip
+        build(
+            IMAGE,
+            (ROOT / "Dockerfile").read_text(),
+            ROOT,
+            *python_index(),
+            "--build-arg",
+            f"BASE_IMAGE={BASE}",
+            "--build-arg",
+            f"VERSION={__version__}",
+        )
         for image, name in ((IMAGE, "gpu-health-agent"), (PAUSE, "pause")):
             archive = f"docker-archive:{work / name}.tar:{image}"
             subprocess.run(["buildah", *options, "push", "--quiet", image, archive], check=True)
@@ -99,8 +122,9 @@ def _build(work: Path, rootfs: Path, say: Callable[[str], None]) -> None:
 
 def python_index() -> Iterator[str]:
     """This machine's way to PyPI: its index, and the certificates that it trusts."""
-    told = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.index-url"],
-                          capture_output=True, text=True).stdout.strip()  # fmt: skip
+    told = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True
+    ).stdout.strip()
     if index := os.environ.get("PIP_INDEX_URL") or told:
         yield from ("--build-arg", f"PYPI={index}")
     bundle = os.environ.get("PIP_CERT") or ssl.get_default_verify_paths().cafile

@@ -35,8 +35,21 @@ def _build(work: Path, rootfs: Path, say: Callable[[str], None]) -> None:
     with storage() as options:
 
         def build(tag: str, recipe: str, context: Path, *more: str) -> None:
-            command = ["buildah", *options, "bud", "--quiet", "--isolation", "chroot", "--pull-never", "--tag", tag,
-                       *more, "--file", "-", str(context)]  # fmt: skip
+            command = [
+                "buildah",
+                *options,
+                "bud",
+                "--quiet",
+                "--isolation",
+                "chroot",
+                "--pull-never",
+                "--tag",
+                tag,
+                *more,
+                "--file",
+                "-",
+                str(context),
+            ]
             subprocess.run(command, input=recipe, check=True, text=True, stdout=subprocess.DEVNULL)
 
         build(BASE, "FROM scratch\nADD debian.tar /\n", rootfs.parent)

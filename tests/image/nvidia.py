@@ -15,9 +15,12 @@ def repository(folder: Path, mounted: str, architecture: str, library: str) -> P
     """In ``folder``, to be mounted at ``mounted``: the keyring's package, which names the repository, and DCGM's."""
     source = f"deb [trusted=yes] file://{mounted} ./\n"
     _package(folder, _KEYRING, "cuda-keyring", "1.1-1", "all", {"etc/apt/sources.list.d/cuda.list": source})
-    files = {f"{library}/libdcgm.so.4.6.0": "a library\n", f"{library}/libdcgm.so.4": Path("libdcgm.so.4.6.0"),
-             "usr/share/datacenter-gpu-manager-4/bindings/python3/pydcgm.py": "VERSION = 4\n",
-             "usr/bin/nv-hostengine": "none of ours\n"}  # fmt: skip
+    files = {
+        f"{library}/libdcgm.so.4.6.0": "a library\n",
+        f"{library}/libdcgm.so.4": Path("libdcgm.so.4.6.0"),
+        "usr/share/datacenter-gpu-manager-4/bindings/python3/pydcgm.py": "VERSION = 4\n",
+        "usr/bin/nv-hostengine": "none of ours\n",
+    }
     name = f"{CORE}_4.6.0-1_{architecture}.deb"
     _package(folder, name, CORE, "1:4.6.0-1", architecture, files)
     deb = (folder / name).read_bytes()
@@ -40,10 +43,13 @@ def _package(folder: Path, file: str, name: str, version: str, arch: str, files:
             path.symlink_to(held)
         else:
             path.write_text(held)
-    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", str(root), str(folder / file)], check=True,
-                   capture_output=True)  # fmt: skip
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "--build", str(root), str(folder / file)], check=True, capture_output=True
+    )
 
 
 def _control(name: str, version: str, arch: str) -> str:
-    return (f"Package: {name}\nVersion: {version}\nArchitecture: {arch}\nMaintainer: nobody <nobody@example.com>\n"
-            "Description: stands in for NVIDIA's\n")  # fmt: skip
+    return (
+        f"Package: {name}\nVersion: {version}\nArchitecture: {arch}\nMaintainer: nobody <nobody@example.com>\n"
+        "Description: stands in for NVIDIA's\n"
+    )

@@ -35,10 +35,23 @@ def stage() -> Iterator[Path]:
         bud = ("bud", "--quiet", "--isolation", "chroot", "--pull-never", "--file", "-")
         buildah(*bud, "--tag", BASE, str(rootfs.parent), text="FROM scratch\nADD debian.tar /\n")
         buildah(
-            *bud, "--tag", "localhost/dcgm:test", "--target", "dcgm", "--volume", f"{folder}:{_MOUNTED}:ro",
-            *python_index(), "--build-arg", f"BASE_IMAGE={BASE}", "--build-arg", "DCGM=4",
-            "--build-arg", f"NVIDIA=file://{_MOUNTED}", str(ROOT), text=(ROOT / "Dockerfile").read_text(),
-        )  # fmt: skip
+            *bud,
+            "--tag",
+            "localhost/dcgm:test",
+            "--target",
+            "dcgm",
+            "--volume",
+            f"{folder}:{_MOUNTED}:ro",
+            *python_index(),
+            "--build-arg",
+            f"BASE_IMAGE={BASE}",
+            "--build-arg",
+            "DCGM=4",
+            "--build-arg",
+            f"NVIDIA=file://{_MOUNTED}",
+            str(ROOT),
+            text=(ROOT / "Dockerfile").read_text(),
+        )
         container = buildah("from", "--pull-never", "localhost/dcgm:test")
         yield Path(buildah("mount", container))
         buildah("umount", container)

@@ -31,8 +31,14 @@ class Site:
             self.source.save(step, b"%d" % step * 100)
 
     def manage(self, *extra: str) -> int:
-        command = [sys.executable, str(KIT / "checkpoint_manager.py"), f"--folder={self.source.path}",
-                   f"--backup={self.backup.path}", "--keep=3", *extra]  # fmt: skip
+        command = [
+            sys.executable,
+            str(KIT / "checkpoint_manager.py"),
+            f"--folder={self.source.path}",
+            f"--backup={self.backup.path}",
+            "--keep=3",
+            *extra,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         self.code, self.said = done.returncode, done.stdout + done.stderr
         return self.code

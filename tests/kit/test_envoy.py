@@ -37,8 +37,16 @@ class Envoy:
         (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
         self._admin = folder / "admin"
         self.log = folder / "log"
-        command = [str(ENVOY), "-c", str(folder / "envoy.yaml"), "--admin-address-path", str(self._admin),
-                   "--use-dynamic-base-id", "--concurrency", "1"]  # fmt: skip
+        command = [
+            str(ENVOY),
+            "-c",
+            str(folder / "envoy.yaml"),
+            "--admin-address-path",
+            str(self._admin),
+            "--use-dynamic-base-id",
+            "--concurrency",
+            "1",
+        ]
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out)
         self.port = int(until(self._listens))

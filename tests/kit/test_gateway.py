@@ -318,8 +318,9 @@ def test_out_of_gpu_memory_goes_to_the_smaller_model(start: Start, tmp_path: Pat
     pages = int(Path(f"/proc/{large.process.pid}/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + (60 << 20)
     resource.prlimit(large.process.pid, resource.RLIMIT_AS, (most, most))
-    gateway = start("gateway.py", "--port", 0, "--replicas", f"127.0.0.1:{large.port()}",
-                    "--smaller", f"127.0.0.1:{small.port()}")  # fmt: skip
+    gateway = start(
+        "gateway.py", "--port", 0, "--replicas", f"127.0.0.1:{large.port()}", "--smaller", f"127.0.0.1:{small.port()}"
+    )
     until(lambda: gateway.request("GET", "/readyz")[0] == 200)
     row = [0.5] * FEATURES
     assert json.loads(gateway.request("POST", "/infer", {"inputs": [row]})[1])["step"] == 256

@@ -70,9 +70,21 @@ def test_without_a_checkpoint_it_lives_but_is_not_ready(start: Start, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'{"inputs": 1}', b'{"inputs": [["x"]]}', b'{"inputs": []}', b"[" * 100_000,
-             b'{"inputs": [[1,2,3]]}', b'{"inputs": [[1,1,1,1,1,1,1,NaN]]}', b'{"inputs": {"a": 1}}', b"\xff\xfe"]
-)  # fmt: skip
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"inputs": 1}',
+        b'{"inputs": [["x"]]}',
+        b'{"inputs": []}',
+        b"[" * 100_000,
+        b'{"inputs": [[1,2,3]]}',
+        b'{"inputs": [[1,1,1,1,1,1,1,NaN]]}',
+        b'{"inputs": {"a": 1}}',
+        b"\xff\xfe",
+    ],
+)
 def test_a_malformed_request_is_refused_and_the_next_served(start: Start, trained: Path, body: bytes) -> None:
     replica = serve(start, trained)
     until(lambda: ready(replica))

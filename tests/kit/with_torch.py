@@ -18,8 +18,11 @@ def python() -> Path:
     """With the versions that the other tests have."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = ("hypothesis", "numpy", "pytest", "prometheus-client")
-    others = [one for one in (*project["dependencies"], *project["optional-dependencies"]["test"])
-              if one.startswith(tuple(f"{name}{sign}" for name in wanted for sign in "=>"))]  # fmt: skip
+    others = [
+        one
+        for one in (*project["dependencies"], *project["optional-dependencies"]["test"])
+        if one.startswith(tuple(f"{name}{sign}" for name in wanted for sign in "=>"))
+    ]
 
     def install(work: Path) -> None:
         print(f"installing {TORCH}, once", flush=True)

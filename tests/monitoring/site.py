@@ -53,11 +53,17 @@ class ApiServer(ThreadingHTTPServer):
         context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
         self.kubeconfig = folder / "kubeconfig"
         self.kubeconfig.write_text(
-            yaml.safe_dump({
-                "apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": [cluster],
-                "contexts": [context], "users": [{"name": "u", "user": {"token": "t"}}],
-            })
-        )  # fmt: skip
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "c",
+                    "clusters": [cluster],
+                    "contexts": [context],
+                    "users": [{"name": "u", "user": {"token": "t"}}],
+                }
+            )
+        )
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def answer(self, method: str, path: str, body: Any, content_type: str, accept: str) -> tuple[int, Any]:
@@ -97,15 +103,38 @@ class Agent:
         self.simulation = folder / node
         config = folder / f"{node}.yaml"
         config.write_text(
-            yaml.safe_dump({
-                "mode": "evict", "poll_s": 0.5, "http": {"address": "127.0.0.1", "port": 0},
-                "policy": {"soak_s": 2, "flag_confirm_s": 0.3, "temperature_confirm_s": 1, "temperature_clear_s": 2},
-                "drain": {"gather_s": 0.5}, **settings,
-            })
-        )  # fmt: skip
+            yaml.safe_dump(
+                {
+                    "mode": "evict",
+                    "poll_s": 0.5,
+                    "http": {"address": "127.0.0.1", "port": 0},
+                    "policy": {
+                        "soak_s": 2,
+                        "flag_confirm_s": 0.3,
+                        "temperature_confirm_s": 1,
+                        "temperature_clear_s": 2,
+                    },
+                    "drain": {"gather_s": 0.5},
+                    **settings,
+                }
+            )
+        )
         self.log = folder / f"{node}.log"
-        command = [sys.executable, "-m", "agent", "run", "--config", str(config), "--node", node, "--simulate",
-                   "--kubeconfig", str(api.kubeconfig), "--simulation-dir", str(self.simulation)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "agent",
+            "run",
+            "--config",
+            str(config),
+            "--node",
+            node,
+            "--simulate",
+            "--kubeconfig",
+            str(api.kubeconfig),
+            "--simulation-dir",
+            str(self.simulation),
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
         with self.log.open("wb") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)

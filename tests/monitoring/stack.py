@@ -46,8 +46,11 @@ class Receiver(ThreadingHTTPServer):
         for at, name, payload in list(self.taken):
             for one in payload["alerts"]:
                 if (name, one["labels"]["alertname"], one["labels"].get("node", ""), one["status"]) == (
-                    receiver, alert, node, status,
-                ):  # fmt: skip
+                    receiver,
+                    alert,
+                    node,
+                    status,
+                ):
                     return at, payload
         return None
 
@@ -122,13 +125,16 @@ class Stack:
             "global": {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"},
             "rule_files": [str(FOLDER / "rules.yaml")],
             "alerting": {"alertmanagers": [{"static_configs": [{"targets": [self.alertmanager.url[7:]]}]}]},
-            "scrape_configs": [{
-                "job_name": "gpu-health-agent", "honor_labels": True,
-                "static_configs": [
-                    {"targets": [f"127.0.0.1:{port}"], "labels": {"node": node}} for node, port in targets.items()
-                ],
-            }],
-        }  # fmt: skip
+            "scrape_configs": [
+                {
+                    "job_name": "gpu-health-agent",
+                    "honor_labels": True,
+                    "static_configs": [
+                        {"targets": [f"127.0.0.1:{port}"], "labels": {"node": node}} for node, port in targets.items()
+                    ],
+                }
+            ],
+        }
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         self.prometheus = Program(
             folder / "prometheus.log",

@@ -85,8 +85,10 @@ class Alerting:
 
     def fire(self, *alerts: Labels, ends: str | None = None) -> None:
         known = {alert["alert"]: alert["labels"] for alert in ALERTS}
-        body = [{"labels": {**known.get(one["alertname"], {}), **one}, **({"endsAt": ends} if ends else {})}
-                for one in alerts]  # fmt: skip
+        body = [
+            {"labels": {**known.get(one["alertname"], {}), **one}, **({"endsAt": ends} if ends else {})}
+            for one in alerts
+        ]
         request = urllib.request.Request(
             f"{self._running.url}/api/v2/alerts", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )

@@ -64,9 +64,13 @@ def test_every_panel_shows_what_is_so_of_a_healthy_fleet_and_of_a_sick_one(
     assert healthy["Agents that are blind"] == {"blind": 0}
     assert healthy["Status"] == dict.fromkeys((f"{node} healthy" for node in NODES), 1)
     assert healthy["GPUs read"] == dict.fromkeys(NODES, 8)
-    for title, least, most in (("Temperature", 20, 90), ("Margin to the thermal limit", 5, 100),
-                               ("Memory temperature", 20, 100), ("Power", 10, 1500),
-                               ("Corrected memory errors", 0, 0)):  # fmt: skip
+    for title, least, most in (
+        ("Temperature", 20, 90),
+        ("Margin to the thermal limit", 5, 100),
+        ("Memory temperature", 20, 100),
+        ("Power", 10, 1500),
+        ("Corrected memory errors", 0, 0),
+    ):
         assert healthy[title].keys() == gpus, title
         assert all(least <= value <= most for value in healthy[title].values()), title
     assert healthy["PCIe"].keys() == {f"{gpu} {what}" for gpu in gpus for what in ("lanes", "replays")}
@@ -83,8 +87,11 @@ def test_every_panel_shows_what_is_so_of_a_healthy_fleet_and_of_a_sick_one(
     site.agents["node-2"].inject("--gpu", "5", "--temperature", "95")
     until("node-1 is withdrawn", lambda: site.stack.query('gpu_health_withdrawn{node="node-1"} == 1'))
     site.agents["node-3"].inject("--gpu", "1", "--xid", "95")
-    for told in ('gpu_health_waits{node="node-3",kind="permit"}', 'gpu_health_waits{node="node-1",kind="eviction"}',
-                 'gpu_health_status{node="node-2",status="degraded"}'):  # fmt: skip
+    for told in (
+        'gpu_health_waits{node="node-3",kind="permit"}',
+        'gpu_health_waits{node="node-1",kind="eviction"}',
+        'gpu_health_status{node="node-2",status="degraded"}',
+    ):
         until(told, lambda told=told: site.stack.query(f"{told} > 0"))
     sick = shown(site.stack)
     with capsys.disabled():

@@ -54,24 +54,50 @@ class Site:
         container = _container([_PYTHON, "-c", _WORK], gpus) | {
             "env": [{"name": "SAVED", "value": str(saved)}],
             "volumeMounts": [{"name": "shared", "mountPath": str(saved.parent)}],
-        }  # fmt: skip
-        self._start(node, name, replicas, f"/apis/apps/v1/namespaces/{self.name}/deployments", {
-            "metadata": {"name": name},
-            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {
-                "metadata": {"labels": {"app": name}},
-                "spec": {"terminationGracePeriodSeconds": 30, "containers": [container],
-                         "volumes": [{"name": "shared", "hostPath": {"path": str(saved.parent)}}]}}},
-        })  # fmt: skip
+        }
+        self._start(
+            node,
+            name,
+            replicas,
+            f"/apis/apps/v1/namespaces/{self.name}/deployments",
+            {
+                "metadata": {"name": name},
+                "spec": {
+                    "replicas": replicas,
+                    "selector": {"matchLabels": {"app": name}},
+                    "template": {
+                        "metadata": {"labels": {"app": name}},
+                        "spec": {
+                            "terminationGracePeriodSeconds": 30,
+                            "containers": [container],
+                            "volumes": [{"name": "shared", "hostPath": {"path": str(saved.parent)}}],
+                        },
+                    },
+                },
+            },
+        )
 
     def start_job(self, name: str, node: str) -> None:
         """A Job on one GPU that no failure of its own is forgiven, and every disruption is; SIGTERM is a failure."""
         disrupted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
         work = _container(["sh", "-c", "trap 'exit 1' TERM; sleep 3600 & wait"], 1)
-        self._start(node, name, 1, f"/apis/batch/v1/namespaces/{self.name}/jobs", {
-            "metadata": {"name": name},
-            "spec": {"backoffLimit": 0, "podFailurePolicy": {"rules": [disrupted]}, "template": {
-                "metadata": {"labels": {"app": name}}, "spec": {"restartPolicy": "Never", "containers": [work]}}},
-        })  # fmt: skip
+        self._start(
+            node,
+            name,
+            1,
+            f"/apis/batch/v1/namespaces/{self.name}/jobs",
+            {
+                "metadata": {"name": name},
+                "spec": {
+                    "backoffLimit": 0,
+                    "podFailurePolicy": {"rules": [disrupted]},
+                    "template": {
+                        "metadata": {"labels": {"app": name}},
+                        "spec": {"restartPolicy": "Never", "containers": [work]},
+                    },
+                },
+            },
+        )
 
     def _start(self, node: str, name: str, pods: int, path: str, body: Any) -> None:
         others = [other for other in self.rig.nodes if other != node]
@@ -189,24 +215,38 @@ def install(made: Rig, folder: Path, kernel_log: bool = True, repair: bool = Fal
     simulation = made.shared / "simulation"  # a folder in it is a machine: it outlives the sources, as GPUs do
     simulation.mkdir()
     writable = [
-        {"op": "add", "path": "/spec/template/spec/volumes/-",
-         "value": {"name": "simulation", "hostPath": {"path": str(simulation)}}},
+        {
+            "op": "add",
+            "path": "/spec/template/spec/volumes/-",
+            "value": {"name": "simulation", "hostPath": {"path": str(simulation)}},
+        },
         {"op": "test", "path": "/spec/template/spec/containers/1/name", "value": "sources"},
-        {"op": "add", "path": "/spec/template/spec/containers/1/env/-",
-         "value": {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}},
-        {"op": "add", "path": "/spec/template/spec/containers/1/volumeMounts/-",
-         "value": {"name": "simulation", "mountPath": "/tmp", "subPathExpr": "$(NODE_NAME)"}},
-    ]  # fmt: skip
+        {
+            "op": "add",
+            "path": "/spec/template/spec/containers/1/env/-",
+            "value": {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        },
+        {
+            "op": "add",
+            "path": "/spec/template/spec/containers/1/volumeMounts/-",
+            "value": {"name": "simulation", "mountPath": "/tmp", "subPathExpr": "$(NODE_NAME)"},
+        },
+    ]
     reset = [{"patch": _RESET.replace("SIMULATION", str(simulation))}] if repair else []
     name, _, tag = IMAGE.rpartition(":")
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump({
-        "resources": [os.path.relpath(_MANIFESTS, folder)],
-        "components": [os.path.relpath(_MANIFESTS / "components" / "repair", folder)] if repair else [],
-        "images": [{"name": "gpu-health-agent", "newName": name, "newTag": tag}],
-        "configMapGenerator": [{"name": NAMESPACE, "namespace": NAMESPACE, "behavior": "replace",
-                                "files": ["config.yaml"]}],
-        "patches": [{"target": {"kind": "DaemonSet"}, "patch": yaml.safe_dump(writable)}, *reset],
-    }))  # fmt: skip
+    (folder / "kustomization.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "resources": [os.path.relpath(_MANIFESTS, folder)],
+                "components": [os.path.relpath(_MANIFESTS / "components" / "repair", folder)] if repair else [],
+                "images": [{"name": "gpu-health-agent", "newName": name, "newTag": tag}],
+                "configMapGenerator": [
+                    {"name": NAMESPACE, "namespace": NAMESPACE, "behavior": "replace", "files": ["config.yaml"]}
+                ],
+                "patches": [{"target": {"kind": "DaemonSet"}, "patch": yaml.safe_dump(writable)}, *reset],
+            }
+        )
+    )
     # What the NVIDIA container toolkit makes on a node with GPUs.
     made.plane.must("POST", "/apis/node.k8s.io/v1/runtimeclasses", {"metadata": {"name": "nvidia"}, "handler": "runc"})
     made.plane.kubectl("apply", "-k", str(folder))
@@ -222,8 +262,17 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             yield made
         finally:
             print(made.plane.kubectl("get", "pods", "--all-namespaces", "--output=wide"))
-            print(made.plane.kubectl("logs", f"--namespace={NAMESPACE}", "--all-containers", "--prefix", "--tail=-1",
-                                     "--ignore-errors", f"--selector=app.kubernetes.io/name={NAMESPACE}"))  # fmt: skip
+            print(
+                made.plane.kubectl(
+                    "logs",
+                    f"--namespace={NAMESPACE}",
+                    "--all-containers",
+                    "--prefix",
+                    "--tail=-1",
+                    "--ignore-errors",
+                    f"--selector=app.kubernetes.io/name={NAMESPACE}",
+                )
+            )
 
 
 def serves(made: Rig, node: str) -> bool:
@@ -242,5 +291,6 @@ def site(nodes: Rig) -> Iterator[Site]:
         node.sicken("")
         made.inject(node.name, "--clear")
     nodes.plane.must("DELETE", f"/api/v1/namespaces/{made.name}")
-    nodes.plane.wait("the test's pods are gone", lambda: not nodes.plane.must(
-        "GET", f"/api/v1/namespaces/{made.name}/pods")["items"])  # fmt: skip
+    nodes.plane.wait(
+        "the test's pods are gone", lambda: not nodes.plane.must("GET", f"/api/v1/namespaces/{made.name}/pods")["items"]
+    )

@@ -24,11 +24,27 @@ def dns(plane: ControlPlane, folder: Path, address: str) -> Iterator[None]:
     hosts.write_text("")
     with (folder / "dns.log").open("ab") as out:
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null",
-             "--no-resolv", "--no-hosts", f"--addn-hosts={hosts}", f"--local=/{_ZONE}/", "--user=root", "--pid-file",
-             f"--listen-address={address}", "--bind-interfaces", "--log-facility=-"],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-        )  # fmt: skip
+            [
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "dnsmasq",
+                "--keep-in-foreground",
+                "--conf-file=/dev/null",
+                "--no-resolv",
+                "--no-hosts",
+                f"--addn-hosts={hosts}",
+                f"--local=/{_ZONE}/",
+                "--user=root",
+                "--pid-file",
+                f"--listen-address={address}",
+                "--bind-interfaces",
+                "--log-facility=-",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
     thread = threading.Thread(target=_follow, args=(plane, hosts, process, stop))
     thread.start()
     try:

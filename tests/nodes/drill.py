@@ -54,11 +54,26 @@ def main() -> int:
         checkpoints.mkdir()
         checkpoints.chmod(0o777)
         _BUILD.mkdir(exist_ok=True)
-        done = subprocess.run([
-            sys.executable, "-m", "agent", "drill", "--kubeconfig", str(made.plane.kubeconfig), "--yes",
-            "--image", KIT, "--shared-path", str(checkpoints),
-            "--json", str(_BUILD / "drill.json"), "--html", str(_BUILD / "drill.html"), *options,
-        ])  # fmt: skip
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "agent",
+                "drill",
+                "--kubeconfig",
+                str(made.plane.kubeconfig),
+                "--yes",
+                "--image",
+                KIT,
+                "--shared-path",
+                str(checkpoints),
+                "--json",
+                str(_BUILD / "drill.json"),
+                "--html",
+                str(_BUILD / "drill.html"),
+                *options,
+            ]
+        )
         if done.returncode:
             print(made.plane.kubectl("get", "pods,events", "--all-namespaces", "--output=wide"))
     print(f"{_BUILD / 'drill.html'} tells it with a picture; {time.monotonic() - begun:.0f} s in all")

@@ -48,8 +48,19 @@ def main() -> int:
 
 def interrupt(site: Site, line: str, number: signal.Signals) -> str:
     """What a drill said that got the signal, and once more a moment later, when it said the line."""
-    command = [sys.executable, "-m", "agent", "drill", "--kubeconfig", str(site.plane.kubeconfig), "--yes",
-               "--image", KIT, "--shared-path", str(site.shared)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "agent",
+        "drill",
+        "--kubeconfig",
+        str(site.plane.kubeconfig),
+        "--yes",
+        "--image",
+        KIT,
+        "--shared-path",
+        str(site.shared),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as drill:
         assert drill.stdout is not None
         said = []

@@ -136,10 +136,25 @@ class Node:
         with (self.folder / "init.log").open("ab") as out:
             # If this process dies, so does unshare, and with its child every process of the node.
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--uts", "--fork",
-                 "--kill-child", str(Path(__file__).parent / "node-init.sh"), str(self.folder)],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-            )  # fmt: skip
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    "unshare",
+                    "--net",
+                    "--mount",
+                    "--pid",
+                    "--uts",
+                    "--fork",
+                    "--kill-child",
+                    str(Path(__file__).parent / "node-init.sh"),
+                    str(self.folder),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
         pid = self.folder / "init.pid"
         wait(f"{self.name} boots", lambda: pid.exists() and pid.read_text().endswith("\n"))
         self._init = int(pid.read_text())
@@ -165,9 +180,15 @@ class Node:
         conf = self.folder / "conf"
         (conf / "cni").mkdir(parents=True)
         settings = {
-            "NAME": self.name, "ADDRESS": self.address, "BIN": programs, "PYTHON": sys.executable, "ROOT": _ROOT,
-            "GPUS": self._gpus, "IMAGES": " ".join(map(str, images)), "LABELS": "nvidia.com/gpu.present=true",
-        }  # fmt: skip
+            "NAME": self.name,
+            "ADDRESS": self.address,
+            "BIN": programs,
+            "PYTHON": sys.executable,
+            "ROOT": _ROOT,
+            "GPUS": self._gpus,
+            "IMAGES": " ".join(map(str, images)),
+            "LABELS": "nvidia.com/gpu.present=true",
+        }
         (conf / "env").write_text("".join(f"{name}='{value}'\n" for name, value in settings.items()))
         (conf / "containerd.toml").write_text(f"""version = 2
 [plugins."io.containerd.internal.v1.opt"]
@@ -181,27 +202,46 @@ class Node:
 """)
         ranges = [[{"subnet": f"10.244.{self._number}.0/24"}]]
         addresses = {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]}
-        _write(conf / "cni/10-rig.conflist", cniVersion="0.4.0", name="rig",
-               plugins=[{"type": "ptp", "ipMasq": False, "ipam": addresses}])  # fmt: skip
         _write(
-            conf / "kubelet.yaml", apiVersion="kubelet.config.k8s.io/v1beta1", kind="KubeletConfiguration",
-            address=self.address, containerRuntimeEndpoint="unix:///run/containerd/containerd.sock",
-            cgroupDriver="cgroupfs", cgroupRoot=f"/{self._rig.group}/{self.name}", failCgroupV1=False, failSwapOn=False,
-            clusterDNS=[_PLANE], clusterDomain="cluster.local",
-            oomScoreAdj=0, makeIPTablesUtilChains=False, resolvConf="",
+            conf / "cni/10-rig.conflist",
+            cniVersion="0.4.0",
+            name="rig",
+            plugins=[{"type": "ptp", "ipMasq": False, "ipam": addresses}],
+        )
+        _write(
+            conf / "kubelet.yaml",
+            apiVersion="kubelet.config.k8s.io/v1beta1",
+            kind="KubeletConfiguration",
+            address=self.address,
+            containerRuntimeEndpoint="unix:///run/containerd/containerd.sock",
+            cgroupDriver="cgroupfs",
+            cgroupRoot=f"/{self._rig.group}/{self.name}",
+            failCgroupV1=False,
+            failSwapOn=False,
+            clusterDNS=[_PLANE],
+            clusterDomain="cluster.local",
+            oomScoreAdj=0,
+            makeIPTablesUtilChains=False,
+            resolvConf="",
             volumePluginDir="/var/lib/kubelet/volumeplugins",
             evictionHard={"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
-            nodeLeaseDurationSeconds=_LEASE_S, nodeStatusUpdateFrequency="2s", syncFrequency="10s",
+            nodeLeaseDurationSeconds=_LEASE_S,
+            nodeStatusUpdateFrequency="2s",
+            syncFrequency="10s",
             # Only the control plane's network reaches it.
             authentication={"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
             authorization={"mode": "AlwaysAllow"},
-        )  # fmt: skip
+        )
         _write(
-            conf / "kube-proxy.yaml", apiVersion="kubeproxy.config.k8s.io/v1alpha1", kind="KubeProxyConfiguration",
-            mode="nftables", hostnameOverride=self.name, clusterCIDR="10.244.0.0/16",
+            conf / "kube-proxy.yaml",
+            apiVersion="kubeproxy.config.k8s.io/v1alpha1",
+            kind="KubeProxyConfiguration",
+            mode="nftables",
+            hostnameOverride=self.name,
+            clusterCIDR="10.244.0.0/16",
             conntrack={"maxPerCore": 0, "min": 0},
             clientConnection={"kubeconfig": f"{conf}/kube-proxy.kubeconfig"},
-        )  # fmt: skip
+        )
 
     def _connect(self) -> None:
         """A new cable into the bridge; a dead node's goes with its network namespace, sooner or later."""
@@ -210,10 +250,16 @@ class Node:
         _ip([f"link add {cable} type veth peer name eth0 netns {self._init}", f"link set {cable} master br0 up"])
         _ip([f"route replace 10.244.{self._number}.0/24 via {self.address}"])
         others = [node for node in self._rig.nodes.values() if node is not self]
-        _ip(["link set lo up", f"addr add {self.address}/24 dev eth0", "link set eth0 up",
-             f"route add default via {_PLANE}",
-             *(f"route add 10.244.{node._number}.0/24 via {node.address}" for node in others)],
-            self.enter())  # fmt: skip
+        _ip(
+            [
+                "link set lo up",
+                f"addr add {self.address}/24 dev eth0",
+                "link set eth0 up",
+                f"route add default via {_PLANE}",
+                *(f"route add 10.244.{node._number}.0/24 via {node.address}" for node in others),
+            ],
+            self.enter(),
+        )
         self.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
 
 

@@ -81,8 +81,13 @@ def simulated(nodes: int, gpus: int, images: Mapping[str, list[str]]) -> Iterato
     """Nodes n1, n2 …; ``images`` are entry points by image, each run by this Python. Only after ``enter``."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="gpu-health-agent-pods-") as folder:
-        _ip("link set lo up", f"addr add {_SERVICES} dev lo", "link add br0 type bridge",
-            f"addr add {_GATEWAY}/16 dev br0", "link set br0 up")  # fmt: skip
+        _ip(
+            "link set lo up",
+            f"addr add {_SERVICES} dev lo",
+            "link add br0 type bridge",
+            f"addr add {_GATEWAY}/16 dev br0",
+            "link set br0 up",
+        )
         site = Site(Path(folder), images)
         site.plane.up(nodes=0)
         try:
@@ -138,8 +143,11 @@ class Site:
 
     def _follow(self) -> None:
         """Start what was bound to a node, end what is to go, forget what is gone."""
-        there = {pod["metadata"]["uid"]: pod for pod in self.plane.must("GET", "/api/v1/pods")["items"]
-                 if pod["spec"].get("nodeName") in self.nodes}  # fmt: skip
+        there = {
+            pod["metadata"]["uid"]: pod
+            for pod in self.plane.must("GET", "/api/v1/pods")["items"]
+            if pod["spec"].get("nodeName") in self.nodes
+        }
         for uid, one in there.items():
             if uid not in self.pods and not one["metadata"].get("deletionTimestamp"):
                 self.pods[uid] = Pod(self, one)
@@ -245,10 +253,17 @@ class Pod(threading.Thread):
         own = os.readlink("/proc/self/ns/net")
         while os.readlink(f"/proc/{sandbox.pid}/ns/net") == own:
             time.sleep(0.01)
-        _ip(f"link add {self._cable} type veth peer name eth0 netns {sandbox.pid}",
-            f"link set {self._cable} master br0 up")  # fmt: skip
-        _ip("link set lo up", f"addr add {self.address}/16 dev eth0", "link set eth0 up",
-            f"route add default via {_GATEWAY}", where=self.enter())  # fmt: skip
+        _ip(
+            f"link add {self._cable} type veth peer name eth0 netns {sandbox.pid}",
+            f"link set {self._cable} master br0 up",
+        )
+        _ip(
+            "link set lo up",
+            f"addr add {self.address}/16 dev eth0",
+            "link set eth0 up",
+            f"route add default via {_GATEWAY}",
+            where=self.enter(),
+        )
         volumes = {volume["name"]: volume for volume in self.spec.get("volumes") or ()}
         for container in self.containers:
             container.start({name: self._volume(volume) for name, volume in volumes.items()})
@@ -305,14 +320,23 @@ class Pod(threading.Thread):
             self._since["Ready"] = (word, _now())
         status: Object = {
             "phase": "Running" if not over else "Failed" if any(ended) else "Succeeded",
-            "hostIP": _GATEWAY, "podIP": self.address, "podIPs": [{"ip": self.address}], "startTime": self._at,
-            "conditions": [{"type": kind, "status": word, "lastTransitionTime": self._since["Ready"][1]}
-                           for kind in ("Ready", "ContainersReady")],
+            "hostIP": _GATEWAY,
+            "podIP": self.address,
+            "podIPs": [{"ip": self.address}],
+            "startTime": self._at,
+            "conditions": [
+                {"type": kind, "status": word, "lastTransitionTime": self._since["Ready"][1]}
+                for kind in ("Ready", "ContainersReady")
+            ],
             "containerStatuses": [container.status() for container in self.containers],
-        }  # fmt: skip
+        }
         if (text := json.dumps(status)) != self._told:
-            self.site.plane.request("PATCH", f"{self.path}/status", {"metadata": {"uid": self.meta["uid"]},
-                                    "status": status}, STRATEGIC_PATCH)  # fmt: skip
+            self.site.plane.request(
+                "PATCH",
+                f"{self.path}/status",
+                {"metadata": {"uid": self.meta["uid"]}, "status": status},
+                STRATEGIC_PATCH,
+            )
             self._told = text
 
     def _leave(self, end: float) -> None:
@@ -340,8 +364,10 @@ class Container:
 
     def start(self, volumes: Mapping[str, Path]) -> None:
         self._last_words.touch()
-        found = {"/etc/names": self._pod.site.names(self._pod.meta["namespace"]),
-                 "/dev/termination-log": self._last_words}  # fmt: skip
+        found = {
+            "/etc/names": self._pod.site.names(self._pod.meta["namespace"]),
+            "/dev/termination-log": self._last_words,
+        }
         for path in {str(ROOT), sys.prefix, sys.base_prefix}:
             if path.startswith(_HIDDEN):
                 found[path] = Path(path)
@@ -401,17 +427,35 @@ class Container:
     def status(self) -> Object:
         state: Object = {"running": {"startedAt": self._began}}
         if self.code is not None:
-            state = {"terminated": {"exitCode": self.code, "reason": "Error" if self.code else "Completed",
-                                    "message": self._last_words.read_text()[:4096]}}  # fmt: skip
-        return {"name": self.spec["name"], "image": self.spec["image"], "imageID": "", "state": state,
-                "ready": self.ready, "started": self._started_up, "restartCount": self._restarts}  # fmt: skip
+            state = {
+                "terminated": {
+                    "exitCode": self.code,
+                    "reason": "Error" if self.code else "Completed",
+                    "message": self._last_words.read_text()[:4096],
+                }
+            }
+        return {
+            "name": self.spec["name"],
+            "image": self.spec["image"],
+            "imageID": "",
+            "state": state,
+            "ready": self.ready,
+            "started": self._started_up,
+            "restartCount": self._restarts,
+        }
 
     def _exec(self) -> None:
         pod, name = self._pod, self.spec["name"]
         plane = pod.site.plane
-        environment = {"PATH": _PATH, "HOME": "/", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1",
-                       "KUBERNETES_SERVICE_HOST": plane.address, "KUBERNETES_SERVICE_PORT": str(plane.port),
-                       "HOSTNAME": pod.meta["name"]}  # fmt: skip
+        environment = {
+            "PATH": _PATH,
+            "HOME": "/",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "KUBERNETES_SERVICE_HOST": plane.address,
+            "KUBERNETES_SERVICE_PORT": str(plane.port),
+            "HOSTNAME": pod.meta["name"],
+        }
         for one in self.spec.get("env") or ():
             ref = one.get("valueFrom", {}).get("fieldRef")
             text = pod.field(ref["fieldPath"]) if ref else one.get("value", "")
@@ -423,8 +467,12 @@ class Container:
         with (pod.site.folder / "logs" / f"{pod.meta['name']}.{name}").open("ab") as log:
             self._process = subprocess.Popen(
                 [*enter, *program],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
 
     def _answers(self, probe: Object) -> bool:
         asked = probe["httpGet"]
@@ -466,21 +514,29 @@ class Services(threading.Thread):
         found = dict[tuple[str, int], list[tuple[str, int]]]()
         for service in services:
             namespace, name = service["metadata"]["namespace"], service["metadata"]["name"]
-            own = [one for one in slices if one["metadata"]["namespace"] == namespace
-                   and one["metadata"]["labels"].get("kubernetes.io/service-name") == name]  # fmt: skip
+            own = [
+                one
+                for one in slices
+                if one["metadata"]["namespace"] == namespace
+                and one["metadata"]["labels"].get("kubernetes.io/service-name") == name
+            ]
             for port in service["spec"].get("ports") or () if service["spec"].get("clusterIP") != "None" else ():
                 found[service["spec"]["clusterIP"], port["port"]] = [
-                    (endpoint["addresses"][0], there["port"]) for one in own for there in one.get("ports") or ()
+                    (endpoint["addresses"][0], there["port"])
+                    for one in own
+                    for there in one.get("ports") or ()
                     if there.get("name", "") == port.get("name", "")
-                    for endpoint in one.get("endpoints") or () if endpoint["conditions"].get("ready")
-                ]  # fmt: skip
+                    for endpoint in one.get("endpoints") or ()
+                    if endpoint["conditions"].get("ready")
+                ]
         self._ready = found
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
 
     async def _listen(self) -> None:
         for key in self._ready.keys() - self._listening.keys():
             self._listening[key] = await asyncio.start_server(
-                lambda reader, writer, key=key: self._carry(key, reader, writer), *key, backlog=1024)  # fmt: skip
+                lambda reader, writer, key=key: self._carry(key, reader, writer), *key, backlog=1024
+            )
         for key in self._listening.keys() - self._ready.keys():
             self._listening.pop(key).close()
 

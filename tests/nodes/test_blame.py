@@ -33,5 +33,9 @@ def _told(site: Site) -> list[str]:
 
 def _events(site: Site, pod: dict[str, Any]) -> list[str]:
     events = site.plane.must("GET", f"/api/v1/namespaces/{site.name}/events")["items"]
-    return [e["reason"] for e in events if e["involvedObject"].get("uid") == pod["metadata"]["uid"]
-            and e["source"].get("component") == "gpu-health-agent"]  # fmt: skip
+    return [
+        e["reason"]
+        for e in events
+        if e["involvedObject"].get("uid") == pod["metadata"]["uid"]
+        and e["source"].get("component") == "gpu-health-agent"
+    ]

@@ -127,8 +127,15 @@ print(json.dumps({
     def found(container: str) -> dict[str, bool]:
         return dict(json.loads(site.shell("n1", container, "/opt/gpu-health-agent/bin/python", "-c", look)))
 
-    assert found("agent") == {"root": False, "capabilities": False, "may gain some": False, "seccomp": True,
-                              "token": True, "kernel log": False, "writes /": False}  # fmt: skip
+    assert found("agent") == {
+        "root": False,
+        "capabilities": False,
+        "may gain some": False,
+        "seccomp": True,
+        "token": True,
+        "kernel log": False,
+        "writes /": False,
+    }
     sources = found("sources")
     assert (sources["root"], sources["capabilities"], sources["kernel log"]) == (True, True, True)
     assert (sources["token"], sources["writes /"]) == (False, False)

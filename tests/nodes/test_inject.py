@@ -38,10 +38,19 @@ def test_an_injected_drill_takes_the_pod_on_its_gpu_and_is_over_with_the_annotat
     cluster = Cluster(connect(kubeconfig), site.name, NAMESPACE, executor(kubeconfig))
     cluster.annotate(node_path("n1"), NONCE)
     cards = [f"--card={gpu.uuid}={gpu.pci.lower().removeprefix('0000')}" for gpu in h100_8()]
-    said = cluster.run(site.agent("n1"), "sources", [
-        "python3", "-m", "agent.drill.on_node", "--simulated", f"--nonce={NONCE}",
-        f"--pod={site.name}/{pod['metadata']['name']}", *cards,
-    ])  # fmt: skip
+    said = cluster.run(
+        site.agent("n1"),
+        "sources",
+        [
+            "python3",
+            "-m",
+            "agent.drill.on_node",
+            "--simulated",
+            f"--nonce={NONCE}",
+            f"--pod={site.name}/{pod['metadata']['name']}",
+            *cards,
+        ],
+    )
     (written,) = json.loads(said)["written"]
     assert written["pci"] == normalise_pci(bad.pci)
     site.plane.wait("taint", lambda: site.taints("n1") == [HARD])

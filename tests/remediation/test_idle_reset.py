@@ -26,11 +26,13 @@ from tests.observe import GPU, OTHER, Judge, alive, reading, xid
 from tests.remediation.test_repair import CONTACT_SUPPORT, MERGE, RESET, returned
 
 ELSEWHERE = f"GPU-{OTHER}"
-IDLE = Config.model_validate({
-    **CONFIG.model_dump(),
-    "budget": {"max_withdrawn": 2},
-    "repair": {**CONFIG.repair.model_dump(), "reset_when_idle": True},
-})  # fmt: skip
+IDLE = Config.model_validate(
+    {
+        **CONFIG.model_dump(),
+        "budget": {"max_withdrawn": 2},
+        "repair": {**CONFIG.repair.model_dump(), "reset_when_idle": True},
+    }
+)
 ENDED_WELL = {"type": "Complete", "status": "True"}
 FAULT = f"xid-63@{GPU}"
 
@@ -505,8 +507,14 @@ def test_twelve_nodes_degraded_alike_keep_the_budget_and_each_is_reset_once() ->
     most = 0
     for seed in range(2):
         chance, made = random.Random(seed), cluster(*names)
-        made._store("cronjobs", "gpu-health-agent", {"metadata": {"name": "reset"}, "spec": {"jobTemplate": {
-            "spec": {"template": {"spec": {"containers": []}}}}}})  # fmt: skip
+        made._store(
+            "cronjobs",
+            "gpu-health-agent",
+            {
+                "metadata": {"name": "reset"},
+                "spec": {"jobTemplate": {"spec": {"template": {"spec": {"containers": []}}}}},
+            },
+        )
         hands = {name: KubeHands(made, name, config) for name in names}
         cured: set[str] = set()
         for _ in range(700):
@@ -550,5 +558,8 @@ def test_the_attempt_that_failed_is_kept_whole() -> None:
     life.run(300)
     tried = life.records().idle.tried[FAULT]
     assert (tried.remedy, tried.stage, tried.uuids, tried.said) == (
-        Remedy.RESET_GPU, Stage.FAILED, (UUID,), "no permission to reset",
-    )  # fmt: skip
+        Remedy.RESET_GPU,
+        Stage.FAILED,
+        (UUID,),
+        "no permission to reset",
+    )

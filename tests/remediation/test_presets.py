@@ -129,16 +129,16 @@ def test_the_request_is_taken_back_once_the_fault_is_over() -> None:
 
 def test_a_pause_takes_the_request_back_and_its_end_asks_again() -> None:
     life = asked()
-    life.cluster._store("configmaps", "gpu-health-agent", {
-        "metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"},
-    })  # fmt: skip
+    life.cluster._store(
+        "configmaps", "gpu-health-agent", {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"}}
+    )
     life.run(10)
     assert condition(life) == ("True", NOT_ASKED)
     assert condition(life, "GpuReplacementRequested")[0] == "False"
     assert life.tainted()
-    life.cluster._store("configmaps", "gpu-health-agent", {
-        "metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "false"},
-    })  # fmt: skip
+    life.cluster._store(
+        "configmaps", "gpu-health-agent", {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "false"}}
+    )
     life.run(10)
     assert condition(life) == ("False", ASKED)
 

@@ -75,9 +75,12 @@ def test_a_blind_agent_never_clears_a_fault(events: list[tuple[float, Observatio
 @given(st.data())
 def test_order_and_repetition_of_witnesses_do_not_change_the_verdict(data: st.DataObject) -> None:
     incident = [
-        xid(79), xid(79, source="kmsg"), lost(), lost(source="kmsg"), xid(154, source="kmsg", values={
-            "recovery_action": 2}),
-    ]  # fmt: skip
+        xid(79),
+        xid(79, source="kmsg"),
+        lost(),
+        lost(source="kmsg"),
+        xid(154, source="kmsg", values={"recovery_action": 2}),
+    ]
     told_last = set()
     for order in (incident, data.draw(st.permutations(incident))):
         judge = Judge(expected=SOURCES)
@@ -90,8 +93,12 @@ def test_order_and_repetition_of_witnesses_do_not_change_the_verdict(data: st.Da
 
 
 @EXAMPLES
-@given(st.lists(st.tuples(st.floats(0, 40_000), st.sampled_from((13, 31, 43, 45, 68, 8)), gpus, sources,
-                          st.integers(1, 9)), max_size=60))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 40_000), st.sampled_from((13, 31, 43, 45, 68, 8)), gpus, sources, st.integers(1, 9)),
+        max_size=60,
+    )
+)
 def test_no_sequence_of_application_errors_withdraws(events: list[tuple[float, int, str, str, int]]) -> None:
     judge = Judge(expected=SOURCES)
     judge.after(0, *healthy())
@@ -103,9 +110,7 @@ def test_no_sequence_of_application_errors_withdraws(events: list[tuple[float, i
 
 @EXAMPLES
 @given(st.lists(st.tuples(waits, anything(), st.integers(-(10**8), 10**8)), max_size=12))
-def test_a_clock_that_jumps_neither_creates_nor_clears_a_fault(
-    events: list[tuple[float, Observation, int]],
-) -> None:
+def test_a_clock_that_jumps_neither_creates_nor_clears_a_fault(events: list[tuple[float, Observation, int]]) -> None:
     steady, jumpy = Judge(expected=SOURCES), Judge(expected=SOURCES)
     for judge in (steady, jumpy):
         judge.after(0, *healthy())
@@ -113,8 +118,9 @@ def test_a_clock_that_jumps_neither_creates_nor_clears_a_fault(
         jumpy.wall += jump
         jumpy.wall = max(jumpy.wall, 10.0**9)
         verdicts = [judge.after(wait, alive(), alive("kmsg"), seen) for judge in (steady, jumpy)]
-        fatal = [{f.finding.id: f.finding.severity for f in v.faults if f.finding.rule != "gpu-relapsing"}
-                 for v in verdicts]  # fmt: skip
+        fatal = [
+            {f.finding.id: f.finding.severity for f in v.faults if f.finding.rule != "gpu-relapsing"} for v in verdicts
+        ]
         assert fatal[0] == fatal[1]
 
 

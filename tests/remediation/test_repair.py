@@ -395,8 +395,9 @@ def test_where_somebody_else_already_repairs_the_node_it_is_only_reported_on(who
 
 
 def test_a_replacement_is_asked_for_only_under_a_permit_on_a_drained_node() -> None:
-    asks = CONFIG.repair.model_copy(update={"reset_gpu": None, "reboot_node": None, "replace_node": None,
-                                            "request_replacement": True})  # fmt: skip
+    asks = CONFIG.repair.model_copy(
+        update={"reset_gpu": None, "reboot_node": None, "replace_node": None, "request_replacement": True}
+    )
     life = Life(REPLACE, CONFIG.model_copy(update={"repair": asks}))
     seen = []
     for _ in range(20):

@@ -215,8 +215,11 @@ def test_a_gpu_that_fails_its_diagnosis_never_returns_and_the_test_is_named_ever
     assert stored(life.world, demanding())["waits"] == [
         "reset_gpu, attempt 1 (Job " + life.records().attempts[0].job + "): done"
     ] * (len(life.records().attempts) - 1) + [f"check, attempt 1 (DCGM): failed, {said}"]
-    events = [event for event in life.cluster("GET", "/api/v1/namespaces/default/events")[1]["items"]
-              if event["reason"] == "CheckFailed"]  # fmt: skip
+    events = [
+        event
+        for event in life.cluster("GET", "/api/v1/namespaces/default/events")[1]["items"]
+        if event["reason"] == "CheckFailed"
+    ]
     assert [said in event["message"] for event in events] == [True]
     life._begin()
     life.run(30)

@@ -77,8 +77,10 @@ def test_one_that_waits_for_a_permit_asks_seldom_and_one_that_was_refused_asks_a
             return 503, {"message": "not now"}
         return cluster(method, path, *rest, **more)
 
-    actors = [Actor(CONFIG, lambda node=node: KubeHands(server, node, CONFIG), False, lambda *_, **__: None)
-              for node in ("n1", "n2")]  # fmt: skip
+    actors = [
+        Actor(CONFIG, lambda node=node: KubeHands(server, node, CONFIG), False, lambda *_, **__: None)
+        for node in ("n1", "n2")
+    ]
     for actor in actors:
         actor.judged(bad, True)
     trouble.append(503)
@@ -162,9 +164,10 @@ def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:
         actor._round()
         assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == [HARD_TAINT]
         assert cluster.evicted == []
-    judge.memory = replace(judge.memory, faults={
-        key: replace(fault, began=fault.began - 2000) for key, fault in judge.memory.faults.items()
-    })  # fmt: skip
+    judge.memory = replace(
+        judge.memory,
+        faults={key: replace(fault, began=fault.began - 2000) for key, fault in judge.memory.faults.items()},
+    )
     actor.judged(judge.after(0), True)
     actor._round()
     assert cluster.evicted == ["a/train", "a/worker-0", "a/worker-1"]

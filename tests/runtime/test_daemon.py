@@ -25,9 +25,9 @@ POLL_S = 1.0
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[tuple[Daemon, Server, Path]]:
-    config = Config.model_validate({
-        "poll_s": POLL_S, "http": {"address": "127.0.0.1", "port": 0}, "sources": {"simulated": {"scenario": "idle"}},
-    })  # fmt: skip
+    config = Config.model_validate(
+        {"poll_s": POLL_S, "http": {"address": "127.0.0.1", "port": 0}, "sources": {"simulated": {"scenario": "idle"}}}
+    )
     daemon = Daemon(config, "n", None, lambda *_, **__: None, supervisor(config, tmp_path))
     server, stop = serve(config, daemon), threading.Event()
     thread = threading.Thread(target=daemon.run, args=(stop,))
@@ -52,9 +52,7 @@ def status(daemon: Daemon) -> Status | None:
     return daemon.snapshot.verdict.status if daemon.snapshot else None
 
 
-def test_a_hung_driver_is_named_and_hides_nothing_and_withdraws_nothing(
-    running: tuple[Daemon, Server, Path],
-) -> None:
+def test_a_hung_driver_is_named_and_hides_nothing_and_withdraws_nothing(running: tuple[Daemon, Server, Path]) -> None:
     daemon, server, folder = running
     until(lambda: status(daemon) is Status.HEALTHY)
     inject(folder, {"gpu": 3, "hang": "nvmlDeviceGetEccMode"})

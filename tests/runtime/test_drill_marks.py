@@ -53,11 +53,24 @@ def test_an_annotation_is_valid_for_a_quarter_of_an_hour_at_most() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [None, "", "{", "[]", "7", '"x"', "{}", "[" * 100_000, annotation(nonce=7), annotation(nonce="short"),
-     annotation(nonce=NONCE.upper()), json.dumps({"nonce": NONCE, "expires": 1e9}),
-     json.dumps({"nonce": NONCE, "expires": "2025-10-09T08:53:20"}), json.dumps({"nonce": NONCE, "expires": "soon"}),
-     json.dumps({"nonce": NONCE, "expires": "9999-12-31T23:59:59-23:59"})],
-)  # fmt: skip
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "7",
+        '"x"',
+        "{}",
+        "[" * 100_000,
+        annotation(nonce=7),
+        annotation(nonce="short"),
+        annotation(nonce=NONCE.upper()),
+        json.dumps({"nonce": NONCE, "expires": 1e9}),
+        json.dumps({"nonce": NONCE, "expires": "2025-10-09T08:53:20"}),
+        json.dumps({"nonce": NONCE, "expires": "soon"}),
+        json.dumps({"nonce": NONCE, "expires": "9999-12-31T23:59:59-23:59"}),
+    ],
+)
 def test_a_malformed_annotation_makes_nothing_believed(text: str | None) -> None:
     assert valid(text, NOW) == ""
 
@@ -135,8 +148,9 @@ def test_drills_count_in_no_tally_and_make_no_gpu_relapse() -> None:
     limits, memory, now = Config().policy, Memory(), 100.0
     for n in range(5):
         nonce = f"{n:032x}"
-        memory, verdict = judge(memory, [alive(), reading(), marked(nonce, now)], now, NOW, limits, ("nvml",),
-                                Orders(drill=nonce))  # fmt: skip
+        memory, verdict = judge(
+            memory, [alive(), reading(), marked(nonce, now)], now, NOW, limits, ("nvml",), Orders(drill=nonce)
+        )
         assert verdict.withdraw
         memory, verdict = judge(memory, [], now + 1, NOW, limits, ("nvml",), Orders())
         assert (verdict.withdraw, verdict.onsets, memory.history.tallies) == (False, {}, {})
@@ -164,11 +178,18 @@ class Life:
         self._stop, self._threads, self._seq = threading.Event(), list[threading.Thread](), 10
 
     def start(self, node: str, dry_run: bool = False, record: bool = False) -> None:
-        config = Config.model_validate({
-            "mode": "evict", "poll_s": 0.3, "drain": {"gather_s": 0.2},
-            "sources": {"simulated": {"scenario": "idle", "kernel_log": False}, "kmsg": {"path": str(self.log)},
-                        "pods": {"enabled": False}},
-        })  # fmt: skip
+        config = Config.model_validate(
+            {
+                "mode": "evict",
+                "poll_s": 0.3,
+                "drain": {"gather_s": 0.2},
+                "sources": {
+                    "simulated": {"scenario": "idle", "kernel_log": False},
+                    "kmsg": {"path": str(self.log)},
+                    "pods": {"enabled": False},
+                },
+            }
+        )
         own = self.folder / node
         own.mkdir()
         actor = Actor(config, lambda: KubeHands(self.cluster, node, config), dry_run, lambda *_, **__: None)

@@ -13,8 +13,17 @@ from tests.monitoring.stack import Stack
 from tests.screenshots.panels import served
 
 TAKEN = ROOT / "build" / "screenshots"
-_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-          "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 _WATCHED_S = 30.0  # long enough for lines in the dashboard
 
 
@@ -71,8 +80,16 @@ def take(
     target = TAKEN / f"{name}.png"
     profile = tempfile.mkdtemp(dir=folder)
     theme = ("--force-dark-mode", "--blink-settings=preferredColorScheme=0") if dark else ()
-    command = ["chromium", *_FLAGS, *theme, f"--virtual-time-budget={wait_ms}", f"--user-data-dir={profile}",
-               f"--window-size={size}", f"--screenshot={target}", address]  # fmt: skip
+    command = [
+        "chromium",
+        *_FLAGS,
+        *theme,
+        f"--virtual-time-budget={wait_ms}",
+        f"--user-data-dir={profile}",
+        f"--window-size={size}",
+        f"--screenshot={target}",
+        address,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert target.is_file(), done.stderr
     print(target)

@@ -62,8 +62,14 @@ def told(**changes: Any) -> dict[str, Any]:
 def healthy() -> dict[str, Any]:
     judge = Judge()
     verdict = judge.after(0, alive(), reading(index=0, temperature_c=41), reading(OTHER, index=1))
-    return told(verdict=verdict, readings=judge.memory.history.readings, withdrawn_since=None, stage="healthy",
-                waits=(), sources=())  # fmt: skip
+    return told(
+        verdict=verdict,
+        readings=judge.memory.history.readings,
+        withdrawn_since=None,
+        stage="healthy",
+        waits=(),
+        sources=(),
+    )
 
 
 def seen(said: dict[str, Any], **how: Any) -> Outline:
@@ -157,12 +163,30 @@ def test_hostile_text_stays_text() -> None:
     shot = snapshot()
     verdict = judge.after(1, replace(xid(79), raw=HOSTILE), lost())
     sources = tuple(replace(source, trouble=HOSTILE) for source in shot.sources)
-    said = told(verdict=verdict, node=HOSTILE, stage=HOSTILE, aside=HOSTILE, waits=(Wait(HOSTILE),), steps=(HOSTILE,),
-                sources=sources)  # fmt: skip
+    said = told(
+        verdict=verdict,
+        node=HOSTILE,
+        stage=HOSTILE,
+        aside=HOSTILE,
+        waits=(Wait(HOSTILE),),
+        steps=(HOSTILE,),
+        sources=sources,
+    )
     said["gpus"][HOSTILE] = {"uuid": HOSTILE, "index": HOSTILE}
     for fault in said["faults"]:
-        fault.update({"doubts": [HOSTILE], "explains": [HOSTILE], "message": HOSTILE, "id": HOSTILE, "next": HOSTILE,
-                  "clears": HOSTILE, "since": HOSTILE, "last": HOSTILE, "reset_together_with": [HOSTILE]})  # fmt: skip
+        fault.update(
+            {
+                "doubts": [HOSTILE],
+                "explains": [HOSTILE],
+                "message": HOSTILE,
+                "id": HOSTILE,
+                "next": HOSTILE,
+                "clears": HOSTILE,
+                "since": HOSTILE,
+                "last": HOSTILE,
+                "reset_together_with": [HOSTILE],
+            }
+        )
     outline = seen(said)
     assert not {"script", "img"} & {tag for tag, _ in outline.tags}
     assert not [a for _, attributes in outline.tags for a in attributes if a.startswith("on")]

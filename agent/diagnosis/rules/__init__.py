@@ -25,9 +25,18 @@ from agent.model.fault import Finding
 
 Rule = Callable[[History, Limits], Iterable[Finding]]
 RULES: tuple[Rule, ...] = (
-    presence.find, xid.find, recovery.find, memory.find, temperature.find, clocks.find, links.find, kernel.find,
-    dcgm.find, blame.find, silence.find,
-)  # fmt: skip
+    presence.find,
+    xid.find,
+    recovery.find,
+    memory.find,
+    temperature.find,
+    clocks.find,
+    links.find,
+    kernel.find,
+    dcgm.find,
+    blame.find,
+    silence.find,
+)
 ROWS: Mapping[str, Row] = {
     row.rule: row
     for rows in (

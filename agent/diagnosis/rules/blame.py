@@ -10,11 +10,22 @@ from agent.diagnosis.history import Blame, History
 from agent.diagnosis.row import Row
 from agent.model.fault import Finding, Remedy, Severity
 
-SUSPECT = Row("app-errors", Severity.DEGRADED, Remedy.CONTACT_SUPPORT,
-              "programs of distinct workloads failed alike on this GPU and not on others", "",
-              "degraded_xid_clear_s")  # fmt: skip
-PROGRAM = Row("workload-errors", Severity.NOTICE, Remedy.RESTART_WORKLOAD,
-              "one workload fails alike on several GPUs: it is the program", "", "notice_clear_s")  # fmt: skip
+SUSPECT = Row(
+    "app-errors",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "programs of distinct workloads failed alike on this GPU and not on others",
+    "",
+    "degraded_xid_clear_s",
+)
+PROGRAM = Row(
+    "workload-errors",
+    Severity.NOTICE,
+    Remedy.RESTART_WORKLOAD,
+    "one workload fails alike on several GPUs: it is the program",
+    "",
+    "notice_clear_s",
+)
 ROWS = (SUSPECT, PROGRAM)
 _SEVERAL_GPUS = 2
 

@@ -13,16 +13,42 @@ from agent.model.observation import Observation
 _HOLDS_SHARE = 0.05  # what a slowdown must fall under before it may clear
 _HW_SLOWDOWN, _HW_SPECIFIC = 0x8, 0xC0  # the umbrella bit, and the two that say which slowdown it is
 
-HW_THERMAL = Row("hw-thermal-slowdown", Severity.DEGRADED, Remedy.CONTACT_SUPPORT,
-                 "the hardware slows the clocks for heat", "", "throttle_clear_s", ("hw_thermal_ns",))  # fmt: skip
-SW_THERMAL = Row("sw-thermal-slowdown", Severity.NOTICE, Remedy.CONTACT_SUPPORT,
-                 "the driver slows the clocks for heat", "", "throttle_clear_s", ("sw_thermal_ns",))  # fmt: skip
-POWER_BRAKE = Row("power-brake", Severity.DEGRADED, Remedy.CONTACT_SUPPORT,
-                  "the rack or power supply slows the clocks: no fault of the GPU", "", "throttle_clear_s",
-                  ("hw_power_brake_ns",))  # fmt: skip
-HW_SLOWDOWN = Row("hw-slowdown", Severity.NOTICE, Remedy.CONTACT_SUPPORT,
-                  "the hardware slows the clocks and does not say why", "temperature_confirm_s", "throttle_clear_s",
-                  ("clocks_event_reasons",))  # fmt: skip
+HW_THERMAL = Row(
+    "hw-thermal-slowdown",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "the hardware slows the clocks for heat",
+    "",
+    "throttle_clear_s",
+    ("hw_thermal_ns",),
+)
+SW_THERMAL = Row(
+    "sw-thermal-slowdown",
+    Severity.NOTICE,
+    Remedy.CONTACT_SUPPORT,
+    "the driver slows the clocks for heat",
+    "",
+    "throttle_clear_s",
+    ("sw_thermal_ns",),
+)
+POWER_BRAKE = Row(
+    "power-brake",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "the rack or power supply slows the clocks: no fault of the GPU",
+    "",
+    "throttle_clear_s",
+    ("hw_power_brake_ns",),
+)
+HW_SLOWDOWN = Row(
+    "hw-slowdown",
+    Severity.NOTICE,
+    Remedy.CONTACT_SUPPORT,
+    "the hardware slows the clocks and does not say why",
+    "temperature_confirm_s",
+    "throttle_clear_s",
+    ("clocks_event_reasons",),
+)
 ROWS = (HW_THERMAL, SW_THERMAL, POWER_BRAKE, HW_SLOWDOWN)
 
 

@@ -20,8 +20,13 @@ from agent.model.observation import Observation
 _NOTICE, _DEGRADED, _FATAL = Severity.NOTICE, Severity.DEGRADED, Severity.FATAL
 _NONE, _ASK, _RESET = Remedy.NONE, Remedy.CONTACT_SUPPORT, Remedy.RESET_GPU
 # What NVML reads itself, its own rule calls fatal: DCGM's word alone withdraws a node only where NVML can't read it.
-_NVML_READS = {4: "ecc_uncorrected_volatile", 80: "remapped_rows_failure", 118: "sram_threshold_exceeded",
-               125: "recovery_action", 126: "recovery_action"}  # fmt: skip
+_NVML_READS = {
+    4: "ecc_uncorrected_volatile",
+    80: "remapped_rows_failure",
+    118: "sram_threshold_exceeded",
+    125: "recovery_action",
+    126: "recovery_action",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +61,25 @@ def _catalog() -> Mapping[int, Code]:
 _CODES = _catalog()
 _IGNORED = (12,)
 # dcgm_errors.h's own severities, for a code that is not listed: MONITOR, ISOLATE, TRIAGE, CONFIG, RESET.
-_BY_SEVERITY = {1: (_NOTICE, _ASK), 2: (_DEGRADED, _ASK), 4: (_DEGRADED, _ASK), 5: (_NOTICE, _NONE),
-                6: (_DEGRADED, _RESET)}  # fmt: skip
+_BY_SEVERITY = {
+    1: (_NOTICE, _ASK),
+    2: (_DEGRADED, _ASK),
+    4: (_DEGRADED, _ASK),
+    5: (_NOTICE, _NONE),
+    6: (_DEGRADED, _RESET),
+}
 DROPPED = Row("dcgm-dropped", _DEGRADED, _ASK, "DCGM no longer lists the GPU", "", "dcgm_clear_s")
-DISAGREES = Row("dcgm-disagrees", _NOTICE, _ASK, "DCGM and NVML read different values", "disagreement_confirm_s",
-                "notice_clear_s")  # fmt: skip
-ELSEWHERE = Row("dcgm-elsewhere", _NOTICE, _ASK, "the DCGM engine is another node's: look at sources.dcgm.address",
-                "flag_confirm_s", "flag_confirm_s")  # fmt: skip
+DISAGREES = Row(
+    "dcgm-disagrees", _NOTICE, _ASK, "DCGM and NVML read different values", "disagreement_confirm_s", "notice_clear_s"
+)
+ELSEWHERE = Row(
+    "dcgm-elsewhere",
+    _NOTICE,
+    _ASK,
+    "the DCGM engine is another node's: look at sources.dcgm.address",
+    "flag_confirm_s",
+    "flag_confirm_s",
+)
 ROWS = (*(code.row for code in _CODES.values()), DROPPED, DISAGREES, ELSEWHERE)
 EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
     **{code.row.rule: code.explained_by for code in _CODES.values()},
@@ -70,11 +87,26 @@ EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
 }
 # Quantities that both read and that stand still on a healthy GPU.
 _COMPARED = (
-    "ecc_mode", "ecc_mode_pending", "ecc_corrected_volatile", "ecc_uncorrected_volatile", "ecc_corrected_aggregate",
-    "ecc_uncorrected_aggregate", "sram_threshold_exceeded", "retired_pages_sbe", "retired_pages_dbe",
-    "retired_pages_pending", "remapped_rows_uncorrected", "remapped_rows_corrected", "remapped_rows_failure",
-    "remapped_rows_pending", "memory_unrepairable", "recovery_action", "pcie_replays", "pcie_max_width", "pcie_width",
-)  # fmt: skip
+    "ecc_mode",
+    "ecc_mode_pending",
+    "ecc_corrected_volatile",
+    "ecc_uncorrected_volatile",
+    "ecc_corrected_aggregate",
+    "ecc_uncorrected_aggregate",
+    "sram_threshold_exceeded",
+    "retired_pages_sbe",
+    "retired_pages_dbe",
+    "retired_pages_pending",
+    "remapped_rows_uncorrected",
+    "remapped_rows_corrected",
+    "remapped_rows_failure",
+    "remapped_rows_pending",
+    "memory_unrepairable",
+    "recovery_action",
+    "pcie_replays",
+    "pcie_max_width",
+    "pcie_width",
+)
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
@@ -111,8 +143,9 @@ def _incident(history: History, limits: Limits, seen: Observation, code: int) ->
         severity, remedy = _BY_SEVERITY.get(int(number(seen, "severity") or 0), (_DEGRADED, _ASK))
         row = _code(code, severity, remedy, "an incident that this agent has no word for").row
     instance = number(seen, "gpu_instance")
-    return replace(row.found(seen, limits, row.meaning, severity=severity),
-                   instance=None if instance is None else int(instance))  # fmt: skip
+    return replace(
+        row.found(seen, limits, row.meaning, severity=severity), instance=None if instance is None else int(instance)
+    )
 
 
 def disagreements(history: History, silent_s: float) -> Iterator[tuple[str, str, float, float]]:

@@ -19,8 +19,12 @@ ENDS = {"sxid-10005": "sxid-10004"}  # a switch says that its heat is over
 
 def _catalog() -> Mapping[int, Row]:
     text = files("agent.diagnosis.rules").joinpath("sxid.csv").read_text(encoding="utf-8")
-    return {int(row["code"]): _row(int(row["code"]), Severity[row["severity"].upper()], Remedy(row["remedy"]),
-                                   row["meaning"]) for row in csv.DictReader(text.splitlines())}  # fmt: skip
+    return {
+        int(row["code"]): _row(
+            int(row["code"]), Severity[row["severity"].upper()], Remedy(row["remedy"]), row["meaning"]
+        )
+        for row in csv.DictReader(text.splitlines())
+    }
 
 
 def _row(code: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
@@ -29,17 +33,34 @@ def _row(code: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
 
 
 CATALOG = _catalog()
-UVM_FATAL = Row("uvm-fatal", Severity.FATAL, Remedy.REBOOT_NODE,
-                "unified memory met a fatal error: no CUDA on this node until a reboot")  # fmt: skip
-INIT_FAILED = Row("gpu-init-failed", Severity.DEGRADED, Remedy.REBOOT_NODE,
-                  "the driver could not initialise the GPU", "", "degraded_xid_clear_s")  # fmt: skip
-API_MISMATCH = Row("api-mismatch", Severity.NOTICE, Remedy.RESTART_WORKLOAD,
-                   "a client's NVIDIA library is of another version than the kernel module", "",
-                   "notice_clear_s")  # fmt: skip
+UVM_FATAL = Row(
+    "uvm-fatal",
+    Severity.FATAL,
+    Remedy.REBOOT_NODE,
+    "unified memory met a fatal error: no CUDA on this node until a reboot",
+)
+INIT_FAILED = Row(
+    "gpu-init-failed",
+    Severity.DEGRADED,
+    Remedy.REBOOT_NODE,
+    "the driver could not initialise the GPU",
+    "",
+    "degraded_xid_clear_s",
+)
+API_MISMATCH = Row(
+    "api-mismatch",
+    Severity.NOTICE,
+    Remedy.RESTART_WORKLOAD,
+    "a client's NVIDIA library is of another version than the kernel module",
+    "",
+    "notice_clear_s",
+)
 ROWS = (*CATALOG.values(), UVM_FATAL, INIT_FAILED, API_MISMATCH)
 _WORDS: Mapping[str, Row] = {
-    Words.UVM_FATAL: UVM_FATAL, Words.INIT_FAILED: INIT_FAILED, Words.API_MISMATCH: API_MISMATCH,
-}  # fmt: skip
+    Words.UVM_FATAL: UVM_FATAL,
+    Words.INIT_FAILED: INIT_FAILED,
+    Words.API_MISMATCH: API_MISMATCH,
+}
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:

@@ -15,33 +15,116 @@ _MINUTES, _BAD_MINUTES = 5, 3
 _MANY = 10  # times the limit of a notice
 _REPLAYS_A_LANE = (0.15, 0.3, 0.48, 0.96, 1.92, 3.84)  # by PCIe generation, as DCGM's health watch has it
 
-WIDTH = Row("pcie-width", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "the PCIe link lost lanes",
-            "link_confirm_s", "rate_clear_s", ("pcie_width",))  # fmt: skip
-REPLAYS = Row("pcie-replays", Severity.NOTICE, Remedy.CONTACT_SUPPORT, "the PCIe link repeats packets often",
-              "", "rate_clear_s", ("pcie_replays",))  # fmt: skip
-PCIE_FATAL = Row("pcie-fatal-errors", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "new fatal errors on the PCIe link",
-                 "", "rate_clear_s", ("pcie_fatal_errors",))  # fmt: skip
-NVLINK_DOWN = Row("nvlink-down", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "NVLinks that were up are down",
-                  "link_confirm_s", "flag_confirm_s", ("nvlink_active",))  # fmt: skip
-NVLINK_ERRORS = Row("nvlink-errors", Severity.NOTICE, Remedy.CONTACT_SUPPORT,
-                    "an NVLink replays or recovers each minute", "", "rate_clear_s", ("nvlink_replay",))  # fmt: skip
-NVLINK_CRC = Row("nvlink-crc", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "NVLink checksum errors come fast",
-                 "", "rate_clear_s", ("nvlink_crc",))  # fmt: skip
-NVLINK_RECOVERY = Row("nvlink-recovery-failed", Severity.DEGRADED, Remedy.CONTACT_SUPPORT,
-                      "an NVLink failed to recover", "", "rate_clear_s", ("nvlink_recovery_failed",))  # fmt: skip
-NVLINK_BER = Row("nvlink-ber", Severity.NOTICE, Remedy.CONTACT_SUPPORT, "an NVLink's bit error rate is high",
-                 "flag_confirm_s", "rate_clear_s", ("nvlink_effective_ber",))  # fmt: skip
-FABRIC_STATE = Row("fabric-state", Severity.DEGRADED, Remedy.CONTACT_SUPPORT,
-                   "the GPU has not joined the NVLink fabric: look at fabric manager", "fabric_confirm_s",
-                   "flag_confirm_s", ("fabric_state",))  # fmt: skip
-FABRIC_HEALTH = Row("fabric-health", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "the NVLink fabric is not healthy",
-                    "link_confirm_s", "flag_confirm_s", ("fabric_health_mask",))  # fmt: skip
-ROWS = (WIDTH, REPLAYS, PCIE_FATAL, NVLINK_DOWN, NVLINK_ERRORS, NVLINK_CRC, NVLINK_RECOVERY, NVLINK_BER,
-        FABRIC_STATE, FABRIC_HEALTH)  # fmt: skip
+WIDTH = Row(
+    "pcie-width",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "the PCIe link lost lanes",
+    "link_confirm_s",
+    "rate_clear_s",
+    ("pcie_width",),
+)
+REPLAYS = Row(
+    "pcie-replays",
+    Severity.NOTICE,
+    Remedy.CONTACT_SUPPORT,
+    "the PCIe link repeats packets often",
+    "",
+    "rate_clear_s",
+    ("pcie_replays",),
+)
+PCIE_FATAL = Row(
+    "pcie-fatal-errors",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "new fatal errors on the PCIe link",
+    "",
+    "rate_clear_s",
+    ("pcie_fatal_errors",),
+)
+NVLINK_DOWN = Row(
+    "nvlink-down",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "NVLinks that were up are down",
+    "link_confirm_s",
+    "flag_confirm_s",
+    ("nvlink_active",),
+)
+NVLINK_ERRORS = Row(
+    "nvlink-errors",
+    Severity.NOTICE,
+    Remedy.CONTACT_SUPPORT,
+    "an NVLink replays or recovers each minute",
+    "",
+    "rate_clear_s",
+    ("nvlink_replay",),
+)
+NVLINK_CRC = Row(
+    "nvlink-crc",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "NVLink checksum errors come fast",
+    "",
+    "rate_clear_s",
+    ("nvlink_crc",),
+)
+NVLINK_RECOVERY = Row(
+    "nvlink-recovery-failed",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "an NVLink failed to recover",
+    "",
+    "rate_clear_s",
+    ("nvlink_recovery_failed",),
+)
+NVLINK_BER = Row(
+    "nvlink-ber",
+    Severity.NOTICE,
+    Remedy.CONTACT_SUPPORT,
+    "an NVLink's bit error rate is high",
+    "flag_confirm_s",
+    "rate_clear_s",
+    ("nvlink_effective_ber",),
+)
+FABRIC_STATE = Row(
+    "fabric-state",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "the GPU has not joined the NVLink fabric: look at fabric manager",
+    "fabric_confirm_s",
+    "flag_confirm_s",
+    ("fabric_state",),
+)
+FABRIC_HEALTH = Row(
+    "fabric-health",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "the NVLink fabric is not healthy",
+    "link_confirm_s",
+    "flag_confirm_s",
+    ("fabric_health_mask",),
+)
+ROWS = (
+    WIDTH,
+    REPLAYS,
+    PCIE_FATAL,
+    NVLINK_DOWN,
+    NVLINK_ERRORS,
+    NVLINK_CRC,
+    NVLINK_RECOVERY,
+    NVLINK_BER,
+    FABRIC_STATE,
+    FABRIC_HEALTH,
+)
 
 # nvmlGpuFabricInfo healthMask: packed fields of two bits, 1 is a fault, 0 unsupported, 2 fine.
-_FABRIC_BITS = {0: "degraded bandwidth", 2: "a route is recovering", 4: "a route is unhealthy",
-                6: "an access timeout is being recovered"}  # fmt: skip
+_FABRIC_BITS = {
+    0: "degraded bandwidth",
+    2: "a route is recovering",
+    4: "a route is unhealthy",
+    6: "an access timeout is being recovered",
+}
 _CONFIGURATION_SHIFT, _CONFIGURATION_BITS = 8, 0xF  # 0 unsupported, 1 fine, the rest is a fault
 _FABRIC_NOT_STARTED, _FABRIC_IN_PROGRESS = 1, 2
 _SUMMARY_UNHEALTHY = 2

@@ -12,13 +12,30 @@ from agent.model.fault import Finding, Remedy, Severity
 from agent.model.observation import Observation, Signal
 
 LOST = Row("gpu-lost", Severity.FATAL, Remedy.REBOOT_NODE, "the GPU no longer answers on the bus")
-RESET_REQUIRED = Row("gpu-reset-required", Severity.FATAL, Remedy.RESET_GPU,
-                     "the GPU answers nothing but that it needs a reset (NVML error 16)",
-                     "flag_confirm_s")  # fmt: skip
-MISSING = Row("gpu-missing", Severity.FATAL, Remedy.REBOOT_NODE, "the GPU left NVML's enumeration",
-              "missing_confirm_s", "flag_confirm_s", ("index",))  # fmt: skip
-COUNT = Row("gpu-count", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "fewer GPUs than expected",
-            "missing_confirm_s", "flag_confirm_s")  # fmt: skip
+RESET_REQUIRED = Row(
+    "gpu-reset-required",
+    Severity.FATAL,
+    Remedy.RESET_GPU,
+    "the GPU answers nothing but that it needs a reset (NVML error 16)",
+    "flag_confirm_s",
+)
+MISSING = Row(
+    "gpu-missing",
+    Severity.FATAL,
+    Remedy.REBOOT_NODE,
+    "the GPU left NVML's enumeration",
+    "missing_confirm_s",
+    "flag_confirm_s",
+    ("index",),
+)
+COUNT = Row(
+    "gpu-count",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "fewer GPUs than expected",
+    "missing_confirm_s",
+    "flag_confirm_s",
+)
 ROWS = (LOST, RESET_REQUIRED, MISSING, COUNT)
 
 _ABSENT, _NVIDIA, _UNBOUND = HELD_BY_NOBODY_ELSE[:3]

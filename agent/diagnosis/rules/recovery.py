@@ -22,8 +22,15 @@ ACTIONS = {
     7: (Severity.FATAL, Remedy.REBOOT_NODE, "reboot the system"),
 }
 OTHER = (Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "an action this agent does not know")
-ROW = Row("recovery-action", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "the driver asks for a recovery action",
-          "flag_confirm_s", "flag_confirm_s", ("recovery_action",))  # fmt: skip
+ROW = Row(
+    "recovery-action",
+    Severity.DEGRADED,
+    Remedy.CONTACT_SUPPORT,
+    "the driver asks for a recovery action",
+    "flag_confirm_s",
+    "flag_confirm_s",
+    ("recovery_action",),
+)
 _LOGGED = Row(ROW.rule, ROW.severity, ROW.remedy, ROW.meaning)  # by the kernel log alone: latched
 ROWS = (ROW,)
 

@@ -17,16 +17,23 @@ _SILENT = {
     source: Row(f"{source}-silent", severity, Remedy.CONTACT_SUPPORT, f"the source {source} has finished no poll")
     for source, severity in (("nvml", Severity.DEGRADED), ("kmsg", Severity.DEGRADED), (SECOND, Severity.NOTICE))
 }
-_UNREAD = Row("gpu-silent", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "NVML's polls finish without this GPU",
-              clear="silent_s")  # fmt: skip
+_UNREAD = Row(
+    "gpu-silent", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "NVML's polls finish without this GPU", clear="silent_s"
+)
 _FAILED: dict[str, Row] = {
-    Failure.DRIVER_NOT_LOADED: Row("driver-not-loaded", Severity.DEGRADED, Remedy.REBOOT_NODE,
-                                   "the NVIDIA kernel module is not loaded"),
-    Failure.LIBRARY_MISMATCH: Row("driver-mismatch", Severity.DEGRADED, Remedy.REBOOT_NODE,
-                                  "the driver's library and kernel module are of different versions"),
-    Failure.HUNG: Row("driver-hung", Severity.DEGRADED, Remedy.REBOOT_NODE,
-                      "a call into the driver does not come back"),
-}  # fmt: skip
+    Failure.DRIVER_NOT_LOADED: Row(
+        "driver-not-loaded", Severity.DEGRADED, Remedy.REBOOT_NODE, "the NVIDIA kernel module is not loaded"
+    ),
+    Failure.LIBRARY_MISMATCH: Row(
+        "driver-mismatch",
+        Severity.DEGRADED,
+        Remedy.REBOOT_NODE,
+        "the driver's library and kernel module are of different versions",
+    ),
+    Failure.HUNG: Row(
+        "driver-hung", Severity.DEGRADED, Remedy.REBOOT_NODE, "a call into the driver does not come back"
+    ),
+}
 ROWS = (*_SILENT.values(), _UNREAD, *_FAILED.values())
 # A library that was never injected is this pod's configuration, not the node's health; nor is standing aside.
 _CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION, Failure.ASIDE)
@@ -48,9 +55,7 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             row = row or _SILENT[source]
             message = failed.raw if failed and not hung else f"{row.meaning} for over {limit_s:.0f} s"
             evidence = Evidence(failed.at if failed else 0.0, source, failed.raw if failed else message)
-            yield Finding(
-                row.rule, "", row.severity, row.remedy, message, evidence, history.now, "", clear_s=0.0,
-            )  # fmt: skip
+            yield Finding(row.rule, "", row.severity, row.remedy, message, evidence, history.now, "", clear_s=0.0)
     for pci in unread(history, limits.silent_s):
         message = f"{_UNREAD.meaning} for over {3 * limits.silent_s:.0f} s"
         found = _UNREAD.found(history.alive["nvml"], limits, message, pci=pci)

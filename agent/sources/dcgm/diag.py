@@ -37,10 +37,33 @@ _SENTENCES = {
     -52: "the engine has no diagnosis: install DCGM's CUDA packages beside it",
 }
 # DCGM 3 has no names in its answer: the order of its tests (dcgm_structs.py, DCGM_*_INDEX and DCGM_SWTEST_*).
-_BY_GPU = ("memory", "diagnostic", "pcie", "sm_stress", "targeted_stress", "targeted_power", "memory_bandwidth",
-           "memtest", "pulse_test", "eud", "unused-10", "unused-11", "unused-12")  # fmt: skip
-_SOFTWARE = ("denylist", "nvml_library", "cuda_main_library", "cuda_runtime_library", "permissions",
-             "persistence_mode", "environment", "page_retirement", "graphics_processes", "inforom")  # fmt: skip
+_BY_GPU = (
+    "memory",
+    "diagnostic",
+    "pcie",
+    "sm_stress",
+    "targeted_stress",
+    "targeted_power",
+    "memory_bandwidth",
+    "memtest",
+    "pulse_test",
+    "eud",
+    "unused-10",
+    "unused-11",
+    "unused-12",
+)
+_SOFTWARE = (
+    "denylist",
+    "nvml_library",
+    "cuda_main_library",
+    "cuda_runtime_library",
+    "permissions",
+    "persistence_mode",
+    "environment",
+    "page_retirement",
+    "graphics_processes",
+    "inforom",
+)
 
 
 Result = tuple[str, str, int]  # GPU or node, test, result
@@ -138,8 +161,9 @@ def _by_gpu(response: Any, places: dict[int, str]) -> tuple[list[Result], list[E
             told += zip(cycle([place]), _BY_GPU, gpu.results, strict=False)
     ran = [(place, test, one) for place, test, one in told if one.result != _NOT_RUN]
     results = [(place, test, int(one.result)) for place, test, one in ran]
-    errors = [_error(place, test, int(one.error.code), text(one.error, "msg")) for place, test, one in ran
-              if one.error.code]  # fmt: skip
+    errors = [
+        _error(place, test, int(one.error.code), text(one.error, "msg")) for place, test, one in ran if one.error.code
+    ]
     return results, errors
 
 

@@ -66,9 +66,13 @@ class Diagnosing:
         self._let()
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         except OSError as error:
             raise UndiagnosedError(f"the diagnosis can't be started: {error}") from error
         try:
@@ -142,18 +146,30 @@ def result(told: Any) -> dict[str, Any]:
     """What a diagnosis said, if it is a result: UndiagnosedError for its reason why there is none, else ValueError."""
     if isinstance(told, dict) and "error" in told:
         raise UndiagnosedError(plain(str(told["error"])))
-    if not (isinstance(told, dict) and isinstance(told.get("passed"), bool) and isinstance(told.get("results"), dict)
-            and isinstance(told.get("errors"), list)):  # fmt: skip
+    if not (
+        isinstance(told, dict)
+        and isinstance(told.get("passed"), bool)
+        and isinstance(told.get("results"), dict)
+        and isinstance(told.get("errors"), list)
+    ):
         raise ValueError("no result of a diagnosis")
     return told
 
 
 def failures(told: dict[str, Any]) -> str:
     """Which tests failed on which GPU, and what the engine says about each: for people, however hostile its words."""
-    failed = [f"{test} failed on {gpu}" for gpu, tests in told["results"].items() if isinstance(tests, dict)
-              for test, one in tests.items() if one == "fail"]  # fmt: skip
-    said = [f"{one.get('test') or 'the engine'}: {one.get('message')}" for one in told["errors"]
-            if isinstance(one, dict) and one.get("message")]  # fmt: skip
+    failed = [
+        f"{test} failed on {gpu}"
+        for gpu, tests in told["results"].items()
+        if isinstance(tests, dict)
+        for test, one in tests.items()
+        if one == "fail"
+    ]
+    said = [
+        f"{one.get('test') or 'the engine'}: {one.get('message')}"
+        for one in told["errors"]
+        if isinstance(one, dict) and one.get("message")
+    ]
     return plain("; ".join([*failed, *said]) or "not every GPU was tested")
 
 

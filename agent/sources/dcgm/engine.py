@@ -166,8 +166,8 @@ class Engine:
         for _, switch, field, code, at_us in self._since("sxids", OVERLAP_US):
             if switch in self._switches and self._news.new(switch, field, code, at_us, time.monotonic()):
                 raw = f"DCGM field {field}: SXid {code} of its NVSwitch {switch}"
-                yield observe(Signal.SXID, self._switches[switch], at=_when(at_us), value=code,
-                              values={"fatal": SXIDS[field]}, raw=raw)  # fmt: skip
+                where, fatal = self._switches[switch], {"fatal": SXIDS[field]}
+                yield observe(Signal.SXID, where, at=_when(at_us), value=code, values=fatal, raw=raw)
 
     def _since(self, name: str, overlap_us: int = 0) -> list[tuple[int, int, int, int, int]]:
         """Every code since the last look, not the last one: the fields are gauges that keep their value.

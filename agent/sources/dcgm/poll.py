@@ -36,16 +36,24 @@ _FAILURES: dict[int, tuple[Failure, str]] = {
     -25: (Failure.NO_LIBRARY, "libdcgm is not in this container: mount the host's, or build the image with it"),
     -54: (Failure.UNREADABLE, "the DCGM engine is paused"),
     -56: (Failure.UNREADABLE, "the DCGM engine could not load NVML"),
-    -57: (Failure.UNREADABLE, "the DCGM engine has stopped asking the driver until it is restarted: look for Xid 119 "
-                              "or 120 in the kernel log"),
+    -57: (
+        Failure.UNREADABLE,
+        "the DCGM engine has stopped asking the driver until it is restarted: look for Xid 119 "
+        "or 120 in the kernel log",
+    ),
     -67: (Failure.UNREADABLE, "the DCGM engine has let go of its GPUs"),
-}  # fmt: skip
+}
 
 
 def follow(
-    address: str, bindings: Callable[[], Bindings], poll_s: float, health_s: float,
-    stop: threading.Event, say: Callable[[Observation], None], look_s: float = _LOOK_S,
-) -> int:  # fmt: skip
+    address: str,
+    bindings: Callable[[], Bindings],
+    poll_s: float,
+    health_s: float,
+    stop: threading.Event,
+    say: Callable[[Observation], None],
+    look_s: float = _LOOK_S,
+) -> int:
     """Read the engine until ``stop``; the exit code. Nothing waits on ``stop`` itself, as in the NVML source."""
     doing, found = Doing("dcgm", "the DCGM engine"), USUAL if address == AUTO else address
     threading.Thread(target=doing.watch, args=(max(poll_s, 1.0), stop, say), name="stuck", daemon=True).start()

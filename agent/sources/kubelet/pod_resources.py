@@ -33,10 +33,7 @@ _MESSAGES: Messages = {
         "namespace": (2, False, "string"),
         "containers": (3, True, "ContainerResources"),
     },
-    "ContainerResources": {
-        "devices": (2, True, "ContainerDevices"),
-        "dynamic_resources": (5, True, "DynamicResource"),
-    },
+    "ContainerResources": {"devices": (2, True, "ContainerDevices"), "dynamic_resources": (5, True, "DynamicResource")},
     "ContainerDevices": {"resource_name": (1, False, "string"), "device_ids": (2, True, "string")},
     "DynamicResource": {"claim_resources": (4, True, "ClaimResource")},
     "ClaimResource": {"driver_name": (2, False, "string"), "device_name": (4, False, "string")},

@@ -129,8 +129,10 @@ CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (
     (("ecc_corrected_aggregate",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_CORRECTED, nv.NVML_AGGREGATE_ECC)),
     (("ecc_uncorrected_aggregate",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nv.NVML_AGGREGATE_ECC)),
     (("sram_threshold_exceeded", "sram_uncorrected_parity", "sram_uncorrected_secded"), _sram),
-    (("remapped_rows_corrected", "remapped_rows_uncorrected", "remapped_rows_pending", "remapped_rows_failure"),
-     nv.nvmlDeviceGetRemappedRows),
+    (
+        ("remapped_rows_corrected", "remapped_rows_uncorrected", "remapped_rows_pending", "remapped_rows_failure"),
+        nv.nvmlDeviceGetRemappedRows,
+    ),
     (("remap_banks_without_spares",), lambda h: nv.nvmlDeviceGetRowRemapperHistogram(h).none),
     (("channel_repair_pending", "tpc_repair_pending"), nv.nvmlDeviceGetRepairStatus),
     (("memory_unrepairable",), nv.nvmlDeviceGetUnrepairableMemoryFlag_v1),
@@ -147,7 +149,7 @@ CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (
     (("persistence_mode",), nv.nvmlDeviceGetPersistenceMode),
     (("mig_mode", "mig_mode_pending"), nv.nvmlDeviceGetMigMode),
     (("processes", "pods"), _processes),
-)  # fmt: skip
+)
 # Field values, all in one call. The *_tlimit_c are signed offsets in the margin's scale, never °C.
 FIELDS: dict[int, str] = {
     nv.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION: "recovery_action",
@@ -187,6 +189,9 @@ LINK_FIELDS = (
     LinkField(nv.NVML_FI_DEV_NVLINK_ERROR_DL_RECOVERY, "nvlink_recovery", sum),
     LinkField(nv.NVML_FI_DEV_NVLINK_ERROR_DL_CRC, "nvlink_crc", sum),
     LinkField(nv.NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_FAILED_EVENTS, "nvlink_recovery_failed", sum, total=True),
-    LinkField(nv.NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_BER, "nvlink_effective_ber",
-              lambda rates: max(bit_error_rate(rate) for rate in rates)),
-)  # fmt: skip
+    LinkField(
+        nv.NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_BER,
+        "nvlink_effective_ber",
+        lambda rates: max(bit_error_rate(rate) for rate in rates),
+    ),
+)

@@ -32,10 +32,15 @@ _NONE = 0xFFFFFFFF  # an event that belongs to no MIG instance
 _EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new process can load another library
 
 _EVENTS = (
-    nv.nvmlEventTypeXidCriticalError, nv.nvmlEventTypeDoubleBitEccError, nv.nvmlEventTypeDramRetirementEvent,
-    nv.nvmlEventTypeDramRetirementFailure, nv.nvmlEventTypeNonFatalPoisonError, nv.nvmlEventTypeFatalPoisonError,
-    nv.nvmlEventTypeGpuUnavailableError, nv.nvmlEventTypeGpuRecoveryAction,
-)  # fmt: skip
+    nv.nvmlEventTypeXidCriticalError,
+    nv.nvmlEventTypeDoubleBitEccError,
+    nv.nvmlEventTypeDramRetirementEvent,
+    nv.nvmlEventTypeDramRetirementFailure,
+    nv.nvmlEventTypeNonFatalPoisonError,
+    nv.nvmlEventTypeFatalPoisonError,
+    nv.nvmlEventTypeGpuUnavailableError,
+    nv.nvmlEventTypeGpuRecoveryAction,
+)
 
 
 class Nvml:
@@ -208,9 +213,13 @@ def _refused(device: Path) -> bool:
 
 
 def follow(
-    poll_s: float, boot_id: Path, stop: threading.Event, say: Callable[[Observation], None], devices: Path = SYSFS,
+    poll_s: float,
+    boot_id: Path,
+    stop: threading.Event,
+    say: Callable[[Observation], None],
+    devices: Path = SYSFS,
     known: Iterable[str] = (),
-) -> int:  # fmt: skip
+) -> int:
     """Poll and wait for events until ``stop``; the exit code. ``known`` are addresses that an earlier process saw.
 
     Nothing waits on ``stop`` itself: a signal's

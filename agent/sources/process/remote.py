@@ -161,9 +161,15 @@ class Remote:
             if name in status:
                 one = status[name]
                 self._statuses[name] = SourceStatus(
-                    name, bool(one["running"]), one["pid"] and int(one["pid"]), int(one["starts"]),
-                    int(one["garbage"]), None, str(one["trouble"])[:300], bool(one["ended"]),
-                )  # fmt: skip
+                    name,
+                    bool(one["running"]),
+                    one["pid"] and int(one["pid"]),
+                    int(one["starts"]),
+                    int(one["garbage"]),
+                    None,
+                    str(one["trouble"])[:300],
+                    bool(one["ended"]),
+                )
         if heard == self._wishes:
             self._ended = frozenset(name for name, one in self._statuses.items() if one.ended) - self._wanted
 

@@ -167,8 +167,10 @@ class Serving:
 
     def _send_status(self) -> None:
         """When something changed. Ages and counts of lines are the agent's own to know."""
-        facts = {s.name: {k: v for k, v in asdict(s).items() if k not in ("name", "last_seen")}
-                 for s in self._supervisor.statuses}  # fmt: skip
+        facts = {
+            s.name: {k: v for k, v in asdict(s).items() if k not in ("name", "last_seen")}
+            for s in self._supervisor.statuses
+        }
         status = json.dumps({"status": facts, "heard": self._heard})
         if status != self._status:
             self._status = status

@@ -151,15 +151,20 @@ def test_a_supervisor_that_closes_leaves_no_diagnosis_behind(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
-        ({}, "level must be"), ({"level": 5, "gpus": ["GPU-a"]}, "level must be"),
-        ({"level": True, "gpus": ["GPU-a"]}, "level must be"), ({"level": "1", "gpus": ["GPU-a"]}, "level must be"),
-        ({"level": 1}, "gpus must be"), ({"level": 1, "gpus": []}, "gpus must be"),
-        ({"level": 1, "gpus": "GPU-a"}, "gpus must be"), ({"level": 1, "gpus": ["--address"]}, "gpus must be"),
-        ({"level": 1, "gpus": ["GPU-a,GPU-b"]}, "gpus must be"), ({"level": 1, "gpus": [7]}, "gpus must be"),
+        ({}, "level must be"),
+        ({"level": 5, "gpus": ["GPU-a"]}, "level must be"),
+        ({"level": True, "gpus": ["GPU-a"]}, "level must be"),
+        ({"level": "1", "gpus": ["GPU-a"]}, "level must be"),
+        ({"level": 1}, "gpus must be"),
+        ({"level": 1, "gpus": []}, "gpus must be"),
+        ({"level": 1, "gpus": "GPU-a"}, "gpus must be"),
+        ({"level": 1, "gpus": ["--address"]}, "gpus must be"),
+        ({"level": 1, "gpus": ["GPU-a,GPU-b"]}, "gpus must be"),
+        ({"level": 1, "gpus": [7]}, "gpus must be"),
         ({"level": 1, "gpus": ["GPU-" + "a" * 61]}, "gpus must be"),
         ({"level": 1, "gpus": ["GPU-a"] * 65}, "gpus must be"),
     ],
-)  # fmt: skip
+)
 def test_a_request_of_hostile_values_is_refused_in_one_sentence(request_: dict[str, object], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         asked(request_)

@@ -12,32 +12,75 @@ from agent.sources.kmsg.lines import Facts, parse_record
 
 G, NINE = "0000:3b:00.0", "0009:01:00.0"
 FORMS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
-    ("NVRM: Xid (PCI:0000:3b:00): 120, pid='<unknown>', name=<unknown>, GSP Error: Task 1 raised error code 0x5 for "
-     "reason 0x0 at 0x63f01ac (0 more errors skipped)", G, 120, {}),
-    ("NVRM: Xid (PCI:0000:3b:00): 119, pid=1346198, name=nvidia-smi, Timeout waiting for RPC from GSP! Expected "
-     "function 76 (GSP_RM_CONTROL) (0x20800110 0x84).", G, 119, {"pid": 1346198, "name": "nvidia-smi"}),
-    ("NVRM: Xid (PCI:0000:3b:00): 45, pid=1496200, name=distprovers-gpu, Ch 0000000a", G, 45,
-     {"pid": 1496200, "name": "distprovers-gpu"}),
-    ("NVRM: Xid (PCI:0009:01:00): 149, NETIR_LINK_EVT  Fatal   XC0 i0 Link 01 (0x021425c6 0x00000000)", NINE, 149,
-     {"fatal": 1}),
-    ("NVRM: Xid (PCI:0009:01:00): 145, pid=876767, name=ray::WorkerDict, RLW_RXPIPE Nonfatal XC0 i0", NINE, 145,
-     {"pid": 876767, "name": "ray::WorkerDict", "fatal": 0}),
-    ("NVRM: Xid (PCI:0009:01:00): 154, GPU recovery action changed from 0x0 (None) to 0x4 (Drain and Reset)", NINE, 154,
-     {"recovery_action": 4}),
-    ("NVRM: Xid (PCI:0009:01:00): 154, GPU recovery action changed from 0x0 (None) to 0x1 (PF FLR)", NINE, 154,
-     {"recovery_action": 1}),
+    (
+        "NVRM: Xid (PCI:0000:3b:00): 120, pid='<unknown>', name=<unknown>, GSP Error: Task 1 raised error code 0x5 for "
+        "reason 0x0 at 0x63f01ac (0 more errors skipped)",
+        G,
+        120,
+        {},
+    ),
+    (
+        "NVRM: Xid (PCI:0000:3b:00): 119, pid=1346198, name=nvidia-smi, Timeout waiting for RPC from GSP! Expected "
+        "function 76 (GSP_RM_CONTROL) (0x20800110 0x84).",
+        G,
+        119,
+        {"pid": 1346198, "name": "nvidia-smi"},
+    ),
+    (
+        "NVRM: Xid (PCI:0000:3b:00): 45, pid=1496200, name=distprovers-gpu, Ch 0000000a",
+        G,
+        45,
+        {"pid": 1496200, "name": "distprovers-gpu"},
+    ),
+    (
+        "NVRM: Xid (PCI:0009:01:00): 149, NETIR_LINK_EVT  Fatal   XC0 i0 Link 01 (0x021425c6 0x00000000)",
+        NINE,
+        149,
+        {"fatal": 1},
+    ),
+    (
+        "NVRM: Xid (PCI:0009:01:00): 145, pid=876767, name=ray::WorkerDict, RLW_RXPIPE Nonfatal XC0 i0",
+        NINE,
+        145,
+        {"pid": 876767, "name": "ray::WorkerDict", "fatal": 0},
+    ),
+    (
+        "NVRM: Xid (PCI:0009:01:00): 154, GPU recovery action changed from 0x0 (None) to 0x4 (Drain and Reset)",
+        NINE,
+        154,
+        {"recovery_action": 4},
+    ),
+    (
+        "NVRM: Xid (PCI:0009:01:00): 154, GPU recovery action changed from 0x0 (None) to 0x1 (PF FLR)",
+        NINE,
+        154,
+        {"recovery_action": 1},
+    ),
     ("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", G, 79, {}),
-    ("NVRM: Xid (PCI:0000:3b:00): 63, pid='<unknown>', name=<unknown>, Row Remapper: New row (0x18f31d80) marked for "
-     "remapping, reset gpu to activate.", G, 63, {}),
-    ("NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, pid=7194, Contained: CE User Channel (0x9). RST: No, D-RST: No", G, 94,
-     {"gpu_instance": 5, "pid": 7194}),
-    ("NVRM: Xid (PCI:0000:3b:00 GPU-I:07 GPU-CI:00): 13, pid=7, name=a b, Graphics", G, 13,
-     {"gpu_instance": 7, "compute_instance": 0, "pid": 7, "name": "a b"}),
+    (
+        "NVRM: Xid (PCI:0000:3b:00): 63, pid='<unknown>', name=<unknown>, Row Remapper: New row (0x18f31d80) marked "
+        "for remapping, reset gpu to activate.",
+        G,
+        63,
+        {},
+    ),
+    (
+        "NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, pid=7194, Contained: CE User Channel (0x9). RST: No, D-RST: No",
+        G,
+        94,
+        {"gpu_instance": 5, "pid": 7194},
+    ),
+    (
+        "NVRM: Xid (PCI:0000:3b:00 GPU-I:07 GPU-CI:00): 13, pid=7, name=a b, Graphics",
+        G,
+        13,
+        {"gpu_instance": 7, "compute_instance": 0, "pid": 7, "name": "a b"},
+    ),
     ("NVRM: Xid (PCI:0000:10:1c): 63, pid=1896, Row Remapper: New row marked", "0000:10:1c.0", 63, {"pid": 1896}),
     ("NVRM: Xid (PCI:0000:3b:00): 62, 0096(1c54) 00000000 00000000", G, 62, {}),
     ("NVRM: Xid (0000:3b:00): 13, 0005 00000000 0000502d", G, 13, {}),
     ("[  123.456] NVRM: Xid (PCI:0000:3B:00): 31, pid=1, name=x, MMU Fault", G, 31, {"pid": 1, "name": "x"}),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("text", "pci", "code", "values"), FORMS, ids=[f"{f[2]}-{i}" for i, f in enumerate(FORMS)])
@@ -50,8 +93,11 @@ def test_a_gpu_off_the_bus_without_an_xid_is_a_lost_gpu() -> None:
     assert list(Facts().of(one)) == [(Signal.LOST, "0000:29:00.0", None, {})]
 
 
-PROBE = ("NVRM: The NVIDIA GPU 0000:b3:00.0", "NVRM: (PCI ID: 10de:26b5) installed in this system has",
-         "NVRM: fallen off the bus and is not responding to commands.")  # fmt: skip
+PROBE = (
+    "NVRM: The NVIDIA GPU 0000:b3:00.0",
+    "NVRM: (PCI ID: 10de:26b5) installed in this system has",
+    "NVRM: fallen off the bus and is not responding to commands.",
+)
 
 
 def test_a_failed_probe_is_a_lost_gpu_as_one_record_or_as_three() -> None:
@@ -109,14 +155,24 @@ def test_of_a_switch_errors_three_records_one_counts() -> None:
 DRIVER = (
     ("NVRM: GPU 0000:0a:00.0: RmInitAdapter failed! (0x24:0x72:1568)", "0000:0a:00.0", Words.INIT_FAILED),
     ("NVRM: GPU 0000:0a:00.0: rm_init_adapter failed, device minor number 5", "0000:0a:00.0", Words.INIT_FAILED),
-    ("NVRM: nvGpuOpsReportFatalError: uvm encountered global fatal error 0x60, requiring os reboot to recover.", "",
-     Words.UVM_FATAL),
-    ("NVRM: API mismatch: the client has the version 580.95.05, but this kernel module has 570.1.", "",
-     Words.API_MISMATCH),
+    (
+        "NVRM: nvGpuOpsReportFatalError: uvm encountered global fatal error 0x60, requiring os reboot to recover.",
+        "",
+        Words.UVM_FATAL,
+    ),
+    (
+        "NVRM: API mismatch: the client has the version 580.95.05, but this kernel module has 570.1.",
+        "",
+        Words.API_MISMATCH,
+    ),
     ("NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024", "", Words.LOADED),
-    ("[  297.680] NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  525.60.11  Release Build  (dvs-builder@U16)",
-     "", Words.LOADED),
-)  # fmt: skip
+    (
+        "[  297.680] NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  525.60.11  Release Build "
+        " (dvs-builder@U16)",
+        "",
+        Words.LOADED,
+    ),
+)
 
 
 @pytest.mark.parametrize(("text", "pci", "words"), DRIVER)

@@ -15,8 +15,10 @@ SYSTEMD = UID.replace("-", "_")
 @pytest.mark.parametrize(
     ("text", "pod"),
     [
-        (f"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SYSTEMD}.slice/cri-containerd-ab.scope",
-         UID),
+        (
+            f"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SYSTEMD}.slice/cri-containerd-ab.scope",
+            UID,
+        ),
         (f"0::/../../kubepods-pod{SYSTEMD}.slice/cri-containerd-ab.scope", UID),
         (f"12:memory:/kubepods/besteffort/pod{UID}/ab\n1:name=systemd:/kubepods/besteffort/pod{UID}/ab", UID),
         ("0::/user.slice/user-1000.slice/session-1.scope", ""),
@@ -24,7 +26,7 @@ SYSTEMD = UID.replace("-", "_")
         ("", ""),
         ("\x00\xff pod", ""),
     ],
-)  # fmt: skip
+)
 def test_the_pod_is_in_the_cgroup_path(tmp_path: Path, text: str, pod: str) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cgroup").write_text(text, encoding="utf-8")

@@ -228,9 +228,14 @@ def test_no_event_is_no_observation(library: Library) -> None:
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(9, Failure.DRIVER_NOT_LOADED), (12, Failure.NO_LIBRARY), (18, Failure.LIBRARY_MISMATCH),
-     (4, Failure.NO_PERMISSION), (999, Failure.UNREADABLE)],
-)  # fmt: skip
+    [
+        (9, Failure.DRIVER_NOT_LOADED),
+        (12, Failure.NO_LIBRARY),
+        (18, Failure.LIBRARY_MISMATCH),
+        (4, Failure.NO_PERMISSION),
+        (999, Failure.UNREADABLE),
+    ],
+)
 def test_each_way_of_not_seeing_is_told_apart(library: Library, tmp_path: Path, error: int, said: Failure) -> None:
     library.init_error = error
     seen: list[Observation] = []

@@ -47,8 +47,17 @@ def other(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The container of the sources, on simulated GPUs."""
     config = folder / "config.yaml"
     config.write_text(json.dumps({"poll_s": 0.5, "sources": {"pods": {"socket": str(folder / "kubelet.sock")}}}))
-    command = ["sources", "--config", str(config), "--socket", str(folder / "s"), "--simulate", "idle",
-               "--simulation-dir", str(folder)]  # fmt: skip
+    command = [
+        "sources",
+        "--config",
+        str(config),
+        "--socket",
+        str(folder / "s"),
+        "--simulate",
+        "idle",
+        "--simulation-dir",
+        str(folder),
+    ]
     process = subprocess.Popen([sys.executable, "-m", "agent", *command], stderr=subprocess.DEVNULL)
     until(lambda: (folder / "s").is_socket())
     yield process
@@ -172,8 +181,11 @@ def test_a_request_that_makes_no_sense_costs_its_own_connection_only(
     remote = Remote(folder / "s", NAMES)
     remote.want(ALL, Known())
     gather(remote, lambda seen: {o.source for o in seen} == ALL)
-    hostile = (b'{"do": "diagnose"}\n', b'{"do": "diagnose", "level": 1, "gpus": ["--bindings=/evil"]}\n',
-               b'{"do": "diagnose", "level": 1, "gpus": ["GPU-a"' + b', "GPU-a"' * 300 + b"]}\n")  # fmt: skip
+    hostile = (
+        b'{"do": "diagnose"}\n',
+        b'{"do": "diagnose", "level": 1, "gpus": ["--bindings=/evil"]}\n',
+        b'{"do": "diagnose", "level": 1, "gpus": ["GPU-a"' + b', "GPU-a"' * 300 + b"]}\n",
+    )
     plain = (b"nonsense\n", b'{"do": "run", "argv": ["sh"]}\n', b'{"do": "resume"}\n', b"[]\n", b"x" * 9000)
     for line in (*plain, *hostile):
         with socket.socket(socket.AF_UNIX) as stranger:
