@@ -1,4 +1,4 @@
-"""The README as tests read it, and ``python -m tests.readme``, which writes its tables of metrics and settings anew."""
+"""The README as tests read it, and ``python -m tests.readme``, which writes each of its generated tables anew."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import get_args
 from prometheus_client.core import CounterMetricFamily
 from pydantic import BaseModel
 
-from agent.config.limits import Override
+from agent.commands.policy import markdown
+from agent.config.limits import Limits, Override
 from agent.config.settings import Config
+from agent.diagnosis.effective import entries
 from agent.model.fault import Remedy, Status, Verdict
 from agent.status.metrics import families
 from agent.status.snapshot import Snapshot
@@ -104,7 +106,8 @@ def _cell(text: str) -> str:
 
 def renewed(text: str) -> str:
     """The README with its tables as they should be."""
-    for name, table in (("metrics", metrics_table()), ("settings", settings_table())):
+    rules = markdown(list(entries(Limits(), "", {}))).rstrip()
+    for name, table in (("rules", rules), ("metrics", metrics_table()), ("settings", settings_table())):
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, _, rest = text.partition(begin)
         _, found, after = rest.partition(end)

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.config.limits import Limits
-from agent.diagnosis.row import Row
-from agent.model.fault import Evidence, Fault, Finding, Remedy, Severity
+from agent.diagnosis.row import TABLE
+from agent.model.fault import Evidence, Fault, Finding, Severity
 
-ROW = Row(
-    "gpu-relapsing",
-    Severity.FATAL,
-    Remedy.CONTACT_SUPPORT,
-    "the GPU turned fatal again after each cure: held until a person dismisses this",
-)
+ROW = TABLE["gpu-relapsing"]
 Onsets = Mapping[str, tuple[int, ...]]  # when each GPU turned fatal, Unix seconds
 Faults = Mapping[str, Fault]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 
 from agent.config.limits import Limits
 from agent.model.fault import Evidence, Finding, Remedy, Severity
@@ -46,3 +49,23 @@ class Row:
             signals=self.signals,
             drill=seen.drill,
         )
+
+
+def _table() -> Mapping[str, Row]:
+    """``rows.csv``: every rule that is no error code of NVIDIA's."""
+    text = files("agent.diagnosis").joinpath("rows.csv").read_text(encoding="utf-8")
+    return {
+        row["rule"]: Row(
+            row["rule"],
+            Severity[row["severity"].upper()],
+            Remedy(row["remedy"]),
+            row["meaning"],
+            row["confirm"],
+            row["clear"],
+            tuple(row["signals"].split()),
+        )
+        for row in csv.DictReader(text.splitlines())
+    }
+
+
+TABLE = _table()

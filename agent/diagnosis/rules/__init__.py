@@ -1,13 +1,12 @@
-"""Every rule, in reading order. A rule is one file with its table ``ROWS`` and one function, ``find``."""
+"""Every rule, in reading order. A rule is a row of a table and the function ``find`` of its file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
 from agent.config.limits import Limits
-from agent.diagnosis import relapse
 from agent.diagnosis.history import History
-from agent.diagnosis.row import Row
+from agent.diagnosis.row import TABLE, Row
 from agent.diagnosis.rules import (
     blame,
     clocks,
@@ -38,20 +37,6 @@ RULES: tuple[Rule, ...] = (
     silence.find,
 )
 ROWS: Mapping[str, Row] = {
-    row.rule: row
-    for rows in (
-        presence.ROWS,
-        xid.ROWS,
-        recovery.ROWS,
-        memory.ROWS,
-        temperature.ROWS,
-        clocks.ROWS,
-        links.ROWS,
-        kernel.ROWS,
-        dcgm.ROWS,
-        blame.ROWS,
-        silence.ROWS,
-        (relapse.ROW,),
-    )
-    for row in rows
+    **TABLE,
+    **{row.rule: row for rows in (xid.ROWS, kernel.ROWS, dcgm.ROWS, silence.ROWS) for row in rows},
 }

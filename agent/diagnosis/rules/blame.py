@@ -7,26 +7,11 @@ from dataclasses import replace
 
 from agent.config.limits import Limits
 from agent.diagnosis.history import Blame, History
-from agent.diagnosis.row import Row
-from agent.model.fault import Finding, Remedy, Severity
+from agent.diagnosis.row import TABLE
+from agent.model.fault import Finding
 
-SUSPECT = Row(
-    "app-errors",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "programs of distinct workloads failed alike on this GPU and not on others",
-    "",
-    "degraded_xid_clear_s",
-)
-PROGRAM = Row(
-    "workload-errors",
-    Severity.NOTICE,
-    Remedy.RESTART_WORKLOAD,
-    "one workload fails alike on several GPUs: it is the program",
-    "",
-    "notice_clear_s",
-)
-ROWS = (SUSPECT, PROGRAM)
+SUSPECT = TABLE["app-errors"]
+PROGRAM = TABLE["workload-errors"]
 _SEVERAL_GPUS = 2
 
 

@@ -6,50 +6,17 @@ from collections.abc import Iterator
 
 from agent.config.limits import Limits
 from agent.diagnosis.history import History
-from agent.diagnosis.row import Row
-from agent.model.fault import Finding, Remedy, Severity
+from agent.diagnosis.row import TABLE
+from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation
 
 _HOLDS_SHARE = 0.05  # what a slowdown must fall under before it may clear
 _HW_SLOWDOWN, _HW_SPECIFIC = 0x8, 0xC0  # the umbrella bit, and the two that say which slowdown it is
 
-HW_THERMAL = Row(
-    "hw-thermal-slowdown",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "the hardware slows the clocks for heat",
-    "",
-    "throttle_clear_s",
-    ("hw_thermal_ns",),
-)
-SW_THERMAL = Row(
-    "sw-thermal-slowdown",
-    Severity.NOTICE,
-    Remedy.CONTACT_SUPPORT,
-    "the driver slows the clocks for heat",
-    "",
-    "throttle_clear_s",
-    ("sw_thermal_ns",),
-)
-POWER_BRAKE = Row(
-    "power-brake",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "the rack or power supply slows the clocks: no fault of the GPU",
-    "",
-    "throttle_clear_s",
-    ("hw_power_brake_ns",),
-)
-HW_SLOWDOWN = Row(
-    "hw-slowdown",
-    Severity.NOTICE,
-    Remedy.CONTACT_SUPPORT,
-    "the hardware slows the clocks and does not say why",
-    "temperature_confirm_s",
-    "throttle_clear_s",
-    ("clocks_event_reasons",),
-)
-ROWS = (HW_THERMAL, SW_THERMAL, POWER_BRAKE, HW_SLOWDOWN)
+HW_THERMAL = TABLE["hw-thermal-slowdown"]
+SW_THERMAL = TABLE["sw-thermal-slowdown"]
+POWER_BRAKE = TABLE["power-brake"]
+HW_SLOWDOWN = TABLE["hw-slowdown"]
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from importlib.resources import files
 
 from agent.config.limits import Limits
 from agent.diagnosis.history import SECOND, History, number
-from agent.diagnosis.row import Row
+from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Finding, Remedy, Severity
 from agent.model.observation import Observation
 
@@ -24,8 +24,7 @@ _NVML_READS = {
     4: "ecc_uncorrected_volatile",
     80: "remapped_rows_failure",
     118: "sram_threshold_exceeded",
-    125: "recovery_action",
-    126: "recovery_action",
+    **dict.fromkeys((125, 126), "recovery_action"),
 }
 
 
@@ -68,19 +67,10 @@ _BY_SEVERITY = {
     5: (_NOTICE, _NONE),
     6: (_DEGRADED, _RESET),
 }
-DROPPED = Row("dcgm-dropped", _DEGRADED, _ASK, "DCGM no longer lists the GPU", "", "dcgm_clear_s")
-DISAGREES = Row(
-    "dcgm-disagrees", _NOTICE, _ASK, "DCGM and NVML read different values", "disagreement_confirm_s", "notice_clear_s"
-)
-ELSEWHERE = Row(
-    "dcgm-elsewhere",
-    _NOTICE,
-    _ASK,
-    "the DCGM engine is another node's: look at sources.dcgm.address",
-    "flag_confirm_s",
-    "flag_confirm_s",
-)
-ROWS = (*(code.row for code in _CODES.values()), DROPPED, DISAGREES, ELSEWHERE)
+ROWS = tuple(code.row for code in _CODES.values())
+DROPPED = TABLE["dcgm-dropped"]
+DISAGREES = TABLE["dcgm-disagrees"]
+ELSEWHERE = TABLE["dcgm-elsewhere"]
 EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
     **{code.row.rule: code.explained_by for code in _CODES.values()},
     DROPPED.rule: ("xid-79", "gpu-lost", "gpu-missing", "gpu-reset-required"),

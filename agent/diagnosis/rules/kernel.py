@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from agent.config.limits import Limits
 from agent.diagnosis.history import SECOND, SECOND_LATE_S, History, number
-from agent.diagnosis.row import Row
+from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Finding, Remedy, Severity
 from agent.model.observation import Observation, Signal, Words
 
@@ -33,29 +33,10 @@ def _row(code: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
 
 
 CATALOG = _catalog()
-UVM_FATAL = Row(
-    "uvm-fatal",
-    Severity.FATAL,
-    Remedy.REBOOT_NODE,
-    "unified memory met a fatal error: no CUDA on this node until a reboot",
-)
-INIT_FAILED = Row(
-    "gpu-init-failed",
-    Severity.DEGRADED,
-    Remedy.REBOOT_NODE,
-    "the driver could not initialise the GPU",
-    "",
-    "degraded_xid_clear_s",
-)
-API_MISMATCH = Row(
-    "api-mismatch",
-    Severity.NOTICE,
-    Remedy.RESTART_WORKLOAD,
-    "a client's NVIDIA library is of another version than the kernel module",
-    "",
-    "notice_clear_s",
-)
-ROWS = (*CATALOG.values(), UVM_FATAL, INIT_FAILED, API_MISMATCH)
+ROWS = tuple(CATALOG.values())
+UVM_FATAL = TABLE["uvm-fatal"]
+INIT_FAILED = TABLE["gpu-init-failed"]
+API_MISMATCH = TABLE["api-mismatch"]
 _WORDS: Mapping[str, Row] = {
     Words.UVM_FATAL: UVM_FATAL,
     Words.INIT_FAILED: INIT_FAILED,

@@ -7,116 +7,24 @@ from math import ceil
 
 from agent.config.limits import Limits
 from agent.diagnosis.history import History, number
-from agent.diagnosis.row import Row
-from agent.model.fault import Finding, Remedy, Severity
+from agent.diagnosis.row import TABLE
+from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation
 
 _MINUTES, _BAD_MINUTES = 5, 3
 _MANY = 10  # times the limit of a notice
 _REPLAYS_A_LANE = (0.15, 0.3, 0.48, 0.96, 1.92, 3.84)  # by PCIe generation, as DCGM's health watch has it
 
-WIDTH = Row(
-    "pcie-width",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "the PCIe link lost lanes",
-    "link_confirm_s",
-    "rate_clear_s",
-    ("pcie_width",),
-)
-REPLAYS = Row(
-    "pcie-replays",
-    Severity.NOTICE,
-    Remedy.CONTACT_SUPPORT,
-    "the PCIe link repeats packets often",
-    "",
-    "rate_clear_s",
-    ("pcie_replays",),
-)
-PCIE_FATAL = Row(
-    "pcie-fatal-errors",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "new fatal errors on the PCIe link",
-    "",
-    "rate_clear_s",
-    ("pcie_fatal_errors",),
-)
-NVLINK_DOWN = Row(
-    "nvlink-down",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "NVLinks that were up are down",
-    "link_confirm_s",
-    "flag_confirm_s",
-    ("nvlink_active",),
-)
-NVLINK_ERRORS = Row(
-    "nvlink-errors",
-    Severity.NOTICE,
-    Remedy.CONTACT_SUPPORT,
-    "an NVLink replays or recovers each minute",
-    "",
-    "rate_clear_s",
-    ("nvlink_replay",),
-)
-NVLINK_CRC = Row(
-    "nvlink-crc",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "NVLink checksum errors come fast",
-    "",
-    "rate_clear_s",
-    ("nvlink_crc",),
-)
-NVLINK_RECOVERY = Row(
-    "nvlink-recovery-failed",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "an NVLink failed to recover",
-    "",
-    "rate_clear_s",
-    ("nvlink_recovery_failed",),
-)
-NVLINK_BER = Row(
-    "nvlink-ber",
-    Severity.NOTICE,
-    Remedy.CONTACT_SUPPORT,
-    "an NVLink's bit error rate is high",
-    "flag_confirm_s",
-    "rate_clear_s",
-    ("nvlink_effective_ber",),
-)
-FABRIC_STATE = Row(
-    "fabric-state",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "the GPU has not joined the NVLink fabric: look at fabric manager",
-    "fabric_confirm_s",
-    "flag_confirm_s",
-    ("fabric_state",),
-)
-FABRIC_HEALTH = Row(
-    "fabric-health",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "the NVLink fabric is not healthy",
-    "link_confirm_s",
-    "flag_confirm_s",
-    ("fabric_health_mask",),
-)
-ROWS = (
-    WIDTH,
-    REPLAYS,
-    PCIE_FATAL,
-    NVLINK_DOWN,
-    NVLINK_ERRORS,
-    NVLINK_CRC,
-    NVLINK_RECOVERY,
-    NVLINK_BER,
-    FABRIC_STATE,
-    FABRIC_HEALTH,
-)
+WIDTH = TABLE["pcie-width"]
+REPLAYS = TABLE["pcie-replays"]
+PCIE_FATAL = TABLE["pcie-fatal-errors"]
+NVLINK_DOWN = TABLE["nvlink-down"]
+NVLINK_ERRORS = TABLE["nvlink-errors"]
+NVLINK_CRC = TABLE["nvlink-crc"]
+NVLINK_RECOVERY = TABLE["nvlink-recovery-failed"]
+NVLINK_BER = TABLE["nvlink-ber"]
+FABRIC_STATE = TABLE["fabric-state"]
+FABRIC_HEALTH = TABLE["fabric-health"]
 
 # nvmlGpuFabricInfo healthMask: packed fields of two bits, 1 is a fault, 0 unsupported, 2 fine.
 _FABRIC_BITS = {

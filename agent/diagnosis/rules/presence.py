@@ -7,36 +7,14 @@ from collections.abc import Iterator
 from agent.config.limits import Limits
 from agent.diagnosis.cards import HELD_BY_NOBODY_ELSE, missing
 from agent.diagnosis.history import History, number
-from agent.diagnosis.row import Row
-from agent.model.fault import Finding, Remedy, Severity
+from agent.diagnosis.row import TABLE
+from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation, Signal
 
-LOST = Row("gpu-lost", Severity.FATAL, Remedy.REBOOT_NODE, "the GPU no longer answers on the bus")
-RESET_REQUIRED = Row(
-    "gpu-reset-required",
-    Severity.FATAL,
-    Remedy.RESET_GPU,
-    "the GPU answers nothing but that it needs a reset (NVML error 16)",
-    "flag_confirm_s",
-)
-MISSING = Row(
-    "gpu-missing",
-    Severity.FATAL,
-    Remedy.REBOOT_NODE,
-    "the GPU left NVML's enumeration",
-    "missing_confirm_s",
-    "flag_confirm_s",
-    ("index",),
-)
-COUNT = Row(
-    "gpu-count",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "fewer GPUs than expected",
-    "missing_confirm_s",
-    "flag_confirm_s",
-)
-ROWS = (LOST, RESET_REQUIRED, MISSING, COUNT)
+LOST = TABLE["gpu-lost"]
+RESET_REQUIRED = TABLE["gpu-reset-required"]
+MISSING = TABLE["gpu-missing"]
+COUNT = TABLE["gpu-count"]
 
 _ABSENT, _NVIDIA, _UNBOUND = HELD_BY_NOBODY_ELSE[:3]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from agent.config.limits import Limits
 from agent.diagnosis.history import History, number
-from agent.diagnosis.row import Row
+from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Finding, Remedy, Severity
 from agent.model.observation import Observation, Signal
 
@@ -22,17 +22,8 @@ ACTIONS = {
     7: (Severity.FATAL, Remedy.REBOOT_NODE, "reboot the system"),
 }
 OTHER = (Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "an action this agent does not know")
-ROW = Row(
-    "recovery-action",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "the driver asks for a recovery action",
-    "flag_confirm_s",
-    "flag_confirm_s",
-    ("recovery_action",),
-)
+ROW = TABLE["recovery-action"]
 _LOGGED = Row(ROW.rule, ROW.severity, ROW.remedy, ROW.meaning)  # by the kernel log alone: latched
-ROWS = (ROW,)
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:

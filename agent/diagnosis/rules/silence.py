@@ -9,7 +9,7 @@ from math import inf
 from agent.config.limits import Limits
 from agent.diagnosis.cards import missing
 from agent.diagnosis.history import SECOND, History
-from agent.diagnosis.row import Row
+from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Evidence, Finding, Remedy, Severity
 from agent.model.observation import Failure, Observation
 
@@ -17,9 +17,7 @@ _SILENT = {
     source: Row(f"{source}-silent", severity, Remedy.CONTACT_SUPPORT, f"the source {source} has finished no poll")
     for source, severity in (("nvml", Severity.DEGRADED), ("kmsg", Severity.DEGRADED), (SECOND, Severity.NOTICE))
 }
-_UNREAD = Row(
-    "gpu-silent", Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "NVML's polls finish without this GPU", clear="silent_s"
-)
+_UNREAD = TABLE["gpu-silent"]
 _FAILED: dict[str, Row] = {
     Failure.DRIVER_NOT_LOADED: Row(
         "driver-not-loaded", Severity.DEGRADED, Remedy.REBOOT_NODE, "the NVIDIA kernel module is not loaded"
@@ -34,7 +32,7 @@ _FAILED: dict[str, Row] = {
         "driver-hung", Severity.DEGRADED, Remedy.REBOOT_NODE, "a call into the driver does not come back"
     ),
 }
-ROWS = (*_SILENT.values(), _UNREAD, *_FAILED.values())
+ROWS = (*_SILENT.values(), *_FAILED.values())
 # A library that was never injected is this pod's configuration, not the node's health; nor is standing aside.
 _CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION, Failure.ASIDE)
 _REPEATED_S = 180.0  # a source says at least so often that it can't see: between two tries it waits two minutes at most

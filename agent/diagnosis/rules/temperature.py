@@ -7,41 +7,16 @@ from dataclasses import replace
 
 from agent.config.limits import Limits
 from agent.diagnosis.history import History, number
-from agent.diagnosis.row import Row
-from agent.model.fault import Finding, Remedy, Severity
+from agent.diagnosis.row import TABLE, Row
+from agent.model.fault import Finding
 from agent.model.observation import Observation
 
 _NEAR_SHUTDOWN_MARGIN_C = 1
 _NEAR_SHUTDOWN_C = 2
 
-SHUTDOWN = Row(
-    "temperature-shutdown",
-    Severity.FATAL,
-    Remedy.CONTACT_SUPPORT,
-    "close to the temperature at which the board cuts its power",
-    "flag_confirm_s",
-    "temperature_clear_s",
-    ("temperature_c",),
-)
-SLOWDOWN = Row(
-    "temperature",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "hotter than its slowdown limit",
-    "temperature_confirm_s",
-    "temperature_clear_s",
-    ("temperature_c",),
-)
-MEMORY = Row(
-    "memory-temperature",
-    Severity.DEGRADED,
-    Remedy.CONTACT_SUPPORT,
-    "GPU memory is hotter than its highest operating temperature",
-    "temperature_confirm_s",
-    "temperature_clear_s",
-    ("memory_temperature_c",),
-)
-ROWS = (SHUTDOWN, SLOWDOWN, MEMORY)
+SHUTDOWN = TABLE["temperature-shutdown"]
+SLOWDOWN = TABLE["temperature"]
+MEMORY = TABLE["memory-temperature"]
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
