@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.actions.kube import KubeHands
@@ -17,15 +17,12 @@ from agent.model.fault import Verdict
 from agent.model.names import HARD_TAINT
 from agent.model.observation import Failure, Observation, Signal, Value
 from agent.model.ownership import OPERAND_PAUSED
-from agent.model.steps import Evict, Wait
 from agent.model.text import rfc3339
-from agent.model.world import Local, World
-from agent.remediation.other_controllers import released
-from agent.remediation.plan import plan
+from agent.model.world import World
 from agent.remediation.records import Records
-from agent.remediation.repair import resets
 from agent.remediation.stored import load, restored
-from agent.runtime.pod_gpus import held
+from agent.runtime.cycle import Cycle, turn
+from agent.runtime.exchange import Judged
 from agent.simulation.in_memory_cluster import PretendCluster
 from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
 
@@ -122,11 +119,9 @@ class Life:
     def _begin(self) -> None:
         """A new process of the agent: only the cluster remembers."""
         self.hands = KubeHands(self._request, "n1", self.config, lambda: self.now)
-        self.born = self.now
-        self.memory, self.released, self.restored, self.read = Memory(), False, False, (0, 0)
+        self.cycle = Cycle(self.config, self.now)
+        self.memory, self.restored, self.read = Memory(), False, (0, 0)
         self.told: tuple[Any, Any] = {}, None  # clients and holders, as this life last read them
-        self.heard: frozenset[str] = frozenset()
-        self.world: World | None = None
 
     def _request(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         answer = (self.api or self.cluster)(method, path, *rest, **more)
@@ -211,46 +206,55 @@ class Life:
     def _permitted(self) -> None:
         assert not self.tainted() or any(h.startswith("n1/") for h in self.holders()), "a hard taint without a permit"
 
+    def _cycle(self) -> Cycle:
+        """With the configuration as it is now."""
+        drain = self.config.drain.model_copy(update={"gather_s": 0.0 if self.gathered else float("inf")})
+        return replace(self.cycle, config=self.config.model_copy(update={"drain": drain}))
+
     def _agent(self) -> None:
+        self.cycle = self._cycle()
         for _ in range(20):
-            self.world = self.hands.look(closely=True)
-            records = self._restore()
-            why = released(self.world.labels, records, self.heard)
-            self.released = bool(why)
-            verdict = self._judge(why, records)
-            if not why:
+            verdict = self._judge() if self.cycle.started else None
+            if not self.released:
                 self.told = self.clients, self.resources
-            local = Local(self.gathered, int(self.now - self.born), self.released, *self.told)
-            steps = plan(verdict, held(self.world, local.holders), self.config, local)
-            self.waits = tuple(step.why for step in steps if isinstance(step, Wait))
-            again = False
-            for step in steps:
-                try:
-                    self.hands.do(step)
-                except RefusedError as refused:
-                    if refused.status == 409:
-                        break
-                    self.waits = (*self.waits, refused.sentence)
-                    return
-                again = again or not isinstance(step, Wait | Evict)
-            if not again:
+            judged = Judged(verdict, released=self.released, clients=self.told[0])
+            last = turn(self.cycle, judged, self.hands, lambda _: self.told[1], lambda: self.now, self._wall)
+            news = last.cycle.aside != self.cycle.aside  # within a poll NVML is closed, or opened, and it looks again
+            self.cycle, self.waits = last.cycle, tuple(wait.why for wait in last.waits)
+            if last.trouble:
+                raise last.trouble
+            if verdict and not (last.again or news):
                 return
 
-    def _restore(self) -> Records:
-        assert self.world is not None
-        if not self.restored:
-            self.memory = resumed(self.memory, restored(self.world.stored, self.now), self.config.policy, {})
-            stored = load(self.world.stored, 0.0) if self.world.stored else None
-            if stored and stored.boot_id == f"boot-{self.boot}":  # the kernel log is read on from there
-                self.read = self.boot, stored.kernel_seq or 0
-            self.restored, self.born = True, self.now
-        return load(self.world.stored, 0.0).records if self.world.stored else Records()
+    def _wall(self) -> float:
+        return START + self.now
 
-    def _judge(self, aside: str, records: Records) -> Verdict:
+    @property
+    def released(self) -> bool:
+        """Whether the agent's own processes hold no GPU."""
+        return bool(self.cycle.aside)
+
+    @property
+    def world(self) -> World:
+        assert self.cycle.world
+        return self.cycle.world
+
+    def _restore(self) -> None:
+        """As the judging thread does once the Node was read."""
+        text = self.cycle.stored
+        self.memory = resumed(self.memory, restored(text, self.now), self.config.policy, {})
+        stored = load(text, 0.0) if text else None
+        if stored and stored.boot_id == f"boot-{self.boot}":  # the kernel log is read on from there
+            self.read = self.boot, stored.kernel_seq or 0
+        self.restored = True
+
+    def _judge(self) -> Verdict:
+        if not self.restored:
+            self._restore()
         boot = f"boot-{self.boot}"
         seen = [alive("kmsg", boot, 1)]
-        if aside:
-            seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.ASIDE, raw=aside))
+        if self.released:
+            seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.ASIDE, raw=self.cycle.aside))
         else:
             seen.append(alive("nvml", boot))
             links: dict[str, dict[str, Value]] = {
@@ -275,12 +279,10 @@ class Life:
                 told = xid(code, pci, "kmsg", boot_id=boot, seq=number)
                 stamped.append(Observation(**{**fields(told), "seen": self.now, "at": at}))
                 self.read = boot_number, number
-        assert self.world is not None
-        orders = Orders(resets=resets(records), dismissed=self.world.dismissed)
+        orders = Orders(resets=self.cycle.resets, dismissed=self.world.dismissed)
         self.memory, verdict = judge(
             self.memory, stamped, self.now, START + self.now, self.config.policy, ("nvml", "kmsg"), orders
         )
-        self.heard = verdict.heard
         return verdict
 
     def _asks(self, pci: str) -> bool:

@@ -20,12 +20,12 @@ from agent.diagnosis.resume import resumed
 from agent.model.describe import describe
 from agent.model.fault import Verdict
 from agent.model.observation import Observation, Signal, Value, parse_line
-from agent.model.steps import Wait
-from agent.model.world import Local
 from agent.recording.decisions import Decisions, in_json
 from agent.recording.recording import Entry, Planned, Recording, Restored, Round
 from agent.remediation.plan import plan
 from agent.remediation.stored import restored
+from agent.runtime.cycle import Cycle, turn
+from agent.runtime.exchange import Judged
 from agent.simulation.gpu import SimulatedGpu
 from agent.simulation.in_memory_cluster import PretendCluster
 from agent.simulation.scenario import PROFILES
@@ -183,6 +183,8 @@ class _Alone:
         for node in (_NODE, "another"):
             cluster.add_node(node)
         self._hands = KubeHands(cluster, _NODE, config)
+        at_once = config.drain.model_copy(update={"gather_s": 0.0})
+        self._cycle = Cycle(config.model_copy(update={"drain": at_once}), 0.0)
         self._memory, self._decisions = Memory(), Decisions()
         self._values: dict[str, dict[str, Value]] = {gpu.address: _healthy(gpu) for gpu in gpus}
         self._expected = ("kmsg", "nvml") if self._values else ()
@@ -235,13 +237,11 @@ class _Alone:
             return
         done: list[str] = []
         for _ in range(_MOST_ROUNDS):
-            planned = plan(verdict, self._hands.look(True), self._config, Local())
-            steps = [step for step in planned if not isinstance(step, Wait)]
-            if not steps:
+            last = turn(self._cycle, Judged(verdict), self._hands, lambda _: None, lambda: at, lambda: at)
+            self._cycle = last.cycle
+            done += [describe(step) for step in last.done]
+            if not last.done:
                 break
-            for step in steps:
-                self._hands.do(step)
-                done.append(describe(step))
         yield in_json(verdict, done)
 
 

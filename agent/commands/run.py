@@ -47,10 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     sources: Sources = Remote(there, names(config)) if there else supervisor(config, directory)
     connect = partial(hands, arguments.kubeconfig, node, config)
     able = (lambda: Checkup(connect(), sources.diagnose)) if config.repair.diagnose else connect
-    actor = Actor(config, able, arguments.dry_run, log.tell)
-    daemon = Daemon(config, node, actor, log.tell, sources)
-    if arguments.record:
-        daemon.record(recorder(arguments.record, config, node, sources.names))
+    record = recorder(arguments.record, config, node, sources.names) if arguments.record else None
+    ask = sources.who_holds if config.sources.pods.enabled else None
+    actor = Actor(config, able, arguments.dry_run, log.tell, ask, record)
+    daemon = Daemon(config, node, actor, log.tell, sources, record)
     server = serve(config, daemon)
     log.tell("started", version=__version__, mode=str(config.mode), port=server.port, dry_run=arguments.dry_run)
     # The act thread must not wait Python's default 5 ms for the judge to let go of the interpreter.

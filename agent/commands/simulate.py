@@ -77,7 +77,7 @@ def simulate(
         hands = lambda: real  # noqa: E731
     node = node or _NODE
     story = Story(as_json)
-    actor = Actor(config, hands, dry_run=False, tell=story.tell)
+    actor = Actor(config, hands, False, story.tell)
     for left in ("kmsg", "boot_id", "gpus"):  # each story is told on a machine of its own
         (directory / left).unlink(missing_ok=True)
     daemon = Daemon(config, node, actor, story.tell, supervisor(config, directory))

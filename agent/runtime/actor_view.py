@@ -9,27 +9,26 @@ from agent.model.names import HARD_TAINT, STATE_LABEL
 from agent.model.world import SlotKind, World
 from agent.remediation.budget import allowed
 from agent.remediation.taints import effect_on
-from agent.runtime.actor import Actor
+from agent.runtime.exchange import Acted
 from agent.status.snapshot import PermitsView
 
 _SHOWN = (SlotKind.WITHDRAWN, SlotKind.DRAINING)  # held for as long as a node is out; an hourly one is used at once
 
 
-def view(actor: Actor, budget: Budget, restored: bool) -> dict[str, Any]:
+def view(acted: Acted, budget: Budget, restored: bool) -> dict[str, Any]:
     """``restored``: the faults of the agent's last life are known again; the Node is told of together with them."""
-    outcomes, waited_s = actor.checkpoints()
     return {
-        "aside": actor.aside,
-        "api_failures": actor.failures,
-        "checkpoints": outcomes,
-        "checkpoint_wait_s": waited_s,
-        "steps": actor.steps,
-        "waits": actor.waits,
-        "done": dict(actor.done),
-        "failed": dict(actor.failed),
-        "requests": actor.requests(),
-        "look_s": actor.look_s,
-        **(_standing(actor.world, actor.looked_at, budget) if actor.world and restored else {}),
+        "aside": acted.aside,
+        "api_failures": acted.failures,
+        "checkpoints": acted.checkpoints,
+        "checkpoint_wait_s": acted.checkpoint_wait_s,
+        "steps": acted.steps,
+        "waits": acted.waits,
+        "done": acted.done,
+        "failed": acted.failed,
+        "requests": acted.requests,
+        "look_s": acted.look_s,
+        **(_standing(acted.world, acted.looked_at, budget) if acted.world and restored else {}),
     }
 
 

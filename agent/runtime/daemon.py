@@ -10,7 +10,7 @@ from dataclasses import replace
 from agent.config.settings import Config
 from agent.diagnosis.gpu_processes import clients
 from agent.diagnosis.history import SECOND
-from agent.diagnosis.judge import Memory, Orders, judge
+from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
 from agent.diagnosis.rules.dcgm import disagreements
 from agent.model.fault import Fault, Status, Verdict
@@ -21,7 +21,7 @@ from agent.remediation.stored import restored
 from agent.runtime.actor import Actor, Tell
 from agent.runtime.actor_view import view
 from agent.runtime.drill_marks import Rehearsal
-from agent.sources.kubelet.pod_resources import Holders, UnaskedError
+from agent.runtime.exchange import Acted, Exchange
 from agent.sources.process.source import SourceStatus
 from agent.sources.process.supervisor import HOLD_GPUS, Known, Sources
 from agent.status.metrics import registry
@@ -38,8 +38,18 @@ _STALLED_S = 30.0  # /healthz fails when the judge loop did not turn for so long
 class Daemon:
     """Judges in the calling thread; acting and HTTP have threads of their own."""
 
-    def __init__(self, config: Config, node: str, actor: Actor | None, tell: Tell, sources: Sources) -> None:
-        self._config, self._node, self._actor, self._tell = config, node, actor, tell
+    def __init__(
+        self,
+        config: Config,
+        node: str,
+        actor: Actor | None,
+        tell: Tell,
+        sources: Sources,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """Without an ``actor`` it judges alone: nobody reads a Node, and nothing is written."""
+        self._config, self._node, self._actor, self._tell, self._recorder = config, node, actor, tell, recorder
+        self._exchange = actor.exchange if actor else Exchange()
         self._memory = Memory()
         self._sources = sources
         self._began = self._turned = time.monotonic()
@@ -47,11 +57,8 @@ class Daemon:
         self._restored = actor is None
         self.seen: Callable[[Observation], None] | None = None  # for a narrator
         self.judged: Callable[[Verdict], object] | None = None  # for one that waits for a verdict
-        self._recorder: Recorder | None = None
-        self._unasked = self._second = ""
+        self._second = ""
         self._rehearsal = Rehearsal()
-        if actor and config.sources.pods.enabled:
-            actor.holding.ask = self._holders
         self.snapshot: Snapshot | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -59,18 +66,13 @@ class Daemon:
         if self._actor:
             self._actor.start()
         try:
+            self._arrange(self._exchange.acted, time.monotonic())
             while not stop.is_set():
                 self._turn()
         finally:
             if self._actor:
                 self._actor.stop()
             self._sources.close()
-
-    def record(self, recorder: Recorder) -> None:
-        """From now on what is seen and decided is written down."""
-        self._recorder = recorder
-        if self._actor:
-            self._actor.planned = recorder.planned
 
     def alive(self) -> bool:
         return time.monotonic() - self._turned < _STALLED_S
@@ -80,89 +82,78 @@ class Daemon:
         return self.snapshot is not None and self._restored
 
     def _turn(self) -> None:
-        self._restore()
-        now = time.monotonic()
-        aside = self._actor.aside if self._actor else ""
-        may = frozenset(name for name in self._sources.names if self._may_run(name, now, aside))
-        history = self._memory.history
-        self._sources.want(may, Known(history.boot_id, history.kernel_seq, frozenset(history.cards)))
-        self._inform(aside)
-        wait_s = self._turned + _TICK_S - now
+        """Wait for the sources, then judge what they said by what the Node says, which is read once."""
+        wait_s = self._turned + _TICK_S - time.monotonic()
         seen = self._sources.turn(min(wait_s, _REHEARSAL_S) if self._rehearsal.waits else wait_s)
-        now = time.monotonic()
-        seen = self._sifted(seen, now)
-        if aside:
+        acted, now = self._exchange.acted, time.monotonic()
+        self._restore(acted, now)
+        seen = self._sifted(seen, acted, now)
+        if acted.aside:
             seen = [o for o in seen if o.source not in HOLD_GPUS]
             seen += [
-                Observation(time.time(), name, Signal.FAILED, value=Failure.ASIDE, raw=aside, seen=now)
+                Observation(time.time(), name, Signal.FAILED, value=Failure.ASIDE, raw=acted.aside, seen=now)
                 for name in self._sources.names
                 if name in HOLD_GPUS
             ]
-        if not seen and now - self._turned < _TICK_S:
-            return
-        self._judge(seen, now)
-        self._turned = now
+        if seen or now - self._turned >= _TICK_S:
+            self._judge(seen, acted, now)
+            self._turned = now
+        self._arrange(acted, now)
 
-    def _sifted(self, seen: list[Observation], now: float) -> list[Observation]:
+    def _arrange(self, acted: Acted, now: float) -> None:
+        """Which sources may run, and from where those that begin go on; the act thread hears who holds the GPUs."""
+        may = frozenset(name for name in self._sources.names if self._may_run(name, now, acted))
+        history = self._memory.history
+        self._sources.want(may, Known(history.boot_id, history.kernel_seq, frozenset(history.cards)))
+        self._exchange.judged = replace(
+            self._exchange.judged,
+            released=bool(acted.aside) and self._sources.ended(HOLD_GPUS),
+            clients=clients(history, now, self._config.policy.silent_s),
+        )
+
+    def _sifted(self, seen: list[Observation], acted: Acted, now: float) -> list[Observation]:
         """Without what a drill says, unless the Node bears that drill."""
-        actor, rehearsal = self._actor, self._rehearsal
+        rehearsal = self._rehearsal
         if not (rehearsal.waits or any(one.drill for one in seen)):
             return seen
-        before, looked = rehearsal.dropped, actor.look_began if actor else now
-        seen = rehearsal.sift(seen, now, actor.orders().drill if actor else "", looked)
-        if actor and rehearsal.asks(now):
-            actor.look()
+        before, looked = rehearsal.dropped, acted.look_began if self._actor else now
+        seen = rehearsal.sift(seen, now, acted.orders(time.time()).drill, looked)
+        if rehearsal.asks(now):
+            self._exchange.news.set()
         if rehearsal.dropped > before == 0:  # once: whoever may write to the kernel log writes as often as they like
             self._tell("a drill's kernel record was dropped: this Node does not bear its nonce, or not any more")
         return seen
 
-    def _may_run(self, name: str, now: float, aside: str) -> bool:
+    def _may_run(self, name: str, now: float, acted: Acted) -> bool:
         """The kernel log waits for its stored position. NVML waits as well, a while: a reset may be under way."""
-        if name in HOLD_GPUS and aside:
+        if name in HOLD_GPUS and acted.aside:
             return False
         if self._actor is None:
             return True
         if name == "kmsg":
             return self._restored
-        return self._actor.started or now - self._began > _PATIENCE_S
+        return acted.started or now - self._began > _PATIENCE_S
 
-    def _inform(self, aside: str) -> None:
-        """The act thread waits until no process of ours holds a GPU, and names those of others."""
-        if self._actor:
-            self._actor.released = bool(aside) and self._sources.ended(HOLD_GPUS)
-            self._actor.clients = clients(self._memory.history, time.monotonic(), self._config.policy.silent_s)
-
-    def _holders(self) -> Holders | None:
-        """Called by the act thread. Where it can't be asked nobody's GPUs are known: every GPU pod leaves."""
-        try:
-            found = self._sources.who_holds()
-            self._unasked = ""
-            return found
-        except UnaskedError as error:
-            if str(error) != self._unasked:
-                self._tell("which pod holds which GPU is not known; a GPU's remedy moves all GPU pods", why=str(error))
-            self._unasked = str(error)
-            return None
-
-    def _restore(self) -> None:
+    def _restore(self, acted: Acted, now: float) -> None:
         """Once, when the Node was first read: the faults and the kernel position of our last life."""
-        if self._restored or self._actor is None or not self._actor.started:
+        if self._restored or not acted.started:
             return
-        text, now = self._actor.stored_text, time.monotonic()
-        self._memory = resumed(self._memory, restored(text, now), self._config.policy, self._actor.orders().labels)
+        orders = acted.orders(time.time())
+        self._memory = resumed(self._memory, restored(acted.stored, now), self._config.policy, orders.labels)
         if self._recorder:
-            self._recorder.restored(text, now, self._actor.orders())
-        if text is not None:
+            self._recorder.restored(acted.stored, now, orders)
+        if acted.stored is not None:
             self._tell("resumed", faults=sorted(self._memory.faults), kernel_seq=self._memory.history.kernel_seq)
         self._restored = True
 
-    def _judge(self, seen: list[Observation], now: float) -> None:
+    def _judge(self, seen: list[Observation], acted: Acted, now: float) -> None:
         if self.seen:
             for observation in seen:
                 self.seen(observation)
         before = self.snapshot.verdict if self.snapshot else None
         try:
-            orders, wall = self._actor.orders() if self._actor else Orders(), time.time()
+            wall = time.time()
+            orders = acted.orders(wall)
             self._memory, verdict = judge(
                 self._memory, seen, now, wall, self._config.policy, self._sources.names, orders
             )
@@ -178,15 +169,19 @@ class Daemon:
         )
         if self._recorder:  # before a plan is made of it: a replay reads the lines in this order
             self._recorder.judged(now, wall, seen, orders, verdict)
-        if self._actor and self._restored:  # first of all: the taint waits for no log line
-            self._actor.judged(verdict, key != self._key)
-        if self._actor:
-            self._actor.ask(set(self._memory.history.pods.values()))
+        self._pass_on(verdict, changed=key != self._key)  # first of all: the taint waits for no log line
         self._key = key
         self._tell_changes(before, verdict)
-        self.snapshot = self._show(verdict, now)
+        self.snapshot = self._show(verdict, acted, now)
         if self.judged:
             self.judged(verdict)
+
+    def _pass_on(self, verdict: Verdict, changed: bool) -> None:
+        """To the act thread, which looks at once at what changed, and at whose a pod is that nobody knows."""
+        before, pods = self._exchange.judged, frozenset(self._memory.history.pods.values())
+        self._exchange.judged = replace(before, verdict=verdict if self._restored else None, pods=pods)
+        if (changed and self._restored) or pods - before.pods:
+            self._exchange.news.set()
 
     def _misjudged(self, before: Verdict | None, error: Exception) -> None:
         """Keep the last good verdict, and say that it is the last."""
@@ -214,9 +209,8 @@ class Daemon:
         if before is None or before.status is not verdict.status or before.blind != verdict.blind:
             self._tell("status", status=str(verdict.status), blind=list(verdict.blind))
 
-    def _show(self, verdict: Verdict, now: float) -> Snapshot:
+    def _show(self, verdict: Verdict, acted: Acted, now: float) -> Snapshot:
         history, silent_s = self._memory.history, self._config.policy.silent_s
-        acted = view(self._actor, self._config.budget, self._restored) if self._actor else {}
         return Snapshot(
             node=self._node,
             mode=self._config.mode,
@@ -229,11 +223,11 @@ class Daemon:
             },
             disagreements=tuple((pci, signal) for pci, signal, *_ in disagreements(history, silent_s)),
             xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
-            resets=frozenset(one.finding.id for one in wanted(verdict, self._config, self._actor.tried))
+            resets=frozenset(one.finding.id for one in wanted(verdict, self._config, acted.tried))
             if self._actor
             else frozenset(),
             sources=tuple(_view(one, verdict, history.failed.get(one.name), now) for one in self._sources.statuses),
-            **acted,
+            **(view(acted, self._config.budget, self._restored) if self._actor else {}),
         )
 
 

@@ -7,28 +7,43 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from agent.model.world import World
+from agent.sources.kubelet.pod_resources import UnaskedError
 
 _SERVES_S = 10.0  # how long an answer does
 Holders = Mapping[str, Collection[str] | None]  # pod → UUIDs of its GPUs; None where they can't be told
+Ask = Callable[[], Holders]  # UnaskedError
 
 
 class Holding:
     """Not asked while we stand aside: the answer may need NVML, for MIG devices and claims."""
 
-    def __init__(self) -> None:
-        self.ask: Callable[[], Holders | None] | None = None  # the kubelet; None where it can't be asked
+    def __init__(self, ask: Ask | None, tell: Callable[..., None]) -> None:
+        """``ask``: the kubelet; None where it is not to be asked."""
+        self._ask, self._tell = ask, tell
         self._told: Holders | None = None
         self._until = 0.0
+        self._unasked = ""
 
     def forget(self) -> None:
         """The next question is asked anew."""
         self._until = 0.0
 
     def now(self, aside: bool) -> Holders | None:
+        """None where nobody's GPUs are known: then every GPU pod leaves."""
         at = time.monotonic()
-        if self.ask and not aside and at >= self._until:
-            self._told, self._until = self.ask(), at + _SERVES_S
+        if self._ask and not aside and at >= self._until:
+            self._told, self._until = self._answer(self._ask), at + _SERVES_S
         return self._told
+
+    def _answer(self, ask: Ask) -> Holders | None:
+        try:
+            told, why = ask(), ""
+        except UnaskedError as error:
+            told, why = None, str(error)
+        if why and why != self._unasked:
+            self._tell("which pod holds which GPU is not known; a GPU's remedy moves all GPU pods", why=why)
+        self._unasked = why
+        return told
 
 
 def held(world: World, holders: Holders | None) -> World:

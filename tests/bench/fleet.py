@@ -13,6 +13,7 @@ from agent.actions.kube import KubeHands
 from agent.config.settings import Budget, Config, Mode
 from agent.model.names import HARD_TAINT
 from agent.runtime.actor import Actor
+from agent.runtime.exchange import Judged
 from tests.actions.test_kube import fatal
 from tests.cluster.control_plane import ControlPlane
 
@@ -40,13 +41,13 @@ def fleet(plane: ControlPlane, size: int = 100) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     for actor in actors:
-        actor.judged(bad, True)
+        actor.exchange.judged = Judged(bad)
     for actor in actors:
         actor.start()
     time.sleep(10)
-    before = Counter(method for actor in actors for method, n in actor.requests().items() for _ in range(n))
+    before = _requests(actors)
     time.sleep(WATCHED_S)
-    after = Counter(method for actor in actors for method, n in actor.requests().items() for _ in range(n))
+    after = _requests(actors)
     for actor in actors:
         actor.stop()
     done.set()
@@ -64,3 +65,8 @@ def fleet(plane: ControlPlane, size: int = 100) -> None:
 
 def _hands(account: str, node: str, config: Config) -> KubeHands:
     return KubeHands(connect(account), node, config)
+
+
+def _requests(actors: list[Actor]) -> Counter[str]:
+    """By HTTP method, of all of them."""
+    return sum((Counter(actor.exchange.acted.requests) for actor in actors), Counter())

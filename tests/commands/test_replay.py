@@ -103,13 +103,16 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "sources": {"simulated": {"scenario": "idle"}, "pods": {"enabled": False}},
         }
     )
-    actor = Actor(config, lambda: KubeHands(cluster, "n", config), False, lambda *_, **__: None)
     (tmp_path / "sim").mkdir()
     sources = supervisor(config, tmp_path / "sim")
-    daemon = Daemon(config, "n", actor, lambda *_, **__: None, sources)
     path, stop = tmp_path / "recording", threading.Event()
     recorder = Recorder(path, config, "n", sources.names)
-    daemon.record(recorder)
+
+    def tell(*_: object, **__: object) -> None:
+        pass
+
+    actor = Actor(config, lambda: KubeHands(cluster, "n", config), False, tell, recorder=recorder)
+    daemon = Daemon(config, "n", actor, tell, sources, recorder)
     thread = threading.Thread(target=daemon.run, args=(stop,))
     thread.start()
 

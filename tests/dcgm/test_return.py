@@ -92,7 +92,7 @@ def test_a_repaired_gpu_returns_when_dcgm_finds_it_well_and_else_never(
     cluster = PretendCluster()
     cluster.add_node("n1")
     with agent(engine, tmp_path, cluster, apart) as actor:
-        until(lambda: actor.started and not actor.waits)
+        until(lambda: actor.exchange.acted.started and not actor.exchange.acted.waits)
         inject(tmp_path, {"gpu": 3, "xid": 95})
         until(lambda: tainted(cluster))
         assert not any("ActionValidate" in call for call in engine.calls())
@@ -102,7 +102,8 @@ def test_a_repaired_gpu_returns_when_dcgm_finds_it_well_and_else_never(
         else:
             until(
                 lambda: any(
-                    "memory failed on" in wait.why and "a person must decide" in wait.why for wait in actor.waits
+                    "memory failed on" in wait.why and "a person must decide" in wait.why
+                    for wait in actor.exchange.acted.waits
                 )
             )
             assert tainted(cluster)

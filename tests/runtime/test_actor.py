@@ -21,6 +21,11 @@ from tests.observe import GPU, OTHER, Judge, alive, reading, xid
 CONFIG = Config(mode=Mode.EVICT)
 
 
+def tell(actor: Actor, verdict: Verdict, **more: Any) -> None:
+    """As the judging thread does."""
+    actor.exchange.judged = replace(actor.exchange.judged, verdict=verdict, **more)
+
+
 def made() -> PretendCluster:
     cluster = PretendCluster()
     cluster.add_node("n1")
@@ -41,11 +46,11 @@ def test_whose_a_pod_is_is_asked_once_and_kept() -> None:
     uid = cluster.read("pods", "train", "a")["metadata"]["uid"]
     actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
     judge = Judge()
-    actor.judged(judge.after(0, alive(), reading()), True)
+    verdict = judge.after(0, alive(), reading())
     for _ in range(5):
-        actor.ask({uid, "gone"})
-        actor._round()
-    assert actor.orders().workloads == {uid: "a/Job/train"}
+        tell(actor, verdict, pods=frozenset({uid, "gone"}))
+        actor.round()
+    assert actor.exchange.acted.workloads == {uid: "a/Job/train"}
     assert sum(path == "/api/v1/pods" for _, path in cluster.requests) == 1
 
 
@@ -60,9 +65,8 @@ def test_pods_that_may_not_be_read_keep_no_taint_waiting() -> None:
     actor = Actor(Config(mode=Mode.TAINT), lambda: KubeHands(forbidden, "n1", CONFIG), False, lambda *_, **__: None)
     judge = Judge()
     judge.after(0, alive(), reading())
-    actor.judged(judge.after(1, xid(79)), True)
-    actor.ask({"uid"})
-    actor._round()
+    tell(actor, judge.after(1, xid(79)), pods=frozenset({"uid"}))
+    actor.round()
     assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == ["gpu-health-agent/unhealthy"]
 
 
@@ -82,12 +86,12 @@ def test_one_that_waits_for_a_permit_asks_seldom_and_one_that_was_refused_asks_a
         for node in ("n1", "n2")
     ]
     for actor in actors:
-        actor.judged(bad, True)
+        tell(actor, bad)
     trouble.append(503)
-    assert actors[0]._round() <= 5
+    assert actors[0].round() <= 5
     trouble.clear()
-    assert actors[0]._round() <= 5, "it holds the taint: there is a drain to see to"
-    assert 15 <= actors[1]._round() <= 45
+    assert actors[0].round() <= 5, "it holds the taint: there is a drain to see to"
+    assert 15 <= actors[1].round() <= 45
 
 
 def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_sentences() -> None:
@@ -108,10 +112,10 @@ def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_se
     views = []
     for node in ("n1", "n2"):
         actor = Actor(config, lambda node=node: KubeHands(server, node, config), False, lambda *_, **__: None)
-        actor.judged(bad, True)
+        tell(actor, bad)
         for _ in range(2):
-            actor._round()
-        views.append(view(actor, config.budget, restored=True))
+            actor.round()
+        views.append(view(actor.exchange.acted, config.budget, restored=True))
     first, second = views
     assert [wait.on for wait in first["waits"]] == [On.EVICTION]
     assert [wait.on for wait in second["waits"]] == [On.PERMIT]
@@ -134,19 +138,19 @@ def test_writes_that_a_troubled_server_refuses_open_the_circuit_as_reads_do() ->
     actor = Actor(CONFIG, lambda: KubeHands(server, "n1", CONFIG), False, lambda *_, **__: None)
     judge = Judge()
     judge.after(0, alive(), reading())
-    actor.judged(judge.after(1, xid(79)), True)
+    tell(actor, judge.after(1, xid(79)))
     pauses = []
     for status in (503, 500, 429, 503, 503, 503):
         trouble[0] = status
-        pauses.append(actor._round())
-    assert actor.failures == 6
+        pauses.append(actor.round())
+    assert actor.exchange.acted.failures == 6
     assert pauses[0] <= 1
     assert pauses[-1] >= 15
-    assert "not now" in actor.waits[0].why
-    assert (actor.failed["look"], actor.failed["retaint"]) == (0, 6)
+    assert "not now" in actor.exchange.acted.waits[0].why
+    assert actor.exchange.acted.failed == {"retaint": 6}
     trouble.clear()
-    actor._round()
-    assert actor.failures == 0
+    actor.round()
+    assert actor.exchange.acted.failures == 0
 
 
 def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:
@@ -160,16 +164,16 @@ def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:
     addresses = ("0000:1b:00.0", "0000:43:00.0", "0000:52:00.0")
     judge.after(0, alive(), *(reading(pci) for pci in addresses))
     for pci in addresses:
-        actor.judged(judge.after(2, xid(95, pci)), True)
-        actor._round()
+        tell(actor, judge.after(2, xid(95, pci)))
+        actor.round()
         assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == [HARD_TAINT]
         assert cluster.evicted == []
     judge.memory = replace(
         judge.memory,
         faults={key: replace(fault, began=fault.began - 2000) for key, fault in judge.memory.faults.items()},
     )
-    actor.judged(judge.after(0), True)
-    actor._round()
+    tell(actor, judge.after(0))
+    actor.round()
     assert cluster.evicted == ["a/train", "a/worker-0", "a/worker-1"]
 
 
@@ -179,15 +183,15 @@ def test_a_pod_that_came_back_three_times_waits_for_a_person_however_often_the_a
     bad = broken()
     for number in range(6):
         actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
-        actor.judged(bad, True)
-        actor._round()
+        tell(actor, bad)
+        actor.round()
         cluster.add_pod("a", f"stubborn-{number}", "n1", gpus=0)
         owner = [{"kind": "StatefulSet", "name": "stubborn", "controller": True}]
         body = {"metadata": {"ownerReferences": owner}}
         cluster("PATCH", f"/api/v1/namespaces/a/pods/stubborn-{number}", body, "application/merge-patch+json")
-        actor._round()
+        actor.round()
     assert cluster.evicted == ["a/stubborn-0", "a/stubborn-1"]
-    assert "came back 3 times" in actor.waits[-1].why
+    assert "came back 3 times" in actor.exchange.acted.waits[-1].why
 
 
 def test_a_degraded_node_asks_for_a_permit_only_where_it_is_to_get_no_new_pod_and_then_seldom() -> None:
@@ -197,11 +201,11 @@ def test_a_degraded_node_asks_for_a_permit_only_where_it_is_to_get_no_new_pod_an
         actor = Actor(config, lambda c=cluster, s=config: KubeHands(c, "n1", s), False, lambda *_, **__: None)
         judge = Judge()
         judge.after(0, alive(), reading())
-        actor.judged(judge.after(0), True)
-        actor._round()
+        tell(actor, judge.after(0))
+        actor.round()
         cluster.requests.clear()
-        actor.judged(judge.after(1, xid(63)), True)
-        pause_s = actor._round()
+        tell(actor, judge.after(1, xid(63)))
+        pause_s = actor.round()
         # The pool's one permit is left to a fatal fault.
         assert cluster.read("nodes", "n1")["spec"]["taints"][0]["effect"] == "PreferNoSchedule"
         assert any("/leases" in path for _, path in cluster.requests) is asks
@@ -213,25 +217,67 @@ def test_an_idle_degraded_gpu_is_asked_about_again_under_the_taint_and_a_busy_on
     config = CONFIG.model_copy(update={"repair": repair, "budget": Budget(max_withdrawn=2)})
     cluster = made()
     cluster.add_node("n2")
-    actor = Actor(config, lambda: KubeHands(cluster, "n1", config), False, lambda *_, **__: None)
     asked: list[bool] = []
 
     def ask() -> dict[str, frozenset[str]]:
         asked.append(HARD_TAINT in [t["key"] for t in cluster.read("nodes", "n1")["spec"].get("taints") or ()])
         return {"a/train": frozenset({f"GPU-{OTHER}"})}
 
-    actor.holding.ask = ask
-    actor.clients = {f"GPU-{GPU}": {"4711": ""}}
+    actor = Actor(config, lambda: KubeHands(cluster, "n1", config), False, lambda *_, **__: None, ask)
     judge = Judge()
     judge.after(0, alive(), reading())
-    actor.judged(judge.after(1, xid(63)), True)
-    actor._round()
+    degraded = judge.after(1, xid(63))
+    tell(actor, degraded, clients={f"GPU-{GPU}": {"4711": ""}})
+    actor.round()
     cluster.requests.clear()
-    assert actor._round() > 10
+    assert actor.round() > 10
     assert (asked, cluster.requests) == ([], [("GET", "/api/v1/nodes/n1")])
-    assert [wait.why for wait in actor.waits] == [f"xid-63@{GPU}: its GPU is not reset yet: a process is on it"]
-    actor.clients = {f"GPU-{GPU}": {}}
-    actor._round()
+    assert [wait.why for wait in actor.exchange.acted.waits] == [
+        f"xid-63@{GPU}: its GPU is not reset yet: a process is on it"
+    ]
+    tell(actor, degraded, clients={f"GPU-{GPU}": {}})
+    actor.round()
     assert (asked[0], asked[-1]) == (False, True)
     assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == [HARD_TAINT]
     assert cluster.evicted == []
+
+
+def permits_of(cluster: PretendCluster, node: str) -> list[str]:
+    path = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
+    leases = cluster("GET", path)[1]["items"]
+    return [lease["metadata"]["name"] for lease in leases if lease["spec"]["holderIdentity"].startswith(f"{node}/")]
+
+
+def test_a_permit_goes_back_though_its_return_was_refused_or_the_agent_died_before_it() -> None:
+    """Between the taint's end and the permit's return nothing else tells that this node still holds one."""
+    cluster, trouble = made(), [False]
+
+    def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if trouble[0] and method == "PUT" and "/leases/" in path:
+            return 503, {"message": "not now"}
+        return cluster(method, path, *rest, **more)
+
+    config = Config(mode=Mode.TAINT)
+    judge = Judge()
+    well = judge.after(0, alive(), reading())
+    bad = judge.after(1, xid(79))
+    for restarts in (False, True):
+        actor = Actor(config, lambda: KubeHands(server, "n1", config), False, lambda *_, **__: None)
+        tell(actor, bad)
+        actor.round()
+        assert permits_of(cluster, "n1") == ["gpu-health-agent-withdrawn-gpu-0"]
+        trouble[0] = True
+        tell(actor, well)
+        actor.round()
+        assert "taints" not in cluster.read("nodes", "n1")["spec"]
+        assert permits_of(cluster, "n1") == ["gpu-health-agent-withdrawn-gpu-0"]
+        trouble[0] = False
+        if restarts:
+            actor = Actor(config, lambda: KubeHands(server, "n1", config), False, lambda *_, **__: None)
+            actor.round()
+            tell(actor, well)
+        actor.round()
+        assert permits_of(cluster, "n1") == []
+        cluster.requests.clear()
+        actor.round()
+        assert cluster.requests == [("GET", "/api/v1/nodes/n1")], "a node with nothing of ours reads itself alone"

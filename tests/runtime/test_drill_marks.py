@@ -192,12 +192,15 @@ class Life:
         )
         own = self.folder / node
         own.mkdir()
-        actor = Actor(config, lambda: KubeHands(self.cluster, node, config), dry_run, lambda *_, **__: None)
         sources = supervisor(config, own)
-        daemon = self.daemons[node] = Daemon(config, node, actor, lambda *_, **__: None, sources)
-        if record:
-            self.recorder = Recorder(self.folder / "recording", config, node, sources.names)
-            daemon.record(self.recorder)
+        recorder = Recorder(self.folder / "recording", config, node, sources.names) if record else None
+        self.recorder = self.recorder or recorder
+
+        def tell(*_: object, **__: object) -> None:
+            pass
+
+        actor = Actor(config, lambda: KubeHands(self.cluster, node, config), dry_run, tell, recorder=recorder)
+        daemon = self.daemons[node] = Daemon(config, node, actor, tell, sources, recorder)
         thread = threading.Thread(target=daemon.run, args=(self._stop,))
         thread.start()
         self._threads.append(thread)

@@ -1,0 +1,219 @@
+"""One round of the act loop: look, plan, do. The agent, its tests' lives and ``replay`` are driven by this alone.
+
+A ``Cycle`` is what the loop carries from round to round, a value; ``turn`` makes the next one of it. Threads, pauses,
+logs and counters are the driver's. A round reads the judge's word once and ends at the first step that is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from agent.config.settings import Config, Mode
+from agent.model.describe import describe
+from agent.model.errors import RefusedError, UnreachableError
+from agent.model.fault import Severity, Verdict
+from agent.model.hands import Hands
+from agent.model.steps import AskCheckpoint, Delete, Evict, Step, Wait
+from agent.model.world import Local, World
+from agent.remediation.idle_reset import resettable, wanted
+from agent.remediation.other_controllers import released, upgrading
+from agent.remediation.plan import plan
+from agent.remediation.records import Attempt
+from agent.remediation.repair import resets
+from agent.remediation.stored import kept
+from agent.runtime.exchange import Judged
+from agent.runtime.pod_gpus import Holders, held
+
+_FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
+_CONFLICT, _BUSY, _BROKEN = 409, 429, 500
+_UNHEARD = Wait("every source must be heard once before anything is concluded")
+
+Clock = Callable[[], float]
+Trouble = RefusedError | UnreachableError
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """What one life of the act loop knows between two rounds. Times are monotonic seconds, but for ``looked_at``."""
+
+    config: Config
+    began: float  # from when on this life looks with what the last one stored
+    dry_run: bool = False  # look and plan, write nothing
+    started: bool = False  # the Node was read once
+    stored: str | None = None  # what it bore then
+    world: World | None = None  # as last read
+    looked_at: float = 0.0  # Unix seconds
+    look_began: float = 0.0
+    returned: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back before this life
+    resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset, for the judge
+    tried: Mapping[str, Attempt] = field(default_factory=dict)  # fault id → the reset of an idle GPU that cured nothing
+    aside: str = ""  # why no process of ours may hold a GPU now
+    standing: bool = True  # the node bears a taint that takes a permit, or holds one; so it is until a look at both
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a plan was made from, and the plan."""
+
+    verdict: Verdict
+    world: World
+    local: Local
+    steps: tuple[Step, ...]
+
+    @property
+    def waits(self) -> tuple[Wait, ...]:
+        return tuple(step for step in self.steps if isinstance(step, Wait))
+
+    @property
+    def acts(self) -> tuple[Step, ...]:
+        """What is to be written."""
+        return tuple(step for step in self.steps if not isinstance(step, Wait))
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How a round went."""
+
+    cycle: Cycle
+    waits: tuple[Wait, ...] = ()
+    done: tuple[Step, ...] = ()
+    failed: str = ""  # "look", or the kind of the step that was refused
+    again: bool = False  # something changed: another look may find more to do
+    overtaken: bool = False  # somebody else wrote first
+    queued: bool = False  # nothing is left to do but to wait for a permit, or for another mode
+    gathers_s: float = 0.0  # until the faults had their time to gather
+    look_s: float = 0.0
+    trouble: Trouble | None = None  # no answer, or one of trouble: the next round is put off
+    planned: Planned | None = None  # not yet, before the first verdict
+
+
+def turn(
+    cycle: Cycle,
+    judged: Judged,
+    hands: Hands,
+    ask: Callable[[bool], Holders | None],
+    now: Clock = time.monotonic,
+    wall: Clock = time.time,
+    looked: Callable[[Cycle], object] = bool,
+    decided: Callable[[Planned], object] = bool,
+) -> Turn:
+    """One round. ``ask`` tells which pod holds which GPU, asking nobody while we stand aside; ``now`` is monotonic.
+
+    ``looked`` and ``decided`` hear of the look and of the plan before what follows from them is begun.
+    """
+    verdict, began = judged.verdict, now()
+    wants = verdict is not None and _wants_permit(cycle, judged, verdict)
+    try:
+        world = hands.look(cycle.standing or wants)
+    except (RefusedError, UnreachableError) as error:
+        return Turn(cycle, failed="look", trouble=error)
+    look_s = now() - began
+    cycle = _looked(replace(cycle, look_began=began, looked_at=wall()), world, verdict, now())
+    looked(cycle)
+    if verdict is None or (_unheard(verdict) and now() - cycle.began < _FIRST_WORDS_S):
+        return Turn(cycle, (_UNHEARD,))
+    gathers_s = _gathers_s(verdict, cycle.config, now())
+    planned = _planned(cycle, world, judged, verdict, ask, now(), gathers_s <= 0)
+    decided(planned)
+    cycle = replace(cycle, world=planned.world)
+    so_far = Turn(cycle, planned.waits, look_s=look_s, gathers_s=gathers_s, planned=planned)
+    if cycle.dry_run:
+        would = tuple(Wait(f"dry run: would {describe(step)}") for step in planned.acts)
+        return replace(so_far, waits=(*would, *planned.waits))
+    ended = _done(so_far, hands)
+    waits_for = wants or verdict.fatal or (planned.waits and resettable(verdict.faults))
+    return replace(ended, queued=bool(waits_for) and not (ended.again or ended.failed or cycle.standing))
+
+
+def _unheard(verdict: Verdict) -> bool:
+    return any(why.endswith("not heard yet") for why in verdict.blind)
+
+
+def _wants_permit(cycle: Cycle, judged: Judged, verdict: Verdict) -> bool:
+    config = cycle.config
+    least = Severity.DEGRADED if config.policy.degraded_effect == "NoSchedule" else Severity.FATAL
+    bad = any(fault.finding.severity >= least for fault in verdict.faults)
+    idle = any(not judged.clients.get(fault.uuid) for fault in wanted(verdict, config, cycle.tried))
+    return (bad or idle) and config.mode is not Mode.OBSERVE
+
+
+def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> Cycle:
+    """With what the Node's labels and our own records on it say, to the sources and to the judge."""
+    config, records = cycle.config, kept(world.stored)
+    returned = cycle.returned
+    if not cycle.started or not records.drain:  # what the agent's last life counted in this drain
+        returned = records.drain.returns if records.drain else {}
+    acts = config.mode is Mode.EVICT and not cycle.dry_run
+    waited = now - cycle.began >= config.repair.prove_s
+    heard = verdict.heard if verdict else frozenset()
+    aside = released(world.labels, records, None if waited else heard) if acts else upgrading(world.labels)
+    standing = world.withdrawn or any(slot.holder == world.holder for slot in world.slots or ())
+    cycle = replace(
+        cycle,
+        world=world,
+        returned=returned,
+        resets=resets(records),
+        tried=records.idle.tried,
+        aside=aside,
+        standing=standing,
+    )
+    # From now on it looks with what was stored; the time before counts for no proof.
+    return cycle if cycle.started else replace(cycle, started=True, stored=world.stored, began=now)
+
+
+def _gathers_s(verdict: Verdict, config: Config, now: float) -> float:
+    """Until the faults had their time to gather."""
+    began = [fault.began for fault in verdict.fatal]
+    return min(began) + config.drain.gather_s - now if began else 0.0
+
+
+def _planned(
+    cycle: Cycle,
+    world: World,
+    judged: Judged,
+    verdict: Verdict,
+    ask: Callable[[bool], Holders | None],
+    now: float,
+    gathered: bool,
+) -> Planned:
+    if verdict.fatal:
+        world = replace(world, returns=dict(Counter(cycle.returned) + Counter(world.returns)))
+    leave = verdict.fatal and any(pod.gpu and not pod.finished for pod in world.pods or ())
+    idle = world.pods is not None and wanted(verdict, cycle.config, cycle.tried)
+    # Asked for only while it decides which pods leave, or whether a GPU is idle.
+    holders = ask(bool(cycle.aside)) if leave or idle else None
+    world = held(world, holders)
+    closed = bool(cycle.aside) and judged.released
+    local = Local(gathered, int(now - cycle.began), closed, judged.clients, holders)
+    return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
+
+
+def _done(so_far: Turn, hands: Hands) -> Turn:
+    """Each step in order; the first that is refused ends the round."""
+    done: list[Step] = []
+    again = False
+    for step in so_far.planned.acts if so_far.planned else ():
+        try:
+            hands.do(step)
+        except UnreachableError as error:
+            return replace(so_far, done=tuple(done), failed=kind(step), trouble=error)
+        except RefusedError as refused:
+            ended = replace(so_far, done=tuple(done), failed=kind(step))
+            if refused.status == _CONFLICT:
+                return replace(ended, again=True, overtaken=True)  # look again
+            said = f"could not {describe(step)}: {refused}"
+            if refused.status == _BUSY or refused.status >= _BROKEN:  # the server's trouble, and not the step's
+                return replace(ended, trouble=RefusedError(refused.status, said))
+            return replace(ended, waits=(*so_far.waits, Wait(said)))
+        done.append(step)
+        # An eviction's effect is not there at once, and a refused one is asked again in a while.
+        again = again or not isinstance(step, AskCheckpoint | Evict | Delete)
+    return replace(so_far, done=tuple(done), again=again)
+
+
+def kind(step: Step) -> str:
+    """As metrics name it."""
+    return type(step).__name__.lower()
