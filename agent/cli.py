@@ -1,5 +1,4 @@
-"""The command line: which command is asked for, and the exit code. It follows sysexits: 64 usage, 75 not now, 78
-configuration."""
+"""The command line: which command is asked for, and the exit code."""
 
 from __future__ import annotations
 
@@ -10,9 +9,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from agent import __version__
-from agent.commands.setup import CONFIG, FAILED, USAGE, say
-from agent.config.settings import ConfigError
-from agent.model.errors import CredentialsError, RefusedError, UnreachableError
+from agent.model.errors import AgentError, UsageError
 
 # Each is the file agent/commands/NAME.py, which is imported only when it is asked for.
 COMMANDS = {
@@ -31,18 +28,21 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script; the exit code."""
+    """The console script; the exit code. A bug's error is no sentence for a person: it ends with its traceback."""
     given = sys.argv[1:] if argv is None else list(argv)
     arguments = parser(given).parse_args(given)
     try:
         code: int = arguments.run(arguments)
         return code
-    except (ConfigError, CredentialsError) as error:
-        return say(CONFIG, str(error))
-    except (ValueError, FileNotFoundError) as error:  # an unknown scenario, a missing file, a bad request
-        return say(USAGE, str(error))
-    except (ConnectionError, RefusedError, UnreachableError) as error:
-        return say(FAILED, str(error))
+    except AgentError as error:
+        return _say(error.exit_code, str(error))
+    except BrokenPipeError as error:  # whoever read our output is gone
+        return _say(AgentError.exit_code, str(error))
+
+
+def _say(code: int, sentence: str) -> int:
+    sys.stderr.write(f"gpu-health-agent: {sentence}\n")
+    return code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
         """argparse's own exit code 2 would read as the verdict 'unhealthy'."""
         self.print_usage(sys.stderr)
         sys.stderr.write(f"{self.prog}: {message}\n")
-        sys.exit(USAGE)
+        sys.exit(UsageError.exit_code)
 
 
 def parser(given: Sequence[str]) -> argparse.ArgumentParser:

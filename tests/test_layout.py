@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Iterator
 from pathlib import Path
+
+from agent.model import errors
 
 ROOT = Path(__file__).parents[1] / "agent"
 # From the ground up. Rooms on one floor never import each other.
@@ -72,6 +75,18 @@ def test_each_outside_library_is_used_where_it_belongs_only() -> None:
         for name in imports(path):
             wanted = ONLY_IN.get(name.split(".")[0])
             assert wanted is None or room(path) in wanted, f"{path} imports {name}"
+
+
+def test_every_error_of_ours_stands_in_the_one_tree() -> None:
+    """One that derives from Python's own could be taken for a bug, and a bug for it."""
+    pythons = {name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+    drawn = (errors.__doc__ or "").split()
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                assert node.name == "AgentError" or not bases & pythons, f"{path}: {node.name}"
+                assert not node.name.endswith("Error") or node.name in drawn, f"{path}: {node.name}"
 
 
 def test_no_two_files_share_a_name() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
+import yaml
+
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
 from agent.model.world import Condition, Taint
 
@@ -49,6 +51,8 @@ def connect(kubeconfig: str | None) -> Api:
         headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": "gpu-health-agent"}
         # The token is read anew: a projected one is renewed on disk every hour.
         if authorization := configuration.get_api_key_with_prefix("BearerToken", alias="authorization"):
+            if not (authorization.isascii() and authorization.isprintable()):
+                raise CredentialsError("the token for the API server must be one line of ASCII")
             headers["authorization"] = authorization
         try:
             response = client.call_api(
@@ -80,9 +84,10 @@ def configure(kubeconfig: str | None) -> Any:
             kube_config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
         else:
             incluster_config.load_incluster_config(client_configuration=configuration)
-    except ConfigException as error:
+    # The library checks little: a file that is no kubeconfig may end in any of these.
+    except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         where = f"--kubeconfig {kubeconfig}" if kubeconfig else "the pod's service account"
-        raise CredentialsError(f"no credentials from {where}: {error}") from error
+        raise CredentialsError(f"no credentials from {where}: {error}".partition("\n")[0]) from error
     return configuration
 
 

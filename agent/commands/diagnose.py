@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from agent.commands.check import check
-from agent.commands.setup import FAILED, NOT_NOW, configured, hands, say
+from agent.commands.setup import configured, hands
 from agent.config.settings import Config
+from agent.model.errors import UndiagnosedError, UsageError
 from agent.model.names import HARD_TAINT
 from agent.model.world import World
-from agent.sources.dcgm.diag_process import Diagnosing, Progress, UndiagnosedError
+from agent.sources.dcgm.diag_process import Diagnosing, Progress
 from agent.sources.process.command_lines import diagnosis
 from agent.sources.process.remote import Remote
 
@@ -41,33 +42,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configured(arguments.config)
     state = check(config)
-    try:
-        gpus = chosen(state, arguments.gpu)
-        out = bool(state.get("withdrawn"))
-        if arguments.node and arguments.level > 1:
-            out = withdrawn(hands(arguments.kubeconfig, arguments.node, config).look(closely=False))
-        if (why := refusal(state, out, arguments.level, gpus)) and not arguments.force:
-            raise RefusedDiagnosisError(why)
-        cards, tell = uuids(state, gpus), on_terminal(arguments.level, gpus)
-        told = diagnose(config, arguments.sources, arguments.level, cards, tell)
-    except (RefusedDiagnosisError, UndiagnosedError) as error:
-        return say(NOT_NOW, str(error))
+    gpus = chosen(state, arguments.gpu)
+    out = bool(state.get("withdrawn"))
+    if arguments.node and arguments.level > 1:
+        out = withdrawn(hands(arguments.kubeconfig, arguments.node, config).look(closely=False))
+    if (why := refusal(state, out, arguments.level, gpus)) and not arguments.force:
+        raise RefusedDiagnosisError(why)
+    cards, tell = uuids(state, gpus), on_terminal(arguments.level, gpus)
+    told = diagnose(config, arguments.sources, arguments.level, cards, tell)
     sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    return 0 if told["passed"] else FAILED
+    return 0 if told["passed"] else 1
 
 
-class RefusedDiagnosisError(Exception):
-    """Why it was not run, and what to do: one sentence."""
+class RefusedDiagnosisError(UndiagnosedError):
+    """It must not run now, and what to do."""
 
 
 def chosen(state: Mapping[str, Any], names: list[str]) -> list[str]:
-    """PCI addresses of the GPUs that are named by address, UUID or index; of all where none is named."""
+    """PCI addresses of the GPUs that are named by address, UUID or index; of all where none is named.
+
+    UsageError, RefusedDiagnosisError.
+    """
     gpus: Mapping[str, Mapping[str, Any]] = state["gpus"]
     found = []
     for name in names:
         at = [pci for pci, values in gpus.items() if name in (pci, values.get("uuid"), str(values.get("index")))]
         if not at:
-            raise ValueError(
+            raise UsageError(
                 f"--gpu: {name!r} is none of this node's GPUs: {', '.join(sorted(gpus)) or 'none is read'}"
             )
         found += at

@@ -14,17 +14,15 @@ from typing import Any
 import yaml
 
 from agent.actions.api import connect
-from agent.drill.choice import UnfitError
-from agent.drill.cluster import Cluster, MissedError
+from agent.drill.cluster import Cluster
 from agent.drill.exercise import Exercise
 from agent.drill.kit import MARK, Object, Settings, load, objects
 from agent.drill.outcome import Outcome, as_json
 from agent.drill.pod_exec import executor
 from agent.drill.report import page, text
-from agent.model.errors import RefusedError, UnreachableError
+from agent.model.errors import AgentError, RefusedError, UsageError
 
 _CLEAN_S = 180.0
-_CONFLICT = 409
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +53,10 @@ def _positive(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 if every target was met, 1 if not. ValueError for arguments that can't be."""
+    """0 if every target was met, 1 if not. UsageError for arguments that can't be."""
     server = _server(arguments.kubeconfig)
     if not arguments.yes:
-        raise ValueError(_warning(server, arguments))
+        raise UsageError(_warning(server, arguments))
     execute = executor(arguments.kubeconfig) if arguments.inject else None
     cluster = Cluster(connect(arguments.kubeconfig), arguments.namespace, arguments.agent_namespace, execute)
     outcome = Outcome(server, str(cluster.get("/version").get("gitVersion", "")), arguments.namespace, time.time())
@@ -73,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             exercise.run(kit)
         finally:
             _on_signals(signal.SIG_IGN)  # what follows has an end of its own
-    except (MissedError, UnfitError, RefusedError, UnreachableError) as error:
+    except AgentError as error:
         outcome.trouble = str(error)
     except KeyboardInterrupt:
         outcome.trouble = "it was interrupted"
@@ -90,19 +88,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _clear_the_way(cluster: Cluster) -> None:
-    """What a drill left that was killed is removed; one that lives is left alone. ValueError, RefusedError."""
+    """What a drill left that was killed is removed; one that lives is left alone. UsageError, MissedError."""
     marked = cluster.marked()
     where = ", ".join(path.removeprefix("/api/v1/") for path in marked)
     if marked:
         _say(f"{where}: there a drill's annotation is; looking whether that drill still lives")
         if cluster.alive(marked):
-            raise ValueError(f"another drill is under way ({where}): wait until it has ended")
+            raise UsageError(f"another drill is under way ({where}): wait until it has ended")
     for sentence in cluster.sweep(None):
         _say(f"left by a drill before: {sentence}")
-    try:
-        cluster.wait(f"namespace {cluster.namespace} is free", cluster.free, _CLEAN_S)
-    except MissedError as missed:
-        raise RefusedError(_CONFLICT, str(missed)) from missed
+    cluster.wait(f"namespace {cluster.namespace} is free", cluster.free, _CLEAN_S)
 
 
 def _kit(cluster: Cluster, arguments: argparse.Namespace) -> tuple[Settings, list[Object]]:
@@ -111,23 +106,18 @@ def _kit(cluster: Cluster, arguments: argparse.Namespace) -> tuple[Settings, lis
         path = f"/apis/batch/v1/namespaces/{cluster.namespace}/jobs/training"
         try:
             (container,) = cluster.get(path)["spec"]["template"]["spec"]["containers"]
-        except RefusedError as refused:
-            raise ValueError(
-                f"--namespace: {cluster.namespace} is there and holds no kit ({refused}): name another"
-            ) from refused
-        words = dict(word.split("=", 1) for word in container["command"] if word.startswith("--") and "=" in word)
-        interval_s = float(words.get("--interval-s", 300))
+            words = dict(word.split("=", 1) for word in container["command"] if word.startswith("--") and "=" in word)
+            image, interval_s = container["image"], float(words.get("--interval-s", 300))
+        except (RefusedError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"--namespace: {cluster.namespace} is there and holds no kit ({error}): name another"
+            ) from error
         settings = Settings(
-            cluster.namespace,
-            container["image"],
-            interval_s,
-            rate=arguments.rate,
-            node=arguments.node,
-            inject=arguments.inject,
+            cluster.namespace, image, interval_s, rate=arguments.rate, node=arguments.node, inject=arguments.inject
         )
         return settings, load(settings)
     if not arguments.image:
-        raise ValueError("--image: name an image with Python 3.11 and the kit's requirements.txt installed")
+        raise UsageError("--image: name an image with Python 3.11 and the kit's requirements.txt installed")
     settings = Settings(
         cluster.namespace,
         arguments.image,
@@ -171,7 +161,7 @@ def _clean(cluster: Cluster, nonce: str, outcome: Outcome, keep: bool) -> None:
                 max(0.0, end - time.monotonic()),
             )
             return
-        except (RefusedError, UnreachableError, MissedError) as error:
+        except AgentError as error:
             if time.monotonic() > end:
                 outcome.cleaned.append(f"NOT cleaned up: {error}; run the drill again, it begins with that")
                 return
@@ -190,13 +180,13 @@ def _warning(server: str, arguments: argparse.Namespace) -> str:
 
 
 def _server(kubeconfig: str) -> str:
-    """The address of the API server that the file's current context names."""
+    """The address of the API server that the file's current context names. UsageError."""
     try:
         data: dict[str, Any] = yaml.safe_load(Path(kubeconfig).read_text(encoding="utf-8"))
         context = next(c["context"] for c in data["contexts"] if c["name"] == data["current-context"])
         return str(next(c["cluster"]["server"] for c in data["clusters"] if c["name"] == context["cluster"]))
-    except (OSError, KeyError, TypeError, AttributeError, StopIteration, UnicodeError, yaml.YAMLError) as error:
-        raise ValueError(f"--kubeconfig: {kubeconfig} names no cluster ({type(error).__name__})") from error
+    except (OSError, KeyError, TypeError, AttributeError, StopIteration, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"--kubeconfig: {kubeconfig} names no cluster ({type(error).__name__})") from error
 
 
 def _try(path: Path) -> None:
@@ -204,7 +194,7 @@ def _try(path: Path) -> None:
     try:
         path.touch()
     except OSError as error:
-        raise ValueError(f"{path} can't be written ({error.strerror}): name another file") from error
+        raise UsageError(f"{path} can't be written ({error.strerror}): name another file") from error
 
 
 def _interrupt(*_: object) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from agent.commands.replay import ending
-from agent.commands.setup import configured, hands
+from agent.commands.setup import configured, hands, opened
 from agent.config.settings import Config
 from agent.diagnosis.linked import linked
+from agent.model.errors import MalformedError, NotRunningError, UsageError
 from agent.model.text import printable, rfc3339
 from agent.model.world import World
 from agent.remediation.events import plain
-from agent.remediation.stored import MalformedError, load
+from agent.remediation.stored import load
 from agent.remediation.taints import effect_on
 from agent.status.client import running
 from agent.status.state import fault
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif (answer := running(config)) is not None:
         state = answer
     else:
-        raise ConnectionError(f"no agent answers on port {config.http.port}: name a node with --node")
+        raise NotRunningError(f"no agent answers on port {config.http.port}: name a node with --node")
     text = in_words(state, arguments.fault)
     faults = [fault for fault in state["faults"] if arguments.fault in (None, fault["id"])]
     sys.stdout.write(json.dumps(faults, indent=2) + "\n" if arguments.json else text)
@@ -49,13 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def stored(world: World, config: Config) -> dict[str, Any]:
-    """What the Node's annotation knows, as /state would show it. ValueError if it can't be understood."""
+    """What the Node's annotation knows, as /state would show it. UsageError if it can't be understood."""
     if world.stored is None:
-        raise ValueError(f"node {world.node} bears no annotation gpu-health-agent/faults: no agent ran there")
+        raise UsageError(f"node {world.node} bears no annotation gpu-health-agent/faults: no agent ran there")
     try:
         kept = load(world.stored, 0.0)
     except MalformedError as error:
-        raise ValueError(f"annotation gpu-health-agent/faults of node {world.node}: {error}") from error
+        raise UsageError(f"annotation gpu-health-agent/faults of node {world.node}: {error}") from error
     together, effect = linked(kept.cards, {}), effect_on(world.taints)
     return {
         "node": world.node,
@@ -74,8 +75,8 @@ def stored(world: World, config: Config) -> dict[str, Any]:
 
 
 def recorded(path: Path, other: Config | None) -> dict[str, Any]:
-    """How a recording ends. ValueError for a file that is none."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    """How a recording ends. UsageError for a file that is none."""
+    with opened(path) as lines:
         verdict, config = ending(lines, other)
     return {
         "node": path.name,
@@ -88,11 +89,11 @@ def recorded(path: Path, other: Config | None) -> dict[str, Any]:
 
 
 def in_words(state: Mapping[str, Any], only: str | None) -> str:
-    """The text for a terminal; ValueError for a fault that doesn't stand."""
+    """The text for a terminal; UsageError for a fault that doesn't stand."""
     faults = [one for one in state["faults"] if only in (None, one["id"])]
     if only and not faults:
         standing = ", ".join(one["id"] for one in state["faults"]) or "none"
-        raise ValueError(f"{only}: no such fault stands; standing: {standing}")
+        raise UsageError(f"{only}: no such fault stands; standing: {standing}")
     lines = [f"{state.get('node') or 'this node'} is {state['status']} ({state.get('at', '')})"]
     for one in faults:
         lines += ["", *_fault(one)]

@@ -7,6 +7,7 @@ import json
 import sys
 
 from agent.commands.setup import add_directory
+from agent.model.errors import UsageError
 
 _FIELDS = (
     "gpu",
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         name, _, number = arguments.set.partition("=")
         request["set"] = {name: int(number) if number.isdecimal() else number}
     if "gpu" not in request and not (arguments.clear or arguments.kernel):
-        raise ValueError("--gpu: name the GPU's index")
+        raise UsageError("--gpu: name the GPU's index")
     reply = inject(arguments.simulation_dir, request)
     sys.stdout.write(json.dumps(reply) + "\n")
     return 0

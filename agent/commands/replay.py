@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from agent.actions.kube import KubeHands
-from agent.commands.setup import configured
+from agent.commands.setup import configured, opened
 from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
 from agent.model.describe import describe
+from agent.model.errors import UsageError
 from agent.model.fault import Verdict
 from agent.model.observation import Observation, Signal, Value, parse_line
 from agent.recording.decisions import Decisions, in_json
@@ -49,15 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.profile not in PROFILES:
-        raise ValueError(f"--profile: {arguments.profile!r} is none of {', '.join(PROFILES)}")
+        raise UsageError(f"--profile: {arguments.profile!r} is none of {', '.join(PROFILES)}")
     config = configured(arguments.config) if arguments.config else None
     with contextlib.ExitStack() as stack:
         if arguments.file == "-":
             lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")
         else:
-            if not Path(arguments.file).is_file():
-                raise FileNotFoundError(f"{arguments.file}: no such file")
-            lines = stack.enter_context(open(arguments.file, encoding="utf-8", errors="replace"))
+            path = Path(arguments.file)
+            if not path.is_file():
+                raise UsageError(f"{path}: no such file")
+            lines = stack.enter_context(opened(path))
         for decision in replay(lines, config, arguments.profile):
             sys.stdout.write(decision + "\n")
     return 0
@@ -85,14 +87,14 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def ending(lines: Iterable[str], other: Config | None) -> tuple[Verdict, Config]:
-    """The last verdict of a recording and the configuration it was judged by; ValueError if there is none."""
+    """The last verdict of a recording and the configuration it was judged by; UsageError if there is none."""
     recording = Recording.open(iter(lines))
     config = other or recording.config
     last = None
     for _, verdict in _judged(recording, config):
         last = verdict or last
     if last is None:
-        raise ValueError("the recording ends before its first round")
+        raise UsageError("the recording ends before its first round")
     return last, config
 
 
@@ -142,7 +144,7 @@ def _said(lines: Iterable[str]) -> Iterator[Observation]:
             try:
                 seen = parse_line(line, 0.0)
             except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from error
+                raise UsageError(f"line {number}: {error}") from error
             yield replace(seen, seen=seen.at)
 
 

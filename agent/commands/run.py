@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent import __version__
 from agent.commands.setup import add_directory, configured, hands, simulated, stop_on_signals
-from agent.config.settings import ConfigError
+from agent.model.errors import ConfigError
 from agent.recording.recording import recorder
 from agent.runtime import log
 from agent.runtime.actor import Actor

@@ -1,24 +1,17 @@
-"""What several commands begin with: the configuration, the hands on a cluster, a simulation's folder, exit codes."""
+"""What several commands begin with: the configuration, the hands on a cluster, a file, a simulation's folder."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import signal
-import sys
 import threading
+from io import TextIOWrapper
 from pathlib import Path
 
-from agent.config.settings import Config, ConfigError, load
+from agent.config.settings import Config, load
+from agent.model.errors import ConfigError, UsageError
 from agent.model.hands import Hands
-
-USAGE, CONFIG, NOT_NOW, FAILED = 64, 78, 75, 1  # sysexits EX_USAGE, EX_CONFIG, EX_TEMPFAIL
-
-
-def say(code: int, sentence: str) -> int:
-    """A sentence on standard error, and the exit code that goes with it."""
-    sys.stderr.write(f"gpu-health-agent: {sentence}\n")
-    return code
 
 
 def configured(path: str | None) -> Config:
@@ -39,6 +32,14 @@ def hands(kubeconfig: str | None, node: str, config: Config) -> Hands:
     return KubeHands(connect(kubeconfig), node, config)
 
 
+def opened(path: Path) -> TextIOWrapper:
+    """A text of any bytes that was named on the command line; UsageError if it can't be read."""
+    try:
+        return path.open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"{path}: can't be read ({error.strerror}): name another file") from error
+
+
 def simulated(arguments: argparse.Namespace, config: Config) -> tuple[Config, Path | None]:
     """The configuration with simulated GPUs, if any; an unknown scenario is said before anything starts."""
     from agent.simulation.scenario import load_scenario
@@ -57,8 +58,13 @@ def simulated(arguments: argparse.Namespace, config: Config) -> tuple[Config, Pa
 
 
 def private(directory: Path) -> Path:
-    """A folder that nobody else may write to: whoever can, can inject faults."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """A folder that nobody else may write to: whoever can, can inject faults. UsageError, ConfigError."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--simulation-dir: {directory} can't be made ({error.strerror}); name another folder"
+        ) from error
     if directory.stat().st_uid != os.getuid() or directory.is_symlink():
         raise ConfigError(f"--simulation-dir: {directory} belongs to somebody else; name another folder")
     return directory

@@ -16,7 +16,8 @@ from agent.actions.api import connect as reach
 from agent.actions.kube import KubeHands
 from agent.commands.setup import add_directory, private, stop_on_signals
 from agent.config.limits import Limits
-from agent.config.settings import Config, ConfigError, Drain, Http, Mode, PodsSource, SimulatedSource, Sources
+from agent.config.settings import Config, Drain, Http, Mode, PodsSource, SimulatedSource, Sources
+from agent.model.errors import ConfigError, UsageError
 from agent.model.hands import Hands
 from agent.model.observation import Observation, Signal
 from agent.model.text import printable
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.kubeconfig) != bool(arguments.node):
-        raise ValueError("--kubeconfig and --node go together: name both, or neither for the embedded cluster")
+        raise UsageError("--kubeconfig and --node go together: name both, or neither for the embedded cluster")
     connect = partial(_stage, arguments.kubeconfig, arguments.node) if arguments.kubeconfig else None
     private(arguments.simulation_dir)
     return simulate(

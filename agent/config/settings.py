@@ -12,12 +12,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from agent.config.limits import Count, Limits, Override, Seconds, Section
+from agent.model.errors import ConfigError
 from agent.model.fault import Remedy
-
-
-class ConfigError(Exception):
-    """One sentence for a person; the command ends with exit code 78 (sysexits EX_CONFIG)."""
-
 
 Share = Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])%$")]
 
@@ -199,14 +195,14 @@ class Config(Section):
 
 
 def load(path: str | os.PathLike[str] | None) -> Config:
-    """Read the configuration file; no file is the default configuration."""
+    """Read the configuration file; no file is the default configuration. ConfigError."""
     if path is None:
         return Config()
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}): name an existing file with --config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # no UTF-8, or a date that is none
         raise ConfigError(f"{path}: is not valid YAML: {str(error).splitlines()[0]}") from error
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold a mapping such as 'mode: observe', not a {type(data).__name__}")

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.drill.kit import Object
+from agent.model.errors import AgentError
 from agent.model.names import HARD_TAINT
 
 _PREFIX = "nvidia.com/"
 _OURS = "gpu-health-agent/"
 
 
-class UnfitError(Exception):
+class UnfitError(AgentError):
     """No node may be drilled, and why."""
 
 

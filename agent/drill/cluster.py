@@ -12,7 +12,7 @@ from urllib.parse import quote
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, Api, ask
 from agent.drill.kit import LOAD, MARK, Object
 from agent.drill.pod_exec import Execute
-from agent.model.errors import RefusedError, UnreachableError
+from agent.model.errors import AgentError, RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT
 from agent.runtime.drill_marks import valid
 
@@ -34,7 +34,7 @@ _EXPIRES_S = 180.0
 RENEW_S = 30.0
 
 
-class MissedError(Exception):
+class MissedError(AgentError):
     """Something did not happen in its time: the drill ends, and says what."""
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from agent.model.errors import UsageError
+
 MARK = "gpu-health-agent/drill"  # the label of all that a drill makes, and the annotation of the node that it drills
 LOAD, LOAD_PORT = "drill-load", 8090
 _HERE = Path(__file__).parents[2] / "daemonset" / "kit"
@@ -37,7 +39,7 @@ class Settings:
 
 
 def objects(folder: Path | None, settings: Settings) -> list[Object]:
-    """Everything to apply, in order. ValueError if the folder is not the kit."""
+    """Everything to apply, in order. UsageError if the folder is not the kit."""
     folder = folder or _HERE
     try:
         plan = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
@@ -58,7 +60,7 @@ def objects(folder: Path | None, settings: Settings) -> list[Object]:
             and not (one["kind"] == "PersistentVolumeClaim" and settings.shared_path)
         ]
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"--kit: {folder} is not the kit ({error}): name the folder daemonset/kit") from error
+        raise UsageError(f"--kit: {folder} is not the kit ({error}): name the folder daemonset/kit") from error
     return sorted(adapted, key=lambda one: (one["kind"] != "Namespace", one["kind"] == "Job"))
 
 

@@ -16,8 +16,9 @@ import sys
 import time
 from pathlib import Path
 
+from agent.model.errors import UnaskedError
 from agent.simulation.scenario import simulation_directory
-from agent.sources.kubelet.pod_resources import UnaskedError, who_holds
+from agent.sources.kubelet.pod_resources import who_holds
 from agent.sources.nvml.pod_of_process import PROC, pod_of
 
 XID = 74  # fatal, and for a person: pods leave, and nothing is repaired

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from agent import __version__
-from agent.config.settings import Config, ConfigError
+from agent.config.settings import Config
 from agent.diagnosis.judge import Orders
+from agent.model.errors import ConfigError, UsageError
 from agent.model.fault import Verdict
 from agent.model.observation import Missing, Observation, Signal, Value, parse_line
 from agent.model.steps import Step
@@ -154,7 +155,7 @@ Entry = Round | Planned | Restored
 
 @dataclass
 class Recording:
-    """A recording being read; ValueError names the line that is none."""
+    """A recording being read; UsageError names the line that is none."""
 
     config: Config
     sources: tuple[str, ...]
@@ -170,7 +171,7 @@ class Recording:
                 raise ValueError(f"another version ({head['recording']!r})")
             return cls(Config.model_validate(head["config"]), tuple(head["sources"]), lines)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"line 1: not the head of a recording ({error})") from error
+            raise UsageError(f"line 1: not the head of a recording ({error})") from error
 
     def __iter__(self) -> Iterator[Entry]:
         for number, text in enumerate(self._lines, 2):
@@ -179,7 +180,7 @@ class Recording:
                 if "decision" not in line:
                     yield self._entry(line)
             except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-                raise ValueError(f"line {number}: not a line of a recording ({error})") from error
+                raise UsageError(f"line {number}: not a line of a recording ({error})") from error
 
     def _entry(self, line: dict[str, Any]) -> Entry:
         if "restored" in line:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from agent.config.settings import Config, Mode
+from agent.model.errors import MalformedError, NewerError
 from agent.model.fault import Fault, Remedy, Severity, Verdict
 from agent.model.names import DEGRADED, ERROR_LABEL, HARD_TAINT, OUT_LABEL, REPLACEMENT, STATE_LABEL, UNHEALTHY
 from agent.model.ownership import own_taint
@@ -19,7 +20,7 @@ from agent.remediation.other_controllers import another, out_by_others, upgradin
 from agent.remediation.presets import accelerated, spoken_for
 from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.repair import effective, operand_labels, repair, running, settled
-from agent.remediation.stored import MalformedError, NewerError, Stored, dump, load
+from agent.remediation.stored import Stored, dump, load
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
 from agent.remediation.validation import check, without
 

@@ -8,20 +8,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from agent.model.errors import MalformedError, NewerError
 from agent.model.fault import Card, Evidence, Fault, Finding, Remedy, Remembered, Severity, Verdict
 from agent.remediation.records import Records, as_json, from_json
 
 VERSION = 1
 _MOST_FAULTS = 32  # with 200 characters of raw text each, far below the 256 KiB that annotations may hold
 _RAW_CHARS = 200
-
-
-class MalformedError(Exception):
-    """Stored state that can't be understood: the agent reports and acts on nothing until a person mends it."""
-
-
-class NewerError(MalformedError):
-    """A newer agent wrote it: this one, rolled back, reports what is bad and leaves everything else to that one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agent.model.errors import RefusedError
+from agent.model.errors import AgentError, RefusedError, UndiagnosedError
 from agent.model.hands import Hands
 from agent.model.steps import Diagnose, Step
 from agent.model.world import Diagnosed, World
 from agent.remediation.stored import kept
 from agent.remediation.validation import awaited
-from agent.sources.dcgm.diag_process import Progress, UndiagnosedError, failures
+from agent.sources.dcgm.diag_process import Progress, failures
 
 _NOT_NOW = 404  # as a server's refusal that the next round may find gone
 
@@ -57,7 +57,7 @@ class Checkup:
             self._run = _Run(step, self._ask)
 
 
-class _UnwantedError(Exception):
+class _UnwantedError(AgentError):
     """Nobody waits for it any more."""
 
 

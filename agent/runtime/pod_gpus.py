@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
+from agent.model.errors import UnaskedError
 from agent.model.world import World
-from agent.sources.kubelet.pod_resources import UnaskedError
 
 _SERVES_S = 10.0  # how long an answer does
 Holders = Mapping[str, Collection[str] | None]  # pod → UUIDs of its GPUs; None where they can't be told

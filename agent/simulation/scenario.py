@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from agent.model.errors import UsageError
 from agent.simulation.gpu import SIGNALS, SimulatedGpu, a100_8_mig, h100_8, h100_16, t4_1, v100_8
 from agent.simulation.nvml_answers import SYMBOLS
 
@@ -64,53 +65,55 @@ class Scenario:
 
 
 def load_scenario(name: str) -> Scenario:
-    """A shipped scenario by name, or a file. ValueError names the field, or the scenarios there are."""
+    """A shipped scenario by name, or a file. UsageError names the field, or the scenarios there are."""
     folder = files("agent.simulation").joinpath("scenarios")
     shipped = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    if name in shipped:
-        text = folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
-    else:
-        raise ValueError(f"scenario: {name!r} is neither a file nor one of {', '.join(shipped)}")
+    if name not in shipped and not Path(name).is_file():
+        raise UsageError(f"scenario: {name!r} is neither a file nor one of {', '.join(shipped)}")
+    file = folder.joinpath(f"{name}.yaml") if name in shipped else Path(name)
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"scenario {name}: not valid YAML: {str(error).splitlines()[0]}") from error
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"scenario {name}: can't be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError) as error:  # no UTF-8, or a date that is none
+        raise UsageError(f"scenario {name}: not valid YAML: {str(error).splitlines()[0]}") from error
     return _scenario(name, data)
 
 
 def _scenario(name: str, data: Any) -> Scenario:
     if not isinstance(data, dict) or data.keys() - {"profile", "duration_s", "steps", "expect"}:
-        raise ValueError(f"scenario {name}: use the keys profile, duration_s, steps and expect")
+        raise UsageError(f"scenario {name}: use the keys profile, duration_s, steps and expect")
     profile = str(data.get("profile"))
     if profile not in PROFILES:
-        raise ValueError(f"scenario {name}: profile: {profile!r} is none of {', '.join(PROFILES)}")
+        raise UsageError(f"scenario {name}: profile: {profile!r} is none of {', '.join(PROFILES)}")
     duration_s, expect = data.get("duration_s"), data.get("expect") or {}
     if duration_s is not None and not _is_number(duration_s):
-        raise ValueError(f"scenario {name}: duration_s: {duration_s!r} is not a number from 0 on")
+        raise UsageError(f"scenario {name}: duration_s: {duration_s!r} is not a number from 0 on")
     if not isinstance(expect, dict):
-        raise ValueError(f"scenario {name}: expect: use the keys faults, steps and status")
+        raise UsageError(f"scenario {name}: expect: use the keys faults, steps and status")
+    faults, counts = expect.get("faults") or [], expect.get("steps") or {}
+    if not (isinstance(faults, list) and isinstance(counts, dict)):
+        raise UsageError(f"scenario {name}: expect: faults must be a list, and steps a mapping to counts")
     listed = data.get("steps") or []
     if not isinstance(listed, list):
-        raise ValueError(f"scenario {name}: steps: must be a list, each with at_s")
+        raise UsageError(f"scenario {name}: steps: must be a list, each with at_s")
     steps = []
     for number, step in enumerate(listed):
         where = f"scenario {name}: steps.{number}"
         if not isinstance(step, dict) or step.keys() - _STEP_KEYS:
-            raise ValueError(f"{where}: use the keys {', '.join(sorted(_STEP_KEYS))}")
+            raise UsageError(f"{where}: use the keys {', '.join(sorted(_STEP_KEYS))}")
         if not _is_number(step.get("at_s")):
-            raise ValueError(f"{where}.at_s: must be seconds from the start")
+            raise UsageError(f"{where}.at_s: must be seconds from the start")
         request = {key: value for key, value in step.items() if key in _REQUEST_KEYS}
         if error := wrong(request, profile, len(PROFILES[profile]())):
-            raise ValueError(f"{where}.{error}")
+            raise UsageError(f"{where}.{error}")
         steps.append(Step(float(step["at_s"]), request, str(step.get("say", ""))))
     return Scenario(
         profile,
         duration_s,
         tuple(sorted(steps, key=lambda step: step.at_s)),
-        tuple(expect.get("faults", ())),
-        dict(expect.get("steps", {})),
+        tuple(faults),
+        counts,
         str(expect.get("status", "")),
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pynvml as nv
 
+from agent.model.errors import AgentError, NotRunningError, UsageError
 from agent.model.text import normalise_pci
 from agent.simulation.gpu import SimulatedGpu
 from agent.simulation.library import Library
@@ -197,7 +198,7 @@ def _whole(path: Path, text: str) -> None:
 def inject(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """Change the simulation in this folder, also one that let go of its GPUs, as for a reset.
 
-    ConnectionError if there is none, ValueError if it refuses.
+    NotRunningError if there is none, or it dies meanwhile; UsageError if it refuses.
     """
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(_REPLY_S)
@@ -206,10 +207,13 @@ def inject(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         except OSError as error:
             reply = {**_released(directory, error).request(request), "note": "no process simulates it now"}
         else:
-            client.sendall(json.dumps(request).encode() + b"\n")
-            reply = json.loads(client.makefile().readline())
+            try:
+                client.sendall(json.dumps(request).encode() + b"\n")
+                reply = json.loads(client.makefile().readline())
+            except (OSError, ValueError) as error:
+                raise NotRunningError(f"the simulation in {directory} gave no answer: is it still there?") from error
     if "error" in reply:
-        raise ValueError(str(reply["error"]))
+        raise UsageError(str(reply["error"]))
     return dict(reply)
 
 
@@ -218,7 +222,7 @@ def _released(directory: Path, error: OSError) -> Simulation:
     try:
         profile = json.loads((directory / "gpus").read_text())["profile"]
     except OSError:
-        raise ConnectionError(
+        raise NotRunningError(
             f"no simulation runs in {directory}: start one with 'simulate' or 'run --simulate'"
         ) from error
     return Simulation(Scenario(profile), directory)
@@ -234,7 +238,7 @@ def main() -> int:
     try:
         simulation = Simulation(load_scenario(options.scenario), options.dir)
         server = simulation.listen()
-    except (OSError, ValueError) as error:
+    except (OSError, AgentError) as error:
         sys.exit(str(error))
     simulation.library.install()
     threading.Thread(target=simulation.serve, args=(server,), name="control", daemon=True).start()

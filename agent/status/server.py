@@ -13,7 +13,8 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from agent.config.settings import ConfigError, Http
+from agent.config.settings import Http
+from agent.model.errors import ConfigError
 
 _REQUEST_TIMEOUT_S = 10
 

@@ -59,6 +59,7 @@ def test_the_exit_code_is_the_process_own() -> None:
         ("presets: [eks]", "presets: Value error, eks is a way to ask for a replacement: set repair."),
         ("- a", "must hold a mapping"),
         ("mode: [", "is not valid YAML"),
+        ("mode: 2001-99-99", "is not valid YAML: month must be in 1..12"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_fix(tmp_path: Path, text: str, sentence: str) -> None:
@@ -68,6 +69,26 @@ def test_a_wrong_setting_is_named_with_its_fix(tmp_path: Path, text: str, senten
     assert code == 78
     assert sentence in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_bug_ends_with_its_traceback_and_never_looks_like_a_wrong_argument() -> None:
+    for bug in ("ValueError", "FileNotFoundError", "ConnectionResetError"):
+        program = f"""
+import sys, types
+from agent import cli
+
+def run(arguments):
+    raise {bug}("not what was typed")
+
+command = types.ModuleType("agent.commands.odd")
+command.run, command.add_arguments = run, lambda parser: None
+sys.modules[command.__name__], cli.COMMANDS["odd"] = command, "a command with a bug"
+sys.exit(cli.main(["odd"]))
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("Traceback")
+        assert done.stderr.endswith(f"{bug}: not what was typed\n")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +103,18 @@ def test_a_wrong_setting_is_named_with_its_fix(tmp_path: Path, text: str, senten
         (("inject", "--gpu", "3"), 64, "one of the arguments"),
         (("inject", "--xid", "79"), 64, "--gpu: name the GPU's index"),
         (("inject", "--gpu", "3", "--xid", "79", "--simulation-dir", "/none"), 1, "no simulation runs in /none"),
+        (("replay", "/none"), 64, "/none: no such file"),
+        (("replay", "-", "--profile", "b300"), 64, "--profile: 'b300' is none of h100-8"),
+        (("explain", "--recording", "/none"), 64, "/none: can't be read (No such file or directory)"),
+        (("explain", "--recording", "/"), 64, "/: can't be read (Is a directory)"),
+        (("explain", "--node", "n", "--kubeconfig", "/none"), 78, "/none is not a file"),
+        (("release", "--all", "--kubeconfig", "/none"), 78, "/none is not a file"),
+        (("drill", "--kubeconfig", "/none"), 64, "--kubeconfig: /none names no cluster"),
+        (("policy", "--config", "/none"), 78, "/none: can't be read"),
+        (("check", "--config", "/none"), 78, "/none: can't be read"),
+        (("diagnose", "--level", "1", "--config", "/none"), 78, "/none: can't be read"),
+        (("sources", "--socket", "/none/s", "--simulate", "nonesuch"), 64, "one of demo, idle"),
+        (("simulate", "idle", "--simulation-dir", "/dev/null/d"), 64, "--simulation-dir: /dev/null/d can't be made"),
         (("dance",), 64, "invalid choice"),
         ((), 64, "required"),
     ],
@@ -90,6 +123,51 @@ def test_wrong_arguments_end_with_a_sentence(arguments: tuple[str, ...], code: i
     got, _, said = cli(*arguments)
     assert (got, sentence in said) == (code, True), said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "sentence"),
+    [
+        (("simulate",), b"\xff", "not valid YAML"),
+        (("simulate",), b"profile: b300", "profile: 'b300' is none of"),
+        (("replay",), b'{"recording": 2}', "line 1: not the head of a recording (another version (2))"),
+        (("replay",), b'{"at": "today"}', "line 1: "),
+        (("explain", "--recording"), b"\xff", "line 1: not the head of a recording"),
+        (("explain", "--recording"), b'{"recording": 1, "config": {}, "sources": []}', "ends before its first round"),
+        (("drill", "--kubeconfig"), b"a: 2001-99-99", "names no cluster (ValueError)"),
+    ],
+)
+def test_a_wrong_file_is_a_wrong_argument(
+    tmp_path: Path, arguments: tuple[str, ...], content: bytes, sentence: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    code, _, said = cli(*arguments, str(path))
+    assert (code, sentence in said, len(said.splitlines())) == (64, True, 1), said
+
+
+@pytest.mark.parametrize(
+    ("user", "cluster", "sentence"),
+    [
+        ("{token: t}", "{server: 'https://127.0.0.1:1', certificate-authority-data: x}", "no credentials from"),
+        ('{token: "secret\\n"}', "{server: 'http://127.0.0.1:1'}", "the token for the API server must be one line"),
+        ("[", "]", "no credentials from"),
+        ("2001-99-99", "", "no credentials from"),
+    ],
+)
+def test_a_kubeconfig_that_is_none_ends_with_a_sentence_and_tells_no_secret(
+    tmp_path: Path, user: str, cluster: str, sentence: str
+) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(f"""
+current-context: c
+contexts: [{{name: c, context: {{cluster: k, user: u}}}}]
+clusters: [{{name: k, cluster: {cluster}}}]
+users: [{{name: u, user: {user}}}]
+""")
+    code, _, said = cli("release", "--all", "--kubeconfig", str(path))
+    assert (code, sentence in said, len(said.splitlines())) == (78, True, 1), said
+    assert "secret" not in said
 
 
 def test_check_without_a_driver_cannot_tell(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from agent.config.limits import Limits
 from agent.config.settings import Config
 from agent.diagnosis.advice import ADVICE, clears, next_step
 from agent.diagnosis.rules import ROWS
+from agent.model.errors import UsageError
 from agent.model.fault import Remedy, Severity
 from agent.model.world import Taint, World
 from agent.remediation.records import Attempt, Records, Stage
@@ -52,11 +53,11 @@ def test_the_nodes_annotation_explains_without_the_agent() -> None:
     assert "n is drained" in in_words(state, f"xid-79@{GPU}")
     attempt = "reset_gpu, attempt 1 (Job gpu-health-reset-gpu-1): failed, no permission to reset"
     assert f"waiting: {attempt}" in in_words(state, None)
-    with pytest.raises(ValueError, match="no such fault stands"):
+    with pytest.raises(UsageError, match="no such fault stands"):
         in_words(state, "xid-1@0000:00:00.0")
-    with pytest.raises(ValueError, match="no agent ran there"):
+    with pytest.raises(UsageError, match="no agent ran there"):
         stored(World("n", "uid"), Config())
-    with pytest.raises(ValueError, match="it is not what this agent writes"):
+    with pytest.raises(UsageError, match="it is not what this agent writes"):
         stored(World("n", "uid", stored="{}"), Config())
 
 

@@ -18,6 +18,7 @@ import yaml
 from agent import cli
 from agent.commands.diagnose import RefusedDiagnosisError, chosen, refusal, uuids
 from agent.config.settings import Config
+from agent.model.errors import UsageError
 from agent.model.fault import Verdict
 from agent.runtime.daemon import Daemon, serve
 from agent.simulation.gpu import h100_8
@@ -120,7 +121,7 @@ def test_a_gpu_that_dcgm_does_not_list_is_said(engine: Engine) -> None:
 @pytest.mark.parametrize(("name", "pci"), [(A, A), ("GPU-b", B), ("1", B)])
 def test_a_gpu_has_three_names(name: str, pci: str) -> None:
     assert chosen(IDLE, [name]) == [pci]
-    with pytest.raises(ValueError, match="none of this node's GPUs"):
+    with pytest.raises(UsageError, match="none of this node's GPUs"):
         chosen(IDLE, ["7"])
     with pytest.raises(RefusedDiagnosisError):
         chosen({"gpus": {}}, [])

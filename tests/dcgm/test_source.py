@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.settings import ConfigError, load
+from agent.config.settings import load
+from agent.model.errors import ConfigError
 from agent.model.observation import Failure, Missing, Observation, Signal
 from agent.sources.dcgm.fields import FIELDS, XID
 from agent.sources.dcgm.poll import USUAL, answers

@@ -26,6 +26,7 @@ from agent.drill.on_node import addresses, record, simulate, write
 from agent.drill.outcome import CRASH, NODE, POD, Outcome, Part, as_json
 from agent.drill.report import page, text
 from agent.drill.withdrawal import Withdrawal
+from agent.model.errors import UsageError
 from agent.model.observation import parse_line
 from agent.runtime.drill_marks import valid
 from agent.simulation.scenario import Scenario
@@ -237,7 +238,7 @@ def containers(one: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_a_folder_that_is_not_the_kit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--kit: .* is not the kit"):
+    with pytest.raises(UsageError, match=r"--kit: .* is not the kit"):
         objects(tmp_path, Settings(NS, "image:1"))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from agent.sources.kubelet.pod_resources import UnaskedError, who_holds
+from agent.model.errors import UnaskedError
+from agent.sources.kubelet.pod_resources import who_holds
 from tests.nodes.conftest import UUIDS, Site
 
 

@@ -13,13 +13,13 @@ import pytest
 
 from agent.commands.explain import stored
 from agent.config.settings import Budget, Config, Mode, Repair
-from agent.model.errors import RefusedError
+from agent.model.errors import MalformedError, RefusedError
 from agent.model.fault import Remedy, Status, Verdict
 from agent.model.names import HARD_TAINT
 from agent.model.world import Local
 from agent.remediation.plan import plan
 from agent.remediation.records import Idle, Stage
-from agent.remediation.stored import MalformedError, load
+from agent.remediation.stored import load
 from tests.actions.test_kube import KubeHands, cluster, holders, node
 from tests.life import CONFIG, REMAPPED, UUID, Life, lives
 from tests.observe import GPU, OTHER, Judge, alive, reading, xid

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.commands.explain import stored
-from agent.config.settings import Config, ConfigError, load
+from agent.config.settings import Config, load
+from agent.model.errors import ConfigError
 from agent.model.hands import Hands
 from agent.model.ownership import OPERAND_PAUSED
 from agent.model.steps import Diagnose, Step

@@ -13,7 +13,7 @@ import pytest
 
 from agent.actions.kube import KubeHands
 from agent.config.settings import Config
-from agent.model.errors import RefusedError
+from agent.model.errors import RefusedError, UndiagnosedError
 from agent.model.fault import Remedy, Status, Verdict
 from agent.model.hands import Hands
 from agent.model.steps import Diagnose
@@ -23,7 +23,7 @@ from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.stored import dump
 from agent.runtime.diag_runner import Checkup
 from agent.simulation.in_memory_cluster import PretendCluster
-from agent.sources.dcgm.diag_process import Progress, UndiagnosedError
+from agent.sources.dcgm.diag_process import Progress
 
 STEP = Diagnose("gpu-health-diagnosis-1-1", 2, ("GPU-a",))
 CHECK = Attempt(Remedy.NONE, 1, "gpu-health-diagnosis-1", ("GPU-a",), "boot", Stage.RESERVED)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from agent.model.errors import NotRunningError, UsageError
 from agent.simulation.scenario import Scenario, load_scenario
 from agent.simulation.simulated import Simulation, inject
 from agent.sources.kmsg.lines import Facts, parse_record
@@ -72,12 +73,12 @@ def test_a_bad_request_names_the_field(simulation: Simulation, request_: dict[st
 
 
 def test_a_running_simulation_is_changed_over_its_socket(simulation: Simulation) -> None:
-    with pytest.raises(ConnectionError, match="no simulation runs"):
+    with pytest.raises(NotRunningError, match="no simulation runs"):
         inject(simulation.directory, {"gpu": 0, "lost": True})
     threading.Thread(target=simulation.serve, args=(simulation.listen(),), daemon=True).start()
     assert inject(simulation.directory, {"gpu": 0, "lost": True}) == {"done": {"gpu": 0, "lost": True}}
     assert simulation.library.gpus[0].lost
-    with pytest.raises(ValueError, match="not in the profile"):
+    with pytest.raises(UsageError, match="not in the profile"):
         inject(simulation.directory, {"gpu": 9, "lost": True})
 
 
@@ -154,16 +155,19 @@ def test_every_shipped_scenario_loads() -> None:
         ("profile: h100-8\nsteps: 5", "steps: must be a list"),
         ("profile: h100-8\nduration_s: long", "duration_s: 'long' is not a number"),
         ("profile: h100-8\nexpect: [1]", "expect: use the keys"),
+        ("profile: h100-8\nexpect: {faults: 3}", "expect: faults must be a list"),
+        ("profile: h100-8\nexpect: {steps: evict}", "expect: faults must be a list, and steps a mapping"),
+        ("profile: 2001-99-99", "not valid YAML: month must be in 1..12"),
     ],
 )
 def test_a_bad_scenario_is_refused_in_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"^scenario .+") as refused:
+    with pytest.raises(UsageError, match=r"^scenario .+") as refused:
         load_scenario(str(path))
     assert sentence in str(refused.value)
 
 
 def test_an_unknown_scenario_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="one of demo, idle"):
+    with pytest.raises(UsageError, match="one of demo, idle"):
         load_scenario("nonesuch")

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from agent.model.errors import AgentError
+
 # Where NVIDIA's packages put them: DCGM 4 (datacenter-gpu-manager-4-core), then DCGM 3.
 FOLDERS = (Path("/usr/share/datacenter-gpu-manager-4/bindings/python3"), Path("/usr/local/dcgm/bindings/python3"))
 
 
-class NoBindingsError(Exception):
-    """One sentence for a person."""
+class NoBindingsError(AgentError):
+    """DCGM's bindings are not there, or can't be used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from agent.model.errors import UndiagnosedError
 from agent.model.text import printable
 
 LONGEST_S = {1: 600.0, 2: 1800.0, 3: 7200.0, 4: 14400.0}  # several times what each level usually takes
@@ -24,10 +25,6 @@ _LOOK_S, _TELL_S, _READ_BYTES, _COMPLAINT_BYTES = 0.2, 1.0, 64 * 1024, 4096
 _POLITE_S, _LAST_S = 5.0, 2.0  # to tell the engine that it may stop; and to be gone after SIGKILL
 
 Progress = Callable[[float], None]
-
-
-class UndiagnosedError(Exception):
-    """There is no result, and why: one sentence."""
 
 
 class Diagnosing:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from agent.model.errors import AgentError
 from agent.model.observation import Failure, Missing, Observation, Signal, Value
 from agent.model.text import normalise_pci
 from agent.sources.dcgm import switches as dcgm_switches
@@ -34,7 +35,7 @@ _TRIGGERED = re.compile(r"[Tt]riggered by XID (\d+)")
 _XID_CODES = (81, 101, 120, 131)  # UNCONTAINED_ERROR, XID_ERROR, FALLEN_OFF_BUS, CONTAINED_ERROR
 
 
-class EngineError(Exception):
+class EngineError(AgentError):
     """The engine as a whole can't be used: why, in a word and in a sentence."""
 
     def __init__(self, failure: Failure, sentence: str) -> None:
@@ -42,7 +43,7 @@ class EngineError(Exception):
         self.failure = failure
 
 
-class ChangedError(Exception):
+class ChangedError(AgentError):
     """Other GPUs, MIG instances or switches than those that are watched: a new connection watches them."""
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.model.errors import UnaskedError
 from agent.model.text import printable
 
 _METHOD = "/v1.PodResourcesLister/List"
@@ -40,10 +41,6 @@ _MESSAGES: Messages = {
 }
 
 Holders = Mapping[str, frozenset[str] | None]
-
-
-class UnaskedError(Exception):
-    """PodResources could not be asked, and why."""
 
 
 def who_holds(socket: Path) -> Holders:

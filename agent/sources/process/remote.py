@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.observation import Observation, parse_line
-from agent.sources.dcgm.diag_process import LONGEST_BYTES, LONGEST_S, Progress, UndiagnosedError, result
-from agent.sources.kubelet.pod_resources import Holders, UnaskedError, holders
+from agent.sources.dcgm.diag_process import LONGEST_BYTES, LONGEST_S, Progress, result
+from agent.sources.kubelet.pod_resources import Holders, holders
 from agent.sources.process.source import SourceStatus
 from agent.sources.process.supervisor import Known
 

@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.observation import Failure, Observation
 from agent.model.text import normalise_pci, rfc3339
-from agent.sources.dcgm.diag_process import UndiagnosedError, asked
-from agent.sources.kubelet.pod_resources import UnaskedError
+from agent.sources.dcgm.diag_process import asked
 from agent.sources.process.supervisor import Known, Supervisor
 
 EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new container gets the driver's library and devices injected anew

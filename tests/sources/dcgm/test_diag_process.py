@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.sources.dcgm.diag_process import LONGEST_BYTES, Diagnosing, UndiagnosedError, asked, failures, result
+from agent.model.errors import UndiagnosedError
+from agent.sources.dcgm.diag_process import LONGEST_BYTES, Diagnosing, asked, failures, result
 from agent.sources.process.supervisor import Known, Supervisor
 
 PASSED = {"passed": True, "gpus": ["0000:1b:00.0"], "results": {"0000:1b:00.0": {"memory": "pass"}}, "errors": []}

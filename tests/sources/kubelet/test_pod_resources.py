@@ -13,9 +13,10 @@ import grpc
 import pynvml as nv
 import pytest
 
+from agent.model.errors import UnaskedError
 from agent.simulation.gpu import h100_8
 from agent.simulation.library import Library
-from agent.sources.kubelet.pod_resources import UnaskedError, gpu_of, messages, who_holds
+from agent.sources.kubelet.pod_resources import gpu_of, messages, who_holds
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-aaaaaaaa-0000-0000-0000-000000000002"
 KNOWN = messages()

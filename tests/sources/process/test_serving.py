@@ -19,12 +19,12 @@ from pathlib import Path
 import pytest
 
 from agent.config.settings import Config
+from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.fault import Status
 from agent.model.observation import Failure, Observation, Signal
 from agent.runtime.daemon import Daemon
 from agent.simulation.simulated import inject
-from agent.sources.dcgm.diag_process import LONGEST_BYTES, UndiagnosedError
-from agent.sources.kubelet.pod_resources import UnaskedError
+from agent.sources.dcgm.diag_process import LONGEST_BYTES
 from agent.sources.process.remote import Remote
 from agent.sources.process.serving import Renewal
 from agent.sources.process.supervisor import Known
