@@ -7,7 +7,7 @@ import builtins
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.model import errors
+from agent.model import errors, names
 
 ROOT = Path(__file__).parents[1] / "agent"
 # From the ground up. Rooms on one floor never import each other.
@@ -87,6 +87,16 @@ def test_every_error_of_ours_stands_in_the_one_tree() -> None:
                 bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
                 assert node.name == "AgentError" or not bases & pythons, f"{path}: {node.name}"
                 assert not node.name.endswith("Error") or node.name in drawn, f"{path}: {node.name}"
+
+
+def test_a_name_on_the_cluster_is_spelled_in_one_file() -> None:
+    """Sentences for people may have it in them."""
+    keys = {name for key, name in vars(names).items() if key.isupper() and isinstance(name, str)}
+    for path in sorted(ROOT.rglob("*.py")):
+        tree = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        pieces = {part for node in tree if isinstance(node, ast.JoinedStr) for part in node.values}
+        spelled = {node.value for node in tree if isinstance(node, ast.Constant) and node not in pieces}
+        assert path == ROOT / "model" / "names.py" or not keys & spelled, f"{path}: {keys & spelled}"
 
 
 def test_no_two_files_share_a_name() -> None:

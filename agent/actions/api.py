@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from datetime import datetime
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import yaml
 
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
+from agent.model.text import unix_s
 from agent.model.world import Condition, Taint
 
 TIMEOUT_S = 10.0
@@ -19,7 +20,6 @@ TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
-_CONFLICT, _INVALID = 409, 422
 # All that the API server says of a JSON Patch whose test fails (apiserver's patch.go keeps the reason to itself).
 PATCH_FAILED = "the server rejected our request due to an error in our request"
 
@@ -101,8 +101,8 @@ def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = 
     causes = (answer.get("details") or {}).get("causes") or ()
     told = "; ".join(str(cause.get("message", "")) for cause in causes if cause.get("message"))
     reasons = tuple(str(cause.get("reason", "")) for cause in causes)
-    if (status, content_type) == (_INVALID, JSON_PATCH) and message.startswith(PATCH_FAILED):
-        raise RefusedError(_CONFLICT, "the object changed meanwhile: the JSON Patch's test failed")
+    if (status, content_type) == (HTTPStatus.UNPROCESSABLE_ENTITY, JSON_PATCH) and message.startswith(PATCH_FAILED):
+        raise RefusedError(HTTPStatus.CONFLICT, "the object changed meanwhile: the JSON Patch's test failed")
     raise RefusedError(status, f"{message} {told}".strip(), reasons)
 
 
@@ -110,7 +110,7 @@ def written_at(item: Mapping[str, Any]) -> float:
     """When the API server last took a write of an object, Unix seconds by its own clock; 0 where it doesn't tell."""
     metadata = item["metadata"]
     times = [metadata.get("creationTimestamp"), *(one.get("time") for one in metadata.get("managedFields") or ())]
-    return max((datetime.fromisoformat(at).timestamp() for at in times if at), default=0.0)
+    return max(unix_s(at) or 0.0 for at in times)
 
 
 def taint_of(item: Mapping[str, str]) -> Taint:

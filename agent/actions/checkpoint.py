@@ -14,10 +14,8 @@ from http.client import BadStatusLine, HTTPConnection, HTTPException, LineTooLon
 from ipaddress import ip_address
 from typing import Any
 
-CHECKPOINT = "gpu-health-agent/checkpoint"
-TIMEOUT = "gpu-health-agent/checkpoint-timeout-s"
-REQUESTED = "gpu-health-agent/checkpoint-requested-at"
-SAVED = "gpu-health-agent/checkpoint-saved-at"
+from agent.model.names import CHECKPOINT_ANNOTATION, TIMEOUT_ANNOTATION
+
 ANSWER_S = 2.0  # for everything, from connecting to the end of the answer's head
 
 _DEFAULT_S = 60.0
@@ -40,20 +38,20 @@ class Declared:
 
 def declared(annotations: Mapping[str, str]) -> Declared:
     """Read the annotations; a malformed one is said, and asks for nothing."""
-    text = annotations.get(CHECKPOINT, "").strip()
+    text = annotations.get(CHECKPOINT_ANNOTATION, "").strip()
     if not text:
         return Declared()
     try:
-        timeout_s = float(annotations.get(TIMEOUT, _DEFAULT_S))
+        timeout_s = float(annotations.get(TIMEOUT_ANNOTATION, _DEFAULT_S))
     except ValueError:
         timeout_s = -1.0
     if not 0 <= timeout_s <= 86400:
-        return Declared(said=f"{TIMEOUT} must be seconds from 0 to 86400")
+        return Declared(said=f"{TIMEOUT_ANNOTATION} must be seconds from 0 to 86400")
     if text in ("annotation", "sigterm"):
         return Declared(text, timeout_s=timeout_s)
     match = _HTTP.fullmatch(text)
     if not match or int(match[1]) > 65535:
-        return Declared(said=f"{CHECKPOINT} must be http:<port>/<path>, annotation or sigterm")
+        return Declared(said=f"{CHECKPOINT_ANNOTATION} must be http:<port>/<path>, annotation or sigterm")
     return Declared("http", int(match[1]), "/" + match[2], timeout_s)
 
 

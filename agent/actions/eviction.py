@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -13,10 +14,13 @@ from agent.actions.api import STRATEGIC_PATCH, Api, ask
 from agent.actions.rights import OURS
 from agent.config.settings import Drain
 from agent.model.errors import RefusedError
+from agent.model.names import DISRUPTED
+from agent.model.text import rfc3339
 from agent.model.world import Pod
 
-_CONFLICT, _GONE, _BLOCKED, _SERVER = 409, 404, 429, 500
-_NO = (400, 403, 422)  # an answer to this very request; webhooks may choose any other, and are known by their words
+# Answers to this very request; webhooks may choose any other, and are known by their words.
+_NO = (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY)
+_OVER = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)  # the pod is gone, or its name is another's
 _DENIED = re.compile(r"\bdenied (the )?request\b")
 
 
@@ -55,11 +59,14 @@ class Evictions:
             self._left(pod, outcome)
         except RefusedError as refused:
             # A busy or broken server answers alike, and has asked no budget: that must never lead to a deletion.
-            if refused.status == _BLOCKED and "DisruptionBudget" in refused.causes:
+            if refused.status == HTTPStatus.TOO_MANY_REQUESTS and "DisruptionBudget" in refused.causes:
                 self.blocked[pod.key] = refused.sentence
-            elif refused.status == _SERVER and "more than one PodDisruptionBudget" in refused.sentence:
+            elif (
+                refused.status == HTTPStatus.INTERNAL_SERVER_ERROR
+                and "more than one PodDisruptionBudget" in refused.sentence
+            ):
                 self.blocked[pod.key] = f"{refused.sentence} {self._budgets(pod, labels)}".strip()
-            elif refused.status not in (_GONE, _CONFLICT):
+            elif refused.status not in _OVER:
                 self._deny(pod, refused)
                 self.blocked.pop(pod.key, None)
 
@@ -70,7 +77,7 @@ class Evictions:
             self._end(pod)
             self._left(pod, outcome)
         except RefusedError as refused:
-            if refused.status not in (_GONE, _CONFLICT):
+            if refused.status not in _OVER:
                 self._deny(pod, refused)
 
     def _deny(self, pod: Pod, refused: RefusedError) -> None:
@@ -82,13 +89,12 @@ class Evictions:
     def _end(self, pod: Pod) -> None:
         if self._in_steps:
             # The Eviction API sets it itself: with it a Job's podFailurePolicy doesn't count the pod as failed.
-            now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
             condition = {
-                "type": "DisruptionTarget",
+                "type": DISRUPTED,
                 "status": "True",
                 "reason": "DeletionByGpuHealthAgent",
                 "message": "moved away from a GPU fault",
-                "lastTransitionTime": now,
+                "lastTransitionTime": rfc3339(time.time(), "seconds"),
             }
             body = {"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}}
             ask(self._api, "PATCH", f"{path_of(pod)}/status", body, STRATEGIC_PATCH)

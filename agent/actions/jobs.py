@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import Api, ask
-from agent.actions.rights import OURS, TEMPLATE_LABEL
+from agent.actions.rights import OURS
 from agent.config.settings import Config
 from agent.model.errors import RefusedError
+from agent.model.names import GPUS_ANNOTATION, NODE_UID_LABEL, TEMPLATE_LABEL
 from agent.model.steps import StartJob
+from agent.model.text import unix_s
 from agent.model.world import Job
 
-NODE_LABEL = "gpu-health-agent/node-uid"
-GPUS_ANNOTATION = "gpu-health-agent/gpus"
-_CONFLICT = 409
 _KEPT_S = 7 * 86400
 
 
@@ -43,7 +43,7 @@ class Jobs:
         """Every Job ever made for the Node with this UID. RefusedError, UnreachableError."""
         if not self._templates:
             return ()
-        found = ask(self._api, "GET", f"{self._path}/jobs?labelSelector={quote(f'{NODE_LABEL}={uid}')}")
+        found = ask(self._api, "GET", f"{self._path}/jobs?labelSelector={quote(f'{NODE_UID_LABEL}={uid}')}")
         return tuple(_job(item, ended) for item in found.get("items", ()))
 
     def start(self, step: StartJob, uid: str) -> None:
@@ -53,13 +53,13 @@ class Jobs:
         try:
             ask(self._api, "POST", f"{self._path}/jobs", self._body(step, uid, cron_job))
         except RefusedError as refused:
-            if refused.status != _CONFLICT:
+            if refused.status != HTTPStatus.CONFLICT:
                 raise
 
     def _body(self, step: StartJob, uid: str, cron_job: Mapping[str, Any]) -> dict[str, Any]:
         template = copy.deepcopy(cron_job["spec"]["jobTemplate"])
         metadata, spec = template.get("metadata") or {}, template["spec"]
-        of = {TEMPLATE_LABEL: cron_job["metadata"]["name"], NODE_LABEL: uid}
+        of = {TEMPLATE_LABEL: cron_job["metadata"]["name"], NODE_UID_LABEL: uid}
         labels = {**(metadata.get("labels") or {}), **OURS, **of}
         # That it ran must not be forgotten before it was read, by an agent that may be down for a while.
         spec["ttlSecondsAfterFinished"] = max(spec.get("ttlSecondsAfterFinished") or 0, _KEPT_S)
@@ -67,7 +67,7 @@ class Jobs:
         spec |= {"backoffLimit": 0, "activeDeadlineSeconds": limit_s, "parallelism": 1, "completions": 1}
         pod = spec["template"]
         pod["metadata"] = pod.get("metadata") or {}
-        pod["metadata"]["labels"] = {**(pod["metadata"].get("labels") or {}), NODE_LABEL: uid}
+        pod["metadata"]["labels"] = {**(pod["metadata"].get("labels") or {}), NODE_UID_LABEL: uid}
         pod["metadata"]["annotations"] = {
             **(pod["metadata"].get("annotations") or {}),
             GPUS_ANNOTATION: ",".join(step.uuids),
@@ -87,7 +87,7 @@ def _job(item: Mapping[str, Any], ended: Mapping[str, tuple[int, float]]) -> Job
         if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
             state = "succeeded" if condition["type"] == "Complete" else "failed"
             said = str(condition.get("message") or condition.get("reason") or "")
-            at = datetime.fromisoformat(condition["lastTransitionTime"])
-            ended_s = max(0, int((datetime.now(UTC) - at).total_seconds()))
+            at = unix_s(condition.get("lastTransitionTime"))
+            ended_s = 0 if at is None else max(0, int(time.time() - at))
     exit_code, finished_at = ended.get(name, (None, 0.0))
     return Job(name, state, exit_code, said, ended_s, finished_at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, assert_never
 from urllib.parse import quote
 
@@ -14,10 +14,17 @@ from agent.actions.checkpoint import ANSWER_S
 from agent.actions.jobs import Jobs
 from agent.actions.permits import Clock, Permits, Pool
 from agent.actions.pods import Pods, workload
-from agent.actions.rights import DISMISS_ANNOTATION, DRILL_ANNOTATION, FAULTS_ANNOTATION, needed
+from agent.actions.rights import needed
 from agent.config.settings import Config
 from agent.model.errors import RefusedError, UnreachableError
-from agent.model.names import HARD_TAINT, SOFT_TAINT
+from agent.model.names import (
+    DISMISS_ANNOTATION,
+    DRILL_ANNOTATION,
+    FAULTS_ANNOTATION,
+    HARD_TAINT,
+    MANAGED_LABEL,
+    SOFT_TAINT,
+)
 from agent.model.ownership import own_taint
 from agent.model.steps import (
     Announce,
@@ -33,11 +40,10 @@ from agent.model.steps import (
     TakeSlot,
     Wait,
 )
+from agent.model.text import rfc3339
 from agent.model.world import Condition, Job, Pod, Slot, SlotKind, World
 
-MANAGED_LABEL = "gpu-health-agent/managed"
-_CONFLICT, _GONE, _FORBIDDEN = 409, 404, 403
-_UNKNOWN = 500  # from here on an answer doesn't tell whether the request is carried out
+_UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on an answer doesn't tell whether the request is carried out
 
 
 class KubeHands:
@@ -65,7 +71,7 @@ class KubeHands:
             method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
         ) -> tuple[int, Any]:
             if needed(method, path, self._config.budget.namespace) is None:
-                raise RefusedError(_FORBIDDEN, f"{method} {path} is no right that the agent declares")
+                raise RefusedError(HTTPStatus.FORBIDDEN, f"{method} {path} is no right that the agent declares")
             self.requests[method] += 1
             return api(method, path, body, content_type, accept)
 
@@ -89,9 +95,9 @@ class KubeHands:
         try:
             self._raw = ask(self._api, "GET", self._path)
         except RefusedError as refused:
-            if refused.status == _GONE:
+            if refused.status == HTTPStatus.NOT_FOUND:
                 raise RefusedError(
-                    _GONE, f"node {self._node} does not exist: check node, --node or NODE_NAME"
+                    HTTPStatus.NOT_FOUND, f"node {self._node} does not exist: check node, --node or NODE_NAME"
                 ) from None
             raise
         metadata, spec, status = (self._raw.get(part) or {} for part in ("metadata", "spec", "status"))
@@ -173,7 +179,9 @@ class KubeHands:
                 self._permits.require(SlotKind.WITHDRAWN)
                 self._jobs.start(step, self._raw["metadata"]["uid"])
             case Diagnose():
-                raise RefusedError(_GONE, "whoever has no sources of its own can't have DCGM diagnose a GPU")
+                raise RefusedError(
+                    HTTPStatus.NOT_FOUND, "whoever has no sources of its own can't have DCGM diagnose a GPU"
+                )
             case Announce():
                 self._announce(step)
             case Wait():
@@ -197,7 +205,7 @@ class KubeHands:
         self._raw = ask(self._api, "PATCH", f"{self._path}/status", body, STRATEGIC_PATCH)
 
     def _condition(self, condition: Condition) -> dict[str, Any]:
-        now = _now()
+        now = rfc3339(time.time(), "seconds")
         old: dict[str, Any] = next(
             (c for c in self._raw["status"].get("conditions") or () if c["type"] == condition.type), {}
         )
@@ -240,7 +248,7 @@ class KubeHands:
         self._raw = ask(self._api, "PATCH", self._path, patch, JSON_PATCH)
 
     def _announce(self, step: Announce) -> None:
-        now = _now()
+        now = rfc3339(time.time(), "seconds")
         # A Node has no namespace: its Events are kept in "default". Its uid is its name, as the kubelet has it.
         namespace, about = "default", {"kind": "Node", "name": self._node, "uid": self._node}
         if step.pod in self._pod_names:
@@ -263,10 +271,6 @@ class KubeHands:
             ask(self._api, "POST", f"/api/v1/namespaces/{quote(namespace)}/events", event)
         except RefusedError as refused:
             # 409: told before a restart; a pod whose namespace ends takes no Events any more.
-            if refused.status != _CONFLICT and not step.pod:
+            if refused.status != HTTPStatus.CONFLICT and not step.pod:
                 raise
         self._announced |= {step.name}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

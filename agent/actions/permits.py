@@ -9,24 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import TABLE, Api, ask, taint_of, written_at
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
-from agent.model.names import OUT_LABEL, PERMIT_VALID_S
+from agent.model.names import OUT_LABEL, PAUSE_CONFIGMAP, PERMIT_VALID_S, POOL_LABEL, SLOT_LABEL, SLOT_LEASE
+from agent.model.text import rfc3339, unix_s
 from agent.model.world import Slot, SlotKind
 
-_POOL_LABEL = "gpu-health-agent/pool"
-_KIND_LABEL = "gpu-health-agent/slot"
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
-_PAUSE = "/api/v1/namespaces/{}/configmaps/gpu-health-agent-pause"
+_PAUSE = "/api/v1/namespaces/{}/configmaps/" + PAUSE_CONFIGMAP
 _RENEW_S, _ABANDONED_S = 120.0, 600.0
 _SILENT_S, _ASK_S = 300.0, 60.0  # from when on, and how often, the Node of a silent holder is asked for
 _POOL_S = 15.0  # how long a reading of the pool serves
-_CONFLICT, _GONE = 409, 404
 
 Clock = Callable[[], float]
 
@@ -69,7 +67,7 @@ class Permits:
 
         ``told_at``: a time by the API server's clock that has passed, Unix seconds.
         """
-        answer = ask(self._api, "GET", f"{self._path}?labelSelector={_POOL_LABEL}%3D{self._budget.pool}")
+        answer = ask(self._api, "GET", f"{self._path}?labelSelector={POOL_LABEL}%3D{self._budget.pool}")
         self._seen = {lease["metadata"]["name"]: lease for lease in answer.get("items", ())}
         self._watched = {name: watched for name, watched in self._watched.items() if name in self._seen}
         self._confirmed = {
@@ -108,18 +106,22 @@ class Permits:
         try:
             data = ask(self._api, "GET", path).get("data") or {}
         except RefusedError as refused:
-            return "" if refused.status == _GONE else f"ConfigMap gpu-health-agent-pause can't be read: {refused}"
+            return (
+                ""
+                if refused.status == HTTPStatus.NOT_FOUND
+                else f"ConfigMap gpu-health-agent-pause can't be read: {refused}"
+            )
         said = str(data.get("paused", "false")).strip().lower()
         return "" if said in ("", "false") else "ConfigMap gpu-health-agent-pause says so"
 
     def take(self, kind: SlotKind, index: int, holder: str) -> None:
         """Take a slot, or confirm our own; RefusedError 409 if another node was quicker."""
         name, sent = self._name(kind, index), self._clock()
-        lease, now = self._seen.get(name), _now()
+        lease, now = self._seen.get(name), rfc3339(time.time())
         if lease is None or _holder(lease) != holder:
             self._taken[name] = sent
         if lease is None:
-            labels = {_POOL_LABEL: self._budget.pool, _KIND_LABEL: str(kind)}
+            labels = {POOL_LABEL: self._budget.pool, SLOT_LABEL: str(kind)}
             body = {
                 "apiVersion": "coordination.k8s.io/v1",
                 "kind": "Lease",
@@ -132,24 +134,25 @@ class Permits:
         elif not _holder(lease) or self._abandoned(lease):
             self._put(lease, {"holderIdentity": holder, "acquireTime": now, "renewTime": now})
         else:
-            raise RefusedError(_CONFLICT, f"slot {name} is held")
+            raise RefusedError(HTTPStatus.CONFLICT, f"slot {name} is held")
         self._confirmed[name] = sent
 
     def give(self, kind: SlotKind, index: int, holder: str) -> None:
         """Free our own slot; one that is another's by now is left alone."""
         lease = self._seen.get(self._name(kind, index))
         if lease and _holder(lease) == holder:
-            used = {"acquireTime": _now()} if kind is SlotKind.HOURLY else {}  # its hour begins now
+            now = rfc3339(time.time())
+            used = {"acquireTime": now} if kind is SlotKind.HOURLY else {}  # its hour begins now
             # Before the request: one whose answer is lost may free the slot at any time, until a new
             # confirmation changes its version.
             self._confirmed.pop(self._name(kind, index), None)
-            self._put(lease, {"holderIdentity": "", "renewTime": _now(), **used})
+            self._put(lease, {"holderIdentity": "", "renewTime": now, **used})
 
     def require(self, kind: SlotKind) -> None:
         """RefusedError 409 unless a slot of this kind was confirmed to be ours within five minutes."""
         prefix, now = self._name(kind, 0)[:-1], self._clock()
         if not any(n.startswith(prefix) and now - at < PERMIT_VALID_S for n, at in self._confirmed.items()):
-            raise RefusedError(_CONFLICT, f"no {kind} permit was confirmed lately: it is asked for again")
+            raise RefusedError(HTTPStatus.CONFLICT, f"no {kind} permit was confirmed lately: it is asked for again")
 
     def unanswered(self) -> None:
         """Nobody knows whether what was asked for under a permit arrives: for a while the permit stays."""
@@ -201,7 +204,7 @@ class Permits:
         try:
             node = ask(self._api, "GET", f"/api/v1/nodes/{quote(name, safe='')}")
         except RefusedError as refused:
-            watched.gone = refused.status == _GONE
+            watched.gone = refused.status == HTTPStatus.NOT_FOUND
             return
         watched.gone = node["metadata"]["uid"] != uid
         watched.tainted = any(taint_of(t).withdraws for t in (node.get("spec") or {}).get("taints") or ())
@@ -221,11 +224,11 @@ class Permits:
         self._seen[name] = ask(self._api, "PUT", f"{self._path}/{name}", renewed)
 
     def _name(self, kind: SlotKind, index: int) -> str:
-        return f"gpu-health-agent-{kind}-{self._budget.pool}-{index}"
+        return SLOT_LEASE.format(kind=kind, pool=self._budget.pool, index=index)
 
 
 def _kind(lease: Mapping[str, Any]) -> str:
-    return str((lease["metadata"].get("labels") or {}).get(_KIND_LABEL))
+    return str((lease["metadata"].get("labels") or {}).get(SLOT_LABEL))
 
 
 def _holder(lease: Mapping[str, Any]) -> str:
@@ -234,12 +237,5 @@ def _holder(lease: Mapping[str, Any]) -> str:
 
 def _age_s(lease: Mapping[str, Any]) -> float:
     """Since it was taken, by the clock of the node that took it."""
-    try:
-        taken = datetime.fromisoformat((lease.get("spec") or {})["acquireTime"])
-        return (datetime.now(UTC) - taken).total_seconds()
-    except (KeyError, TypeError, ValueError):
-        return 0.0
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    taken = unix_s((lease.get("spec") or {}).get("acquireTime"))
+    return 0.0 if taken is None else time.time() - taken

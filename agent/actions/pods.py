@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import MERGE_PATCH, Api, ask
-from agent.actions.checkpoint import ANSWER_S, REQUESTED, SAVED, Calls, declared
+from agent.actions.checkpoint import ANSWER_S, Calls, declared
 from agent.actions.eviction import Evictions, path_of
-from agent.actions.jobs import NODE_LABEL
 from agent.actions.permits import Clock
 from agent.config.settings import Config
 from agent.model.errors import RefusedError
-from agent.model.names import HARD_TAINT
+from agent.model.names import HARD_TAINT, KEEP_ANNOTATION, NODE_UID_LABEL, REQUESTED_ANNOTATION, SAVED_ANNOTATION
 from agent.model.ownership import OPERANDS
+from agent.model.text import rfc3339, unix_s
 from agent.model.world import Pod
 
-_KEEP = {"gpu-health-agent/do-not-evict": "true", "karpenter.sh/do-not-disrupt": "true"}
+_KEEP = {KEEP_ANNOTATION: "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
 _MIRROR = "kubernetes.io/config.mirror"
-_CONFLICT, _GONE = 409, 404
 _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ended it
 
 
@@ -76,8 +76,7 @@ class Pods:
             name = (raw["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-name", "")
             for container in (raw.get("status") or {}).get("containerStatuses") or ():
                 if ended := (container.get("state") or {}).get("terminated"):
-                    at = _when(ended.get("finishedAt"))
-                    found[name] = int(ended.get("exitCode") or 0), at.timestamp() if at else 0.0
+                    found[name] = int(ended.get("exitCode") or 0), unix_s(ended.get("finishedAt")) or 0.0
         return found
 
     def workloads(self) -> Mapping[str, dict[str, Any]]:
@@ -91,13 +90,13 @@ class Pods:
         """Once the annotation that says since when, then the way that the pod declared; no answer is waited for."""
         raw = self._raw[pod.uid]
         annotations = raw["metadata"].get("annotations") or {}
-        if REQUESTED not in annotations:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            body = {"metadata": {"uid": pod.uid, "annotations": {REQUESTED: now}}}
+        if REQUESTED_ANNOTATION not in annotations:
+            now = rfc3339(time.time(), "milliseconds")
+            body = {"metadata": {"uid": pod.uid, "annotations": {REQUESTED_ANNOTATION: now}}}
             try:
                 ask(self._api, "PATCH", path_of(pod), body, MERGE_PATCH)
             except RefusedError as refused:
-                if refused.status not in (_GONE, _CONFLICT):
+                if refused.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                     raise
                 return
             self._asked[pod.uid] = self._clock()
@@ -123,7 +122,7 @@ class Pods:
         wish, (saved, why) = declared(annotations), self.calls.answer(metadata["uid"])
         if wish.way == "http" and spec.get("hostNetwork"):
             why = "it uses the node's network, so its port may be another's"
-        deleted = _when(metadata.get("deletionTimestamp"))
+        deleted = unix_s(metadata.get("deletionTimestamp"))
         owner = _controller(metadata)
         return Pod(
             namespace=metadata["namespace"],
@@ -136,7 +135,7 @@ class Pods:
             static=_MIRROR in annotations,
             finished=status.get("phase") in ("Succeeded", "Failed"),
             terminating=bool(metadata.get("deletionTimestamp")),
-            stuck=deleted is not None and (datetime.now(UTC) - deleted).total_seconds() > _STUCK_S,
+            stuck=deleted is not None and time.time() - deleted > _STUCK_S,
             priority=spec.get("priority") or 0,
             tolerates=any(_tolerates(one) for one in spec.get("tolerations") or ()),
             protected=any(annotations.get(key) == value for key, value in _KEEP.items()),
@@ -146,16 +145,16 @@ class Pods:
             checkpoint_said=wish.said or why,
             asked_s=self._asked_s(metadata["uid"], annotations),
             operand=labels.get("app") in OPERANDS.values() and owner is not None and owner["kind"] == "DaemonSet",
-            ours=NODE_LABEL in labels and metadata["namespace"] == self._config.budget.namespace,
+            ours=NODE_UID_LABEL in labels and metadata["namespace"] == self._config.budget.namespace,
             saved=saved or (wish.way == "annotation" and _answered(annotations)),
         )
 
     def _asked_s(self, uid: str, annotations: Mapping[str, str]) -> int | None:
         """By our own clock where we asked, by the annotation's after a restart."""
-        requested = _when(annotations.get(REQUESTED))
+        requested = unix_s(annotations.get(REQUESTED_ANNOTATION))
         if uid in self._asked:
             return int(self._clock() - self._asked[uid])
-        return None if requested is None else max(0, int((datetime.now(UTC) - requested).total_seconds()))
+        return None if requested is None else max(0, int(time.time() - requested))
 
     def _is_pinned(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
         """Whether one of its volumes is a disk of this node: it could start nowhere else."""
@@ -200,13 +199,5 @@ def _tolerates(toleration: Mapping[str, Any]) -> bool:
 
 def _answered(annotations: Mapping[str, str]) -> bool:
     """Saved after it was asked; both clocks are of this cluster, and both times of the pod's own object."""
-    requested, saved = _when(annotations.get(REQUESTED)), _when(annotations.get(SAVED))
+    requested, saved = unix_s(annotations.get(REQUESTED_ANNOTATION)), unix_s(annotations.get(SAVED_ANNOTATION))
     return requested is not None and saved is not None and saved >= requested
-
-
-def _when(text: str | None) -> datetime | None:
-    try:
-        at = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return at if at.tzinfo else None

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
-from agent.actions.checkpoint import REQUESTED
-from agent.actions.rights import (
-    DISMISS_ANNOTATION,
-    DRILL_ANNOTATION,
-    EKS_CONDITIONS,
-    NODE_ANNOTATIONS,
-    NODE_CONDITIONS,
-    NODE_LABELS,
-    REPAIR_CONDITIONS,
-)
+from agent.actions.rights import EKS_CONDITIONS, NODE_ANNOTATIONS, NODE_CONDITIONS, NODE_LABELS, REPAIR_CONDITIONS
 from agent.model.errors import RefusedError
+from agent.model.names import DISMISS_ANNOTATION, DRILL_ANNOTATION, POOL_LABEL, REQUESTED_ANNOTATION
 from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS, own_condition, own_taint
 
 _ANNOTATIONS = (*NODE_ANNOTATIONS, DISMISS_ANNOTATION, DRILL_ANNOTATION)
 _CONDITIONS = (*NODE_CONDITIONS, *REPAIR_CONDITIONS)
-_CONFLICT, _TRIES = 409, 5
+_TRIES = 5
 
 
 def release(api: Api, namespace: str, node: str | None) -> Iterator[str]:
@@ -38,7 +31,7 @@ def release(api: Api, namespace: str, node: str | None) -> Iterator[str]:
         done = _release(api, name)
         yield f"node {name}: {', '.join(done) or 'nothing of ours'}"
     path = f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace, safe='')}/leases"
-    for lease in ask(api, "GET", f"{path}?labelSelector=gpu-health-agent%2Fpool")["items"]:
+    for lease in ask(api, "GET", f"{path}?labelSelector={quote(POOL_LABEL, safe='')}")["items"]:
         holder = str((lease.get("spec") or {}).get("holderIdentity") or "")
         if node is None:
             ask(api, "DELETE", f"{path}/{lease['metadata']['name']}")
@@ -83,7 +76,7 @@ def _release(api: Api, name: str) -> list[str]:
         try:
             ask(api, "PATCH", path, [version, *patch], JSON_PATCH)
         except RefusedError as refused:
-            if refused.status != _CONFLICT or tries == _TRIES - 1:
+            if refused.status != HTTPStatus.CONFLICT or tries == _TRIES - 1:
                 raise
             continue
         done += [str(one["path"]).rpartition("/")[2].replace("~1", "/") for one in patch]
@@ -96,10 +89,10 @@ def _release(api: Api, name: str) -> list[str]:
     selector = quote(f"spec.nodeName={name}", safe="")
     for pod in ask(api, "GET", f"/api/v1/pods?fieldSelector={selector}")["items"]:
         metadata = pod["metadata"]
-        if REQUESTED in (metadata.get("annotations") or {}):
-            body = {"metadata": {"uid": metadata["uid"], "annotations": {REQUESTED: None}}}
+        if REQUESTED_ANNOTATION in (metadata.get("annotations") or {}):
+            body = {"metadata": {"uid": metadata["uid"], "annotations": {REQUESTED_ANNOTATION: None}}}
             ask(api, "PATCH", f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}", body, MERGE_PATCH)
-            done.append(f"{REQUESTED} of pod {metadata['namespace']}/{metadata['name']}")
+            done.append(f"{REQUESTED_ANNOTATION} of pod {metadata['namespace']}/{metadata['name']}")
     return done
 
 

@@ -7,28 +7,37 @@ from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
 
-from agent.actions.checkpoint import REQUESTED
-from agent.model.names import HARD_TAINT, OUT_LABEL, SOFT_TAINT
+from agent.model.names import (
+    DEGRADED,
+    DISRUPTED,
+    ERROR_LABEL,
+    FAULTS_ANNOTATION,
+    HARD_TAINT,
+    MANAGED_BY_LABEL,
+    OUT_LABEL,
+    PAUSE_CONFIGMAP,
+    REPLACEMENT,
+    REQUESTED_ANNOTATION,
+    SOFT_TAINT,
+    STATE_LABEL,
+    UNHEALTHY,
+)
 from agent.model.ownership import ACCELERATED, AUTOSCALER_TAINT, OPERANDS
 
-FAULTS_ANNOTATION = "gpu-health-agent/faults"
 NODE_TAINTS = {HARD_TAINT: ["NoSchedule"], SOFT_TAINT: ["PreferNoSchedule", "NoSchedule"]}
-NODE_LABELS = ("gpu-health-agent/state", OUT_LABEL, "node.kubernetes.io/gpu-error")
+NODE_LABELS = (STATE_LABEL, OUT_LABEL, ERROR_LABEL)
 NODE_ANNOTATIONS = (FAULTS_ANNOTATION,)
-# A person's, and a drill's: read only.
-DISMISS_ANNOTATION, DRILL_ANNOTATION = "gpu-health-agent/dismiss", "gpu-health-agent/drill"
-NODE_CONDITIONS = ("GpuUnhealthy", "GpuDegraded")
+NODE_CONDITIONS = (UNHEALTHY, DEGRADED)
 # These change in a repair only, so only the overlay that allows repairs allows them.
 REPAIR_LABELS = tuple(OPERANDS)
-REPAIR_CONDITIONS = ("GpuReplacementRequested",)
+REPAIR_CONDITIONS = (REPLACEMENT,)
 # And these with their presets only; of each only what bears our mark.
 AUTOSCALER_TAINTS = {AUTOSCALER_TAINT.key: [AUTOSCALER_TAINT.effect]}
 EKS_CONDITIONS = (ACCELERATED,)
-POD_ANNOTATIONS = (REQUESTED,)
-POD_CONDITIONS = ("DisruptionTarget",)  # with drain.eviction ask_then_delete only
+POD_ANNOTATIONS = (REQUESTED_ANNOTATION,)
+POD_CONDITIONS = (DISRUPTED,)  # with drain.eviction ask_then_delete only
 # By these labels the admission policies know which of their comparisons a request asks for, and refuse it without.
-OURS = {"app.kubernetes.io/managed-by": "gpu-health-agent"}
-TEMPLATE_LABEL = "gpu-health-agent/template"
+OURS = {MANAGED_BY_LABEL: "gpu-health-agent"}
 
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
@@ -56,7 +65,7 @@ RIGHTS = (
     Right("", "events", ("create",)),
     Right("policy", "poddisruptionbudgets", ("list",)),
     Right("coordination.k8s.io", "leases", ("list", "create", "update"), own=True),
-    Right("", "configmaps", ("get",), own=True, name="gpu-health-agent-pause"),
+    Right("", "configmaps", ("get",), own=True, name=PAUSE_CONFIGMAP),
     Right("batch", "cronjobs", ("get",), own=True, overlay="repair"),
     Right("batch", "jobs", ("list", "create"), own=True, overlay="repair"),
 )

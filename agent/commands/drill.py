@@ -16,11 +16,12 @@ import yaml
 from agent.actions.api import connect
 from agent.drill.cluster import Cluster
 from agent.drill.exercise import Exercise
-from agent.drill.kit import MARK, Object, Settings, load, objects
+from agent.drill.kit import Object, Settings, load, objects
 from agent.drill.outcome import Outcome, as_json
 from agent.drill.pod_exec import executor
 from agent.drill.report import page, text
 from agent.model.errors import AgentError, RefusedError, UsageError
+from agent.model.names import DRILL_LABEL
 
 _CLEAN_S = 180.0
 
@@ -175,7 +176,7 @@ def _warning(server: str, arguments: argparse.Namespace) -> str:
         f"--yes: say it to drill the cluster at {server}. It would deploy the kit in namespace {arguments.namespace} "
         "with a load on it, delete one of its pods, withdraw one node on which no GPU pods of others run "
         f"({node}) by a marked kernel record {by} in namespace {arguments.agent_namespace}, kill its "
-        f"training once, and remove all of that again (label and annotation {MARK})"
+        f"training once, and remove all of that again (label and annotation {DRILL_LABEL})"
     )
 
 

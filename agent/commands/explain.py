@@ -14,6 +14,7 @@ from agent.commands.setup import configured, hands, opened
 from agent.config.settings import Config
 from agent.diagnosis.linked import linked
 from agent.model.errors import MalformedError, NotRunningError, UsageError
+from agent.model.names import STATE_LABEL
 from agent.model.text import printable, rfc3339
 from agent.model.world import World
 from agent.remediation.events import plain
@@ -60,7 +61,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
     together, effect = linked(kept.cards, {}), effect_on(world.taints)
     return {
         "node": world.node,
-        "status": world.labels.get("gpu-health-agent/state", "unknown"),
+        "status": world.labels.get(STATE_LABEL, "unknown"),
         "at": rfc3339(kept.at),
         "faults": [fault(one, config.policy, linked=together, effect=effect) for one in kept.faults],
         "waits": [

@@ -19,6 +19,7 @@ from agent.config.limits import Limits
 from agent.config.settings import Config, Drain, Http, Mode, PodsSource, SimulatedSource, Sources
 from agent.model.errors import ConfigError, UsageError
 from agent.model.hands import Hands
+from agent.model.names import HARD_TAINT
 from agent.model.observation import Observation, Signal
 from agent.model.text import printable
 from agent.runtime.actor import Actor
@@ -163,7 +164,7 @@ class Story:
                 step = str(facts["step"])
                 self._events[
                     "taint"
-                    if step.startswith("taint the node gpu-health-agent/unhealthy")
+                    if step.startswith(f"taint the node {HARD_TAINT}")
                     else "untaint"
                     if step.startswith("remove our taint")
                     else "evict"

@@ -9,10 +9,9 @@ from typing import Any
 
 from agent.drill.kit import Object
 from agent.model.errors import AgentError
-from agent.model.names import HARD_TAINT
+from agent.model.names import FAULTS_ANNOTATION, HARD_TAINT, MANAGED_LABEL, STATE_LABEL
 
 _PREFIX = "nvidia.com/"
-_OURS = "gpu-health-agent/"
 
 
 class UnfitError(AgentError):
@@ -53,7 +52,7 @@ def choose(
     _room(there, [other for other in nodes if other is not node and not _unfit(other, agents)], live)
     cards = _cards(node)
     if not cards:
-        raise UnfitError(f"node {name}: its agent has stored no GPU in {_OURS}faults yet")
+        raise UnfitError(f"node {name}: its agent has stored no GPU in {FAULTS_ANNOTATION} yet")
     return Choice(str(name), tuple(there), cards)
 
 
@@ -65,12 +64,12 @@ def _unfit(node: Object, agents: Mapping[str, Object]) -> str:
         return "is not Ready"
     if node["spec"].get("unschedulable"):
         return "is cordoned"
-    if labels.get(f"{_OURS}managed") == "false":
-        return f"bears {_OURS}managed=false"
+    if labels.get(MANAGED_LABEL) == "false":
+        return f"bears {MANAGED_LABEL}=false"
     if name not in agents or not _is(agents[name], "Ready"):
         return "has no agent that is ready"
-    if labels.get(f"{_OURS}state") != "healthy":
-        return f"is {labels.get(f'{_OURS}state', 'in no state yet')}, and not healthy, as its agent says"
+    if labels.get(STATE_LABEL) != "healthy":
+        return f"is {labels.get(STATE_LABEL, 'in no state yet')}, and not healthy, as its agent says"
     return ""
 
 
@@ -102,7 +101,7 @@ def _apart(pod: Object) -> bool:
 def _cards(node: Object) -> dict[str, str]:
     """As the agent stored them on its Node."""
     try:
-        stored = json.loads((node["metadata"].get("annotations") or {}).get(f"{_OURS}faults", "{}"))
+        stored = json.loads((node["metadata"].get("annotations") or {}).get(FAULTS_ANNOTATION, "{}"))
         return {str(uuid): str(pci) for pci, (uuid, *_) in stored["cards"].items() if uuid}
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}

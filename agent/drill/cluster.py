@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, Api, ask
-from agent.drill.kit import LOAD, MARK, Object
+from agent.drill.kit import LOAD, Object
 from agent.drill.pod_exec import Execute
 from agent.model.errors import AgentError, RefusedError, UnreachableError
-from agent.model.names import HARD_TAINT
+from agent.model.names import DRILL_ANNOTATION, DRILL_LABEL, HARD_TAINT
+from agent.model.text import rfc3339
 from agent.runtime.drill_marks import valid
 
 _PLURALS = {
@@ -27,7 +28,6 @@ _PLURALS = {
     "Service": "services",
 }
 _AGENT = "app.kubernetes.io%2Fname%3Dgpu-health-agent"
-_NOT_THERE, _CONFLICT = 404, 409
 _LOOK_S = 0.2
 # Renewed while the drill lives; what was killed is over by itself this soon.
 _EXPIRES_S = 180.0
@@ -111,16 +111,16 @@ class Cluster:
 
     def annotate(self, path: str, nonce: str) -> None:
         """Say on a node, or on our namespace, that this drill is under way; written anew while it lives."""
-        expires = (datetime.now(UTC) + timedelta(seconds=_EXPIRES_S)).isoformat(timespec="seconds")
+        expires = rfc3339(time.time() + _EXPIRES_S, "seconds").replace("Z", "+00:00")  # the form of every drill so far
         text = json.dumps({"nonce": nonce, "expires": expires})
-        ask(self.api, "PATCH", path, {"metadata": {"annotations": {MARK: text}}}, MERGE_PATCH)
+        ask(self.api, "PATCH", path, {"metadata": {"annotations": {DRILL_ANNOTATION: text}}}, MERGE_PATCH)
 
     def marked(self) -> dict[str, str]:
         """The nodes that bear a drill's annotation, and our namespace if it does: path and text."""
         found = {node_path(node["metadata"]["name"]): node for node in self.nodes()}
         if self.state() in ("ours", "ending"):
             found[self.home] = self.get(self.home)
-        texts = {path: (one["metadata"].get("annotations") or {}).get(MARK) for path, one in found.items()}
+        texts = {path: (one["metadata"].get("annotations") or {}).get(DRILL_ANNOTATION) for path, one in found.items()}
         return {path: text for path, text in texts.items() if text is not None}
 
     def alive(self, marked: Mapping[str, str]) -> bool:
@@ -139,10 +139,10 @@ class Cluster:
         done = []
         for path, text in self.marked().items():
             if path != self.home and (nonce is None or nonce in text):
-                pointer = f"/metadata/annotations/{MARK.replace('/', '~1')}"
+                pointer = f"/metadata/annotations/{DRILL_ANNOTATION.replace('/', '~1')}"
                 patch = [{"op": "test", "path": pointer, "value": text}, {"op": "remove", "path": pointer}]
                 self._gone("PATCH", path, patch, JSON_PATCH)
-                done.append(f"annotation {MARK} taken off {path.removeprefix('/api/v1/')}")
+                done.append(f"annotation {DRILL_ANNOTATION} taken off {path.removeprefix('/api/v1/')}")
         return done
 
     def stop(self) -> None:
@@ -165,7 +165,7 @@ class Cluster:
         for path, kind in self._made():
             if keep and kind != "pod of a node":
                 continue
-            for one in self.get(f"{path}?labelSelector={quote(MARK, safe='')}")["items"]:
+            for one in self.get(f"{path}?labelSelector={quote(DRILL_LABEL, safe='')}")["items"]:
                 metadata = one["metadata"]
                 only = {"namespace": self.namespace, "pod": LOAD, "configmap": LOAD}.get(kind, metadata["name"])
                 if metadata["name"] != only:  # another drill's, or of a kit that is not ours
@@ -185,25 +185,25 @@ class Cluster:
 
     def free(self) -> bool:
         """Whether nothing that was swept still ends where the next drill begins."""
-        return self.state() != "ending" and self.api("GET", f"{self.home}/pods/{LOAD}")[0] == _NOT_THERE
+        return self.state() != "ending" and self.api("GET", f"{self.home}/pods/{LOAD}")[0] == HTTPStatus.NOT_FOUND
 
     def state(self) -> str:
         """Of the namespace: absent, ours, theirs, or ending."""
         status, found = self.api("GET", self.home)
-        if status == _NOT_THERE:
+        if status == HTTPStatus.NOT_FOUND:
             return "absent"
         if status >= 300:
             raise RefusedError(status, str(found.get("message", "")))
         if found["metadata"].get("deletionTimestamp"):
             return "ending"
-        return "ours" if MARK in (found["metadata"].get("labels") or {}) else "theirs"
+        return "ours" if DRILL_LABEL in (found["metadata"].get("labels") or {}) else "theirs"
 
     def _gone(self, method: str, path: str, body: Any, content_type: str = "application/json") -> None:
         """What is gone, or another's by now, is none of ours."""
         try:
             ask(self.api, method, path, body, content_type)
         except RefusedError as refused:
-            if refused.status not in (_NOT_THERE, _CONFLICT):
+            if refused.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                 raise
 
 

@@ -7,7 +7,8 @@ import secrets
 from typing import Any
 
 from agent.drill.cluster import MissedError
-from agent.drill.kit import MARK, Object
+from agent.drill.kit import Object
+from agent.model.names import DRILL_LABEL
 
 _DEADLINE_S = 60
 
@@ -47,7 +48,7 @@ def hand(node: str, namespace: str, agent: Object, what: str, arguments: list[st
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "labels": {MARK: "true"}},
+        "metadata": {"name": name, "namespace": namespace, "labels": {DRILL_LABEL: "true"}},
         "spec": spec,
     }
 

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from agent.model.errors import UsageError
+from agent.model.names import DRILL_LABEL
 
-MARK = "gpu-health-agent/drill"  # the label of all that a drill makes, and the annotation of the node that it drills
 LOAD, LOAD_PORT = "drill-load", 8090
 _HERE = Path(__file__).parents[2] / "daemonset" / "kit"
 _SIZE, _IMAGE = "1Gi", "gpu-kit"
@@ -67,7 +67,7 @@ def objects(folder: Path | None, settings: Settings) -> list[Object]:
 def _adapted(one: Object, image: str, settings: Settings) -> Object:
     one = copy.deepcopy(one)
     metadata = one["metadata"]
-    metadata["labels"] = {**metadata.get("labels", {}), MARK: "true"}
+    metadata["labels"] = {**metadata.get("labels", {}), DRILL_LABEL: "true"}
     if one["kind"] == "Namespace":
         metadata["name"] = settings.namespace
         if settings.shared_path:  # Pod Security allows a hostPath nowhere else
@@ -79,7 +79,7 @@ def _adapted(one: Object, image: str, settings: Settings) -> Object:
         if settings.storage_class:
             one["spec"]["storageClassName"] = settings.storage_class
     for pod in _templates(one):
-        pod["metadata"].setdefault("labels", {})[MARK] = "true"
+        pod["metadata"].setdefault("labels", {})[DRILL_LABEL] = "true"
         for volume in pod["spec"].get("volumes", ()) if settings.shared_path else ():
             if volume.pop("persistentVolumeClaim", None):
                 volume["hostPath"] = {"path": settings.shared_path}

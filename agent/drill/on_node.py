@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from agent.model.errors import UnaskedError
+from agent.model.names import DRILL_ANNOTATION
 from agent.simulation.scenario import simulation_directory
 from agent.sources.kubelet.pod_resources import who_holds
 from agent.sources.nvml.pod_of_process import PROC, pod_of
@@ -27,7 +28,7 @@ _PAUSE_S = 1.1  # the kernel takes few records of user space in a second
 
 def record(pci: str, nonce: str) -> str:
     """In the form of NVIDIA's driver, which names no function."""
-    return f"NVRM: Xid (PCI:{pci.rpartition('.')[0]}): {XID}, gpu-health-agent/drill={nonce}\n"
+    return f"NVRM: Xid (PCI:{pci.rpartition('.')[0]}): {XID}, {DRILL_ANNOTATION}={nonce}\n"
 
 
 def addresses(pods: list[str], cards: dict[str, str], kubelet: Path) -> list[str]:

@@ -1,12 +1,37 @@
-"""The names that the agent leaves on the cluster."""
+"""The names on the cluster: the agent's own, and those that people and pods leave there for it. They are frozen."""
 
 from __future__ import annotations
 
+# Of a Node: taints, labels, annotations, conditions.
 HARD_TAINT = "gpu-health-agent/unhealthy"
 SOFT_TAINT = "gpu-health-agent/degraded"
-OUT_LABEL = "gpu-health-agent/withdrawn-by-others"  # each agent says it of its own Node: a list of Nodes is 20 MB
-PERMIT_VALID_S = 300  # a holder acts only so long after a confirmation
-
 STATE_LABEL = "gpu-health-agent/state"
 ERROR_LABEL = "node.kubernetes.io/gpu-error"
+OUT_LABEL = "gpu-health-agent/withdrawn-by-others"  # each agent says it of its own Node: a list of Nodes is 20 MB
+MANAGED_LABEL = "gpu-health-agent/managed"  # a person's: "false" opts the node out
+FAULTS_ANNOTATION = "gpu-health-agent/faults"
+DISMISS_ANNOTATION = "gpu-health-agent/dismiss"  # a person's
+DRILL_ANNOTATION = DRILL_LABEL = "gpu-health-agent/drill"  # a drill's on the Node, and the label of all that it makes
 UNHEALTHY, DEGRADED, REPLACEMENT = "GpuUnhealthy", "GpuDegraded", "GpuReplacementRequested"
+
+# Of a pod; all but the second time and the condition are its owner's.
+CHECKPOINT_ANNOTATION = "gpu-health-agent/checkpoint"
+TIMEOUT_ANNOTATION = "gpu-health-agent/checkpoint-timeout-s"
+REQUESTED_ANNOTATION = "gpu-health-agent/checkpoint-requested-at"
+SAVED_ANNOTATION = "gpu-health-agent/checkpoint-saved-at"
+KEEP_ANNOTATION = "gpu-health-agent/do-not-evict"
+DISRUPTED = "DisruptionTarget"  # Kubernetes' own
+
+# Of a remedy's Job, and of its pod.
+TEMPLATE_LABEL = "gpu-health-agent/template"
+NODE_UID_LABEL = "gpu-health-agent/node-uid"
+GPUS_ANNOTATION = "gpu-health-agent/gpus"
+
+# In the agent's namespace: the permits, and the ConfigMap that pauses every agent.
+SLOT_LEASE = "gpu-health-agent-{kind}-{pool}-{index}"
+POOL_LABEL = "gpu-health-agent/pool"
+SLOT_LABEL = "gpu-health-agent/slot"
+PAUSE_CONFIGMAP = "gpu-health-agent-pause"
+PERMIT_VALID_S = 300  # a holder acts only so long after a confirmation
+
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"  # of Evictions and Jobs

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from agent.model.text import normalise_pci, rfc3339
+from agent.model.text import normalise_pci, rfc3339, unix_s
 
 
 class Signal(StrEnum):
@@ -112,9 +111,11 @@ def parse_line(line: bytes | str, seen: float) -> Observation:
             raise ValueError("values must be plain")
         if not isinstance(data.get("value"), int | float | str | None):
             raise ValueError("value must be plain")
+        if (at := unix_s(data["at"])) is None:
+            raise ValueError(f"at must be a time of RFC 3339, not {data['at']!r}"[:100])
         seq = data.get("seq")
         return Observation(
-            at=datetime.fromisoformat(data["at"]).timestamp(),
+            at=at,
             source=str(data["source"]),
             signal=Signal(data["signal"]),
             pci=normalise_pci(data["pci"]) if data.get("pci") else "",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from typing import Literal
 
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?", re.IGNORECASE)
+_FIRST_S, _LAST_S = -62135596800.0, 253402300799.0  # the years 1 to 9999
 
 
 def normalise_pci(text: str) -> str:
@@ -22,6 +24,16 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
-def rfc3339(at: float) -> str:
-    """Unix seconds as RFC 3339 in UTC, to the microsecond."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+def rfc3339(at: float, precision: Literal["seconds", "milliseconds", "microseconds"] = "microseconds") -> str:
+    """Unix seconds as RFC 3339 in UTC. Its years are 1 to 9999: what lies beyond is written as the nearest of them."""
+    told = datetime.fromtimestamp(min(max(_FIRST_S, at), _LAST_S), UTC)
+    return told.isoformat(timespec=precision).replace("+00:00", "Z")
+
+
+def unix_s(text: object) -> float | None:
+    """RFC 3339 as Unix seconds; None for anything else, and for a time without its zone."""
+    try:
+        at = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return at.timestamp() if at and at.tzinfo else None

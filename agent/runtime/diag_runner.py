@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
 from agent.model.errors import AgentError, RefusedError, UndiagnosedError
@@ -15,8 +16,6 @@ from agent.model.world import Diagnosed, World
 from agent.remediation.stored import kept
 from agent.remediation.validation import awaited
 from agent.sources.dcgm.diag_process import Progress, failures
-
-_NOT_NOW = 404  # as a server's refusal that the next round may find gone
 
 Ask = Callable[[int, Sequence[str], Progress], dict[str, Any]]
 
@@ -52,7 +51,8 @@ class Checkup:
         if not isinstance(step, Diagnose):
             self._hands.do(step)
         elif self._run and self._run.end is None:
-            raise RefusedError(_NOT_NOW, "the diagnosis before it has not ended yet")
+            # As a server's refusal that the next round may find gone.
+            raise RefusedError(HTTPStatus.NOT_FOUND, "the diagnosis before it has not ended yet")
         else:
             self._run = _Run(step, self._ask)
 

@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime
 
 from agent.model.observation import Observation
+from agent.model.text import unix_s
 
 _NONCE = re.compile(r"[0-9a-f]{32}")
 _AHEAD_S = 15 * 60.0  # a drill that nobody ends is over by then
@@ -24,10 +24,10 @@ def valid(annotation: str | None, now: float) -> str:
     """
     try:
         data = json.loads(annotation or "{}")
-        nonce, expires = data["nonce"], datetime.fromisoformat(data["expires"])
-        if not _NONCE.fullmatch(nonce) or expires.tzinfo is None:
+        nonce, expires = data["nonce"], unix_s(data["expires"])
+        if not _NONCE.fullmatch(nonce) or expires is None:
             return ""
-        return str(nonce) if now < expires.timestamp() <= now + _AHEAD_S else ""
+        return str(nonce) if now < expires <= now + _AHEAD_S else ""
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return ""
 

@@ -6,6 +6,7 @@ import json
 import marshal
 import threading
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -51,7 +52,7 @@ class PretendCluster:
     ) -> tuple[int, Any]:
         asked, kind, namespace, rest, query = _asked(path)
         if not kind:
-            return _status(404, "the server could not find the requested resource")
+            return _status(HTTPStatus.NOT_FOUND, "the server could not find the requested resource")
         body = json.loads(json.dumps(body)) if body else body  # as it crosses the wire
         with self._lock:
             self.requests.append((method, asked))
@@ -64,16 +65,16 @@ class PretendCluster:
                 return 200, _table(found) if accept == TABLE else {"items": _copy(found)}
             old = self._objects.get((kind, namespace, rest[0]))
             if old is None:
-                return _status(404, f'{kind} "{rest[0]}" not found')
+                return _status(HTTPStatus.NOT_FOUND, f'{kind} "{rest[0]}" not found')
             if method == "PUT":
                 if body["metadata"].get("resourceVersion") != old["metadata"]["resourceVersion"]:
-                    return _status(409, "the object has been modified")
+                    return _status(HTTPStatus.CONFLICT, "the object has been modified")
                 return 200, self._store(kind, namespace, body)
             if method == "PATCH":
                 return self._patch(kind, namespace, old, body, content_type)
             if method == "DELETE":
                 if body and body["preconditions"]["uid"] != old["metadata"]["uid"]:
-                    return _status(409, "the UID in the precondition does not match")
+                    return _status(HTTPStatus.CONFLICT, "the UID in the precondition does not match")
                 del self._objects[kind, namespace, rest[0]]
             return 200, _copy(old)
 
@@ -91,7 +92,7 @@ class PretendCluster:
 
     def _create(self, kind: str, namespace: str, body: dict[str, Any]) -> tuple[int, Any]:
         if (kind, namespace, body["metadata"]["name"]) in self._objects:
-            return _status(409, "already exists")
+            return _status(HTTPStatus.CONFLICT, "already exists")
         return 201, self._store(kind, namespace, body)
 
     def _store(self, kind: str, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -105,9 +106,9 @@ class PretendCluster:
     def _evict(self, namespace: str, name: str, body: dict[str, Any], dry_run: bool) -> tuple[int, Any]:
         pod = self._objects.get(("pods", namespace, name))
         if pod is None:
-            return _status(404, f'pods "{name}" not found')
+            return _status(HTTPStatus.NOT_FOUND, f'pods "{name}" not found')
         if body["deleteOptions"]["preconditions"]["uid"] != pod["metadata"]["uid"]:
-            return _status(409, "the UID in the precondition does not match")
+            return _status(HTTPStatus.CONFLICT, "the UID in the precondition does not match")
         if dry_run:
             return 201, {}
         self.evicted.append(f"{namespace}/{name}")
@@ -126,7 +127,7 @@ class PretendCluster:
         if content_type == JSON_PATCH:
             for operation in body:
                 if not _json_patch(new, operation):
-                    return _status(422, PATCH_FAILED)
+                    return _status(HTTPStatus.UNPROCESSABLE_ENTITY, PATCH_FAILED)
         else:
             _merge(new, body)
         return 200, self._store(kind, namespace, new)

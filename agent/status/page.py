@@ -8,12 +8,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from agent.model.text import printable
+from agent.model.text import printable, unix_s
 
 _RENEW_S = 5
 _STALE_S = 30.0  # the judge loop turns each second
@@ -244,7 +243,5 @@ def _time(at: object) -> str:
 
 
 def _age_s(at: object, now: float) -> float:
-    try:
-        return now - datetime.fromisoformat(str(at)).timestamp()
-    except ValueError:
-        return 0.0
+    then = unix_s(at)
+    return 0.0 if then is None else now - then

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -72,21 +73,22 @@ class _Handler(BaseHTTPRequestHandler):
                 from agent.status.page import HEADERS, page  # no agent pays for it until somebody looks
 
                 body = page(self.server.state(), time.time(), renewing=query != "hold").encode()
-                self._answer(200, "text/html; charset=utf-8", body, HEADERS)
+                self._answer(HTTPStatus.OK, "text/html; charset=utf-8", body, HEADERS)
             case "/metrics":
-                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(self.server.registry))
+                self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self.server.registry))
             case "/healthz":
                 self._probe(self.server.alive(), "the judge loop turns", "the judge loop stands still")
             case "/readyz":
                 self._probe(self.server.ready(), "judging", "no verdict yet, or the Node was not read yet")
             case "/state":
                 body = json.dumps(self.server.state(), indent=2).encode()
-                self._answer(200, "application/json", body)
+                self._answer(HTTPStatus.OK, "application/json", body)
             case _:
-                self._answer(404, "text/plain", b"try /, /metrics, /healthz, /readyz or /state\n")
+                self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"try /, /metrics, /healthz, /readyz or /state\n")
 
     def _probe(self, good: bool, yes: str, no: str) -> None:
-        self._answer(200 if good else 503, "text/plain", f"{yes if good else no}\n".encode())
+        status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
+        self._answer(status, "text/plain", f"{yes if good else no}\n".encode())
 
     def _answer(self, status: int, kind: str, body: bytes, headers: Mapping[str, str] = {}) -> None:
         self.send_response(status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -75,6 +76,21 @@ def taints(made: PretendCluster, name: str = "n1") -> list[str]:
 def holders(made: PretendCluster) -> dict[str, str]:
     leases = made("GET", "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases")[1]["items"]
     return {lease["metadata"]["name"]: lease["spec"]["holderIdentity"].partition("/")[0] for lease in leases}
+
+
+def test_every_time_is_written_in_the_form_of_its_field() -> None:
+    made = cluster()
+    drive(KubeHands(made, "n1", EVICT), fatal())
+    second, micro = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
+    (condition,) = (c for c in node(made)["status"]["conditions"] if c["type"] == "GpuUnhealthy")
+    assert all(re.fullmatch(second, condition[key]) for key in ("lastHeartbeatTime", "lastTransitionTime"))
+    path = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
+    leases = [lease["spec"] for lease in made("GET", path)[1]["items"]]
+    assert leases
+    assert all(re.fullmatch(micro, lease[key]) for lease in leases for key in ("acquireTime", "renewTime"))
+    events = made("GET", "/api/v1/namespaces/default/events")[1]["items"]
+    assert events
+    assert all(re.fullmatch(second, event[key]) for event in events for key in ("firstTimestamp", "lastTimestamp"))
 
 
 def test_a_fatal_fault_becomes_condition_label_taint_and_eviction() -> None:

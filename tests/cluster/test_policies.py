@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from agent.actions.checkpoint import REQUESTED
-from agent.actions.rights import OURS, TEMPLATE_LABEL
+from agent.actions.rights import OURS
+from agent.model.names import REQUESTED_ANNOTATION, TEMPLATE_LABEL
 from tests.cluster.conftest import Site
 from tests.cluster.control_plane import ControlPlane
 
@@ -137,7 +137,7 @@ def test_nothing_else_of_the_node_is_ours_to_change(stolen: Stolen) -> None:
 
 def test_a_pod_of_another_node_is_neither_annotated_nor_deleted_nor_evicted(stolen: Stolen) -> None:
     theirs = stolen.pod(stolen.other)
-    body = {"metadata": {"annotations": {REQUESTED: "2026-01-01T00:00:00Z"}}}
+    body = {"metadata": {"annotations": {REQUESTED_ANNOTATION: "2026-01-01T00:00:00Z"}}}
     assert stolen("PATCH", stolen.path(theirs), body, MERGE) in REFUSED
     assert stolen.delete(theirs) in REFUSED
     # Params come from the API server's own cache of pods, which lags by a moment.

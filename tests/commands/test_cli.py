@@ -131,7 +131,7 @@ def test_wrong_arguments_end_with_a_sentence(arguments: tuple[str, ...], code: i
         (("simulate",), b"\xff", "not valid YAML"),
         (("simulate",), b"profile: b300", "profile: 'b300' is none of"),
         (("replay",), b'{"recording": 2}', "line 1: not the head of a recording (another version (2))"),
-        (("replay",), b'{"at": "today"}', "line 1: "),
+        (("replay",), b'{"at": "today"}', "line 1: at must be a time of RFC 3339, not 'today'"),
         (("explain", "--recording"), b"\xff", "line 1: not the head of a recording"),
         (("explain", "--recording"), b'{"recording": 1, "config": {}, "sources": []}', "ends before its first round"),
         (("drill", "--kubeconfig"), b"a: 2001-99-99", "names no cluster (ValueError)"),

@@ -70,6 +70,10 @@ def test_notices_of_a_long_log_pass_and_rubbish_in_it_is_nothing() -> None:
     assert [len(one["faults"]) for one in decisions(text)] == [1, 0, 1]  # type: ignore[arg-type]
 
 
+def test_a_time_that_no_clock_shows_is_no_error() -> None:
+    assert [len(one["faults"]) for one in decisions(f"[99999999999999.5] {APP}\n")] == [1]  # type: ignore[arg-type]
+
+
 def test_a_year_between_two_lines_is_no_year_of_judging() -> None:
     began = time.process_time()
     assert len(decisions(f"[ 1.0] {APP}\n[ 31536000.0] {APP}\n")) == 3, "seen, passed, seen again"

@@ -20,13 +20,14 @@ from agent.drill.choice import UnfitError, choose
 from agent.drill.cluster import Cluster, MissedError
 from agent.drill.exercise import Exercise
 from agent.drill.hand import finished, hand
-from agent.drill.kit import MARK, Settings, objects
+from agent.drill.kit import Settings, objects
 from agent.drill.load import Window
 from agent.drill.on_node import addresses, record, simulate, write
 from agent.drill.outcome import CRASH, NODE, POD, Outcome, Part, as_json
 from agent.drill.report import page, text
 from agent.drill.withdrawal import Withdrawal
 from agent.model.errors import UsageError
+from agent.model.names import DRILL_ANNOTATION, DRILL_LABEL
 from agent.model.observation import parse_line
 from agent.runtime.drill_marks import valid
 from agent.simulation.scenario import Scenario
@@ -213,7 +214,7 @@ def test_the_kit_is_applied_in_one_namespace_each_object_labelled_and_short_of_t
     made = objects(None, Settings(NS, "image:1", 20, 0.5, 7, shared_path="/srv/shared", node="n2"))
     assert made[0]["kind"] == "Namespace"
     assert {one["metadata"].get("namespace", NS) for one in made} == {NS}
-    assert all(one["metadata"]["labels"][MARK] == "true" for one in made)
+    assert all(one["metadata"]["labels"][DRILL_LABEL] == "true" for one in made)
     by = {(one["kind"], one["metadata"]["name"]): one for one in made}
     (training,) = by["Job", "training"]["spec"]["template"]["spec"]["containers"]
     assert {"--interval-s=20", "--step-s=0.5"} <= set(training["command"])
@@ -247,7 +248,7 @@ class Server:
 
     def __init__(self, **objects: list[dict[str, Any]]) -> None:
         self.nodes, self.made, self.writes = objects.get("nodes", []), objects, list[tuple[str, str]]()
-        self.namespace: dict[str, Any] | None = {"metadata": {"name": NS, "labels": {MARK: "true"}}}
+        self.namespace: dict[str, Any] | None = {"metadata": {"name": NS, "labels": {DRILL_LABEL: "true"}}}
 
     def __call__(
         self, method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
@@ -257,9 +258,9 @@ class Server:
             self.writes.append((method, path))
             if method == "PATCH" and isinstance(body, list):
                 (one,) = (n for n in self.nodes if path.endswith(f"/{n['metadata']['name']}"))
-                if one["metadata"]["annotations"].get(MARK) != body[0]["value"]:
+                if one["metadata"]["annotations"].get(DRILL_ANNOTATION) != body[0]["value"]:
                     return 422, {"message": PATCH_FAILED}
-                del one["metadata"]["annotations"][MARK]
+                del one["metadata"]["annotations"][DRILL_ANNOTATION]
             return 200, {}
         if path == "/api/v1/nodes":
             return 200, {"items": self.nodes}
@@ -271,15 +272,17 @@ class Server:
         kind = path.rpartition("/")[2]
         if path.startswith(f"/api/v1/namespaces/{NS}/"):
             kind = f"kit_{kind}"
-        return 200, {"items": [one for one in self.made.get(kind, []) if MARK in one["metadata"].get("labels", {})]}
+        return 200, {
+            "items": [one for one in self.made.get(kind, []) if DRILL_LABEL in one["metadata"].get("labels", {})]
+        }
 
 
 def labelled(name: str, **more: Any) -> dict[str, Any]:
-    return {"metadata": {"name": name, "uid": name, "labels": {MARK: "true"}}, **more}
+    return {"metadata": {"name": name, "uid": name, "labels": {DRILL_LABEL: "true"}}, **more}
 
 
 def drilled(name: str, text: str) -> dict[str, Any]:
-    return {"metadata": {"name": name, "annotations": {MARK: text}}, "spec": {}}
+    return {"metadata": {"name": name, "annotations": {DRILL_ANNOTATION: text}}, "spec": {}}
 
 
 def test_cleaning_up_removes_what_bears_the_label_and_our_nonce_and_nothing_else() -> None:
@@ -295,7 +298,7 @@ def test_cleaning_up_removes_what_bears_the_label_and_our_nonce_and_nothing_else
         ("DELETE", "/api/v1/namespaces/gpu-health-agent/pods/hand"),
         ("DELETE", f"/api/v1/namespaces/{NS}"),
     ]
-    assert server.nodes[1]["metadata"]["annotations"] == {MARK: others}
+    assert server.nodes[1]["metadata"]["annotations"] == {DRILL_ANNOTATION: others}
 
 
 def test_of_a_namespace_that_was_there_only_the_drills_own_pods_go() -> None:
@@ -328,7 +331,9 @@ def test_an_annotation_of_the_drill_is_one_that_agents_believe() -> None:
         return 200, {}
 
     Cluster(api, NS, "agents").annotate("/api/v1/nodes/n1", NONCE)
-    assert valid(bodies[0]["metadata"]["annotations"][MARK], time.time()) == NONCE
+    written = bodies[0]["metadata"]["annotations"][DRILL_ANNOTATION]
+    assert valid(written, time.time()) == NONCE
+    assert re.search(r"T\d\d:\d\d:\d\d\+00:00", written)
 
 
 def test_every_wait_ends_and_says_what_did_not_happen() -> None:
@@ -427,7 +432,7 @@ def test_the_drills_pod_on_a_node_bears_no_token_and_ends() -> None:
         "spec": {"containers": [{"image": "agent:1", "imagePullPolicy": "Never"}], "imagePullSecrets": [{"name": "s"}]}
     }
     made = hand("n1", "agents", agent, "fault", ["--nonce", NONCE])
-    assert made["metadata"]["labels"] == {MARK: "true"}
+    assert made["metadata"]["labels"] == {DRILL_LABEL: "true"}
     spec = made["spec"]
     assert (spec["automountServiceAccountToken"], spec["restartPolicy"]) == (False, "Never")
     assert spec["activeDeadlineSeconds"] <= 60

@@ -13,7 +13,8 @@ from checkpoint import Folder
 from model import model
 from on_request import SaveRequests
 
-from agent.actions.checkpoint import REQUESTED, declared, post
+from agent.actions.checkpoint import declared, post
+from agent.model.names import REQUESTED_ANNOTATION
 from tests.kit.conftest import Program, Start, until
 
 _WIDTH = 16
@@ -81,7 +82,9 @@ def test_the_annotation_is_seen_in_the_downward_apis_file_and_one_save_follows(s
     run = train(start, tmp_path / "run", "--step-s", 0.01, "--annotations", podinfo)
     until(lambda: run.get("/status")["step"] > 20)
     assert saved_step(tmp_path / "run") == 0
-    podinfo.write_text(f'hostile="x\\n{REQUESTED}=\\"2020\\""\n{REQUESTED}="2026-11-25T12:00:00.000Z"\n')
+    podinfo.write_text(
+        f'hostile="x\\n{REQUESTED_ANNOTATION}=\\"2020\\""\n{REQUESTED_ANNOTATION}="2026-11-25T12:00:00.000Z"\n'
+    )
     until(lambda: saved_step(tmp_path / "run") > 0)
     until(lambda: "can't answer by annotation yet" in run.text())  # there is no API server here
     first, at = saved_step(tmp_path / "run"), run.get("/status")["step"]

@@ -12,8 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from agent.drill.kit import MARK
-from agent.model.names import HARD_TAINT
+from agent.model.names import DRILL_ANNOTATION, DRILL_LABEL, HARD_TAINT
 from tests.image.build import IMAGE
 from tests.image.kit import KIT
 from tests.nodes.conftest import NAMESPACE, install, serves
@@ -91,9 +90,9 @@ def left(site: Site) -> list[str]:
         return str(one["metadata"]["name"])
 
     return [
-        *(name(one) for one in nodes if MARK in one["metadata"]["annotations"]),
+        *(name(one) for one in nodes if DRILL_ANNOTATION in one["metadata"]["annotations"]),
         *(name(one) for one in nodes if any(t["key"] == HARD_TAINT for t in one["spec"].get("taints") or ())),
-        *(name(one) for one in (*pods, *spaces) if MARK in (one["metadata"].get("labels") or {})),
+        *(name(one) for one in (*pods, *spaces) if DRILL_LABEL in (one["metadata"].get("labels") or {})),
     ]
 
 

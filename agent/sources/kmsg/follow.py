@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from agent.model.names import DRILL_ANNOTATION
 from agent.model.observation import Failure, Observation, Signal, Value
 from agent.sources.kmsg.lines import Facts, Record, parse_record
 from agent.sources.process.storm import Storm
@@ -21,7 +22,7 @@ _FILE_PAUSES_S = 0.02, 0.2  # a regular file tells nobody that it grew: it is lo
 _RAW_CHARS = 500
 # A drill writes its record from user space and quotes the nonce that the Node bears; the agent decides whether to
 # believe it. Whoever may write to the log can write many: few between two heartbeats are passed on.
-_DRILL = re.compile(r"\bgpu-health-agent/drill=([0-9a-f]{32})(?![0-9a-zA-Z])")
+_DRILL = re.compile(rf"\b{DRILL_ANNOTATION}=([0-9a-f]{{32}})(?![0-9a-zA-Z])")
 _MOST_MARKED = 8
 
 
