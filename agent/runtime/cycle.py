@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 
 from agent.config.settings import Config, Mode
 from agent.model.describe import describe
@@ -28,7 +29,6 @@ from agent.runtime.exchange import Judged
 from agent.runtime.pod_gpus import Holders, held
 
 _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
-_CONFLICT, _BUSY, _BROKEN = 409, 429, 500
 _UNHEARD = Wait("every source must be heard once before anything is concluded")
 
 Clock = Callable[[], float]
@@ -202,10 +202,11 @@ def _done(so_far: Turn, hands: Hands) -> Turn:
             return replace(so_far, done=tuple(done), failed=kind(step), trouble=error)
         except RefusedError as refused:
             ended = replace(so_far, done=tuple(done), failed=kind(step))
-            if refused.status == _CONFLICT:
+            if refused.status == HTTPStatus.CONFLICT:
                 return replace(ended, again=True, overtaken=True)  # look again
             said = f"could not {describe(step)}: {refused}"
-            if refused.status == _BUSY or refused.status >= _BROKEN:  # the server's trouble, and not the step's
+            busy = refused.status == HTTPStatus.TOO_MANY_REQUESTS
+            if busy or refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # the server's trouble, and not the step's
                 return replace(ended, trouble=RefusedError(refused.status, said))
             return replace(ended, waits=(*so_far.waits, Wait(said)))
         done.append(step)
