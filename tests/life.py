@@ -19,9 +19,10 @@ from agent.model.observation import Failure, Observation, Signal, Value
 from agent.model.ownership import OPERAND_PAUSED
 from agent.model.text import rfc3339
 from agent.model.world import World
+from agent.remediation.plan import Plan
 from agent.remediation.records import Records
 from agent.remediation.stored import load, restored
-from agent.runtime.cycle import Cycle, turn
+from agent.runtime.cycle import Cycle, Planned, turn
 from agent.runtime.exchange import Judged
 from agent.simulation.in_memory_cluster import PretendCluster
 from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
@@ -120,6 +121,7 @@ class Life:
         """A new process of the agent: only the cluster remembers."""
         self.hands = KubeHands(self._request, "n1", self.config, lambda: self.now)
         self.cycle = Cycle(self.config, self.now)
+        self.last: Planned | None = None  # the last plan, and what it was made from
         self.memory, self.restored, self.read = Memory(), False, (0, 0)
         self.told: tuple[Any, Any] = {}, None  # clients and holders, as this life last read them
 
@@ -221,6 +223,7 @@ class Life:
             last = turn(self.cycle, judged, self.hands, lambda _: self.told[1], lambda: self.now, self._wall)
             news = last.cycle.aside != self.cycle.aside  # within a poll NVML is closed, or opened, and it looks again
             self.cycle, self.waits = last.cycle, tuple(wait.why for wait in last.waits)
+            self.last = last.planned or self.last
             if last.trouble:
                 raise last.trouble
             if verdict and not (last.again or news):
@@ -233,6 +236,16 @@ class Life:
     def released(self) -> bool:
         """Whether the agent's own processes hold no GPU."""
         return bool(self.cycle.aside)
+
+    @property
+    def planned(self) -> Plan:
+        assert self.last
+        return self.last.plan
+
+    @property
+    def verdict(self) -> Verdict:
+        assert self.last
+        return self.last.verdict
 
     @property
     def world(self) -> World:

@@ -111,7 +111,7 @@ def _recorded(recording: Recording, other: Config | None) -> Iterator[str]:
             decision = judged.judged(verdict)
         elif isinstance(entry, Planned) and (then := _verdict_at(entry.at, verdicts)):
             # Another configuration may judge otherwise: its plan is made from its own verdict of that time.
-            decision = planned.planned(then, plan(then, entry.world, config, entry.local))
+            decision = planned.planned(then, plan(then, entry.world, config, entry.local).steps)
         if decision is not None:
             yield decision
 

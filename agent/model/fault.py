@@ -123,7 +123,6 @@ class Verdict:
     dismissed: frozenset[str] = frozenset()  # the fault ids of the operator's words that were obeyed
     cards: Mapping[str, Card] = field(default_factory=dict)  # the node's GPUs, those that are gone too
     resets: frozenset[str] = frozenset()  # UUIDs of the GPUs whose reset by us was known to the judge
-    idle: frozenset[str] = frozenset()  # ids of degraded faults that are mended now, for nobody uses their GPUs
     heard: frozenset[str] = frozenset()  # UUIDs of the GPUs that answered since the agent's start, whatever it was
     linked: Mapping[str, frozenset[str]] = field(default_factory=dict)  # GPU UUID → others that its reset must name
 
@@ -132,14 +131,9 @@ class Verdict:
         return tuple(f for f in self.faults if f.finding.severity is Severity.FATAL)
 
     @property
-    def mended(self) -> tuple[Fault, ...]:
-        """The faults that the node is withdrawn and repaired for: the fatal ones, or else those of idle GPUs."""
-        return self.fatal or tuple(f for f in self.faults if f.finding.id in self.idle)
-
-    @property
     def withdraw(self) -> bool:
-        """Whether the node should be out of service."""
-        return bool(self.mended)
+        """Whether the node should be out of service, whoever uses it."""
+        return bool(self.fatal)
 
 
 Sets = Mapping[str, frozenset[str]]  # GPU UUID → UUIDs of the others that must be in its reset

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agent.config.settings import Config, Drain
-from agent.model.fault import Remedy, Sets, Verdict
+from agent.config.settings import Drain
+from agent.model.fault import Remedy
 from agent.model.steps import AskCheckpoint, Delete, Evict, On, Step, TakeSlot, Wait
 from agent.model.world import Pod, SlotKind, World
 from agent.remediation.budget import free_slot, given, spent
-from agent.remediation.records import Attempt, Begun, Records
+from agent.remediation.case import Case, Treatment, bad_gpus
+from agent.remediation.records import Begun, Records
 
 _WHOLE_NODE = (Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
@@ -18,27 +19,14 @@ _MOST_RETURNS = 3
 _OTHERS_FIRST_S = 300  # whoever waits for a permit looks each half a minute or so
 
 
-def bad_gpus(verdict: Verdict, lost: bool = False) -> frozenset[str]:
-    """UUIDs of the GPUs that are to be mended, or of the ``lost`` ones; empty if one of them isn't known."""
-    faults = [f for f in verdict.mended if not lost or f.finding.rule in _LOST]
-    known = frozenset(fault.uuid for fault in faults if fault.uuid)
-    return known if all(fault.uuid for fault in faults) else frozenset()
-
-
-def reset_set(verdict: Verdict) -> frozenset[str]:
-    """UUIDs of the GPUs that a reset must name: the bad ones, and those that can only be reset together with them."""
-    bad = bad_gpus(verdict)
-    return bad.union(*(verdict.linked.get(uuid, frozenset()) for uuid in bad))
-
-
-def leaving(pods: tuple[Pod, ...], verdict: Verdict) -> tuple[Pod, ...]:
+def leaving(pods: tuple[Pod, ...], treatment: Treatment) -> tuple[Pod, ...]:
     """The pods that must be gone before the remedy: all for the node's, those on the bad GPU for a GPU's.
 
     A reset ends the work on every GPU that it names. Where it isn't known which pod holds which GPU, every pod that
     requests one; lowest priority first.
     """
-    bad = reset_set(verdict) if verdict.remedy is Remedy.RESET_GPU else bad_gpus(verdict)
-    whole = verdict.remedy in _WHOLE_NODE
+    bad = treatment.reset_set if treatment.remedy is Remedy.RESET_GPU else treatment.gpus
+    whole = treatment.remedy in _WHOLE_NODE
     found = [
         pod
         for pod in pods
@@ -51,27 +39,26 @@ def leaving(pods: tuple[Pod, ...], verdict: Verdict) -> tuple[Pod, ...]:
     return tuple(sorted(found, key=lambda pod: (pod.priority, pod.key)))
 
 
-def drain(
-    verdict: Verdict, world: World, config: Config, records: Records, gathered: bool
-) -> tuple[Records, tuple[Step, ...]]:
+def drain(case: Case, treatment: Treatment, records: Records) -> tuple[Records, tuple[Step, ...]]:
     """The records with the drain's beginning, and what to do about each pod that must leave."""
+    world, config = case.world, case.config
     if world.pods is None:
         return records, (Wait("the node's pods were not read yet"),)
     held = world.held(SlotKind.DRAINING)
     back = given(world, SlotKind.DRAINING)
-    there = leaving(world.pods, verdict)
+    there = leaving(world.pods, treatment)
     if not there:
         return records, back
-    if not gathered:
+    if not case.local.gathered:
         why = "the node's faults are gathered before the first eviction, so that a gang restarts once"
         return records, (Wait(why),)
     slot = None if held else free_slot(world, SlotKind.DRAINING, config.budget)
-    if (held or slot is not None) and (records.drain is None or records.drain.remedy is not verdict.remedy):
-        records = replace(records, drain=Begun(verdict.remedy, int(verdict.at)))
+    if (held or slot is not None) and (records.drain is None or records.drain.remedy is not treatment.remedy):
+        records = replace(records, drain=Begun(treatment.remedy, int(case.at)))
     if records.drain and records.drain.returns != world.returns:
         records = replace(records, drain=replace(records.drain, returns=dict(world.returns)))
-    overdue = _overdue(verdict, world, config.drain, records)
-    steps = tuple(step for pod in there for step in _steps(pod, verdict, world, config.drain, overdue))
+    overdue = _overdue(treatment, world, config.drain, records, case.at)
+    steps = tuple(step for pod in there for step in _steps(pod, treatment, world, config.drain, overdue))
     asks = [step for step in steps if isinstance(step, Evict | Delete | AskCheckpoint)]
     # What is left waits for a person or for a budget, maybe for weeks: that must block no other node's drain. What a
     # budget refused is asked again once nobody else has wanted the permit for a while.
@@ -88,13 +75,13 @@ def drain(
     return records, (TakeSlot(SlotKind.DRAINING, slot), *steps)
 
 
-def _overdue(verdict: Verdict, world: World, settings: Drain, records: Records) -> bool:
+def _overdue(treatment: Treatment, world: World, settings: Drain, records: Records, at: float) -> bool:
     """Whether this drain's deadline is over: by the wall clock, which outlives the agent, but never before so much
     time has passed since the withdrawal by the monotonic one."""
     begun, held = records.drain, world.held(SlotKind.WITHDRAWN)
-    if begun is None or begun.remedy is not verdict.remedy or held is None:
+    if begun is None or begun.remedy is not treatment.remedy or held is None:
         return False
-    return min(verdict.at - begun.at, held.taken_s) >= settings.deadline_s.of(verdict.remedy)
+    return min(at - begun.at, held.taken_s) >= settings.deadline_s.of(treatment.remedy)
 
 
 def _wanted(world: World, index: int | None) -> bool:
@@ -103,12 +90,12 @@ def _wanted(world: World, index: int | None) -> bool:
     return index is None or (index in known and known[index].unchanged_s < _OTHERS_FIRST_S)
 
 
-def _steps(pod: Pod, verdict: Verdict, world: World, settings: Drain, overdue: bool) -> tuple[Step, ...]:
+def _steps(pod: Pod, treatment: Treatment, world: World, settings: Drain, overdue: bool) -> tuple[Step, ...]:
     """The step of a pod that may leave now or save its work, with a Wait for what keeps it."""
-    why, on = _keeps(pod, verdict, world, settings, overdue)
+    why, on = _keeps(pod, treatment, world, settings, overdue)
     if why:
         return (Wait(f"pod {pod.key} {why}", on),)
-    outcome, saving = _checkpoint(pod, verdict, settings)
+    outcome, saving = _checkpoint(pod, treatment, settings)
     if pod.checkpoint_said and not pod.checkpoint:
         saving = (Wait(f"pod {pod.key} is asked for no checkpoint: {pod.checkpoint_said}"),)
     if not outcome:
@@ -123,21 +110,21 @@ def _may_not(pod: Pod, why: str | None) -> tuple[Wait, ...]:
     return (Wait(f"pod {pod.key} may not be evicted yet: {why}", On.EVICTION),) if why else ()
 
 
-def _keeps(pod: Pod, verdict: Verdict, world: World, settings: Drain, overdue: bool) -> tuple[str, On]:
+def _keeps(pod: Pod, treatment: Treatment, world: World, settings: Drain, overdue: bool) -> tuple[str, On]:
     """Why this pod stays for now, in words that don't change while it does, and whether only a person can move it."""
     if pod.terminating:
         if pod.stuck:
             return "should have ended and did not: see the node's kubelet", On.POD
         return "is terminating", On.OTHER
     if pod.protected and not overdue:
-        deadline_s = settings.deadline_s.of(verdict.remedy)
+        deadline_s = settings.deadline_s.of(treatment.remedy)
         return f"asks by annotation to be left alone; it is, for {deadline_s:.0f} s", On.OTHER
     if settings.unmanaged == "wait" and not pod.owner:
         return "has no controller to start it again: a person must move it", On.POD
     if settings.unmanaged == "wait" and pod.pinned:
         return "keeps its data on this node's own disk: a person must move it", On.POD
-    whole = verdict.remedy in _WHOLE_NODE
-    holds = pod.gpus is not None and bool(bad_gpus(verdict))
+    whole = treatment.remedy in _WHOLE_NODE
+    holds = pod.gpus is not None and bool(treatment.gpus)
     if not whole and not holds:
         if pod.namespace in settings.exclude_namespaces:
             return "is in an excluded namespace: a person must move it", On.POD
@@ -148,7 +135,7 @@ def _keeps(pod: Pod, verdict: Verdict, world: World, settings: Drain, overdue: b
     return "", On.OTHER
 
 
-def _checkpoint(pod: Pod, verdict: Verdict, settings: Drain) -> tuple[str, tuple[Step, ...]]:
+def _checkpoint(pod: Pod, treatment: Treatment, settings: Drain) -> tuple[str, tuple[Step, ...]]:
     """How its checkpoint ended, empty while it is awaited with the steps for that."""
     if not pod.checkpoint:
         return "none", ()
@@ -157,8 +144,8 @@ def _checkpoint(pod: Pod, verdict: Verdict, settings: Drain) -> tuple[str, tuple
     if pod.saved:
         return "saved", ()
     limit_s = min(pod.checkpoint_timeout_s, settings.checkpoint_s)
-    gone = bad_gpus(verdict, lost=True)
-    lost = any(f.finding.rule in _LOST for f in verdict.fatal)
+    lost = [fault for fault in treatment.faults if fault.finding.rule in _LOST]
+    gone = bad_gpus(lost)
     if lost and (pod.gpus is None or not gone or pod.gpus & gone):
         limit_s = 0.0
     if (pod.asked_s is not None and pod.asked_s >= limit_s) or limit_s == 0:
@@ -166,10 +153,3 @@ def _checkpoint(pod: Pod, verdict: Verdict, settings: Drain) -> tuple[str, tuple
     said = f": {pod.checkpoint_said}" if pod.checkpoint_said else ""
     wait = Wait(f"pod {pod.key} has {limit_s:.0f} s to save its checkpoint{said}")
     return "", (AskCheckpoint(pod), wait)
-
-
-def in_force(together: Sets, live: Attempt | None, template: str | None) -> Sets:
-    """A reset that is reserved keeps its GPUs; where none is configured no healthy GPU's pods make way for it."""
-    if live and live.remedy is Remedy.RESET_GPU:
-        return {**together, **dict.fromkeys(live.uuids, frozenset(live.along))}
-    return together if template else {}

@@ -14,7 +14,7 @@ from agent.model.fault import Fault, Remedy, Severity, Verdict
 from agent.model.names import HARD_TAINT
 from agent.model.steps import On, Wait
 from agent.model.world import Local, World
-from agent.remediation.drain import reset_set
+from agent.remediation.case import Case, Treatment, reset_set, treated
 from agent.remediation.other_controllers import another
 from agent.remediation.records import Attempt, Idle, Records, Stage
 from agent.remediation.repair import done_already, rebooted
@@ -49,20 +49,19 @@ def failed(fault: Fault, tried: Mapping[str, Attempt]) -> str:
     return f"{attempt.said or 'the fault stands after it'} (Job {attempt.job})" if attempt else ""
 
 
-def chosen(
-    verdict: Verdict, world: World, config: Config, records: Records, local: Local
-) -> tuple[Verdict, Records, tuple[Wait, ...]]:
-    """The verdict with the faults whose idle GPUs are reset now, the records, and why the others are not."""
+def chosen(case: Case, records: Records) -> tuple[Treatment | None, Records, tuple[Wait, ...]]:
+    """The treatment, the records, and why the idle GPUs of degraded faults are not reset now."""
+    verdict = case.verdict
     idle = _kept(records.idle, verdict)
     last = records.attempts[-1] if idle.withdrawn and records.attempts else None
     if last:
-        ids, records, waits = _under_way(verdict, world, config, replace(records, idle=idle), local, last)
+        faults, records, waits = _under_way(case, replace(records, idle=idle), last)
     else:
-        ids, idle, waits = _free(verdict, world, config, idle, local)
+        faults, idle, waits = _free(case, idle)
         records = replace(records, idle=idle)
     if not verdict.fatal:
-        waits = (*waits, *(Wait(why, On.REPAIR) for why in _for_a_person(verdict, config, records.idle.tried)))
-    return (replace(verdict, idle=ids, remedy=Remedy.RESET_GPU) if ids else verdict), records, waits
+        waits = (*waits, *(Wait(why, On.REPAIR) for why in _for_a_person(verdict, case.config, records.idle.tried)))
+    return treated(verdict, faults), records, waits
 
 
 def _for_a_person(verdict: Verdict, config: Config, tried: Mapping[str, Attempt]) -> Iterator[str]:
@@ -70,52 +69,49 @@ def _for_a_person(verdict: Verdict, config: Config, tried: Mapping[str, Attempt]
     for fault in stand:
         if why := failed(fault, tried):
             yield f"{fault.finding.id}: the reset of its idle GPU failed: {why}; a person must decide"
-    late = frozenset(fault.finding.id for fault in stand if fault.late and not failed(fault, tried))
-    if config.repair.reset_when_idle and (why := done_already(replace(verdict, idle=late))):
+    untried = (fault for fault in stand if not failed(fault, tried))
+    if config.repair.reset_when_idle and (why := done_already(untried)):
         yield why
 
 
-def _under_way(
-    verdict: Verdict, world: World, config: Config, records: Records, local: Local, last: Attempt
-) -> tuple[frozenset[str], Records, tuple[Wait, ...]]:
+def _under_way(case: Case, records: Records, last: Attempt) -> tuple[tuple[Fault, ...], Records, tuple[Wait, ...]]:
     """An attempt is written down: it goes on as a fatal fault's would, unless somebody came before its Job was made."""
+    verdict, world, config = case.verdict, case.world, case.config
     begun = last.acted_at > 0 or any(job.name == last.job for job in world.jobs or ())
     its = tuple(fault for fault in resettable(verdict.faults) if fault.uuid in last.uuids)
-    ids = frozenset(fault.finding.id for fault in its)
-    why = "" if begun or verdict.fatal else in_use(frozenset(last.gpus), world, local, reserved=True)
+    why = "" if begun or verdict.fatal else in_use(frozenset(last.gpus), world, case.local, reserved=True)
     why = why or ("" if begun else _too_long(verdict, config, records.idle))
     on = config.mode is Mode.EVICT and not verdict.fatal and last.stage is not Stage.FAILED and not why
-    if ids and on and (begun or config.repair.reset_when_idle):
-        return ids, records, ()
+    if its and on and (begun or config.repair.reset_when_idle):
+        return its, records, ()
     left = resettable(verdict.standing) if begun else ()
     spoiled = {fault.finding.id: last for fault in left if fault.uuid in last.uuids and not fault.proved}
     idle = replace(_left(records.idle, verdict), tried={**records.idle.tried, **spoiled})
     records = records if begun else records.unbegun()
     waits = tuple(_not_now(fault, why) for fault in its if why)
-    return frozenset(), replace(records, idle=idle), waits
+    return (), replace(records, idle=idle), waits
 
 
-def _free(
-    verdict: Verdict, world: World, config: Config, idle: Idle, local: Local
-) -> tuple[frozenset[str], Idle, tuple[Wait, ...]]:
+def _free(case: Case, idle: Idle) -> tuple[tuple[Fault, ...], Idle, tuple[Wait, ...]]:
     """What may be reset, at the first look and at the one under the taint; what keeps it has words."""
+    verdict, world = case.verdict, case.world
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
-    there = wanted(verdict, config, idle.tried)
+    there = wanted(verdict, case.config, idle.tried)
     if there and verdict.blind:
-        return frozenset(), idle, ()
+        return (), idle, ()
     free, waits = [], []
     for fault in there if idle.withdrawn or not tainted else ():  # another taint of ours goes first
-        why = in_use(reset_set(replace(verdict, idle=frozenset({fault.finding.id}))), world, local)
-        why = why or _not_yet(verdict, world, config, idle, local, begins=not tainted)
+        why = in_use(reset_set((fault,), verdict.linked), world, case.local)
+        why = why or _not_yet(case, idle, begins=not tainted)
         if why:
             waits.append(_not_now(fault, why))
         else:
-            free.append(fault.finding.id)
+            free.append(fault)
     if free and not tainted:
         idle = replace(idle, times=(*idle.times, int(verdict.at)))
     if idle.withdrawn and not free:
         idle = _left(idle, verdict)
-    return frozenset(free), replace(idle, withdrawn=bool(free)), tuple(waits)
+    return tuple(free), replace(idle, withdrawn=bool(free)), tuple(waits)
 
 
 def in_use(gpus: frozenset[str], world: World, local: Local, reserved: bool = False) -> str:
@@ -138,15 +134,16 @@ def in_use(gpus: frozenset[str], world: World, local: Local, reserved: bool = Fa
     return f"pod {', '.join(sorted(holding - over))} holds it" if holding - over else ""
 
 
-def _not_yet(verdict: Verdict, world: World, config: Config, idle: Idle, local: Local, begins: bool) -> str:
+def _not_yet(case: Case, idle: Idle, begins: bool) -> str:
     """Why the node is not withdrawn for it, although the GPU is idle."""
+    verdict, world, config = case.verdict, case.world, case.config
     if not spare(world, config.budget):
         return f"paused: {world.paused}" if world.paused else LAST_PERMIT
     if not begins:
         return _too_long(verdict, config, idle)
     if why := another(world):
         return why
-    if local.up_s < config.repair.prove_s and any(rebooted(fault.boot_id, verdict) for fault in verdict.faults):
+    if case.local.up_s < config.repair.prove_s and any(rebooted(fault.boot_id, verdict) for fault in verdict.faults):
         return "the node was rebooted since its fault was seen: whether that cured it is awaited"
     pause_s = config.repair.pause_s * 2 ** (len(idle.times) - 1) if idle.times else 0.0
     if idle.times and abs(verdict.at - idle.times[-1]) < pause_s:

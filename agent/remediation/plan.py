@@ -13,7 +13,8 @@ from agent.model.ownership import own_taint
 from agent.model.steps import On, Report, Retaint, Step, TakeSlot, Wait
 from agent.model.world import Condition, Local, SlotKind, Taint, World
 from agent.remediation.budget import free_slot, given, needed, spent
-from agent.remediation.drain import drain, in_force, leaving
+from agent.remediation.case import Case, Treatment
+from agent.remediation.drain import drain, leaving
 from agent.remediation.events import announcements, camel, plain
 from agent.remediation.idle_reset import chosen, failed
 from agent.remediation.other_controllers import another, out_by_others, upgrading
@@ -42,39 +43,45 @@ class _Aim:
     stored: str
 
 
-def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[Step, ...]:
-    """The next steps, in order; a step that fails ends the round."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do next, and what it is for."""
+
+    steps: tuple[Step, ...]  # in order; one that fails ends the round
+    treatment: Treatment | None = None
+
+
+def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
+    """The next steps."""
     if not world.managed:
-        return (
-            Wait("the node's label gpu-health-agent/managed=false opts it out: nothing is written to it", On.STOPPED),
-        )
+        why = "the node's label gpu-health-agent/managed=false opts it out: nothing is written to it"
+        return Plan((Wait(why, On.STOPPED),))
     if why := upgrading(world.labels):
-        return (Wait(f"{why}: nothing is judged or done"),)
+        return Plan((Wait(f"{why}: nothing is judged or done"),))
     try:
         stored = load(world.stored, 0.0) if world.stored is not None else None
     except NewerError as error:
         why = f"annotation gpu-health-agent/faults: {error}; it is only reported"
-        return (*_bad_news(verdict, world), Wait(why, On.STOPPED))
+        return Plan((*_bad_news(verdict, world), Wait(why, On.STOPPED)))
     except MalformedError as error:
         why = f"annotation gpu-health-agent/faults: {error}; remove it to let the agent act again"
-        return (Wait(why, On.STOPPED),)
+        return Plan((Wait(why, On.STOPPED),))
     tainted = any(taint.key == HARD_TAINT for taint in world.taints)
     if tainted and stored is None and not verdict.withdraw:
-        return (*_bad_news(verdict, world), Wait(_UNEXPLAINED, On.STOPPED))
+        return Plan((*_bad_news(verdict, world), Wait(_UNEXPLAINED, On.STOPPED)))
     old = records = stored.records if stored else Records()
-    verdict, records, waits = chosen(verdict, world, config, records, local)
+    case = Case(verdict, world, config, local)
+    treatment, records, waits = chosen(case, records)
     idle = records.idle
-    job = running(world) if tainted and not verdict.withdraw else ""
-    stands = verdict.withdraw or (tainted and bool(verdict.blind))
+    job = running(world) if tainted and not treatment else ""
+    stands = treatment is not None or (tainted and bool(verdict.blind))
     withdraw = stands or bool(job)
-    acts = verdict.withdraw and config.mode is Mode.EVICT
     moves: tuple[Step, ...] = ()
     repairing: tuple[Step, ...] = ()
-    if verdict.withdraw:
+    if treatment:
         records = without(records)
-    if acts:
-        together = in_force(verdict.linked, records.live, config.repair.reset_gpu)
-        verdict = replace(verdict, remedy=effective(verdict, records, config.repair), linked=together)
+        if config.mode is Mode.EVICT:
+            treatment = effective(treatment, records, config.repair)
     if tainted and not stands and config.mode is Mode.EVICT and (config.repair.check or config.repair.diagnose):
         may = bool(not world.paused and world.held(SlotKind.WITHDRAWN) and not job)
         ended = stored.faults if stored else ()
@@ -83,26 +90,26 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
             records = replace(records, paused=old.paused)
     elif not withdraw:
         records = Records()
-    elif not verdict.withdraw:
+    elif not treatment:
         records = settled(world, records)
-    elif not acts or world.paused:
+    elif config.mode is not Mode.EVICT or world.paused:
         records = replace(records, drain=None)  # a deadline doesn't run while nobody may be asked
     elif tainted and world.held(SlotKind.WITHDRAWN) and not another(world):
-        if verdict.fatal:
-            records, moves = drain(verdict, world, config, records, local.gathered)
-        records, repairing = repair(verdict, world, config.repair, records, local, _drained(verdict, world))
+        if not treatment.idle:
+            records, moves = drain(case, treatment, records)
+        records, repairing = repair(case, treatment, records, _drained(treatment, world))
         replacing = records.live is not None and records.live.remedy is Remedy.REPLACE_NODE
         if replacing and (why := spoken_for(config.presets, world.conditions)):
             repairing = (*repairing, Wait(why, On.REPAIR))
     records = replace(records, idle=idle)
-    aim = _aim(verdict, world, config, _stored(verdict, world, stored, records), old, records)
+    aim = _aim(case, treatment, _stored(verdict, world, stored, records), old, records)
     if why := another(world):
         steps: tuple[Step, ...] = (*_report(world, aim), Wait(f"{why}: it is only reported on"))
-    elif verdict.withdraw and config.mode is not Mode.OBSERVE:
-        steps = _withdraw(verdict, world, config, aim, tainted, (*moves, *repairing))
+    elif treatment and config.mode is not Mode.OBSERVE:
+        steps = _withdraw(treatment, world, config, aim, tainted, (*moves, *repairing))
     elif withdraw:
         why = "mode observe: the node would be withdrawn, and is only reported"
-        if not verdict.withdraw:
+        if not treatment:
             why = (
                 f"Job {job} runs: the node stays withdrawn until it has ended"
                 if job
@@ -113,7 +120,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[
         steps = (*confirmed(world), *_report(world, aim), *repairing)
     else:
         steps = (*_return(world, config, aim), *kept_soft(aim.taints, config))
-    return (*steps, *waits, *announcements(verdict, world))
+    return Plan((*steps, *waits, *announcements(verdict, world)), treatment)
 
 
 def _bad_news(verdict: Verdict, world: World) -> tuple[Step, ...]:
@@ -123,19 +130,19 @@ def _bad_news(verdict: Verdict, world: World) -> tuple[Step, ...]:
     return (Report(bad, error),) if bad or error else ()
 
 
-def _drained(verdict: Verdict, world: World) -> bool:
-    return world.pods is not None and not leaving(world.pods, verdict)
+def _drained(treatment: Treatment, world: World) -> bool:
+    return world.pods is not None and not leaving(world.pods, treatment)
 
 
 def _withdraw(
-    verdict: Verdict, world: World, config: Config, aim: _Aim, tainted: bool, moves: tuple[Step, ...]
+    treatment: Treatment, world: World, config: Config, aim: _Aim, tainted: bool, moves: tuple[Step, ...]
 ) -> tuple[Step, ...]:
     if world.paused:
         why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
         return (*_report(world, aim), Wait(why, On.STOPPED))
     steps: list[Step] = [*confirmed(world)]
     for kind in needed(world, config.budget):
-        slot = free_slot(world, kind, config.budget, 0 if verdict.fatal else LEFT_FREE)
+        slot = free_slot(world, kind, config.budget, LEFT_FREE if treatment.idle else 0)
         if slot is None:
             return (*_report(world, aim), Wait(spent(world, kind, config.budget), On.PERMIT))
         steps.append(TakeSlot(kind, slot))
@@ -162,34 +169,36 @@ def _return(world: World, config: Config, aim: _Aim) -> tuple[Step, ...]:
     return (*used, *_retaint(world, aim), *_report(world, aim), *back)
 
 
-def _aim(verdict: Verdict, world: World, config: Config, stored: str, old: Records, records: Records) -> _Aim:
+def _aim(case: Case, treatment: Treatment | None, stored: str, old: Records, records: Records) -> _Aim:
+    verdict, world, config = case.verdict, case.world, case.config
     labels: dict[str, str | None] = {
-        STATE_LABEL: _state(verdict, world, config, records),
+        STATE_LABEL: _state(case, treatment, records),
         ERROR_LABEL: "true" if verdict.fatal else None,
         OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
         **operand_labels(world, config.repair, old, records),
     }
     conditions = (*_conditions(verdict, world, records.idle.tried), *_replacement(world, config, records))
-    return _Aim(aimed_taints(verdict, world, config), labels, conditions, stored)
+    return _Aim(aimed_taints(case, treatment), labels, conditions, stored)
 
 
-def _state(verdict: Verdict, world: World, config: Config, records: Records) -> str:
-    if verdict.withdraw:
+def _state(case: Case, treatment: Treatment | None, records: Records) -> str:
+    world = case.world
+    if treatment:
         tainted = any(t.key == HARD_TAINT for t in world.taints)
-        if config.mode is not Mode.EVICT or not tainted or world.pods is None:
-            return "unhealthy" if verdict.fatal else "degraded"
+        if case.config.mode is not Mode.EVICT or not tainted or world.pods is None:
+            return "degraded" if treatment.idle else "unhealthy"
         if records.live:
             return "repairing"
         if records.attempts and records.attempts[-1].stage is Stage.DONE:
             return "validating"
-        if not verdict.fatal:
+        if treatment.idle:
             return "degraded"
-        return "drained" if _drained(verdict, world) else "draining"
+        return "drained" if _drained(treatment, world) else "draining"
     if records.attempts and records.attempts[-1].remedy is Remedy.NONE:  # a check that failed is a person's matter
         return "validating" if records.live else "unhealthy"
     if records.live:
         return "repairing"
-    return str(verdict.status)
+    return str(case.verdict.status)
 
 
 def _replacement(world: World, config: Config, records: Records) -> tuple[Condition, ...]:

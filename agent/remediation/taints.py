@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent.config.settings import Budget, Config, Mode
-from agent.model.fault import Severity, Verdict
+from agent.model.fault import Severity
 from agent.model.names import HARD_TAINT, SOFT_TAINT
 from agent.model.ownership import own_taint
 from agent.model.steps import Step, TakeSlot, Wait
 from agent.model.world import SlotKind, Taint, World
 from agent.remediation.budget import allowed, free_slot, given, needed
+from agent.remediation.case import Case, Treatment
 from agent.remediation.presets import beside_hard
 
 LEFT_FREE = 1  # for a fatal fault
@@ -23,16 +24,17 @@ _SOFT = Taint(SOFT_TAINT, "", "PreferNoSchedule")
 _FIRM = Taint(SOFT_TAINT, "", "NoSchedule")
 
 
-def aimed_taints(verdict: Verdict, world: World, config: Config) -> tuple[Taint, ...]:
+def aimed_taints(case: Case, treatment: Treatment | None) -> tuple[Taint, ...]:
     """A hard one is set only once its permit is held; a blind agent leaves what stands."""
+    verdict, world, config = case.verdict, case.world, case.config
     bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)
     hard = any(taint.key == HARD_TAINT for taint in world.taints)
-    if verdict.blind and not verdict.withdraw and (hard or not bad):
+    if verdict.blind and not treatment and (hard or not bad):
         return tuple(taint for taint in world.taints if own_taint(taint))
     if config.mode is Mode.OBSERVE or not bad:
         return ()
-    if verdict.withdraw:
-        return (Taint(HARD_TAINT, verdict.remedy, "NoSchedule"), *beside_hard(config.presets, world.taints))
+    if treatment:
+        return (Taint(HARD_TAINT, treatment.remedy, "NoSchedule"), *beside_hard(config.presets, world.taints))
     return (_FIRM if config.policy.degraded_effect == _FIRM.effect and spare(world, config.budget) else _SOFT,)
 
 

@@ -111,6 +111,8 @@ class Actor:
             steps = tuple(describe(step) for step in one.done)
             self.exchange.acted = replace(acted, steps=steps, look_s=one.look_s if one.again else acted.look_s)
         self._looked(one.cycle)
+        if one.planned:
+            self.exchange.acted = replace(self.exchange.acted, treatment=one.planned.plan.treatment)
         self._show(None if one.trouble else one.waits)
         if one.overtaken:
             self._stop.wait(random.uniform(0.0, _STEP_BACK_S))  # noqa: S311 - jitter, no secret
@@ -134,7 +136,7 @@ class Actor:
 
     def _decided(self, one: Planned) -> None:
         if self._recorder:
-            self._recorder.planned(one.verdict, one.world, one.local, one.steps)
+            self._recorder.planned(one.verdict, one.world, one.local, one.plan.steps)
 
     def _show(self, waits: tuple[Wait, ...] | None = None, failures: int | None = None) -> None:
         """What is waited for, where it is said anew, and the counts."""

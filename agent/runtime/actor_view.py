@@ -19,6 +19,7 @@ def view(acted: Acted, budget: Budget, restored: bool) -> dict[str, Any]:
     """``restored``: the faults of the agent's last life are known again; the Node is told of together with them."""
     return {
         "aside": acted.aside,
+        "treatment": acted.treatment,
         "api_failures": acted.failures,
         "checkpoints": acted.checkpoints,
         "checkpoint_wait_s": acted.checkpoint_wait_s,

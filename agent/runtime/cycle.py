@@ -21,7 +21,7 @@ from agent.model.steps import AskCheckpoint, Delete, Evict, Step, Wait
 from agent.model.world import Local, World
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
-from agent.remediation.plan import plan
+from agent.remediation.plan import Plan, plan
 from agent.remediation.records import Attempt
 from agent.remediation.repair import resets
 from agent.remediation.stored import kept
@@ -61,16 +61,16 @@ class Planned:
     verdict: Verdict
     world: World
     local: Local
-    steps: tuple[Step, ...]
+    plan: Plan
 
     @property
     def waits(self) -> tuple[Wait, ...]:
-        return tuple(step for step in self.steps if isinstance(step, Wait))
+        return tuple(step for step in self.plan.steps if isinstance(step, Wait))
 
     @property
     def acts(self) -> tuple[Step, ...]:
         """What is to be written."""
-        return tuple(step for step in self.steps if not isinstance(step, Wait))
+        return tuple(step for step in self.plan.steps if not isinstance(step, Wait))
 
 
 @dataclass(frozen=True, slots=True)

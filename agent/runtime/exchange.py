@@ -14,6 +14,7 @@ from agent.diagnosis.judge import Orders
 from agent.model.fault import Verdict
 from agent.model.steps import Wait
 from agent.model.world import Clients, World
+from agent.remediation.case import Treatment
 from agent.remediation.records import Attempt
 from agent.runtime.drill_marks import valid
 
@@ -42,6 +43,7 @@ class Acted:
     resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset, Unix seconds
     tried: Mapping[str, Attempt] = field(default_factory=dict)  # fault id → the reset of an idle GPU that cured nothing
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name
+    treatment: Treatment | None = None  # what the last plan was for
     steps: tuple[str, ...] = ()  # done in the last round that did anything
     waits: tuple[Wait, ...] = (Wait("the Node was not read yet"),)
     done: Mapping[str, int] = field(default_factory=dict)  # steps since the agent's start, by kind

@@ -9,6 +9,7 @@ from agent.model.fault import Verdict
 from agent.model.observation import Observation
 from agent.model.steps import Wait
 from agent.model.world import SlotKind
+from agent.remediation.case import Treatment
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Snapshot:
     steps: tuple[str, ...] = ()  # done in the last round that did anything
     waits: tuple[Wait, ...] = ()
     stage: str = ""  # the Node's state label as last read: draining, drained, repairing …
+    treatment: Treatment | None = None  # what the last plan is for; None: the node is to be in service
     withdrawn: bool | None = None  # whether our hard taint stands; None: the Node was not read yet
     degraded_effect: str = ""  # of our taint on a degraded node, while it stands
     withdrawn_since: float | None = None  # when its permit was taken, Unix seconds

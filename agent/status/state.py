@@ -9,6 +9,7 @@ from agent.config.settings import Mode
 from agent.diagnosis.advice import clears, next_step
 from agent.model.fault import Fault, Remedy, Sets
 from agent.model.text import rfc3339
+from agent.remediation.case import Treatment
 from agent.status.snapshot import Snapshot
 
 
@@ -22,6 +23,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "status": verdict.status,
         "remedy": verdict.remedy,
         "withdraw": verdict.withdraw,
+        "treatment": _treatment(shot.treatment) if shot.treatment else None,
         "withdrawn": shot.withdrawn,
         "blind": list(verdict.blind),
         "faults": [
@@ -54,6 +56,15 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
             }
             for s in shot.sources
         ],
+    }
+
+
+def _treatment(one: Treatment) -> dict[str, Any]:
+    return {
+        "remedy": one.remedy,
+        "faults": [fault.finding.id for fault in one.faults],
+        "reset_together_with": sorted(one.reset_set - one.gpus) if one.remedy is Remedy.RESET_GPU else [],
+        "idle": one.idle,
     }
 
 

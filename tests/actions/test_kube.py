@@ -51,7 +51,7 @@ def drive(
     done: list[Step] = []
     limits = iter(cuts)
     for _ in range(rounds):
-        steps = plan(verdict, hands.look(closely=True), config, Local())
+        steps = plan(verdict, hands.look(closely=True), config, Local()).steps
         for step in steps[: next(limits, len(steps))]:
             try:
                 hands.do(step)
@@ -111,7 +111,7 @@ def test_a_fatal_fault_becomes_condition_label_taint_and_eviction() -> None:
 
 
 def test_the_permit_comes_before_the_taint_and_both_before_any_other_write() -> None:
-    steps = plan(fatal(), KubeHands(cluster(), "n1", EVICT).look(closely=True), EVICT, Local(gathered=False))
+    steps = plan(fatal(), KubeHands(cluster(), "n1", EVICT).look(closely=True), EVICT, Local(gathered=False)).steps
     assert [type(step) for step in steps[:2]] == [TakeSlot, Retaint]
 
 
@@ -135,7 +135,7 @@ def test_without_a_free_permit_nothing_but_the_report_is_written() -> None:
     hands = KubeHands(made, "n2", EVICT)
     drive(hands, fatal())
     assert (taints(made, "n2"), made.evicted) == ([], ["research/train"])
-    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, Local()) if isinstance(s, Wait)]
+    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, Local()).steps if isinstance(s, Wait)]
     assert waits == ["the budget is spent: 1 withdrawn of 2 nodes allowed, held by n1"]
     drive(KubeHands(made, "n1", EVICT), healthy())
     drive(hands, fatal())
@@ -159,7 +159,7 @@ def test_a_cured_node_is_left_clean_but_for_what_others_put_there() -> None:
 def test_anothers_taint_added_in_between_survives() -> None:
     made = cluster()
     hands = KubeHands(made, "n1", EVICT)
-    steps = plan(fatal(), hands.look(closely=True), EVICT, Local(gathered=False))
+    steps = plan(fatal(), hands.look(closely=True), EVICT, Local(gathered=False)).steps
     made(
         "PATCH",
         "/api/v1/nodes/n1",
@@ -181,7 +181,7 @@ def test_a_healthy_node_at_rest_is_read_with_one_request_and_never_written() -> 
     made.requests.clear()
     for _ in range(5):
         world = hands.look(closely=False)
-        assert plan(healthy(), world, EVICT, Local()) == ()
+        assert plan(healthy(), world, EVICT, Local()).steps == ()
     assert made.requests == [("GET", "/api/v1/nodes/n1")] * 5
 
 
@@ -306,7 +306,7 @@ def test_pods_that_nobody_would_start_again_wait_for_a_person() -> None:
     hands = KubeHands(made, "n1", EVICT)
     drive(hands, fatal())
     assert made.evicted == ["research/train"]
-    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, Local()) if isinstance(s, Wait)]
+    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, Local()).steps if isinstance(s, Wait)]
     assert waits == ["pod research/notebook has no controller to start it again: a person must move it"]
 
 
@@ -372,7 +372,7 @@ def test_evictions_are_asked_with_the_pods_own_uid() -> None:
     made = cluster()
     hands = KubeHands(made, "n1", EVICT)
     drive(hands, fatal(), rounds=1)
-    steps = plan(fatal(), hands.look(closely=True), EVICT, Local())
+    steps = plan(fatal(), hands.look(closely=True), EVICT, Local()).steps
     made.add_pod("research", "train", "n1", owner="Job")  # a namesake's successor
     for step in steps:
         hands.do(step)

@@ -36,7 +36,7 @@ class Clock:
 
 
 def waits(hands: KubeHands, config: Config = EVICT) -> list[str]:
-    return [s.why for s in plan(fatal(), hands.look(closely=True), config, Local()) if isinstance(s, Wait)]
+    return [s.why for s in plan(fatal(), hands.look(closely=True), config, Local()).steps if isinstance(s, Wait)]
 
 
 def bare(made: PretendCluster, name: str) -> None:
@@ -97,7 +97,7 @@ def test_a_holder_that_confirms_its_slot_keeps_it() -> None:
     bare(made, "n1")
     for _ in range(20):
         clock.now += 125
-        steps = plan(fatal(), one.look(closely=True), EVICT, Local())
+        steps = plan(fatal(), one.look(closely=True), EVICT, Local()).steps
         assert isinstance(steps[0], TakeSlot)
         one.do(steps[0])
         drive(two, fatal(), rounds=1)
@@ -107,7 +107,7 @@ def test_a_holder_that_confirms_its_slot_keeps_it() -> None:
 def test_nothing_is_tainted_or_evicted_on_a_permit_that_was_not_confirmed_lately() -> None:
     made, clock = cluster(), Clock()
     hands = KubeHands(made, "n1", EVICT, clock)
-    steps = plan(fatal(), hands.look(closely=True), EVICT, Local())
+    steps = plan(fatal(), hands.look(closely=True), EVICT, Local()).steps
     hands.do(steps[0])
     clock.now += 301  # it was stopped here, and goes on with what it had planned
     with pytest.raises(RefusedError, match="confirmed lately"):
@@ -115,7 +115,7 @@ def test_nothing_is_tainted_or_evicted_on_a_permit_that_was_not_confirmed_lately
     assert taints(made) == []
     hands.do(steps[0])
     drive(hands, fatal(), rounds=1)
-    slot, eviction = plan(fatal(), hands.look(closely=True), EVICT, Local())[-2:]
+    slot, eviction = plan(fatal(), hands.look(closely=True), EVICT, Local()).steps[-2:]
     assert isinstance(eviction, Evict)
     hands.do(slot)
     clock.now += 301
@@ -137,7 +137,7 @@ def test_a_permit_whose_return_was_asked_for_is_none_until_it_is_confirmed_anew(
     drive(hands, fatal())
     with pytest.raises(UnreachableError):
         drive(hands, healthy())
-    steps = plan(fatal(), hands.look(closely=True), EVICT, Local())
+    steps = plan(fatal(), hands.look(closely=True), EVICT, Local()).steps
     late[0]()
     with pytest.raises(RefusedError):
         hands.do(steps[0])
@@ -215,7 +215,7 @@ def test_a_node_that_others_took_out_by_a_taint_counts_for_as_long_as_it_bears_i
     config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=1, others_taints=("example.com/maintenance",)))
     made("PATCH", "/api/v1/nodes/n3", {"spec": {"taints": [taint]}}, MERGE)
     theirs = KubeHands(made, "n3", config)
-    theirs.do(plan(healthy(), theirs.look(closely=False), config, Local())[0])  # its report
+    theirs.do(plan(healthy(), theirs.look(closely=False), config, Local()).steps[0])  # its report
     assert (node(made, "n3")["metadata"]["labels"].get(OUT_LABEL) == "true") is counts
     hands = KubeHands(made, "n1", config, clock := Clock())
     drive(hands, fatal(), config)
@@ -377,7 +377,7 @@ class Fleet:
     def turn(self, i: int, verdict: Any) -> None:
         try:
             if not self.plans[i]:
-                steps = plan(verdict, self.hands[i].look(closely=True), self.config, Local())
+                steps = plan(verdict, self.hands[i].look(closely=True), self.config, Local()).steps
                 self.plans[i] = [step for step in steps if not isinstance(step, Wait)]
             elif self.plans[i]:
                 self.hands[i].do(self.plans[i].pop(0))

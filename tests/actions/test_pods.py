@@ -53,7 +53,7 @@ def annotate(made: PretendCluster, name: str, **annotations: str | None) -> None
 
 
 def said(hands: KubeHands, verdict: Verdict, settings: Config) -> list[str]:
-    steps = plan(verdict, hands.look(closely=True), settings, Local())
+    steps = plan(verdict, hands.look(closely=True), settings, Local()).steps
     return [step.why for step in steps if isinstance(step, Wait)]
 
 
@@ -430,7 +430,7 @@ def test_a_gpus_remedy_moves_only_the_pods_that_hold_it_and_a_nodes_remedy_all(
             for pod in world.pods or ()
         )
         world = replace(world, pods=pods if world.pods is not None else None)
-        for step in plan(fatal() if whole_node else reset(), world, settings, Local()):
+        for step in plan(fatal() if whole_node else reset(), world, settings, Local()).steps:
             hands.do(step)
     assert made.evicted == (["research/other", "research/train"] if whole_node else evicted)
     assert node(made)["metadata"]["labels"]["gpu-health-agent/state"] == "drained"
@@ -444,7 +444,7 @@ def test_a_tolerating_pod_leaves_for_a_reset_only_if_it_holds_the_bad_gpu() -> N
         world = hands.look(closely=True)
         pods = tuple(replace(pod, gpus=frozenset({"GPU-a"})) for pod in world.pods or ())
         world = replace(world, pods=pods if world.pods is not None else None)
-        for step in plan(reset(), world, settings, Local()):
+        for step in plan(reset(), world, settings, Local()).steps:
             hands.do(step)
     assert made.evicted == ["research/train"]
 

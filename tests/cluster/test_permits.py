@@ -34,7 +34,7 @@ def test_the_hour_of_a_permit_is_the_api_servers_whatever_the_clock_of_the_node_
     plane.must("PATCH", lease, long_ago, "application/merge-patch+json")
     drive(hands[1], fatal(), config)
     world = hands[1].look(closely=True)
-    waits = [step.why for step in plan(fatal(), world, config, Local()) if isinstance(step, Wait)]
+    waits = [step.why for step in plan(fatal(), world, config, Local()).steps if isinstance(step, Wait)]
     assert waits == ["the budget is spent: 1 withdrawals an hour allowed"]
     (slot,) = (slot for slot in world.slots or () if slot.kind is SlotKind.HOURLY)
     assert slot.taken_s < 600
@@ -66,7 +66,7 @@ def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_every
             for _ in range(2000):
                 try:
                     world = hands.look(closely=True)
-                    steps = plan(verdict, world, config, Local())
+                    steps = plan(verdict, world, config, Local()).steps
                     if any(t.key == HARD_TAINT for t in world.taints) is wanted and all(
                         isinstance(step, Wait) for step in steps
                     ):

@@ -16,7 +16,8 @@ from agent.diagnosis.linked import linked
 from agent.model.fault import Card, Remedy, Verdict
 from agent.model.observation import Missing, Observation
 from agent.model.world import Pod, World
-from agent.remediation.drain import in_force, leaving
+from agent.remediation.case import Treatment, in_force, treated
+from agent.remediation.drain import leaving
 from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.stored import dump, load
 from agent.simulation.gpu import SimulatedGpu, h100_8, v100_8
@@ -119,6 +120,12 @@ def fatal(code: int = RESET) -> Verdict:
     return judged.after(1, xid(code))
 
 
+def treatment() -> Treatment:
+    meant = treated(fatal())
+    assert meant
+    return meant
+
+
 def pods() -> tuple[Pod, ...]:
     return tuple(
         Pod("ml", name, name, "Job", gpu=True, gpus=frozenset({uuid})) for name, uuid in (("a", A), ("b", B), ("c", C))
@@ -126,8 +133,8 @@ def pods() -> tuple[Pod, ...]:
 
 
 def test_a_resets_pods_are_those_of_the_whole_set_and_another_remedys_are_not() -> None:
-    assert [pod.name for pod in leaving(pods(), fatal())] == ["a", "b"]
-    assert [pod.name for pod in leaving(pods(), replace(fatal(), remedy=Remedy.CONTACT_SUPPORT))] == ["a"]
+    assert [pod.name for pod in leaving(pods(), treatment())] == ["a", "b"]
+    assert [pod.name for pod in leaving(pods(), replace(treatment(), remedy=Remedy.CONTACT_SUPPORT))] == ["a"]
 
 
 def test_where_no_reset_is_configured_no_linked_gpus_pods_make_way_and_a_reserved_one_keeps_its_set() -> None:

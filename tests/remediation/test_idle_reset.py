@@ -206,7 +206,7 @@ def test_only_a_fault_that_is_seen_well_and_stands_today_withdraws_a_node(how: s
     made._objects = {key: body for key, body in made._objects.items() if key[0] == "nodes"}
     hands = KubeHands(made, "n1", IDLE)
     for _ in range(3):
-        for step in plan(verdict, hands.look(True), IDLE, local):
+        for step in plan(verdict, hands.look(True), IDLE, local).steps:
             hands.do(step)
     assert (HARD_TAINT in [taint["key"] for taint in node(made)["spec"]["taints"]]) is withdrawn
 
@@ -521,7 +521,7 @@ def test_twelve_nodes_degraded_alike_keep_the_budget_and_each_is_reset_once() ->
             name = chance.choice(names)
             if chance.random() < 0.1:
                 hands[name] = KubeHands(made, name, config)  # killed, and started anew
-            steps = plan(well if name in cured else bad, hands[name].look(closely=True), config, QUIET)
+            steps = plan(well if name in cured else bad, hands[name].look(closely=True), config, QUIET).steps
             for step in steps[: chance.randint(0, 8)]:
                 try:
                     hands[name].do(step)

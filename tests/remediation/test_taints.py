@@ -13,6 +13,7 @@ from agent.model.fault import Remedy, Status, Verdict
 from agent.model.names import HARD_TAINT, SOFT_TAINT
 from agent.model.steps import TakeSlot, Wait
 from agent.model.world import Local, Taint
+from agent.remediation.case import Case
 from agent.remediation.plan import plan
 from agent.remediation.taints import aimed_taints, effect_on
 from tests.actions.test_kube import MERGE, KubeHands, cluster, drive, fatal, healthy, holders, node, taints
@@ -70,7 +71,7 @@ def test_the_last_permit_is_left_to_a_fatal_fault_and_the_taint_stays_soft() -> 
     second = KubeHands(made, "n2", config())
     drive(second, degraded(), config())
     assert borne(made, "n2") == [SOFT]
-    (wait,) = (s for s in plan(degraded(), second.look(closely=True), config(), Local()) if isinstance(s, Wait))
+    (wait,) = (s for s in plan(degraded(), second.look(closely=True), config(), Local()).steps if isinstance(s, Wait))
     assert wait.why.startswith("the degraded node's taint stays soft")
     drive(KubeHands(made, "n3", config()), fatal(), config())
     assert (taints(made, "n3"), holders(made)) == (["gpu-health-agent/unhealthy"], {SLOTS[0]: "n1", SLOTS[1]: "n3"})
@@ -103,7 +104,7 @@ def test_a_blind_agent_keeps_the_taint_and_confirms_its_permit() -> None:
     hands = KubeHands(made, "n1", config(), clock)
     drive(hands, degraded(), config())
     clock.now += 125
-    assert isinstance(plan(BLIND, hands.look(closely=True), config(), Local())[0], TakeSlot)
+    assert isinstance(plan(BLIND, hands.look(closely=True), config(), Local()).steps[0], TakeSlot)
     drive(hands, BLIND, config())
     assert (borne(made), holders(made)) == ([FIRM], {SLOTS[0]: "n1"})
 
@@ -144,7 +145,9 @@ def test_whatever_comes_no_node_keeps_pods_away_without_a_permit_or_beyond_the_b
             name = chance.choice(names)
             if chance.random() < 0.2:
                 hands[name] = KubeHands(made, name, config(3))  # killed, and started anew
-            steps = plan(chance.choice(verdicts), hands[name].look(closely=True), config(3), Local(gathered=False))
+            steps = plan(
+                chance.choice(verdicts), hands[name].look(closely=True), config(3), Local(gathered=False)
+            ).steps
             for step in steps[: chance.randint(0, 8)]:
                 try:
                     hands[name].do(step)
@@ -172,5 +175,5 @@ def test_a_blind_agent_aims_at_no_weaker_taint_than_the_hard_one_that_stands() -
     hands = KubeHands(made, "n1", config())
     drive(hands, fatal(), config())
     world, blind = hands.look(closely=True), ("nvml: no poll finished for over 60 s",)
-    assert aimed_taints(replace(degraded(), blind=blind), world, config()) == world.taints
-    assert aimed_taints(degraded(), world, config()) == (Taint(SOFT_TAINT, "", "NoSchedule"),)
+    assert aimed_taints(Case(replace(degraded(), blind=blind), world, config(), Local()), None) == world.taints
+    assert aimed_taints(Case(degraded(), world, config(), Local()), None) == (Taint(SOFT_TAINT, "", "NoSchedule"),)
