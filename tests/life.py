@@ -316,9 +316,11 @@ class Life:
 
     def _starts(self, name: str, job: dict[str, Any]) -> None:
         remedy = name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_")
-        live = self.records().live
-        assert live is not None, "a repair that was not reserved"
-        assert live.job == name, "another repair than the reserved one"
+        records = self.records()
+        assert records.begun, "a repair that was not reserved"
+        assert records.begun[-1].stage.live, "a repair that was not reserved"
+        reserved = records.validation.name if records.validation else records.attempts[-1].job
+        assert reserved == name, "another repair than the reserved one"
         assert self.tainted(), "a repair without our taint"
         assert self.holds("train", job) is False, "a repair under a running pod"
         assert job["spec"]["template"]["spec"]["nodeName"] == "n1"

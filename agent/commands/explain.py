@@ -65,7 +65,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "at": rfc3339(kept.at),
         "faults": [fault(one, config.policy, linked=together, effect=effect) for one in kept.faults],
         "waits": [
-            *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.attempts),
+            *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.begun),
             *(
                 f"{key}: the reset of its idle GPU failed: {one.said or one.stage} (Job {one.job})"
                 for key, one in kept.records.idle.tried.items()

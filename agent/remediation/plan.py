@@ -23,7 +23,7 @@ from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.repair import effective, operand_labels, repair, running, settled
 from agent.remediation.stored import Stored, dump, load
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
-from agent.remediation.validation import check, without
+from agent.remediation.validation import validate
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
 _UNEXPLAINED = (
@@ -79,13 +79,13 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
     moves: tuple[Step, ...] = ()
     repairing: tuple[Step, ...] = ()
     if treatment:
-        records = without(records)
+        records = replace(records, validation=None)  # it began too early, and comes again after the cure
         if config.mode is Mode.EVICT:
             treatment = effective(treatment, records, config.repair)
     if tainted and not stands and config.mode is Mode.EVICT and (config.repair.check or config.repair.diagnose):
         may = bool(not world.paused and world.held(SlotKind.WITHDRAWN) and not job)
         ended = stored.faults if stored else ()
-        records, repairing = check(verdict, world, config.repair, records, ended, local.clients, may)
+        records, repairing = validate(case, records, ended, may)
         if job:  # of a repair, and what that paused stays so until it has ended
             records = replace(records, paused=old.paused)
     elif not withdraw:
@@ -194,8 +194,8 @@ def _state(case: Case, treatment: Treatment | None, records: Records) -> str:
         if treatment.idle:
             return "degraded"
         return "drained" if _drained(treatment, world) else "draining"
-    if records.attempts and records.attempts[-1].remedy is Remedy.NONE:  # a check that failed is a person's matter
-        return "validating" if records.live else "unhealthy"
+    if records.validation:  # one that failed is a person's matter
+        return "validating" if records.validation.stage.live else "unhealthy"
     if records.live:
         return "repairing"
     return str(case.verdict.status)

@@ -1,4 +1,4 @@
-"""What a repair leaves written on the Node: its attempts, and the labels it changed for their time."""
+"""What a repair leaves written on the Node: its attempts, the check after them, the labels changed for their time."""
 
 from __future__ import annotations
 
@@ -9,23 +9,33 @@ from typing import Any
 
 from agent.model.fault import Remedy
 
-DIAGNOSIS = "gpu-health-diagnosis-"  # with which the name of one begins
+
+class Kind(StrEnum):
+    """Who makes the check before the return: with what its name begins."""
+
+    JOB = "gpu-health-check-"
+    DIAGNOSIS = "gpu-health-diagnosis-"  # DCGM's, run by the agent itself
 
 
 class Stage(StrEnum):
     RESERVED = "reserved"  # written down; its Job may or may not exist
-    STARTED = "started"  # its Job was seen
+    STARTED = "started"  # its Job was seen, or the diagnosis
     DONE = "done"  # it ended well; the cure is still to be proved
     FAILED = "failed"
+
+    @property
+    def live(self) -> bool:
+        """Whether its end is awaited."""
+        return self in (Stage.RESERVED, Stage.STARTED)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One remedy, tried once; of remedy "none" is the check before the return, by a Job or by DCGM's diagnosis."""
+    """One remedy, tried once."""
 
     remedy: Remedy
     number: int  # of this remedy in this incident, from 1
-    job: str  # its name, or that of the diagnosis
+    job: str  # its name
     uuids: tuple[str, ...]  # of the GPUs that it is for
     boot_id: str  # when it was reserved
     stage: Stage
@@ -38,13 +48,37 @@ class Attempt:
     @property
     def what(self) -> str:
         """For people."""
-        by = "DCGM" if self.job.startswith(DIAGNOSIS) else f"Job {self.job}"
-        return f"{'check' if self.remedy is Remedy.NONE else self.remedy}, attempt {self.number} ({by})"
+        return f"{self.remedy}, attempt {self.number} (Job {self.job})"
 
     @property
     def gpus(self) -> tuple[str, ...]:
         """UUIDs of all that it acts on."""
         return (*self.uuids, *self.along)
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The check that a cured node must pass before it returns."""
+
+    kind: Kind
+    name: str
+    uuids: tuple[str, ...] = ()  # of the GPUs that it is of; empty: all
+    boot_id: str = ""  # when it was reserved
+    number: int = 1  # of the run, of a diagnosis that the agent's end cut off
+    stage: Stage = Stage.RESERVED
+    blocked_at: float = 0.0  # Unix seconds since when a diagnosis can't be run; 0: it can, or was not tried
+    ended_at: int = 0
+    said: str = ""  # how it failed
+
+    @property
+    def run(self) -> str:
+        """The name of this run of the diagnosis: what an earlier one found proves nothing for a later."""
+        return f"{self.name}-{self.number}"
+
+    @property
+    def what(self) -> str:
+        """For people."""
+        return f"check, attempt {self.number} ({'DCGM' if self.kind is Kind.DIAGNOSIS else f'Job {self.name}'})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +101,13 @@ class Idle:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """One incident's drain, its attempts, oldest first, and whether gpu-operator's operands are paused for one."""
+    """One incident's drain, its attempts, oldest first, whether gpu-operator's operands are paused, and the check."""
 
     attempts: tuple[Attempt, ...] = ()
     paused: bool = False
     drain: Begun | None = None
     idle: Idle = field(default_factory=Idle)
+    validation: Validation | None = None
 
     def latest(self, attempt: Attempt) -> Records:
         """With the last attempt as it is now."""
@@ -87,14 +122,19 @@ class Records:
     def live(self) -> Attempt | None:
         """The attempt that is reserved or runs."""
         last = self.attempts[-1] if self.attempts else None
-        return last if last and last.stage in (Stage.RESERVED, Stage.STARTED) else None
+        return last if last and last.stage.live else None
+
+    @property
+    def begun(self) -> tuple[Attempt | Validation, ...]:
+        """Attempts and check, oldest first."""
+        return (*self.attempts, self.validation) if self.validation else self.attempts
 
 
 def as_json(records: Records) -> dict[str, Any]:
-    """For the annotation; empty for no records."""
+    """For the annotation; empty for no records. The check is in it the last attempt, of remedy "none"."""
     told: dict[str, Any] = {}
-    if records.attempts:
-        told["attempts"] = [_told(one) for one in records.attempts]
+    if records.begun:
+        told["attempts"] = [_told(one if isinstance(one, Attempt) else _as_attempt(one)) for one in records.begun]
     if records.paused:
         told["paused"] = True
     if records.drain:
@@ -109,11 +149,24 @@ def _told(attempt: Attempt) -> dict[str, Any]:
     return {name: value for name in Attempt.__slots__ if (value := getattr(attempt, name))}
 
 
+def _as_attempt(check: Validation) -> Attempt:
+    told = (check.uuids, check.boot_id, check.stage, check.blocked_at, check.ended_at, check.said)
+    return Attempt(Remedy.NONE, check.number, check.name, *told)
+
+
 def from_json(data: Mapping[str, Any]) -> Records:
     """KeyError, TypeError, ValueError or AttributeError for what this agent did not write."""
-    attempts = tuple(_attempt(one) for one in data.get("attempts", ()))
+    found = [_attempt(one) for one in data.get("attempts", ())]
+    check = _check(found.pop()) if found and found[-1].remedy is Remedy.NONE else None
     begun = _begun(data["drain"]) if "drain" in data else None
-    return Records(attempts, bool(data.get("paused")), begun, _idle(data.get("idle", {})))
+    return Records(tuple(found), bool(data.get("paused")), begun, _idle(data.get("idle", {})), check)
+
+
+def _check(one: Attempt) -> Validation:
+    kind = Kind.DIAGNOSIS if one.job.startswith(Kind.DIAGNOSIS) else Kind.JOB
+    return Validation(
+        kind, one.job, one.uuids, one.boot_id, one.number, one.stage, one.acted_at, one.ended_at, one.said
+    )
 
 
 def _attempt(one: Mapping[str, Any]) -> Attempt:

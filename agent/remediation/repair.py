@@ -227,9 +227,7 @@ def _watch(case: Case, treatment: Treatment, records: Records, live: Attempt, jo
 def settled(world: World, records: Records) -> Records:
     """An attempt whose fault is gone: nothing is started for it, and a Job that runs is waited for."""
     live = records.live
-    if live is None or live.remedy is Remedy.NONE:
-        return records
-    if any(job.name == live.job and job.state == "active" for job in world.jobs or ()):
+    if live is None or any(job.name == live.job and job.state == "active" for job in world.jobs or ()):
         return records
     if live.stage is Stage.RESERVED and world.jobs is not None and live.job not in {job.name for job in world.jobs}:
         return records.unbegun()

@@ -26,7 +26,7 @@ def returned(life: Life) -> bool:
         and set(life.holders()) <= {""}
         and labels["gpu-health-agent/state"] == "healthy"
         and labels.items() >= OPERANDS.items()
-        and not life.records().attempts
+        and not life.records().begun
     )
 
 

@@ -11,11 +11,15 @@ import pytest
 from agent.commands.explain import stored
 from agent.config.settings import Config, load
 from agent.model.errors import ConfigError
+from agent.model.fault import Remedy, Status, Verdict
 from agent.model.hands import Hands
 from agent.model.ownership import OPERAND_PAUSED
 from agent.model.steps import Diagnose, Step
 from agent.model.world import Diagnosed as Ended
 from agent.model.world import World
+from agent.remediation.records import Kind, Records, Stage, Validation
+from agent.remediation.stored import dump
+from agent.remediation.stored import load as annotation
 from tests.life import CHECK, CONFIG, Killed, Life, lives
 from tests.observe import GPU, OTHER
 from tests.remediation.test_repair import MERGE, REBOOT, RESET, job_of, returned
@@ -149,10 +153,11 @@ class Diagnosing:
     def do(self, step: Step) -> None:
         if not isinstance(step, Diagnose):
             return self._hands.do(step)
-        life, live = self._life, self._life.records().live
-        assert live, "a diagnosis that was not reserved"
+        life, check = self._life, self._life.records().validation
+        assert check, "a diagnosis that was not reserved"
+        assert check.stage.live, "a diagnosis that was not reserved"
         assert life.tainted(), "a diagnosis without our taint"
-        assert step.name.startswith(live.job)
+        assert step.name.startswith(check.name)
         life.diagnoses.append((step.level, *step.uuids))
         self._run = step.name, life.now
         if len(life.diagnoses) in life.dies:
@@ -186,7 +191,7 @@ def settles(life: Life) -> None:
     """Until it is back in service or a person's matter, and a little longer."""
     for _ in range(70):
         life.tick()
-        if (returned(life) and life.repairs) or any(a.stage == "failed" for a in life.records().attempts):
+        if (returned(life) and life.repairs) or any(a.stage == "failed" for a in life.records().begun):
             break
     life.run(20)
 
@@ -213,9 +218,7 @@ def test_a_gpu_that_fails_its_diagnosis_never_returns_and_the_test_is_named_ever
     waits = (f"the check before the return failed ({said}): a person must decide; check@node dismisses it",)
     assert (life.diagnoses, life.tainted(), state(life), life.waits) == ([(2, f"GPU-{GPU}")], True, "unhealthy", waits)
     assert life.world
-    assert stored(life.world, demanding())["waits"] == [
-        "reset_gpu, attempt 1 (Job " + life.records().attempts[0].job + "): done"
-    ] * (len(life.records().attempts) - 1) + [f"check, attempt 1 (DCGM): failed, {said}"]
+    assert stored(life.world, demanding())["waits"] == [f"check, attempt 1 (DCGM): failed, {said}"]
     events = [
         event
         for event in life.cluster("GET", "/api/v1/namespaces/default/events")[1]["items"]
@@ -333,3 +336,39 @@ def test_a_check_and_a_diagnosis_are_one_too_many_and_a_diagnosis_needs_dcgm(tmp
         path.write_text(text)
         with pytest.raises(ConfigError, match=said):
             load(path)
+
+
+# As agents write it that know the check as an attempt of remedy "none": a fleet has both during a roll-out.
+CHECKS = {
+    Validation(Kind.JOB, "gpu-health-check-0e0bc557dd", ("GPU-a",), "boot-1", stage=Stage.STARTED): (
+        '{"boot_id":"boot-1","job":"gpu-health-check-0e0bc557dd","number":1,"remedy":"none","stage":"started",'
+        '"uuids":["GPU-a"]}'
+    ),
+    Validation(Kind.DIAGNOSIS, "gpu-health-diagnosis-0e0bc557dd", (), "boot-1", 2, blocked_at=1760001210.5): (
+        '{"acted_at":1760001210.5,"boot_id":"boot-1","job":"gpu-health-diagnosis-0e0bc557dd","number":2,'
+        '"remedy":"none","stage":"reserved"}'
+    ),
+    Validation(
+        Kind.DIAGNOSIS,
+        "gpu-health-diagnosis-0e0bc557dd",
+        ("GPU-a", "GPU-b"),
+        "boot-1",
+        3,
+        Stage.FAILED,
+        0.0,
+        1760001330,
+        "no engine",
+    ): (
+        '{"boot_id":"boot-1","ended_at":1760001330,"job":"gpu-health-diagnosis-0e0bc557dd","number":3,"remedy":"none",'
+        '"said":"no engine","stage":"failed","uuids":["GPU-a","GPU-b"]}'
+    ),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.run)
+def test_a_check_is_stored_to_the_byte_as_agents_of_before_read_it_and_read_as_they_wrote_it(check: Validation) -> None:
+    text = f'"attempts":[{CHECKS[check]}],"boot_id":"boot-1","faults":[],"kernel_seq":7,"paused":true,"version":1}}'
+    text = '{"at":1760001300,' + text
+    verdict, records = Verdict(0, Status.HEALTHY, Remedy.NONE, boot_id="boot-1"), Records((), True, validation=check)
+    assert dump(verdict, 7, 1760001300.0, records) == text
+    assert annotation(text, 0.0).records == records

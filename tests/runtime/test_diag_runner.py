@@ -19,14 +19,14 @@ from agent.model.hands import Hands
 from agent.model.steps import Diagnose
 from agent.model.world import Diagnosed
 from agent.recording.recording import _world
-from agent.remediation.records import Attempt, Records, Stage
+from agent.remediation.records import Kind, Records, Stage, Validation
 from agent.remediation.stored import dump
 from agent.runtime.diag_runner import Checkup
 from agent.simulation.in_memory_cluster import PretendCluster
 from agent.sources.dcgm.diag_process import Progress
 
 STEP = Diagnose("gpu-health-diagnosis-1-1", 2, ("GPU-a",))
-CHECK = Attempt(Remedy.NONE, 1, "gpu-health-diagnosis-1", ("GPU-a",), "boot", Stage.RESERVED)
+CHECK = Validation(Kind.DIAGNOSIS, "gpu-health-diagnosis-1", ("GPU-a",), "boot")
 PASSED = {"passed": True, "results": {}, "errors": []}
 FAILED = {"passed": False, "results": {"0000:1b:00.0": {"memory": "fail"}}, "errors": []}
 
@@ -50,7 +50,7 @@ class Engine:
 
 
 class Node:
-    """Bears this attempt."""
+    """Bears this check."""
 
     def __init__(self, engine: Engine) -> None:
         self._cluster = PretendCluster()
@@ -58,8 +58,8 @@ class Node:
         self.hands: Hands = Checkup(KubeHands(self._cluster, "n1", Config()), engine)
         self.bears(CHECK)
 
-    def bears(self, *attempts: Attempt) -> None:
-        stored = dump(Verdict(0, Status.HEALTHY, Remedy.NONE), None, 0, Records(attempts))
+    def bears(self, check: Validation | None = None) -> None:
+        stored = dump(Verdict(0, Status.HEALTHY, Remedy.NONE), None, 0, Records(validation=check))
         body = {"metadata": {"annotations": {"gpu-health-agent/faults": stored}}}
         self._cluster("PATCH", "/api/v1/nodes/n1", body, "application/merge-patch+json")
 
@@ -98,11 +98,11 @@ def test_how_it_ended_is_seen_at_the_next_look(answer: object, state: str, said:
     assert engine.asked == [(2, ("GPU-a",))]
 
 
-@pytest.mark.parametrize("now", [(), (replace(CHECK, number=2),), (replace(CHECK, stage=Stage.FAILED),)])
-def test_one_that_the_node_no_longer_waits_for_is_ended(now: tuple[Attempt, ...]) -> None:
+@pytest.mark.parametrize("now", [None, replace(CHECK, number=2), replace(CHECK, stage=Stage.FAILED)])
+def test_one_that_the_node_no_longer_waits_for_is_ended(now: Validation | None) -> None:
     node = Node(Engine())
     node.hands.do(STEP)
-    node.bears(*now)
+    node.bears(now)
     assert node.until(lambda seen: seen.state == "undone").said == "nobody waits for it any more"
 
 
