@@ -17,7 +17,8 @@ from agent.commands.policy import markdown
 from agent.config.limits import Limits, Override
 from agent.config.settings import Config
 from agent.diagnosis.effective import entries
-from agent.model.fault import Remedy, Status, Verdict
+from agent.model.fault import Status, Verdict
+from agent.model.remedy import Remedy
 from agent.status.metrics import families
 from agent.status.snapshot import Snapshot
 

@@ -31,24 +31,18 @@ class Jobs:
 
     @property
     def configured(self) -> bool:
-        return bool(self._templates or self._repair.request_replacement)
-
-    @property
-    def _templates(self) -> dict[str, str]:
-        """Remedy → its template's name, of those that are configured."""
-        names = ("reset_gpu", "reboot_node", "replace_node", "check")
-        return {name: template for name in names if (template := getattr(self._repair, name))}
+        return bool(self._repair.templates or self._repair.request_replacement)
 
     def look(self, uid: str, ended: Mapping[str, tuple[int, float]]) -> tuple[Job, ...]:
         """Every Job ever made for the Node with this UID. RefusedError, UnreachableError."""
-        if not self._templates:
+        if not self._repair.templates:
             return ()
         found = ask(self._api, "GET", f"{self._path}/jobs?labelSelector={quote(f'{NODE_UID_LABEL}={uid}')}")
         return tuple(_job(item, ended) for item in found.get("items", ()))
 
     def start(self, step: StartJob, uid: str) -> None:
         """Create it; one that is there already was created by us before a crash."""
-        template = quote(self._templates[step.remedy], safe="")
+        template = quote(self._repair.templates[step.remedy], safe="")
         cron_job = ask(self._api, "GET", f"{self._path}/cronjobs/{template}")
         try:
             ask(self._api, "POST", f"{self._path}/jobs", self._body(step, uid, cron_job))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agent.model.fault import Remedy
+from agent.model.remedy import Remedy
 
 
 class Section(BaseModel):

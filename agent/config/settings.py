@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, Validati
 
 from agent.config.limits import Count, Limits, Override, Seconds, Section
 from agent.model.errors import ConfigError
-from agent.model.fault import Remedy
+from agent.model.remedy import LADDER, Remedy
 
 Share = Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])%$")]
 
@@ -104,7 +104,7 @@ class Deadlines(Section):
     replace_node: Seconds = 3600  # before a replacement
 
     def of(self, remedy: Remedy) -> float:
-        return float(getattr(self, remedy, self.contact_support))
+        return float(getattr(self, remedy.row.deadline))
 
 
 class Drain(Section):
@@ -149,6 +149,16 @@ class Repair(Section):
     """How long a remedy's Job may run, and a diagnosis that can't be run is tried again before a person decides."""
     prove_s: Seconds = 600
     """How long after the Job the GPU must be well again, and after a reboot the node in another boot."""
+
+    @property
+    def templates(self) -> dict[str, str]:
+        """What a Job can be made for, a remedy or the check → the name of its template."""
+        named = {str(remedy): getattr(self, remedy.row.template) for remedy in LADDER} | {"check": self.check}
+        return {what: template for what, template in named.items() if template}
+
+    def offers(self, remedy: Remedy) -> bool:
+        """Whether it can be made, or asked for."""
+        return remedy in self.templates or (remedy is Remedy.REPLACE_NODE and self.request_replacement)
 
     @field_validator("diagnose")
     @classmethod

@@ -7,28 +7,12 @@ from collections.abc import Collection
 from agent.config.limits import Limits
 from agent.config.settings import Mode
 from agent.diagnosis.rules.dcgm import EXPLAINED_BY
-from agent.model.fault import Fault, Finding, Remedy, Severity
+from agent.model.fault import Fault, Finding, Severity
 
-_ENDS = {
-    Remedy.NONE: "a reboot",
-    Remedy.RESTART_WORKLOAD: "a reboot",
-    Remedy.RESET_GPU: "a GPU reset (by a Job of ours, or seen in all of its counters with persistence mode on), a "
-    "reload of the driver or a reboot",
-    Remedy.REBOOT_NODE: "a reboot (another boot id)",
-}
 _BY_ITSELF = {
     Mode.OBSERVE: "mode observe: it is only reported, and nothing keeps pods away",
     Mode.TAINT: "the node is withdrawn under a permit; mode taint: its pods stay",
     Mode.EVICT: "the node is withdrawn under a permit and its pods are evicted as their budgets allow",
-}
-_WHAT_TO_DO = {
-    Remedy.NONE: "nothing has to be done",
-    Remedy.RESTART_WORKLOAD: "look at the program that ran on the GPU; the GPU itself needs nothing",
-    Remedy.CONTACT_SUPPORT: "run nvidia-bug-report.sh on the node and open a case with the hardware's vendor",
-    Remedy.RESET_GPU: "when its pods have left, stop what else holds the GPU (device plugin, DCGM, persistence daemon) "
-    "and run: nvidia-smi --gpu-reset -i {gpu}",
-    Remedy.REBOOT_NODE: "when its pods have left, reboot the node",
-    Remedy.REPLACE_NODE: "have the card or the node replaced; a reset or reboot does not mend it",
 }
 # By the effect of the degraded node's taint: empty while there is none, None where it isn't known.
 _NEW_PODS: dict[str | None, str] = {
@@ -87,10 +71,11 @@ def clears(finding: Finding, limits: Limits) -> str:
         witness = f", as {finding.witness} sees it" if finding.witness else ""
         return f"{finding.clear_s:g} s without it{witness}; {dismissal}"
     card = "another card in the slot" if finding.pci else ""
-    if finding.remedy not in _ENDS or finding.rule == "gpu-relapsing":
+    ends = finding.remedy.row.ends
+    if not ends or finding.rule == "gpu-relapsing":
         return f"{card}; {dismissal}" if card else dismissal.removeprefix("or ")
     seen = "with every GPU answering" if not finding.pci else "with the GPU answering"
-    proof = f"{_ENDS[finding.remedy]}, proved {seen} and the driver asking for nothing, then {limits.soak_s:g} s well"
+    proof = f"{ends}, proved {seen} and the driver asking for nothing, then {limits.soak_s:g} s well"
     return "; ".join(part for part in (proof, card, dismissal) if part)
 
 
@@ -106,7 +91,7 @@ def next_step(
     if fault.proved:
         return "the cure is proved; the node returns to service by itself after the soak"
     gpu = ",".join((fault.uuid or finding.pci or "GPU", *sorted(along)))
-    to_do = ADVICE.get(finding.rule) or _WHAT_TO_DO[finding.remedy].format(gpu=gpu)
+    to_do = ADVICE.get(finding.rule) or finding.remedy.row.to_do.format(gpu=gpu)
     if finding.drill:
         to_do = "it is a drill: nothing has to be done"
     if finding.severity is Severity.NOTICE:

@@ -10,7 +10,8 @@ from agent.diagnosis.history import History
 from agent.diagnosis.rules import dcgm
 from agent.diagnosis.rules.recovery import ROW as RECOVERY
 from agent.diagnosis.rules.xid import contained
-from agent.model.fault import Fault, Finding, Remedy, Severity
+from agent.model.fault import Fault, Finding, Severity
+from agent.model.remedy import Remedy
 
 _MEMORY_XIDS = ("xid-48", "xid-140", "xid-95", "xid-94", "xid-64", "xid-63")
 # A symptom → what may explain it, the best explanation first.

@@ -17,8 +17,9 @@ from agent.diagnosis.rules import RULES
 from agent.diagnosis.rules.kernel import ENDS
 from agent.diagnosis.rules.silence import blind, read_until
 from agent.diagnosis.update import renew
-from agent.model.fault import Evidence, Fault, Finding, Remedy, Severity, Status, Verdict
+from agent.model.fault import Evidence, Fault, Finding, Severity, Status, Verdict
 from agent.model.observation import Observation
+from agent.model.remedy import Remedy
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,9 @@ from dataclasses import replace
 
 from agent.diagnosis.epoch import COUNTERS, began_anew, counters, fell, least, sober
 from agent.diagnosis.history import Epoch, History, number
-from agent.model.fault import Fault, Remedy
+from agent.model.fault import Fault
 from agent.model.observation import Observation
-
-_CURED_BY_REBOOT = (Remedy.NONE, Remedy.RESTART_WORKLOAD, Remedy.RESET_GPU, Remedy.REBOOT_NODE)
+from agent.model.remedy import Proof
 
 
 def proved(fault: Fault, history: History, resets: Mapping[str, tuple[float, float]]) -> bool:
@@ -22,7 +21,7 @@ def proved(fault: Fault, history: History, resets: Mapping[str, tuple[float, flo
 
     Of GPUs that were reset together each must be well again, and the node's own fault is cured when all of them are.
     """
-    pci, remedy = fault.finding.pci, fault.finding.remedy
+    pci, proof = fault.finding.pci, fault.finding.remedy.row.proof
     along = [gpu for gpu, card in history.cards.items() if card.uuid in resets] if history.uuid(pci) in resets else []
     gpus = {pci, *along} if pci else set(history.readings)
     if not gpus or any(not _is_well(gpu, fault.last, history) for gpu in gpus):
@@ -36,7 +35,7 @@ def proved(fault: Fault, history: History, resets: Mapping[str, tuple[float, flo
         or (gpu == pci and _before_this_life(fault, history))
         for gpu in gpus
     )
-    return (rebooted and remedy in _CURED_BY_REBOOT) or (was_reset and remedy is Remedy.RESET_GPU)
+    return (rebooted and proof is not Proof.NOTHING) or (was_reset and proof is Proof.RESET)
 
 
 def _is_well(pci: str, after: float, history: History) -> bool:

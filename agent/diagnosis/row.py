@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from agent.config.limits import Limits
-from agent.model.fault import Evidence, Finding, Remedy, Severity
+from agent.model.fault import Evidence, Finding, Severity
 from agent.model.observation import Observation
+from agent.model.remedy import Remedy
 
 
 @dataclass(frozen=True, slots=True)

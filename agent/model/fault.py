@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from agent.model.remedy import Remedy
+
 
 @dataclass(frozen=True, slots=True)
 class Card:
@@ -20,24 +22,6 @@ class Severity(IntEnum):
     NOTICE = 0
     DEGRADED = 1
     FATAL = 2
-
-
-class Remedy(StrEnum):
-    """The action words, from mildest to hardest; ``rank`` orders them."""
-
-    NONE = "none"
-    RESTART_WORKLOAD = "restart_workload"
-    CONTACT_SUPPORT = "contact_support"
-    RESET_GPU = "reset_gpu"
-    REBOOT_NODE = "reboot_node"
-    REPLACE_NODE = "replace_node"
-
-    @property
-    def rank(self) -> int:
-        return _RANKS[self]
-
-
-_RANKS = {remedy: rank for rank, remedy in enumerate(Remedy)}
 
 
 @dataclass(frozen=True, slots=True)

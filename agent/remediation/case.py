@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from agent.config.settings import Config
-from agent.model.fault import Fault, Remedy, Sets, Verdict
+from agent.model.fault import Fault, Sets, Verdict
+from agent.model.remedy import Remedy
 from agent.model.world import Local, World
 from agent.remediation.records import Attempt
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.config.settings import Drain
-from agent.model.fault import Remedy
+from agent.model.remedy import Remedy
 from agent.model.steps import AskCheckpoint, Delete, Evict, On, Step, TakeSlot, Wait
 from agent.model.world import Pod, SlotKind, World
 from agent.remediation.budget import free_slot, given, spent
 from agent.remediation.case import Case, Treatment, bad_gpus
 from agent.remediation.records import Begun, Records
 
-_WHOLE_NODE = (Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
 _LOST = ("xid-79", "gpu-lost", "gpu-missing")  # nothing on such a GPU can be saved any more
 _MOST_RETURNS = 3
@@ -26,7 +25,7 @@ def leaving(pods: tuple[Pod, ...], treatment: Treatment) -> tuple[Pod, ...]:
     requests one; lowest priority first.
     """
     bad = treatment.reset_set if treatment.remedy is Remedy.RESET_GPU else treatment.gpus
-    whole = treatment.remedy in _WHOLE_NODE
+    whole = treatment.remedy.row.whole_node
     found = [
         pod
         for pod in pods
@@ -123,7 +122,7 @@ def _keeps(pod: Pod, treatment: Treatment, world: World, settings: Drain, overdu
         return "has no controller to start it again: a person must move it", On.POD
     if settings.unmanaged == "wait" and pod.pinned:
         return "keeps its data on this node's own disk: a person must move it", On.POD
-    whole = treatment.remedy in _WHOLE_NODE
+    whole = treatment.remedy.row.whole_node
     holds = pod.gpus is not None and bool(treatment.gpus)
     if not whole and not holds:
         if pod.namespace in settings.exclude_namespaces:

@@ -10,14 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from agent.config.settings import Config, Mode
-from agent.model.fault import Fault, Remedy, Severity, Verdict
+from agent.model.fault import Fault, Severity, Verdict
 from agent.model.names import HARD_TAINT
+from agent.model.remedy import Remedy
 from agent.model.steps import On, Wait
 from agent.model.world import Local, World
 from agent.remediation.case import Case, Treatment, reset_set, treated
+from agent.remediation.ladder import done_already
 from agent.remediation.other_controllers import another
 from agent.remediation.records import Attempt, Idle, Records, Stage
-from agent.remediation.repair import done_already, rebooted
+from agent.remediation.repair import rebooted
 from agent.remediation.taints import LAST_PERMIT, spare
 
 _LATELY_S = 86400  # withdrawals further back lengthen no pause

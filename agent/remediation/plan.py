@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from agent.config.settings import Config, Mode
 from agent.model.errors import MalformedError, NewerError
-from agent.model.fault import Fault, Remedy, Severity, Verdict
+from agent.model.fault import Fault, Severity, Verdict
 from agent.model.names import DEGRADED, ERROR_LABEL, HARD_TAINT, OUT_LABEL, REPLACEMENT, STATE_LABEL, UNHEALTHY
 from agent.model.ownership import own_taint
+from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakeSlot, Wait
 from agent.model.world import Condition, Local, SlotKind, Taint, World
 from agent.remediation.budget import free_slot, given, needed, spent
@@ -17,10 +18,11 @@ from agent.remediation.case import Case, Treatment
 from agent.remediation.drain import drain, leaving
 from agent.remediation.events import announcements, camel, plain
 from agent.remediation.idle_reset import chosen, failed
+from agent.remediation.ladder import effective
 from agent.remediation.other_controllers import another, out_by_others, upgrading
 from agent.remediation.presets import accelerated, spoken_for
 from agent.remediation.records import Attempt, Records, Stage
-from agent.remediation.repair import effective, operand_labels, repair, running, settled
+from agent.remediation.repair import operand_labels, repair, running, settled
 from agent.remediation.stored import Stored, dump, load
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
 from agent.remediation.validation import validate
@@ -30,6 +32,7 @@ _UNEXPLAINED = (
     f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for: "
     "a person must remove the taint"
 )
+_BY_HAND = "mode taint: no pod is moved and nothing is repaired; the node returns once its cure is proved"
 _PENDING = "for five minutes the node and its permit stay as they are: what was asked for in vain may still arrive"
 
 
@@ -93,6 +96,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
     elif not treatment:
         records = settled(world, records)
     elif config.mode is not Mode.EVICT or world.paused:
+        repairing = (Wait(_BY_HAND),) if config.mode is Mode.TAINT and tainted else ()
         records = replace(records, drain=None)  # a deadline doesn't run while nobody may be asked
     elif tainted and world.held(SlotKind.WITHDRAWN) and not another(world):
         if not treatment.idle:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from agent.model.fault import Remedy
+from agent.model.remedy import Remedy
 
 
 class Kind(StrEnum):

@@ -1,4 +1,4 @@
-"""Repair: which remedy comes next, what must be true before it starts, and whether it helped. Pure.
+"""Repair: what must be true before a remedy starts, and whether it helped. Pure.
 
 Reserve, then act: an attempt is written to the Node before its Job is created, and the Job's name is the attempt's
 own, so that whoever dies in between finds it again instead of repairing twice.
@@ -6,105 +6,24 @@ own, so that whoever dies in between finds it again instead of repairing twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import sha256
 
 from agent.config.settings import Repair
 from agent.model.describe import told
-from agent.model.fault import Fault, Remedy, Verdict
+from agent.model.fault import Verdict
 from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS
+from agent.model.remedy import Remedy
 from agent.model.steps import On, StartJob, Step, Wait
 from agent.model.world import Job, World
-from agent.remediation.case import Case, Treatment, in_force
+from agent.remediation.case import Case, Treatment
+from agent.remediation.ladder import aimed, concerns, current, own, possible
 from agent.remediation.nvidia_smi import EXIT_CODES
 from agent.remediation.records import Attempt, Records, Stage
 
-LADDER = (Remedy.RESET_GPU, Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
+_CURED = "the GPUs were cured by somebody else: they stay well for a while first"
 
 Repaired = tuple[Records, tuple[Step, ...]]
-
-
-def templates(settings: Repair, treatment: Treatment) -> tuple[Remedy, ...]:
-    """The remedies that are configured and possible, mildest first."""
-    there = {
-        Remedy.RESET_GPU: settings.reset_gpu and treatment.gpus,  # a reset must name its GPU, or it resets all
-        Remedy.REBOOT_NODE: settings.reboot_node,
-        Remedy.REPLACE_NODE: settings.replace_node or settings.request_replacement,
-    }
-    return tuple(remedy for remedy in LADDER if there[remedy])
-
-
-def current(treatment: Treatment, records: Records) -> Attempt | None:
-    """The attempt that is reserved, runs or is to be proved; none once all that is left is no matter of it."""
-    last = records.attempts[-1] if records.attempts else None
-    if last is None or last.stage is Stage.FAILED:
-        return None
-    left = treatment.unproved
-    over = last.stage is Stage.DONE and left and not any(_concerns(last, fault) for fault in left)
-    return None if over else last
-
-
-def aimed(treatment: Treatment, records: Records, settings: Repair) -> tuple[Remedy | None, str]:
-    """The remedy to take, or None and why a person must decide."""
-    if attempt := current(treatment, records):
-        return attempt.remedy, ""
-    due = treatment.outstanding
-    for fault in due.faults:
-        if fault.finding.remedy is Remedy.CONTACT_SUPPORT:
-            return None, f"a person must decide about {fault.finding.id}"
-    if due.remedy not in LADDER:
-        return None, f"no repair can {due.remedy}: a person must decide"
-    attempts = _own(due, records)
-    least = max([due.remedy.rank, *(attempt.remedy.rank for attempt in attempts)])
-    for remedy in templates(settings, due):
-        tried = [attempt for attempt in attempts if attempt.remedy is remedy]
-        if remedy.rank >= least and len(tried) < settings.max_attempts and not any(a.final for a in tried):
-            return (None, why) if remedy is Remedy.RESET_GPU and (why := done_already(due.faults)) else (remedy, "")
-    if not attempts:
-        return None, f"no repair is configured for {due.remedy}: a person must decide"
-    last = attempts[-1]
-    return None, f"a person must decide: {last.remedy} failed, attempt {last.number} ({last.said}), and nothing is left"
-
-
-def done_already(faults: Iterable[Fault]) -> str:
-    """Why a person must say whether a reset is due: in doubt there is no second repair of one incident."""
-    late = [fault.finding.id for fault in faults if fault.late]
-    if not late:
-        return ""
-    return (
-        f"a person must decide about {', '.join(late)}: logged before the agent's start, and the GPU asks for nothing, "
-        "as after a reset"
-    )
-
-
-def effective(treatment: Treatment, records: Records, settings: Repair) -> Treatment:
-    """With the remedy that the node is drained for, its faults' or the harder one that the repair has come to, and with
-    the GPUs of its reset.
-
-    Nothing is repaired beside a fault that a person must decide about, so no pod makes way for that.
-    """
-    remedy = aimed(treatment, records, settings)[0] or _worst(treatment, records)
-    return replace(treatment, remedy=remedy, linked=in_force(treatment.linked, records.live, settings.reset_gpu))
-
-
-def _worst(treatment: Treatment, records: Records) -> Remedy:
-    due = treatment.outstanding
-    held = any(fault.finding.remedy is Remedy.CONTACT_SUPPORT for fault in due.faults)
-    wanted = Remedy.CONTACT_SUPPORT if held else due.remedy
-    return max([wanted, *(attempt.remedy for attempt in _own(due, records))], key=lambda one: one.rank)
-
-
-def _own(treatment: Treatment, records: Records) -> list[Attempt]:
-    """The attempts that were for one of these faults; what another GPU needed counts for nothing here."""
-    return [one for one in records.attempts if any(_concerns(one, fault) for fault in treatment.faults)]
-
-
-def _concerns(attempt: Attempt, fault: Fault) -> bool:
-    """Whether an attempt is to cure this fault: a reset those of its GPUs, a reboot all that was seen in its boot."""
-    if not attempt.uuids or fault.uuid in attempt.uuids:
-        return True
-    return attempt.remedy is not Remedy.RESET_GPU and fault.boot_id == attempt.boot_id
 
 
 def repair(case: Case, treatment: Treatment, records: Records, drained: bool) -> Repaired:
@@ -115,12 +34,12 @@ def repair(case: Case, treatment: Treatment, records: Records, drained: bool) ->
         return _reserve(case, treatment, records, drained)
     if live.stage is Stage.DONE:
         return _prove(case, treatment, records, live)
-    if live.remedy is Remedy.REPLACE_NODE and not settings.replace_node:
+    if live.remedy is Remedy.REPLACE_NODE and live.remedy not in settings.templates:
         return records, (Wait("condition GpuReplacementRequested asks for another node"),)
     job = next((job for job in world.jobs or () if job.name == live.job), None)
     if live.stage is Stage.STARTED:
         return _watch(case, treatment, records, live, job)
-    if job is None and not getattr(settings, live.remedy):
+    if job is None and live.remedy not in settings.templates:
         return _ended(case, treatment, records, live, f"repair.{live.remedy} names no template any more")
     if job is not None:
         return records.latest(replace(live, stage=Stage.STARTED, acted_at=case.at)), ()
@@ -137,7 +56,7 @@ def _overtaken(case: Case, treatment: Treatment, live: Attempt) -> str:
     """Why a reserved attempt that has no Job is not to begin any more: somebody else, or a power cut, came first."""
     if rebooted(live.boot_id, case.verdict):
         return "the node was rebooted before its Job was made"
-    if all(fault.proved for fault in treatment.faults if _concerns(live, fault)):
+    if all(fault.proved for fault in treatment.faults if concerns(live, fault)):
         return "the GPUs were cured before its Job was made"
     return ""
 
@@ -151,20 +70,27 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     world, settings, local = case.world, case.config.repair, case.local
     remedy, why = aimed(treatment, records, settings)
     if remedy is None:
-        asked = bool(records.attempts or templates(settings, treatment))
-        return _restored(records), (Wait(why, On.REPAIR),) if asked and drained else ()
-    if not drained or not local.gathered or world.jobs is None:
+        if not drained:
+            return _restored(records), ()
+        if records.attempts or possible(settings, treatment):
+            return _restored(records), (Wait(why, On.REPAIR),)
+        return _restored(records), (Wait(why if treatment.unproved else _CURED),)  # who repairs by hand is not alerted
+    if not drained:
         return records, ()
+    if not local.gathered:
+        return records, (Wait("the node's faults are gathered before it is repaired"),)
+    if world.jobs is None:
+        return records, (Wait("the node's Jobs were not read yet"),)
     if name := running(world):  # of an incident whose records are lost
         return records, (Wait(f"Job {name} runs: nothing else is begun"),)
     if not treatment.unproved:
-        return records, (Wait("the GPUs were cured by somebody else: they stay well for a while first"),)
+        return records, (Wait(_CURED),)
     if local.up_s < settings.prove_s and any(rebooted(f.boot_id, case.verdict) for f in case.verdict.faults):
         return records, (Wait("the node was rebooted since its fault was seen: whether that cured it is awaited"),)
     due = treatment.outstanding
-    own = _own(due, records)
-    last = own[-1] if own else None
-    if last and abs(case.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(own) - 1)):
+    tried = own(due, records)
+    last = tried[-1] if tried else None
+    if last and abs(case.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(tried) - 1)):
         said = f"{last.remedy}, attempt {last.number}, failed ({last.said})"
         return records, (Wait(f"{said}: {remedy} follows after a pause of {pause_s:.0f} s"),)
     if remedy is Remedy.RESET_GPU:
@@ -249,7 +175,7 @@ def _prove(case: Case, treatment: Treatment, records: Records, live: Attempt) ->
     records = _restored(records)
     if again := _again(treatment, live):
         return _ended(case, treatment, records, live, again)
-    left = [fault for fault in treatment.unproved if _concerns(live, fault)]
+    left = [fault for fault in treatment.unproved if concerns(live, fault)]
     if not left:
         return records, (Wait(f"{live.remedy} is proved: the GPUs stay well for a while before the node returns"),)
     # An agent that was down, or cut off from its own records, has yet to look: its absence makes no cure none.
@@ -267,7 +193,7 @@ def _again(treatment: Treatment, live: Attempt) -> str:
     """What was seen after a reset, in words; a reboot is proved by the boot that a fault was last seen in."""
     if live.remedy is not Remedy.RESET_GPU:
         return ""
-    late = [f.finding.id for f in treatment.faults if _concerns(live, f) and f.finding.evidence.at >= live.acted_at]
+    late = [f.finding.id for f in treatment.faults if concerns(live, f) and f.finding.evidence.at >= live.acted_at]
     return f"{', '.join(late)} came again after it" if late else ""
 
 

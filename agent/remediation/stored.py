@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from agent.model.errors import MalformedError, NewerError
-from agent.model.fault import Card, Evidence, Fault, Finding, Remedy, Remembered, Severity, Verdict
+from agent.model.fault import Card, Evidence, Fault, Finding, Remembered, Severity, Verdict
+from agent.model.remedy import Remedy
 from agent.remediation.records import Records, as_json, from_json
 
 VERSION = 1

@@ -6,7 +6,8 @@ from dataclasses import replace
 from hashlib import sha256
 
 from agent.model.describe import told
-from agent.model.fault import Fault, Remedy, Severity, Verdict
+from agent.model.fault import Fault, Severity, Verdict
+from agent.model.remedy import Remedy
 from agent.model.steps import Announce, Diagnose, On, StartJob, Step, Wait
 from agent.model.text import printable
 from agent.model.world import Clients, World

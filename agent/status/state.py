@@ -7,7 +7,8 @@ from typing import Any
 from agent.config.limits import Limits
 from agent.config.settings import Mode
 from agent.diagnosis.advice import clears, next_step
-from agent.model.fault import Fault, Remedy, Sets
+from agent.model.fault import Fault, Sets
+from agent.model.remedy import Remedy
 from agent.model.text import rfc3339
 from agent.remediation.case import Treatment
 from agent.status.snapshot import Snapshot

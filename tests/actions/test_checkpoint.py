@@ -271,7 +271,7 @@ def test_ports_that_hang_are_all_asked_at_once_and_no_other_pod_of_the_node_wait
         change(made, name, {"status": {"podIP": "127.0.0.1"}})
     hands = KubeHands(made, "n1", settings, answer_s=ANSWER_S)
     for asked in itertools.count():
-        steps = plan(reset(), hands.look(closely=True), settings, Local())
+        steps = plan(reset(), hands.look(closely=True), settings, Local()).steps
         for step in steps:
             began = time.monotonic()
             hands.do(step)

@@ -13,7 +13,8 @@ import pytest
 from agent.actions.kube import KubeHands
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError
-from agent.model.fault import Remedy, Status, Verdict
+from agent.model.fault import Status, Verdict
+from agent.model.remedy import Remedy
 from agent.model.steps import Announce, Evict, Retaint, Step, TakeSlot, Wait
 from agent.model.world import Local
 from agent.remediation.plan import plan

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from agent.config.settings import Config
 from agent.diagnosis.judge import Orders
-from agent.model.fault import Remedy, Status, Verdict
+from agent.model.fault import Status, Verdict
 from agent.model.observation import Missing, Observation, Signal, Value
+from agent.model.remedy import Remedy
 from agent.recording.recording import Recorder
 from agent.runtime.daemon import Daemon, serve
 from agent.simulation.simulated import inject

@@ -10,7 +10,8 @@ from agent.config.settings import Config
 from agent.diagnosis.advice import ADVICE, clears, next_step
 from agent.diagnosis.rules import ROWS
 from agent.model.errors import UsageError
-from agent.model.fault import Remedy, Severity
+from agent.model.fault import Severity
+from agent.model.remedy import Remedy
 from agent.model.world import Taint, World
 from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.stored import dump

@@ -7,8 +7,9 @@ import pytest
 from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory
 from agent.diagnosis.resume import resumed
-from agent.model.fault import Remedy, Severity, Status
+from agent.model.fault import Severity, Status
 from agent.model.observation import Failure, Missing, Observation, Signal
+from agent.model.remedy import Remedy
 from agent.remediation.records import Records
 from agent.remediation.stored import dump, load, restored
 from tests.observe import GPU, OTHER, Judge, alive, ids, lost, reading, xid

@@ -13,8 +13,9 @@ from agent.commands.explain import in_words, stored
 from agent.config.settings import Config
 from agent.diagnosis.judge import Orders, judge
 from agent.diagnosis.linked import linked
-from agent.model.fault import Card, Remedy, Verdict
+from agent.model.fault import Card, Verdict
 from agent.model.observation import Missing, Observation
+from agent.model.remedy import Remedy
 from agent.model.world import Pod, World
 from agent.remediation.case import Treatment, in_force, treated
 from agent.remediation.drain import leaving

@@ -11,8 +11,9 @@ import pytest
 from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
-from agent.model.fault import Remedy, Verdict
+from agent.model.fault import Verdict
 from agent.model.observation import Missing, Observation
+from agent.model.remedy import Remedy
 from agent.remediation.other_controllers import released
 from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.stored import dump, restored

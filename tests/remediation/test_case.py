@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.config.limits import Limits
-from agent.model.fault import Remedy
+from agent.model.remedy import Remedy
 from agent.remediation.case import Treatment
 from agent.status.snapshot import Snapshot
 from agent.status.state import state

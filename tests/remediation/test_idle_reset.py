@@ -14,8 +14,9 @@ import pytest
 from agent.commands.explain import stored
 from agent.config.settings import Budget, Config, Mode, Repair
 from agent.model.errors import MalformedError, RefusedError
-from agent.model.fault import Remedy, Status, Verdict
+from agent.model.fault import Status, Verdict
 from agent.model.names import HARD_TAINT
+from agent.model.remedy import Remedy
 from agent.model.world import Local
 from agent.remediation.plan import plan
 from agent.remediation.records import Idle, Stage

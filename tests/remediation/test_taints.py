@@ -9,8 +9,9 @@ from typing import Any
 from agent.config.limits import Limits
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError
-from agent.model.fault import Remedy, Status, Verdict
+from agent.model.fault import Status, Verdict
 from agent.model.names import HARD_TAINT, SOFT_TAINT
+from agent.model.remedy import Remedy
 from agent.model.steps import TakeSlot, Wait
 from agent.model.world import Local, Taint
 from agent.remediation.case import Case

@@ -11,9 +11,10 @@ import pytest
 from agent.commands.explain import stored
 from agent.config.settings import Config, load
 from agent.model.errors import ConfigError
-from agent.model.fault import Remedy, Status, Verdict
+from agent.model.fault import Status, Verdict
 from agent.model.hands import Hands
 from agent.model.ownership import OPERAND_PAUSED
+from agent.model.remedy import Remedy
 from agent.model.steps import Diagnose, Step
 from agent.model.world import Diagnosed as Ended
 from agent.model.world import World

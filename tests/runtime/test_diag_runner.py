@@ -14,8 +14,9 @@ import pytest
 from agent.actions.kube import KubeHands
 from agent.config.settings import Config
 from agent.model.errors import RefusedError, UndiagnosedError
-from agent.model.fault import Remedy, Status, Verdict
+from agent.model.fault import Status, Verdict
 from agent.model.hands import Hands
+from agent.model.remedy import Remedy
 from agent.model.steps import Diagnose
 from agent.model.world import Diagnosed
 from agent.recording.recording import _world

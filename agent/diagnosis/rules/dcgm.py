@@ -14,8 +14,9 @@ from importlib.resources import files
 from agent.config.limits import Limits
 from agent.diagnosis.history import SECOND, History, number
 from agent.diagnosis.row import TABLE, Row
-from agent.model.fault import Finding, Remedy, Severity
+from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation
+from agent.model.remedy import Remedy
 
 _NOTICE, _DEGRADED, _FATAL = Severity.NOTICE, Severity.DEGRADED, Severity.FATAL
 _NONE, _ASK, _RESET = Remedy.NONE, Remedy.CONTACT_SUPPORT, Remedy.RESET_GPU
@@ -58,7 +59,6 @@ def _catalog() -> Mapping[int, Code]:
 
 
 _CODES = _catalog()
-_IGNORED = (12,)
 # dcgm_errors.h's own severities, for a code that is not listed: MONITOR, ISOLATE, TRIAGE, CONFIG, RESET.
 _BY_SEVERITY = {
     1: (_NOTICE, _ASK),
@@ -106,7 +106,7 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             yield ELSEWHERE.found(alive, limits, pci="")
         return
     for seen in history.incidents.values():
-        if isinstance(seen.value, int) and "xid" not in seen.values and seen.value not in _IGNORED:
+        if isinstance(seen.value, int) and "xid" not in seen.values and seen.value != 12:  # any full load
             yield _incident(history, limits, seen, seen.value)
     for pci, reading in history.witnessed.items() if alive else ():
         if alive and alive.seen - reading.seen > limits.missing_confirm_s:

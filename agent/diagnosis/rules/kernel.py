@@ -9,8 +9,9 @@ from importlib.resources import files
 from agent.config.limits import Limits
 from agent.diagnosis.history import SECOND, SECOND_LATE_S, History, number
 from agent.diagnosis.row import TABLE, Row
-from agent.model.fault import Finding, Remedy, Severity
+from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation, Signal, Words
+from agent.model.remedy import Remedy
 
 _LINK_FAULT = 20034  # also what a switch says when the GPU at the link's other end was reset or lost
 _SECONDARY_S = 60.0

@@ -8,8 +8,9 @@ from dataclasses import replace
 from agent.config.limits import Limits
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import TABLE, Row
-from agent.model.fault import Finding, Remedy, Severity
+from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation, Signal
+from agent.model.remedy import Remedy
 
 # NVML_GPU_RECOVERY_ACTION_*. An action that is not listed asks for a human: DCGM 4.6 rejects 5 to 7, we don't.
 ACTIONS = {

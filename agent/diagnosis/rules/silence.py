@@ -10,8 +10,9 @@ from agent.config.limits import Limits
 from agent.diagnosis.cards import missing
 from agent.diagnosis.history import SECOND, History
 from agent.diagnosis.row import TABLE, Row
-from agent.model.fault import Evidence, Finding, Remedy, Severity
+from agent.model.fault import Evidence, Finding, Severity
 from agent.model.observation import Failure, Observation
+from agent.model.remedy import Remedy
 
 _SILENT = {
     source: Row(f"{source}-silent", severity, Remedy.CONTACT_SUPPORT, f"the source {source} has finished no poll")

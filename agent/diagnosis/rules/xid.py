@@ -11,10 +11,10 @@ from agent.config.limits import Limits
 from agent.diagnosis.history import UNCORRECTABLE_XID, History, number
 from agent.diagnosis.row import Row
 from agent.diagnosis.rules.memory import contains_errors
-from agent.model.fault import Finding, Remedy, Severity
+from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation, Signal
+from agent.model.remedy import LADDER, Remedy
 
-_CURED_BY_US = (Remedy.RESET_GPU, Remedy.REBOOT_NODE, Remedy.REPLACE_NODE)
 # NVLink 5 errors are as bad as their own line says; NVML's event has no line, and the table speaks.
 _SPEAK_FOR_THEMSELVES = range(144, 151)
 # With MIG these stay on the instance that they name; every other error is the whole GPU's.
@@ -44,7 +44,7 @@ def _catalog() -> Mapping[int, Code]:
 
 
 def _row(code: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
-    if severity is Severity.FATAL or (severity is Severity.DEGRADED and remedy in _CURED_BY_US):
+    if severity is Severity.FATAL or (severity is Severity.DEGRADED and remedy in LADDER):
         clear = ""
     else:
         clear = "degraded_xid_clear_s" if severity is Severity.DEGRADED else "notice_clear_s"
