@@ -137,6 +137,11 @@ class World:
         return f"{self.node}/{self.uid}"
 
     @property
+    def tainted(self) -> bool:
+        """Whether the node bears our hard taint."""
+        return any(taint.key == HARD_TAINT for taint in self.taints)
+
+    @property
     def withdrawn(self) -> bool:
         """Whether the node bears a taint that takes a permit."""
         return any(taint.withdraws for taint in self.taints)

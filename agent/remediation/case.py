@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from agent.config.settings import Config
 from agent.model.fault import Fault, Sets, Verdict
 from agent.model.remedy import Remedy
+from agent.model.steps import Step
 from agent.model.world import Local, World
-from agent.remediation.records import Attempt
+from agent.remediation.records import Records
+
+Outcome = tuple[Records, tuple[Step, ...]]  # the records as they are to be written, and what to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +22,6 @@ class Case:
     world: World
     config: Config
     local: Local
-
-    @property
-    def at(self) -> float:
-        """Unix seconds of the verdict."""
-        return self.verdict.at
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +38,13 @@ class Treatment:
     @property
     def gpus(self) -> frozenset[str]:
         """UUIDs of the GPUs that are to be mended; empty if one of them isn't known."""
-        return bad_gpus(self.faults)
+        uuids = frozenset(fault.uuid for fault in self.faults)
+        return frozenset() if "" in uuids else uuids
 
     @property
     def reset_set(self) -> frozenset[str]:
-        return reset_set(self.faults, self.linked)
+        """UUIDs of those that a reset must name: with them all that can only be reset together with one of them."""
+        return self.gpus.union(*(self.linked.get(uuid, frozenset()) for uuid in self.gpus))
 
     @property
     def unproved(self) -> tuple[Fault, ...]:
@@ -65,22 +64,3 @@ def treated(verdict: Verdict, idle: tuple[Fault, ...] = ()) -> Treatment | None:
     if verdict.fatal:
         return Treatment(verdict.fatal, verdict.remedy, verdict.linked)
     return Treatment(idle, Remedy.RESET_GPU, verdict.linked, idle=True) if idle else None
-
-
-def bad_gpus(faults: Iterable[Fault]) -> frozenset[str]:
-    """UUIDs of the GPUs that have these faults; empty if one of them isn't known."""
-    uuids = frozenset(fault.uuid for fault in faults)
-    return frozenset() if "" in uuids else uuids
-
-
-def reset_set(faults: Iterable[Fault], linked: Sets) -> frozenset[str]:
-    """UUIDs of the GPUs that a reset must name: the bad ones, and those that can only be reset together with them."""
-    bad = bad_gpus(faults)
-    return bad.union(*(linked.get(uuid, frozenset()) for uuid in bad))
-
-
-def in_force(together: Sets, live: Attempt | None, template: str | None) -> Sets:
-    """A reset that is reserved keeps its GPUs; where none is configured no healthy GPU's pods make way for it."""
-    if live and live.remedy is Remedy.RESET_GPU:
-        return {**together, **dict.fromkeys(live.uuids, frozenset(live.along))}
-    return together if template else {}

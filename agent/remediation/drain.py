@@ -9,7 +9,7 @@ from agent.model.remedy import Remedy
 from agent.model.steps import AskCheckpoint, Delete, Evict, On, Step, TakeSlot, Wait
 from agent.model.world import Pod, SlotKind, World
 from agent.remediation.budget import free_slot, given, spent
-from agent.remediation.case import Case, Treatment, bad_gpus
+from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.records import Begun, Records
 
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
@@ -38,7 +38,11 @@ def leaving(pods: tuple[Pod, ...], treatment: Treatment) -> tuple[Pod, ...]:
     return tuple(sorted(found, key=lambda pod: (pod.priority, pod.key)))
 
 
-def drain(case: Case, treatment: Treatment, records: Records) -> tuple[Records, tuple[Step, ...]]:
+def drained(world: World, treatment: Treatment) -> bool:
+    return world.pods is not None and not leaving(world.pods, treatment)
+
+
+def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     """The records with the drain's beginning, and what to do about each pod that must leave."""
     world, config = case.world, case.config
     if world.pods is None:
@@ -53,10 +57,10 @@ def drain(case: Case, treatment: Treatment, records: Records) -> tuple[Records, 
         return records, (Wait(why),)
     slot = None if held else free_slot(world, SlotKind.DRAINING, config.budget)
     if (held or slot is not None) and (records.drain is None or records.drain.remedy is not treatment.remedy):
-        records = replace(records, drain=Begun(treatment.remedy, int(case.at)))
+        records = replace(records, drain=Begun(treatment.remedy, int(case.verdict.at)))
     if records.drain and records.drain.returns != world.returns:
         records = replace(records, drain=replace(records.drain, returns=dict(world.returns)))
-    overdue = _overdue(treatment, world, config.drain, records, case.at)
+    overdue = _overdue(treatment, world, config.drain, records, case.verdict.at)
     steps = tuple(step for pod in there for step in _steps(pod, treatment, world, config.drain, overdue))
     asks = [step for step in steps if isinstance(step, Evict | Delete | AskCheckpoint)]
     # What is left waits for a person or for a budget, maybe for weeks: that must block no other node's drain. What a
@@ -143,8 +147,8 @@ def _checkpoint(pod: Pod, treatment: Treatment, settings: Drain) -> tuple[str, t
     if pod.saved:
         return "saved", ()
     limit_s = min(pod.checkpoint_timeout_s, settings.checkpoint_s)
-    lost = [fault for fault in treatment.faults if fault.finding.rule in _LOST]
-    gone = bad_gpus(lost)
+    lost = tuple(fault for fault in treatment.faults if fault.finding.rule in _LOST)
+    gone = replace(treatment, faults=lost).gpus
     if lost and (pod.gpus is None or not gone or pod.gpus & gone):
         limit_s = 0.0
     if (pod.asked_s is not None and pod.asked_s >= limit_s) or limit_s == 0:

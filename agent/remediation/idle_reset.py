@@ -11,11 +11,10 @@ from dataclasses import replace
 
 from agent.config.settings import Config, Mode
 from agent.model.fault import Fault, Severity, Verdict
-from agent.model.names import HARD_TAINT
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Wait
 from agent.model.world import Local, World
-from agent.remediation.case import Case, Treatment, reset_set, treated
+from agent.remediation.case import Case, Treatment, treated
 from agent.remediation.ladder import done_already
 from agent.remediation.other_controllers import another
 from agent.remediation.records import Attempt, Idle, Records, Stage
@@ -97,19 +96,18 @@ def _under_way(case: Case, records: Records, last: Attempt) -> tuple[tuple[Fault
 def _free(case: Case, idle: Idle) -> tuple[tuple[Fault, ...], Idle, tuple[Wait, ...]]:
     """What may be reset, at the first look and at the one under the taint; what keeps it has words."""
     verdict, world = case.verdict, case.world
-    tainted = any(taint.key == HARD_TAINT for taint in world.taints)
     there = wanted(verdict, case.config, idle.tried)
     if there and verdict.blind:
         return (), idle, ()
     free, waits = [], []
-    for fault in there if idle.withdrawn or not tainted else ():  # another taint of ours goes first
-        why = in_use(reset_set((fault,), verdict.linked), world, case.local)
-        why = why or _not_yet(case, idle, begins=not tainted)
+    for fault in there if idle.withdrawn or not world.tainted else ():  # another taint of ours goes first
+        why = in_use(Treatment((fault,), Remedy.RESET_GPU, verdict.linked).reset_set, world, case.local)
+        why = why or _not_yet(case, idle, begins=not world.tainted)
         if why:
             waits.append(_not_now(fault, why))
         else:
             free.append(fault)
-    if free and not tainted:
+    if free and not world.tainted:
         idle = replace(idle, times=(*idle.times, int(verdict.at)))
     if idle.withdrawn and not free:
         idle = _left(idle, verdict)

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from agent.config.settings import Repair
-from agent.model.fault import Fault
+from agent.model.fault import Fault, Sets
 from agent.model.remedy import LADDER, Remedy
-from agent.remediation.case import Treatment, in_force
+from agent.remediation.case import Treatment
 from agent.remediation.records import Attempt, Records, Stage
 
 
@@ -69,6 +69,13 @@ def effective(treatment: Treatment, records: Records, settings: Repair) -> Treat
     """
     remedy = aimed(treatment, records, settings)[0] or _worst(treatment, records)
     return replace(treatment, remedy=remedy, linked=in_force(treatment.linked, records.live, settings.reset_gpu))
+
+
+def in_force(together: Sets, live: Attempt | None, template: str | None) -> Sets:
+    """A reset that is reserved keeps its GPUs; where none is configured no healthy GPU's pods make way for it."""
+    if live and live.remedy is Remedy.RESET_GPU:
+        return {**together, **dict.fromkeys(live.uuids, frozenset(live.along))}
+    return together if template else {}
 
 
 def _worst(treatment: Treatment, records: Records) -> Remedy:

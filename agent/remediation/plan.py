@@ -1,195 +1,197 @@
-"""What to do next about a verdict. Pure and level-triggered: it looks at the world and names the next safe steps."""
+"""What to do next about a verdict. Pure and level-triggered: it looks at the world and names the next safe steps.
+
+The agent may be killed after any write, an answer may be lost, and others write to the same Node, pods and Leases at
+any time. So a plan is made anew from each look, its steps are done in order, and one that fails ends the round. The
+order alone keeps these true at every moment, whatever comes in between:
+
+- The permit before the hard taint: a node keeps new pods away only while it holds its place in the budget.
+- Reserve, then act: a repair or a check is written to the Node, under the name of its Job, before that is made. Whoever
+  dies in between finds it again, and one incident is repaired once.
+- The taint goes before the permit is given back: between the two a crash costs a place for a moment, never the budget.
+- Nothing is given back while something that was asked for in vain may still arrive: an eviction, a Job or a taint would
+  meet a node in service.
+- Nothing of others is undone: our own taints, labels and conditions change, and theirs stay as they are.
+- A pause takes a request for a replacement back: it is an act that another controller obeys, and no report.
+- Every standing still is a Wait: whatever doesn't go on says what it waits for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 from agent.config.settings import Config, Mode
-from agent.model.errors import MalformedError, NewerError
 from agent.model.fault import Fault, Severity, Verdict
-from agent.model.names import DEGRADED, ERROR_LABEL, HARD_TAINT, OUT_LABEL, REPLACEMENT, STATE_LABEL, UNHEALTHY
+from agent.model.names import DEGRADED, ERROR_LABEL, OUT_LABEL, REPLACEMENT, STATE_LABEL, UNHEALTHY
 from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakeSlot, Wait
 from agent.model.world import Condition, Local, SlotKind, Taint, World
 from agent.remediation.budget import free_slot, given, needed, spent
-from agent.remediation.case import Case, Treatment
-from agent.remediation.drain import drain, leaving
+from agent.remediation.case import Case, Outcome, Treatment
+from agent.remediation.drain import drain, drained
 from agent.remediation.events import announcements, camel, plain
-from agent.remediation.idle_reset import chosen, failed
-from agent.remediation.ladder import effective
-from agent.remediation.other_controllers import another, out_by_others, upgrading
+from agent.remediation.idle_reset import failed
+from agent.remediation.other_controllers import out_by_others
 from agent.remediation.presets import accelerated, spoken_for
 from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.repair import operand_labels, repair, running, settled
-from agent.remediation.stored import Stored, dump, load
+from agent.remediation.situation import Now, Situation, situation
+from agent.remediation.stored import dump
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
 from agent.remediation.validation import validate
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
-_UNEXPLAINED = (
-    f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for: "
-    "a person must remove the taint"
-)
-_BY_HAND = "mode taint: no pod is moved and nothing is repaired; the node returns once its cure is proved"
 _PENDING = "for five minutes the node and its permit stay as they are: what was asked for in vain may still arrive"
+
+Steps = tuple[Step, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Aim:
     """What the Node should say."""
 
+    world: World
     taints: tuple[Taint, ...]
     labels: dict[str, str | None]
     conditions: tuple[Condition, ...]
     stored: str
+
+    def retaint(self) -> Steps:
+        """Our taints, and labels and stored state with them in one write."""
+        ours = {taint for taint in self.world.taints if own_taint(taint)}
+        return () if ours == {*self.taints} else (Retaint(self.taints, self.labels, self.stored),)
+
+    def report(self, told: bool = False) -> Steps:
+        """One write for what differs; ``told``: labels and stored state travel with the taint already."""
+        world = self.world
+        conditions = tuple(c for c in self.conditions if world.conditions.get(c.type) != c)
+        labels = {} if told else {k: v for k, v in self.labels.items() if world.labels.get(k) != v}
+        stored = None if told or world.stored == self.stored else self.stored
+        return (Report(conditions, labels, stored),) if conditions or labels or stored else ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to do next, and what it is for."""
 
-    steps: tuple[Step, ...]  # in order; one that fails ends the round
+    steps: Steps  # one that fails ends the round
     treatment: Treatment | None = None
 
 
 def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
-    """The next steps."""
-    if not world.managed:
-        why = "the node's label gpu-health-agent/managed=false opts it out: nothing is written to it"
-        return Plan((Wait(why, On.STOPPED),))
-    if why := upgrading(world.labels):
-        return Plan((Wait(f"{why}: nothing is judged or done"),))
-    try:
-        stored = load(world.stored, 0.0) if world.stored is not None else None
-    except NewerError as error:
-        why = f"annotation gpu-health-agent/faults: {error}; it is only reported"
-        return Plan((*_bad_news(verdict, world), Wait(why, On.STOPPED)))
-    except MalformedError as error:
-        why = f"annotation gpu-health-agent/faults: {error}; remove it to let the agent act again"
-        return Plan((Wait(why, On.STOPPED),))
-    tainted = any(taint.key == HARD_TAINT for taint in world.taints)
-    if tainted and stored is None and not verdict.withdraw:
-        return Plan((*_bad_news(verdict, world), Wait(_UNEXPLAINED, On.STOPPED)))
-    old = records = stored.records if stored else Records()
-    case = Case(verdict, world, config, local)
-    treatment, records, waits = chosen(case, records)
-    idle = records.idle
-    job = running(world) if tainted and not treatment else ""
-    stands = treatment is not None or (tainted and bool(verdict.blind))
-    withdraw = stands or bool(job)
-    moves: tuple[Step, ...] = ()
-    repairing: tuple[Step, ...] = ()
-    if treatment:
-        records = replace(records, validation=None)  # it began too early, and comes again after the cure
-        if config.mode is Mode.EVICT:
-            treatment = effective(treatment, records, config.repair)
-    if tainted and not stands and config.mode is Mode.EVICT and (config.repair.check or config.repair.diagnose):
+    """The next steps, in order."""
+    now = situation(Case(verdict, world, config, local))
+    match now.situation:
+        case Situation.OPTED_OUT | Situation.ASIDE | Situation.MALFORMED:
+            return Plan(now.stands)
+        case Situation.NEWER | Situation.UNEXPLAINED:
+            return Plan((*_bad_news(verdict, world), *now.stands))
+        case Situation.ANOTHERS:
+            steps = (*_aim(now, _kept(now)[0]).report(), *now.stands)
+        case Situation.OBSERVED | Situation.PAUSED | Situation.HELD | Situation.BLIND:
+            records, checking = _kept(now)
+            steps = (*_aim(now, records).report(), *now.stands, *checking)
+        case Situation.TO_WITHDRAW | Situation.BY_HAND:
+            steps = _withdrawn(now, now.records, now.stands)
+        case Situation.WITHDRAWN:
+            steps = _withdrawn(now, *_treated(now))
+        case Situation.CURED:
+            records, checking = _kept(now)
+            checked = (*confirmed(world), *_aim(now, records).report(), *checking)
+            steps = checked if checking else _in_service(now, records)
+        case Situation.IN_SERVICE:
+            steps = _in_service(now, Records())
+        case _:
+            assert_never(now.situation)
+    return Plan((*steps, *now.waits, *announcements(verdict, world)), now.treatment)
+
+
+def _treated(now: Now) -> Outcome:
+    """What is done on a withdrawn node: its pods leave, and then it is repaired."""
+    case, treatment, records = now.case, now.treatment, now.records
+    assert treatment  # noqa: S101 - no node is withdrawn without one
+    moves: Steps = ()
+    if not treatment.idle:
+        records, moves = drain(case, treatment, records)
+    records, repairing = repair(case, treatment, records, drained(case.world, treatment))
+    replacing = records.live is not None and records.live.remedy is Remedy.REPLACE_NODE
+    if replacing and (why := spoken_for(case.config.presets, case.world.conditions)):
+        repairing = (*repairing, Wait(why, On.REPAIR))
+    return records, (*moves, *repairing)
+
+
+def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
+    """Under its permits and with its taint, which come first wherever one is missing."""
+    world, budget, aimed = now.case.world, now.case.config.budget, _aim(now, records)
+    left_free = LEFT_FREE if now.treatment and now.treatment.idle else 0
+    steps: list[Step] = [*confirmed(world)]
+    for kind in needed(world, budget):
+        slot = free_slot(world, kind, budget, left_free)
+        if slot is None:
+            return (*aimed.report(), Wait(spent(world, kind, budget), On.PERMIT))
+        steps.append(TakeSlot(kind, slot))
+    used = given(world, SlotKind.HOURLY) if world.tainted else ()
+    retaint = aimed.retaint()
+    return (*steps, *used, *retaint, *aimed.report(told=bool(retaint)), *moves)
+
+
+def _kept(now: Now) -> Outcome:
+    """The records where nothing is done, and the check that keeps a node whose faults are gone from its return."""
+    case, world, settings = now.case, now.case.world, now.case.config.repair
+    if now.treatment:
+        return now.records, ()
+    blind, job = bool(case.verdict.blind), running(world)
+    if world.tainted and not blind and case.config.mode is Mode.EVICT and (settings.check or settings.diagnose):
         may = bool(not world.paused and world.held(SlotKind.WITHDRAWN) and not job)
-        ended = stored.faults if stored else ()
-        records, repairing = validate(case, records, ended, may)
-        if job:  # of a repair, and what that paused stays so until it has ended
-            records = replace(records, paused=old.paused)
-    elif not withdraw:
-        records = Records()
-    elif not treatment:
-        records = settled(world, records)
-    elif config.mode is not Mode.EVICT or world.paused:
-        repairing = (Wait(_BY_HAND),) if config.mode is Mode.TAINT and tainted else ()
-        records = replace(records, drain=None)  # a deadline doesn't run while nobody may be asked
-    elif tainted and world.held(SlotKind.WITHDRAWN) and not another(world):
-        if not treatment.idle:
-            records, moves = drain(case, treatment, records)
-        records, repairing = repair(case, treatment, records, _drained(treatment, world))
-        replacing = records.live is not None and records.live.remedy is Remedy.REPLACE_NODE
-        if replacing and (why := spoken_for(config.presets, world.conditions)):
-            repairing = (*repairing, Wait(why, On.REPAIR))
-    records = replace(records, idle=idle)
-    aim = _aim(case, treatment, _stored(verdict, world, stored, records), old, records)
-    if why := another(world):
-        steps: tuple[Step, ...] = (*_report(world, aim), Wait(f"{why}: it is only reported on"))
-    elif treatment and config.mode is not Mode.OBSERVE:
-        steps = _withdraw(treatment, world, config, aim, tainted, (*moves, *repairing))
-    elif withdraw:
-        why = "mode observe: the node would be withdrawn, and is only reported"
-        if not treatment:
-            why = (
-                f"Job {job} runs: the node stays withdrawn until it has ended"
-                if job
-                else ("blind: the taint is held as it is")
-            )
-        steps = (*_report(world, aim), Wait(why), *repairing)
-    elif repairing:
-        steps = (*confirmed(world), *_report(world, aim), *repairing)
-    else:
-        steps = (*_return(world, config, aim), *kept_soft(aim.taints, config))
-    return Plan((*steps, *waits, *announcements(verdict, world)), treatment)
+        records, checking = validate(case, now.records, now.stored.faults if now.stored else (), may)
+        # What a repair that runs has paused stays so until it has ended.
+        return (replace(records, paused=now.records.paused) if job else records), checking
+    return settled(world, now.records) if world.tainted and (blind or job) else Records(), ()
 
 
-def _bad_news(verdict: Verdict, world: World) -> tuple[Step, ...]:
+def _in_service(now: Now, records: Records) -> Steps:
+    """Taint first, permit last. Nothing of either while an eviction, a Job or a taint may still arrive.
+
+    But first of all what this withdrawal used of the hour: another one must not find it in our hands.
+    """
+    world, config, aimed = now.case.world, now.case.config, _aim(now, records)
+    soft = kept_soft(aimed.taints, config)
+    back = given(world, SlotKind.DRAINING)
+    if any(taint.withdraws for taint in aimed.taints):  # degraded, and as good as withdrawn
+        return (*permitted(world, config.budget), *aimed.retaint(), *aimed.report(), *back, *soft)
+    used = given(world, SlotKind.HOURLY)
+    if any(slot.pending for slot in world.slots or ()):
+        return (*(used if world.withdrawn else ()), *aimed.report(), Wait(_PENDING), *soft)
+    return (*used, *aimed.retaint(), *aimed.report(), *back, *given(world, SlotKind.WITHDRAWN), *soft)
+
+
+def _aim(now: Now, records: Records) -> _Aim:
+    """With these records; what is known of idle GPUs outlives them."""
+    case, records = now.case, replace(records, idle=now.records.idle)
+    verdict, world, config = case.verdict, case.world, case.config
+    labels: dict[str, str | None] = {
+        STATE_LABEL: _state(now, records),
+        ERROR_LABEL: "true" if verdict.fatal else None,
+        OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
+        **operand_labels(world, config.repair, now.records, records),
+    }
+    conditions = (*_conditions(verdict, world, records.idle.tried), *_replacement(now, records))
+    return _Aim(world, aimed_taints(case, now.treatment), labels, conditions, _stored(now, records))
+
+
+def _bad_news(verdict: Verdict, world: World) -> Steps:
     """What stands, and nothing about what doesn't: a fault that we can't read may still stand."""
     bad = tuple(c for c in _conditions(verdict, world, {}) if c.status == "True" and world.conditions.get(c.type) != c)
     error = {ERROR_LABEL: "true"} if verdict.fatal and world.labels.get(ERROR_LABEL) != "true" else {}
     return (Report(bad, error),) if bad or error else ()
 
 
-def _drained(treatment: Treatment, world: World) -> bool:
-    return world.pods is not None and not leaving(world.pods, treatment)
-
-
-def _withdraw(
-    treatment: Treatment, world: World, config: Config, aim: _Aim, tainted: bool, moves: tuple[Step, ...]
-) -> tuple[Step, ...]:
-    if world.paused:
-        why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
-        return (*_report(world, aim), Wait(why, On.STOPPED))
-    steps: list[Step] = [*confirmed(world)]
-    for kind in needed(world, config.budget):
-        slot = free_slot(world, kind, config.budget, LEFT_FREE if treatment.idle else 0)
-        if slot is None:
-            return (*_report(world, aim), Wait(spent(world, kind, config.budget), On.PERMIT))
-        steps.append(TakeSlot(kind, slot))
-    if tainted:
-        steps += given(world, SlotKind.HOURLY)
-    retaint = _retaint(world, aim)
-    steps += [*retaint, *_report(world, aim, told=bool(retaint))]
-    return (*steps, *moves)
-
-
-def _return(world: World, config: Config, aim: _Aim) -> tuple[Step, ...]:
-    """Taint first, permit last: between the two a crash costs a slot for a moment, never the budget. Nothing of either
-    while an eviction, a Job or a taint may still arrive: it would meet a node in service.
-
-    But first of all what this withdrawal used of the hour: another one must not find it in our hands.
-    """
-    if any(taint.withdraws for taint in aim.taints):  # degraded, and as good as withdrawn
-        back = given(world, SlotKind.DRAINING)
-        return (*permitted(world, config.budget), *_retaint(world, aim), *_report(world, aim), *back)
-    used = given(world, SlotKind.HOURLY)
-    if any(slot.pending for slot in world.slots or ()):
-        return (*(used if world.withdrawn else ()), *_report(world, aim), Wait(_PENDING))
-    back = given(world, SlotKind.DRAINING, SlotKind.WITHDRAWN)
-    return (*used, *_retaint(world, aim), *_report(world, aim), *back)
-
-
-def _aim(case: Case, treatment: Treatment | None, stored: str, old: Records, records: Records) -> _Aim:
-    verdict, world, config = case.verdict, case.world, case.config
-    labels: dict[str, str | None] = {
-        STATE_LABEL: _state(case, treatment, records),
-        ERROR_LABEL: "true" if verdict.fatal else None,
-        OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
-        **operand_labels(world, config.repair, old, records),
-    }
-    conditions = (*_conditions(verdict, world, records.idle.tried), *_replacement(world, config, records))
-    return _Aim(aimed_taints(case, treatment), labels, conditions, stored)
-
-
-def _state(case: Case, treatment: Treatment | None, records: Records) -> str:
-    world = case.world
+def _state(now: Now, records: Records) -> str:
+    verdict, world, treatment = now.case.verdict, now.case.world, now.treatment
     if treatment:
-        tainted = any(t.key == HARD_TAINT for t in world.taints)
-        if case.config.mode is not Mode.EVICT or not tainted or world.pods is None:
+        if now.case.config.mode is not Mode.EVICT or not world.tainted or world.pods is None:
             return "degraded" if treatment.idle else "unhealthy"
         if records.live:
             return "repairing"
@@ -197,21 +199,21 @@ def _state(case: Case, treatment: Treatment | None, records: Records) -> str:
             return "validating"
         if treatment.idle:
             return "degraded"
-        return "drained" if _drained(treatment, world) else "draining"
+        return "drained" if drained(world, treatment) else "draining"
     if records.validation:  # one that failed is a person's matter
         return "validating" if records.validation.stage.live else "unhealthy"
     if records.live:
         return "repairing"
-    return str(case.verdict.status)
+    return "degraded" if any(f.finding.severity > Severity.NOTICE for f in verdict.faults) else str(verdict.status)
 
 
-def _replacement(world: World, config: Config, records: Records) -> tuple[Condition, ...]:
+def _replacement(now: Now, records: Records) -> tuple[Condition, ...]:
     """An act, not a report: another controller replaces the node on it. A node that never had it doesn't get it.
 
     So it is asked for only while we may act at all: a pause takes the word back before it is obeyed.
     """
+    world, config, live = now.case.world, now.case.config, records.live
     may = config.mode is Mode.EVICT and not world.paused and world.held(SlotKind.WITHDRAWN) is not None
-    live = records.live
     asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
     wanted = accelerated(config.presets, world.conditions, asked)
     if asked:
@@ -241,25 +243,11 @@ def _tried(fault: Fault, tried: Mapping[str, Attempt]) -> str:
     return f" (the reset of its idle GPU failed: {why})" if why else ""
 
 
-def _stored(verdict: Verdict, world: World, old: Stored | None, records: Records) -> str:
+def _stored(now: Now, records: Records) -> str:
     """The new annotation; the kernel position alone is carried along at most once a minute."""
-    if old is not None and world.stored is not None:
+    verdict, old = now.case.verdict, now.stored
+    if old is not None:
         recent = verdict.kernel_seq == old.kernel_seq or 0 <= verdict.at - old.at < _POSITION_EVERY_S
-        if recent and dump(verdict, old.kernel_seq, old.at, records) == world.stored:
-            return world.stored
+        if recent and (same := dump(verdict, old.kernel_seq, old.at, records)) == now.case.world.stored:
+            return same
     return dump(verdict, verdict.kernel_seq, verdict.at, records)
-
-
-def _retaint(world: World, aim: _Aim) -> tuple[Step, ...]:
-    ours = {t for t in world.taints if own_taint(t)}
-    if ours == set(aim.taints):
-        return ()
-    return (Retaint(aim.taints, aim.labels, aim.stored),)
-
-
-def _report(world: World, aim: _Aim, told: bool = False) -> tuple[Step, ...]:
-    """One write for what differs; ``told``: labels and stored state travel with the taint already."""
-    conditions = tuple(c for c in aim.conditions if world.conditions.get(c.type) != c)
-    labels = {} if told else {k: v for k, v in aim.labels.items() if world.labels.get(k) != v}
-    stored = None if told or world.stored == aim.stored else aim.stored
-    return (Report(conditions, labels, stored),) if conditions or labels or stored else ()

@@ -14,19 +14,17 @@ from agent.model.describe import told
 from agent.model.fault import Verdict
 from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS
 from agent.model.remedy import Remedy
-from agent.model.steps import On, StartJob, Step, Wait
+from agent.model.steps import On, StartJob, Wait
 from agent.model.world import Job, World
-from agent.remediation.case import Case, Treatment
+from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.ladder import aimed, concerns, current, own, possible
 from agent.remediation.nvidia_smi import EXIT_CODES
 from agent.remediation.records import Attempt, Records, Stage
 
 _CURED = "the GPUs were cured by somebody else: they stay well for a while first"
 
-Repaired = tuple[Records, tuple[Step, ...]]
 
-
-def repair(case: Case, treatment: Treatment, records: Records, drained: bool) -> Repaired:
+def repair(case: Case, treatment: Treatment, records: Records, drained: bool) -> Outcome:
     """The records as they should be written, and what to do; nothing is done before what it needs is written."""
     world, settings = case.world, case.config.repair
     live = current(treatment, records)
@@ -42,7 +40,7 @@ def repair(case: Case, treatment: Treatment, records: Records, drained: bool) ->
     if job is None and live.remedy not in settings.templates:
         return _ended(case, treatment, records, live, f"repair.{live.remedy} names no template any more")
     if job is not None:
-        return records.latest(replace(live, stage=Stage.STARTED, acted_at=case.at)), ()
+        return records.latest(replace(live, stage=Stage.STARTED, acted_at=case.verdict.at)), ()
     if world.jobs is not None and (why := _overtaken(case, treatment, live)):
         return _restored(records.unbegun()), (Wait(f"{live.remedy}, attempt {live.number}, is not begun: {why}"),)
     if world.jobs is None or not drained:
@@ -66,7 +64,7 @@ def running(world: World) -> str:
     return next((job.name for job in world.jobs or () if job.state == "active"), "")
 
 
-def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) -> Repaired:
+def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) -> Outcome:
     world, settings, local = case.world, case.config.repair, case.local
     remedy, why = aimed(treatment, records, settings)
     if remedy is None:
@@ -90,7 +88,7 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     due = treatment.outstanding
     tried = own(due, records)
     last = tried[-1] if tried else None
-    if last and abs(case.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(tried) - 1)):
+    if last and abs(case.verdict.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(tried) - 1)):
         said = f"{last.remedy}, attempt {last.number}, failed ({last.said})"
         return records, (Wait(f"{said}: {remedy} follows after a pause of {pause_s:.0f} s"),)
     if remedy is Remedy.RESET_GPU:
@@ -115,7 +113,7 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     return replace(records, attempts=(*records.attempts, attempt)), (Wait(f"{remedy} is being reserved"),)
 
 
-def _clients(case: Case, treatment: Treatment, records: Records) -> Repaired:
+def _clients(case: Case, treatment: Treatment, records: Records) -> Outcome:
     """Whoever holds the GPU leaves before a reset: gpu-operator's own by their labels, the rest is named."""
     world = case.world
     if any(world.labels.get(label) == OPERAND_ON for label in OPERANDS):
@@ -129,21 +127,20 @@ def _clients(case: Case, treatment: Treatment, records: Records) -> Repaired:
     return records, ()
 
 
-def _watch(case: Case, treatment: Treatment, records: Records, live: Attempt, job: Job | None) -> Repaired:
+def _watch(case: Case, treatment: Treatment, records: Records, live: Attempt, job: Job | None) -> Outcome:
     if job and job.finished_at:
         live = replace(live, acted_at=job.finished_at)
     if job and job.state == "active":  # in another boot as well: its pod may yet begin and reboot the node again
         return records, (Wait(f"Job {live.job} runs: {live.remedy}, attempt {live.number}"),)
-    if live.remedy is Remedy.REBOOT_NODE and rebooted(
-        live.boot_id, case.verdict
-    ):  # its own Job may well have died of it
+    reboots = live.remedy is Remedy.REBOOT_NODE
+    if reboots and rebooted(live.boot_id, case.verdict):  # its own Job may well have died of it
         return _ended(case, treatment, records, live, "")
     if job is None:
         return _ended(case, treatment, records, live, "its Job was removed before it was seen to end")
     if job.state == "failed":
         words, again = EXIT_CODES.get(job.exit_code or 0, (job.said or f"exit code {job.exit_code}", True))
         return _ended(case, treatment, records, replace(live, final=not again), words)
-    if live.remedy is Remedy.REBOOT_NODE:
+    if reboots:
         if job.ended_s < case.config.repair.prove_s:
             return records, (Wait("the reboot's Job ended well; the node must come up in another boot"),)
         return _ended(case, treatment, records, live, "its Job ended well, and the node is in the same boot")
@@ -164,14 +161,14 @@ def rebooted(boot_id: str, verdict: Verdict) -> bool:
     return bool(boot_id and verdict.boot_id and boot_id != verdict.boot_id)
 
 
-def _ended(case: Case, treatment: Treatment, records: Records, live: Attempt, failure: str) -> Repaired:
+def _ended(case: Case, treatment: Treatment, records: Records, live: Attempt, failure: str) -> Outcome:
     failure = failure or _again(treatment, live)
     stage = Stage.FAILED if failure else Stage.DONE
-    ended = replace(live, stage=stage, said=failure[:200], ended_at=int(case.at))
+    ended = replace(live, stage=stage, said=failure[:200], ended_at=int(case.verdict.at))
     return records.latest(ended), (Wait(f"{live.remedy}, attempt {live.number}: {failure or 'done'}"),)
 
 
-def _prove(case: Case, treatment: Treatment, records: Records, live: Attempt) -> Repaired:
+def _prove(case: Case, treatment: Treatment, records: Records, live: Attempt) -> Outcome:
     records = _restored(records)
     if again := _again(treatment, live):
         return _ended(case, treatment, records, live, again)
@@ -184,7 +181,7 @@ def _prove(case: Case, treatment: Treatment, records: Records, live: Attempt) ->
     given_s = case.config.repair.prove_s + max(
         one.finding.clear_s or 0.0 for fault in left for one in (fault, *fault.joined)
     )
-    if not looked or min(case.at - live.ended_at, case.local.up_s) < given_s:
+    if not looked or min(case.verdict.at - live.ended_at, case.local.up_s) < given_s:
         return records, (Wait(f"{live.remedy} is done: its cure must be proved within {given_s:.0f} s"),)
     return _ended(case, treatment, records, live, "the fault stands after it")
 

@@ -11,7 +11,7 @@ from agent.model.remedy import Remedy
 from agent.model.steps import Announce, Diagnose, On, StartJob, Step, Wait
 from agent.model.text import printable
 from agent.model.world import Clients, World
-from agent.remediation.case import Case
+from agent.remediation.case import Case, Outcome
 from agent.remediation.events import event_name
 from agent.remediation.records import Kind, Records, Stage, Validation
 
@@ -30,7 +30,7 @@ def awaited(records: Records) -> str:
     return check.run if check and check.kind is Kind.DIAGNOSIS and check.stage.live else ""
 
 
-def validate(case: Case, records: Records, ended: tuple[Fault, ...], may: bool) -> tuple[Records, tuple[Step, ...]]:
+def validate(case: Case, records: Records, ended: tuple[Fault, ...], may: bool) -> Outcome:
     """What keeps the node from its return, with the records of it; nothing where it may return.
 
     ``ended`` are the faults that stood when the Node was last written to. Those that a person dismissed ask for no
@@ -95,8 +95,8 @@ def _diagnosis(case: Case, level: int, check: Validation, may: bool) -> Checked:
         return replace(check, blocked_at=0.0), (Wait("the node is checked before it returns"),)
     busy = _busy(level, uuids, world, case.local.clients)
     why = busy or (seen.said if seen else "")
-    since = (check.blocked_at or case.at) if why else 0.0
-    if why and case.at - since >= settings.deadline_s:
+    since = (check.blocked_at or case.verdict.at) if why else 0.0
+    if why and case.verdict.at - since >= settings.deadline_s:
         return _failed(case, check, f"{what}, could not be run for {settings.deadline_s} s: {why}")
     start = () if busy or (seen and seen.ended_s < _AGAIN_S) else (Diagnose(check.run, level, uuids),)
     told_why = f"can't be run yet: {why}" if why else "begins"
@@ -116,7 +116,7 @@ def _busy(level: int, uuids: tuple[str, ...], world: World, clients: Clients) ->
 
 
 def _failed(case: Case, check: Validation, said: str) -> Checked:
-    failed = replace(check, stage=Stage.FAILED, said=printable(said)[:200], ended_at=int(case.at))
+    failed = replace(check, stage=Stage.FAILED, said=printable(said)[:200], ended_at=int(case.verdict.at))
     return failed, (Wait("the check before the return failed", On.REPAIR),)
 
 

@@ -17,8 +17,9 @@ from agent.model.fault import Card, Verdict
 from agent.model.observation import Missing, Observation
 from agent.model.remedy import Remedy
 from agent.model.world import Pod, World
-from agent.remediation.case import Treatment, in_force, treated
+from agent.remediation.case import Treatment, treated
 from agent.remediation.drain import leaving
+from agent.remediation.ladder import in_force
 from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.stored import dump, load
 from agent.simulation.gpu import SimulatedGpu, h100_8, v100_8

@@ -1,0 +1,106 @@
+"""The node's one situation, by its name, from one look: whatever the plan does follows from that. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+
+from agent.config.settings import Mode
+from agent.model.errors import MalformedError, NewerError
+from agent.model.names import HARD_TAINT
+from agent.model.steps import On, Wait
+from agent.model.world import SlotKind
+from agent.remediation.case import Case, Treatment
+from agent.remediation.idle_reset import chosen
+from agent.remediation.ladder import effective
+from agent.remediation.other_controllers import another, upgrading
+from agent.remediation.records import Records
+from agent.remediation.repair import running
+from agent.remediation.stored import Stored, load
+
+
+class Situation(Enum):
+    OPTED_OUT = auto()  # a person wants nothing of us here
+    ASIDE = auto()  # the GPUs are somebody else's for now: a driver upgrade, a change of MIG
+    NEWER = auto()  # a newer agent wrote the stored state
+    MALFORMED = auto()  # nobody can read it
+    UNEXPLAINED = auto()  # our hard taint stands, and nothing says what for
+    ANOTHERS = auto()  # another controller repairs the node
+    # To be treated:
+    OBSERVED = auto()  # in mode observe
+    PAUSED = auto()  # while all agents are to pause
+    TO_WITHDRAW = auto()  # the permit or the hard taint is missing
+    WITHDRAWN = auto()  # both are there: it is drained and repaired
+    BY_HAND = auto()  # both are there, in mode taint
+    # Not to be treated any more, but the hard taint stands:
+    HELD = auto()  # a repair's Job runs on it
+    BLIND = auto()  # whether a fault stands can't be seen
+    CURED = auto()  # it is checked where that is asked for, and returns
+    IN_SERVICE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What one look shows; from ANOTHERS on with all that is stored and that is to be treated."""
+
+    situation: Situation
+    stands: tuple[Wait, ...]  # why it stands still
+    case: Case
+    stored: Stored | None = None
+    treatment: Treatment | None = None
+    records: Records = field(default_factory=Records)  # with what is known of idle GPUs by now
+    waits: tuple[Wait, ...] = ()  # why idle GPUs are not reset
+
+
+def situation(case: Case) -> Now:
+    world, config = case.world, case.config
+    if not world.managed:
+        why = "the node's label gpu-health-agent/managed=false opts it out: nothing is written to it"
+        return Now(Situation.OPTED_OUT, (Wait(why, On.STOPPED),), case)
+    if why := upgrading(world.labels):
+        return Now(Situation.ASIDE, (Wait(f"{why}: nothing is judged or done"),), case)
+    try:
+        stored = load(world.stored, 0.0) if world.stored is not None else None
+    except NewerError as error:
+        why = f"annotation gpu-health-agent/faults: {error}; it is only reported"
+        return Now(Situation.NEWER, (Wait(why, On.STOPPED),), case)
+    except MalformedError as error:
+        why = f"annotation gpu-health-agent/faults: {error}; remove it to let the agent act again"
+        return Now(Situation.MALFORMED, (Wait(why, On.STOPPED),), case)
+    if world.tainted and stored is None and not case.verdict.fatal:
+        why = f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for"
+        return Now(Situation.UNEXPLAINED, (Wait(f"{why}: a person must remove the taint", On.STOPPED),), case)
+    treatment, records, waits = chosen(case, stored.records if stored else Records())
+    evicts = config.mode is Mode.EVICT
+    if treatment:
+        records = replace(records, validation=None)  # it began too early, and comes again after the cure
+        if evicts:
+            treatment = effective(treatment, records, config.repair)
+        if not evicts or world.paused:
+            records = replace(records, drain=None)  # a deadline doesn't run while nobody may be asked
+    return Now(*_named(case, treatment), case, stored, treatment, records, waits)
+
+
+def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wait, ...]]:
+    world = case.world
+    if why := another(world):
+        return Situation.ANOTHERS, (Wait(f"{why}: it is only reported on"),)
+    if treatment:
+        if case.config.mode is Mode.OBSERVE:
+            return Situation.OBSERVED, (Wait("mode observe: the node would be withdrawn, and is only reported"),)
+        if world.paused:
+            why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
+            return Situation.PAUSED, (Wait(why, On.STOPPED),)
+        if not (world.tainted and world.held(SlotKind.WITHDRAWN)):
+            return Situation.TO_WITHDRAW, ()
+        if case.config.mode is Mode.TAINT:
+            why = "mode taint: no pod is moved and nothing is repaired; the node returns once its cure is proved"
+            return Situation.BY_HAND, (Wait(why),)
+        return Situation.WITHDRAWN, ()
+    if not world.tainted:
+        return Situation.IN_SERVICE, ()
+    if job := running(world):
+        return Situation.HELD, (Wait(f"Job {job} runs: the node stays withdrawn until it has ended"),)
+    if case.verdict.blind:
+        return Situation.BLIND, (Wait("blind: the taint is held as it is"),)
+    return Situation.CURED, ()
