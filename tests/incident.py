@@ -223,8 +223,8 @@ class Machine:
             self.values[gpu].update({k: known.get(v, v) if isinstance(v, str) else v for k, v in values.items()})
         self.needs_reset = (self.needs_reset | set(step.get("needs_reset", ()))) - set(step.get("reset", ()))
         for gpu in step.get("reset", ()):
-            known = (name for name in (*COUNTERS, "recovery_action") if not isinstance(self.values[gpu][name], Missing))
-            self.values[gpu].update(dict.fromkeys(known, 0))
+            read = (name for name in (*COUNTERS, "recovery_action") if not isinstance(self.values[gpu][name], Missing))
+            self.values[gpu].update(dict.fromkeys(read, 0))
         for gpu, uuid in (step.get("card") or {}).items():
             self.values[gpu]["uuid"] = uuid
         self.lost = (self.lost | set(step.get("lost", ()))) - set(step.get("back", ()))

@@ -13,7 +13,7 @@ GPU, OTHER = "0000:1b:00.0", "0000:43:00.0"
 START = 1_760_000_000.0  # the wall clock at second 0 of a test
 
 
-def reading(pci: str = GPU, source: str = "nvml", **values: Value) -> Observation:
+def reading(pci: str = GPU, source: str = "nvml", /, **values: Value) -> Observation:
     known: dict[str, Value] = {"uuid": f"GPU-{pci}", "energy_j": 100.0, "recovery_action": 0, "persistence_mode": 1}
     return Observation(0, source, Signal.READING, pci, values={**known, **values})
 

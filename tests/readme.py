@@ -10,7 +10,8 @@ from enum import Enum
 from pathlib import Path
 from typing import get_args
 
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from pydantic import BaseModel
 
 from agent.commands.policy import markdown
@@ -38,11 +39,17 @@ def shell_blocks(chapter: str) -> list[list[str]]:
     return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
 
 
+def label_names(family: Metric) -> tuple[str, ...]:
+    """prometheus_client tells them of samples only, and a family may have none."""
+    assert isinstance(family, CounterMetricFamily | GaugeMetricFamily)
+    return family._labelnames
+
+
 def metrics_table() -> str:
     rows = ["| metric | labels | what |", "|---|---|---|"]
     for family in families(Snapshot("", "", Verdict(0, Status.HEALTHY, Remedy.NONE))):
         name = f"{family.name}_total" if isinstance(family, CounterMetricFamily) else family.name
-        labels = ", ".join(family._labelnames)
+        labels = ", ".join(label_names(family))
         rows.append(f"| `{name}` | {labels} | {_cell(family.documentation)} |")
     return "\n".join(rows)
 

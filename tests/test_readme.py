@@ -12,7 +12,7 @@ import yaml
 
 from agent.actions.checkpoint import declared
 from agent.cli import parser
-from agent.config.settings import Config, load
+from agent.config.settings import Config, Mode, load
 from tests.readme import TEXT as README
 from tests.readme import renewed, settings, shell_blocks
 
@@ -60,7 +60,7 @@ def test_every_setting_of_the_readme_is_one() -> None:
 
 def test_the_shipped_configuration_loads() -> None:
     base = load(ROOT / "daemonset" / "base" / "config.yaml")
-    assert base == Config(mode="evict"), "it shows the settings with their defaults"
+    assert base == Config(mode=Mode.EVICT), "it shows the settings with their defaults"
     overlays = {path.parent.name: load(path) for path in ROOT.glob("daemonset/overlays/*/config.yaml")}
     assert overlays.pop("observe") == Config()
     assert all(config.mode == "evict" for config in overlays.values())

@@ -189,7 +189,7 @@ def _bad_news(verdict: Verdict, world: World) -> Steps:
 
 
 def _state(now: Now, records: Records) -> str:
-    verdict, world, treatment = now.case.verdict, now.case.world, now.treatment
+    world, treatment = now.case.world, now.treatment
     if treatment:
         if now.case.config.mode is not Mode.EVICT or not world.tainted or world.pods is None:
             return "degraded" if treatment.idle else "unhealthy"
@@ -204,7 +204,7 @@ def _state(now: Now, records: Records) -> str:
         return "validating" if records.validation.stage.live else "unhealthy"
     if records.live:
         return "repairing"
-    return "degraded" if any(f.finding.severity > Severity.NOTICE for f in verdict.faults) else str(verdict.status)
+    return str(now.case.verdict.status)
 
 
 def _replacement(now: Now, records: Records) -> tuple[Condition, ...]:

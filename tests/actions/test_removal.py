@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from agent.actions.kube import KubeHands
 from agent.actions.removal import release
-from tests.actions.test_kube import EVICT, FOREIGN, MERGE, KubeHands, cluster, drive, fatal, holders, node
+from tests.actions.test_kube import EVICT, FOREIGN, MERGE, cluster, drive, fatal, holders, node
 from tests.life import OPERANDS, Life
 
 NAMESPACE = "gpu-health-agent"

@@ -13,9 +13,9 @@ import yaml
 from agent.actions import rights
 from agent.actions.kube import KubeHands
 from agent.actions.rights import RIGHTS, Right, needed
+from agent.model import names
 from agent.model.errors import RefusedError
 from agent.model.ownership import ASKED, AUTOSCALER_TAINT, NOT_ASKED, OPERANDS
-from agent.remediation import plan
 from agent.simulation.in_memory_cluster import PretendCluster
 from tests.actions.test_kube import EVICT, cluster, drive
 from tests.actions.test_permits import Clock
@@ -115,8 +115,8 @@ def test_rbac_grants_exactly_what_is_declared(overlay: str, folder: str) -> None
 
 
 def test_what_may_be_written_to_a_node_is_what_the_plan_writes() -> None:
-    assert {*rights.NODE_LABELS} == {plan.STATE_LABEL, plan.ERROR_LABEL, plan.OUT_LABEL}
-    assert {*rights.NODE_CONDITIONS, *rights.REPAIR_CONDITIONS} == {plan.UNHEALTHY, plan.DEGRADED, plan.REPLACEMENT}
+    assert {*rights.NODE_LABELS} == {names.STATE_LABEL, names.ERROR_LABEL, names.OUT_LABEL}
+    assert {*rights.NODE_CONDITIONS, *rights.REPAIR_CONDITIONS} == {names.UNHEALTHY, names.DEGRADED, names.REPLACEMENT}
     assert {*rights.REPAIR_LABELS} == {*OPERANDS}
 
 

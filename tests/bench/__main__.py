@@ -122,7 +122,7 @@ def latency(plane: ControlPlane, folder: Path) -> None:
     ca = Path(admin["clusters"][0]["cluster"]["certificate-authority"])
     taints = Taints(plane, ca, admin["users"][0]["user"]["token"])
     taints.start()
-    bare, whole, reads = [], [], []
+    bare, whole, reads = list[float](), list[float](), list[float]()
     api = connect(str(plane.kubeconfig))
     for trial in range(TRIALS):
         agent = Agent(plane, folder, config)

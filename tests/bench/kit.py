@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,15 @@ class Replicas(threading.Thread):
 
     async def _serve(self) -> None:
         for kind in self._kinds:
-            runner = web.ServerRunner(web.Server(lambda _, kind=kind: self._answer(kind)))
+            runner = web.ServerRunner(web.Server(partial(self._answer, kind)))
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
             await site.start()
-            self.ports.append(site._server.sockets[0].getsockname()[1])
+            self.ports.append(runner.addresses[0][1])
         self.started.set()
         await asyncio.Event().wait()
 
-    async def _answer(self, kind: str) -> web.Response:
+    async def _answer(self, kind: str, _request: web.BaseRequest) -> web.Response:
         self.served[kind] += 1
         self._busy[kind] += 1
         self.most[kind] = max(self.most[kind], self._busy[kind])

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,12 +190,16 @@ def test_a_training_answers_by_annotation_with_a_token_that_reaches_its_own_pod_
     plane.wait("a replica exists", lambda: site.pods("inference"))
     other = site.pods("inference")[0]["metadata"]["name"]
     api = connect(str(credential))
+
+    def refused(patch: Callable[[], tuple[int, Any]]) -> bool:
+        return patch()[0] == 422
+
     for name, field in ((other, "annotations"), (pod["name"], "labels")):
         patch = partial(
             api, "PATCH", f"/api/v1/namespaces/{site.name}/pods/{name}", {"metadata": {field: {"x": "y"}}}, MERGE_PATCH
         )
         # A policy is in force a moment after it is there.
-        plane.wait("the policy refuses", lambda patch=patch: patch()[0] == 422)
+        plane.wait("the policy refuses", partial(refused, patch))
         assert "a training pod may write" in patch()[1]["message"]
 
     podinfo = tmp_path / "annotations"

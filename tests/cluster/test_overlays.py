@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,12 @@ def test_without_the_repair_overlay_no_operand_label_and_no_replacement_is_ours(
     plane.wait("rolled out", lambda: rolled_out(plane))
     token = plane.agent_token("gpu")
     path = "/api/v1/nodes/gpu?dryRun=All"
+
+    def answers(key: str, code: int) -> bool:
+        return plane.request("PATCH", path, {"metadata": {"labels": {key: "x"}}}, MERGE, token)[0] == code
+
     for key, allowed in (("gpu-health-agent/state", 200), ("nvidia.com/gpu.deploy.dcgm", 422)):
-        body = {"metadata": {"labels": {key: "x"}}}
-        plane.wait(key, lambda b=body, a=allowed: plane.request("PATCH", path, b, MERGE, token)[0] == a)
+        plane.wait(key, partial(answers, key, allowed))
 
 
 def test_removed_by_its_overlay_it_leaves_nothing_in_the_cluster(plane: ControlPlane) -> None:

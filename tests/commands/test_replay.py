@@ -6,9 +6,9 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +33,7 @@ LOST = "NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus."
 APP = "NVRM: Xid (PCI:0000:43:00): 31, pid=7, name=python, MMU Fault"
 
 
-def decisions(text: str, **options: str) -> list[dict[str, object]]:
+def decisions(text: str, **options: str) -> list[dict[str, Any]]:
     profile = options.get("profile", "h100-8")
     return [json.loads(line) for line in replay(io.StringIO(text), None, profile)]
 
@@ -51,9 +51,9 @@ def decisions(text: str, **options: str) -> list[dict[str, object]]:
 def test_a_raw_kernel_log_in_any_form_is_judged_as_if_watched_live(form: str) -> None:
     lines = [form.format(text=text, n=n, s=10 * n) for n, text in enumerate((APP, LOST), 1)]
     first, last = decisions("\n".join(lines) + "\n")[0], decisions("\n".join(lines) + "\n")[-1]
-    assert [f["id"] for f in first["faults"]][-1:] == ["xid-31@0000:43:00.0"]  # type: ignore[attr-defined]
+    assert [f["id"] for f in first["faults"]][-1:] == ["xid-31@0000:43:00.0"]
     assert (last["status"], last["remedy"], last["withdraw"]) == ("unhealthy", "reboot_node", True)
-    assert "taint the node gpu-health-agent/unhealthy=reboot_node:NoSchedule" in last["steps"]  # type: ignore[operator]
+    assert "taint the node gpu-health-agent/unhealthy=reboot_node:NoSchedule" in last["steps"]
 
 
 def test_user_space_records_of_a_raw_log_are_not_believed() -> None:
@@ -67,11 +67,11 @@ def test_a_log_of_a_gpu_that_the_profile_lacks_is_judged_all_the_same() -> None:
 
 def test_notices_of_a_long_log_pass_and_rubbish_in_it_is_nothing() -> None:
     text = f"[ 1.0] {APP}\n[ 2.0] \x00\xff rubbish\n[ 99999.0] NVRM: loading\n[ 99999.5] {APP}\n"
-    assert [len(one["faults"]) for one in decisions(text)] == [1, 0, 1]  # type: ignore[arg-type]
+    assert [len(one["faults"]) for one in decisions(text)] == [1, 0, 1]
 
 
 def test_a_time_that_no_clock_shows_is_no_error() -> None:
-    assert [len(one["faults"]) for one in decisions(f"[99999999999999.5] {APP}\n")] == [1]  # type: ignore[arg-type]
+    assert [len(one["faults"]) for one in decisions(f"[99999999999999.5] {APP}\n")] == [1]
 
 
 def test_a_year_between_two_lines_is_no_year_of_judging() -> None:
@@ -91,7 +91,7 @@ def test_an_empty_log_and_a_broken_recording_are_said(tmp_path: Path, capsys: py
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short life of the whole agent over simulated GPUs and a cluster in memory."""
     tmp_path = tmp_path_factory.mktemp("life")
     cluster = PretendCluster()

@@ -10,15 +10,17 @@ def offset(kind: type, *names: str) -> int:
     """Where a field of a field lies."""
     at = 0
     for name in names:
+        assert issubclass(kind, ctypes.Structure)
         at += getattr(kind, name).offset
-        kind = dict(kind._fields_)[name]
+        kind = {field[0]: field[1] for field in kind._fields_}[name]
     return at
 
 
 def latest(prefix: str) -> type:
     """The structure's newest version."""
     names = [name for name in dir(s) if name.startswith(prefix) and name[len(prefix) :].isdecimal()]
-    return getattr(s, max(names, key=lambda name: int(name[len(prefix) :])))
+    found: type = getattr(s, max(names, key=lambda name: int(name[len(prefix) :])))
+    return found
 
 
 attributes = s.c_dcgmDeviceAttributes_v3

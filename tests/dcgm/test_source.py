@@ -268,7 +268,7 @@ def test_bytes_that_are_no_text_cost_the_text_and_nothing_else(engine: Engine) -
 
 def test_the_first_checks_have_no_samples_and_end_no_incident(engine: Engine) -> None:
     with engine.source("--health-s", "0.5") as source:
-        heard = []
+        heard: list[Observation] = []
         while not heard or "check" not in heard[-1].values:
             heard.append(source.until(lambda seen: seen.signal is Signal.ALIVE))
     checks = engine.calls().count("dcgmHealthCheck ")

@@ -30,7 +30,7 @@ def failed(failure: Failure, why: str) -> Observation:
 
 
 def second(**values: Value) -> tuple[Observation, Observation]:
-    return reading(source="dcgm", **values), alive("dcgm", "")
+    return reading(GPU, "dcgm", **values), alive("dcgm", "")
 
 
 def judge_of_three() -> Judge:

@@ -8,7 +8,7 @@ from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory
 from agent.diagnosis.resume import resumed
 from agent.model.fault import Severity, Status
-from agent.model.observation import Failure, Missing, Observation, Signal
+from agent.model.observation import Failure, Missing, Observation, Signal, Value
 from agent.model.remedy import Remedy
 from agent.remediation.records import Records
 from agent.remediation.stored import dump, load, restored
@@ -226,7 +226,7 @@ def test_a_clock_jump_neither_creates_nor_clears_a_fault(jump_s: float) -> None:
 def test_uncorrectable_errors_withdraw_where_the_chip_does_not_contain_them() -> None:
     for name, architecture, withdraw in (("NVIDIA L40S", 8, True), ("NVIDIA H100", 9, False), ("NVIDIA A10", 7, True)):
         judge = Judge()
-        card = {"name": name, "architecture": architecture}
+        card: dict[str, Value] = {"name": name, "architecture": architecture}
         judge.after(0, alive(), reading(**card, ecc_uncorrected_volatile=3))
         verdict = judge.after(5, alive(), reading(**card, ecc_uncorrected_volatile=4))
         assert (ids(verdict), verdict.withdraw) == ([f"ecc-uncorrected@{GPU}"], withdraw), name

@@ -55,7 +55,8 @@ def node(name: str, gpus: int = 2, **changes: Any) -> dict[str, Any]:
 
 
 def pod(name: str, where: str | None, app: str = "", namespace: str = NS, gpus: int = 1) -> dict[str, Any]:
-    apart = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{}]}} if app == "inference" else {}
+    required: dict[str, list[object]] = {"requiredDuringSchedulingIgnoredDuringExecution": [{}]}
+    apart = {"podAntiAffinity": required} if app == "inference" else {}
     limits = {"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}} if gpus else {}
     return {
         "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}", "labels": {"app": app}},
@@ -370,7 +371,8 @@ class Scene:
 
     def __init__(self) -> None:
         self.steps: dict[str, dict[str, int]] = {}
-        self.taint, self.counted, self.there = False, 3, list(KIT[:4])
+        self.taint, self.there = False, list(KIT[:4])
+        self.counted: int | None = 3
 
     def tainted(self, _: str) -> bool:
         return self.taint
@@ -386,7 +388,7 @@ class Scene:
 
     def begin(self) -> Withdrawal:
         choice = choose(NODES, KIT, AGENTS, NS, None)
-        return Withdrawal(self, self, Part(NODE, time.time()), choice, 3)  # type: ignore[arg-type]
+        return Withdrawal(self, self, Part(NODE, time.time()), choice, 3)  # type: ignore[arg-type]  # all of the two that it asks
 
 
 def moments(seen: Withdrawal) -> list[str]:

@@ -15,7 +15,7 @@ def repository(folder: Path, mounted: str, architecture: str, library: str) -> P
     """In ``folder``, to be mounted at ``mounted``: the keyring's package, which names the repository, and DCGM's."""
     source = f"deb [trusted=yes] file://{mounted} ./\n"
     _package(folder, _KEYRING, "cuda-keyring", "1.1-1", "all", {"etc/apt/sources.list.d/cuda.list": source})
-    files = {
+    files: dict[str, str | Path] = {
         f"{library}/libdcgm.so.4.6.0": "a library\n",
         f"{library}/libdcgm.so.4": Path("libdcgm.so.4.6.0"),
         "usr/share/datacenter-gpu-manager-4/bindings/python3/pydcgm.py": "VERSION = 4\n",

@@ -143,7 +143,7 @@ def test_of_two_writers_in_the_same_instant_each_number_has_one(tmp_path: Path) 
     """Both hold the same number, as an old and a new pod would if nothing fenced them; they race for the next."""
     for attempt in range(50):
         folder = filled(tmp_path / str(attempt), 1)
-        start, outcomes = threading.Barrier(2), []
+        start, outcomes = threading.Barrier(2), list[int]()
 
         def race(
             step: int, folder: Folder = folder, start: threading.Barrier = start, outcomes: list[int] = outcomes

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -161,10 +162,13 @@ def test_a_full_backup_keeps_its_copies(site: Site) -> None:
 
 
 def test_a_run_killed_at_any_moment_leaves_whole_copies(site: Site, start: Start) -> None:
+    def saves(step: int) -> bool:
+        return any(site.backup.path.glob(".saving-*")) or site.backed_up() == step
+
     for step in range(1, 7):
         site.source.save(step, os.urandom(3_000_000))
         run = start("checkpoint_manager.py", f"--folder={site.source.path}", f"--backup={site.backup.path}", "--keep=2")
-        until(lambda step=step: list(site.backup.path.glob(".saving-*")) or site.backed_up() == step)  # type: ignore[misc]
+        until(partial(saves, step))
         run.signal(signal.SIGKILL)
         run.process.wait()
         assert site.backed_up() >= step - 1 or step == 1

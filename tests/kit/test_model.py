@@ -7,9 +7,14 @@ import pickle
 from pathlib import Path
 
 import pytest
-from model import FEATURES, NumpyModel, TorchModel, model, torch
+from model import FEATURES, NumpyModel, TorchModel, model
 
 from tests.kit.conftest import Start, until
+
+try:
+    import torch
+except ImportError:
+    torch = None
 
 ROWS = [[0.1 * number for number in range(FEATURES)], [0.5] * FEATURES]
 

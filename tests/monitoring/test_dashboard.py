@@ -18,6 +18,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from agent.status.metrics import families
 from tests.monitoring.programs import program
 from tests.monitoring.stack import FOLDER
+from tests.readme import label_names
 from tests.status.test_metrics import snapshot
 
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
@@ -34,7 +35,7 @@ def queries() -> Iterator[tuple[str, str]]:
 def exported() -> dict[str, set[str]]:
     """Each metric's labels."""
     return {
-        f"{family.name}_total" if family.type == "counter" else family.name: set(family._labelnames)
+        f"{family.name}_total" if family.type == "counter" else family.name: set(label_names(family))
         for family in families(snapshot())
     }
 

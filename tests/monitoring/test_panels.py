@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_every_panel_shows_what_is_so_of_a_healthy_fleet_and_of_a_sick_one(
         'gpu_health_waits{node="node-1",kind="eviction"}',
         'gpu_health_status{node="node-2",status="degraded"}',
     ):
-        until(told, lambda told=told: site.stack.query(f"{told} > 0"))
+        until(told, partial(site.stack.query, f"{told} > 0"))
     sick = shown(site.stack)
     with capsys.disabled():
         print(table("one withdrawn, one degraded, one without a permit", sick))

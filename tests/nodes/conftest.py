@@ -15,6 +15,7 @@ import yaml
 
 from agent.simulation.gpu import h100_8
 from tests.image.build import IMAGE, images
+from tests.nodes import simulated
 from tests.nodes.rig import Rig, rig
 
 NAMESPACE = "gpu-health-agent"
@@ -174,7 +175,7 @@ def _container(command: list[str], gpus: int) -> dict[str, Any]:
     return {"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": command, **limits}
 
 
-def agent_on(made: Rig, node: str) -> dict[str, Any]:
+def agent_on(made: Rig | simulated.Site, node: str) -> dict[str, Any]:
     agents = f"app.kubernetes.io/name%3D{NAMESPACE}"
     path = f"/api/v1/namespaces/{NAMESPACE}/pods?fieldSelector=spec.nodeName%3D{node}&labelSelector={agents}"
     (pod,) = made.plane.must("GET", path)["items"] or [{}]
@@ -203,7 +204,7 @@ spec:
 """
 
 
-def install(made: Rig, folder: Path, kernel_log: bool = True, repair: bool = False) -> None:
+def install(made: Rig | simulated.Site, folder: Path, kernel_log: bool = True, repair: bool = False) -> None:
     """The manifests as they are shipped, but for the image, simulated GPUs and shorter times."""
     config = yaml.safe_load((_MANIFESTS / "base" / "config.yaml").read_text())
     gpus = {"scenario": "idle", "kernel_log": kernel_log}
@@ -275,7 +276,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             )
 
 
-def serves(made: Rig, node: str) -> bool:
+def serves(made: Rig | simulated.Site, node: str) -> bool:
     """The agent there is ready, and calls its node healthy."""
     conditions = agent_on(made, node).get("status", {}).get("conditions", ())
     labels = made.plane.must("GET", f"/api/v1/nodes/{node}")["metadata"]["labels"]

@@ -40,7 +40,7 @@ _MESSAGES: Messages = {
 _KNOWN = messages("v1beta1", _MESSAGES)
 
 
-class Plugin(grpc.GenericRpcHandler):
+class Plugin(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no type information
     def __init__(self, uuids: list[str]) -> None:
         self._uuids = uuids
 

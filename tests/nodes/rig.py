@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -333,7 +334,7 @@ def _make_groups(name: str) -> None:
 def _remove_groups(name: str) -> None:
     for hierarchy in hierarchies():
         for folder, _, _ in os.walk(hierarchy / name, topdown=False):
-            wait(f"{folder} to be empty", lambda folder=folder: _removed(folder))  # type: ignore[misc]
+            wait(f"{folder} to be empty", partial(_removed, folder))
 
 
 def _removed(folder: str) -> bool:

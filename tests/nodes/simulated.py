@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,8 @@ class Pod(threading.Thread):
         self.meta, number = one["metadata"], next(Pod._numbers)
         self.path = f"/api/v1/namespaces/{self.meta['namespace']}/pods/{self.meta['name']}"
         self.address, self._cable = f"10.244.{number // 250}.{number % 250 + 1}", f"pod{number}"
-        self.folder = site.folder / "pods" / self.meta["uid"]
-        self.node = site.folder / self.spec["nodeName"]
+        self.folder: Path = site.folder / "pods" / self.meta["uid"]
+        self.node: Path = site.folder / self.spec["nodeName"]
         self.grace_s: float | None = None  # once it is to go
         self._at, self._told, self._since = _now(), "", {"Ready": ("", "")}
         self._sandbox: subprocess.Popen[bytes] | None = None
@@ -276,7 +277,7 @@ class Pod(threading.Thread):
                 return path
             (there := self.node / str(path).lstrip("/")).mkdir(parents=True, exist_ok=True)
             return there
-        folder = self.folder / "volumes" / volume["name"]
+        folder: Path = self.folder / "volumes" / volume["name"]
         if not folder.exists():
             folder.mkdir(parents=True)
             for source in volume.get("projected", {}).get("sources", [volume]):
@@ -534,9 +535,7 @@ class Services(threading.Thread):
 
     async def _listen(self) -> None:
         for key in self._ready.keys() - self._listening.keys():
-            self._listening[key] = await asyncio.start_server(
-                lambda reader, writer, key=key: self._carry(key, reader, writer), *key, backlog=1024
-            )
+            self._listening[key] = await asyncio.start_server(partial(self._carry, key), *key, backlog=1024)
         for key in self._listening.keys() - self._ready.keys():
             self._listening.pop(key).close()
 

@@ -20,7 +20,9 @@ HARD = "gpu-health-agent/unhealthy"
 def index(site: Site, pod: dict[str, Any]) -> str:
     """Which GPU a pod holds, as the real kubelet tells."""
     node = site.rig.nodes[pod["spec"]["nodeName"]]
-    (uuid,) = who_holds(node.pod_resources)[f"{site.name}/{pod['metadata']['name']}"] or ()
+    held = who_holds(node.pod_resources)[f"{site.name}/{pod['metadata']['name']}"]
+    assert held
+    (uuid,) = held
     return str(UUIDS.index(uuid))
 
 

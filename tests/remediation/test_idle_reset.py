@@ -7,10 +7,12 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict, Unpack
 
 import pytest
 
+from agent.actions.kube import KubeHands
 from agent.commands.explain import stored
 from agent.config.settings import Budget, Config, Mode, Repair
 from agent.model.errors import MalformedError, RefusedError
@@ -21,7 +23,7 @@ from agent.model.world import Local
 from agent.remediation.plan import plan
 from agent.remediation.records import Idle, Stage
 from agent.remediation.stored import load
-from tests.actions.test_kube import KubeHands, cluster, holders, node
+from tests.actions.test_kube import cluster, holders, node
 from tests.life import CONFIG, REMAPPED, UUID, Life, lives
 from tests.observe import GPU, OTHER, Judge, alive, reading, xid
 from tests.remediation.test_repair import CONTACT_SUPPORT, MERGE, RESET, returned
@@ -38,10 +40,21 @@ ENDED_WELL = {"type": "Complete", "status": "True"}
 FAULT = f"xid-63@{GPU}"
 
 
-def idle(config: Config = IDLE, fault: int = REMAPPED, **more: Any) -> Life:
+class More(TypedDict, total=False):
+    """What else a test says of such a life."""
+
+    cures: Callable[[str], bool]
+    exit_code: int
+    clients: dict[str, dict[str, str]]
+    resources: dict[str, tuple[str, ...] | None]
+    pending: set[str]
+    linked: bool
+
+
+def idle(config: Config = IDLE, fault: int = REMAPPED, **more: Unpack[More]) -> Life:
     """A pod trains on the other GPU of the node."""
-    holding: dict[str, tuple[str, ...] | None] = {"research/train": (ELSEWHERE,)}
-    return Life(fault, config, **{"resources": holding, "clients": {UUID: {}, ELSEWHERE: {}}} | more)
+    whole: More = {"resources": {"research/train": (ELSEWHERE,)}, "clients": {UUID: {}, ELSEWHERE: {}}, **more}
+    return Life(fault, config, **whole)
 
 
 def state(life: Life) -> str:
@@ -106,8 +119,8 @@ def test_a_pending_remap_is_proved_by_its_flag() -> None:
 
 
 USERS: dict[str, tuple[Callable[[Life], object], str]] = {
-    "a pod": (lambda life: life.resources.update({"web/a": (UUID,)}), "pod web/a holds it"),  # type: ignore[union-attr]
-    "a pod that the API forgot": (lambda life: life.resources.update({"web/a": None}), "pod web/a holds it"),  # type: ignore[union-attr]
+    "a pod": (lambda life: (life.resources or {}).update({"web/a": (UUID,)}), "pod web/a holds it"),
+    "a pod that the API forgot": (lambda life: (life.resources or {}).update({"web/a": None}), "pod web/a holds it"),
     "a pod that has no GPU yet": (lambda life: life.cluster.add_pod("web", "a", "n1"), "pod web/a holds it"),
     "a process": (lambda life: life.clients.update({UUID: {"4711": ""}}), "a process is on it"),
     "nobody knows": (lambda life: setattr(life, "resources", None), "PodResources can't be asked which pod holds it"),
@@ -307,7 +320,7 @@ def test_where_a_degraded_node_gets_no_pod_the_permit_that_it_has_serves_and_goe
 
 @pytest.mark.parametrize("how", ["the Job fails", "the fault comes again"])
 def test_what_one_reset_does_not_cure_goes_back_into_service_and_waits_for_a_person(how: str) -> None:
-    fails = {"exit_code": 255} if how == "the Job fails" else {"cures": lambda _: False}
+    fails: More = {"exit_code": 255} if how == "the Job fails" else {"cures": lambda _: False}
     life = idle(**fails)
     life.run(900)
     assert life.repairs == ["reset_gpu"]
@@ -416,11 +429,15 @@ def test_a_reset_that_a_fatal_fault_overtook_was_the_one_that_the_degraded_fault
 
 @pytest.mark.parametrize(("code", "pci"), [(RESET, GPU), (RESET, OTHER), (CONTACT_SUPPORT, OTHER)])
 def test_a_fatal_fault_at_any_time_goes_its_ordinary_way(code: int, pci: str) -> None:
+    def breaks(life: Life, at: int, write: int) -> None:
+        if write == at:
+            life.breaks(pci, code)
+
     plain = idle()
     plain.run(200)
     for write in range(1, plain.writes + 1, 1 if pci == GPU else 2):
         life = idle()
-        life.after = lambda n, life=life, write=write: life.breaks(pci, code) if n == write else None  # type: ignore[misc]
+        life.after = partial(breaks, life, write)
         held = code == CONTACT_SUPPORT
         life.run(150 if held else 250)
         assert life.tainted() is held, (write, life.waits)
@@ -447,7 +464,7 @@ def test_killed_after_every_subset_of_the_writes_around_a_reset() -> None:
 
 
 @pytest.mark.parametrize("more", [{"exit_code": 3}, {"cures": lambda _: False}], ids=["fails", "does not cure"])
-def test_killed_after_any_writes_of_a_reset_that_fails_and_the_next_a_person_decides(more: dict[str, Any]) -> None:
+def test_killed_after_any_writes_of_a_reset_that_fails_and_the_next_a_person_decides(more: More) -> None:
     for life in lives(idle(**more), 500, killed=lambda writes: writes[-1] < writes[0] + len(writes) <= writes[0] + 2):
         life.run(30)
         assert life.repairs == ["reset_gpu"], f"killed after writes {life.kills}: {life.repairs}"
@@ -549,7 +566,8 @@ def test_an_annotation_of_before_is_read_and_one_that_makes_no_sense_stops_the_a
     assert load(text, 0.0).records.idle.times
     older = {key: value for key, value in data.items() if key != "idle"}
     assert load(json.dumps(older), 0.0).records.idle == Idle()
-    for wrong in ([], {"tried": {"x": {}}}, {"times": ["never"]}):
+    wrongs: tuple[object, ...] = ([], {"tried": {"x": {}}}, {"times": ["never"]})
+    for wrong in wrongs:
         with pytest.raises(MalformedError):
             load(json.dumps({**data, "idle": wrong}), 0.0)
 

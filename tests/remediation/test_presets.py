@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from agent.actions.kube import KubeHands
 from agent.actions.removal import release
 from agent.config.settings import Config, Mode
 from agent.model.fault import Status, Verdict
 from agent.model.ownership import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED
 from agent.model.remedy import Remedy
-from tests.actions.test_kube import EVICT, MERGE, KubeHands, cluster, drive, fatal, healthy, node, taints
+from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, node, taints
 from tests.life import CONFIG, Life
 from tests.observe import GPU
 

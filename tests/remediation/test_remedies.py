@@ -73,7 +73,7 @@ def verdict(remedy: Remedy, pci: str, severity: Severity, at: float) -> Verdict:
 def site(config: Config) -> tuple[PretendCluster, KubeHands]:
     made = cluster("n1", "n2", "n3")
     for name in (*TEMPLATES.values(), "node-check"):
-        job = {"spec": {"template": {"spec": {"containers": []}}}}
+        job: dict[str, object] = {"spec": {"template": {"spec": {"containers": []}}}}
         body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}
         made._store("cronjobs", "gpu-health-agent", body)
     return made, KubeHands(made, "n1", config)

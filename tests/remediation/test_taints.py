@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+from agent.actions.kube import KubeHands
 from agent.config.limits import Limits
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError
@@ -17,7 +18,7 @@ from agent.model.world import Local, Taint
 from agent.remediation.case import Case
 from agent.remediation.plan import plan
 from agent.remediation.taints import aimed_taints, effect_on
-from tests.actions.test_kube import MERGE, KubeHands, cluster, drive, fatal, healthy, holders, node, taints
+from tests.actions.test_kube import MERGE, cluster, drive, fatal, healthy, holders, node, taints
 from tests.actions.test_permits import Clock
 from tests.observe import Judge, alive, reading, xid
 
@@ -28,9 +29,9 @@ SLOTS = [f"gpu-health-agent-withdrawn-gpu-{index}" for index in range(3)]
 BLIND = Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=("nvml",))
 
 
-def config(max_withdrawn: int = 2, **budget: int) -> Config:
+def config(max_withdrawn: int = 2, per_hour: int = 0) -> Config:
     limits = Limits(degraded_effect="NoSchedule")
-    return Config(mode=Mode.EVICT, policy=limits, budget=Budget(max_withdrawn=max_withdrawn, **budget))
+    return Config(mode=Mode.EVICT, policy=limits, budget=Budget(max_withdrawn=max_withdrawn, per_hour=per_hour))
 
 
 def degraded() -> Verdict:

@@ -278,12 +278,13 @@ def test_an_agent_killed_in_the_middle_runs_it_once_more_and_never_returns_the_n
     plain = Diagnosed(RESET, demanding(), clients=IDLE, ends=ends)
     settles(plain)
     assert returned(plain) is back
-    schedules = [{"kills": [kill]} for kill in range(plain.writes - 9, plain.writes + 1)]
-    for schedule in (*schedules, {"dies": [1]}, {"dies": [1, 2]}, {"dies": [1], "kills": [plain.writes - 1]}):
-        life = Diagnosed(RESET, demanding(), clients=IDLE, ends=ends, **schedule)
+    schedules: list[tuple[list[int], list[int]]] = [([1], []), ([1, 2], []), ([1], [plain.writes - 1])]
+    schedules += [([], [kill]) for kill in range(plain.writes - 9, plain.writes + 1)]
+    for dies, kills in schedules:
+        life = Diagnosed(RESET, demanding(), clients=IDLE, ends=ends, dies=dies, kills=kills)
         settles(life)
-        assert (life.repairs, returned(life)) == (["reset_gpu"], back), (schedule, life.waits)
-        assert 1 <= len(life.diagnoses) <= 3, schedule
+        assert (life.repairs, returned(life)) == (["reset_gpu"], back), (dies, kills, life.waits)
+        assert 1 <= len(life.diagnoses) <= 3, (dies, kills)
 
 
 def test_one_that_the_agents_end_cuts_off_again_and_again_is_a_persons_matter() -> None:

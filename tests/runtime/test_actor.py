@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from agent.actions.kube import KubeHands
@@ -82,8 +83,7 @@ def test_one_that_waits_for_a_permit_asks_seldom_and_one_that_was_refused_asks_a
         return cluster(method, path, *rest, **more)
 
     actors = [
-        Actor(CONFIG, lambda node=node: KubeHands(server, node, CONFIG), False, lambda *_, **__: None)
-        for node in ("n1", "n2")
+        Actor(CONFIG, partial(KubeHands, server, node, CONFIG), False, lambda *_, **__: None) for node in ("n1", "n2")
     ]
     for actor in actors:
         tell(actor, bad)
@@ -111,7 +111,7 @@ def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_se
     bad = judge.after(1, xid(79))
     views = []
     for node in ("n1", "n2"):
-        actor = Actor(config, lambda node=node: KubeHands(server, node, config), False, lambda *_, **__: None)
+        actor = Actor(config, partial(KubeHands, server, node, config), False, lambda *_, **__: None)
         tell(actor, bad)
         for _ in range(2):
             actor.round()
@@ -196,9 +196,9 @@ def test_a_pod_that_came_back_three_times_waits_for_a_person_however_often_the_a
 
 def test_a_degraded_node_asks_for_a_permit_only_where_it_is_to_get_no_new_pod_and_then_seldom() -> None:
     for wanted, asks in (("PreferNoSchedule", False), ("NoSchedule", True)):
-        config = CONFIG.model_copy(update={"policy": Limits(degraded_effect=wanted)})
+        config = CONFIG.model_copy(update={"policy": Limits.model_validate({"degraded_effect": wanted})})
         cluster = made()
-        actor = Actor(config, lambda c=cluster, s=config: KubeHands(c, "n1", s), False, lambda *_, **__: None)
+        actor = Actor(config, partial(KubeHands, cluster, "n1", config), False, lambda *_, **__: None)
         judge = Judge()
         judge.after(0, alive(), reading())
         tell(actor, judge.after(0))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from agent.actions.kube import KubeHands
@@ -61,7 +63,7 @@ def snapshot() -> Snapshot:
 
 def render(shot: Snapshot) -> str:
     class One(Collector):
-        def collect(self):  # type: ignore[no-untyped-def]
+        def collect(self) -> Iterator[Metric]:
             return families(shot)
 
     registry = CollectorRegistry()

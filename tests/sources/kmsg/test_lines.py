@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.model.observation import Signal, Words
+from agent.model.observation import Signal, Value, Words
 from agent.sources.kmsg.lines import Facts, parse_record
 
 G, NINE = "0000:3b:00.0", "0009:01:00.0"
@@ -101,7 +101,7 @@ PROBE = (
 
 
 def test_a_failed_probe_is_a_lost_gpu_as_one_record_or_as_three() -> None:
-    lost = (Signal.LOST, "0000:b3:00.0", None, {})
+    lost: tuple[Signal, str, Value, dict[str, Value]] = (Signal.LOST, "0000:b3:00.0", None, {})
     assert list(Facts().of("\n".join(PROBE))) == [lost]
     facts = Facts()
     assert [fact for line in PROBE for fact in facts.of(line)] == [lost]

@@ -35,7 +35,7 @@ def listing(**pods: dict[str, Any]) -> Any:
     return answer
 
 
-class Kubelet(grpc.GenericRpcHandler):
+class Kubelet(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no type information
     def __init__(self) -> None:
         self.answer: Callable[[], Any] = listing
 

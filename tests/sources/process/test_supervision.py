@@ -55,7 +55,7 @@ def test_a_native_crash_is_named_and_the_restart_waits_longer_each_time(source: 
     turn(one, lambda: "SIGABRT" in one.status.trouble)
     assert one.status.pid is None
     now = time.monotonic()
-    starts = []
+    starts: list[int] = []
     for second in range(200):  # the clock is ours: the process ends at once each time
         one.tick(now + second)
         if one.status.starts > len(starts) + 1:
