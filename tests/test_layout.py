@@ -7,6 +7,7 @@ import builtins
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent.config.source_index import SOURCES
 from agent.model import errors, names
 
 ROOT = Path(__file__).parents[1] / "agent"
@@ -118,3 +119,12 @@ def test_no_file_outgrows_a_readers_patience() -> None:
     for path in files():
         limit = 150 if path.parent.name == "rules" else 300
         assert len(path.read_text(encoding="utf-8").splitlines()) <= limit, path
+
+
+def test_the_judge_and_the_daemon_ask_for_a_source_by_its_role() -> None:
+    """Else a new one would have to be taught to them."""
+    for path in files():
+        if room(path) in ("diagnosis", "runtime"):
+            tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            spelled = {node.value for node in tree if isinstance(node, ast.Constant)}
+            assert not spelled & SOURCES.keys(), path

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from agent.config.limits import Limits
 from agent.config.settings import Mode
+from agent.config.source_index import SECOND_WITNESS, SOURCES
 from agent.diagnosis.rules.dcgm import EXPLAINED_BY
 from agent.model.fault import Fault, Finding, Severity
 
@@ -52,9 +53,9 @@ ADVICE = {
     **dict.fromkeys(("pcie-width", "pcie-replays", "pcie-fatal-errors", "gpu-count"), _SLOT),
     **dict.fromkeys(("nvlink-down", "nvlink-errors", "nvlink-crc", "nvlink-recovery-failed", "nvlink-ber"), _LINKS),
     **dict.fromkeys(("fabric-state", "fabric-health"), _FABRIC),
-    **dict.fromkeys(("nvml-silent", "gpu-silent", "kmsg-silent"), _PROBE),
+    **dict.fromkeys(("gpu-silent", *(row.silent for row in SOURCES.values())), _PROBE),
     **dict.fromkeys(("dcgm-dropped", "dcgm-disagrees"), _COMPARE),
-    "dcgm-silent": _ENGINE,
+    SOURCES[SECOND_WITNESS].silent: _ENGINE,
     "dcgm-elsewhere": _ADDRESS,
     **dict.fromkeys(("driver-not-loaded", "driver-mismatch", "driver-hung"), _DRIVER),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from agent.config.source_index import GPUS, SOURCES
 from agent.diagnosis.epoch import COUNTERS
 from agent.diagnosis.history import History
 from agent.diagnosis.rules import dcgm
@@ -24,7 +25,7 @@ _EXPLAINED_BY = {
     "row-remap-failure": ("xid-64",),
     "xid-171": ("xid-48",),
     "xid-172": ("xid-48",),
-    "driver-hung": ("nvml-silent",),
+    "driver-hung": (SOURCES[GPUS].silent,),
     "gpu-silent": ("xid-79", "gpu-lost", "gpu-missing", "gpu-reset-required"),
     **dcgm.EXPLAINED_BY,
 }

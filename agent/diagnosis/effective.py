@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -12,6 +13,8 @@ from agent.diagnosis.row import Row
 from agent.diagnosis.rules import ROWS
 from agent.diagnosis.rules.xid import CATALOG as XIDS
 from agent.model.fault import Severity
+
+_CODE = re.compile(r"(xid|sxid|dcgm)-\d+")  # has a rule, whether a table lists it or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +35,9 @@ class Entry:
 def wrong_override(limits: Limits) -> str:
     """What is wrong with the overrides, in a sentence; empty if nothing is."""
     for number, override in enumerate(limits.overrides):
-        family, _, code = override.rule.partition("-")
-        if override.count and family != "xid":
+        if override.count and override.rule.partition("-")[0] != "xid":
             return f"policy.overrides.{number}.count: only Xids are counted, not {override.rule}: leave it out"
-        if override.rule in ROWS or (family in ("xid", "sxid", "dcgm") and code.isdigit()):
+        if override.rule in ROWS or _CODE.fullmatch(override.rule):
             continue
         near = get_close_matches(override.rule, ROWS, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see 'gpu-health-agent policy' for all rules"

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+from agent.config.source_index import GPUS, KERNEL_LOG
 from agent.model.fault import Card
 from agent.model.observation import Missing, Observation, Value
 
-SECOND = "dcgm"  # the second witness: it says what NVML says as well, later, and nobody is blind without it
-SECOND_LATE_S = 90.0  # DCGM is asked each 10 s, and its engine may need 45 s to answer
+SECOND_LATE_S = 90.0  # the second witness is late: DCGM is asked each 10 s, and its engine may need 45 s to answer
 # Counters of which rates and shares of time are judged, kept once a minute for two hours.
 TREND = (
     "hw_thermal_ns",
@@ -103,7 +103,7 @@ class History:
     @property
     def boot_id(self) -> str:
         """The boot that ``kernel_seq`` counts in; without the kernel log, NVML's."""
-        return self.boots.get("kmsg") or self.boots.get("nvml", "")
+        return self.boots.get(KERNEL_LOG) or self.boots.get(GPUS, "")
 
     @property
     def elsewhere(self) -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from agent.config.limits import Limits
+from agent.config.source_index import GPUS, SECOND_WITNESS
 from agent.diagnosis import relapse
 from agent.diagnosis.correlate import incidents, order, overruled
-from agent.diagnosis.history import SECOND, History, number
+from agent.diagnosis.history import History, number
 from agent.diagnosis.linked import linked
 from agent.diagnosis.overrides import settle
 from agent.diagnosis.pre_start import doubted
@@ -121,7 +122,7 @@ def _age(
 ) -> Fault | None:
     if old and _another_card(old, history):
         old = None
-    if old and not old.uuid and old.boot_id == history.boots.get("nvml"):
+    if old and not old.uuid and old.boot_id == history.boots.get(GPUS):
         old = replace(old, uuid=history.uuid(old.finding.pci))  # no card was changed without a reboot
     if finding and not (finding.holds_only and old is None):
         return _found(old, finding, history)
@@ -147,7 +148,7 @@ def _watched_s(fault: Fault, was: History, now: float, limits: Limits) -> float:
         if finding.witness in was.failed:
             return 0.0
         until = min(until, was.heard.get(finding.witness, 0.0) + limits.silent_s)
-    if finding.witness == "nvml":
+    if finding.witness == GPUS:
         until = min(until, read_until(was, finding.pci, limits.silent_s))
     if finding.signals and finding.pci:
         reading = was.readings.get(finding.pci)
@@ -162,7 +163,7 @@ def _could_be_seen(fault: Fault, history: History, unseen: Mapping[str, str], li
     finding = fault.finding
     if finding.witness in unseen:
         return False
-    if finding.witness == "nvml" and history.now > read_until(history, finding.pci, limits.silent_s):
+    if finding.witness == GPUS and history.now > read_until(history, finding.pci, limits.silent_s):
         return False
     if not (finding.signals and finding.pci):
         return True
@@ -224,7 +225,7 @@ def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float, resets: fro
     standing = tuple(sorted((f for f in memory.faults.values() if f.confirmed), key=order))
     whole = incidents(standing, history)
     # What only the second witness saw is held while it is silent; the node is not unknown for that.
-    blind_now = {source: why for source, why in unseen.items() if source != SECOND}
+    blind_now = {source: why for source, why in unseen.items() if source != SECOND_WITNESS}
     worst = whole[0].finding.severity if whole else Severity.NOTICE
     if worst is Severity.FATAL:
         status = Status.UNHEALTHY

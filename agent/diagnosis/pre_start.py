@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from agent.config.source_index import KERNEL_LOG
 from agent.diagnosis.history import History
 from agent.model.fault import Fault
-
-_KERNEL = "kmsg"
 
 
 def doubted(fault: Fault, known: bool, history: History, began_at: float) -> Fault:
@@ -18,6 +17,6 @@ def doubted(fault: Fault, known: bool, history: History, began_at: float) -> Fau
     """
     pci, evidence = fault.finding.pci, fault.finding.evidence
     asks = pci in history.lost or pci in history.resets or bool(history.number(pci, "recovery_action"))
-    before = evidence.source == _KERNEL and evidence.at < began_at
+    before = evidence.source == KERNEL_LOG and evidence.at < began_at
     late = bool(pci) and before and (fault.late or not known) and not asks
     return fault if late is fault.late else replace(fault, late=late)

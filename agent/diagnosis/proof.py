@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from agent.config.source_index import GPUS
 from agent.diagnosis.epoch import COUNTERS, began_anew, counters, fell, least, sober
 from agent.diagnosis.history import Epoch, History, number
 from agent.model.fault import Fault
@@ -26,7 +27,7 @@ def proved(fault: Fault, history: History, resets: Mapping[str, tuple[float, flo
     gpus = {pci, *along} if pci else set(history.readings)
     if not gpus or any(not _is_well(gpu, fault.last, history) for gpu in gpus):
         return False
-    boot_id = history.boots.get("nvml", "")  # by the witness that reads the GPU well again, in that boot
+    boot_id = history.boots.get(GPUS, "")  # by the witness that reads the GPU well again, in that boot
     rebooted = bool(fault.boot_id and boot_id and fault.boot_id != boot_id)
     was_reset = all(
         _by_us(gpu, fault, history, resets)

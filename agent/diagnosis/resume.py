@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from agent.config.limits import Limits
+from agent.config.source_index import KERNEL_LOG
 from agent.diagnosis.judge import Memory
 from agent.diagnosis.overrides import resettled
 from agent.diagnosis.rules import ROWS
@@ -18,7 +19,7 @@ def resumed(memory: Memory, stored: Remembered | None, limits: Limits, labels: M
         old = memory.history
         history = replace(
             old,
-            boots={"kmsg": stored.boot_id, **old.boots},
+            boots={KERNEL_LOG: stored.boot_id, **old.boots},
             kernel_seq=stored.kernel_seq,
             cards={**stored.cards, **old.cards},
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from agent.config.source_index import GPUS, KERNEL_LOG, SECOND_WITNESS
 from agent.diagnosis.cards import card_of, given_away
 from agent.diagnosis.epoch import began_anew, counters, fell, sober
 from agent.diagnosis.history import (
-    SECOND,
     SECOND_LATE_S,
     TREND,
     UNCORRECTABLE_XID,
@@ -60,13 +60,14 @@ class _Draft:
     def add(self, o: Observation) -> None:
         if o.boot_id and o.boot_id != self._boots.get(o.source):
             self._boots[o.source] = o.boot_id
-            if o.source == "kmsg":
+            if o.source == KERNEL_LOG:
                 self._seq = None  # each boot counts its records anew
         if o.signal is Signal.FAILED:
             self._failed[o.source] = o
             return
         self._heard.setdefault(o.source, o.seen)
-        if o.source == SECOND and o.signal in (Signal.XID, Signal.SXID) and elsewhere(self._readings, self._witnessed):
+        second, event = o.source == SECOND_WITNESS, o.signal in (Signal.XID, Signal.SXID)
+        if second and event and elsewhere(self._readings, self._witnessed):
             return  # of another node
         match o.signal:
             case Signal.ALIVE:  # only a whole poll is one: a library that crashes at GPU 4 has read those before it
@@ -75,29 +76,29 @@ class _Draft:
                 self._failed.pop(o.source, None)
                 for pci in given_away(o):
                     self._cards.pop(pci, None)
-                if self._seq is None and o.source == "kmsg":
+                if self._seq is None and o.source == KERNEL_LOG:
                     self._seq = o.seq  # what was there when the log was opened is taken in
                 if "check" in o.values:  # a health check that counts is over: what it did not name has ended
                     same = o.values["check"]
                     self._incidents = {k: i for k, i in self._incidents.items() if i.values.get("check") == same}
-            case Signal.READING if o.source == SECOND:
+            case Signal.READING if second:
                 self._witnessed[o.pci] = o
-            case Signal.READING:
+            case Signal.READING if o.source == GPUS:
                 self._read(o)
             case Signal.HEALTH:
                 self._incidents[o.pci, o.value, o.values.get("gpu_instance")] = o
             case Signal.XID if isinstance(o.value, int):
                 self._xid(o, o.value)
             case Signal.LOST | Signal.RESET_REQUIRED | Signal.SXID | Signal.DRIVER:
-                if o.signal is Signal.LOST and o.source == "nvml":
+                if o.signal is Signal.LOST and o.source == GPUS:
                     self._lost[o.pci] = o
                 if o.signal is Signal.RESET_REQUIRED:
                     self._resets[o.pci] = o
                 if not o.past:
                     self._fresh.append(o)
-                    if o.value == Words.LOADED and o.source == "kmsg":
+                    if o.value == Words.LOADED and o.source == KERNEL_LOG:
                         self._loaded = o
-        if o.seq is not None and o.signal is not Signal.ALIVE:
+        if o.seq is not None and o.signal is not Signal.ALIVE and o.source == KERNEL_LOG:
             self._seq = o.seq if self._seq is None else max(self._seq, o.seq)
 
     def _read(self, o: Observation) -> None:
@@ -138,10 +139,10 @@ class _Draft:
         old = self._tallies.get((o.pci, code)) or Tally(0, o.at, (), {})
         repeats = min(max(int(number(o, "repeats") or 1), 1), _MOST_REPEATS)
         by = {**old.by, o.source: old.by.get(o.source, 0) + repeats}
-        within_s = SECOND_LATE_S if o.source == SECOND else _SAME_EVENT_S
+        within_s = SECOND_LATE_S if o.source == SECOND_WITNESS else _SAME_EVENT_S
         told = bool(old.seen) and by[o.source] <= old.count and o.seen - old.seen[-1] <= within_s
         self._fresh.append(replace(o, seen=old.seen[-1]) if told else o)  # who tells it later saw it no later
-        if code == UNCORRECTABLE_XID and not (told and o.source == SECOND):
+        if code == UNCORRECTABLE_XID and not (told and o.source == SECOND_WITNESS):
             self._uncorrectable[o.pci] = o
         if told:  # the other witness of an error that is counted already
             self._tallies[o.pci, code] = replace(old, by=by)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent.config.settings import Config
+from agent.config.source_index import SECOND_WITNESS, SOURCES, Known, hold_gpus
 from agent.diagnosis.gpu_processes import clients
-from agent.diagnosis.history import SECOND
 from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
 from agent.diagnosis.rules.dcgm import disagreements
@@ -23,7 +23,7 @@ from agent.runtime.actor_view import view
 from agent.runtime.drill_marks import Rehearsal
 from agent.runtime.exchange import Acted, Exchange
 from agent.sources.process.source import SourceStatus
-from agent.sources.process.supervisor import HOLD_GPUS, Known, Sources
+from agent.sources.process.supervisor import Sources
 from agent.status.metrics import registry
 from agent.status.server import Server
 from agent.status.snapshot import Snapshot, SourceView
@@ -89,11 +89,12 @@ class Daemon:
         self._restore(acted, now)
         seen = self._sifted(seen, acted, now)
         if acted.aside:
-            seen = [o for o in seen if o.source not in HOLD_GPUS]
+            holders = hold_gpus(self._sources.names)
+            seen = [o for o in seen if o.source not in holders]
             seen += [
                 Observation(time.time(), name, Signal.FAILED, value=Failure.ASIDE, raw=acted.aside, seen=now)
                 for name in self._sources.names
-                if name in HOLD_GPUS
+                if name in holders
             ]
         if seen or now - self._turned >= _TICK_S:
             self._judge(seen, acted, now)
@@ -107,7 +108,7 @@ class Daemon:
         self._sources.want(may, Known(history.boot_id, history.kernel_seq, frozenset(history.cards)))
         self._exchange.judged = replace(
             self._exchange.judged,
-            released=bool(acted.aside) and self._sources.ended(HOLD_GPUS),
+            released=bool(acted.aside) and self._sources.ended(hold_gpus(self._sources.names)),
             clients=clients(history, now, self._config.policy.silent_s),
         )
 
@@ -125,12 +126,12 @@ class Daemon:
         return seen
 
     def _may_run(self, name: str, now: float, acted: Acted) -> bool:
-        """The kernel log waits for its stored position. NVML waits as well, a while: a reset may be under way."""
-        if name in HOLD_GPUS and acted.aside:
+        """Some wait for the stored position. The others wait as well, a while: a reset may be under way."""
+        if SOURCES[name].holds_gpus and acted.aside:
             return False
         if self._actor is None:
             return True
-        if name == "kmsg":
+        if SOURCES[name].waits_for_position:
             return self._restored
         return acted.started or now - self._began > _PATIENCE_S
 
@@ -201,11 +202,12 @@ class Daemon:
         for key in new.keys() & old.keys():
             if new[key].proved and not old[key].proved:
                 self._tell("cure proved, soaking", fault=key, soak_s=self._config.policy.soak_s)
-        failed = self._memory.history.failed.get(SECOND)
+        failed = self._memory.history.failed.get(SECOND_WITNESS)
         why = failed.raw if failed else ""
         if why != self._second:
             self._second = why
-            self._tell("the second witness can't see" if why else "the second witness sees", source=SECOND, why=why)
+            event = "the second witness can't see" if why else "the second witness sees"
+            self._tell(event, source=SECOND_WITNESS, why=why)
         if before is None or before.status is not verdict.status or before.blind != verdict.blind:
             self._tell("status", status=str(verdict.status), blind=list(verdict.blind))
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 
 from agent.config.limits import Limits
-from agent.diagnosis.history import SECOND, History, number
+from agent.config.source_index import SECOND_WITNESS
+from agent.diagnosis.history import History, number
 from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation
@@ -100,7 +101,7 @@ _COMPARED = (
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
-    alive = history.alive.get(SECOND)
+    alive = history.alive.get(SECOND_WITNESS)
     if history.elsewhere:
         if alive:
             yield ELSEWHERE.found(alive, limits, pci="")
@@ -133,9 +134,8 @@ def _incident(history: History, limits: Limits, seen: Observation, code: int) ->
         severity, remedy = _BY_SEVERITY.get(int(number(seen, "severity") or 0), (_DEGRADED, _ASK))
         row = _code(code, severity, remedy, "an incident that this agent has no word for").row
     instance = number(seen, "gpu_instance")
-    return replace(
-        row.found(seen, limits, row.meaning, severity=severity), instance=None if instance is None else int(instance)
-    )
+    found = row.found(seen, limits, row.meaning, severity=severity)
+    return replace(found, instance=None if instance is None else int(instance))
 
 
 def disagreements(history: History, silent_s: float) -> Iterator[tuple[str, str, float, float]]:

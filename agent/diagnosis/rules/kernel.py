@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
 from agent.config.limits import Limits
-from agent.diagnosis.history import SECOND, SECOND_LATE_S, History, number
+from agent.config.source_index import SECOND_WITNESS
+from agent.diagnosis.history import SECOND_LATE_S, History, number
 from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation, Signal, Words
@@ -61,7 +62,8 @@ def _switch(history: History, seen: Observation, code: int, limits: Limits) -> F
         if fatal
         else _row(code, Severity.NOTICE, Remedy.CONTACT_SUPPORT, "an NVSwitch error that the driver calls not fatal")
     )
-    if code == _LINK_FAULT and _a_gpu_left(history, _SECONDARY_S + (SECOND_LATE_S if seen.source == SECOND else 0)):
+    late_s = SECOND_LATE_S if seen.source == SECOND_WITNESS else 0
+    if code == _LINK_FAULT and _a_gpu_left(history, _SECONDARY_S + late_s):
         row = _row(code, Severity.NOTICE, Remedy.NONE, "link fault after a GPU at its other end was reset or lost")
     return row.found(seen, limits, f"{row.meaning} (NVSwitch {seen.pci or 'at an unknown address'})", pci="")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent.config.limits import Limits
+from agent.config.source_index import GPUS
 from agent.diagnosis.cards import HELD_BY_NOBODY_ELSE, missing
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import TABLE
@@ -27,8 +28,8 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     for seen in history.fresh:
         if seen.signal is Signal.LOST and seen.pci not in history.lost:
             yield LOST.found(seen, limits)
-    alive = history.alive.get("nvml")
-    if alive is None or "nvml" in history.failed:
+    alive = history.alive.get(GPUS)
+    if alive is None or GPUS in history.failed:
         return
     count = number(alive, "gpu_count")
     yield from _missing(history, alive, count or 0, limits)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from agent.config.limits import Limits
+from agent.config.source_index import GPUS
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Finding, Severity
@@ -38,7 +39,7 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             if history.number(seen.pci, "recovery_action") is None:
                 yield said
             else:  # believed at once, and ended by NVML, which reads the action itself
-                yield replace(said, witness="nvml", clear_s=limits.flag_confirm_s, signals=ROW.signals)
+                yield replace(said, witness=GPUS, clear_s=limits.flag_confirm_s, signals=ROW.signals)
 
 
 def _finding(row: Row, seen: Observation, action: int, limits: Limits) -> Finding:

@@ -7,18 +7,22 @@ from dataclasses import replace
 from math import inf
 
 from agent.config.limits import Limits
+from agent.config.source_index import GPUS, SOURCES, SourceRow
 from agent.diagnosis.cards import missing
-from agent.diagnosis.history import SECOND, History
+from agent.diagnosis.history import History
 from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Evidence, Finding, Severity
 from agent.model.observation import Failure, Observation
 from agent.model.remedy import Remedy
 
-_SILENT = {
-    source: Row(f"{source}-silent", severity, Remedy.CONTACT_SUPPORT, f"the source {source} has finished no poll")
-    for source, severity in (("nvml", Severity.DEGRADED), ("kmsg", Severity.DEGRADED), (SECOND, Severity.NOTICE))
-}
+
+def _silent(source: SourceRow) -> Row:
+    meaning = f"the source {source.name} has finished no poll"
+    return Row(source.silent, source.silence, Remedy.CONTACT_SUPPORT, meaning)
+
+
 _UNREAD = TABLE["gpu-silent"]
+# What the driver says to the witness that reads it.
 _FAILED: dict[str, Row] = {
     Failure.DRIVER_NOT_LOADED: Row(
         "driver-not-loaded", Severity.DEGRADED, Remedy.REBOOT_NODE, "the NVIDIA kernel module is not loaded"
@@ -33,7 +37,7 @@ _FAILED: dict[str, Row] = {
         "driver-hung", Severity.DEGRADED, Remedy.REBOOT_NODE, "a call into the driver does not come back"
     ),
 }
-ROWS = (*_SILENT.values(), *_FAILED.values())
+ROWS = (*map(_silent, SOURCES.values()), *_FAILED.values())
 # A library that was never injected is this pod's configuration, not the node's health; nor is standing aside.
 _CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION, Failure.ASIDE)
 _REPEATED_S = 180.0  # a source says at least so often that it can't see: between two tries it waits two minutes at most
@@ -41,6 +45,8 @@ _REPEATED_S = 180.0  # a source says at least so often that it can't see: betwee
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
     for source in {**history.heard, **history.failed}:
+        if source not in SOURCES:  # another version's, in a recording
+            continue
         failed = _failure(history, source)
         if failed and failed.value in _CONFIGURATION:
             continue
@@ -50,14 +56,14 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
         hung = failed is not None and failed.value == Failure.HUNG
         limit_s = 3 * limits.silent_s if hung or not failed else limits.driver_confirm_s
         if silent_s > limit_s:
-            row = _FAILED.get(str(failed.value)) if failed and source != SECOND else None
-            row = row or _SILENT[source]
+            row = _FAILED.get(str(failed.value)) if failed and source == GPUS else None
+            row = row or _silent(SOURCES[source])
             message = failed.raw if failed and not hung else f"{row.meaning} for over {limit_s:.0f} s"
             evidence = Evidence(failed.at if failed else 0.0, source, failed.raw if failed else message)
             yield Finding(row.rule, "", row.severity, row.remedy, message, evidence, history.now, "", clear_s=0.0)
     for pci in unread(history, limits.silent_s):
         message = f"{_UNREAD.meaning} for over {3 * limits.silent_s:.0f} s"
-        found = _UNREAD.found(history.alive["nvml"], limits, message, pci=pci)
+        found = _UNREAD.found(history.alive[GPUS], limits, message, pci=pci)
         yield replace(found, confirm_s=2 * limits.silent_s)  # which are three since its last word
 
 
@@ -71,15 +77,15 @@ def blind(history: History, expected: Iterable[str], silent_s: float) -> Iterato
             yield source, "not heard yet"
         elif history.now - history.heard[source] > silent_s:
             yield source, f"no poll finished for over {silent_s:.0f} s"
-    if history.now - history.heard.get("nvml", -inf) <= silent_s:  # else its own words say enough
+    if history.now - history.heard.get(GPUS, -inf) <= silent_s:  # else its own words say enough
         for pci in unread(history, silent_s):
             yield f"GPU {pci}", f"not read for over {silent_s:.0f} s"
 
 
 def unread(history: History, silent_s: float) -> Iterator[str]:
     """GPUs that were silent for so long when NVML's last poll finished; none while it says that it can't see."""
-    alive = history.alive.get("nvml")
-    if alive is None or "nvml" in history.failed:
+    alive = history.alive.get(GPUS)
+    if alive is None or GPUS in history.failed:
         return
     for pci in {**history.cards, **history.readings}:
         if max(read_until(history, pci, silent_s), history.began + silent_s) < alive.seen:
@@ -92,7 +98,7 @@ def read_until(history: History, pci: str, silent_s: float) -> float:
     Without end where nobody waits for a reading: of the node itself, and of a GPU that is lost, asks for nothing but a
     reset, is missing from the enumeration, was given away, or is read in another slot.
     """
-    card, reading, alive = history.cards.get(pci), history.readings.get(pci), history.alive.get("nvml")
+    card, reading, alive = history.cards.get(pci), history.readings.get(pci), history.alive.get(GPUS)
     known = card is not None or (reading is not None and not history.uuid(pci))  # without its card it was given away
     if not known or pci in history.lost or pci in history.resets or (alive and pci in dict(missing(alive))):
         return inf

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agent.config.source_index import KERNEL_LOG, Known
 from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.observation import Observation, parse_line
 from agent.sources.dcgm.diag_process import LONGEST_BYTES, LONGEST_S, Progress, result
 from agent.sources.kubelet.pod_resources import Holders, holders
 from agent.sources.process.source import SourceStatus
-from agent.sources.process.supervisor import Known
 
 LONGEST_LINE_BYTES = 16 * 1024
 _READ_BYTES = 64 * 1024
@@ -119,7 +119,7 @@ class Remote:
         if self._connection is None:
             return
         wish: dict[str, Any] = {"do": "resume" if name in self._wanted else "release", "source": name}
-        if name == "kmsg":
+        if name == KERNEL_LOG:
             wish |= {"boot_id": self._known.boot_id, "seq": self._known.seq}
         else:
             wish |= {"gpus": sorted(self._known.gpus)}

@@ -23,11 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from agent.config.source_index import GPUS, Known
 from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.observation import Failure, Observation
 from agent.model.text import normalise_pci, rfc3339
 from agent.sources.dcgm.diag_process import asked
-from agent.sources.process.supervisor import Known, Supervisor
+from agent.sources.process.supervisor import Supervisor
 
 EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new container gets the driver's library and devices injected anew
 EXIT_CONFIG = 78
@@ -201,7 +202,7 @@ class Renewal:
 
     def due(self, seen: Iterable[Observation]) -> bool:
         for observation in seen:
-            if observation.source != "nvml":
+            if observation.source != GPUS:
                 continue
             if observation.value in _RENEW:
                 self._since, self._well = self._since or time.monotonic(), False

@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import selectors
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.model.observation import Observation, Signal
+from agent.config.source_index import KERNEL_LOG, SOURCES, Known, hold_gpus
+from agent.model.observation import Observation
 from agent.sources.dcgm.diag_process import Diagnosing, Progress
 from agent.sources.kubelet.pod_resources import Holders, who_holds
 from agent.sources.process.source import Source, SourceStatus
-
-HOLD_GPUS = frozenset({"nvml", "dcgm"})  # sources that keep a GPU from being reset; an embedded engine does
-_LEAST_HUNG_S = {"dcgm": 120.0}  # engines were seen to need 45 s for an answer, in a storm of correctable errors
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of the time before: up to where the kernel log was taken in, and the node's GPUs."""
-
-    boot_id: str = ""
-    seq: int | None = None
-    gpus: frozenset[str] = frozenset()  # PCI addresses, of those that are gone too
-
-    def after(self, seen: Observation) -> Known:
-        """What is known once this was taken in; each boot counts its records anew."""
-        if seen.signal is Signal.READING and seen.source == "nvml" and seen.pci not in self.gpus:
-            return replace(self, gpus=self.gpus | {seen.pci})
-        if seen.source != "kmsg":
-            return self
-        boot_id = seen.boot_id or self.boot_id
-        seq = self.seq if boot_id == self.boot_id else None
-        if seen.seq is not None and (seq is None or (seen.signal is not Signal.ALIVE and seen.seq > seq)):
-            seq = seen.seq
-        return replace(self, boot_id=boot_id, seq=seq)
 
 
 class Sources(Protocol):
@@ -80,7 +57,7 @@ class Supervisor:
         self._diagnosing.may = False  # until the GPUs are wanted
         self._known = Known()
         self._sources = {
-            name: Source(name, partial(self._command, name), max(hung_s, _LEAST_HUNG_S.get(name, 0.0)))
+            name: Source(name, partial(self._command, name), max(hung_s, SOURCES[name].least_hung_s))
             for name in commands
         }
         self._wanted: Set[str] = frozenset()
@@ -94,15 +71,15 @@ class Supervisor:
     @property
     def statuses(self) -> tuple[SourceStatus, ...]:
         """A diagnosis holds GPUs as well: what may hold one has not ended before that has."""
-        over = self._diagnosing.ended
+        over, holders = self._diagnosing.ended, hold_gpus(self._sources)
         every = (source.status for source in self._sources.values())
-        return tuple(replace(one, ended=one.ended and (over or one.name not in HOLD_GPUS)) for one in every)
+        return tuple(replace(one, ended=one.ended and (over or one.name not in holders)) for one in every)
 
     def want(self, names: Set[str], known: Known) -> None:
         begin = names - self._wanted
-        self._known = replace(known if "kmsg" in begin else self._known, gpus=self._known.gpus | known.gpus)
+        self._known = replace(known if KERNEL_LOG in begin else self._known, gpus=self._known.gpus | known.gpus)
         self._wanted = names
-        self._diagnosing.may = names >= HOLD_GPUS & self._sources.keys()
+        self._diagnosing.may = names >= hold_gpus(self._sources)
         for name in self._sources.keys() - names:
             self._sources[name].close()
 
@@ -132,7 +109,7 @@ class Supervisor:
 
     def _command(self, name: str) -> Sequence[str]:
         """Asked anew at each start, so that it goes on from there."""
-        return [*self._commands[name], *(known(self._known) if (known := _OPTIONS.get(name)) else ())]
+        return [*self._commands[name], *SOURCES[name].past(self._known)]
 
     def _read(self, source: Source) -> Iterable[Observation]:
         for seen in source.read(time.monotonic()):
@@ -149,13 +126,3 @@ class Supervisor:
                 self.selector.register(new[0], selectors.EVENT_READ, partial(self._read, source))
         if new is not None:
             self._registered[name] = new
-
-
-def _position(known: Known) -> list[str]:
-    return [] if known.seq is None else ["--after-boot-id", known.boot_id, "--after-seq", str(known.seq)]
-
-
-_OPTIONS: Mapping[str, Callable[[Known], list[str]]] = {
-    "kmsg": _position,
-    "nvml": lambda known: ["--known", *sorted(known.gpus)],
-}

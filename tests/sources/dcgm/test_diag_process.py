@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.config.source_index import Known
 from agent.model.errors import UndiagnosedError
 from agent.sources.dcgm.diag_process import LONGEST_BYTES, Diagnosing, asked, failures, result
-from agent.sources.process.supervisor import Known, Supervisor
+from agent.sources.process.supervisor import Supervisor
 
 PASSED = {"passed": True, "gpus": ["0000:1b:00.0"], "results": {"0000:1b:00.0": {"memory": "pass"}}, "errors": []}
 WAITS = "import os, sys, time; sys.stderr.write('here'); open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"

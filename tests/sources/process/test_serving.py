@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from agent.config.settings import Config
+from agent.config.source_index import Known
 from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.fault import Status
 from agent.model.observation import Failure, Observation, Signal
@@ -27,7 +28,6 @@ from agent.simulation.simulated import inject
 from agent.sources.dcgm.diag_process import LONGEST_BYTES
 from agent.sources.process.remote import Remote
 from agent.sources.process.serving import Renewal
-from agent.sources.process.supervisor import Known
 from tests import waiting
 
 until = partial(waiting.until, timeout_s=20.0)
