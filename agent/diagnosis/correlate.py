@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from agent.config.source_index import GPUS, SOURCES
 from agent.diagnosis.epoch import COUNTERS
-from agent.diagnosis.history import History
+from agent.diagnosis.history import History, number
 from agent.diagnosis.rules import dcgm
 from agent.diagnosis.rules.recovery import ROW as RECOVERY
 from agent.diagnosis.rules.xid import contained
@@ -46,12 +46,19 @@ def overruled(faults: Mapping[str, Fault], history: History) -> dict[str, Fault]
         if not finding.rule.startswith("xid-") or finding.severity is Severity.NOTICE or fault.proved or finding.drill:
             continue
         action = faults.get(f"{RECOVERY.rule}@{finding.pci}")
-        if action and action.confirmed and not action.absent_s and _speaks(action.finding, finding):
+        if action and action.confirmed and not _is_over(action, history) and _speaks(action.finding, finding):
             finding = replace(finding, severity=action.finding.severity, remedy=action.finding.remedy)
         elif finding.rule == "xid-48" and finding.severity is Severity.FATAL and contained(history, finding.pci):
             finding = replace(finding, severity=Severity.DEGRADED)
         ruled[key] = replace(fault, finding=finding)
     return ruled
+
+
+def _is_over(action: Fault, history: History) -> bool:
+    """Whether NVML reads since then that the driver asks for nothing: the fault stands only until that is sure."""
+    reading = history.readings.get(action.finding.pci)
+    read_since = reading is not None and reading.seen > action.last
+    return action.absent_s > 0 or (read_since and number(reading, "recovery_action") == 0)
 
 
 def _speaks(action: Finding, xid: Finding) -> bool:

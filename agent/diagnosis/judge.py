@@ -76,9 +76,13 @@ def judge(
         for key, fault in memory.faults.items()
         if key not in released and fault.finding.drill in ("", orders.drill)
     }
+    # A state that its last reading showed stood until this round, whether or not anybody asked meanwhile.
+    if gone := old.keys() - found.keys():
+        gone -= {finding.id for rule in RULES for finding in rule(replace(memory.history, fresh=()), limits)}
+    absent = {key: _watched_s(old[key], memory.history, history.now, limits) for key in gone}
     faults: dict[str, Fault] = {}
     for key in {**old, **found}:
-        fault = _age(old.get(key), found.get(key), memory.history, history, unseen, limits, orders.resets)
+        fault = _age(old.get(key), found.get(key), absent.get(key, 0.0), history, unseen, limits, orders.resets)
         if fault:
             faults[key] = fault
     for finding in wanted:  # several that say the same in one round are witnesses each
@@ -114,7 +118,7 @@ def _strongest(findings: Iterable[Finding]) -> dict[str, Finding]:
 def _age(
     old: Fault | None,
     finding: Finding | None,
-    was: History,
+    absent_s: float,
     history: History,
     unseen: Mapping[str, str],
     limits: Limits,
@@ -136,7 +140,7 @@ def _age(
             old = watched(old, history)
             return replace(old, absent_s=0.0) if old.absent_s and not blind_now else old
         clear_s = limits.soak_s
-    absent_s = old.absent_s + _watched_s(old, was, history.now, limits)
+    absent_s += old.absent_s
     return None if absent_s >= clear_s and not blind_now else replace(old, absent_s=absent_s)
 
 

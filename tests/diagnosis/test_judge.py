@@ -126,6 +126,25 @@ def test_a_reading_that_is_judged_twice_is_no_second_reading() -> None:
     assert judge.after(1, alive(), reading(recovery_action=1)).withdraw
 
 
+def test_an_action_that_is_read_as_none_overrules_no_xid_of_that_round() -> None:
+    judge = Judge()
+    judge.each_poll(60, alive(), reading(recovery_action=1))
+    verdict = judge.after(5, alive(), reading(), xid(79))
+    assert {f.finding.remedy for f in verdict.standing if f.finding.rule == "xid-79"} == {Remedy.REBOOT_NODE}
+
+
+@pytest.mark.parametrize("asked_s", [1, 30])
+def test_a_state_clears_by_the_time_since_it_was_seen_to_end_however_seldom_it_is_judged(asked_s: int) -> None:
+    judge = Judge(Limits(expected_gpus=2, missing_confirm_s=0))
+    for _ in range(2):
+        judge.after(1, alive(gpu_count=1), reading())
+    for _ in range(30 // asked_s):
+        judge.after(asked_s)
+    assert ids(judge.after(0, alive(gpu_count=2), reading())) == ["gpu-count@node"]
+    assert ids(judge.after(2.9)) == ["gpu-count@node"]
+    assert ids(judge.after(0.1)) == []
+
+
 def test_a_reset_fault_ends_with_new_counters_no_recovery_action_and_a_soak() -> None:
     judge = Judge(Limits(soak_s=60))
     judge.each_poll(10, alive(), reading(energy_j=500.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.diagnosis.rules.xid import CATALOG
@@ -141,6 +141,7 @@ def test_a_batch_is_judged_as_its_parts_would_be(batch: list[Observation], data:
 
 @settings(EXAMPLES, max_examples=25)  # each judges a thousand times
 @given(st.lists(st.tuples(waits, anything()), max_size=8), st.floats(1.0, 20.0))
+@example([(wait, reading(OTHER, recovery_action=n)) for wait, n in ((0.0, 1), (3.0, 1), (3.0, 0))], 1.0)
 def test_judging_more_often_concludes_nothing_else(events: list[tuple[float, Observation]], tick_s: float) -> None:
     """What a recording leaves out, rounds in which nothing came and nothing changed, changes nothing."""
     seldom, often = Judge(expected=SOURCES), Judge(expected=SOURCES)
