@@ -6,7 +6,7 @@ from typing import Any
 
 from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory, judge
-from agent.model.fault import Verdict
+from agent.model.fault import Reason, Unseen, Verdict
 from agent.model.observation import Observation, Signal, Value
 
 GPU, OTHER = "0000:1b:00.0", "0000:43:00.0"
@@ -29,6 +29,11 @@ def lost(pci: str = GPU, source: str = "nvml") -> Observation:
 
 def alive(source: str = "nvml", boot_id: str = "boot-1", seq: int | None = None, **values: Value) -> Observation:
     return Observation(0, source, Signal.ALIVE, boot_id=boot_id, seq=seq, values=values)
+
+
+def silent(source: str = "nvml") -> dict[str, Reason]:
+    """As a verdict says it of a source."""
+    return {source: Reason(Unseen.SILENT, "no poll finished for over 60 s")}
 
 
 class Judge:

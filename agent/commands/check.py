@@ -73,7 +73,7 @@ def in_words(state: dict[str, Any]) -> str:
     lines += [
         f"  without {one['name']}: {one['trouble']}"
         for one in state.get("sources", ())
-        if one["trouble"] and not (one["up"] or any(why.startswith(one["name"]) for why in state["blind"]))
+        if one["trouble"] and not (one["up"] or one["name"] in state.get("unseen", ()))
     ]
     lines += [f"  waiting: {why}" for why in state["waits"]]
     return "\n".join(printable(line) for line in lines) + "\n"

@@ -85,7 +85,7 @@ def recorded(path: Path, other: Config | None) -> dict[str, Any]:
         "at": rfc3339(verdict.at),
         "faults": [fault(one, config.policy, config.mode, verdict.linked) for one in verdict.faults],
         "waits": [],
-        "blind": list(verdict.blind),
+        "blind": list(verdict.blind_lines),
     }
 
 

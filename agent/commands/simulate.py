@@ -18,10 +18,13 @@ from agent.commands.setup import add_directory, private, stop_on_signals
 from agent.config.limits import Limits
 from agent.config.settings import Config, Drain, Http, Mode, PodsSource, SimulatedSource, Sources
 from agent.model.errors import ConfigError, UsageError
+from agent.model.fault import Verdict
 from agent.model.hands import Hands
 from agent.model.names import HARD_TAINT
 from agent.model.observation import Observation, Signal
+from agent.model.steps import Evict, Retaint, Step
 from agent.model.text import printable
+from agent.model.world import Taint
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon, serve
 from agent.simulation.in_memory_cluster import PretendCluster
@@ -83,7 +86,7 @@ def simulate(
     for left in ("kmsg", "boot_id", "gpus"):  # each story is told on a machine of its own
         (directory / left).unlink(missing_ok=True)
     daemon = Daemon(config, node, actor, story.tell, supervisor(config, directory))
-    daemon.seen = story.see
+    daemon.seen, daemon.judged, actor.did = story.see, story.judged, story.did
     server = _serve(config, daemon)
     story.open(scenario, config, node, server.port, connect is None)
     timers = [threading.Timer(step.at_s, story.say, (step.say,)) for step in scenario.steps if step.say]
@@ -157,26 +160,28 @@ class Story:
                 self._line("seen", f"{observation.source}: {observation.raw}")
             self._events[key] += 1
 
+    def did(self, step: Step) -> None:
+        match step:
+            case Retaint(taints=()):
+                self._events["untaint"] += 1
+            case Retaint(taints=(Taint(key=key), *_)) if key == HARD_TAINT:
+                self._events["taint"] += 1
+            case Evict():
+                self._events["evict"] += 1
+            case _:
+                self._events["other"] += 1
+
+    def judged(self, verdict: Verdict) -> None:
+        self._faults.update(fault.finding.rule for fault in verdict.faults)
+
     def tell(self, event: str, **facts: object) -> None:
         """The daemon's and the act loop's words."""
         match event:
             case "done":
-                step = str(facts["step"])
-                self._events[
-                    "taint"
-                    if step.startswith(f"taint the node {HARD_TAINT}")
-                    else "untaint"
-                    if step.startswith("remove our taint")
-                    else "evict"
-                    if step.startswith("ask for the eviction")
-                    else "other"
-                ] += 1
-                self._line("done", step)
+                self._line("done", str(facts["step"]))
             case "waiting":
                 self._line("waits", str(facts["why"]))
             case "fault confirmed" | "fault cleared":
-                if event == "fault confirmed":
-                    self._faults.add(str(facts["fault"]).partition("@")[0])
                 said = f"{event}: {facts['fault']}, {facts['severity']}, remedy {facts['remedy']}: {facts['message']}"
                 self._line("concluded", said)
             case _:

@@ -65,7 +65,8 @@ ADVICE |= {rule: ADVICE[heads[0]] for rule, heads in EXPLAINED_BY.items() if hea
 
 def clears(finding: Finding, limits: Limits) -> str:
     """What would end the fault."""
-    dismissal = f"or a person's word: annotation gpu-health-agent/dismiss={finding.id} on the node"
+    word = f"a person's word: annotation gpu-health-agent/dismiss={finding.id} on the node"
+    dismissal = f"or {word}"
     if finding.drill:
         return f"the drill's end: its annotation gpu-health-agent/drill goes or expires; {dismissal}"
     if finding.clear_s is not None:
@@ -74,7 +75,7 @@ def clears(finding: Finding, limits: Limits) -> str:
     card = "another card in the slot" if finding.pci else ""
     ends = finding.remedy.row.ends
     if not ends or finding.rule == "gpu-relapsing":
-        return f"{card}; {dismissal}" if card else dismissal.removeprefix("or ")
+        return f"{card}; {dismissal}" if card else word
     seen = "with every GPU answering" if not finding.pci else "with the GPU answering"
     proof = f"{ends}, proved {seen} and the driver asking for nothing, then {limits.soak_s:g} s well"
     return "; ".join(part for part in (proof, card, dismissal) if part)

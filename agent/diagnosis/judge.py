@@ -18,7 +18,7 @@ from agent.diagnosis.rules import RULES
 from agent.diagnosis.rules.kernel import ENDS
 from agent.diagnosis.rules.silence import blind, read_until
 from agent.diagnosis.update import renew
-from agent.model.fault import Evidence, Fault, Finding, Severity, Status, Verdict
+from agent.model.fault import Evidence, Fault, Finding, Reason, Severity, Status, Verdict
 from agent.model.observation import Observation
 from agent.model.remedy import Remedy
 
@@ -120,7 +120,7 @@ def _age(
     finding: Finding | None,
     absent_s: float,
     history: History,
-    unseen: Mapping[str, str],
+    unseen: Mapping[str, Reason],
     limits: Limits,
     resets: Mapping[str, tuple[float, float]],
 ) -> Fault | None:
@@ -162,7 +162,7 @@ def _watched_s(fault: Fault, was: History, now: float, limits: Limits) -> float:
     return max(0.0, until - was.now) if was.now else 0.0
 
 
-def _could_be_seen(fault: Fault, history: History, unseen: Mapping[str, str], limits: Limits) -> bool:
+def _could_be_seen(fault: Fault, history: History, unseen: Mapping[str, Reason], limits: Limits) -> bool:
     """Whether the fault would show if it still were: its witness speaks, and the GPU gives the very readings."""
     finding = fault.finding
     if finding.witness in unseen:
@@ -224,12 +224,12 @@ def _another_card(fault: Fault, history: History) -> bool:
     return bool(fault.uuid and uuid and fault.uuid != uuid)
 
 
-def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float, resets: frozenset[str]) -> Verdict:
+def _verdict(memory: Memory, unseen: Mapping[str, Reason], wall: float, resets: frozenset[str]) -> Verdict:
     history = memory.history
     standing = tuple(sorted((f for f in memory.faults.values() if f.confirmed), key=order))
     whole = incidents(standing, history)
     # What only the second witness saw is held while it is silent; the node is not unknown for that.
-    blind_now = {source: why for source, why in unseen.items() if source != SECOND_WITNESS}
+    blind_now = {name: unseen[name] for name in sorted(unseen) if name != SECOND_WITNESS}
     worst = whole[0].finding.severity if whole else Severity.NOTICE
     if worst is Severity.FATAL:
         status = Status.UNHEALTHY
@@ -243,7 +243,7 @@ def _verdict(memory: Memory, unseen: Mapping[str, str], wall: float, resets: fro
         status=status,
         remedy=max(acting, key=lambda remedy: remedy.rank, default=Remedy.NONE),
         faults=whole,
-        blind=tuple(f"{source}: {why}" for source, why in sorted(blind_now.items())),
+        blind=blind_now,
         boot_id=history.boot_id,
         kernel_seq=history.kernel_seq,
         standing=standing,

@@ -29,12 +29,12 @@ def text(outcome: Outcome) -> str:
         lines += [f"          failed: {one['why']}" for one in part.requests.get("failures", ())]
     if outcome.trouble:
         lines += ["", f"It ended early: {outcome.trouble}"]
-    lines += ["", *outcome.cleaned, took(outcome)]
+    lines += ["", *outcome.cleaned, f"It took {took(outcome)}"]
     return "\n".join(lines) + "\n"
 
 
 def took(outcome: Outcome) -> str:
-    return "It took " + ", ".join(f"{seconds:.0f} s ({name})" for name, seconds in outcome.phases)
+    return ", ".join(f"{seconds:.0f} s ({name})" for name, seconds in outcome.phases)
 
 
 def page(outcome: Outcome) -> str:
@@ -48,7 +48,7 @@ def page(outcome: Outcome) -> str:
         "Nodes with an agent": str(outcome.nodes),
         "What was real": outcome.played,
         "Client": outcome.client,
-        "Took": took(outcome).removeprefix("It took "),
+        "Took": took(outcome),
         "Began": rfc3339(outcome.began),
         "Ended": rfc3339(outcome.ended or time.time()),
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from agent.model.observation import Failure
 from agent.model.remedy import Remedy
 
 
@@ -91,6 +92,29 @@ class Status(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Unseen(StrEnum):
+    """Why something can't be seen."""
+
+    UNHEARD = "unheard"  # a source that has finished no poll yet
+    SILENT = "silent"  # a source that finished none lately
+    FAILED = "failed"  # a source that says itself that it can't see
+    UNREAD = "unread"  # a GPU without which polls finish
+    MISJUDGED = "misjudged"  # an error of ours: the verdict is the last good one
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something can't be seen, and the same in words for people."""
+
+    kind: Unseen
+    words: str
+    failure: Failure | None = None  # what a source that failed says of itself
+    pci: str = ""  # of the GPU; empty for a source
+
+    def told(self, name: str) -> str:
+        return f"{name}: {self.words}"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What is wrong now. ``faults`` are confirmed, worst first, each with its symptoms joined to it."""
@@ -99,7 +123,8 @@ class Verdict:
     status: Status
     remedy: Remedy
     faults: tuple[Fault, ...] = ()
-    blind: tuple[str, ...] = ()  # sources that should speak and don't, GPUs that aren't read, each with the reason
+    blind: Mapping[str, Reason] = field(default_factory=dict)
+    """Sources that should speak and don't, by name, and GPUs that aren't read, as ``GPU 0000:1b:00.0``."""
     boot_id: str = ""
     kernel_seq: int | None = None  # the last kernel record that this verdict has taken in
     standing: tuple[Fault, ...] = ()  # the same faults before any was joined to another: what a restart must know
@@ -113,6 +138,11 @@ class Verdict:
     @property
     def fatal(self) -> tuple[Fault, ...]:
         return tuple(f for f in self.faults if f.finding.severity is Severity.FATAL)
+
+    @property
+    def blind_lines(self) -> tuple[str, ...]:
+        """``blind`` for people: ``nvml: not heard yet``."""
+        return tuple(reason.told(name) for name, reason in self.blind.items())
 
     @property
     def withdraw(self) -> bool:

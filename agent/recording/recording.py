@@ -18,7 +18,7 @@ from agent import __version__
 from agent.config.settings import Config
 from agent.diagnosis.judge import Orders
 from agent.model.errors import ConfigError, UsageError
-from agent.model.fault import Verdict
+from agent.model.fault import Reason, Verdict
 from agent.model.observation import Missing, Observation, Signal, Value, parse_line
 from agent.model.steps import Step
 from agent.model.world import Condition, Diagnosed, Job, Local, Pod, Slot, SlotKind, Taint, World
@@ -35,7 +35,7 @@ class Recorder:
         self._lock = threading.Lock()  # the judge's rounds and the act thread's plans
         self._readings: dict[tuple[str, str], Mapping[str, Value]] = {}
         self._orders = Orders()
-        self._blind: tuple[str, ...] = ()
+        self._blind: Mapping[str, Reason] = {}
         self._world = ""
         self._judged, self._planned = Decisions(), Decisions()  # each thread has its own
         self.trouble = ""

@@ -13,7 +13,7 @@ from agent.config.settings import Config
 from agent.model.describe import describe
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
 from agent.model.hands import Hands
-from agent.model.steps import Report, Wait
+from agent.model.steps import Report, Step, Wait
 from agent.recording.recording import Recorder
 from agent.runtime.cycle import Cycle, Planned, Turn, kind, turn
 from agent.runtime.exchange import Exchange
@@ -50,6 +50,7 @@ class Actor:
         self._done: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
         self.exchange = Exchange()
+        self.did: Callable[[Step], object] | None = None  # for a narrator
 
     def start(self) -> None:
         threading.Thread(target=self._loop, name="act", daemon=True).start()
@@ -106,6 +107,8 @@ class Actor:
         for step in one.done:  # told after the writes, not between them: the taint waits for no log line
             if not isinstance(step, Report):
                 self._tell("done", step=describe(step))
+                if self.did:
+                    self.did(step)
         acted = self.exchange.acted
         if one.done:
             steps = tuple(describe(step) for step in one.done)

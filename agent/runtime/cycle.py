@@ -15,7 +15,7 @@ from http import HTTPStatus
 from agent.config.settings import Config, Mode
 from agent.model.describe import describe
 from agent.model.errors import RefusedError, UnreachableError
-from agent.model.fault import Severity, Verdict
+from agent.model.fault import Severity, Unseen, Verdict
 from agent.model.hands import Hands
 from agent.model.steps import AskCheckpoint, Delete, Evict, Step, Wait
 from agent.model.world import Local, World
@@ -129,7 +129,7 @@ def turn(
 
 
 def _unheard(verdict: Verdict) -> bool:
-    return any(why.endswith("not heard yet") for why in verdict.blind)
+    return any(reason.kind is Unseen.UNHEARD for reason in verdict.blind.values())
 
 
 def _wants_permit(cycle: Cycle, judged: Judged, verdict: Verdict) -> bool:

@@ -13,7 +13,7 @@ from agent.diagnosis.gpu_processes import clients
 from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
 from agent.diagnosis.rules.dcgm import disagreements
-from agent.model.fault import Fault, Status, Verdict
+from agent.model.fault import Fault, Reason, Status, Unseen, Verdict
 from agent.model.observation import Failure, Observation, Signal
 from agent.recording.recording import Recorder
 from agent.remediation.idle_reset import wanted
@@ -33,6 +33,7 @@ _TICK_S = 1.0
 _PATIENCE_S = 10.0  # for the first answer of the API server
 _REHEARSAL_S = 0.05  # between looks at whether the Node was looked at
 _STALLED_S = 30.0  # /healthz fails when the judge loop did not turn for so long
+_JUDGE = "judge"  # as /state names it among what is blind
 
 
 class Daemon:
@@ -186,11 +187,12 @@ class Daemon:
 
     def _misjudged(self, before: Verdict | None, error: Exception) -> None:
         """Keep the last good verdict, and say that it is the last."""
-        why = f"judge: unexpected {type(error).__name__}; please report it"
-        if self.snapshot and before and why not in before.blind:
-            self._tell(why, error=repr(error), exc_info=True)
+        reason = Reason(Unseen.MISJUDGED, f"unexpected {type(error).__name__}; please report it")
+        if self.snapshot and before and before.blind.get(_JUDGE) != reason:
+            self._tell(reason.told(_JUDGE), error=repr(error), exc_info=True)
             status = Status.UNKNOWN if before.status is Status.HEALTHY else before.status
-            self.snapshot = replace(self.snapshot, verdict=replace(before, status=status, blind=(*before.blind, why)))
+            verdict = replace(before, status=status, blind={**before.blind, _JUDGE: reason})
+            self.snapshot = replace(self.snapshot, verdict=verdict)
 
     def _tell_changes(self, before: Verdict | None, verdict: Verdict) -> None:
         old = {f.finding.id: f for f in before.faults} if before else {}
@@ -209,7 +211,7 @@ class Daemon:
             event = "the second witness can't see" if why else "the second witness sees"
             self._tell(event, source=SECOND_WITNESS, why=why)
         if before is None or before.status is not verdict.status or before.blind != verdict.blind:
-            self._tell("status", status=str(verdict.status), blind=list(verdict.blind))
+            self._tell("status", status=str(verdict.status), blind=list(verdict.blind_lines))
 
     def _show(self, verdict: Verdict, acted: Acted, now: float) -> Snapshot:
         history, silent_s = self._memory.history, self._config.policy.silent_s
@@ -249,7 +251,8 @@ def serve(config: Config, daemon: Daemon) -> Server:
 
 
 def _view(status: SourceStatus, verdict: Verdict, failed: Observation | None, now: float) -> SourceView:
-    blind = next((why for why in verdict.blind if why.startswith(f"{status.name}: ")), failed.raw if failed else "")
+    reason = verdict.blind.get(status.name)
+    blind = reason.told(status.name) if reason else failed.raw if failed else ""
     return SourceView(
         name=status.name,
         up=status.running and status.last_seen is not None and not blind,

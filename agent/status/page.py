@@ -141,7 +141,7 @@ def _gpus(state: Mapping[str, Any]) -> str:
     gpus, worst = state.get("gpus", {}), _worst(state)
     uuids = {fault["pci"]: fault["uuid"] for fault in state["faults"]}
     rows, unread = [], _unread(state)
-    sourceless = len(state.get("blind", ())) > len(unread)  # what is said of one GPU says nothing of another
+    sourceless = len(state.get("unseen", ())) > len(unread)  # what is said of one GPU says nothing of another
     for pci in sorted(gpus.keys() | worst.keys() | unread):
         values = gpus.get(pci, {})
         severity = worst.get(pci, "unknown" if sourceless or pci not in gpus else "healthy")
@@ -179,13 +179,11 @@ def _gpus(state: Mapping[str, Any]) -> str:
 
 
 def _sources(state: Mapping[str, Any]) -> str:
-    blind = {why.partition(": ")[0] for why in state.get("blind", ())}
-    items = []
+    items, unseen = [], state.get("unseen", ())
     for one in state.get("sources", ()):
         # A second witness that isn't there makes nobody blind.
-        badge = (
-            ("healthy", "sees") if one["up"] else ("unknown", "blind") if one["name"] in blind else ("notice", "absent")
-        )
+        down = ("unknown", "blind") if one["name"] in unseen else ("notice", "absent")
+        badge = ("healthy", "sees") if one["up"] else down
         items.append(f"{_badge(*badge)} <code>{_text(one['name'])}</code> {_text(one['trouble'] or '')}")
     listed = "".join(f"<li>{item}</li>" for item in items)
     return f"<section><h2>Sources</h2><ul>{listed}</ul></section>" if items else ""
@@ -208,8 +206,7 @@ def _worst(state: Mapping[str, Any]) -> dict[str, str]:
 
 def _unread(state: Mapping[str, Any]) -> set[str]:
     """The GPUs that are blind spots of their own, as the verdict names them."""
-    named = (why.partition(": ")[0].partition("GPU ") for why in state.get("blind", ()))
-    return {pci for before, found, pci in named if found and not before}
+    return {reason["pci"] for reason in state.get("unseen", {}).values() if reason["pci"]}
 
 
 def _gpu_name(pci: str, gpus: Mapping[str, Any]) -> str:

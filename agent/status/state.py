@@ -26,7 +26,11 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "withdraw": verdict.withdraw,
         "treatment": _treatment(shot.treatment) if shot.treatment else None,
         "withdrawn": shot.withdrawn,
-        "blind": list(verdict.blind),
+        "blind": list(verdict.blind_lines),
+        "unseen": {
+            name: {"kind": reason.kind, "failure": reason.failure, "pci": reason.pci}
+            for name, reason in verdict.blind.items()
+        },
         "faults": [
             fault(f, limits, shot.mode, verdict.linked, shot.degraded_effect, f.finding.id in shot.resets)
             for f in verdict.faults

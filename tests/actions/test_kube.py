@@ -19,7 +19,7 @@ from agent.model.steps import Announce, Evict, Retaint, Step, TakeSlot, Wait
 from agent.model.world import Local
 from agent.remediation.plan import plan
 from agent.simulation.in_memory_cluster import PretendCluster
-from tests.observe import Judge, alive, lost, reading, xid
+from tests.observe import Judge, alive, lost, reading, silent, xid
 
 EVICT = Config(mode=Mode.EVICT)
 MERGE = "application/merge-patch+json"
@@ -204,7 +204,7 @@ def test_blind_keeps_everything_as_it_is() -> None:
     hands = KubeHands(made, "n1", EVICT)
     drive(hands, fatal())
     before = node(made)
-    blind = Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=("nvml: silent for 90 s",))
+    blind = Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=silent())
     drive(hands, blind)
     now = node(made)
     assert now["spec"] == before["spec"]

@@ -120,7 +120,9 @@ class Run:
 def hang(folder: Path) -> None:
     run = Run(folder, 2.0)
     inject(folder, {"gpu": 3, "hang": "nvmlDeviceGetEccMode"})
-    took = run.until(lambda: run.daemon.snapshot and any("ecc_mode" in w for w in run.daemon.snapshot.verdict.blind))
+    took = run.until(
+        lambda: run.daemon.snapshot and any("ecc_mode" in w for w in run.daemon.snapshot.verdict.blind_lines)
+    )
     scrapes = [run.fetch_s() for _ in range(50)]
     print(f"a hung NVML call is named after      {took / 2.0:.2f} polls")
     print(f"  /metrics meanwhile                 {1000 * max(scrapes):.0f} ms at most, of {len(scrapes)}", flush=True)

@@ -111,7 +111,7 @@ def test_an_engine_that_fails_is_named_and_hides_no_fault(
         one.until(lambda: one.status() is Status.UNHEALTHY)
         assert one.rules() == ["xid-79"]
         assert one.shot
-        assert one.shot.verdict.blind == ()
+        assert one.shot.verdict.blind_lines == ()
         starts = {source.name: source.starts for source in one.shot.sources}
         assert (starts["nvml"], starts["kmsg"]) == (1, 1)
         engine.answers(gpus=SAME)

@@ -164,7 +164,7 @@ def test_a_node_without_its_second_witness_is_healthy_and_never_unknown(failure:
     one = judge_of_three()
     gone = [failed(failure, "no engine")] if failure else []
     verdict = one.each_poll(900, alive(), alive("kmsg"), reading(), reading(OTHER), *gone)
-    assert (verdict.status, verdict.blind) == (Status.HEALTHY, ())
+    assert (verdict.status, verdict.blind_lines) == (Status.HEALTHY, ())
     assert all(fault.finding.severity is Severity.NOTICE for fault in verdict.faults)
     assert bool(verdict.faults) == (failure in (Failure.UNREADABLE, Failure.HUNG))
     assert dict(blind(one.memory.history, ("dcgm",), 60)), "what only it saw is held all the same"

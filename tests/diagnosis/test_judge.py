@@ -307,11 +307,11 @@ def test_events_between_two_heartbeats_renew_nothing() -> None:
     judge.after(0, reading(), alive(), alive("kmsg"))
     for _ in range(10):
         verdict = judge.after(20, reading(), alive(), xid(13, source="kmsg"))
-    assert verdict.blind == ("kmsg: no poll finished for over 60 s",)
+    assert verdict.blind_lines == ("kmsg: no poll finished for over 60 s",)
     assert "kmsg-silent@node" in ids(verdict)
     for _ in range(10):
         verdict = judge.after(20, reading(), alive("kmsg"), xid(13))
-    assert verdict.blind == ("nvml: no poll finished for over 60 s",)
+    assert verdict.blind_lines == ("nvml: no poll finished for over 60 s",)
     assert "nvml-silent@node" in ids(verdict)
 
 
@@ -319,7 +319,7 @@ def test_a_gpu_that_is_not_read_is_named_in_words_that_stay_the_same() -> None:
     judge = Judge()
     judge.after(0, reading(), reading(OTHER), alive())
     judge.each_poll(90, reading(OTHER), alive())
-    said = {judge.after(5, reading(OTHER), alive()).blind for _ in range(10)}
+    said = {judge.after(5, reading(OTHER), alive()).blind_lines for _ in range(10)}
     assert said == {(f"GPU {GPU}: not read for over 60 s",)}
     verdicts = [judge.after(5, reading(OTHER), alive()) for _ in range(20)]
     assert {fault.finding.message for fault in verdicts[-1].faults} == {
@@ -342,4 +342,4 @@ def test_without_nvml_no_gpu_is_silent() -> None:
     stored = dump(Judge().after(0, reading(), alive()), 1, 0, Records())
     judge.memory = resumed(Memory(), restored(stored, judge.now), judge.limits, {})
     verdict = judge.each_poll(600, alive("kmsg"))
-    assert (verdict.status, verdict.blind) == (Status.HEALTHY, ())
+    assert (verdict.status, verdict.blind_lines) == (Status.HEALTHY, ())

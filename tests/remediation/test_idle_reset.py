@@ -25,7 +25,7 @@ from agent.remediation.records import Idle, Stage
 from agent.remediation.stored import load
 from tests.actions.test_kube import cluster, holders, node
 from tests.life import CONFIG, REMAPPED, UUID, Life, lives
-from tests.observe import GPU, OTHER, Judge, alive, reading, xid
+from tests.observe import GPU, OTHER, Judge, alive, reading, silent, xid
 from tests.remediation.test_repair import CONTACT_SUPPORT, MERGE, RESET, returned
 
 ELSEWHERE = f"GPU-{OTHER}"
@@ -207,7 +207,7 @@ QUIET = Local(released=True, clients={UUID: {}}, holders={})
 SEEN: dict[str, tuple[Verdict, Local, bool]] = {
     "well": (alone(), QUIET, True),
     "in a drill": (as_drill(alone()), QUIET, False),
-    "by a blind agent": (replace(alone(), status=Status.UNKNOWN, blind=("kmsg: silent",)), QUIET, False),
+    "by a blind agent": (replace(alone(), status=Status.UNKNOWN, blind=silent("kmsg")), QUIET, False),
     "that may be over by a reset before the agent's start": (late(alone()), QUIET, False),
     "before a reboot that may have cured it": (replace(alone(), boot_id="boot-2"), replace(QUIET, up_s=5), False),
 }

@@ -14,7 +14,7 @@ from agent.model.ownership import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKE
 from agent.model.remedy import Remedy
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, node, taints
 from tests.life import CONFIG, Life
-from tests.observe import GPU
+from tests.observe import GPU, silent
 
 STRATEGIC = "application/strategic-merge-patch+json"
 REPLACE = 64
@@ -94,7 +94,7 @@ def test_a_preset_that_is_switched_off_takes_its_taint_along() -> None:
 def test_a_blind_agent_holds_the_autoscalers_taint_as_it_is() -> None:
     made = cluster()
     drive(KubeHands(made, "n1", AUTOSCALED), fatal(), AUTOSCALED)
-    drive(KubeHands(made, "n1", AUTOSCALED), Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=("nvml",)), AUTOSCALED)
+    drive(KubeHands(made, "n1", AUTOSCALED), Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=silent()), AUTOSCALED)
     assert taints(made) == BOTH
 
 

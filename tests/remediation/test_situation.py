@@ -17,12 +17,13 @@ from agent.remediation.records import Records
 from agent.remediation.situation import Situation, situation
 from agent.remediation.stored import dump
 from tests.actions.test_kube import EVICT, fatal, healthy
+from tests.observe import silent
 
 PERMIT = Slot(SlotKind.WITHDRAWN, 0, "n1/uid")
 HARD = Taint(HARD_TAINT, "reboot_node", "NoSchedule")
 SERVING = World("n1", "uid", stored=dump(fatal(), 1, 0.0, Records()), slots=(), pods=(), jobs=(), pool_size=10)
 OUT = replace(SERVING, taints=(HARD,), slots=(PERMIT,))
-UNSEEN = replace(healthy(), status=Status.UNKNOWN, blind=("nvml: silent",))
+UNSEEN = replace(healthy(), status=Status.UNKNOWN, blind=silent())
 LOOKS: dict[Situation, tuple[Verdict, World, Config]] = {
     Situation.OPTED_OUT: (fatal(), replace(OUT, managed=False, paused="by a person"), EVICT),
     Situation.ASIDE: (fatal(), replace(OUT, labels={"nvidia.com/mig.config.state": "pending"}), EVICT),

@@ -20,13 +20,13 @@ from agent.remediation.plan import plan
 from agent.remediation.taints import aimed_taints, effect_on
 from tests.actions.test_kube import MERGE, cluster, drive, fatal, healthy, holders, node, taints
 from tests.actions.test_permits import Clock
-from tests.observe import Judge, alive, reading, xid
+from tests.observe import Judge, alive, reading, silent, xid
 
 NODES = ("n1", "n2", "n3")
 SOFT = {"key": "gpu-health-agent/degraded", "effect": "PreferNoSchedule"}
 FIRM = {"key": "gpu-health-agent/degraded", "effect": "NoSchedule"}
 SLOTS = [f"gpu-health-agent-withdrawn-gpu-{index}" for index in range(3)]
-BLIND = Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=("nvml",))
+BLIND = Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=silent())
 
 
 def config(max_withdrawn: int = 2, per_hour: int = 0) -> Config:
@@ -176,6 +176,6 @@ def test_a_blind_agent_aims_at_no_weaker_taint_than_the_hard_one_that_stands() -
     made = cluster(*NODES)
     hands = KubeHands(made, "n1", config())
     drive(hands, fatal(), config())
-    world, blind = hands.look(closely=True), ("nvml: no poll finished for over 60 s",)
+    world, blind = hands.look(closely=True), silent()
     assert aimed_taints(Case(replace(degraded(), blind=blind), world, config(), Local()), None) == world.taints
     assert aimed_taints(Case(degraded(), world, config(), Local()), None) == (Taint(SOFT_TAINT, "", "NoSchedule"),)

@@ -12,6 +12,7 @@ from agent.config.limits import Limits
 from agent.config.settings import Budget, Config, Drain, Mode, Repair
 from agent.model.fault import Verdict
 from agent.model.names import HARD_TAINT
+from agent.model.observation import Failure, Observation, Signal
 from agent.model.steps import On
 from agent.model.world import SlotKind
 from agent.runtime.actor import Actor
@@ -53,6 +54,24 @@ def test_whose_a_pod_is_is_asked_once_and_kept() -> None:
         actor.round()
     assert actor.exchange.acted.workloads == {uid: "a/Job/train"}
     assert sum(path == "/api/v1/pods" for _, path in cluster.requests) == 1
+
+
+def test_it_waits_for_the_first_words_of_a_source_and_not_for_one_whose_words_sound_alike() -> None:
+    cluster = made()
+    actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+    judge = Judge(expected=("nvml", "kmsg"))
+    judge.now = time.monotonic() - 60
+    judge.after(0, alive(), reading())
+    tell(actor, judge.after(1, xid(79)))
+    actor.round()
+    assert not cluster.read("nodes", "n1")["spec"].get("taints")
+    assert [wait.why for wait in actor.exchange.acted.waits] == [
+        "every source must be heard once before anything is concluded"
+    ]
+    blind = Observation(0, "kmsg", Signal.FAILED, value=Failure.UNREADABLE, raw="the log was not heard yet")
+    tell(actor, judge.after(1, blind))
+    actor.round()
+    assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == [HARD_TAINT]
 
 
 def test_pods_that_may_not_be_read_keep_no_taint_waiting() -> None:

@@ -128,7 +128,7 @@ def test_what_another_source_says_of_itself_is_no_word_of_the_driver(quiet: Path
     hung = Observation(0, "fans", Signal.FAILED, value=Failure.HUNG, raw="it hangs")
     for _ in range(37):
         verdict = one.after(5, alive(), reading(), hung)
-    assert (verdict.status, verdict.blind) == (Status.DEGRADED, ("fans: it hangs",))
+    assert (verdict.status, verdict.blind_lines) == (Status.DEGRADED, ("fans: it hangs",))
     assert ids(verdict) == ["fans-silent@node"]
 
 
@@ -146,4 +146,4 @@ def test_a_source_that_this_version_has_not_in_its_index_ends_no_round() -> None
     one.after(0, alive(), reading(), alive("fans"))
     verdict = one.each_poll(190, alive(), reading())
     assert (verdict.status, ids(verdict)) == (Status.UNKNOWN, [])
-    assert verdict.blind == ("fans: no poll finished for over 60 s",)
+    assert verdict.blind_lines == ("fans: no poll finished for over 60 s",)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from agent.config.settings import Config
+from agent.config.source_index import Known
 from agent.model.errors import UnreachableError
-from agent.model.fault import Status
+from agent.model.fault import Status, Unseen
+from agent.model.observation import Observation, Signal
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon, serve
 from agent.simulation.simulated import inject
 from agent.sources.process.command_lines import supervisor
+from agent.sources.process.source import SourceStatus
 from agent.status.server import Server
+from tests.observe import GPU, alive, reading
 
 POLL_S = 1.0
 
@@ -58,7 +63,7 @@ def test_a_hung_driver_is_named_and_hides_nothing_and_withdraws_nothing(running:
     inject(folder, {"gpu": 3, "hang": "nvmlDeviceGetEccMode"})
     until(
         lambda: bool(
-            daemon.snapshot and any("ecc_mode of GPU 0000:61:00.0" in w for w in daemon.snapshot.verdict.blind)
+            daemon.snapshot and any("ecc_mode of GPU 0000:61:00.0" in w for w in daemon.snapshot.verdict.blind_lines)
         )
     )
     assert status(daemon) is Status.UNKNOWN
@@ -93,3 +98,51 @@ def test_an_agent_that_never_read_its_node_is_alive_and_not_ready(tmp_path: Path
     finally:
         stop.set()
         thread.join(10)
+
+
+class Script:
+    """Sources that say what is written, round by round, and then end the agent."""
+
+    names: tuple[str, ...] = ("nvml",)
+    statuses: tuple[SourceStatus, ...] = (SourceStatus("nvml", True, 1, 1, 0, 1.0, ""),)
+
+    def __init__(self, stop: threading.Event, *rounds: list[Observation]) -> None:
+        self._stop, self._rounds = stop, list(rounds)
+
+    def want(self, names: Set[str], known: Known) -> None:
+        pass
+
+    def ended(self, names: Iterable[str]) -> bool:
+        return False
+
+    def turn(self, wait_s: float) -> list[Observation]:
+        if len(self._rounds) == 1:
+            self._stop.set()
+        return self._rounds.pop(0)
+
+    def who_holds(self) -> Any:
+        raise NotImplementedError
+
+    def diagnose(self, level: int, uuids: Sequence[str], progress: object) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_error_of_a_rule_keeps_the_last_verdict_and_says_so_once() -> None:
+    bad: Any = None  # what no source can say: its values are none
+    now = time.monotonic()
+    absurd = Observation(0, "nvml", Signal.ALIVE, values=bad, seen=now)
+    logged: list[str] = []
+    stop = threading.Event()
+    script = Script(stop, [replace(one, seen=now) for one in (alive(), reading())], [absurd], [absurd])
+    daemon = Daemon(Config(), "n", None, lambda event, **_: logged.append(event), script)
+    daemon.run(stop)
+    assert daemon.snapshot
+    verdict = daemon.snapshot.verdict
+    assert verdict.status is Status.UNKNOWN
+    assert verdict.blind["judge"].kind is Unseen.MISJUDGED
+    assert verdict.blind_lines == ("judge: unexpected AttributeError; please report it",)
+    assert logged.count("judge: unexpected AttributeError; please report it") == 1
+    assert list(daemon.snapshot.readings) == [GPU]

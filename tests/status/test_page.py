@@ -72,6 +72,10 @@ def healthy() -> dict[str, Any]:
     )
 
 
+def unseen(source: str) -> dict[str, Any]:
+    return {source: {"kind": "silent", "failure": None, "pci": ""}}
+
+
 def seen(said: dict[str, Any], **how: Any) -> Outline:
     return Outline(page(said, datetime.fromisoformat(said["at"]).timestamp(), **how))
 
@@ -99,7 +103,7 @@ def test_every_gpu_has_its_state_in_words_and_a_sign_not_by_colour_alone() -> No
 
 def test_blind_is_never_shown_as_healthy() -> None:
     said = healthy()
-    said |= {"status": str(Status.UNKNOWN), "blind": ["nvml: silent"]}
+    said |= {"status": str(Status.UNKNOWN), "blind": ["nvml: silent"], "unseen": unseen("nvml")}
     text = words(seen(said))
     assert "? unknown" in text
     assert "This does not mean healthy" in text
@@ -110,6 +114,7 @@ def test_blind_is_never_shown_as_healthy() -> None:
 def test_one_gpu_that_is_not_read_is_unknown_and_makes_no_other_unknown() -> None:
     said = healthy()
     said |= {"status": str(Status.UNKNOWN), "blind": [f"GPU {OTHER}: not read for over 60 s"]}
+    said["unseen"] = {f"GPU {OTHER}": {"kind": "unread", "failure": None, "pci": OTHER}}
     del said["gpus"][OTHER]
     text = words(seen(said))
     assert f"0 {GPU} ✓ healthy" in text
@@ -120,7 +125,7 @@ def test_one_gpu_that_is_not_read_is_unknown_and_makes_no_other_unknown() -> Non
 def test_a_witness_that_is_not_needed_is_absent_and_one_that_is_blind() -> None:
     said = told()  # its source kmsg is down
     assert "• absent kmsg gone" in words(seen(said))
-    said["blind"] = ["kmsg: gone"]
+    said |= {"blind": ["kmsg: gone"], "unseen": unseen("kmsg")}
     assert "? blind kmsg gone" in words(seen(said))
 
 

@@ -11,7 +11,7 @@ from agent.config.source_index import GPUS, SOURCES, SourceRow
 from agent.diagnosis.cards import missing
 from agent.diagnosis.history import History
 from agent.diagnosis.row import TABLE, Row
-from agent.model.fault import Evidence, Finding, Severity
+from agent.model.fault import Evidence, Finding, Reason, Severity, Unseen
 from agent.model.observation import Failure, Observation
 from agent.model.remedy import Remedy
 
@@ -67,19 +67,20 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
         yield replace(found, confirm_s=2 * limits.silent_s)  # which are three since its last word
 
 
-def blind(history: History, expected: Iterable[str], silent_s: float) -> Iterator[tuple[str, str]]:
-    """Every source that should speak and doesn't, and every GPU that isn't read, with the reason in a sentence."""
+def blind(history: History, expected: Iterable[str], silent_s: float) -> Iterator[tuple[str, Reason]]:
+    """Every source that should speak and doesn't, and every GPU that isn't read, as ``Verdict.blind`` names them."""
     for source in expected:
         failed = _failure(history, source)
         if failed:
-            yield source, failed.raw or str(failed.value)
+            what = next((one for one in Failure if one == failed.value), Failure.UNREADABLE)
+            yield source, Reason(Unseen.FAILED, failed.raw or str(failed.value), what)
         elif source not in history.alive:  # which ends a poll: by then each GPU was read
-            yield source, "not heard yet"
+            yield source, Reason(Unseen.UNHEARD, "not heard yet")
         elif history.now - history.heard[source] > silent_s:
-            yield source, f"no poll finished for over {silent_s:.0f} s"
+            yield source, Reason(Unseen.SILENT, f"no poll finished for over {silent_s:.0f} s")
     if history.now - history.heard.get(GPUS, -inf) <= silent_s:  # else its own words say enough
         for pci in unread(history, silent_s):
-            yield f"GPU {pci}", f"not read for over {silent_s:.0f} s"
+            yield f"GPU {pci}", Reason(Unseen.UNREAD, f"not read for over {silent_s:.0f} s", pci=pci)
 
 
 def unread(history: History, silent_s: float) -> Iterator[str]:

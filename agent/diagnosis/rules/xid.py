@@ -44,11 +44,13 @@ def _catalog() -> Mapping[int, Code]:
 
 
 def _row(code: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
+    return Row(f"xid-{code}", severity, remedy, f"Xid {code}: {meaning}", "", _clear(severity, remedy))
+
+
+def _clear(severity: Severity, remedy: Remedy) -> str:
     if severity is Severity.FATAL or (severity is Severity.DEGRADED and remedy in LADDER):
-        clear = ""
-    else:
-        clear = "degraded_xid_clear_s" if severity is Severity.DEGRADED else "notice_clear_s"
-    return Row(f"xid-{code}", severity, remedy, f"Xid {code}: {meaning}", "", clear)
+        return ""
+    return "degraded_xid_clear_s" if severity is Severity.DEGRADED else "notice_clear_s"
 
 
 CATALOG = _catalog()
@@ -74,7 +76,8 @@ def _finding(history: History, limits: Limits, seen: Observation, code: int) -> 
     severity, row = entry.row.severity, entry.row
     if code in _SPEAK_FOR_THEMSELVES and (fatal := number(seen, "fatal")) is not None:
         severity = Severity.FATAL if fatal else Severity.NOTICE
-        row = _row(code, severity, Remedy.RESET_GPU if fatal else row.remedy, row.meaning.partition(": ")[2])
+        remedy = Remedy.RESET_GPU if fatal else row.remedy
+        row = replace(row, severity=severity, remedy=remedy, clear=_clear(severity, remedy))
     elif code == _UNCORRECTABLE and _may_be_contained(history, seen):
         severity = Severity.DEGRADED
     elif entry.count > 1 and history.within(seen.pci, code, limits.xid_count_window_s) < entry.count:
