@@ -219,7 +219,8 @@ class Life:
             verdict = self._judge() if self.cycle.started else None
             if not self.released:
                 self.told = self.clients, self.resources
-            judged = Judged(verdict, released=self.released, clients=self.told[0])
+            closed = self.cycle.look_began if self.released else None
+            judged = Judged(verdict, released=closed, clients=self.told[0])
             last = turn(self.cycle, judged, self.hands, lambda _: self.told[1], lambda: self.now, self._wall)
             news = last.cycle.aside != self.cycle.aside  # within a poll NVML is closed, or opened, and it looks again
             self.cycle, self.waits = last.cycle, tuple(wait.why for wait in last.waits)

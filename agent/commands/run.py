@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node", metavar="N", help="the Node object to write to (default: NODE_NAME)")
     parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: the pod's service account)")
     add_directory(parser)
-    parser.add_argument("--simulate", metavar="SCENARIO", nargs="?", const="idle", help="simulated GPUs")
+    parser.add_argument(
+        "--simulate", metavar="SCENARIO", nargs="?", const="idle", help="simulated GPUs instead of NVML"
+    )
     parser.add_argument("--sources", type=Path, metavar="S", help="the socket of 'sources' in another container")
     parser.add_argument("--record", type=Path, metavar="F", help="write down what is seen and decided, for replay")
     parser.add_argument("--dry-run", action="store_true", help="look and plan, write nothing at all")

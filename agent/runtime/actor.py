@@ -95,34 +95,43 @@ class Actor:
 
     def _turn(self) -> Turn:
         hands = self._hands = self._hands or self._connect()
-        one = turn(
-            self._cycle, self.exchange.judged, hands, self._holding.now, looked=self._looked, decided=self._decided
-        )
-        self._cycle = one.cycle
-        self._done.update(kind(step) for step in one.done)
+        done: list[Step] = []
+        try:
+            one = turn(
+                self._cycle,
+                self.exchange.judged,
+                hands,
+                self._holding.now,
+                looked=self._looked,
+                decided=self._decided,
+                did=done.append,
+            )
+        finally:
+            self._did(done)
         if one.failed:
             self._failed[one.failed] += 1
         if one.again:
             self._holding.forget()
-        for step in one.done:  # told after the writes, not between them: the taint waits for no log line
-            if not isinstance(step, Report):
-                self._tell("done", step=describe(step))
-                if self.did:
-                    self.did(step)
-        acted = self.exchange.acted
-        if one.done:
-            steps = tuple(describe(step) for step in one.done)
-            self.exchange.acted = replace(acted, steps=steps, look_s=one.look_s if one.again else acted.look_s)
-        self._looked(one.cycle)
-        if one.planned:
-            self.exchange.acted = replace(self.exchange.acted, treatment=one.planned.plan.treatment)
+            self.exchange.acted = replace(self.exchange.acted, look_s=one.look_s)
         self._show(None if one.trouble else one.waits)
         if one.overtaken:
             self._stop.wait(random.uniform(0.0, _STEP_BACK_S))  # noqa: S311 - jitter, no secret
         return one
 
+    def _did(self, done: list[Step]) -> None:
+        """Told after the writes, not between them: the taint waits for no log line."""
+        self._done.update(kind(step) for step in done)
+        for step in done:
+            if not isinstance(step, Report):
+                self._tell("done", step=describe(step))
+                if self.did:
+                    self.did(step)
+        if done:
+            self.exchange.acted = replace(self.exchange.acted, steps=tuple(describe(step) for step in done))
+
     def _looked(self, cycle: Cycle) -> None:
-        """The judge hears of the Node before anything is done about it."""
+        """Kept, and told to the judge, before anything is done about it."""
+        self._cycle = cycle
         self.exchange.acted = replace(
             self.exchange.acted,
             started=cycle.started,
@@ -138,6 +147,7 @@ class Actor:
         )
 
     def _decided(self, one: Planned) -> None:
+        self.exchange.acted = replace(self.exchange.acted, treatment=one.plan.treatment)
         if self._recorder:
             self._recorder.planned(one.verdict, one.world, one.local, one.plan.steps)
 

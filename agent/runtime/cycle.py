@@ -14,10 +14,10 @@ from http import HTTPStatus
 
 from agent.config.settings import Config, Mode
 from agent.model.describe import describe
-from agent.model.errors import RefusedError, UnreachableError
+from agent.model.errors import CredentialsError, RefusedError, UnreachableError
 from agent.model.fault import Severity, Unseen, Verdict
 from agent.model.hands import Hands
-from agent.model.steps import AskCheckpoint, Delete, Evict, Step, Wait
+from agent.model.steps import AskCheckpoint, Delete, Evict, Step, TakeSlot, Wait
 from agent.model.world import Local, World
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
@@ -32,7 +32,7 @@ _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the ot
 _UNHEARD = Wait("every source must be heard once before anything is concluded")
 
 Clock = Callable[[], float]
-Trouble = RefusedError | UnreachableError
+Trouble = CredentialsError | RefusedError | UnreachableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Cycle:
     resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset, for the judge
     tried: Mapping[str, Attempt] = field(default_factory=dict)  # fault id → the reset of an idle GPU that cured nothing
     aside: str = ""  # why no process of ours may hold a GPU now
+    aside_from: float = 0.0  # when the look began that found so first
     standing: bool = True  # the node bears a taint that takes a permit, or holds one; so it is until a look at both
 
 
@@ -99,16 +100,18 @@ def turn(
     wall: Clock = time.time,
     looked: Callable[[Cycle], object] = bool,
     decided: Callable[[Planned], object] = bool,
+    did: Callable[[Step], object] = bool,
 ) -> Turn:
     """One round. ``ask`` tells which pod holds which GPU, asking nobody while we stand aside; ``now`` is monotonic.
 
-    ``looked`` and ``decided`` hear of the look and of the plan before what follows from them is begun.
+    ``looked``, ``decided`` and ``did`` hear of the look, of the plan and of each step before anything follows from it:
+    whatever tears the round, they know how far it came.
     """
     verdict, began = judged.verdict, now()
     wants = verdict is not None and _wants_permit(cycle, judged, verdict)
     try:
         world = hands.look(cycle.standing or wants)
-    except (RefusedError, UnreachableError) as error:
+    except (CredentialsError, RefusedError, UnreachableError) as error:
         return Turn(cycle, failed="look", trouble=error)
     look_s = now() - began
     cycle = _looked(replace(cycle, look_began=began, looked_at=wall()), world, verdict, now())
@@ -118,12 +121,14 @@ def turn(
     gathers_s = _gathers_s(verdict, cycle.config, now())
     planned = _planned(cycle, world, judged, verdict, ask, now(), gathers_s <= 0)
     decided(planned)
-    cycle = replace(cycle, world=planned.world)
+    takes = any(isinstance(step, TakeSlot) for step in planned.acts)  # whatever becomes of what it is taken for
+    cycle = replace(cycle, world=planned.world, standing=cycle.standing or takes)
+    looked(cycle)
     so_far = Turn(cycle, planned.waits, look_s=look_s, gathers_s=gathers_s, planned=planned)
     if cycle.dry_run:
         would = tuple(Wait(f"dry run: would {describe(step)}") for step in planned.acts)
         return replace(so_far, waits=(*would, *planned.waits))
-    ended = _done(so_far, hands)
+    ended = _done(so_far, hands, did)
     waits_for = wants or verdict.fatal or (planned.waits and resettable(verdict.faults))
     return replace(ended, queued=bool(waits_for) and not (ended.again or ended.failed or cycle.standing))
 
@@ -158,6 +163,7 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
         resets=resets(records),
         tried=records.idle.tried,
         aside=aside,
+        aside_from=cycle.aside_from if aside and cycle.aside else cycle.look_began,
         standing=standing,
     )
     # From now on it looks with what was stored; the time before counts for no proof.
@@ -186,19 +192,19 @@ def _planned(
     # Asked for only while it decides which pods leave, or whether a GPU is idle.
     holders = ask(bool(cycle.aside)) if leave or idle else None
     world = held(world, holders)
-    closed = bool(cycle.aside) and judged.released
+    closed = bool(cycle.aside) and judged.released is not None and judged.released >= cycle.aside_from
     local = Local(gathered, int(now - cycle.began), closed, judged.clients, holders)
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
 
 
-def _done(so_far: Turn, hands: Hands) -> Turn:
+def _done(so_far: Turn, hands: Hands, did: Callable[[Step], object]) -> Turn:
     """Each step in order; the first that is refused ends the round."""
     done: list[Step] = []
     again = False
     for step in so_far.planned.acts if so_far.planned else ():
         try:
             hands.do(step)
-        except UnreachableError as error:
+        except (CredentialsError, UnreachableError) as error:
             return replace(so_far, done=tuple(done), failed=kind(step), trouble=error)
         except RefusedError as refused:
             ended = replace(so_far, done=tuple(done), failed=kind(step))
@@ -210,6 +216,7 @@ def _done(so_far: Turn, hands: Hands) -> Turn:
                 return replace(ended, trouble=RefusedError(refused.status, said))
             return replace(ended, waits=(*so_far.waits, Wait(said)))
         done.append(step)
+        did(step)
         # An eviction's effect is not there at once, and a refused one is asked again in a while.
         again = again or not isinstance(step, AskCheckpoint | Evict | Delete)
     return replace(so_far, done=tuple(done), again=again)

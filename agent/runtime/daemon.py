@@ -109,7 +109,7 @@ class Daemon:
         self._sources.want(may, Known(history.boot_id, history.kernel_seq, frozenset(history.cards)))
         self._exchange.judged = replace(
             self._exchange.judged,
-            released=bool(acted.aside) and self._sources.ended(hold_gpus(self._sources.names)),
+            released=acted.look_began if acted.aside and self._sources.ended(hold_gpus(self._sources.names)) else None,
             clients=clients(history, now, self._config.policy.silent_s),
         )
 

@@ -24,7 +24,7 @@ class Judged:
     """The judging thread's latest word."""
 
     verdict: Verdict | None = None  # None: until the faults of the agent's last life are known again
-    released: bool = False  # no process of ours holds a GPU
+    released: float | None = None  # no process of ours holds a GPU, as the look that began then asks for
     clients: Clients = field(default_factory=dict)  # the processes on each GPU, as NVML read them lately
     pods: frozenset[str] = frozenset()  # UIDs of the pods whose processes were on GPUs
 

@@ -50,10 +50,13 @@ class Simulation:
 
     def _restore(self) -> None:
         """The GPUs as they were left, by a process that ended for a reset or that crashed."""
+        path = self.directory / "gpus"
         try:
-            kept = json.loads((self.directory / "gpus").read_text())
+            kept = json.loads(path.read_text())
         except FileNotFoundError:
             return
+        except ValueError as error:
+            raise UsageError(f"{path}: not what a simulation writes ({error}): remove it") from error
         if kept["profile"] == self.scenario.profile:
             self._needs_reboot = set(kept["needs_reboot"])
             self._injected = {int(gpu): what for gpu, what in kept["injected"].items()}
