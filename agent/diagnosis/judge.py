@@ -158,6 +158,8 @@ def _watched_s(fault: Fault, was: History, now: float, limits: Limits) -> float:
         reading = was.readings.get(finding.pci)
         if reading is None or finding.pci in was.lost or any(number(reading, s) is None for s in finding.signals):
             return 0.0
+        if reading.seen <= fault.last:
+            return 0.0  # what was read before an event says nothing about it
         until = min(until, reading.seen + limits.silent_s)
     return max(0.0, until - was.now) if was.now else 0.0
 

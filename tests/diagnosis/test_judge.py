@@ -133,6 +133,16 @@ def test_an_action_that_is_read_as_none_overrules_no_xid_of_that_round() -> None
     assert {f.finding.remedy for f in verdict.standing if f.finding.rule == "xid-79"} == {Remedy.REBOOT_NODE}
 
 
+def test_an_action_that_the_kernel_log_told_stands_until_nvml_has_read_again() -> None:
+    judge = Judge(expected=("nvml", "kmsg"))
+    judge.after(0, alive(), alive("kmsg"), reading())
+    assert judge.after(1, xid(154, source="kmsg", values={"recovery_action": 2})).withdraw
+    for _ in range(20):
+        assert judge.after(1).withdraw
+    assert judge.after(0, alive(), reading()).withdraw
+    assert not judge.after(3).withdraw
+
+
 @pytest.mark.parametrize("asked_s", [1, 30])
 def test_a_state_clears_by_the_time_since_it_was_seen_to_end_however_seldom_it_is_judged(asked_s: int) -> None:
     judge = Judge(Limits(expected_gpus=2, missing_confirm_s=0))
