@@ -18,7 +18,7 @@ from agent import __version__
 from agent.config.settings import Config
 from agent.diagnosis.judge import Orders
 from agent.model.errors import ConfigError, UsageError
-from agent.model.fault import Reason, Verdict
+from agent.model.fault import Verdict
 from agent.model.observation import Missing, Observation, Signal, Value, parse_line
 from agent.model.steps import Step
 from agent.model.world import Condition, Diagnosed, Job, Local, Pod, Slot, SlotKind, Taint, World
@@ -35,7 +35,7 @@ class Recorder:
         self._lock = threading.Lock()  # the judge's rounds and the act thread's plans
         self._readings: dict[tuple[str, str], Mapping[str, Value]] = {}
         self._orders = Orders()
-        self._blind: Mapping[str, Reason] = {}
+        self._untold: tuple[object, ...] = ({}, [])  # of the last verdict: what no decision need tell
         self._world = ""
         self._judged, self._planned = Decisions(), Decisions()  # each thread has its own
         self.trouble = ""
@@ -53,8 +53,8 @@ class Recorder:
     def judged(self, now: float, wall: float, seen: list[Observation], orders: Orders, verdict: Verdict) -> None:
         """One round of the judge."""
         decision = self._judged.judged(verdict)
-        blind, self._blind = self._blind, verdict.blind
-        if not seen and decision is None and orders == self._orders and blind == verdict.blind:
+        before, self._untold = self._untold, (verdict.blind, [(f.finding.id, f.proved) for f in verdict.standing])
+        if not seen and decision is None and orders == self._orders and before == self._untold:
             return
         line: dict[str, Any] = {"t": now, "wall": wall, **self._new(orders)}
         if seen:

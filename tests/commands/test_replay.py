@@ -27,7 +27,7 @@ from agent.simulation.in_memory_cluster import PretendCluster
 from agent.simulation.simulated import inject
 from agent.sources.process.command_lines import supervisor
 from tests.incident import CARDS
-from tests.observe import Judge, alive, reading, xid
+from tests.observe import Judge, alive, ids, reading, xid
 
 LOST = "NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus."
 APP = "NVRM: Xid (PCI:0000:43:00): 31, pid=7, name=python, MMU Fault"
@@ -209,3 +209,16 @@ def test_a_round_in_which_the_agent_turned_blind_is_recorded_though_nothing_came
     rounds = [one for one in Recording.open(iter((tmp_path / "recording").read_text().splitlines())) if one]
     blind = next(verdict for verdict in verdicts if verdict.blind)
     assert [one.t for one in rounds if isinstance(one, Round)] == [verdicts[0].at, blind.at]
+
+
+def test_a_round_in_which_a_joined_fault_ended_is_recorded_though_nothing_else_is_told(tmp_path: Path) -> None:
+    recorder, one = Recorder(tmp_path / "recording", Config(), "n", ("nvml",)), Judge()
+    came = ((reading(recovery_action=1),), (reading(recovery_action=1), xid(94)), (reading(),), (), ())
+    verdicts = [one.after(4, alive(), *seen) if seen else one.after(2) for seen in came]
+    assert len({tuple(ids(verdict)) for verdict in verdicts[1:]}) == 1
+    for seen, verdict in zip(came, verdicts, strict=True):
+        recorder.judged(verdict.at, verdict.at, list(seen), Orders(), verdict)
+    recorder.close()
+    rounds = [one for one in Recording.open(iter((tmp_path / "recording").read_text().splitlines())) if one]
+    ended = next(verdict for verdict in verdicts[2:] if len(verdict.standing) == 1)
+    assert [one.t for one in rounds if isinstance(one, Round)] == [*(v.at for v in verdicts[:3]), ended.at]

@@ -57,6 +57,11 @@ def told(verdict: Verdict) -> tuple[object, ...]:
     return (verdict.status, verdict.remedy, verdict.blind, sorted(faults))
 
 
+def held(verdict: Verdict) -> tuple[object, ...]:
+    """What is told, and what stands behind it joined to another fault."""
+    return (told(verdict), [(f.finding.id, f.proved) for f in verdict.standing])
+
+
 @EXAMPLES
 @given(st.lists(st.tuples(waits, anything()), max_size=12), st.lists(waits, min_size=1, max_size=8))
 def test_a_blind_agent_never_clears_a_fault(events: list[tuple[float, Observation]], silence: list[float]) -> None:
@@ -142,19 +147,27 @@ def test_a_batch_is_judged_as_its_parts_would_be(batch: list[Observation], data:
 @settings(EXAMPLES, max_examples=25)  # each judges a thousand times
 @given(st.lists(st.tuples(waits, anything()), max_size=8), st.floats(1.0, 20.0))
 @example([(wait, reading(OTHER, recovery_action=n)) for wait, n in ((0.0, 1), (3.0, 1), (3.0, 0))], 1.0)
+@example(  # the action ends joined to the Xid, which alone is told; then nothing is read for minutes
+    [
+        *((wait, reading(recovery_action=4)) for wait in (0.0, 4.0)),
+        (1.0, xid(94)),
+        *((wait, reading(recovery_action=n)) for wait, n in ((1.0, 0), (300.0, 1))),
+    ],
+    1.0,
+)
 def test_judging_more_often_concludes_nothing_else(events: list[tuple[float, Observation]], tick_s: float) -> None:
     """What a recording leaves out, rounds in which nothing came and nothing changed, changes nothing."""
     seldom, often = Judge(expected=SOURCES), Judge(expected=SOURCES)
     for judge in (seldom, often):
         judge.after(0, *healthy())
-    last = told(often.after(0))
+    last = held(often.after(0))
     for wait, seen in events:
         for _ in range(int(wait / tick_s)):
-            judged = told(often.after(tick_s))
+            judged = held(often.after(tick_s))
             if judged != last:  # a recording has this round, for it changed something
-                assert told(seldom.after(often.now - seldom.now)) == judged
+                assert held(seldom.after(often.now - seldom.now)) == judged
                 last = judged
         seldom.now = often.now = often.now + 0.1
         verdicts = [judge.after(0, alive(), alive("kmsg"), seen) for judge in (seldom, often)]
-        assert told(verdicts[0]) == told(verdicts[1])
-        last = told(verdicts[1])
+        assert held(verdicts[0]) == held(verdicts[1])
+        last = held(verdicts[1])
