@@ -150,7 +150,7 @@ class Machine:
         return _START + self.now + self.jumped
 
     def round(self, *seen: Observation) -> Verdict:
-        stamped = [replace(o, at=self.wall, seen=1000 + self.now) for o in seen]
+        stamped = [replace(o, at=self.wall, arrived=1000 + self.now) for o in seen]
         orders = Orders(self.labels, self.workloads, self.dismissed)
         self.memory, verdict = judge(
             self.memory, stamped, 1000 + self.now, self.wall, self.limits, self.sources, orders

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
@@ -24,7 +24,7 @@ from agent.remediation.records import Records
 from agent.remediation.stored import load, restored
 from agent.runtime.cycle import Cycle, Planned, turn
 from agent.runtime.exchange import Judged
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
 
 POLL_S = 10.0  # seldom, for what only waits to cost little
@@ -79,7 +79,7 @@ class Life:
     kills: Collection[int] = ()
     after: Callable[[int], None] = lambda _: None  # what else happens once so many writes were made
     api: Callable[..., tuple[int, Any]] | None = None
-    cluster: PretendCluster = field(default_factory=PretendCluster)
+    cluster: InMemoryCluster = field(default_factory=InMemoryCluster)
     now: float = 1000.0
     boot: int = 1
     writes: int = 0
@@ -119,7 +119,7 @@ class Life:
 
     def _begin(self) -> None:
         """A new process of the agent: only the cluster remembers."""
-        self.hands = KubeHands(self._request, "n1", self.config, lambda: self.now)
+        self.client = KubeClient(self._request, "n1", self.config, lambda: self.now)
         self.cycle = Cycle(self.config, self.now)
         self.last: Planned | None = None  # the last plan, and what it was made from
         self.memory, self.restored, self.read = Memory(), False, (0, 0)
@@ -145,7 +145,7 @@ class Life:
     def _killed(self, kills: tuple[int, ...], left: bytes) -> Life:
         """The same life, had its agent died after these writes."""
         other = copy.copy(self)
-        cluster = other.cluster = PretendCluster()
+        cluster = other.cluster = InMemoryCluster()
         cluster._objects, cluster._version, cluster.evicted, kept = pickle.loads(left)
         for name, value in zip(_OUTLIVE, kept, strict=True):
             setattr(other, name, value)
@@ -221,8 +221,8 @@ class Life:
                 self.told = self.clients, self.resources
             closed = self.cycle.look_began if self.released else None
             judged = Judged(verdict, released=closed, clients=self.told[0])
-            last = turn(self.cycle, judged, self.hands, lambda _: self.told[1], lambda: self.now, self._wall)
-            news = last.cycle.aside != self.cycle.aside  # within a poll NVML is closed, or opened, and it looks again
+            last = turn(self.cycle, judged, self.client, lambda _: self.told[1], lambda: self.now, self._wall)
+            news = last.cycle.keep_off != self.cycle.keep_off  # NVML is closed or opened within a poll
             self.cycle, self.waits = last.cycle, tuple(wait.why for wait in last.waits)
             self.last = last.planned or self.last
             if last.trouble:
@@ -236,7 +236,7 @@ class Life:
     @property
     def released(self) -> bool:
         """Whether the agent's own processes hold no GPU."""
-        return bool(self.cycle.aside)
+        return bool(self.cycle.keep_off)
 
     @property
     def planned(self) -> Plan:
@@ -268,7 +268,7 @@ class Life:
         boot = f"boot-{self.boot}"
         seen = [alive("kmsg", boot, 1)]
         if self.released:
-            seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.ASIDE, raw=self.cycle.aside))
+            seen.append(Observation(0, "nvml", Signal.FAILED, value=Failure.KEEP_OFF, raw=self.cycle.keep_off))
         else:
             seen.append(alive("nvml", boot))
             links: dict[str, dict[str, Value]] = {
@@ -287,11 +287,11 @@ class Life:
                 )
                 for pci, since in self.new.items()
             ]
-        stamped = [Observation(**{**fields(o), "seen": self.now, "at": START + self.now}) for o in seen]
+        stamped = [Observation(**{**fields(o), "arrived": self.now, "at": START + self.now}) for o in seen]
         for boot_number, number, at, pci, code in self.log:
             if boot_number == self.boot and (boot_number, number) > self.read:
                 told = xid(code, pci, "kmsg", boot_id=boot, seq=number)
-                stamped.append(Observation(**{**fields(told), "seen": self.now, "at": at}))
+                stamped.append(Observation(**{**fields(told), "arrived": self.now, "at": at}))
                 self.read = boot_number, number
         orders = Orders(resets=self.cycle.resets, dismissed=self.world.dismissed)
         self.memory, verdict = judge(

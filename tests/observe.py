@@ -46,7 +46,7 @@ class Judge:
     def after(self, seconds: float, *seen: Observation) -> Verdict:
         """The verdict ``seconds`` later, with these observations arriving just then."""
         self.now += seconds
-        stamped = [Observation(**{**fields(o), "seen": self.now, "at": self.wall + self.now}) for o in seen]
+        stamped = [Observation(**{**fields(o), "arrived": self.now, "at": self.wall + self.now}) for o in seen]
         self.memory, verdict = judge(self.memory, stamped, self.now, self.wall + self.now, self.limits, self.expected)
         return verdict
 

@@ -32,21 +32,21 @@ from agent.model.steps import (
     Delete,
     Diagnose,
     Evict,
-    GiveSlot,
+    GivePermit,
     Report,
     Retaint,
     StartJob,
     Step,
-    TakeSlot,
+    TakePermit,
     Wait,
 )
 from agent.model.text import rfc3339
-from agent.model.world import Condition, Job, Pod, Slot, SlotKind, World
+from agent.model.world import Condition, Job, Permit, PermitKind, Pod, World
 
 _UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on an answer doesn't tell whether the request is carried out
 
 
-class KubeHands:
+class KubeClient:
     """Looks at the cluster and does one step at a time, for one node."""
 
     def __init__(
@@ -101,12 +101,12 @@ class KubeHands:
                 ) from None
             raise
         metadata, spec, status = (self._raw.get(part) or {} for part in ("metadata", "spec", "status"))
-        slots: tuple[Slot, ...] | None = None
+        permits: tuple[Permit, ...] | None = None
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None
         pool, paused = Pool(0, frozenset()), ""
         if closely:
-            slots = self._permits.look(self._holder, written_at(self._raw))
+            permits = self._permits.look(self._holder, written_at(self._raw))
             pool, paused = self._permits.pool(self._node), self._permits.paused()
             ours = {taint["key"] for taint in spec.get("taints") or ()}
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
@@ -127,7 +127,7 @@ class KubeHands:
             dismissed=frozenset(annotations.get(DISMISS_ANNOTATION, "").replace(",", " ").split()),
             stored=annotations.get(FAULTS_ANNOTATION),
             drill=annotations.get(DRILL_ANNOTATION),
-            slots=slots,
+            permits=permits,
             pool_size=pool.size,
             out=pool.out,
             paused=paused,
@@ -162,21 +162,21 @@ class KubeHands:
                 self._report(step)
             case Retaint():
                 self._retaint(step)
-            case TakeSlot(kind, index):
+            case TakePermit(kind, index):
                 self._permits.take(kind, index, self._holder)
-            case GiveSlot(kind, index):
+            case GivePermit(kind, index):
                 self._permits.give(kind, index, self._holder)
             case AskCheckpoint(pod):
-                self._permits.require(SlotKind.DRAINING)
+                self._permits.require(PermitKind.DRAINING)
                 self._pods.ask_checkpoint(pod)
             case Evict(pod, outcome):
-                self._permits.require(SlotKind.DRAINING)
+                self._permits.require(PermitKind.DRAINING)
                 self._pods.evict(pod, outcome)
             case Delete(pod, outcome):
-                self._permits.require(SlotKind.DRAINING)
+                self._permits.require(PermitKind.DRAINING)
                 self._pods.evictions.delete(pod, outcome)
             case StartJob():
-                self._permits.require(SlotKind.WITHDRAWN)
+                self._permits.require(PermitKind.WITHDRAWN)
                 self._jobs.start(step, self._raw["metadata"]["uid"])
             case Diagnose():
                 raise RefusedError(
@@ -224,7 +224,7 @@ class KubeHands:
         """JSON Patch with a test on the list last seen: others write the same list, and theirs must survive."""
         metadata, seen = self._raw["metadata"], self._raw["spec"].get("taints")
         if any(taint.withdraws for taint in step.taints):
-            self._permits.require(SlotKind.WITHDRAWN)
+            self._permits.require(PermitKind.WITHDRAWN)
         ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
         wanted = [t for t in seen or () if not own_taint(taint_of(t))] + ours
         patch: list[dict[str, Any]] = [

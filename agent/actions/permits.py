@@ -1,6 +1,6 @@
-"""Withdrawal permits: numbered slot Leases that one node at a time holds. No controller, no leader.
+"""Withdrawal permits: numbered Leases that one node at a time holds. No controller, no leader.
 
-A holder confirms its slot every two minutes and acts only within five of a confirmation; an observer frees a slot
+A holder confirms its permit every two minutes and acts only within five of a confirmation; an observer frees a permit
 after ten minutes without one. What lies between is the time that a request may take to arrive.
 """
 
@@ -18,7 +18,7 @@ from agent.config.settings import Budget
 from agent.model.errors import RefusedError
 from agent.model.names import OUT_LABEL, PAUSE_CONFIGMAP, PERMIT_VALID_S, POOL_LABEL, SLOT_LABEL, SLOT_LEASE
 from agent.model.text import rfc3339, unix_s
-from agent.model.world import Slot, SlotKind
+from agent.model.world import Permit, PermitKind
 
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
 _PAUSE = "/api/v1/namespaces/{}/configmaps/" + PAUSE_CONFIGMAP
@@ -57,13 +57,13 @@ class Permits:
         self._seen: dict[str, dict[str, Any]] = {}
         self._watched: dict[str, _Watched] = {}
         self._taken: dict[str, float] = {}  # those that this process took, and when
-        self._confirmed: dict[str, float] = {}  # our own slots: when the request was sent that confirmed them
+        self._confirmed: dict[str, float] = {}  # our own permits: when the request was sent that confirmed them
         self._unanswered = float("-inf")  # when something was last asked for under them in vain
         self._pool: tuple[float, Pool] | None = None
         self._told_at = 0.0  # the latest time by the API server's clock that was seen
 
-    def look(self, own: str, told_at: float = 0.0) -> tuple[Slot, ...]:
-        """Every slot that was ever taken. RefusedError or UnreachableError: then nothing is allowed.
+    def look(self, own: str, told_at: float = 0.0) -> tuple[Permit, ...]:
+        """Every permit that was ever taken. RefusedError or UnreachableError: then nothing is allowed.
 
         ``told_at``: a time by the API server's clock that has passed, Unix seconds.
         """
@@ -75,8 +75,8 @@ class Permits:
         }
         self._told_at = max(told_at, self._told_at, *(written_at(lease) for lease in self._seen.values()), 0.0)
         ours = {_kind(lease) for lease in self._seen.values() if _holder(lease) == own}
-        slots = (self._slot(lease, own, _kind(lease) not in ours) for lease in self._seen.values())
-        return tuple(slot for slot in slots if slot)
+        permits = (self._permit(lease, own, _kind(lease) not in ours) for lease in self._seen.values())
+        return tuple(permit for permit in permits if permit)
 
     def pool(self, own: str) -> Pool:
         """How many nodes the pool has, and which others are out by no doing of ours: NotReady, cordoned, tainted."""
@@ -114,8 +114,8 @@ class Permits:
         said = str(data.get("paused", "false")).strip().lower()
         return "" if said in ("", "false") else "ConfigMap gpu-health-agent-pause says so"
 
-    def take(self, kind: SlotKind, index: int, holder: str) -> None:
-        """Take a slot, or confirm our own; RefusedError 409 if another node was quicker."""
+    def take(self, kind: PermitKind, index: int, holder: str) -> None:
+        """Take a permit, or confirm our own; RefusedError 409 if another node was quicker."""
         name, sent = self._name(kind, index), self._clock()
         lease, now = self._seen.get(name), rfc3339(time.time())
         if lease is None or _holder(lease) != holder:
@@ -137,19 +137,19 @@ class Permits:
             raise RefusedError(HTTPStatus.CONFLICT, f"slot {name} is held")
         self._confirmed[name] = sent
 
-    def give(self, kind: SlotKind, index: int, holder: str) -> None:
-        """Free our own slot; one that is another's by now is left alone."""
+    def give(self, kind: PermitKind, index: int, holder: str) -> None:
+        """Free our own permit; one that is another's by now is left alone."""
         lease = self._seen.get(self._name(kind, index))
         if lease and _holder(lease) == holder:
             now = rfc3339(time.time())
-            used = {"acquireTime": now} if kind is SlotKind.HOURLY else {}  # its hour begins now
-            # Before the request: one whose answer is lost may free the slot at any time, until a new
+            used = {"acquireTime": now} if kind is PermitKind.HOURLY else {}  # its hour begins now
+            # Before the request: one whose answer is lost may free the permit at any time, until a new
             # confirmation changes its version.
             self._confirmed.pop(self._name(kind, index), None)
             self._put(lease, {"holderIdentity": "", "renewTime": now, **used})
 
-    def require(self, kind: SlotKind) -> None:
-        """RefusedError 409 unless a slot of this kind was confirmed to be ours within five minutes."""
+    def require(self, kind: PermitKind) -> None:
+        """RefusedError 409 unless a permit of this kind was confirmed to be ours within five minutes."""
         prefix, now = self._name(kind, 0)[:-1], self._clock()
         if not any(n.startswith(prefix) and now - at < PERMIT_VALID_S for n, at in self._confirmed.items()):
             raise RefusedError(HTTPStatus.CONFLICT, f"no {kind} permit was confirmed lately: it is asked for again")
@@ -158,12 +158,12 @@ class Permits:
         """Nobody knows whether what was asked for under a permit arrives: for a while the permit stays."""
         self._unanswered = self._clock()
 
-    def _slot(self, lease: Mapping[str, Any], own: str, needed: bool) -> Slot | None:
-        """A Lease as a slot; one that only looks like ours is none."""
+    def _permit(self, lease: Mapping[str, Any], own: str, needed: bool) -> Permit | None:
+        """A Lease as a permit; one that only looks like ours is none."""
         metadata = lease["metadata"]
         name, kind = metadata["name"], _kind(lease)
         index = name.rpartition("-")[2]
-        if kind not in tuple(SlotKind) or not index.isdigit() or name != self._name(SlotKind(kind), int(index)):
+        if kind not in tuple(PermitKind) or not index.isdigit() or name != self._name(PermitKind(kind), int(index)):
             return None
         holder, now = _holder(lease), self._clock()
         mine = holder == own
@@ -172,8 +172,8 @@ class Permits:
             watched = self._watched[name] = _Watched(metadata["resourceVersion"], now)
         if holder and not mine and needed:
             self._ask_holder(watched, holder)
-        return Slot(
-            SlotKind(kind),
+        return Permit(
+            PermitKind(kind),
             int(index),
             holder,
             stale=mine and now - self._confirmed.get(name, float("-inf")) > _RENEW_S,
@@ -192,9 +192,9 @@ class Permits:
         return max(self._told_at - written, watched_s) if written else watched_s
 
     def _ask_holder(self, watched: _Watched, holder: str) -> None:
-        """Whether the Node that holds a slot is still there, and bears our taint; asked once a minute.
+        """Whether the Node that holds a permit is still there, and bears our taint; asked once a minute.
 
-        A live holder confirms its slot every two minutes, so that a waiting fleet asks for silent ones only.
+        A live holder confirms its permit every two minutes, so that a waiting fleet asks for silent ones only.
         """
         now = self._clock()
         if now - watched.since < _SILENT_S or now - watched.asked < _ASK_S:
@@ -223,7 +223,7 @@ class Permits:
         renewed = {**lease, "spec": {**(lease.get("spec") or {}), **spec}}
         self._seen[name] = ask(self._api, "PUT", f"{self._path}/{name}", renewed)
 
-    def _name(self, kind: SlotKind, index: int) -> str:
+    def _name(self, kind: PermitKind, index: int) -> str:
         return SLOT_LEASE.format(kind=kind, pool=self._budget.pool, index=index)
 
 

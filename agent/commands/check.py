@@ -57,7 +57,7 @@ def _read(config: Config) -> dict[str, Any]:
         if one.signal is Signal.ALIVE or (one.signal is Signal.FAILED and one.value != Failure.HUNG):
             spoke.add(one.source)
 
-    daemon.seen = seen
+    daemon.listener = seen
     daemon.judged = lambda _: stop.set() if spoke.issuperset(names(config)) else None
     daemon.run(stop)
     timer.cancel()

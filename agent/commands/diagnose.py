@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.commands.check import check
-from agent.commands.setup import configured, hands
+from agent.commands.setup import client, configured
 from agent.config.settings import Config
 from agent.model.errors import UndiagnosedError, UsageError
 from agent.model.names import HARD_TAINT
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     gpus = chosen(state, arguments.gpu)
     out = bool(state.get("withdrawn"))
     if arguments.node and arguments.level > 1:
-        out = withdrawn(hands(arguments.kubeconfig, arguments.node, config).look(closely=False))
+        out = withdrawn(client(arguments.kubeconfig, arguments.node, config).look(closely=False))
     if (why := refusal(state, out, arguments.level, gpus)) and not arguments.force:
         raise RefusedDiagnosisError(why)
     cards, tell = uuids(state, gpus), on_terminal(arguments.level, gpus)
@@ -84,8 +84,8 @@ def withdrawn(world: World) -> bool:
 
 def refusal(state: Mapping[str, Any], out: bool, level: int, gpus: list[str]) -> str:
     """Why a diagnosis must not run now; empty if it may. Level 1 takes no GPU for itself and disturbs nobody."""
-    if aside := state.get("aside"):
-        return f"the agent keeps off the GPUs ({aside}): wait until that is over, or use --force"
+    if keep_off := state.get("aside"):
+        return f"the agent keeps off the GPUs ({keep_off}): wait until that is over, or use --force"
     if level < 2:
         return ""
     if not out:

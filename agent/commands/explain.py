@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.commands.replay import ending
-from agent.commands.setup import configured, hands, opened
+from agent.commands.setup import client, configured, opened
 from agent.config.settings import Config
 from agent.diagnosis.linked import linked
 from agent.model.errors import MalformedError, NotRunningError, UsageError
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configured(arguments.config)
     if arguments.node:
-        world = hands(arguments.kubeconfig, arguments.node, config).look(closely=False)
+        world = client(arguments.kubeconfig, arguments.node, config).look(closely=False)
         state = stored(world, config)
     elif arguments.recording:
         state = recorded(arguments.recording, config if arguments.config else None)
@@ -68,7 +68,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
             *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.begun),
             *(
                 f"{key}: the reset of its idle GPU failed: {one.said or one.stage} (Job {one.job})"
-                for key, one in kept.records.idle.tried.items()
+                for key, one in kept.records.idle.failed_resets.items()
             ),
         ],
         "blind": [],

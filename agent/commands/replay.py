@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.commands.setup import configured, opened
 from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
@@ -28,7 +28,7 @@ from agent.remediation.stored import restored
 from agent.runtime.cycle import Cycle, turn
 from agent.runtime.exchange import Judged
 from agent.simulation.gpu import SimulatedGpu
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.simulation.scenario import PROFILES
 from agent.sources.kmsg.lines import Facts, parse_record
 
@@ -145,7 +145,7 @@ def _said(lines: Iterable[str]) -> Iterator[Observation]:
                 seen = parse_line(line, 0.0)
             except ValueError as error:
                 raise UsageError(f"line {number}: {error}") from error
-            yield replace(seen, seen=seen.at)
+            yield replace(seen, arrived=seen.at)
 
 
 def _logged(lines: Iterable[str], userspace: bool) -> Iterator[Observation]:
@@ -173,7 +173,7 @@ def _logged(lines: Iterable[str], userspace: bool) -> Iterator[Observation]:
         except ValueError:
             continue
         for signal, pci, value, values in found:
-            yield Observation(at, "kmsg", signal, pci, value, values, text[:500], "replay", seq, seen=at)
+            yield Observation(at, "kmsg", signal, pci, value, values, text[:500], "replay", seq, arrived=at)
 
 
 class _Alone:
@@ -181,10 +181,10 @@ class _Alone:
 
     def __init__(self, config: Config, gpus: Iterable[SimulatedGpu]) -> None:
         self._config = config
-        cluster = PretendCluster()
+        cluster = InMemoryCluster()
         for node in (_NODE, "another"):
             cluster.add_node(node)
-        self._hands = KubeHands(cluster, _NODE, config)
+        self._client = KubeClient(cluster, _NODE, config)
         at_once = config.drain.model_copy(update={"gather_s": 0.0})
         self._cycle = Cycle(config.model_copy(update={"drain": at_once}), 0.0)
         self._memory, self._decisions = Memory(), Decisions()
@@ -195,7 +195,7 @@ class _Alone:
     def play(self, events: Iterable[Observation]) -> Iterator[str]:
         batch: list[Observation] = []
         for event in events:
-            if batch and event.seen > batch[0].seen:
+            if batch and event.arrived > batch[0].arrived:
                 yield from self._round(batch)
                 batch = []
             batch.append(event)
@@ -207,7 +207,7 @@ class _Alone:
 
     def _round(self, batch: list[Observation]) -> Iterator[str]:
         """What came at one instant, after the polls since the last."""
-        at = batch[0].seen if batch else 0.0
+        at = batch[0].arrived if batch else 0.0
         polled = self._now if self._now is not None else at
         while self._values and polled + _POLL_S < at:
             quiet_s = 0.0 if self._now is None else polled - self._now
@@ -227,9 +227,9 @@ class _Alone:
             return []
         boot = "replay"
         return [
-            Observation(at, "kmsg", Signal.ALIVE, boot_id=boot, seen=at),
-            *(Observation(at, "nvml", Signal.READING, pci, values=v, seen=at) for pci, v in self._values.items()),
-            Observation(at, "nvml", Signal.ALIVE, boot_id=boot, values={"gpu_count": len(self._values)}, seen=at),
+            Observation(at, "kmsg", Signal.ALIVE, boot_id=boot, arrived=at),
+            *(Observation(at, "nvml", Signal.READING, pci, values=v, arrived=at) for pci, v in self._values.items()),
+            Observation(at, "nvml", Signal.ALIVE, boot_id=boot, values={"gpu_count": len(self._values)}, arrived=at),
         ]
 
     def _judged(self, at: float, seen: list[Observation]) -> Iterator[str]:
@@ -239,7 +239,7 @@ class _Alone:
             return
         done: list[str] = []
         for _ in range(_MOST_ROUNDS):
-            last = turn(self._cycle, Judged(verdict), self._hands, lambda _: None, lambda: at, lambda: at)
+            last = turn(self._cycle, Judged(verdict), self._client, lambda _: None, lambda: at, lambda: at)
             self._cycle = last.cycle
             done += [describe(step) for step in last.done]
             if not last.done:

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from agent import __version__
-from agent.commands.setup import add_directory, configured, hands, simulated, stop_on_signals
+from agent.commands.setup import add_directory, client, configured, simulated, stop_on_signals
 from agent.model.errors import ConfigError
 from agent.recording.recording import recorder
 from agent.runtime import log
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon, serve
-from agent.runtime.diag_runner import Checkup
+from agent.runtime.diag_runner import DiagRunner
 from agent.sources.process.command_lines import names, supervisor
 from agent.sources.process.remote import Remote
 from agent.sources.process.supervisor import Sources
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     log.configure(node)
     there = arguments.sources
     sources: Sources = Remote(there, names(config)) if there else supervisor(config, directory)
-    connect = partial(hands, arguments.kubeconfig, node, config)
-    able = (lambda: Checkup(connect(), sources.diagnose)) if config.repair.diagnose else connect
+    connect = partial(client, arguments.kubeconfig, node, config)
+    able = (lambda: DiagRunner(connect(), sources.diagnose)) if config.repair.diagnose else connect
     record = recorder(arguments.record, config, node, sources.names) if arguments.record else None
     ask = sources.who_holds if config.sources.pods.enabled else None
     actor = Actor(config, able, arguments.dry_run, log.tell, ask, record)

@@ -10,8 +10,8 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from agent.config.settings import Config, load
+from agent.model.cluster_client import ClusterClient
 from agent.model.errors import ConfigError, UsageError
-from agent.model.hands import Hands
 
 
 def configured(path: str | None) -> Config:
@@ -24,12 +24,12 @@ def configured(path: str | None) -> Config:
     return config
 
 
-def hands(kubeconfig: str | None, node: str, config: Config) -> Hands:
+def client(kubeconfig: str | None, node: str, config: Config) -> ClusterClient:
     """Credentials from a kubeconfig file, else from the pod's service account."""
     from agent.actions.api import connect
-    from agent.actions.kube import KubeHands
+    from agent.actions.kube import KubeClient
 
-    return KubeHands(connect(kubeconfig), node, config)
+    return KubeClient(connect(kubeconfig), node, config)
 
 
 def opened(path: Path) -> TextIOWrapper:

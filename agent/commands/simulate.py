@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from agent.actions.api import connect as reach
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.commands.setup import add_directory, private, stop_on_signals
 from agent.config.limits import Limits
 from agent.config.settings import Config, Drain, Http, Mode, PodsSource, SimulatedSource, Sources
+from agent.model.cluster_client import ClusterClient
 from agent.model.errors import ConfigError, UsageError
 from agent.model.fault import Verdict
-from agent.model.hands import Hands
 from agent.model.names import HARD_TAINT
 from agent.model.observation import Observation, Signal
 from agent.model.steps import Evict, Retaint, Step
@@ -27,7 +27,7 @@ from agent.model.text import printable
 from agent.model.world import Taint
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon, serve
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.simulation.scenario import Scenario, load_scenario
 from agent.sources.process.command_lines import supervisor
 from agent.status.server import Server
@@ -56,11 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
 
-def _stage(kubeconfig: str, node: str, config: Config) -> Hands:
+def _stage(kubeconfig: str, node: str, config: Config) -> ClusterClient:
     """The hands on a real cluster, which may lack the namespace that keeps the permits."""
     api = reach(kubeconfig)
     api("POST", "/api/v1/namespaces", {"metadata": {"name": config.budget.namespace}})
-    return KubeHands(api, node, config)
+    return KubeClient(api, node, config)
 
 
 def simulate(
@@ -68,7 +68,7 @@ def simulate(
     directory: Path,
     stop: threading.Event,
     as_json: bool,
-    connect: Callable[[Config], Hands] | None,
+    connect: Callable[[Config], ClusterClient] | None,
     node: str | None,
 ) -> int:
     """Play a scenario; 0 if the story went as the scenario expects, else 1."""
@@ -76,17 +76,17 @@ def simulate(
     config = _config(name)
     if connect is None:
         cluster = _embedded()
-        hands: Callable[[], Hands] = lambda: KubeHands(cluster, _NODE, config)  # noqa: E731
+        client: Callable[[], ClusterClient] = lambda: KubeClient(cluster, _NODE, config)  # noqa: E731
     else:
         real = connect(config)  # a story that can't reach its cluster is not begun
-        hands = lambda: real  # noqa: E731
+        client = lambda: real  # noqa: E731
     node = node or _NODE
     story = Story(as_json)
-    actor = Actor(config, hands, False, story.tell)
+    actor = Actor(config, client, False, story.tell)
     for left in ("kmsg", "boot_id", "gpus"):  # each story is told on a machine of its own
         (directory / left).unlink(missing_ok=True)
     daemon = Daemon(config, node, actor, story.tell, supervisor(config, directory))
-    daemon.seen, daemon.judged, actor.did = story.see, story.judged, story.did
+    daemon.listener, daemon.judged, actor.did = story.see, story.judged, story.did
     server = _serve(config, daemon)
     story.open(scenario, config, node, server.port, connect is None)
     timers = [threading.Timer(step.at_s, story.say, (step.say,)) for step in scenario.steps if step.say]
@@ -116,8 +116,8 @@ def _config(scenario: str) -> Config:
     )
 
 
-def _embedded() -> PretendCluster:
-    cluster = PretendCluster()
+def _embedded() -> InMemoryCluster:
+    cluster = InMemoryCluster()
     for node in (_NODE, "node-2"):
         cluster.add_node(node)
     cluster.add_pod("research", "train-0", _NODE, gpus=4, owner="Job")

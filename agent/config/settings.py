@@ -87,7 +87,7 @@ class Budget(Section):
     per_hour: Count = 0
     """Withdrawals an hour for the whole pool; 0 is no limit beyond max_withdrawn."""
     pool: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$")] = "gpu"
-    """The pool's name in the Leases that hold its slots."""
+    """The pool's name in the Leases that hold its permits."""
     pool_selector: str = "nvidia.com/gpu.present=true"
     """The label selector of the pool's nodes."""
     others_taints: tuple[str, ...] = ()

@@ -57,7 +57,7 @@ def overruled(faults: Mapping[str, Fault], history: History) -> dict[str, Fault]
 def _is_over(action: Fault, history: History) -> bool:
     """Whether NVML reads since then that the driver asks for nothing: the fault stands only until that is sure."""
     reading = history.readings.get(action.finding.pci)
-    read_since = reading is not None and reading.seen > action.last
+    read_since = reading is not None and reading.arrived > action.last
     return action.absent_s > 0 or (read_since and number(reading, "recovery_action") == 0)
 
 
@@ -140,7 +140,7 @@ def _joined(head: Fault, symptoms: list[Fault]) -> Fault:
         finding=finding,
         since=min(fault.since for fault in (head, *symptoms)),
         proved=head.proved and all(s.proved or s.finding.severity < finding.severity for s in symptoms),
-        late=head.late and all(s.late for s in symptoms),
+        pre_start=head.pre_start and all(s.pre_start for s in symptoms),
         witnesses=tuple(witnesses),
         joined=tuple(sorted(symptoms, key=order)),
     )
@@ -150,7 +150,7 @@ def _doubts(fault: Fault, history: History) -> tuple[str, ...]:
     """What another witness says against the fault, in sentences."""
     finding = fault.finding
     reading = history.readings.get(finding.pci)
-    if reading is None or reading.seen <= fault.last or finding.pci in history.lost or fault.proved:
+    if reading is None or reading.arrived <= fault.last or finding.pci in history.lost or fault.proved:
         return ()
     rules = {finding.rule, *(symptom.finding.rule for symptom in fault.joined)}
     doubts = []

@@ -16,7 +16,7 @@ def clients(history: History, now: float, silent_s: float) -> Clients:
         for pci, reading in history.readings.items()
         if pci not in history.lost
         and pci not in history.resets
-        and now - reading.seen <= silent_s
+        and now - reading.arrived <= silent_s
         and "uuid" in reading.values
     }
 

@@ -35,7 +35,7 @@ class Tally:
 
     count: int
     last_at: float  # Unix seconds
-    seen: tuple[float, ...]
+    times: tuple[float, ...]
     by: Mapping[str, int]  # how often each witness said so
 
 
@@ -52,7 +52,7 @@ class Epoch:
 class Sample:
     """A GPU's counters at one time; None where a counter was not readable."""
 
-    seen: float
+    arrived: float
     counters: tuple[float | None, ...]  # as TREND has them
 
 
@@ -60,7 +60,7 @@ class Sample:
 class Blame:
     """An Xid that named the process which made it."""
 
-    seen: float
+    arrived: float
     pci: str
     code: int
     pid: int
@@ -126,7 +126,7 @@ class History:
     def within(self, pci: str, code: int, window_s: float) -> int:
         """How many Xids of this code this GPU had within the window."""
         tally = self.tallies.get((pci, code))
-        return sum(self.now - seen <= window_s for seen in tally.seen) if tally else 0
+        return sum(self.now - seen <= window_s for seen in tally.times) if tally else 0
 
     def growth(self, pci: str, counter: str, window_s: float, ended_s: float = 0.0) -> tuple[float, float] | None:
         """How much a counter grew over the window that ended so long ago, and the seconds that it really spans.
@@ -142,7 +142,7 @@ class History:
     def minutes(self, pci: str, counter: str, count: int) -> tuple[float, ...]:
         """A counter's growth a minute between its last samples, newest last, at most ``count``."""
         index = TREND.index(counter)
-        samples = [(s.seen, s.counters[index]) for s in self.trends.get(pci, ())[-count - 1 :]]
+        samples = [(s.arrived, s.counters[index]) for s in self.trends.get(pci, ())[-count - 1 :]]
         return tuple(
             60 * (new - old) / (after - before)
             for (before, old), (after, new) in pairwise(samples)
@@ -152,21 +152,21 @@ class History:
     def _counter(self, pci: str, counter: str, age_s: float) -> tuple[float, float] | None:
         """The youngest sample that is at least so old."""
         index = TREND.index(counter)
-        now = self.readings[pci].seen  # not the round's time: judging more often must conclude nothing else
+        now = self.readings[pci].arrived  # not the round's time: judging more often must conclude nothing else
         for sample in reversed(self.trends.get(pci, ())):
-            if now - sample.seen >= age_s:
+            if now - sample.arrived >= age_s:
                 value = sample.counters[index]
-                return None if value is None else (sample.seen, value)
+                return None if value is None else (sample.arrived, value)
         return None
 
     def _latest(self, pci: str, counter: str) -> tuple[float, float] | None:
         value, reading = self.number(pci, counter), self.readings.get(pci)
-        return None if value is None or reading is None else (reading.seen, value)
+        return None if value is None or reading is None else (reading.arrived, value)
 
     def times(self, pci: str, code: int) -> tuple[float, ...]:
         """When this GPU had this Xid lately, monotonic seconds."""
         tally = self.tallies.get((pci, code))
-        return tally.seen if tally else ()
+        return tally.times if tally else ()
 
     def uuid(self, pci: str) -> str:
         return uuid_of(self.readings.get(pci))

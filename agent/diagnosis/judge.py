@@ -17,7 +17,7 @@ from agent.diagnosis.proof import counted, proved, watched
 from agent.diagnosis.rules import RULES
 from agent.diagnosis.rules.kernel import ENDS
 from agent.diagnosis.rules.silence import blind, read_until
-from agent.diagnosis.update import renew
+from agent.diagnosis.update import updated
 from agent.model.fault import Evidence, Fault, Finding, Reason, Severity, Status, Verdict
 from agent.model.observation import Observation
 from agent.model.remedy import Remedy
@@ -55,7 +55,7 @@ def judge(
 ) -> tuple[Memory, Verdict]:
     """One round: ``now`` is monotonic seconds and decides, ``wall`` is Unix seconds and is only told."""
     orders = orders or Orders()
-    history = renew(memory.history, seen, now, orders.workloads)
+    history = updated(memory.history, seen, now, orders.workloads)
     unseen = dict(blind(history, expected, limits.silent_s))
     findings = [finding for rule in RULES for finding in rule(history, limits)]
     history = history.without({finding.pci for finding in findings})
@@ -158,9 +158,9 @@ def _watched_s(fault: Fault, was: History, now: float, limits: Limits) -> float:
         reading = was.readings.get(finding.pci)
         if reading is None or finding.pci in was.lost or any(number(reading, s) is None for s in finding.signals):
             return 0.0
-        if reading.seen <= fault.last:
+        if reading.arrived <= fault.last:
             return 0.0  # what was read before an event says nothing about it
-        until = min(until, reading.seen + limits.silent_s)
+        until = min(until, reading.arrived + limits.silent_s)
     return max(0.0, until - was.now) if was.now else 0.0
 
 
@@ -174,7 +174,7 @@ def _could_be_seen(fault: Fault, history: History, unseen: Mapping[str, Reason],
     if not (finding.signals and finding.pci):
         return True
     reading = history.readings.get(finding.pci)
-    if reading is None or finding.pci in history.lost or history.now - reading.seen > limits.silent_s:
+    if reading is None or finding.pci in history.lost or history.now - reading.arrived > limits.silent_s:
         return False
     return all(number(reading, signal) is not None for signal in finding.signals)
 
@@ -184,21 +184,21 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
         return Fault(
             finding,
             since=finding.evidence.at,
-            began=finding.seen,
-            last=finding.seen,
+            began=finding.arrived,
+            last=finding.arrived,
             uuid=history.uuid(finding.pci),
             boot_id=history.boots.get(finding.witness, history.boot_id),
             confirmed=finding.confirm_s <= 0,
             counters=counted(None, history, finding.pci),
             witnesses=(finding.evidence,),
         )
-    fresh = finding.seen > old.last  # a reading that is judged again is no new evidence
+    fresh = finding.arrived > old.last  # a reading that is judged again is no new evidence
     if old.confirmed and finding.severity < old.finding.severity:
         finding = old.finding  # a milder repeat never lowers a standing fault
     return replace(
         old,
         finding=finding,
-        last=max(old.last, finding.seen),
+        last=max(old.last, finding.arrived),
         uuid=old.uuid or history.uuid(finding.pci),
         boot_id=history.boots.get(finding.witness) or old.boot_id,
         count=old.count + fresh,
@@ -206,7 +206,7 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
         proved=False,
         counters=counted(old, history, finding.pci),
         fell=(),
-        confirmed=old.confirmed or finding.seen - old.began >= finding.confirm_s,
+        confirmed=old.confirmed or finding.arrived - old.began >= finding.confirm_s,
         witnesses=_joined(old.witnesses, finding.evidence),
     )
 

@@ -18,5 +18,5 @@ def doubted(fault: Fault, known: bool, history: History, began_at: float) -> Fau
     pci, evidence = fault.finding.pci, fault.finding.evidence
     asks = pci in history.lost or pci in history.resets or bool(history.number(pci, "recovery_action"))
     before = evidence.source == KERNEL_LOG and evidence.at < began_at
-    late = bool(pci) and before and (fault.late or not known) and not asks
-    return fault if late is fault.late else replace(fault, late=late)
+    pre_start = bool(pci) and before and (fault.pre_start or not known) and not asks
+    return fault if pre_start is fault.pre_start else replace(fault, pre_start=pre_start)

@@ -42,7 +42,7 @@ def proved(fault: Fault, history: History, resets: Mapping[str, tuple[float, flo
 def _is_well(pci: str, after: float, history: History) -> bool:
     """The GPU is there and answers again, and the driver asks for nothing."""
     reading = history.readings.get(pci)
-    if reading is None or reading.seen <= after or pci in history.lost:
+    if reading is None or reading.arrived <= after or pci in history.lost:
         return False
     return not number(reading, "recovery_action")
 
@@ -61,7 +61,7 @@ def _by_a_reload(pci: str, fault: Fault, history: History) -> bool:
     loaded, reading = history.loaded, history.readings[pci]
     if loaded is None:
         return False
-    return fault.last < loaded.seen < reading.seen and fault.finding.evidence.at < loaded.at
+    return fault.last < loaded.arrived < reading.arrived and fault.finding.evidence.at < loaded.at
 
 
 def _in_this_life(pci: str, fault: Fault, history: History) -> bool:
@@ -70,11 +70,11 @@ def _in_this_life(pci: str, fault: Fault, history: History) -> bool:
     What came after the last word before the new counters may have come after the reset.
     """
     epoch, reading = history.epochs.get(pci), history.readings[pci]
-    return epoch is not None and reading.seen > epoch.began and _ended_after(epoch, fault, reading)
+    return epoch is not None and reading.arrived > epoch.began and _ended_after(epoch, fault, reading)
 
 
 def _ended_after(epoch: Epoch, fault: Fault, reading: Observation) -> bool:
-    fresh = began_anew(counters(epoch.ended), counters(reading), reading.seen - epoch.ended.seen)
+    fresh = began_anew(counters(epoch.ended), counters(reading), reading.arrived - epoch.ended.arrived)
     return fresh and epoch.word >= fault.last
 
 
@@ -105,7 +105,7 @@ def watched(fault: Fault, history: History) -> Fault:
     """The fault with what its counters tell now: those that fell and proved nothing prove nothing later either."""
     pci = fault.finding.pci
     reading, epoch = history.readings.get(pci), history.epochs.get(pci)
-    if reading is None or reading.seen <= fault.last:
+    if reading is None or reading.arrived <= fault.last:
         return fault
     if (epoch and _ended_after(epoch, fault, reading)) or _before_this_life(fault, history):
         return fault  # proved once it is read again, every source speaks and the driver asks for nothing

@@ -42,7 +42,7 @@ class Row:
             remedy=remedy or self.remedy,
             message=(message or self.meaning) + (" (a drill)" if seen.drill else ""),
             evidence=Evidence(seen.at, seen.source, seen.raw or message or self.meaning),
-            seen=seen.seen,
+            arrived=seen.arrived,
             witness=seen.source,
             confirm_s=getattr(limits, self.confirm) if self.confirm else 0.0,
             clear_s=getattr(limits, self.clear) if self.clear else None,

@@ -32,7 +32,7 @@ _MOST_BLAMES, _MOST_PIDS = 512, 1024
 _WINDOW_EVENTS = 64  # per GPU and code: enough for any count that a rule asks for, bounded in a storm
 
 
-def renew(history: History, seen: Iterable[Observation], now: float, workloads: Mapping[str, str]) -> History:
+def updated(history: History, seen: Iterable[Observation], now: float, workloads: Mapping[str, str]) -> History:
     """The history after one more round. A clock that goes backwards is taken as standing still."""
     draft = _Draft(history)
     for observation in seen:
@@ -65,14 +65,14 @@ class _Draft:
         if o.signal is Signal.FAILED:
             self._failed[o.source] = o
             return
-        self._heard.setdefault(o.source, o.seen)
+        self._heard.setdefault(o.source, o.arrived)
         second, event = o.source == SECOND_WITNESS, o.signal in (Signal.XID, Signal.SXID)
         if second and event and elsewhere(self._readings, self._witnessed):
             return  # of another node
         match o.signal:
             case Signal.ALIVE:  # only a whole poll is one: a library that crashes at GPU 4 has read those before it
                 self._alive[o.source] = o
-                self._heard[o.source] = o.seen
+                self._heard[o.source] = o.arrived
                 self._failed.pop(o.source, None)
                 for pci in given_away(o):
                     self._cards.pop(pci, None)
@@ -114,16 +114,16 @@ class _Draft:
         if before is None:
             self._first[o.pci] = o
         elif lower := fell(had := counters(before), now := counters(o)):
-            if began_anew(sober(had, counters(earlier)), now, o.seen - before.seen):
-                self._epochs[o.pci] = Epoch(max(old.seen for old in (before, *silent) if old), before, o.seen)
+            if began_anew(sober(had, counters(earlier)), now, o.arrived - before.arrived):
+                self._epochs[o.pci] = Epoch(max(old.arrived for old in (before, *silent) if old), before, o.arrived)
             self._fallen.setdefault(o.pci, set()).update(lower)
             self._first[o.pci] = o
             self._before[o.pci] = o
             self._trends[o.pci] = ()  # what fell can't be subtracted from
         self._readings[o.pci] = o
         trend = self._trends.get(o.pci, ())
-        if not trend or o.seen - trend[-1].seen >= _TREND_EVERY_S:
-            sample = Sample(o.seen, tuple(number(o, name) for name in TREND))
+        if not trend or o.arrived - trend[-1].arrived >= _TREND_EVERY_S:
+            sample = Sample(o.arrived, tuple(number(o, name) for name in TREND))
             self._trends[o.pci] = (*trend[-_TREND_SAMPLES + 1 :], sample)
 
     def _xid(self, o: Observation, code: int) -> None:
@@ -134,14 +134,14 @@ class _Draft:
             self._fresh.append(o)
             return
         if (pid := number(o, "pid")) is not None:
-            blame = Blame(o.seen, o.pci, code, int(pid), self._pods.get(int(pid), ""))
+            blame = Blame(o.arrived, o.pci, code, int(pid), self._pods.get(int(pid), ""))
             self._blames = [*self._blames[-_MOST_BLAMES + 1 :], blame]
         old = self._tallies.get((o.pci, code)) or Tally(0, o.at, (), {})
         repeats = min(max(int(number(o, "repeats") or 1), 1), _MOST_REPEATS)
         by = {**old.by, o.source: old.by.get(o.source, 0) + repeats}
         within_s = SECOND_LATE_S if o.source == SECOND_WITNESS else _SAME_EVENT_S
-        told = bool(old.seen) and by[o.source] <= old.count and o.seen - old.seen[-1] <= within_s
-        self._fresh.append(replace(o, seen=old.seen[-1]) if told else o)  # who tells it later saw it no later
+        told = bool(old.times) and by[o.source] <= old.count and o.arrived - old.times[-1] <= within_s
+        self._fresh.append(replace(o, arrived=old.times[-1]) if told else o)  # who tells it later saw it no later
         if code == UNCORRECTABLE_XID and not (told and o.source == SECOND_WITNESS):
             self._uncorrectable[o.pci] = o
         if told:  # the other witness of an error that is counted already
@@ -149,12 +149,12 @@ class _Draft:
         else:
             count = max(by[o.source], old.count + 1)
             by[o.source] = count
-            seen = (*old.seen, *(o.seen for _ in range(min(count - old.count, _WINDOW_EVENTS))))[-_WINDOW_EVENTS:]
+            seen = (*old.times, *(o.arrived for _ in range(min(count - old.count, _WINDOW_EVENTS))))[-_WINDOW_EVENTS:]
             self._tallies[o.pci, code] = Tally(count, o.at, seen, by)
 
     def _named(self, blame: Blame, now: float) -> Blame:
         """A process younger than the last poll is told by the next, if it still runs."""
-        recent = not blame.pod and now - blame.seen <= _SAME_EVENT_S
+        recent = not blame.pod and now - blame.arrived <= _SAME_EVENT_S
         return replace(blame, pod=self._pods.get(blame.pid, "")) if recent else blame
 
     def finish(self, now: float, workloads: Mapping[str, str]) -> History:

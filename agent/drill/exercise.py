@@ -12,7 +12,6 @@ from typing import Any
 
 from agent.drill.choice import Choice, UnfitError, choose
 from agent.drill.cluster import RENEW_S, Cluster, MissedError, node_path
-from agent.drill.hand import finished, hand
 from agent.drill.kit import LOAD, LOAD_PORT, Object, Settings
 from agent.drill.outcome import (
     CHECKPOINT_S,
@@ -28,6 +27,7 @@ from agent.drill.outcome import (
     Outcome,
     Part,
 )
+from agent.drill.privileged_pod import finished, privileged_pod
 from agent.drill.watch import REPLICAS, Watch
 from agent.drill.withdrawal import SAVED, Withdrawal
 from agent.model.names import HARD_TAINT
@@ -246,7 +246,7 @@ class Exercise:
     def _hand(
         self, node: str, what: str, arguments: list[str], meanwhile: Callable[[], object] = lambda: None
     ) -> dict[str, Any]:
-        pod = hand(node, self._cluster.agents, self._agent, what, arguments)
+        pod = privileged_pod(node, self._cluster.agents, self._agent, what, arguments)
         path = f"/api/v1/namespaces/{self._cluster.agents}/pods"
         self._cluster.apply(pod)
 
@@ -262,8 +262,8 @@ class Exercise:
         names = [container["name"] for container in pod["spec"]["containers"]]
         container = "sources" if "sources" in names else names[0]
         command = ["python3", "-m", "agent.drill.on_node", "--simulated", *arguments]
-        with ThreadPoolExecutor(1) as aside:
-            told = aside.submit(self._cluster.run, pod, container, command)
+        with ThreadPoolExecutor(1) as keep_off:
+            told = keep_off.submit(self._cluster.run, pod, container, command)
 
             def ended() -> bool:
                 meanwhile()

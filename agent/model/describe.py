@@ -10,12 +10,12 @@ from agent.model.steps import (
     Delete,
     Diagnose,
     Evict,
-    GiveSlot,
+    GivePermit,
     Report,
     Retaint,
     StartJob,
     Step,
-    TakeSlot,
+    TakePermit,
     Wait,
 )
 from agent.model.world import Pod
@@ -33,9 +33,9 @@ def describe(step: Step) -> str:
                 if taints
                 else ("remove our taint from the node")
             )
-        case TakeSlot(kind, index):
+        case TakePermit(kind, index):
             return f"take {kind} permit {index}"
-        case GiveSlot(kind, index):
+        case GivePermit(kind, index):
             return f"give {kind} permit {index} back"
         case AskCheckpoint(pod):
             return f"ask pod {pod.key} to save a checkpoint"

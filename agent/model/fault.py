@@ -44,7 +44,7 @@ class Finding:
     remedy: Remedy
     message: str
     evidence: Evidence
-    seen: float  # monotonic seconds of the evidence: only new evidence confirms
+    arrived: float  # monotonic seconds of the evidence: only new evidence confirms
     witness: str  # the source whose silence stops the clearing clock
     confirm_s: float = 0.0
     clear_s: float | None = None  # None is latched: only a proof of cure ends it
@@ -77,7 +77,7 @@ class Fault:
     proved: bool = False  # the cure of a latched fault was proved; it now soaks
     counters: Mapping[str, float] = field(default_factory=dict)  # the least of each: all lower tell a reset
     fell: tuple[str, ...] = ()  # those that fell since the last evidence and proved no reset
-    late: bool = False  # only a record from before the agent's start speaks for it
+    pre_start: bool = False  # only a record from before the agent's start speaks for it
     witnesses: tuple[Evidence, ...] = ()  # the first word of each source that saw it
     joined: tuple[Fault, ...] = ()  # its symptoms: faults of their own that this one explains
     doubts: tuple[str, ...] = ()  # where the witnesses disagree

@@ -43,7 +43,7 @@ class Failure(StrEnum):
     LIBRARY_MISMATCH = "library_mismatch"  # 18
     NO_PERMISSION = "no_permission"  # 4, or EPERM on a device
     ABSENT = "absent"  # there is nothing to see with, and nobody asked for it
-    ASIDE = "aside"  # it was ended on purpose, for a reset or a driver upgrade; raw says why
+    KEEP_OFF = "aside"  # it was ended on purpose, for a reset or a driver upgrade; raw says why
     HUNG = "hung"  # a call into the driver has not returned; raw says which
     UNREADABLE = "unreadable"  # anything else; raw says what
 
@@ -61,7 +61,7 @@ Value = int | float | bool | str | Missing | None
 @dataclass(frozen=True, slots=True)
 class Observation:
     """One fact from one source. ``at`` is Unix seconds by the wall clock and serves people only;
-    ``seen`` is the agent's monotonic clock at arrival and serves every decision."""
+    ``arrived`` is the agent's monotonic clock at arrival and serves every decision."""
 
     at: float
     source: str
@@ -74,7 +74,7 @@ class Observation:
     seq: int | None = None  # the kernel's own record number
     past: bool = False  # the record was there before the agent's first start on this node
     drill: str = ""  # the nonce of the drill that it quotes: user space wrote it, and it may be no fault at all
-    seen: float = 0.0
+    arrived: float = 0.0
 
     def to_json(self) -> str:
         """The line a source prints; absent values travel apart from real ones."""
@@ -126,7 +126,7 @@ def parse_line(line: bytes | str, seen: float) -> Observation:
             seq=None if seq is None else int(seq),
             past=bool(data.get("past", False)),
             drill=str(data.get("drill", ""))[:64],
-            seen=seen,
+            arrived=seen,
         )
     except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a source line: {error!r}") from error

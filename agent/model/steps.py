@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agent.model.world import Condition, Pod, SlotKind, Taint
+from agent.model.world import Condition, PermitKind, Pod, Taint
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class Retaint:
 
 
 @dataclass(frozen=True, slots=True)
-class TakeSlot:
-    kind: SlotKind
+class TakePermit:
+    kind: PermitKind
     index: int
 
 
 @dataclass(frozen=True, slots=True)
-class GiveSlot:
-    kind: SlotKind
+class GivePermit:
+    kind: PermitKind
     index: int
 
 
@@ -106,4 +106,6 @@ class Wait:
     on: On = On.OTHER
 
 
-Step = Report | Retaint | TakeSlot | GiveSlot | AskCheckpoint | Evict | Delete | StartJob | Diagnose | Announce | Wait
+Step = (
+    Report | Retaint | TakePermit | GivePermit | AskCheckpoint | Evict | Delete | StartJob | Diagnose | Announce | Wait
+)

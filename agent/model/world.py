@@ -85,7 +85,7 @@ class Diagnosed:
     ended_s: int = 0  # seconds since it ended
 
 
-class SlotKind(StrEnum):
+class PermitKind(StrEnum):
     """What a permit allows."""
 
     HOURLY = "hourly"  # one withdrawal; only where so many an hour are allowed
@@ -94,10 +94,10 @@ class SlotKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class Permit:
     """One numbered permit of the pool: a Lease, held by at most one node."""
 
-    kind: SlotKind
+    kind: PermitKind
     index: int
     holder: str  # "<node name>/<node UID>", empty when free
     stale: bool = False  # ours, and to be confirmed before anything else is written
@@ -120,9 +120,9 @@ class World:
     dismissed: frozenset[str] = frozenset()  # fault ids that a person declared ended
     stored: str | None = None  # our annotation, as text; None before the first start on this node
     drill: str | None = None  # a drill's annotation, as text
-    slots: tuple[Slot, ...] | None = None  # None: not asked, which allows nothing
+    permits: tuple[Permit, ...] | None = None  # None: not asked, which allows nothing
     pool_size: int = 0
-    out: frozenset[str] = frozenset()  # other nodes of the pool that are out otherwise and hold no slot
+    out: frozenset[str] = frozenset()  # other nodes of the pool that are out otherwise and hold no permit
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
     blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why a budget refused its last eviction
@@ -146,8 +146,8 @@ class World:
         """Whether the node bears a taint that takes a permit."""
         return any(taint.withdraws for taint in self.taints)
 
-    def held(self, kind: SlotKind) -> Slot | None:
-        return next((s for s in self.slots or () if s.kind is kind and s.holder == self.holder), None)
+    def held(self, kind: PermitKind) -> Permit | None:
+        return next((s for s in self.permits or () if s.kind is kind and s.holder == self.holder), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from agent.model.errors import ConfigError, UsageError
 from agent.model.fault import Verdict
 from agent.model.observation import Missing, Observation, Signal, Value, parse_line
 from agent.model.steps import Step
-from agent.model.world import Condition, Diagnosed, Job, Local, Pod, Slot, SlotKind, Taint, World
+from agent.model.world import Condition, Diagnosed, Job, Local, Permit, PermitKind, Pod, Taint, World
 from agent.recording.decisions import Decisions
 
 VERSION = 1
@@ -70,7 +70,7 @@ class Recorder:
         decision = self._planned.planned(verdict, steps)
         if decision is None:
             return
-        text = json.dumps(asdict(world), default=sorted, separators=(",", ":"))
+        text = json.dumps(plain_world(world), default=sorted, separators=(",", ":"))
         new = {} if text == self._world else {"world": json.loads(text)}
         self._world = text
         self._write({"plan": verdict.at, "local": asdict(local), **new}, decision)
@@ -209,7 +209,7 @@ class Recording:
             dropped = set(gone[0]) if gone else ()
             values = {k: v for k, v in {**values, **new}.items() if k not in dropped}
             self._readings[source, pci] = values
-        return Observation(at, source, Signal.READING, pci, values=values, seen=seen)
+        return Observation(at, source, Signal.READING, pci, values=values, arrived=seen)
 
 
 def _orders(line: dict[str, Any]) -> Orders | None:
@@ -221,19 +221,31 @@ def _orders(line: dict[str, Any]) -> Orders | None:
     return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"]), resets, new.get("drill", ""))
 
 
+def _permit(data: dict[str, Any]) -> Permit:
+    return Permit(**{**data, "kind": PermitKind(data["kind"])})
+
+
 def _pod(data: dict[str, Any]) -> Pod:
     gpus = data["gpus"]
     return Pod(**{**data, "gpus": None if gpus is None else frozenset(gpus)})
 
 
+def plain_world(world: World) -> dict[str, Any]:
+    """As a recording has it: its permits are called slots, for agents of all versions."""
+    data = asdict(world)
+    data["slots"] = data.pop("permits")
+    return data
+
+
 def _world(data: dict[str, Any]) -> World:
-    slots, pods, diagnosed = data["slots"], data["pods"], data.get("diagnosed")
+    data = dict(data)
+    permits, pods, diagnosed = data.pop("slots"), data["pods"], data.get("diagnosed")
     return World(
         **{
             **data,
             "taints": tuple(Taint(**t) for t in data["taints"]),
             "conditions": {k: Condition(**c) for k, c in data["conditions"].items()},
-            "slots": None if slots is None else tuple(Slot(**{**s, "kind": SlotKind(s["kind"])}) for s in slots),
+            "permits": None if permits is None else tuple(map(_permit, permits)),
             "jobs": None if data["jobs"] is None else tuple(Job(**j) for j in data["jobs"]),
             "pods": None if pods is None else tuple(_pod(p) for p in pods),
             "out": frozenset(data["out"]),

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from agent.config.settings import Drain
 from agent.model.remedy import Remedy
-from agent.model.steps import AskCheckpoint, Delete, Evict, On, Step, TakeSlot, Wait
-from agent.model.world import Pod, SlotKind, World
-from agent.remediation.budget import free_slot, given, spent
+from agent.model.steps import AskCheckpoint, Delete, Evict, On, Step, TakePermit, Wait
+from agent.model.world import PermitKind, Pod, World
+from agent.remediation.budget import free_permit, given, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.records import Begun, Records
 
@@ -47,16 +47,16 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     world, config = case.world, case.config
     if world.pods is None:
         return records, (Wait("the node's pods were not read yet"),)
-    held = world.held(SlotKind.DRAINING)
-    back = given(world, SlotKind.DRAINING)
+    held = world.held(PermitKind.DRAINING)
+    back = given(world, PermitKind.DRAINING)
     there = leaving(world.pods, treatment)
     if not there:
         return records, back
     if not case.local.gathered:
         why = "the node's faults are gathered before the first eviction, so that a gang restarts once"
         return records, (Wait(why),)
-    slot = None if held else free_slot(world, SlotKind.DRAINING, config.budget)
-    if (held or slot is not None) and (records.drain is None or records.drain.remedy is not treatment.remedy):
+    permit = None if held else free_permit(world, PermitKind.DRAINING, config.budget)
+    if (held or permit is not None) and (records.drain is None or records.drain.remedy is not treatment.remedy):
         records = replace(records, drain=Begun(treatment.remedy, int(case.verdict.at)))
     if records.drain and records.drain.returns != world.returns:
         records = replace(records, drain=replace(records.drain, returns=dict(world.returns)))
@@ -71,17 +71,17 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     if held:
         idle = (refused or not asks) and not any(pod.terminating for pod in there)
         return records, (*waits, *back) if idle else steps
-    if not asks or (refused and _wanted(world, slot)):
+    if not asks or (refused and _wanted(world, permit)):
         return records, waits
-    if slot is None:
-        return records, (Wait(spent(world, SlotKind.DRAINING, config.budget), On.PERMIT),)
-    return records, (TakeSlot(SlotKind.DRAINING, slot), *steps)
+    if permit is None:
+        return records, (Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT),)
+    return records, (TakePermit(PermitKind.DRAINING, permit), *steps)
 
 
 def _overdue(treatment: Treatment, world: World, settings: Drain, records: Records, at: float) -> bool:
     """Whether this drain's deadline is over: by the wall clock, which outlives the agent, but never before so much
     time has passed since the withdrawal by the monotonic one."""
-    begun, held = records.drain, world.held(SlotKind.WITHDRAWN)
+    begun, held = records.drain, world.held(PermitKind.WITHDRAWN)
     if begun is None or begun.remedy is not treatment.remedy or held is None:
         return False
     return min(at - begun.at, held.taken_s) >= settings.deadline_s.of(treatment.remedy)
@@ -89,7 +89,7 @@ def _overdue(treatment: Treatment, world: World, settings: Drain, records: Recor
 
 def _wanted(world: World, index: int | None) -> bool:
     """Whether others may still want this permit: it is held, or was so a moment ago."""
-    known = {slot.index: slot for slot in world.slots or () if slot.kind is SlotKind.DRAINING}
+    known = {permit.index: permit for permit in world.permits or () if permit.kind is PermitKind.DRAINING}
     return index is None or (index in known and known[index].unchanged_s < _OTHERS_FIRST_S)
 
 

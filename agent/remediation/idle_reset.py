@@ -36,17 +36,18 @@ def resettable(faults: Iterable[Fault]) -> tuple[Fault, ...]:
     )
 
 
-def wanted(verdict: Verdict, config: Config, tried: Mapping[str, Attempt]) -> tuple[Fault, ...]:
+def wanted(verdict: Verdict, config: Config, failed_resets: Mapping[str, Attempt]) -> tuple[Fault, ...]:
     """Those that are to be reset by themselves. A fatal fault goes first, and its own way."""
     asked = config.repair.reset_when_idle and config.repair.reset_gpu and config.mode is Mode.EVICT
     if not asked or verdict.fatal:
         return ()
-    return tuple(one for one in resettable(verdict.faults) if not (one.proved or one.late or failed(one, tried)))
+    there = resettable(verdict.faults)
+    return tuple(one for one in there if not (one.proved or one.pre_start or failed(one, failed_resets)))
 
 
-def failed(fault: Fault, tried: Mapping[str, Attempt]) -> str:
+def failed(fault: Fault, failed_resets: Mapping[str, Attempt]) -> str:
     """How the one reset of this incident failed; empty if there was none."""
-    attempt = _spent(fault, tried)
+    attempt = _spent(fault, failed_resets)
     return f"{attempt.said or 'the fault stands after it'} (Job {attempt.job})" if attempt else ""
 
 
@@ -61,16 +62,17 @@ def chosen(case: Case, records: Records) -> tuple[Treatment | None, Records, tup
         faults, idle, waits = _free(case, idle)
         records = replace(records, idle=idle)
     if not verdict.fatal:
-        waits = (*waits, *(Wait(why, On.REPAIR) for why in _for_a_person(verdict, case.config, records.idle.tried)))
+        persons = _for_a_person(verdict, case.config, records.idle.failed_resets)
+        waits = (*waits, *(Wait(why, On.REPAIR) for why in persons))
     return treated(verdict, faults), records, waits
 
 
-def _for_a_person(verdict: Verdict, config: Config, tried: Mapping[str, Attempt]) -> Iterator[str]:
+def _for_a_person(verdict: Verdict, config: Config, failed_resets: Mapping[str, Attempt]) -> Iterator[str]:
     stand = [fault for fault in resettable(verdict.faults) if not fault.proved]
     for fault in stand:
-        if why := failed(fault, tried):
+        if why := failed(fault, failed_resets):
             yield f"{fault.finding.id}: the reset of its idle GPU failed: {why}; a person must decide"
-    untried = (fault for fault in stand if not failed(fault, tried))
+    untried = (fault for fault in stand if not failed(fault, failed_resets))
     if config.repair.reset_when_idle and (why := done_already(untried)):
         yield why
 
@@ -87,7 +89,7 @@ def _under_way(case: Case, records: Records, last: Attempt) -> tuple[tuple[Fault
         return its, records, ()
     left = resettable(verdict.standing) if begun else ()
     spoiled = {fault.finding.id: last for fault in left if fault.uuid in last.uuids and not fault.proved}
-    idle = replace(_left(records.idle, verdict), tried={**records.idle.tried, **spoiled})
+    idle = replace(_left(records.idle, verdict), failed_resets={**records.idle.failed_resets, **spoiled})
     records = records if begun else records.unbegun()
     waits = tuple(_not_now(fault, why) for fault in its if why)
     return (), replace(records, idle=idle), waits
@@ -96,7 +98,7 @@ def _under_way(case: Case, records: Records, last: Attempt) -> tuple[tuple[Fault
 def _free(case: Case, idle: Idle) -> tuple[tuple[Fault, ...], Idle, tuple[Wait, ...]]:
     """What may be reset, at the first look and at the one under the taint; what keeps it has words."""
     verdict, world = case.verdict, case.world
-    there = wanted(verdict, case.config, idle.tried)
+    there = wanted(verdict, case.config, idle.failed_resets)
     if there and verdict.blind:
         return (), idle, ()
     free, waits = [], []
@@ -165,12 +167,14 @@ def _left(idle: Idle, verdict: Verdict) -> Idle:
 
 def _kept(idle: Idle, verdict: Verdict) -> Idle:
     """Without what is over, faults that have ended and withdrawals of days ago; what joins an incident is of it."""
-    tried = {key: one for fault in verdict.faults if (one := _spent(fault, idle.tried)) for key in _ids(fault)}
-    return replace(idle, tried=tried, times=tuple(at for at in idle.times if abs(verdict.at - at) <= _LATELY_S))
+    spent = ((fault, _spent(fault, idle.failed_resets)) for fault in verdict.faults)
+    failed_resets = {key: one for fault, one in spent if one for key in _ids(fault)}
+    times = tuple(at for at in idle.times if abs(verdict.at - at) <= _LATELY_S)
+    return replace(idle, failed_resets=failed_resets, times=times)
 
 
-def _spent(fault: Fault, tried: Mapping[str, Attempt]) -> Attempt | None:
-    return next((tried[key] for key in _ids(fault) if key in tried), None)
+def _spent(fault: Fault, failed_resets: Mapping[str, Attempt]) -> Attempt | None:
+    return next((failed_resets[key] for key in _ids(fault) if key in failed_resets), None)
 
 
 def _ids(fault: Fault) -> tuple[str, ...]:

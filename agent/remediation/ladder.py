@@ -1,4 +1,4 @@
-"""Which remedy comes next, and when a person must decide: what does not help is tried again, then the next harder."""
+"""Which remedy comes next, and when a person must decide: what does not help is made again, then the next harder."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def aimed(treatment: Treatment, records: Records, settings: Repair) -> tuple[Rem
     attempts = own(due, records)
     least = max([due.remedy.rank, *(attempt.remedy.rank for attempt in attempts)])
     for remedy in possible(settings, due):
-        tried = [attempt for attempt in attempts if attempt.remedy is remedy]
-        if remedy.rank >= least and len(tried) < settings.max_attempts and not any(a.final for a in tried):
+        made = [attempt for attempt in attempts if attempt.remedy is remedy]
+        if remedy.rank >= least and len(made) < settings.max_attempts and not any(a.final for a in made):
             return (None, why) if remedy is Remedy.RESET_GPU and (why := done_already(due.faults)) else (remedy, "")
     if not attempts:
         return None, f"no repair is configured for {due.remedy}: a person must decide"
@@ -52,12 +52,12 @@ def aimed(treatment: Treatment, records: Records, settings: Repair) -> tuple[Rem
 
 def done_already(faults: Iterable[Fault]) -> str:
     """Why a person must say whether a reset is due: in doubt there is no second repair of one incident."""
-    late = [fault.finding.id for fault in faults if fault.late]
-    if not late:
+    pre_start = [fault.finding.id for fault in faults if fault.pre_start]
+    if not pre_start:
         return ""
     return (
-        f"a person must decide about {', '.join(late)}: logged before the agent's start, and the GPU asks for nothing, "
-        "as after a reset"
+        f"a person must decide about {', '.join(pre_start)}: logged before the agent's start, and the GPU asks for "
+        "nothing, as after a reset"
     )
 
 

@@ -26,9 +26,9 @@ from agent.model.fault import Fault, Severity, Verdict
 from agent.model.names import DEGRADED, ERROR_LABEL, OUT_LABEL, REPLACEMENT, STATE_LABEL, UNHEALTHY
 from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
-from agent.model.steps import On, Report, Retaint, Step, TakeSlot, Wait
-from agent.model.world import Condition, Local, SlotKind, Taint, World
-from agent.remediation.budget import free_slot, given, needed, spent
+from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
+from agent.model.world import Condition, Local, PermitKind, Taint, World
+from agent.remediation.budget import free_permit, given, needed, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.drain import drain, drained
 from agent.remediation.events import announcements, camel, plain
@@ -84,7 +84,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
     """The next steps, in order."""
     now = situation(Case(verdict, world, config, local))
     match now.situation:
-        case Situation.OPTED_OUT | Situation.ASIDE | Situation.MALFORMED:
+        case Situation.OPTED_OUT | Situation.KEEP_OFF | Situation.MALFORMED:
             return Plan(now.stands)
         case Situation.NEWER | Situation.UNEXPLAINED:
             return Plan((*_bad_news(verdict, world), *now.stands))
@@ -128,11 +128,11 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
     left_free = LEFT_FREE if now.treatment and now.treatment.idle else 0
     steps: list[Step] = [*confirmed(world)]
     for kind in needed(world, budget):
-        slot = free_slot(world, kind, budget, left_free)
-        if slot is None:
+        permit = free_permit(world, kind, budget, left_free)
+        if permit is None:
             return (*aimed.report(), Wait(spent(world, kind, budget), On.PERMIT))
-        steps.append(TakeSlot(kind, slot))
-    used = given(world, SlotKind.HOURLY) if world.tainted else ()
+        steps.append(TakePermit(kind, permit))
+    used = given(world, PermitKind.HOURLY) if world.tainted else ()
     retaint = aimed.retaint()
     return (*steps, *used, *retaint, *aimed.report(told=bool(retaint)), *moves)
 
@@ -144,7 +144,7 @@ def _kept(now: Now) -> Outcome:
         return now.records, ()
     blind, job = bool(case.verdict.blind), running(world)
     if world.tainted and not blind and case.config.mode is Mode.EVICT and (settings.check or settings.diagnose):
-        may = bool(not world.paused and world.held(SlotKind.WITHDRAWN) and not job)
+        may = bool(not world.paused and world.held(PermitKind.WITHDRAWN) and not job)
         records, checking = validate(case, now.records, now.stored.faults if now.stored else (), may)
         # What a repair that runs has paused stays so until it has ended.
         return (replace(records, paused=now.records.paused) if job else records), checking
@@ -158,13 +158,13 @@ def _in_service(now: Now, records: Records) -> Steps:
     """
     world, config, aimed = now.case.world, now.case.config, _aim(now, records)
     soft = kept_soft(aimed.taints, config)
-    back = given(world, SlotKind.DRAINING)
+    back = given(world, PermitKind.DRAINING)
     if any(taint.withdraws for taint in aimed.taints):  # degraded, and as good as withdrawn
         return (*permitted(world, config.budget), *aimed.retaint(), *aimed.report(), *back, *soft)
-    used = given(world, SlotKind.HOURLY)
-    if any(slot.pending for slot in world.slots or ()):
+    used = given(world, PermitKind.HOURLY)
+    if any(permit.pending for permit in world.permits or ()):
         return (*(used if world.withdrawn else ()), *aimed.report(), Wait(_PENDING), *soft)
-    return (*used, *aimed.retaint(), *aimed.report(), *back, *given(world, SlotKind.WITHDRAWN), *soft)
+    return (*used, *aimed.retaint(), *aimed.report(), *back, *given(world, PermitKind.WITHDRAWN), *soft)
 
 
 def _aim(now: Now, records: Records) -> _Aim:
@@ -177,7 +177,7 @@ def _aim(now: Now, records: Records) -> _Aim:
         OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
         **operand_labels(world, config.repair, now.records, records),
     }
-    conditions = (*_conditions(verdict, world, records.idle.tried), *_replacement(now, records))
+    conditions = (*_conditions(verdict, world, records.idle.failed_resets), *_replacement(now, records))
     return _Aim(world, aimed_taints(case, now.treatment), labels, conditions, _stored(now, records))
 
 
@@ -213,7 +213,7 @@ def _replacement(now: Now, records: Records) -> tuple[Condition, ...]:
     So it is asked for only while we may act at all: a pause takes the word back before it is obeyed.
     """
     world, config, live = now.case.world, now.case.config, records.live
-    may = config.mode is Mode.EVICT and not world.paused and world.held(SlotKind.WITHDRAWN) is not None
+    may = config.mode is Mode.EVICT and not world.paused and world.held(PermitKind.WITHDRAWN) is not None
     asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
     wanted = accelerated(config.presets, world.conditions, asked)
     if asked:
@@ -224,12 +224,12 @@ def _replacement(now: Now, records: Records) -> tuple[Condition, ...]:
     return wanted
 
 
-def _conditions(verdict: Verdict, world: World, tried: Mapping[str, Attempt]) -> tuple[Condition, ...]:
+def _conditions(verdict: Verdict, world: World, failed_resets: Mapping[str, Attempt]) -> tuple[Condition, ...]:
     wanted = []
     for kind, severity in ((UNHEALTHY, Severity.FATAL), (DEGRADED, Severity.DEGRADED)):
         faults = [f for f in verdict.faults if f.finding.severity is severity]
         if faults:
-            told = "; ".join(f"{f.finding.id}: {f.finding.message}{_tried(f, tried)}" for f in faults)
+            told = "; ".join(f"{f.finding.id}: {f.finding.message}{_failed_reset(f, failed_resets)}" for f in faults)
             wanted.append(Condition(kind, "True", camel(faults[0].finding.rule), plain(told)))
         elif not verdict.blind:
             wanted.append(Condition(kind, "False", "NoGpuFault", "no GPU fault of this severity stands"))
@@ -238,8 +238,8 @@ def _conditions(verdict: Verdict, world: World, tried: Mapping[str, Attempt]) ->
     return tuple(wanted)
 
 
-def _tried(fault: Fault, tried: Mapping[str, Attempt]) -> str:
-    why = failed(fault, tried)
+def _failed_reset(fault: Fault, failed_resets: Mapping[str, Attempt]) -> str:
+    why = failed(fault, failed_resets)
     return f" (the reset of its idle GPU failed: {why})" if why else ""
 
 

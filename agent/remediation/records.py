@@ -96,7 +96,7 @@ class Idle:
 
     withdrawn: bool = False  # the hard taint stands for one, or did until somebody took it off
     times: tuple[int, ...] = ()  # of withdrawals for one lately: when each ended, or the one that stands began; Unix s
-    tried: Mapping[str, Attempt] = field(default_factory=dict)  # id of a fault that stands → the reset that failed it
+    failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the ids of the faults that stand
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +140,8 @@ def as_json(records: Records) -> dict[str, Any]:
     if records.drain:
         told["drain"] = {"remedy": records.drain.remedy, "at": records.drain.at, "returns": dict(records.drain.returns)}
     if records.idle != Idle():
-        tried = {key: _told(one) for key, one in records.idle.tried.items()}
-        told["idle"] = {"withdrawn": records.idle.withdrawn, "times": list(records.idle.times), "tried": tried}
+        failed_resets = {key: _told(one) for key, one in records.idle.failed_resets.items()}
+        told["idle"] = {"withdrawn": records.idle.withdrawn, "times": list(records.idle.times), "tried": failed_resets}
     return told
 
 
@@ -186,8 +186,8 @@ def _attempt(one: Mapping[str, Any]) -> Attempt:
 
 
 def _idle(data: Mapping[str, Any]) -> Idle:
-    tried = {str(key): _attempt(one) for key, one in data.get("tried", {}).items()}
-    return Idle(bool(data.get("withdrawn")), tuple(int(at) for at in data.get("times", ())), tried)
+    failed_resets = {str(key): _attempt(one) for key, one in data.get("tried", {}).items()}
+    return Idle(bool(data.get("withdrawn")), tuple(int(at) for at in data.get("times", ())), failed_resets)
 
 
 def _begun(data: Mapping[str, Any]) -> Begun:

@@ -86,9 +86,9 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     if local.up_s < settings.prove_s and any(rebooted(f.boot_id, case.verdict) for f in case.verdict.faults):
         return records, (Wait("the node was rebooted since its fault was seen: whether that cured it is awaited"),)
     due = treatment.outstanding
-    tried = own(due, records)
-    last = tried[-1] if tried else None
-    if last and abs(case.verdict.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(tried) - 1)):
+    failed_resets = own(due, records)
+    last = failed_resets[-1] if failed_resets else None
+    if last and abs(case.verdict.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(failed_resets) - 1)):
         said = f"{last.remedy}, attempt {last.number}, failed ({last.said})"
         return records, (Wait(f"{said}: {remedy} follows after a pause of {pause_s:.0f} s"),)
     if remedy is Remedy.RESET_GPU:
@@ -190,8 +190,8 @@ def _again(treatment: Treatment, live: Attempt) -> str:
     """What was seen after a reset, in words; a reboot is proved by the boot that a fault was last seen in."""
     if live.remedy is not Remedy.RESET_GPU:
         return ""
-    late = [f.finding.id for f in treatment.faults if concerns(live, f) and f.finding.evidence.at >= live.acted_at]
-    return f"{', '.join(late)} came again after it" if late else ""
+    again = [f.finding.id for f in treatment.faults if concerns(live, f) and f.finding.evidence.at >= live.acted_at]
+    return f"{', '.join(again)} came again after it" if again else ""
 
 
 def _restored(records: Records) -> Records:

@@ -9,7 +9,7 @@ from agent.config.settings import Mode
 from agent.model.errors import MalformedError, NewerError
 from agent.model.names import HARD_TAINT
 from agent.model.steps import On, Wait
-from agent.model.world import SlotKind
+from agent.model.world import PermitKind
 from agent.remediation.case import Case, Treatment
 from agent.remediation.idle_reset import chosen
 from agent.remediation.ladder import effective
@@ -21,7 +21,7 @@ from agent.remediation.stored import Stored, load
 
 class Situation(Enum):
     OPTED_OUT = auto()  # a person wants nothing of us here
-    ASIDE = auto()  # the GPUs are somebody else's for now: a driver upgrade, a change of MIG
+    KEEP_OFF = auto()  # the GPUs are somebody else's for now: a driver upgrade, a change of MIG
     NEWER = auto()  # a newer agent wrote the stored state
     MALFORMED = auto()  # nobody can read it
     UNEXPLAINED = auto()  # our hard taint stands, and nothing says what for
@@ -58,7 +58,7 @@ def situation(case: Case) -> Now:
         why = "the node's label gpu-health-agent/managed=false opts it out: nothing is written to it"
         return Now(Situation.OPTED_OUT, (Wait(why, On.STOPPED),), case)
     if why := upgrading(world.labels):
-        return Now(Situation.ASIDE, (Wait(f"{why}: nothing is judged or done"),), case)
+        return Now(Situation.KEEP_OFF, (Wait(f"{why}: nothing is judged or done"),), case)
     try:
         stored = load(world.stored, 0.0) if world.stored is not None else None
     except NewerError as error:
@@ -91,7 +91,7 @@ def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wa
         if world.paused:
             why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
             return Situation.PAUSED, (Wait(why, On.STOPPED),)
-        if not (world.tainted and world.held(SlotKind.WITHDRAWN)):
+        if not (world.tainted and world.held(PermitKind.WITHDRAWN)):
             return Situation.TO_WITHDRAW, ()
         if case.config.mode is Mode.TAINT:
             why = "mode taint: no pod is moved and nothing is repaired; the node returns once its cure is proved"

@@ -60,7 +60,7 @@ def _fault(fault: Fault) -> dict[str, Any]:
         "proved": fault.proved,
         **_counters(fault),
         **({"fell": list(fault.fell)} if fault.fell else {}),
-        **({"late": True} if fault.late else {}),
+        **({"late": True} if fault.pre_start else {}),
         "seen_by": [[w.source, round(w.at, 3), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
     }
 
@@ -137,7 +137,7 @@ def _restore(data: dict[str, Any], now: float) -> Fault:
         remedy=Remedy(data["remedy"]),
         message=str(data["message"]),
         evidence=seen_by[-1],
-        seen=now,
+        arrived=now,
         witness=str(data["witness"]),
         clear_s=None if clear_s is None else float(clear_s),
         instance=None if instance is None else int(instance),
@@ -154,6 +154,6 @@ def _restore(data: dict[str, Any], now: float) -> Fault:
         proved=bool(data["proved"]),
         counters=_restored(data),
         fell=tuple(str(name) for name in data.get("fell", ())),
-        late=bool(data.get("late", False)),
+        pre_start=bool(data.get("late", False)),
         witnesses=seen_by,
     )

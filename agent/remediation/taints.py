@@ -12,9 +12,9 @@ from agent.config.settings import Budget, Config, Mode
 from agent.model.fault import Severity
 from agent.model.names import HARD_TAINT, SOFT_TAINT
 from agent.model.ownership import own_taint
-from agent.model.steps import Step, TakeSlot, Wait
-from agent.model.world import SlotKind, Taint, World
-from agent.remediation.budget import allowed, free_slot, given, needed
+from agent.model.steps import Step, TakePermit, Wait
+from agent.model.world import PermitKind, Taint, World
+from agent.remediation.budget import allowed, free_permit, given, needed
 from agent.remediation.case import Case, Treatment
 from agent.remediation.presets import beside_hard
 
@@ -42,9 +42,9 @@ def spare(world: World, budget: Budget) -> bool:
     """Whether a permit is held or free, and another one beside it."""
     if world.paused and not world.withdrawn:
         return False
-    if held := world.held(SlotKind.WITHDRAWN):
-        return held.index < allowed(world, SlotKind.WITHDRAWN, budget) - LEFT_FREE
-    return all(free_slot(world, kind, budget, LEFT_FREE) is not None for kind in needed(world, budget))
+    if held := world.held(PermitKind.WITHDRAWN):
+        return held.index < allowed(world, PermitKind.WITHDRAWN, budget) - LEFT_FREE
+    return all(free_permit(world, kind, budget, LEFT_FREE) is not None for kind in needed(world, budget))
 
 
 def effect_on(taints: Iterable[Taint]) -> str:
@@ -55,14 +55,14 @@ def effect_on(taints: Iterable[Taint]) -> str:
 
 def confirmed(world: World) -> tuple[Step, ...]:
     """Nothing is done on a permit that was not confirmed lately."""
-    return tuple(TakeSlot(slot.kind, slot.index) for slot in world.slots or () if slot.stale)
+    return tuple(TakePermit(permit.kind, permit.index) for permit in world.permits or () if permit.stale)
 
 
 def permitted(world: World, budget: Budget) -> tuple[Step, ...]:
     """What the harder form needs before it is written."""
-    free = ((kind, free_slot(world, kind, budget, LEFT_FREE)) for kind in needed(world, budget))
-    taken = tuple(TakeSlot(kind, index) for kind, index in free if index is not None)
-    used = given(world, SlotKind.HOURLY) if world.withdrawn else ()
+    free = ((kind, free_permit(world, kind, budget, LEFT_FREE)) for kind in needed(world, budget))
+    taken = tuple(TakePermit(kind, index) for kind, index in free if index is not None)
+    used = given(world, PermitKind.HOURLY) if world.withdrawn else ()
     return (*confirmed(world), *taken, *used)
 
 

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent.config.settings import Config
+from agent.model.cluster_client import ClusterClient
 from agent.model.describe import describe
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
-from agent.model.hands import Hands
 from agent.model.steps import Report, Step, Wait
 from agent.recording.recording import Recorder
 from agent.runtime.cycle import Cycle, Planned, Turn, kind, turn
 from agent.runtime.exchange import Exchange
-from agent.runtime.pod_gpus import Ask, Holding
+from agent.runtime.pod_gpus import Ask, PodGpus
 
 _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
 _QUEUED_S = 30.0  # for a permit: a whole fleet may wait for one at once, and for weeks
@@ -34,7 +34,7 @@ class Actor:
     def __init__(
         self,
         config: Config,
-        connect: Callable[[], Hands],
+        connect: Callable[[], ClusterClient],
         dry_run: bool,
         tell: Tell,
         ask: Ask | None = None,
@@ -42,9 +42,9 @@ class Actor:
     ) -> None:
         """``ask``: the kubelet, which pod holds which GPU; UnaskedError."""
         self._connect, self._tell, self._recorder = connect, tell, recorder
-        self._hands: Hands | None = None
+        self._client: ClusterClient | None = None
         self._stop = threading.Event()
-        self._holding = Holding(ask, tell)
+        self._pod_gpus = PodGpus(ask, tell)
         self._cycle = Cycle(config, time.monotonic(), dry_run)
         self._asked: frozenset[str] = frozenset()  # pods of which was asked whose they are
         self._done: Counter[str] = Counter()
@@ -94,14 +94,14 @@ class Actor:
         return _BUSY_S if last.waits or last.cycle.standing else _IDLE_S
 
     def _turn(self) -> Turn:
-        hands = self._hands = self._hands or self._connect()
+        client = self._client = self._client or self._connect()
         done: list[Step] = []
         try:
             one = turn(
                 self._cycle,
                 self.exchange.judged,
-                hands,
-                self._holding.now,
+                client,
+                self._pod_gpus.now,
                 looked=self._looked,
                 decided=self._decided,
                 did=done.append,
@@ -111,7 +111,7 @@ class Actor:
         if one.failed:
             self._failed[one.failed] += 1
         if one.again:
-            self._holding.forget()
+            self._pod_gpus.forget()
             self.exchange.acted = replace(self.exchange.acted, look_s=one.look_s)
         self._show(None if one.trouble else one.waits)
         if one.overtaken:
@@ -141,9 +141,9 @@ class Actor:
             look_began=cycle.look_began,
             # A dry run rehearses nothing: what is not written could not be seen to happen.
             drill=cycle.world.drill if cycle.world and not cycle.dry_run else None,
-            aside=cycle.aside,
+            keep_off=cycle.keep_off,
             resets=cycle.resets,
-            tried=cycle.tried,
+            failed_resets=cycle.failed_resets,
         )
 
     def _decided(self, one: Planned) -> None:
@@ -153,15 +153,15 @@ class Actor:
 
     def _show(self, waits: tuple[Wait, ...] | None = None, failures: int | None = None) -> None:
         """What is waited for, where it is said anew, and the counts."""
-        acted, hands = self.exchange.acted, self._hands
-        checkpoints, waited_s = hands.checkpoints if hands else ({}, 0.0)
+        acted, client = self.exchange.acted, self._client
+        checkpoints, waited_s = client.checkpoints if client else ({}, 0.0)
         self.exchange.acted = replace(
             acted,
             waits=acted.waits if waits is None else waits,
             failures=acted.failures if failures is None else failures,
             done=dict(self._done),
             failed=dict(self._failed),
-            requests=dict(hands.requests) if hands else {},
+            requests=dict(client.requests) if client else {},
             checkpoints=dict(checkpoints),
             checkpoint_wait_s=waited_s,
         )
@@ -173,11 +173,11 @@ class Actor:
         """Whose the pods on the GPUs are, once everything else is done: no act waits for it."""
         known = self.exchange.acted.workloads
         unknown = self.exchange.judged.pods - known.keys() - self._asked
-        if not unknown or not self._hands:
+        if not unknown or not self._client:
             return
         self._asked |= unknown  # a pod that is gone by now is not asked for again
         try:
-            found = self._hands.workloads()
+            found = self._client.workloads()
         except RefusedError as refused:
             self._tell("the workloads of GPU processes are not known", why=str(refused))
             return

@@ -6,19 +6,19 @@ from typing import Any
 
 from agent.config.settings import Budget
 from agent.model.names import HARD_TAINT, STATE_LABEL
-from agent.model.world import SlotKind, World
+from agent.model.world import PermitKind, World
 from agent.remediation.budget import allowed
 from agent.remediation.taints import effect_on
 from agent.runtime.exchange import Acted
 from agent.status.snapshot import PermitsView
 
-_SHOWN = (SlotKind.WITHDRAWN, SlotKind.DRAINING)  # held for as long as a node is out; an hourly one is used at once
+_SHOWN = (PermitKind.WITHDRAWN, PermitKind.DRAINING)  # held for as long as a node is out; an hourly one is used at once
 
 
 def view(acted: Acted, budget: Budget, restored: bool) -> dict[str, Any]:
     """``restored``: the faults of the agent's last life are known again; the Node is told of together with them."""
     return {
-        "aside": acted.aside,
+        "keep_off": acted.keep_off,
         "treatment": acted.treatment,
         "api_failures": acted.failures,
         "checkpoints": acted.checkpoints,
@@ -35,16 +35,16 @@ def view(acted: Acted, budget: Budget, restored: bool) -> dict[str, Any]:
 
 def _standing(world: World, looked_at: float, budget: Budget) -> dict[str, Any]:
     withdrawn = any(taint.key == HARD_TAINT for taint in world.taints)
-    permit = world.held(SlotKind.WITHDRAWN)
+    permit = world.held(PermitKind.WITHDRAWN)
     return {
         "stage": world.labels.get(STATE_LABEL, ""),
         "withdrawn": withdrawn,
         "degraded_effect": effect_on(world.taints),
         "withdrawn_since": looked_at - permit.taken_s if withdrawn and permit else None,
-        "permits": tuple(_permits(world, kind, budget) for kind in _SHOWN if world.slots is not None),
+        "permits": tuple(_permits(world, kind, budget) for kind in _SHOWN if world.permits is not None),
     }
 
 
-def _permits(world: World, kind: SlotKind, budget: Budget) -> PermitsView:
-    taken = sum(bool(slot.holder) for slot in world.slots or () if slot.kind is kind)
+def _permits(world: World, kind: PermitKind, budget: Budget) -> PermitsView:
+    taken = sum(bool(permit.holder) for permit in world.permits or () if permit.kind is kind)
     return PermitsView(kind, world.held(kind) is not None, taken, allowed(world, kind, budget))

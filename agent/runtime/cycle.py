@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
 from agent.config.settings import Config, Mode
+from agent.model.cluster_client import ClusterClient
 from agent.model.describe import describe
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
 from agent.model.fault import Severity, Unseen, Verdict
-from agent.model.hands import Hands
-from agent.model.steps import AskCheckpoint, Delete, Evict, Step, TakeSlot, Wait
+from agent.model.steps import AskCheckpoint, Delete, Evict, GivePermit, Step, TakePermit, Wait
 from agent.model.world import Local, World
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
@@ -26,7 +26,7 @@ from agent.remediation.records import Attempt
 from agent.remediation.repair import resets
 from agent.remediation.stored import kept
 from agent.runtime.exchange import Judged
-from agent.runtime.pod_gpus import Holders, held
+from agent.runtime.pod_gpus import Holders, with_gpus
 
 _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
 _UNHEARD = Wait("every source must be heard once before anything is concluded")
@@ -49,8 +49,8 @@ class Cycle:
     look_began: float = 0.0
     returned: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back before this life
     resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset, for the judge
-    tried: Mapping[str, Attempt] = field(default_factory=dict)  # fault id → the reset of an idle GPU that cured nothing
-    aside: str = ""  # why no process of ours may hold a GPU now
+    failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
+    keep_off: str = ""  # why no process of ours may hold a GPU now
     aside_from: float = 0.0  # when the look began that found so first
     standing: bool = True  # the node bears a taint that takes a permit, or holds one; so it is until a look at both
 
@@ -94,7 +94,7 @@ class Turn:
 def turn(
     cycle: Cycle,
     judged: Judged,
-    hands: Hands,
+    client: ClusterClient,
     ask: Callable[[bool], Holders | None],
     now: Clock = time.monotonic,
     wall: Clock = time.time,
@@ -110,7 +110,7 @@ def turn(
     verdict, began = judged.verdict, now()
     wants = verdict is not None and _wants_permit(cycle, judged, verdict)
     try:
-        world = hands.look(cycle.standing or wants)
+        world = client.look(cycle.standing or wants)
     except (CredentialsError, RefusedError, UnreachableError) as error:
         return Turn(cycle, failed="look", trouble=error)
     look_s = now() - began
@@ -121,14 +121,14 @@ def turn(
     gathers_s = _gathers_s(verdict, cycle.config, now())
     planned = _planned(cycle, world, judged, verdict, ask, now(), gathers_s <= 0)
     decided(planned)
-    takes = any(isinstance(step, TakeSlot) for step in planned.acts)  # whatever becomes of what it is taken for
+    takes = any(isinstance(step, TakePermit) for step in planned.acts)  # whatever becomes of what it is taken for
     cycle = replace(cycle, world=planned.world, standing=cycle.standing or takes)
     looked(cycle)
     so_far = Turn(cycle, planned.waits, look_s=look_s, gathers_s=gathers_s, planned=planned)
     if cycle.dry_run:
         would = tuple(Wait(f"dry run: would {describe(step)}") for step in planned.acts)
         return replace(so_far, waits=(*would, *planned.waits))
-    ended = _done(so_far, hands, did)
+    ended = _done(so_far, client, did)
     waits_for = wants or verdict.fatal or (planned.waits and resettable(verdict.faults))
     return replace(ended, queued=bool(waits_for) and not (ended.again or ended.failed or cycle.standing))
 
@@ -141,7 +141,7 @@ def _wants_permit(cycle: Cycle, judged: Judged, verdict: Verdict) -> bool:
     config = cycle.config
     least = Severity.DEGRADED if config.policy.degraded_effect == "NoSchedule" else Severity.FATAL
     bad = any(fault.finding.severity >= least for fault in verdict.faults)
-    idle = any(not judged.clients.get(fault.uuid) for fault in wanted(verdict, config, cycle.tried))
+    idle = any(not judged.clients.get(fault.uuid) for fault in wanted(verdict, config, cycle.failed_resets))
     return (bad or idle) and config.mode is not Mode.OBSERVE
 
 
@@ -154,16 +154,16 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
     acts = config.mode is Mode.EVICT and not cycle.dry_run
     waited = now - cycle.began >= config.repair.prove_s
     heard = verdict.heard if verdict else frozenset()
-    aside = released(world.labels, records, None if waited else heard) if acts else upgrading(world.labels)
-    standing = world.withdrawn or any(slot.holder == world.holder for slot in world.slots or ())
+    keep_off = released(world.labels, records, None if waited else heard) if acts else upgrading(world.labels)
+    standing = world.withdrawn or any(permit.holder == world.holder for permit in world.permits or ())
     cycle = replace(
         cycle,
         world=world,
         returned=returned,
         resets=resets(records),
-        tried=records.idle.tried,
-        aside=aside,
-        aside_from=cycle.aside_from if aside and cycle.aside else cycle.look_began,
+        failed_resets=records.idle.failed_resets,
+        keep_off=keep_off,
+        aside_from=cycle.aside_from if keep_off and cycle.keep_off else cycle.look_began,
         standing=standing,
     )
     # From now on it looks with what was stored; the time before counts for no proof.
@@ -188,22 +188,22 @@ def _planned(
     if verdict.fatal:
         world = replace(world, returns=dict(Counter(cycle.returned) + Counter(world.returns)))
     leave = verdict.fatal and any(pod.gpu and not pod.finished for pod in world.pods or ())
-    idle = world.pods is not None and wanted(verdict, cycle.config, cycle.tried)
+    idle = world.pods is not None and wanted(verdict, cycle.config, cycle.failed_resets)
     # Asked for only while it decides which pods leave, or whether a GPU is idle.
-    holders = ask(bool(cycle.aside)) if leave or idle else None
-    world = held(world, holders)
-    closed = bool(cycle.aside) and judged.released is not None and judged.released >= cycle.aside_from
+    holders = ask(bool(cycle.keep_off)) if leave or idle else None
+    world = with_gpus(world, holders)
+    closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.aside_from
     local = Local(gathered, int(now - cycle.began), closed, judged.clients, holders)
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
 
 
-def _done(so_far: Turn, hands: Hands, did: Callable[[Step], object]) -> Turn:
+def _done(so_far: Turn, client: ClusterClient, did: Callable[[Step], object]) -> Turn:
     """Each step in order; the first that is refused ends the round."""
     done: list[Step] = []
     again = False
     for step in so_far.planned.acts if so_far.planned else ():
         try:
-            hands.do(step)
+            client.do(step)
         except (CredentialsError, UnreachableError) as error:
             return replace(so_far, done=tuple(done), failed=kind(step), trouble=error)
         except RefusedError as refused:
@@ -223,5 +223,8 @@ def _done(so_far: Turn, hands: Hands, did: Callable[[Step], object]) -> Turn:
 
 
 def kind(step: Step) -> str:
-    """As metrics name it."""
-    return type(step).__name__.lower()
+    """As metrics name it: outside programs count by these words."""
+    return _KINDS.get(type(step)) or type(step).__name__.lower()
+
+
+_KINDS: Mapping[type, str] = {TakePermit: "takeslot", GivePermit: "giveslot"}

@@ -20,7 +20,7 @@ from agent.remediation.idle_reset import wanted
 from agent.remediation.stored import restored
 from agent.runtime.actor import Actor, Tell
 from agent.runtime.actor_view import view
-from agent.runtime.drill_marks import Rehearsal
+from agent.runtime.drill_marks import DrillMarks
 from agent.runtime.exchange import Acted, Exchange
 from agent.sources.process.source import SourceStatus
 from agent.sources.process.supervisor import Sources
@@ -31,7 +31,7 @@ from agent.status.state import state
 
 _TICK_S = 1.0
 _PATIENCE_S = 10.0  # for the first answer of the API server
-_REHEARSAL_S = 0.05  # between looks at whether the Node was looked at
+_DRILL_MARKS_S = 0.05  # between looks at whether the Node was looked at
 _STALLED_S = 30.0  # /healthz fails when the judge loop did not turn for so long
 _JUDGE = "judge"  # as /state names it among what is blind
 
@@ -56,10 +56,10 @@ class Daemon:
         self._began = self._turned = time.monotonic()
         self._key: object = None
         self._restored = actor is None
-        self.seen: Callable[[Observation], None] | None = None  # for a narrator
+        self.listener: Callable[[Observation], None] | None = None  # for a narrator
         self.judged: Callable[[Verdict], object] | None = None  # for one that waits for a verdict
         self._second = ""
-        self._rehearsal = Rehearsal()
+        self._drill_marks = DrillMarks()
         self.snapshot: Snapshot | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -85,15 +85,15 @@ class Daemon:
     def _turn(self) -> None:
         """Wait for the sources, then judge what they said by what the Node says, which is read once."""
         wait_s = self._turned + _TICK_S - time.monotonic()
-        seen = self._sources.turn(min(wait_s, _REHEARSAL_S) if self._rehearsal.waits else wait_s)
+        seen = self._sources.turn(min(wait_s, _DRILL_MARKS_S) if self._drill_marks.waits else wait_s)
         acted, now = self._exchange.acted, time.monotonic()
         self._restore(acted, now)
-        seen = self._sifted(seen, acted, now)
-        if acted.aside:
+        seen = self._admitted(seen, acted, now)
+        if acted.keep_off:
             holders = hold_gpus(self._sources.names)
             seen = [o for o in seen if o.source not in holders]
             seen += [
-                Observation(time.time(), name, Signal.FAILED, value=Failure.ASIDE, raw=acted.aside, seen=now)
+                Observation(time.time(), name, Signal.FAILED, value=Failure.KEEP_OFF, raw=acted.keep_off, arrived=now)
                 for name in self._sources.names
                 if name in holders
             ]
@@ -107,28 +107,29 @@ class Daemon:
         may = frozenset(name for name in self._sources.names if self._may_run(name, now, acted))
         history = self._memory.history
         self._sources.want(may, Known(history.boot_id, history.kernel_seq, frozenset(history.cards)))
+        closed = acted.keep_off and self._sources.ended(hold_gpus(self._sources.names))
         self._exchange.judged = replace(
             self._exchange.judged,
-            released=acted.look_began if acted.aside and self._sources.ended(hold_gpus(self._sources.names)) else None,
+            released=acted.look_began if closed else None,
             clients=clients(history, now, self._config.policy.silent_s),
         )
 
-    def _sifted(self, seen: list[Observation], acted: Acted, now: float) -> list[Observation]:
+    def _admitted(self, seen: list[Observation], acted: Acted, now: float) -> list[Observation]:
         """Without what a drill says, unless the Node bears that drill."""
-        rehearsal = self._rehearsal
-        if not (rehearsal.waits or any(one.drill for one in seen)):
+        drill_marks = self._drill_marks
+        if not (drill_marks.waits or any(one.drill for one in seen)):
             return seen
-        before, looked = rehearsal.dropped, acted.look_began if self._actor else now
-        seen = rehearsal.sift(seen, now, acted.orders(time.time()).drill, looked)
-        if rehearsal.asks(now):
+        before, looked = drill_marks.dropped, acted.look_began if self._actor else now
+        seen = drill_marks.admitted(seen, now, acted.orders(time.time()).drill, looked)
+        if drill_marks.asks(now):
             self._exchange.news.set()
-        if rehearsal.dropped > before == 0:  # once: whoever may write to the kernel log writes as often as they like
+        if drill_marks.dropped > before == 0:  # once: whoever may write to the kernel log writes as often as they like
             self._tell("a drill's kernel record was dropped: this Node does not bear its nonce, or not any more")
         return seen
 
     def _may_run(self, name: str, now: float, acted: Acted) -> bool:
         """Some wait for the stored position. The others wait as well, a while: a reset may be under way."""
-        if SOURCES[name].holds_gpus and acted.aside:
+        if SOURCES[name].holds_gpus and acted.keep_off:
             return False
         if self._actor is None:
             return True
@@ -149,9 +150,9 @@ class Daemon:
         self._restored = True
 
     def _judge(self, seen: list[Observation], acted: Acted, now: float) -> None:
-        if self.seen:
+        if self.listener:
             for observation in seen:
-                self.seen(observation)
+                self.listener(observation)
         before = self.snapshot.verdict if self.snapshot else None
         try:
             wall = time.time()
@@ -223,11 +224,11 @@ class Daemon:
                 # What is lost or was not read lately has no value now, and must leave no stale series.
                 pci: reading
                 for pci, reading in history.readings.items()
-                if pci not in history.lost and now - reading.seen <= silent_s
+                if pci not in history.lost and now - reading.arrived <= silent_s
             },
             disagreements=tuple((pci, signal) for pci, signal, *_ in disagreements(history, silent_s)),
             xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
-            resets=frozenset(one.finding.id for one in wanted(verdict, self._config, acted.tried))
+            resets=frozenset(one.finding.id for one in wanted(verdict, self._config, acted.failed_resets))
             if self._actor
             else frozenset(),
             sources=tuple(_view(one, verdict, history.failed.get(one.name), now) for one in self._sources.statuses),

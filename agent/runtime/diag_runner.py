@@ -9,8 +9,8 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
+from agent.model.cluster_client import ClusterClient
 from agent.model.errors import AgentError, RefusedError, UndiagnosedError
-from agent.model.hands import Hands
 from agent.model.steps import Diagnose, Step
 from agent.model.world import Diagnosed, World
 from agent.remediation.stored import kept
@@ -20,28 +20,28 @@ from agent.sources.dcgm.diag_process import Progress, failures
 Ask = Callable[[int, Sequence[str], Progress], dict[str, Any]]
 
 
-class Checkup:
+class DiagRunner:
     """What the hands on the cluster do, and the step Diagnose."""
 
-    def __init__(self, hands: Hands, ask: Ask) -> None:
+    def __init__(self, client: ClusterClient, ask: Ask) -> None:
         """``ask`` blocks until the result; UndiagnosedError."""
-        self._hands, self._ask = hands, ask
+        self._client, self._ask = client, ask
         self._run: _Run | None = None
 
     @property
     def requests(self) -> Mapping[str, int]:
-        return self._hands.requests
+        return self._client.requests
 
     @property
     def checkpoints(self) -> tuple[Mapping[str, int], float]:
-        return self._hands.checkpoints
+        return self._client.checkpoints
 
     def workloads(self) -> Mapping[str, str]:
-        return self._hands.workloads()
+        return self._client.workloads()
 
     def look(self, closely: bool) -> World:
         """A diagnosis that the Node no longer waits for is ended: a fault stands again, or a person decided."""
-        world = self._hands.look(closely)
+        world = self._client.look(closely)
         if self._run is None:
             return world
         self._run.wanted = self._run.step.name == awaited(kept(world.stored))
@@ -49,7 +49,7 @@ class Checkup:
 
     def do(self, step: Step) -> None:
         if not isinstance(step, Diagnose):
-            self._hands.do(step)
+            self._client.do(step)
         elif self._run and self._run.end is None:
             # As a server's refusal that the next round may find gone.
             raise RefusedError(HTTPStatus.NOT_FOUND, "the diagnosis before it has not ended yet")

@@ -32,7 +32,7 @@ def valid(annotation: str | None, now: float) -> str:
         return ""
 
 
-class Rehearsal:
+class DrillMarks:
     """Holds a drill's records until the Node was looked at since. Times are monotonic seconds."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Rehearsal:
     def waits(self) -> bool:
         return bool(self._waiting)
 
-    def sift(self, seen: Iterable[Observation], now: float, nonce: str, looked: float) -> list[Observation]:
+    def admitted(self, seen: Iterable[Observation], now: float, nonce: str, looked: float) -> list[Observation]:
         """What is to be judged now. ``nonce`` is what the Node bore when a look began at ``looked``."""
         judged: list[Observation] = []
         marked = self._waiting
@@ -53,8 +53,8 @@ class Rehearsal:
         self._waiting = []
         for one in marked:
             if one.drill == nonce and not one.past:
-                judged.append(replace(one, seen=now))  # as a replay will have it
-            elif looked < one.seen and now - one.seen < _PATIENCE_S and len(self._waiting) < _MOST_WAITING:
+                judged.append(replace(one, arrived=now))  # as a replay will have it
+            elif looked < one.arrived and now - one.arrived < _PATIENCE_S and len(self._waiting) < _MOST_WAITING:
                 self._waiting.append(one)
             else:
                 self.dropped += 1

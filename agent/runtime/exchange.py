@@ -39,9 +39,9 @@ class Acted:
     looked_at: float = 0.0  # when that was, Unix seconds
     look_began: float = 0.0  # and when it had begun, monotonic seconds
     drill: str | None = None  # the drill's annotation that may be believed
-    aside: str = ""  # why no process of ours may hold a GPU now
+    keep_off: str = ""  # why no process of ours may hold a GPU now
     resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset, Unix seconds
-    tried: Mapping[str, Attempt] = field(default_factory=dict)  # fault id → the reset of an idle GPU that cured nothing
+    failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name
     treatment: Treatment | None = None  # what the last plan was for
     steps: tuple[str, ...] = ()  # done in the last round that did anything

@@ -14,7 +14,7 @@ Holders = Mapping[str, Collection[str] | None]  # pod → UUIDs of its GPUs; Non
 Ask = Callable[[], Holders]  # UnaskedError
 
 
-class Holding:
+class PodGpus:
     """Not asked while we stand aside: the answer may need NVML, for MIG devices and claims."""
 
     def __init__(self, ask: Ask | None, tell: Callable[..., None]) -> None:
@@ -28,10 +28,10 @@ class Holding:
         """The next question is asked anew."""
         self._until = 0.0
 
-    def now(self, aside: bool) -> Holders | None:
+    def now(self, keep_off: bool) -> Holders | None:
         """None where nobody's GPUs are known: then every GPU pod leaves."""
         at = time.monotonic()
-        if self._ask and not aside and at >= self._until:
+        if self._ask and not keep_off and at >= self._until:
             self._told, self._until = self._answer(self._ask), at + _SERVES_S
         return self._told
 
@@ -46,7 +46,7 @@ class Holding:
         return told
 
 
-def held(world: World, holders: Holders | None) -> World:
+def with_gpus(world: World, holders: Holders | None) -> World:
     """The pods with the GPUs that each holds; one that requests a GPU and for which none is told may hold any."""
     told = holders or {}
     pods = tuple(

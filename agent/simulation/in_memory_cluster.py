@@ -15,7 +15,7 @@ from agent.actions.api import JSON, JSON_PATCH, PATCH_FAILED, TABLE
 _OBJECTS = {"nodes", "pods", "leases", "events", "configmaps", "jobs", "cronjobs"}
 
 
-class PretendCluster:
+class InMemoryCluster:
     """An Api. Nodes, pods, Leases and Events only; evicted pods start again on the next free node."""
 
     def __init__(self) -> None:

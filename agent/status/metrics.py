@@ -210,11 +210,11 @@ def _actions(shot: Snapshot) -> Iterator[Metric]:
     )
     breaker.add_metric([shot.node], float(shot.api_failures > 0))
     yield breaker
-    aside = GaugeMetricFamily(
+    keep_off = GaugeMetricFamily(
         "gpu_health_standing_aside", "1 while the agent leaves the GPUs to a repair or upgrade.", labels=["node"]
     )
-    aside.add_metric([shot.node], float(bool(shot.aside)))
-    yield aside
+    keep_off.add_metric([shot.node], float(bool(shot.keep_off)))
+    yield keep_off
     look = GaugeMetricFamily(
         "gpu_health_look_seconds", "How long the reads before the last steps took.", labels=["node"]
     )

@@ -78,8 +78,8 @@ def _banner(state: Mapping[str, Any], now: float) -> str:
     if since := state.get("withdrawn_since"):
         lines.append(f"Withdrawn since {_time(since)}.")
     lines += [f"Blind: {_text(why)}." for why in state.get("blind", ())]
-    if aside := state.get("aside"):
-        lines.append(f"The agent stands aside: {_text(aside)}.")
+    if keep_off := state.get("aside"):
+        lines.append(f"The agent stands aside: {_text(keep_off)}.")
     shown = status
     if (old_s := _age_s(state.get("at"), now)) > _STALE_S:
         shown = "unknown"

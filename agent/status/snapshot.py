@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from agent.model.fault import Verdict
 from agent.model.observation import Observation
 from agent.model.steps import Wait
-from agent.model.world import SlotKind
+from agent.model.world import PermitKind
 from agent.remediation.case import Treatment
 
 
@@ -29,7 +29,7 @@ class SourceView:
 class PermitsView:
     """The pool's permits of one kind, as this node last read them."""
 
-    kind: SlotKind
+    kind: PermitKind
     held: bool  # by this node
     taken: int  # by all nodes
     allowed: int
@@ -60,6 +60,6 @@ class Snapshot:
     checkpoints: Mapping[str, int] = field(default_factory=dict)  # evicted pods that declared one, by how it ended
     checkpoint_wait_s: float = 0.0
     resets: frozenset[str] = frozenset()  # ids of degraded faults whose GPUs are reset once nobody uses them
-    aside: str = ""  # why no process of ours may hold a GPU now
+    keep_off: str = ""  # why no process of ours may hold a GPU now
     api_failures: int = 0  # rounds in a row that failed: the next one waits the longer
     look_s: float = 0.0  # how long the reads before the last steps took

@@ -40,7 +40,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "stage": shot.stage,
         "degraded_effect": shot.degraded_effect,
         "withdrawn_since": rfc3339(shot.withdrawn_since) if shot.withdrawn_since else None,
-        "aside": shot.aside,
+        "aside": shot.keep_off,
         "requests": dict(shot.requests),
         "checkpoints": dict(shot.checkpoints),
         "look_s": shot.look_s,

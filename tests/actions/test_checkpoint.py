@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agent.actions.checkpoint import Calls, post
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.model.steps import AskCheckpoint
 from agent.model.world import Local
 from agent.remediation.plan import plan
@@ -269,21 +269,21 @@ def test_ports_that_hang_are_all_asked_at_once_and_no_other_pod_of_the_node_wait
     for name in hanging:
         annotate(made, name, checkpoint=f"http:{server.port}/save")
         change(made, name, {"status": {"podIP": "127.0.0.1"}})
-    hands = KubeHands(made, "n1", settings, answer_s=ANSWER_S)
+    client = KubeClient(made, "n1", settings, answer_s=ANSWER_S)
     for asked in itertools.count():
-        steps = plan(reset(), hands.look(closely=True), settings, Local()).steps
+        steps = plan(reset(), client.look(closely=True), settings, Local()).steps
         for step in steps:
             began = time.monotonic()
-            hands.do(step)
+            client.do(step)
             assert time.monotonic() - began < ANSWER_S / 2
         if any(isinstance(step, AskCheckpoint) for step in steps):
             break
         assert asked < 5
     assert sorted(made.evicted) == [f"research/other-{number}" for number in range(4)], "in the same round"
     until(lambda: len(server.connections) == 5, ANSWER_S)
-    assert len(said(hands, reset(), settings)) == 5
-    until(lambda: not hands.asking, ANSWER_S + MARGIN_S)
-    assert sorted(said(hands, reset(), settings)) == sorted(
+    assert len(said(client, reset(), settings)) == 5
+    until(lambda: not client.asking, ANSWER_S + MARGIN_S)
+    assert sorted(said(client, reset(), settings)) == sorted(
         f"pod research/{name} has 60 s to save its checkpoint: its port {server.port} does not answer (TimeoutError)"
         for name in hanging
     )
@@ -298,13 +298,13 @@ def test_an_answer_that_comes_after_its_pod_was_replaced_is_not_the_successors(s
         change(made, "train", {"status": {"podIP": "127.0.0.1"}})
 
     declare()
-    hands = KubeHands(made, "n1", settings)
-    drive(hands, reset(), settings, rounds=3)
-    assert hands.asking
+    client = KubeClient(made, "n1", settings)
+    drive(client, reset(), settings, rounds=3)
+    assert client.asking
     assert made("DELETE", "/api/v1/namespaces/research/pods/train")[0] == 200
     made.add_pod("research", "train", "n1", owner="Job")
     declare()
-    hands.look(closely=True)
+    client.look(closely=True)
     until(lambda: not callers(), 1)
-    assert [pod.saved for pod in hands.look(closely=True).pods or () if pod.name == "train"] == [False]
+    assert [pod.saved for pod in client.look(closely=True).pods or () if pod.name == "train"] == [False]
     assert made.evicted == []

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError
 from agent.model.fault import Status, Verdict
 from agent.model.remedy import Remedy
-from agent.model.steps import Announce, Evict, Retaint, Step, TakeSlot, Wait
+from agent.model.steps import Announce, Evict, Retaint, Step, TakePermit, Wait
 from agent.model.world import Local
 from agent.remediation.plan import plan
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.observe import Judge, alive, lost, reading, silent, xid
 
 EVICT = Config(mode=Mode.EVICT)
@@ -36,8 +36,8 @@ def healthy() -> Verdict:
     return Judge().after(0, alive(), reading())
 
 
-def cluster(*nodes: str) -> PretendCluster:
-    made = PretendCluster()
+def cluster(*nodes: str) -> InMemoryCluster:
+    made = InMemoryCluster()
     for node in nodes or ("n1", "n2"):
         made.add_node(node)
     made.add_pod("research", "train", "n1", owner="Job")
@@ -46,16 +46,16 @@ def cluster(*nodes: str) -> PretendCluster:
 
 
 def drive(
-    hands: KubeHands, verdict: Verdict, config: Config = EVICT, cuts: Iterable[int] = (), rounds: int = 12
+    client: KubeClient, verdict: Verdict, config: Config = EVICT, cuts: Iterable[int] = (), rounds: int = 12
 ) -> list[Step]:
     """Rounds of look, plan and do; ``cuts`` kills the agent after so many steps of each round."""
     done: list[Step] = []
     limits = iter(cuts)
     for _ in range(rounds):
-        steps = plan(verdict, hands.look(closely=True), config, Local()).steps
+        steps = plan(verdict, client.look(closely=True), config, Local()).steps
         for step in steps[: next(limits, len(steps))]:
             try:
-                hands.do(step)
+                client.do(step)
             except RefusedError as refused:
                 if refused.status != 409:
                     raise
@@ -66,22 +66,22 @@ def drive(
     return done
 
 
-def node(made: PretendCluster, name: str = "n1") -> dict[str, Any]:
+def node(made: InMemoryCluster, name: str = "n1") -> dict[str, Any]:
     return made.read("nodes", name)
 
 
-def taints(made: PretendCluster, name: str = "n1") -> list[str]:
+def taints(made: InMemoryCluster, name: str = "n1") -> list[str]:
     return [t["key"] for t in node(made, name)["spec"].get("taints") or ()]
 
 
-def holders(made: PretendCluster) -> dict[str, str]:
+def holders(made: InMemoryCluster) -> dict[str, str]:
     leases = made("GET", "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases")[1]["items"]
     return {lease["metadata"]["name"]: lease["spec"]["holderIdentity"].partition("/")[0] for lease in leases}
 
 
 def test_every_time_is_written_in_the_form_of_its_field() -> None:
     made = cluster()
-    drive(KubeHands(made, "n1", EVICT), fatal())
+    drive(KubeClient(made, "n1", EVICT), fatal())
     second, micro = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
     (condition,) = (c for c in node(made)["status"]["conditions"] if c["type"] == "GpuUnhealthy")
     assert all(re.fullmatch(second, condition[key]) for key in ("lastHeartbeatTime", "lastTransitionTime"))
@@ -96,7 +96,7 @@ def test_every_time_is_written_in_the_form_of_its_field() -> None:
 
 def test_a_fatal_fault_becomes_condition_label_taint_and_eviction() -> None:
     made = cluster()
-    drive(KubeHands(made, "n1", EVICT), fatal())
+    drive(KubeClient(made, "n1", EVICT), fatal())
     now = node(made)
     assert {c["type"]: (c["status"], c["reason"]) for c in now["status"]["conditions"]} == {
         "GpuUnhealthy": ("True", "Xid79"),
@@ -112,44 +112,44 @@ def test_a_fatal_fault_becomes_condition_label_taint_and_eviction() -> None:
 
 
 def test_the_permit_comes_before_the_taint_and_both_before_any_other_write() -> None:
-    steps = plan(fatal(), KubeHands(cluster(), "n1", EVICT).look(closely=True), EVICT, Local(gathered=False)).steps
-    assert [type(step) for step in steps[:2]] == [TakeSlot, Retaint]
+    steps = plan(fatal(), KubeClient(cluster(), "n1", EVICT).look(closely=True), EVICT, Local(gathered=False)).steps
+    assert [type(step) for step in steps[:2]] == [TakePermit, Retaint]
 
 
 def test_observe_writes_conditions_and_labels_but_never_a_taint_or_an_eviction() -> None:
     made = cluster()
-    drive(KubeHands(made, "n1", Config()), fatal(), Config())
+    drive(KubeClient(made, "n1", Config()), fatal(), Config())
     assert (taints(made), made.evicted, holders(made)) == ([], [], {})
     assert node(made)["metadata"]["labels"]["node.kubernetes.io/gpu-error"] == "true"
 
 
 def test_taint_mode_evicts_nobody() -> None:
     made, config = cluster(), Config(mode=Mode.TAINT)
-    drive(KubeHands(made, "n1", config), fatal(), config)
+    drive(KubeClient(made, "n1", config), fatal(), config)
     assert (taints(made), made.evicted) == (["gpu-health-agent/unhealthy"], [])
 
 
 def test_without_a_free_permit_nothing_but_the_report_is_written() -> None:
     made = cluster()
     made.add_pod("research", "train-2", "n2", owner="Job")
-    drive(KubeHands(made, "n1", EVICT), fatal())
-    hands = KubeHands(made, "n2", EVICT)
-    drive(hands, fatal())
+    drive(KubeClient(made, "n1", EVICT), fatal())
+    client = KubeClient(made, "n2", EVICT)
+    drive(client, fatal())
     assert (taints(made, "n2"), made.evicted) == ([], ["research/train"])
-    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, Local()).steps if isinstance(s, Wait)]
+    waits = [s.why for s in plan(fatal(), client.look(closely=True), EVICT, Local()).steps if isinstance(s, Wait)]
     assert waits == ["the budget is spent: 1 withdrawn of 2 nodes allowed, held by n1"]
-    drive(KubeHands(made, "n1", EVICT), healthy())
-    drive(hands, fatal())
+    drive(KubeClient(made, "n1", EVICT), healthy())
+    drive(client, fatal())
     assert taints(made, "n2") == ["gpu-health-agent/unhealthy"], "the permit passes on once n1 is back"
 
 
 def test_a_cured_node_is_left_clean_but_for_what_others_put_there() -> None:
     made = cluster()
-    hands = KubeHands(made, "n1", EVICT)
-    drive(hands, fatal())
+    client = KubeClient(made, "n1", EVICT)
+    drive(client, fatal())
     patch = [{"op": "add", "path": "/spec/taints", "value": [*node(made)["spec"]["taints"], FOREIGN]}]
     made("PATCH", "/api/v1/nodes/n1", patch, "application/json-patch+json")
-    drive(hands, healthy())
+    drive(client, healthy())
     now = node(made)
     assert now["spec"]["taints"] == [FOREIGN]
     assert {c["status"] for c in now["status"]["conditions"]} == {"False"}
@@ -159,53 +159,53 @@ def test_a_cured_node_is_left_clean_but_for_what_others_put_there() -> None:
 
 def test_anothers_taint_added_in_between_survives() -> None:
     made = cluster()
-    hands = KubeHands(made, "n1", EVICT)
-    steps = plan(fatal(), hands.look(closely=True), EVICT, Local(gathered=False)).steps
+    client = KubeClient(made, "n1", EVICT)
+    steps = plan(fatal(), client.look(closely=True), EVICT, Local(gathered=False)).steps
     made(
         "PATCH",
         "/api/v1/nodes/n1",
         [{"op": "add", "path": "/spec/taints", "value": [FOREIGN]}],
         "application/json-patch+json",
     )
-    hands.do(steps[0])
+    client.do(steps[0])
     with pytest.raises(RefusedError) as refused:
-        hands.do(steps[1])
+        client.do(steps[1])
     assert refused.value.status == 409
-    drive(hands, fatal())
+    drive(client, fatal())
     assert taints(made) == ["example.com/maintenance", "gpu-health-agent/unhealthy"]
 
 
 def test_a_healthy_node_at_rest_is_read_with_one_request_and_never_written() -> None:
     made = cluster()
-    hands = KubeHands(made, "n1", EVICT)
-    drive(hands, healthy())
+    client = KubeClient(made, "n1", EVICT)
+    drive(client, healthy())
     made.requests.clear()
     for _ in range(5):
-        world = hands.look(closely=False)
+        world = client.look(closely=False)
         assert plan(healthy(), world, EVICT, Local()).steps == ()
     assert made.requests == [("GET", "/api/v1/nodes/n1")] * 5
 
 
 def test_a_condition_that_stays_keeps_its_transition_time() -> None:
     made = cluster()
-    hands = KubeHands(made, "n1", EVICT)
-    drive(hands, fatal())
+    client = KubeClient(made, "n1", EVICT)
+    drive(client, fatal())
     unhealthy = {"type": "GpuUnhealthy", "lastTransitionTime": "2020-01-01T00:00:00Z", "status": "True"}
     made("PATCH", "/api/v1/nodes/n1/status", {"status": {"conditions": [unhealthy]}}, "application/merge-patch+json")
     judge = Judge()
     judge.after(0, alive(), reading())
-    drive(hands, judge.after(1, xid(95)))
+    drive(client, judge.after(1, xid(95)))
     now = {c["type"]: c for c in node(made)["status"]["conditions"]}["GpuUnhealthy"]
     assert (now["reason"], now["lastTransitionTime"]) == ("Xid95", "2020-01-01T00:00:00Z")
 
 
 def test_blind_keeps_everything_as_it_is() -> None:
     made = cluster()
-    hands = KubeHands(made, "n1", EVICT)
-    drive(hands, fatal())
+    client = KubeClient(made, "n1", EVICT)
+    drive(client, fatal())
     before = node(made)
     blind = Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=silent())
-    drive(hands, blind)
+    drive(client, blind)
     now = node(made)
     assert now["spec"] == before["spec"]
     assert now["status"]["conditions"] == before["status"]["conditions"]
@@ -214,7 +214,7 @@ def test_blind_keeps_everything_as_it_is() -> None:
 def test_a_blind_agent_with_a_degraded_fault_keeps_the_hard_taint_and_every_condition() -> None:
     for mode in Mode:
         made = cluster()
-        drive(KubeHands(made, "n1", EVICT), fatal())
+        drive(KubeClient(made, "n1", EVICT), fatal())
         before = node(made)
         judge = Judge()
         judge.after(0, reading(), alive())
@@ -222,9 +222,9 @@ def test_a_blind_agent_with_a_degraded_fault_keeps_the_hard_taint_and_every_cond
         verdict = judge.after(300, xid(63, source="kmsg"))
         assert (verdict.status, bool(verdict.blind), verdict.withdraw) == (Status.DEGRADED, True, False)
         config = Config(mode=mode)
-        hands = KubeHands(made, "n1", config)
-        drive(hands, verdict, config)
-        steps = drive(hands, verdict, config)
+        client = KubeClient(made, "n1", config)
+        drive(client, verdict, config)
+        steps = drive(client, verdict, config)
         now, told = node(made), {c["type"]: c["status"] for c in node(made)["status"]["conditions"]}
         assert now["spec"] == before["spec"], mode
         assert told == {"GpuUnhealthy": "True", "GpuDegraded": "True"}, mode
@@ -236,7 +236,7 @@ def test_malformed_stored_state_stops_the_agent_and_resets_nothing() -> None:
         made = cluster()
         body = {"metadata": {"annotations": {"gpu-health-agent/faults": text}}}
         made("PATCH", "/api/v1/nodes/n1", body, "application/merge-patch+json")
-        steps = drive(KubeHands(made, "n1", EVICT), fatal(), rounds=3)
+        steps = drive(KubeClient(made, "n1", EVICT), fatal(), rounds=3)
         assert all(isinstance(step, Wait) for step in steps)
         assert node(made)["metadata"]["annotations"] == {"gpu-health-agent/faults": text}
         assert taints(made) == []
@@ -244,8 +244,8 @@ def test_malformed_stored_state_stops_the_agent_and_resets_nothing() -> None:
 
 def test_rolled_back_in_mid_drain_it_reports_what_is_bad_and_leaves_the_rest_to_the_newer_agent() -> None:
     made = cluster()
-    hands = KubeHands(made, "n1", EVICT)
-    drive(hands, fatal(), rounds=1)
+    client = KubeClient(made, "n1", EVICT)
+    drive(client, fatal(), rounds=1)
     newer = {
         "metadata": {"annotations": {"gpu-health-agent/faults": '{"version":2,"anything":[]}'}},
         "status": {"conditions": []},
@@ -253,10 +253,10 @@ def test_rolled_back_in_mid_drain_it_reports_what_is_bad_and_leaves_the_rest_to_
     made("PATCH", "/api/v1/nodes/n1", newer, MERGE)
     made._objects["nodes", "", "n1"]["status"]["conditions"] = []
     before = holders(made)
-    drive(hands, fatal())
+    drive(client, fatal())
     assert (made.evicted, taints(made), holders(made)) == ([], ["gpu-health-agent/unhealthy"], before)
     assert {c["type"]: c["status"] for c in node(made)["status"]["conditions"]} == {"GpuUnhealthy": "True"}
-    drive(hands, healthy())
+    drive(client, healthy())
     assert taints(made) == ["gpu-health-agent/unhealthy"], "a fault that can't be read may still stand"
     assert {c["type"]: c["status"] for c in node(made)["status"]["conditions"]} == {"GpuUnhealthy": "True"}
     assert node(made)["metadata"]["annotations"]["gpu-health-agent/faults"] == '{"version":2,"anything":[]}'
@@ -264,27 +264,27 @@ def test_rolled_back_in_mid_drain_it_reports_what_is_bad_and_leaves_the_rest_to_
 
 def test_a_taint_whose_reason_was_removed_is_a_persons_to_remove() -> None:
     made = cluster()
-    hands = KubeHands(made, "n1", EVICT)
-    drive(hands, fatal(), rounds=2)
+    client = KubeClient(made, "n1", EVICT)
+    drive(client, fatal(), rounds=2)
     made("PATCH", "/api/v1/nodes/n1", {"metadata": {"annotations": {"gpu-health-agent/faults": None}}}, MERGE)
-    drive(hands, healthy())
+    drive(client, healthy())
     assert taints(made) == ["gpu-health-agent/unhealthy"]
     assert "gpu-health-agent/faults" not in (node(made)["metadata"].get("annotations") or {})
-    drive(hands, fatal())
+    drive(client, fatal())
     assert made.evicted == ["research/train"], "a fault that is seen again is acted on"
-    drive(hands, healthy())
+    drive(client, healthy())
     assert taints(made) == []
 
 
 def test_upgraded_in_mid_drain_it_goes_on_with_what_the_older_agent_wrote() -> None:
     """The state of the first agents, which knew no repair, no onsets and no dismissals."""
     made = cluster()
-    drive(KubeHands(made, "n1", EVICT), fatal(), rounds=1)
+    drive(KubeClient(made, "n1", EVICT), fatal(), rounds=1)
     path = "gpu-health-agent/faults"
     data = json.loads(node(made)["metadata"]["annotations"][path])
     old = {key: data[key] for key in ("version", "boot_id", "kernel_seq", "at", "faults")}
     made("PATCH", "/api/v1/nodes/n1", {"metadata": {"annotations": {path: json.dumps(old)}}}, MERGE)
-    drive(KubeHands(made, "n1", EVICT), fatal())
+    drive(KubeClient(made, "n1", EVICT), fatal())
     assert made.evicted == ["research/train"]
 
 
@@ -297,24 +297,24 @@ def test_an_opted_out_node_is_not_written_to() -> None:
         "application/merge-patch+json",
     )
     made.requests.clear()
-    drive(KubeHands(made, "n1", EVICT), fatal())
+    drive(KubeClient(made, "n1", EVICT), fatal())
     assert {method for method, _ in made.requests} == {"GET"}
 
 
 def test_pods_that_nobody_would_start_again_wait_for_a_person() -> None:
     made = cluster()
     made.add_pod("research", "notebook", "n1", owner="")
-    hands = KubeHands(made, "n1", EVICT)
-    drive(hands, fatal())
+    client = KubeClient(made, "n1", EVICT)
+    drive(client, fatal())
     assert made.evicted == ["research/train"]
-    waits = [s.why for s in plan(fatal(), hands.look(closely=True), EVICT, Local()).steps if isinstance(s, Wait)]
+    waits = [s.why for s in plan(fatal(), client.look(closely=True), EVICT, Local()).steps if isinstance(s, Wait)]
     assert waits == ["pod research/notebook has no controller to start it again: a person must move it"]
 
 
 def test_a_pod_that_waits_for_a_person_blocks_no_other_nodes_drain() -> None:
     made = cluster()
     made.add_pod("research", "notebook", "n1", owner="")
-    drive(KubeHands(made, "n1", EVICT), fatal())
+    drive(KubeClient(made, "n1", EVICT), fatal())
     assert holders(made) == {"gpu-health-agent-withdrawn-gpu-0": "n1", "gpu-health-agent-draining-gpu-0": ""}
 
 
@@ -322,7 +322,7 @@ def test_degraded_gets_the_soft_taint_without_permit_and_moves_nobody() -> None:
     judge = Judge()
     verdict = judge.each_poll(10, alive(), reading(remapped_rows_pending=1))
     made = cluster()
-    drive(KubeHands(made, "n1", EVICT), verdict)
+    drive(KubeClient(made, "n1", EVICT), verdict)
     assert node(made)["spec"]["taints"] == [{"key": "gpu-health-agent/degraded", "effect": "PreferNoSchedule"}]
     assert (holders(made), made.evicted) == ({}, [])
 
@@ -330,7 +330,7 @@ def test_degraded_gets_the_soft_taint_without_permit_and_moves_nobody() -> None:
 def test_an_event_is_told_once_even_by_a_restarted_agent() -> None:
     made, verdict = cluster(), fatal()
     for _ in range(3):
-        drive(KubeHands(made, "n1", EVICT), verdict)
+        drive(KubeClient(made, "n1", EVICT), verdict)
     events = made("GET", "/api/v1/namespaces/default/events")[1]["items"]
     assert [e["reason"] for e in events] == ["Xid79"]
 
@@ -340,7 +340,7 @@ def test_kernel_text_reaches_the_api_server_printable_and_bounded() -> None:
     judge.after(0, alive(), reading())
     verdict = judge.after(1, lost("0000:1b:00.0"), xid(79, raw="\x1b[31m<script>" + "x" * 9000))
     made = cluster()
-    drive(KubeHands(made, "n1", EVICT), verdict)
+    drive(KubeClient(made, "n1", EVICT), verdict)
     stored = json.loads(node(made)["metadata"]["annotations"]["gpu-health-agent/faults"])
     assert max(len(raw) for f in stored["faults"] for _, _, raw in f["seen_by"]) <= 200
     assert all(c["message"].isprintable() for c in node(made)["status"]["conditions"])
@@ -352,7 +352,7 @@ def test_killed_after_any_write_the_node_is_withdrawn_and_returned_all_the_same(
         for verdict in (fatal(), healthy()):
             limits = iter(cuts)
             for _ in range(8):  # a new process each time: only the cluster remembers
-                drive(KubeHands(made, "n1", EVICT), verdict, cuts=[next(limits, 9)], rounds=1)
+                drive(KubeClient(made, "n1", EVICT), verdict, cuts=[next(limits, 9)], rounds=1)
                 tainted = "gpu-health-agent/unhealthy" in taints(made)
                 assert not tainted or "n1" in holders(made).values(), "a hard taint without a permit"
                 assert not made.evicted or tainted or not verdict.withdraw, "an eviction from an untainted node"
@@ -365,18 +365,18 @@ def test_the_share_of_a_pool_is_at_least_one_and_rounds_down() -> None:
     made = cluster(*(f"n{i}" for i in range(1, 26)))
     config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn="10%"))
     for i in range(1, 26):
-        drive(KubeHands(made, f"n{i}", config), fatal(), config)
+        drive(KubeClient(made, f"n{i}", config), fatal(), config)
     assert sum(bool(taints(made, f"n{i}")) for i in range(1, 26)) == 2
 
 
 def test_evictions_are_asked_with_the_pods_own_uid() -> None:
     made = cluster()
-    hands = KubeHands(made, "n1", EVICT)
-    drive(hands, fatal(), rounds=1)
-    steps = plan(fatal(), hands.look(closely=True), EVICT, Local()).steps
+    client = KubeClient(made, "n1", EVICT)
+    drive(client, fatal(), rounds=1)
+    steps = plan(fatal(), client.look(closely=True), EVICT, Local()).steps
     made.add_pod("research", "train", "n1", owner="Job")  # a namesake's successor
     for step in steps:
-        hands.do(step)
+        client.do(step)
     assert any(isinstance(step, Evict) for step in steps)
     assert made.evicted == []
 
@@ -394,22 +394,22 @@ def test_evictions_are_asked_with_the_pods_own_uid() -> None:
 def test_a_pod_is_named_by_the_controller_that_a_person_knows(
     kind: str, name: str, labels: dict[str, str], workload: str
 ) -> None:
-    made = PretendCluster()
+    made = InMemoryCluster()
     made.add_node("n1")
     made.add_pod("a", name, "n1", owner=kind)
     pod = made._objects["pods", "a", name]
     pod["metadata"]["labels"] = labels
-    assert list(KubeHands(made, "n1", EVICT).workloads().values()) == [workload]
+    assert list(KubeClient(made, "n1", EVICT).workloads().values()) == [workload]
 
 
 def test_the_word_about_a_program_is_an_event_on_its_pod_and_what_nobody_knows_is_on_the_node() -> None:
     made = cluster()
-    hands = KubeHands(made, "n1", EVICT)
-    hands.look(closely=False)
+    client = KubeClient(made, "n1", EVICT)
+    client.look(closely=False)
     uid = made.read("pods", "train", "research")["metadata"]["uid"]
-    hands.workloads()
-    hands.do(Announce("one", False, "WorkloadErrors", "it is the program", uid))
-    hands.do(Announce("two", False, "WorkloadErrors", "it is the program", "gone"))
+    client.workloads()
+    client.do(Announce("one", False, "WorkloadErrors", "it is the program", uid))
+    client.do(Announce("two", False, "WorkloadErrors", "it is the program", "gone"))
     about = made.read("events", "one", "research")["involvedObject"]
     assert (about["kind"], about["name"], about["uid"]) == ("Pod", "train", uid)
     assert made.read("events", "two", "default")["involvedObject"]["kind"] == "Node"

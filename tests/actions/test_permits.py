@@ -11,16 +11,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import OUT_LABEL
-from agent.model.steps import Evict, Retaint, Step, TakeSlot, Wait
+from agent.model.steps import Evict, Retaint, Step, TakePermit, Wait
 from agent.model.text import rfc3339
-from agent.model.world import Local, Slot, SlotKind, World
-from agent.remediation.budget import free_slot
+from agent.model.world import Local, Permit, PermitKind, World
+from agent.remediation.budget import free_permit
 from agent.remediation.plan import plan
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, holders, node, taints
 from tests.observe import START
 
@@ -35,70 +35,70 @@ class Clock:
         return self.now
 
 
-def waits(hands: KubeHands, config: Config = EVICT) -> list[str]:
-    return [s.why for s in plan(fatal(), hands.look(closely=True), config, Local()).steps if isinstance(s, Wait)]
+def waits(client: KubeClient, config: Config = EVICT) -> list[str]:
+    return [s.why for s in plan(fatal(), client.look(closely=True), config, Local()).steps if isinstance(s, Wait)]
 
 
-def bare(made: PretendCluster, name: str) -> None:
+def bare(made: InMemoryCluster, name: str) -> None:
     """Its taints are gone, as when a person removed them."""
     made("PATCH", f"/api/v1/nodes/{name}", {"spec": {"taints": None}}, MERGE)
 
 
 def test_a_slot_whose_node_is_gone_is_taken_over() -> None:
     made, clock = cluster(), Clock()
-    drive(KubeHands(made, "n1", EVICT), fatal())
-    hands = KubeHands(made, "n2", EVICT, clock)
+    drive(KubeClient(made, "n1", EVICT), fatal())
+    client = KubeClient(made, "n2", EVICT, clock)
     del made._objects["nodes", "", "n1"]
-    drive(hands, fatal(), rounds=1)
+    drive(client, fatal(), rounds=1)
     assert taints(made, "n2") == [], "its holder has just confirmed it"
     clock.now += 301
-    drive(hands, fatal())
+    drive(client, fatal())
     assert holders(made)["gpu-health-agent-withdrawn-gpu-0"] == "n2"
 
 
 def test_a_node_made_anew_under_the_same_name_is_another_node() -> None:
     made, clock = cluster(), Clock()
-    drive(KubeHands(made, "n1", EVICT), fatal())
+    drive(KubeClient(made, "n1", EVICT), fatal())
     made.add_node("n1")
-    hands = KubeHands(made, "n2", EVICT, clock)
-    drive(hands, fatal(), rounds=1)
+    client = KubeClient(made, "n2", EVICT, clock)
+    drive(client, fatal(), rounds=1)
     clock.now += 301
-    drive(hands, fatal())
+    drive(client, fatal())
     assert holders(made)["gpu-health-agent-withdrawn-gpu-0"] == "n2"
 
 
 def test_a_silent_holder_that_bears_our_taint_keeps_its_slot_for_ever() -> None:
     made, clock = cluster(), Clock()
-    drive(KubeHands(made, "n1", EVICT), fatal())
-    hands = KubeHands(made, "n2", EVICT, clock)
+    drive(KubeClient(made, "n1", EVICT), fatal())
+    client = KubeClient(made, "n2", EVICT, clock)
     for _ in range(100):
         clock.now += 600
-        drive(hands, fatal(), rounds=1)
+        drive(client, fatal(), rounds=1)
     assert (taints(made, "n2"), holders(made)["gpu-health-agent-withdrawn-gpu-0"]) == ([], "n1")
 
 
 def test_a_silent_holder_without_our_taint_loses_its_slot_after_ten_minutes_of_the_observers_clock() -> None:
     made, clock = cluster(), Clock()
-    drive(KubeHands(made, "n1", EVICT), fatal(), rounds=1, cuts=[1])  # it took the slot and died
-    hands = KubeHands(made, "n2", EVICT, clock)
+    drive(KubeClient(made, "n1", EVICT), fatal(), rounds=1, cuts=[1])  # it took the slot and died
+    client = KubeClient(made, "n2", EVICT, clock)
     for _ in range(60):
-        drive(hands, fatal(), rounds=1)
+        drive(client, fatal(), rounds=1)
         assert taints(made, "n2") == []
         clock.now += 10
     clock.now += 60
-    drive(hands, fatal())
+    drive(client, fatal())
     assert taints(made, "n2") == ["gpu-health-agent/unhealthy"]
 
 
 def test_a_holder_that_confirms_its_slot_keeps_it() -> None:
     made, clock = cluster(), Clock()
-    one, two = KubeHands(made, "n1", EVICT, clock), KubeHands(made, "n2", EVICT, clock)
+    one, two = KubeClient(made, "n1", EVICT, clock), KubeClient(made, "n2", EVICT, clock)
     drive(one, fatal())
     bare(made, "n1")
     for _ in range(20):
         clock.now += 125
         steps = plan(fatal(), one.look(closely=True), EVICT, Local()).steps
-        assert isinstance(steps[0], TakeSlot)
+        assert isinstance(steps[0], TakePermit)
         one.do(steps[0])
         drive(two, fatal(), rounds=1)
     assert taints(made, "n2") == []
@@ -106,21 +106,21 @@ def test_a_holder_that_confirms_its_slot_keeps_it() -> None:
 
 def test_nothing_is_tainted_or_evicted_on_a_permit_that_was_not_confirmed_lately() -> None:
     made, clock = cluster(), Clock()
-    hands = KubeHands(made, "n1", EVICT, clock)
-    steps = plan(fatal(), hands.look(closely=True), EVICT, Local()).steps
-    hands.do(steps[0])
+    client = KubeClient(made, "n1", EVICT, clock)
+    steps = plan(fatal(), client.look(closely=True), EVICT, Local()).steps
+    client.do(steps[0])
     clock.now += 301  # it was stopped here, and goes on with what it had planned
     with pytest.raises(RefusedError, match="confirmed lately"):
-        hands.do(next(step for step in steps if isinstance(step, Retaint)))
+        client.do(next(step for step in steps if isinstance(step, Retaint)))
     assert taints(made) == []
-    hands.do(steps[0])
-    drive(hands, fatal(), rounds=1)
-    slot, eviction = plan(fatal(), hands.look(closely=True), EVICT, Local()).steps[-2:]
+    client.do(steps[0])
+    drive(client, fatal(), rounds=1)
+    permit, eviction = plan(fatal(), client.look(closely=True), EVICT, Local()).steps[-2:]
     assert isinstance(eviction, Evict)
-    hands.do(slot)
+    client.do(permit)
     clock.now += 301
     with pytest.raises(RefusedError, match="confirmed lately"):
-        hands.do(eviction)
+        client.do(eviction)
 
 
 def test_a_permit_whose_return_was_asked_for_is_none_until_it_is_confirmed_anew() -> None:
@@ -133,14 +133,14 @@ def test_a_permit_whose_return_was_asked_for_is_none_until_it_is_confirmed_anew(
             raise UnreachableError("timed out")
         return made(method, path, *rest, **more)
 
-    hands = KubeHands(loses_the_return, "n1", EVICT)
-    drive(hands, fatal())
+    client = KubeClient(loses_the_return, "n1", EVICT)
+    drive(client, fatal())
     with pytest.raises(UnreachableError):
-        drive(hands, healthy())
-    steps = plan(fatal(), hands.look(closely=True), EVICT, Local()).steps
+        drive(client, healthy())
+    steps = plan(fatal(), client.look(closely=True), EVICT, Local()).steps
     late[0]()
     with pytest.raises(RefusedError):
-        hands.do(steps[0])
+        client.do(steps[0])
     assert (taints(made), set(holders(made).values())) == ([], {""})
 
 
@@ -161,16 +161,16 @@ def test_the_node_and_its_permit_stay_as_they_are_while_what_was_asked_for_in_va
             raise UnreachableError("timed out")
         return made(method, path, *rest, **more)
 
-    hands = KubeHands(loses_one, "n1", EVICT, clock)
+    client = KubeClient(loses_one, "n1", EVICT, clock)
     with pytest.raises((UnreachableError, RefusedError)):
-        drive(hands, fatal())
-    drive(hands, healthy())
+        drive(client, fatal())
+    drive(client, healthy())
     assert holders(made)["gpu-health-agent-withdrawn-gpu-0"] == "n1"
     late[0]()
     assert taints(made) == ["reserved", "gpu-health-agent/unhealthy"], "no pod is evicted from a node in service"
     for passed_s, borne, holder in ((299, ["reserved", "gpu-health-agent/unhealthy"], "n1"), (2, ["reserved"], "")):
         clock.now += passed_s
-        drive(hands, healthy())
+        drive(client, healthy())
         assert (taints(made), holders(made)["gpu-health-agent-withdrawn-gpu-0"]) == (borne, holder)
 
 
@@ -182,13 +182,13 @@ def test_a_node_that_is_out_of_service_otherwise_counts_against_the_budget(troub
     if trouble == "NotReady":
         change = {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
     made("PATCH", "/api/v1/nodes/n3", change, MERGE)
-    drive(KubeHands(made, "n1", config), fatal(), config)
+    drive(KubeClient(made, "n1", config), fatal(), config)
     assert taints(made) == []
-    assert waits(KubeHands(made, "n1", config), config) == [
+    assert waits(KubeClient(made, "n1", config), config) == [
         "the budget is spent: 1 withdrawn of 3 nodes allowed; out of service otherwise: n3"
     ]
     two = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=2))
-    drive(KubeHands(made, "n1", two), fatal(), two)
+    drive(KubeClient(made, "n1", two), fatal(), two)
     assert taints(made) == ["gpu-health-agent/unhealthy"]
 
 
@@ -214,26 +214,26 @@ def test_a_node_that_others_took_out_by_a_taint_counts_for_as_long_as_it_bears_i
     made = cluster("n1", "n2", "n3")
     config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=1, others_taints=("example.com/maintenance",)))
     made("PATCH", "/api/v1/nodes/n3", {"spec": {"taints": [taint]}}, MERGE)
-    theirs = KubeHands(made, "n3", config)
+    theirs = KubeClient(made, "n3", config)
     theirs.do(plan(healthy(), theirs.look(closely=False), config, Local()).steps[0])  # its report
     assert (node(made, "n3")["metadata"]["labels"].get(OUT_LABEL) == "true") is counts
-    hands = KubeHands(made, "n1", config, clock := Clock())
-    drive(hands, fatal(), config)
+    client = KubeClient(made, "n1", config, clock := Clock())
+    drive(client, fatal(), config)
     assert (taints(made) == []) is counts
     bare(made, "n3")
     drive(theirs, healthy(), config)
     assert OUT_LABEL not in node(made, "n3")["metadata"]["labels"]
     clock.now += 16
-    drive(hands, fatal(), config)
+    drive(client, fatal(), config)
     assert taints(made) == ["gpu-health-agent/unhealthy"]
 
 
 @pytest.mark.parametrize("held", [{3, 4}, {0, 4}, {4}])
 def test_what_others_hold_and_what_is_out_of_service_count_together(held: set[int]) -> None:
     """Whatever the numbers of the slots that are held: a budget of five, three of it NotReady nodes'."""
-    slots = tuple(Slot(SlotKind.WITHDRAWN, index, "other/uid" if index in held else "") for index in range(5))
-    world = World("n1", "uid-1", slots=slots, pool_size=50, out=frozenset({"a", "b", "c"}))
-    free = free_slot(world, SlotKind.WITHDRAWN, Budget(max_withdrawn=5))
+    permits = tuple(Permit(PermitKind.WITHDRAWN, index, "other/uid" if index in held else "") for index in range(5))
+    world = World("n1", "uid-1", permits=permits, pool_size=50, out=frozenset({"a", "b", "c"}))
+    free = free_permit(world, PermitKind.WITHDRAWN, Budget(max_withdrawn=5))
     assert (free is None) is (len(held) >= 2)
 
 
@@ -241,30 +241,32 @@ def test_a_draining_slot_whose_node_is_gone_is_taken_over_by_one_that_is_withdra
     made, clock = cluster(), Clock()
     config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=2))
     made.add_pod("research", "notebook", "n1", owner="")
-    protected = KubeHands(lambda *a, **k: (429, REFUSED) if a[1].endswith("/eviction") else made(*a, **k), "n1", config)
+    protected = KubeClient(
+        lambda *a, **k: (429, REFUSED) if a[1].endswith("/eviction") else made(*a, **k), "n1", config
+    )
     drive(protected, fatal(), config)
     made.add_pod("research", "other", "n2")
-    hands = KubeHands(made, "n2", config, clock)
-    drive(hands, fatal(), config)
+    client = KubeClient(made, "n2", config, clock)
+    drive(client, fatal(), config)
     assert "other" in made.pods_on("n2")
     del made._objects["nodes", "", "n1"]
     clock.now += 301
-    drive(hands, fatal(), config)
+    drive(client, fatal(), config)
     assert "other" not in made.pods_on("n2")
 
 
 def test_so_many_an_hour_and_no_more() -> None:
     made, clock = cluster("n1", "n2", "n3"), Clock()
     config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=3, per_hour=2))
-    hands = {name: KubeHands(made, name, config, clock) for name in ("n1", "n2", "n3")}
-    drive(hands["n1"], fatal(), config)
-    drive(hands["n1"], healthy(), config)
-    drive(hands["n2"], fatal(), config)
-    drive(hands["n3"], fatal(), config)
-    assert [taints(made, name) for name in hands] == [[], ["gpu-health-agent/unhealthy"], []]
-    assert waits(hands["n3"], config) == ["the budget is spent: 2 withdrawals an hour allowed"]
+    client = {name: KubeClient(made, name, config, clock) for name in ("n1", "n2", "n3")}
+    drive(client["n1"], fatal(), config)
+    drive(client["n1"], healthy(), config)
+    drive(client["n2"], fatal(), config)
+    drive(client["n3"], fatal(), config)
+    assert [taints(made, name) for name in client] == [[], ["gpu-health-agent/unhealthy"], []]
+    assert waits(client["n3"], config) == ["the budget is spent: 2 withdrawals an hour allowed"]
     clock.now += 3601  # as the observer saw it, whatever the clocks of the nodes say
-    drive(hands["n3"], fatal(), config)
+    drive(client["n3"], fatal(), config)
     assert taints(made, "n3") == ["gpu-health-agent/unhealthy"]
 
 
@@ -272,13 +274,13 @@ def test_the_hour_of_a_holder_that_died_begins_when_it_can_have_withdrawn_at_the
     """It may act for five minutes after it confirmed its permit, and never came to give it back."""
     made, clock = cluster("n1", "n2"), Clock()
     config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=2, per_hour=1))
-    drive(KubeHands(made, "n1", config), fatal(), config, cuts=[2], rounds=1)  # killed as soon as it holds both
-    hands = KubeHands(made, "n2", config, clock)
-    drive(hands, fatal(), config)
+    drive(KubeClient(made, "n1", config), fatal(), config, cuts=[2], rounds=1)  # killed as soon as it holds both
+    client = KubeClient(made, "n2", config, clock)
+    drive(client, fatal(), config)
     del made._objects["nodes", "", "n1"]
     for passed_s, withdrawn in ((3590, []), (300, []), (20, ["gpu-health-agent/unhealthy"])):
         clock.now += passed_s
-        drive(hands, fatal(), config)
+        drive(client, fatal(), config)
         assert taints(made, "n2") == withdrawn
 
 
@@ -295,19 +297,19 @@ def test_no_nodes_clock_shortens_the_hour_of_a_permit_or_lengthens_it(skew_s: in
             lease["metadata"]["managedFields"] = [{"manager": "gpu-health-agent", "time": rfc3339(START)}]
         return status, answer
 
-    drive(KubeHands(stamped, "n1", config), fatal(), config)
-    drive(KubeHands(stamped, "n1", config), healthy(), config)
+    drive(KubeClient(stamped, "n1", config), fatal(), config)
+    drive(KubeClient(stamped, "n1", config), healthy(), config)
     used = made._objects["leases", "gpu-health-agent", "gpu-health-agent-hourly-gpu-0"]["spec"]
     told = datetime.now(UTC) + timedelta(seconds=skew_s)
     used["acquireTime"] = used["renewTime"] = told.isoformat(timespec="microseconds").replace("+00:00", "Z")
     for later_s, served in ((10, False), (3500, False), (3700, True)):
         at = rfc3339(START + later_s)
         made._objects["nodes", "", "n2"]["metadata"]["managedFields"] = [{"manager": "kubelet", "time": at}]
-        drive(KubeHands(made, "n2", config), fatal(), config)  # a new process each time: it has watched nothing
+        drive(KubeClient(made, "n2", config), fatal(), config)  # a new process each time: it has watched nothing
         assert (taints(made, "n2") != []) is served, later_s
 
 
-def pause(made: PretendCluster, said: str | None) -> None:
+def pause(made: InMemoryCluster, said: str | None) -> None:
     data = {} if said is None else {"paused": said}
     made._store("configmaps", "gpu-health-agent", {"metadata": {"name": "gpu-health-agent-pause"}, "data": data})
 
@@ -318,35 +320,35 @@ def pause(made: PretendCluster, said: str | None) -> None:
 def test_one_config_map_pauses_every_agent_of_the_cluster(said: str | None, acts: bool) -> None:
     made = cluster()
     pause(made, said)
-    drive(KubeHands(made, "n1", EVICT), fatal())
+    drive(KubeClient(made, "n1", EVICT), fatal())
     assert bool(taints(made)) is acts
     assert {c["type"]: c["status"] for c in node(made)["status"]["conditions"]}["GpuUnhealthy"] == "True"
 
 
 def test_a_pause_that_can_not_be_read_is_a_pause_and_a_withdrawn_node_evicts_nobody_more() -> None:
     made = cluster()
-    drive(KubeHands(made, "n1", EVICT), fatal(), rounds=1)
+    drive(KubeClient(made, "n1", EVICT), fatal(), rounds=1)
     assert made.evicted == []
 
     def forbidden(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         return (403, {"message": "no"}) if "configmaps" in path else made(method, path, *rest, **more)
 
-    hands = KubeHands(forbidden, "n1", EVICT)
-    drive(hands, fatal())
+    client = KubeClient(forbidden, "n1", EVICT)
+    drive(client, fatal())
     assert made.evicted == []
-    assert "can't be read" in waits(hands)[0]
+    assert "can't be read" in waits(client)[0]
 
 
 class Fleet:
     """Agents that take turns, one write each, in any order, over a server that loses, delays and repeats."""
 
     def __init__(self, size: int, config: Config, chance: random.Random) -> None:
-        self.cluster, self.config, self.chance = PretendCluster(), config, chance
+        self.cluster, self.config, self.chance = InMemoryCluster(), config, chance
         self.clock = Clock()
         for i in range(size):
             self.cluster.add_node(f"n{i}")
         self.late: list[Callable[[], Any]] = []
-        self.hands = [KubeHands(self._unsteady, f"n{i}", config, self.clock) for i in range(size)]
+        self.client = [KubeClient(self._unsteady, f"n{i}", config, self.clock) for i in range(size)]
         self.plans: list[list[Step]] = [[] for _ in range(size)]
         self.cached: dict[str, tuple[float, tuple[int, Any]]] = {}
         self.tainted: set[str] = set()  # nodes that bear a taint, after every single request
@@ -377,17 +379,17 @@ class Fleet:
     def turn(self, i: int, verdict: Any) -> None:
         try:
             if not self.plans[i]:
-                steps = plan(verdict, self.hands[i].look(closely=True), self.config, Local()).steps
+                steps = plan(verdict, self.client[i].look(closely=True), self.config, Local()).steps
                 self.plans[i] = [step for step in steps if not isinstance(step, Wait)]
             elif self.plans[i]:
-                self.hands[i].do(self.plans[i].pop(0))
+                self.client[i].do(self.plans[i].pop(0))
         except (RefusedError, UnreachableError):
             self.plans[i] = []
         if self.late and self.chance.random() < 0.5:
             self.late.pop(self.chance.randrange(len(self.late)))()
 
     def withdrawn(self) -> list[int]:
-        nodes = [self.cluster._objects.get(("nodes", "", f"n{i}")) for i in range(len(self.hands))]
+        nodes = [self.cluster._objects.get(("nodes", "", f"n{i}")) for i in range(len(self.client))]
         return [i for i, raw in enumerate(nodes) if raw and raw["spec"].get("taints")]
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from agent.actions.checkpoint import declared, post
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.settings import Config, Mode
 from agent.model.errors import RefusedError
 from agent.model.fault import Verdict
-from agent.model.steps import TakeSlot, Wait
-from agent.model.world import Local, SlotKind
+from agent.model.steps import TakePermit, Wait
+from agent.model.world import Local, PermitKind
 from agent.remediation.plan import plan
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import MERGE, cluster, drive, fatal, node
 from tests.actions.test_permits import Clock
 from tests.observe import Judge, alive, reading, xid
@@ -40,11 +40,11 @@ def config(**drain: Any) -> Config:
     return Config.model_validate({"mode": "evict", "drain": drain})
 
 
-def change(made: PretendCluster, name: str, body: dict[str, Any], namespace: str = "research") -> None:
+def change(made: InMemoryCluster, name: str, body: dict[str, Any], namespace: str = "research") -> None:
     assert made("PATCH", f"/api/v1/namespaces/{namespace}/pods/{name}", body, MERGE)[0] == 200
 
 
-def annotate(made: PretendCluster, name: str, **annotations: str | None) -> None:
+def annotate(made: InMemoryCluster, name: str, **annotations: str | None) -> None:
     change(
         made,
         name,
@@ -52,8 +52,8 @@ def annotate(made: PretendCluster, name: str, **annotations: str | None) -> None
     )
 
 
-def said(hands: KubeHands, verdict: Verdict, settings: Config) -> list[str]:
-    steps = plan(verdict, hands.look(closely=True), settings, Local()).steps
+def said(client: KubeClient, verdict: Verdict, settings: Config) -> list[str]:
+    steps = plan(verdict, client.look(closely=True), settings, Local()).steps
     return [step.why for step in steps if isinstance(step, Wait)]
 
 
@@ -61,14 +61,14 @@ def said(hands: KubeHands, verdict: Verdict, settings: Config) -> list[str]:
 def test_a_protected_pod_is_left_alone_until_the_deadline(annotations: dict[str, str]) -> None:
     made, clock, settings = cluster(), Clock(), config()
     change(made, "train", {"metadata": {"annotations": annotations}})
-    hands = KubeHands(made, "n1", settings, clock)
-    drive(hands, reset(), settings)
+    client = KubeClient(made, "n1", settings, clock)
+    drive(client, reset(), settings)
     assert made.evicted == []
-    assert said(hands, reset(), settings) == [
+    assert said(client, reset(), settings) == [
         "pod research/train asks by annotation to be left alone; it is, for 3600 s"
     ]
     clock.now += 3601
-    drive(hands, reset(3601), settings)
+    drive(client, reset(3601), settings)
     assert made.evicted == ["research/train"]
 
 
@@ -84,14 +84,14 @@ def test_what_a_budget_protects_is_deleted_only_after_the_deadline_and_only_wher
             return 429, {"message": "Cannot evict pod", "details": {"causes": [cause]}}
         return made(method, path, *rest, **more)
 
-    hands = KubeHands(protected, "n1", settings, clock)
-    drive(hands, reset(), settings)
-    assert said(hands, reset(), settings) == [
+    client = KubeClient(protected, "n1", settings, clock)
+    drive(client, reset(), settings)
+    assert said(client, reset(), settings) == [
         "pod research/train may not be evicted yet: Cannot evict pod budget web needs 3"
     ]
     assert "train" in made.pods_on("n1")
     clock.now += 3601
-    drive(hands, reset(3601), settings, rounds=5)
+    drive(client, reset(3601), settings, rounds=5)
     assert ("train" not in made.pods_on("n1")) is gone
 
 
@@ -108,10 +108,10 @@ def test_a_busy_or_broken_server_has_asked_no_budget_and_leads_to_no_deletion(an
     def troubled(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         return answer if path.endswith("/eviction") else made(method, path, *rest, **more)
 
-    hands = KubeHands(troubled, "n1", settings)
+    client = KubeClient(troubled, "n1", settings)
     for _ in range(3):
         with pytest.raises(RefusedError):
-            drive(hands, reset(), settings, rounds=5)
+            drive(client, reset(), settings, rounds=5)
     assert "train" in made.pods_on("n1")
 
 
@@ -131,13 +131,13 @@ def test_a_pod_whose_eviction_a_webhook_or_a_policy_denies_is_named_keeps_no_oth
             return status, {"message": WEBHOOK}
         return made(method, path, *rest, **more)
 
-    hands = KubeHands(denied, "n1", settings, clock)
-    drive(hands, reset(), settings)
-    assert said(hands, reset(), settings) == [f"pod research/behind may not be evicted yet: {WEBHOOK}"]
+    client = KubeClient(denied, "n1", settings, clock)
+    drive(client, reset(), settings)
+    assert said(client, reset(), settings) == [f"pod research/behind may not be evicted yet: {WEBHOOK}"]
     assert made.evicted == ["research/train"], "and nothing is deleted that no budget was asked about"
     assert "behind" in made.pods_on("n1")
     denies, clock.now = False, clock.now + 301  # nobody else wanted the permit meanwhile
-    drive(hands, reset(), settings)
+    drive(client, reset(), settings)
     assert made.evicted == ["research/train", "research/behind"]
 
 
@@ -154,12 +154,12 @@ def test_a_deletion_past_the_deadline_that_a_policy_denies_is_named_and_keeps_no
             else made(method, path, *rest, **more)
         )
 
-    hands = KubeHands(protected, "n1", settings, clock)
-    drive(hands, reset(), settings)
+    client = KubeClient(protected, "n1", settings, clock)
+    drive(client, reset(), settings)
     clock.now += 61
-    drive(hands, reset(61), settings, rounds=5)
+    drive(client, reset(61), settings, rounds=5)
     assert made.pods_on("n1").count("train") == 0
-    assert f"pod research/behind may not be evicted yet: {WEBHOOK}" in said(hands, reset(61), settings)
+    assert f"pod research/behind may not be evicted yet: {WEBHOOK}" in said(client, reset(61), settings)
 
 
 def test_two_budgets_on_one_pod_are_named() -> None:
@@ -181,9 +181,9 @@ def test_two_budgets_on_one_pod_are_named() -> None:
             return 200, {"items": budgets}
         return made(method, path, *rest, **more)
 
-    hands = KubeHands(twice, "n1", settings)
-    drive(hands, reset(), settings)
-    assert said(hands, reset(), settings) == [
+    client = KubeClient(twice, "n1", settings)
+    drive(client, reset(), settings)
+    assert said(client, reset(), settings) == [
         "pod research/train may not be evicted yet: This pod has more than one PodDisruptionBudget. (one, two)"
     ]
 
@@ -192,10 +192,10 @@ def test_two_budgets_on_one_pod_are_named() -> None:
 def test_a_pod_that_nobody_would_start_again_leaves_only_where_it_was_chosen(
     unmanaged: str, evicted: list[str]
 ) -> None:
-    made, settings = PretendCluster(), config(unmanaged=unmanaged)
+    made, settings = InMemoryCluster(), config(unmanaged=unmanaged)
     made.add_node("n1")
     made.add_pod("research", "notebook", "n1", owner="")
-    drive(KubeHands(made, "n1", settings), reset(), settings)
+    drive(KubeClient(made, "n1", settings), reset(), settings)
     assert made.evicted == evicted
 
 
@@ -211,24 +211,24 @@ def test_a_pod_with_its_data_on_this_nodes_disk_waits_for_a_person(volume: dict[
             return (200, {"spec": volume}) if volume else (403, {"message": "no"})
         return made(method, path, *rest, **more)
 
-    hands = KubeHands(storage, "n1", settings)
-    drive(hands, reset(), settings)
+    client = KubeClient(storage, "n1", settings)
+    drive(client, reset(), settings)
     assert (made.evicted == []) is stays
-    assert any("own disk" in why for why in said(hands, reset(), settings)) is stays
+    assert any("own disk" in why for why in said(client, reset(), settings)) is stays
 
 
 @pytest.mark.parametrize("whole_node", [False, True])
 def test_pods_that_tolerate_the_taint_leave_for_a_reboot_and_not_for_a_gpus_reset(whole_node: bool) -> None:
     made, settings = cluster(), config()
     change(made, "train", {"spec": {"tolerations": [{"operator": "Exists"}]}})
-    drive(KubeHands(made, "n1", settings), fatal() if whole_node else reset(), settings)
+    drive(KubeClient(made, "n1", settings), fatal() if whole_node else reset(), settings)
     assert bool(made.evicted) is whole_node
 
 
 def test_after_three_returns_of_one_a_person_decides() -> None:
-    made, settings = PretendCluster(), config()
+    made, settings = InMemoryCluster(), config()
     made.add_node("n1")
-    hands = KubeHands(made, "n1", settings)
+    client = KubeClient(made, "n1", settings)
     for number in range(6):
         made.add_pod("a", f"daemon-{number}", "n1", gpus=0)
         change(
@@ -237,9 +237,9 @@ def test_after_three_returns_of_one_a_person_decides() -> None:
             {"metadata": {"ownerReferences": [{"kind": "StatefulSet", "name": "daemon", "controller": True}]}},
             "a",
         )
-        drive(hands, fatal(), settings)
+        drive(client, fatal(), settings)
     assert made.evicted == ["a/daemon-0", "a/daemon-1", "a/daemon-2"]
-    assert "came back 3 times" in " ".join(said(hands, fatal(), settings))
+    assert "came back 3 times" in " ".join(said(client, fatal(), settings))
 
 
 def test_the_lowest_priority_leaves_first() -> None:
@@ -247,16 +247,16 @@ def test_the_lowest_priority_leaves_first() -> None:
     for name, priority in (("high", 1000), ("low", -5)):
         made.add_pod("research", name, "n1")
         change(made, name, {"spec": {"priority": priority}})
-    drive(KubeHands(made, "n1", settings), reset(), settings)
+    drive(KubeClient(made, "n1", settings), reset(), settings)
     assert made.evicted == ["research/low", "research/train", "research/high"]
 
 
 def test_a_pod_that_should_have_ended_long_ago_is_named_and_never_forced() -> None:
     made, settings = cluster(), config(on_deadline="delete")
     change(made, "train", {"metadata": {"deletionTimestamp": "2020-01-01T00:00:00Z"}})
-    hands = KubeHands(made, "n1", settings)
-    drive(hands, reset(), settings, rounds=3)
-    assert said(hands, reset(), settings) == [
+    client = KubeClient(made, "n1", settings)
+    drive(client, reset(), settings, rounds=3)
+    assert said(client, reset(), settings) == [
         "pod research/train should have ended and did not: see the node's kubelet"
     ]
     assert "DELETE" not in {method for method, _ in made.requests}
@@ -292,62 +292,62 @@ def test_a_pod_that_saves_over_http_is_evicted_once_it_has_and_not_before(traine
     made, settings = cluster(), config()
     annotate(made, "train", checkpoint=f"http:{trainer}/save")
     change(made, "train", {"status": {"podIP": "127.0.0.1"}})
-    hands = KubeHands(made, "n1", settings)
+    client = KubeClient(made, "n1", settings)
     for asked in (1, 2, 3):
-        drive(hands, reset(), settings, rounds=2 if asked == 1 else 1)
-        until(lambda: not hands.asking, 2)
+        drive(client, reset(), settings, rounds=2 if asked == 1 else 1)
+        until(lambda: not client.asking, 2)
         assert (made.evicted, Trainer.asked) == ([], asked)
-    drive(hands, reset(), settings)
-    assert (made.evicted, hands.checkpoints[0], Trainer.asked) == (["research/train"], {"saved": 1}, 3)
+    drive(client, reset(), settings)
+    assert (made.evicted, client.checkpoints[0], Trainer.asked) == (["research/train"], {"saved": 1}, 3)
 
 
 def test_a_pod_that_saves_by_annotation_is_evicted_once_it_says_so() -> None:
     made, settings = cluster(), config()
     annotate(made, "train", checkpoint="annotation", checkpoint_saved_at="2020-01-01T00:00:00Z")
-    hands = KubeHands(made, "n1", settings)
-    drive(hands, reset(), settings, rounds=5)
+    client = KubeClient(made, "n1", settings)
+    drive(client, reset(), settings, rounds=5)
     asked = made.read("pods", "train", "research")["metadata"]["annotations"]
     assert made.evicted == [], "what it saved before it was asked is not what it was asked for"
     annotate(made, "train", checkpoint_saved_at=asked["gpu-health-agent/checkpoint-requested-at"])
-    drive(hands, reset(), settings)
-    assert (made.evicted, hands.checkpoints[0]) == (["research/train"], {"saved": 1})
+    drive(client, reset(), settings)
+    assert (made.evicted, client.checkpoints[0]) == (["research/train"], {"saved": 1})
 
 
 def test_a_pod_that_never_saves_is_evicted_when_its_time_is_over() -> None:
     made, clock, settings = cluster(), Clock(), config()
     annotate(made, "train", checkpoint="annotation", checkpoint_timeout_s="120")
-    hands = KubeHands(made, "n1", settings, clock)
-    drive(hands, reset(), settings, rounds=5)
+    client = KubeClient(made, "n1", settings, clock)
+    drive(client, reset(), settings, rounds=5)
     clock.now += 119
-    drive(hands, reset(), settings, rounds=2)
+    drive(client, reset(), settings, rounds=2)
     assert made.evicted == []
     clock.now += 2
-    drive(hands, reset(), settings)
-    assert (made.evicted, hands.checkpoints) == (["research/train"], ({"expired": 1}, 121))
+    drive(client, reset(), settings)
+    assert (made.evicted, client.checkpoints) == (["research/train"], ({"expired": 1}, 121))
 
 
 def test_the_wait_for_a_checkpoint_outlives_the_agent() -> None:
     made, settings = cluster(), config()
     annotate(made, "train", checkpoint="annotation", checkpoint_timeout_s="120")
-    drive(KubeHands(made, "n1", settings), reset(), settings, rounds=5)
+    drive(KubeClient(made, "n1", settings), reset(), settings, rounds=5)
     annotate(made, "train", checkpoint_requested_at="2020-01-01T00:00:00Z")
-    drive(KubeHands(made, "n1", settings), reset(), settings)
+    drive(KubeClient(made, "n1", settings), reset(), settings)
     assert made.evicted == ["research/train"]
 
 
 def test_nobody_waits_on_a_lost_gpu() -> None:
     made, settings = cluster(), config()
     annotate(made, "train", checkpoint="annotation")
-    drive(KubeHands(made, "n1", settings), fatal(), settings)
+    drive(KubeClient(made, "n1", settings), fatal(), settings)
     assert made.evicted == ["research/train"]
 
 
 def test_a_pod_that_saves_on_sigterm_is_evicted_at_once_and_reported_as_unconfirmed() -> None:
     made, settings = cluster(), config()
     annotate(made, "train", checkpoint="sigterm")
-    hands = KubeHands(made, "n1", settings)
-    drive(hands, reset(), settings)
-    assert (made.evicted, hands.checkpoints[0]) == (["research/train"], {"unconfirmed": 1})
+    client = KubeClient(made, "n1", settings)
+    drive(client, reset(), settings)
+    assert (made.evicted, client.checkpoints[0]) == (["research/train"], {"unconfirmed": 1})
 
 
 @pytest.mark.parametrize(
@@ -369,9 +369,9 @@ def test_a_malformed_declaration_asks_for_nothing_and_is_said(text: str) -> None
     assert (wish.way, wish.said) == ("", why)
     made, settings = cluster(), config()
     annotate(made, "train", checkpoint=text)
-    hands = KubeHands(made, "n1", settings)
-    drive(hands, reset(), settings, rounds=1)
-    assert said(hands, reset(), settings) == [f"pod research/train is asked for no checkpoint: {why}"]
+    client = KubeClient(made, "n1", settings)
+    drive(client, reset(), settings, rounds=1)
+    assert said(client, reset(), settings) == [f"pod research/train is asked for no checkpoint: {why}"]
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e9", "soon"])
@@ -384,9 +384,9 @@ def test_a_pod_on_the_nodes_network_can_not_make_the_agent_call_the_node() -> No
     made, settings = cluster(), config()
     annotate(made, "train", checkpoint="http:1/x")
     change(made, "train", {"spec": {"hostNetwork": True}, "status": {"podIP": "127.0.0.1"}})
-    hands = KubeHands(made, "n1", settings)
-    drive(hands, reset(), settings, rounds=5)
-    assert "it uses the node's network" in " ".join(said(hands, reset(), settings))
+    client = KubeClient(made, "n1", settings)
+    drive(client, reset(), settings, rounds=5)
+    assert "it uses the node's network" in " ".join(said(client, reset(), settings))
 
 
 @pytest.mark.parametrize("ip", ["", "evil.example.com", "127.0.0.1"])
@@ -400,7 +400,7 @@ def test_degraded_asks_nobody_for_a_checkpoint() -> None:
     made, settings = cluster(), config()
     annotate(made, "train", checkpoint="annotation")
     verdict = Judge().each_poll(10, alive(), reading(remapped_rows_pending=1))
-    drive(KubeHands(made, "n1", settings), verdict, settings)
+    drive(KubeClient(made, "n1", settings), verdict, settings)
     assert list(made.read("pods", "train", "research")["metadata"]["annotations"]) == ["gpu-health-agent/checkpoint"]
     assert "gpu-health-agent/degraded" in json.dumps(node(made)["spec"]["taints"])
     assert settings.mode is Mode.EVICT
@@ -422,16 +422,16 @@ def test_a_gpus_remedy_moves_only_the_pods_that_hold_it_and_a_nodes_remedy_all(
 ) -> None:
     made, settings = cluster(), config()
     made.add_pod("research", "other", "n1")
-    hands = KubeHands(made, "n1", settings)
+    client = KubeClient(made, "n1", settings)
     for _ in range(8):
-        world = hands.look(closely=True)
+        world = client.look(closely=True)
         pods = tuple(
             replace(pod, gpus=None if (held := holders[pod.name]) is None else frozenset(held)) if pod.gpu else pod
             for pod in world.pods or ()
         )
         world = replace(world, pods=pods if world.pods is not None else None)
         for step in plan(fatal() if whole_node else reset(), world, settings, Local()).steps:
-            hands.do(step)
+            client.do(step)
     assert made.evicted == (["research/other", "research/train"] if whole_node else evicted)
     assert node(made)["metadata"]["labels"]["gpu-health-agent/state"] == "drained"
 
@@ -439,17 +439,17 @@ def test_a_gpus_remedy_moves_only_the_pods_that_hold_it_and_a_nodes_remedy_all(
 def test_a_tolerating_pod_leaves_for_a_reset_only_if_it_holds_the_bad_gpu() -> None:
     made, settings = cluster(), config()
     change(made, "train", {"spec": {"tolerations": [{"operator": "Exists"}]}})
-    hands = KubeHands(made, "n1", settings)
+    client = KubeClient(made, "n1", settings)
     for _ in range(8):
-        world = hands.look(closely=True)
+        world = client.look(closely=True)
         pods = tuple(replace(pod, gpus=frozenset({"GPU-a"})) for pod in world.pods or ())
         world = replace(world, pods=pods if world.pods is not None else None)
         for step in plan(reset(), world, settings, Local()).steps:
-            hands.do(step)
+            client.do(step)
     assert made.evicted == ["research/train"]
 
 
-def aged(made: PretendCluster) -> None:
+def aged(made: InMemoryCluster) -> None:
     """Every permit was taken long ago, by the wall clock."""
     for (kind, _, _), lease in made._objects.items():
         if kind == "leases":
@@ -459,25 +459,25 @@ def aged(made: PretendCluster) -> None:
 def test_a_wall_clock_that_jumps_brings_no_deadline_nearer() -> None:
     made, settings = cluster(), config(on_deadline="delete")
     change(made, "train", {"metadata": {"annotations": DO_NOT_EVICT}})
-    hands = KubeHands(made, "n1", settings, Clock())
-    drive(hands, reset(), settings)
+    client = KubeClient(made, "n1", settings, Clock())
+    drive(client, reset(), settings)
     aged(made)
-    drive(hands, reset(10**7), settings)
+    drive(client, reset(10**7), settings)
     assert made.evicted == []
 
 
 def test_the_deadline_outlives_the_agent() -> None:
     made, settings = cluster(), config()
     change(made, "train", {"metadata": {"annotations": DO_NOT_EVICT}})
-    drive(KubeHands(made, "n1", settings), reset(), settings)
+    drive(KubeClient(made, "n1", settings), reset(), settings)
     aged(made)
-    drive(KubeHands(made, "n1", settings), reset(3500), settings)
+    drive(KubeClient(made, "n1", settings), reset(3500), settings)
     assert made.evicted == []
-    drive(KubeHands(made, "n1", settings), reset(3601), settings)
+    drive(KubeClient(made, "n1", settings), reset(3601), settings)
     assert made.evicted == ["research/train"]
 
 
-def budget(made: PretendCluster, *protected: str) -> Any:
+def budget(made: InMemoryCluster, *protected: str) -> Any:
     """An Api with a PodDisruptionBudget that allows nothing."""
 
     def api(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
@@ -494,30 +494,30 @@ def test_the_deadline_runs_only_while_pods_may_be_asked_to_leave(what: str) -> N
     budget_of_two = {"max_withdrawn": 2}
     settings = Config.model_validate({"mode": "evict", "drain": {"on_deadline": "delete"}, "budget": budget_of_two})
     taint_only = settings.model_copy(update={"mode": Mode.TAINT})
-    other, hands = KubeHands(made, "n2", settings, clock), KubeHands(budget(made, "train"), "n1", settings, clock)
+    other, client = KubeClient(made, "n2", settings, clock), KubeClient(budget(made, "train"), "n1", settings, clock)
     if what == "queue":
         made.add_pod("research", "slow", "n2")
         change(made, "slow", {"metadata": {"deletionTimestamp": "2020-01-01T00:00:00Z"}})
         drive(other, reset(), settings, rounds=2)
-        other.do(TakeSlot(SlotKind.DRAINING, 0))
-        drive(hands, reset(), settings)
+        other.do(TakePermit(PermitKind.DRAINING, 0))
+        drive(client, reset(), settings)
     else:
-        drive(hands, reset(), taint_only if what == "mode" else settings)
+        drive(client, reset(), taint_only if what == "mode" else settings)
     if what == "pause":
         pause = {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"}}
         made._store("configmaps", "gpu-health-agent", pause)
-        drive(hands, reset(10), settings)
+        drive(client, reset(10), settings)
     clock.now += 3601
     if what == "queue":
         del made._objects["pods", "research", "slow"]
         drive(other, reset(3601), settings)
     if what == "pause":
         del made._objects["configmaps", "gpu-health-agent", "gpu-health-agent-pause"]
-    drive(hands, reset(3602), settings, rounds=5)
-    drive(hands, reset(3700), settings, rounds=5)
+    drive(client, reset(3602), settings, rounds=5)
+    drive(client, reset(3700), settings, rounds=5)
     assert "train" in made.pods_on("n1"), "it was asked for the first time just now"
     clock.now += 3601
-    drive(hands, reset(7300), settings, rounds=5)
+    drive(client, reset(7300), settings, rounds=5)
     assert "train" not in made.pods_on("n1")
 
 
@@ -526,8 +526,8 @@ def test_a_drain_that_budgets_block_for_ever_lets_others_drain_and_goes_on_when_
     settings = Config.model_validate({"mode": "evict", "budget": {"max_withdrawn": 2}})
     made.add_pod("research", "other", "n2")
     protected = {"train"}
-    one = KubeHands(lambda *a, **k: budget(made, *protected)(*a, **k), "n1", settings, clock)
-    two = KubeHands(made, "n2", settings, clock)
+    one = KubeClient(lambda *a, **k: budget(made, *protected)(*a, **k), "n1", settings, clock)
+    two = KubeClient(made, "n2", settings, clock)
     drive(one, reset(), settings)
     drive(two, reset(), settings)
     assert "other" in made.pods_on("n2")
@@ -545,7 +545,7 @@ def test_a_drain_that_budgets_block_for_ever_lets_others_drain_and_goes_on_when_
 
 def test_asked_by_a_dry_run_a_pod_is_marked_as_disrupted_and_then_deleted() -> None:
     made, settings = cluster(), config(eviction="ask_then_delete")
-    drive(KubeHands(made, "n1", settings), reset(), settings)
+    drive(KubeClient(made, "n1", settings), reset(), settings)
     pod = "/api/v1/namespaces/research/pods/train"
     assert [(m, p) for m, p in made.requests if p.startswith(pod)] == [
         ("POST", f"{pod}/eviction"),
@@ -564,9 +564,9 @@ def test_what_the_dry_run_refuses_is_neither_marked_nor_deleted() -> None:
             return 429, {"message": "Cannot evict pod", "details": {"causes": [cause]}}
         return made(method, path, *rest, **more)
 
-    hands = KubeHands(protected, "n1", settings)
-    drive(hands, reset(), settings)
-    assert said(hands, reset(), settings) == [
+    client = KubeClient(protected, "n1", settings)
+    drive(client, reset(), settings)
+    assert said(client, reset(), settings) == [
         "pod research/train may not be evicted yet: Cannot evict pod budget web needs 3"
     ]
     assert not [path for method, path in made.requests if method != "GET" and "/pods/train" in path]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.actions.removal import release
 from tests.actions.test_kube import EVICT, FOREIGN, MERGE, cluster, drive, fatal, holders, node
 from tests.life import OPERANDS, Life
@@ -20,7 +20,7 @@ def test_a_withdrawn_node_is_left_as_if_we_had_never_been_there() -> None:
     theirs = {"spec": {"taints": [FOREIGN], "unschedulable": True}, "metadata": {"labels": {"a": "b"}}}
     made("PATCH", "/api/v1/nodes/n1", theirs, MERGE)
     before = node(made)
-    drive(KubeHands(made, "n1", EVICT), fatal())
+    drive(KubeClient(made, "n1", EVICT), fatal())
     assert holders(made)["gpu-health-agent-withdrawn-gpu-0"] == "n1"
     told = list(release(made, NAMESPACE, "n1"))
     after = node(made)
@@ -34,8 +34,8 @@ def test_a_withdrawn_node_is_left_as_if_we_had_never_been_there() -> None:
 
 def test_all_nodes_and_all_permits() -> None:
     made = cluster()
-    drive(KubeHands(made, "n1", EVICT), fatal())
-    drive(KubeHands(made, "n2", EVICT), fatal())
+    drive(KubeClient(made, "n1", EVICT), fatal())
+    drive(KubeClient(made, "n2", EVICT), fatal())
     list(release(made, NAMESPACE, None))
     assert holders(made) == {}
     assert "gpu-health-agent" not in json.dumps([node(made, "n1"), node(made, "n2")])
@@ -52,7 +52,7 @@ def test_released_in_the_middle_of_a_repair_the_operands_come_back() -> None:
 
 def test_somebody_elses_write_in_between_is_not_lost() -> None:
     made = cluster()
-    drive(KubeHands(made, "n1", EVICT), fatal())
+    drive(KubeClient(made, "n1", EVICT), fatal())
     raced: list[int] = []
 
     def race(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:

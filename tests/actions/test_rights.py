@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from agent.actions import rights
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.actions.rights import RIGHTS, Right, needed
 from agent.model import names
 from agent.model.errors import RefusedError
 from agent.model.ownership import ASKED, AUTOSCALER_TAINT, NOT_ASKED, OPERANDS
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, cluster, drive
 from tests.actions.test_permits import Clock
 from tests.actions.test_pods import annotate, change, config, reset
@@ -29,7 +29,7 @@ DAEMONSET = Path(__file__).parents[2] / "daemonset"
 class Watched:
     """A cluster in memory with storage and budgets, and the rights that were used on it."""
 
-    def __init__(self, made: PretendCluster, protected: bool = False) -> None:
+    def __init__(self, made: InMemoryCluster, protected: bool = False) -> None:
         self.made, self.protected = made, protected
         self.used: set[tuple[Right, str]] = set()
 
@@ -53,10 +53,10 @@ def drained(**drain: str) -> set[tuple[Right, str]]:
     made, clock, settings = Watched(cluster(), protected=True), Clock(), config(on_deadline="delete", **drain)
     change(made.made, "train", {"spec": {"volumes": [{"persistentVolumeClaim": {"claimName": "data"}}]}})
     annotate(made.made, "train", checkpoint="annotation", checkpoint_timeout_s="120")
-    hands = KubeHands(made, "n1", settings, clock)
-    drive(hands, reset(), settings, rounds=5)
+    client = KubeClient(made, "n1", settings, clock)
+    drive(client, reset(), settings, rounds=5)
     clock.now += 3601
-    drive(hands, reset(3601), settings, rounds=5)
+    drive(client, reset(3601), settings, rounds=5)
     assert "train" not in made.made.pods_on("n1")
     return made.used
 
@@ -85,10 +85,10 @@ def test_every_declared_right_is_used_and_nothing_else_is_asked_for() -> None:
 )
 def test_what_is_not_declared_is_not_even_sent(path: str) -> None:
     made = cluster()
-    hands = KubeHands(made, "n1", EVICT)
+    client = KubeClient(made, "n1", EVICT)
     made.requests.clear()
     with pytest.raises(RefusedError, match="no right that the agent declares"):
-        hands._api("GET", path)
+        client._api("GET", path)
     assert made.requests == []
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from agent.actions.api import connect
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from agent.model.names import HARD_TAINT
 from agent.runtime.actor import Actor
@@ -29,7 +29,7 @@ def fleet(plane: ControlPlane, size: int = 100) -> None:
     config = Config(mode=Mode.TAINT, budget=Budget(pool="fleet", pool_selector="site=fleet"))
     accounts = {node: str(plane.agent_kubeconfig(node)) for node in nodes}
     actors = [
-        Actor(config, partial(_hands, accounts[node], node, config), False, lambda *_, **__: None) for node in nodes
+        Actor(config, partial(_client, accounts[node], node, config), False, lambda *_, **__: None) for node in nodes
     ]
     done, most, bad = threading.Event(), [0], fatal()
 
@@ -63,8 +63,8 @@ def fleet(plane: ControlPlane, size: int = 100) -> None:
     print(f"  per agent and minute after that: {reads:.1f} reads, {writes:.1f} writes")
 
 
-def _hands(account: str, node: str, config: Config) -> KubeHands:
-    return KubeHands(connect(account), node, config)
+def _client(account: str, node: str, config: Config) -> KubeClient:
+    return KubeClient(connect(account), node, config)
 
 
 def _requests(actors: list[Actor]) -> Counter[str]:

@@ -43,7 +43,7 @@ def day(folder: Path) -> None:
         now = poll * _POLL_S
         seen = [_reading(gpu, poll, now) for gpu in range(_GPUS)]
         beat: dict[str, Value] = {"gpu_count": _GPUS, "missing": ""}
-        seen.append(Observation(now, "nvml", Signal.ALIVE, values=beat, boot_id="boot", seen=now))
+        seen.append(Observation(now, "nvml", Signal.ALIVE, values=beat, boot_id="boot", arrived=now))
         recorder.judged(now, now, seen, Orders(), verdict)
     recorder.close()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -68,7 +68,7 @@ def _reading(gpu: int, poll: int, now: float) -> Observation:
         "index": gpu,
         "retired_pages_pending": Missing.UNSUPPORTED,
     }
-    return Observation(now, "nvml", Signal.READING, f"0000:{0x1B + gpu:02x}:00.0", values=values, seen=now)
+    return Observation(now, "nvml", Signal.READING, f"0000:{0x1B + gpu:02x}:00.0", values=values, arrived=now)
 
 
 class Run:

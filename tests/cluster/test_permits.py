@@ -6,12 +6,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from agent.actions.api import connect
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT
 from agent.model.steps import Wait
-from agent.model.world import Local, SlotKind
+from agent.model.world import Local, PermitKind
 from agent.remediation.plan import plan
 from tests.actions.test_kube import drive, fatal, healthy
 from tests.cluster.control_plane import ControlPlane
@@ -26,18 +26,18 @@ def test_the_hour_of_a_permit_is_the_api_servers_whatever_the_clock_of_the_node_
         plane.add_node(name, labels={"site": "hour"})
     budget = Budget(max_withdrawn=2, per_hour=1, pool="hour", pool_selector="site=hour")
     config = Config(mode=Mode.TAINT, budget=budget)
-    hands = [KubeHands(connect(str(plane.agent_kubeconfig(name))), name, config) for name in ("hour-0", "hour-1")]
+    client = [KubeClient(connect(str(plane.agent_kubeconfig(name))), name, config) for name in ("hour-0", "hour-1")]
     for verdict in (fatal(), healthy()):
-        drive(hands[0], verdict, config)
+        drive(client[0], verdict, config)
     lease = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/gpu-health-agent-hourly-hour-0"
     long_ago = {"spec": {"acquireTime": "2020-01-01T00:00:00.000000Z", "renewTime": "2020-01-01T00:00:00.000000Z"}}
     plane.must("PATCH", lease, long_ago, "application/merge-patch+json")
-    drive(hands[1], fatal(), config)
-    world = hands[1].look(closely=True)
+    drive(client[1], fatal(), config)
+    world = client[1].look(closely=True)
     waits = [step.why for step in plan(fatal(), world, config, Local()).steps if isinstance(step, Wait)]
     assert waits == ["the budget is spent: 1 withdrawals an hour allowed"]
-    (slot,) = (slot for slot in world.slots or () if slot.kind is SlotKind.HOURLY)
-    assert slot.taken_s < 600
+    (permit,) = (permit for permit in world.permits or () if permit.kind is PermitKind.HOURLY)
+    assert permit.taken_s < 600
 
 
 def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_everyone_is_served(
@@ -60,19 +60,19 @@ def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_every
             most.append(len(tainted))
 
     def serve(node: str) -> bool:
-        hands = KubeHands(connect(accounts[node]), node, config)
+        client = KubeClient(connect(accounts[node]), node, config)
         start.wait()
         for verdict, wanted in ((bad, True), (well, False)):
             for _ in range(2000):
                 try:
-                    world = hands.look(closely=True)
+                    world = client.look(closely=True)
                     steps = plan(verdict, world, config, Local()).steps
                     if any(t.key == HARD_TAINT for t in world.taints) is wanted and all(
                         isinstance(step, Wait) for step in steps
                     ):
                         break
                     for step in steps:
-                        hands.do(step)
+                        client.do(step)
                 except (RefusedError, UnreachableError):
                     pass  # another was quicker: look again
                 done.wait(0.05)

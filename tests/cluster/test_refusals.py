@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from agent.actions.api import connect
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.settings import Config
 from agent.model.errors import RefusedError
 from agent.model.names import SOFT_TAINT
@@ -73,15 +73,15 @@ def test_dry_run_looks_and_plans_and_writes_nothing(site: Site, agent: StartAgen
 
 def test_a_taint_list_that_another_changed_meanwhile_is_a_conflict_to_look_at_again(site: Site) -> None:
     """In the API server's own words, which are the same whether the list differs or is gone."""
-    hands = KubeHands(connect(str(site.plane.kubeconfig)), site.nodes[0], Config())
+    client = KubeClient(connect(str(site.plane.kubeconfig)), site.nodes[0], Config())
     path, merge = f"/api/v1/nodes/{site.nodes[0]}", "application/merge-patch+json"
     for before, after in (([], ["theirs"]), (["theirs"], ["others"]), (["theirs"], [])):
         lists = [[{"key": key, "effect": "NoSchedule"} for key in keys] for keys in (before, after)]
         site.plane.must("PATCH", path, {"spec": {"taints": lists[0] or None}}, merge)
-        hands.look(closely=False)
+        client.look(closely=False)
         site.plane.must("PATCH", path, {"spec": {"taints": lists[1] or None}}, merge)
         with pytest.raises(RefusedError, match="changed meanwhile") as refused:
-            hands.do(Retaint((Taint(SOFT_TAINT, "", "PreferNoSchedule"),)))
+            client.do(Retaint((Taint(SOFT_TAINT, "", "PreferNoSchedule"),)))
         assert (refused.value.status, site.taints()) == (409, after)
 
 

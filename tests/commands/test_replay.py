@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.cli import main
 from agent.commands.replay import replay
 from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.model.fault import Status
-from agent.model.steps import GiveSlot
-from agent.model.world import Local, SlotKind, World
+from agent.model.steps import GivePermit
+from agent.model.world import Local, PermitKind, World
 from agent.recording.recording import Planned, Recorder, Recording, Round
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.simulation.simulated import inject
 from agent.sources.process.command_lines import supervisor
 from tests.incident import CARDS
@@ -94,7 +94,7 @@ def test_an_empty_log_and_a_broken_recording_are_said(tmp_path: Path, capsys: py
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short life of the whole agent over simulated GPUs and a cluster in memory."""
     tmp_path = tmp_path_factory.mktemp("life")
-    cluster = PretendCluster()
+    cluster = InMemoryCluster()
     for node in ("n", "m"):
         cluster.add_node(node)
     cluster.add_pod("a", "train", "n")
@@ -115,7 +115,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def tell(*_: object, **__: object) -> None:
         pass
 
-    actor = Actor(config, lambda: KubeHands(cluster, "n", config), False, tell, recorder=recorder)
+    actor = Actor(config, lambda: KubeClient(cluster, "n", config), False, tell, recorder=recorder)
     daemon = Daemon(config, "n", actor, tell, sources, recorder)
     thread = threading.Thread(target=daemon.run, args=(stop,))
     thread.start()
@@ -178,7 +178,7 @@ def test_equal_readings_take_no_room_in_a_recording(tmp_path: Path) -> None:
     gpus = [reading(f"0000:{bus:02x}:00.0", **CARDS["h100"]) for bus in range(8)]
     for poll in range(100):
         now = 1000.0 + 5 * poll
-        seen = [replace(one, seen=now, at=now) for one in (*gpus, alive())]
+        seen = [replace(one, arrived=now, at=now) for one in (*gpus, alive())]
         memory, verdict = judge(memory, seen, now, now, Config().policy, ("nvml",))
         recorder.judged(now, now, seen, Orders(), verdict)
     recorder.close()
@@ -189,7 +189,7 @@ def test_equal_readings_take_no_room_in_a_recording(tmp_path: Path) -> None:
 def test_who_held_which_gpu_is_recorded_with_the_plan_that_looked_at_it(tmp_path: Path) -> None:
     path = tmp_path / "recording"
     held = Local(holders={"a/train": frozenset({"GPU-1"}), "a/other": None})
-    steps = (GiveSlot(SlotKind.DRAINING, 0),)
+    steps = (GivePermit(PermitKind.DRAINING, 0),)
     recorder = Recorder(path, Config(), "n", ())
     recorder.planned(Judge().after(0, alive()), World("n", "uid"), held, steps)
     recorder.close()

@@ -6,8 +6,8 @@ import pytest
 
 from agent.commands.simulate import Story
 from agent.model.names import HARD_TAINT, SOFT_TAINT
-from agent.model.steps import Evict, GiveSlot, Retaint
-from agent.model.world import Pod, SlotKind, Taint
+from agent.model.steps import Evict, GivePermit, Retaint
+from agent.model.world import PermitKind, Pod, Taint
 from agent.simulation.scenario import Scenario
 from tests.observe import Judge, alive, reading, xid
 
@@ -22,7 +22,7 @@ def test_a_story_counts_what_was_done_and_found_and_names_what_is_missing(capsys
         Evict(Pod("a", "train", "uid")),
         Evict(Pod("a", "serve", "uid-2")),
         Retaint(()),
-        GiveSlot(SlotKind.WITHDRAWN, 0),
+        GivePermit(PermitKind.WITHDRAWN, 0),
     ):
         story.did(step)
     story.judged(judge.after(0, alive(), reading()))

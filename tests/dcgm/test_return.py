@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.settings import Config
 from agent.model.names import HARD_TAINT
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon
-from agent.runtime.diag_runner import Checkup
+from agent.runtime.diag_runner import DiagRunner
 from agent.simulation.gpu import h100_8
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.simulation.simulated import inject
 from agent.sources.process.command_lines import names, supervisor
 from agent.sources.process.remote import Remote
@@ -34,12 +34,12 @@ SAME = "".join(f"gpu {i} {gpu.address} {gpu.uuid}\n" for i, gpu in enumerate(h10
 WELL, BAD = "test memory 0 1 3 0 0\n", "test memory 3 1 3 58 2 a mismatch\n"
 
 
-def tainted(cluster: PretendCluster) -> bool:
+def tainted(cluster: InMemoryCluster) -> bool:
     return any(taint["key"] == HARD_TAINT for taint in cluster.read("nodes", "n1")["spec"].get("taints") or ())
 
 
 @contextmanager
-def agent(engine: Engine, folder: Path, cluster: PretendCluster, apart: bool) -> Iterator[Actor]:
+def agent(engine: Engine, folder: Path, cluster: InMemoryCluster, apart: bool) -> Iterator[Actor]:
     """``apart``: the sources, and the diagnosis with them, in a container of their own."""
     data = {
         "mode": "evict",
@@ -69,9 +69,9 @@ def agent(engine: Engine, folder: Path, cluster: PretendCluster, apart: bool) ->
 
 
 @contextmanager
-def acting(config: Config, sources: Sources, cluster: PretendCluster) -> Iterator[Actor]:
-    hands = Checkup(KubeHands(cluster, "n1", config), sources.diagnose)
-    actor = Actor(config, lambda: hands, False, lambda *_, **__: None)
+def acting(config: Config, sources: Sources, cluster: InMemoryCluster) -> Iterator[Actor]:
+    client = DiagRunner(KubeClient(cluster, "n1", config), sources.diagnose)
+    actor = Actor(config, lambda: client, False, lambda *_, **__: None)
     daemon, stop = Daemon(config, "n1", actor, lambda *_, **__: None, sources), threading.Event()
     thread = threading.Thread(target=daemon.run, args=(stop,))
     thread.start()
@@ -89,7 +89,7 @@ def test_a_repaired_gpu_returns_when_dcgm_finds_it_well_and_else_never(
 ) -> None:
     monkeypatch.setenv("DCGM_STANDIN", str(engine.file))
     engine.answers(found, SAME)
-    cluster = PretendCluster()
+    cluster = InMemoryCluster()
     cluster.add_node("n1")
     with agent(engine, tmp_path, cluster, apart) as actor:
         until(lambda: actor.exchange.acted.started and not actor.exchange.acted.waits)

@@ -18,7 +18,7 @@ class Cluster:
     def after(self, seconds: float, *seen: Observation) -> dict[str, Severity]:
         self.now += seconds
         stamped = [
-            Observation(**{**{n: getattr(o, n) for n in Observation.__dataclass_fields__}, "seen": self.now})
+            Observation(**{**{n: getattr(o, n) for n in Observation.__dataclass_fields__}, "arrived": self.now})
             for o in seen
         ]
         orders = Orders({}, self.workloads)

@@ -184,10 +184,10 @@ def test_a_recording_keeps_both_witnesses_readings_apart(tmp_path: Path) -> None
     for number in range(3):
         now = 100.0 + 5 * number
         seen = [
-            Observation(now, "nvml", Signal.READING, GPU, values={"uuid": "GPU-1", "pcie_replays": 4}, seen=now),
-            Observation(now, "dcgm", Signal.READING, GPU, values={"pcie_replays": 9 + number}, seen=now),
-            replace(health(9, check=now), seen=now),
-            replace(alive("dcgm", "", check=now), seen=now),
+            Observation(now, "nvml", Signal.READING, GPU, values={"uuid": "GPU-1", "pcie_replays": 4}, arrived=now),
+            Observation(now, "dcgm", Signal.READING, GPU, values={"pcie_replays": 9 + number}, arrived=now),
+            replace(health(9, check=now), arrived=now),
+            replace(alive("dcgm", "", check=now), arrived=now),
         ]
         memory, verdict = judge(memory, seen, now, now, config.policy, ("nvml", "dcgm"), Orders())
         recorder.judged(now, now, seen, Orders(), verdict)

@@ -192,7 +192,7 @@ def test_a_reset_is_proved_by_every_gpu_of_its_set() -> None:
 
     def after(seconds: float, *seen: Observation) -> Verdict:
         judged.now += seconds
-        stamped = [replace(o, seen=judged.now, at=START + judged.now) for o in seen]
+        stamped = [replace(o, arrived=judged.now, at=START + judged.now) for o in seen]
         judged.memory, verdict = judge(
             judged.memory,
             stamped,

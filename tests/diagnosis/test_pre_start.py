@@ -100,13 +100,13 @@ def test_a_restart_makes_no_proof_of_a_reset_that_the_fault_may_have_outlived() 
     assert not again.faults[0].proved
 
 
-def late(life: Judge) -> bool:
-    return life.after(0).faults[0].late
+def pre_start(life: Judge) -> bool:
+    return life.after(0).faults[0].pre_start
 
 
 def logs_before_the_start(life: Judge) -> None:
     wall = life.wall + life.now
-    old = replace(xid(RESET, source="kmsg", seq=7), seen=life.now, at=wall - 60)
+    old = replace(xid(RESET, source="kmsg", seq=7), arrived=life.now, at=wall - 60)
     life.memory, _ = judge(life.memory, [old], life.now, wall, life.limits, life.expected)
 
 
@@ -117,16 +117,16 @@ def test_a_record_from_before_the_start_is_doubted_only_where_the_gpu_asks_for_n
     life = Judge(expected=("nvml", "kmsg"))
     life.after(0, alive(), alive("kmsg"), reading())
     logs_before_the_start(life)
-    assert late(life) is True
+    assert pre_start(life) is True
     if said is not None:
         life.after(5, alive(), said)
-        assert late(life) is False
+        assert pre_start(life) is False
         life.after(5, alive(), reading())
-        assert late(life) is False, "it asked in this life"
+        assert pre_start(life) is False, "it asked in this life"
     kept = life_after(reading(), stored=life.after(0))
-    assert late(kept) is (said is None)
+    assert pre_start(kept) is (said is None)
     kept.after(5, xid(RESET, source="kmsg"))
-    assert late(kept) is False, "it came again, and we saw it"
+    assert pre_start(kept) is False, "it came again, and we saw it"
 
 
 def test_a_reset_that_an_earlier_life_reserved_waits_until_its_gpus_were_heard() -> None:

@@ -216,7 +216,7 @@ def test_what_the_next_life_reads_of_a_loaded_driver_counts_by_when_the_kernel_s
     told_at = fault(life).finding.evidence.at
     again = next_life(life, OLD)
     again.now += 1
-    line = replace(LOADED, seen=again.now, at=told_at + late_s)
+    line = replace(LOADED, arrived=again.now, at=told_at + late_s)
     again.memory, _ = judge(again.memory, [line], again.now, again.wall + again.now, Limits(), again.expected)
     polls(again, OLD)
     assert fault(again).proved is proves

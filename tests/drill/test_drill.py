@@ -19,11 +19,11 @@ from agent.cli import main
 from agent.drill.choice import UnfitError, choose
 from agent.drill.cluster import Cluster, MissedError
 from agent.drill.exercise import Exercise
-from agent.drill.hand import finished, hand
 from agent.drill.kit import Settings, objects
 from agent.drill.load import Window
 from agent.drill.on_node import addresses, record, simulate, write
 from agent.drill.outcome import CRASH, NODE, POD, Outcome, Part, as_json
+from agent.drill.privileged_pod import finished, privileged_pod
 from agent.drill.report import page, text
 from agent.drill.withdrawal import Withdrawal
 from agent.model.errors import UsageError
@@ -433,7 +433,7 @@ def test_the_drills_pod_on_a_node_bears_no_token_and_ends() -> None:
     agent = {
         "spec": {"containers": [{"image": "agent:1", "imagePullPolicy": "Never"}], "imagePullSecrets": [{"name": "s"}]}
     }
-    made = hand("n1", "agents", agent, "fault", ["--nonce", NONCE])
+    made = privileged_pod("n1", "agents", agent, "fault", ["--nonce", NONCE])
     assert made["metadata"]["labels"] == {DRILL_LABEL: "true"}
     spec = made["spec"]
     assert (spec["automountServiceAccountToken"], spec["restartPolicy"]) == (False, "Never")

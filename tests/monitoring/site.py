@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 
 ROOT = Path(__file__).parents[2]
 LONG_S = 60.0  # for what takes a second on a quiet machine
@@ -47,7 +47,7 @@ class ApiServer(ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Requests)
-        self.cluster = PretendCluster()
+        self.cluster = InMemoryCluster()
         self.protected: set[str] = set()
         cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{self.server_address[1]}"}}
         context = {"name": "c", "context": {"cluster": "c", "user": "u"}}

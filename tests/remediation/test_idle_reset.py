@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack
 
 import pytest
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.commands.explain import stored
 from agent.config.settings import Budget, Config, Mode, Repair
 from agent.model.errors import MalformedError, RefusedError
@@ -76,7 +76,7 @@ def waits_for_a_person(life: Life) -> bool:
             "the reset of its idle GPU failed: " in why and why.endswith("a person must decide") for why in life.waits
         )
         and "the reset of its idle GPU failed" in condition["message"]
-        and life.records().idle.tried != {}
+        and life.records().idle.failed_resets != {}
     )
 
 
@@ -199,8 +199,8 @@ def as_drill(verdict: Verdict) -> Verdict:
     return replace(verdict, faults=(played,), standing=(played,))
 
 
-def late(verdict: Verdict) -> Verdict:
-    return replace(verdict, faults=(replace(verdict.faults[0], late=True),))
+def pre_start(verdict: Verdict) -> Verdict:
+    return replace(verdict, faults=(replace(verdict.faults[0], pre_start=True),))
 
 
 QUIET = Local(released=True, clients={UUID: {}}, holders={})
@@ -208,7 +208,7 @@ SEEN: dict[str, tuple[Verdict, Local, bool]] = {
     "well": (alone(), QUIET, True),
     "in a drill": (as_drill(alone()), QUIET, False),
     "by a blind agent": (replace(alone(), status=Status.UNKNOWN, blind=silent("kmsg")), QUIET, False),
-    "that may be over by a reset before the agent's start": (late(alone()), QUIET, False),
+    "that may be over by a reset before the agent's start": (pre_start(alone()), QUIET, False),
     "before a reboot that may have cured it": (replace(alone(), boot_id="boot-2"), replace(QUIET, up_s=5), False),
 }
 
@@ -218,10 +218,10 @@ def test_only_a_fault_that_is_seen_well_and_stands_today_withdraws_a_node(how: s
     verdict, local, withdrawn = SEEN[how]
     made = cluster("n1", "n2")
     made._objects = {key: body for key, body in made._objects.items() if key[0] == "nodes"}
-    hands = KubeHands(made, "n1", IDLE)
+    client = KubeClient(made, "n1", IDLE)
     for _ in range(3):
-        for step in plan(verdict, hands.look(True), IDLE, local).steps:
-            hands.do(step)
+        for step in plan(verdict, client.look(True), IDLE, local).steps:
+            client.do(step)
     assert (HARD_TAINT in [taint["key"] for taint in node(made)["spec"]["taints"]]) is withdrawn
 
 
@@ -334,7 +334,7 @@ def test_what_one_reset_does_not_cure_goes_back_into_service_and_waits_for_a_per
     word = {"metadata": {"annotations": {"gpu-health-agent/dismiss": f"{FAULT} row-remap-pending@{GPU}"}}}
     life.cluster("PATCH", "/api/v1/nodes/n1", word, MERGE)
     life.run(50)
-    assert (returned(life), life.records().idle.tried) == (True, {})
+    assert (returned(life), life.records().idle.failed_resets) == (True, {})
     life.breaks()  # another incident
     life.run(400)
     assert (life.repairs, returned(life)) == (["reset_gpu"] * 2, True)
@@ -408,7 +408,7 @@ def test_a_fault_that_ends_by_its_absence_has_the_time_for_that() -> None:
     life = idle(Config.model_validate(told))
     while not (life.repairs and returned(life)):
         life.tick()
-        assert life.records().idle.tried == {}
+        assert life.records().idle.failed_resets == {}
     assert life.repairs == ["reset_gpu"]
 
 
@@ -419,7 +419,7 @@ def test_a_reset_that_a_fatal_fault_overtook_was_the_one_that_the_degraded_fault
         life.tick()
     life.breaks(GPU, RESET)
     life.tick()
-    assert f"row-remap-pending@{GPU}" in life.records().idle.tried
+    assert f"row-remap-pending@{GPU}" in life.records().idle.failed_resets
     life.run(900)
     assert (life.tainted(), state(life)) == (False, "degraded"), life.waits
     made = len(life.repairs)
@@ -510,7 +510,7 @@ def test_a_mode_that_evicts_nobody_any_more_ends_it_and_the_attempt_is_not_forgo
     life._begin()
     life.exit_code = 255
     life.run(100)
-    assert (life.tainted(), FAULT in life.records().idle.tried) == (False, True)
+    assert (life.tainted(), FAULT in life.records().idle.failed_resets) == (False, True)
     life.config = IDLE
     life._begin()
     life.run(500)
@@ -533,16 +533,16 @@ def test_twelve_nodes_degraded_alike_keep_the_budget_and_each_is_reset_once() ->
                 "spec": {"jobTemplate": {"spec": {"template": {"spec": {"containers": []}}}}},
             },
         )
-        hands = {name: KubeHands(made, name, config) for name in names}
+        client = {name: KubeClient(made, name, config) for name in names}
         cured: set[str] = set()
         for _ in range(700):
             name = chance.choice(names)
             if chance.random() < 0.1:
-                hands[name] = KubeHands(made, name, config)  # killed, and started anew
-            steps = plan(well if name in cured else bad, hands[name].look(closely=True), config, QUIET).steps
+                client[name] = KubeClient(made, name, config)  # killed, and started anew
+            steps = plan(well if name in cured else bad, client[name].look(closely=True), config, QUIET).steps
             for step in steps[: chance.randint(0, 8)]:
                 try:
-                    hands[name].do(step)
+                    client[name].do(step)
                 except RefusedError:
                     break
             jobs = [job for (kind, *_), job in made._objects.items() if kind == "jobs"]
@@ -575,8 +575,8 @@ def test_an_annotation_of_before_is_read_and_one_that_makes_no_sense_stops_the_a
 def test_the_attempt_that_failed_is_kept_whole() -> None:
     life = idle(exit_code=4)
     life.run(300)
-    tried = life.records().idle.tried[FAULT]
-    assert (tried.remedy, tried.stage, tried.uuids, tried.said) == (
+    failed_resets = life.records().idle.failed_resets[FAULT]
+    assert (failed_resets.remedy, failed_resets.stage, failed_resets.uuids, failed_resets.said) == (
         Remedy.RESET_GPU,
         Stage.FAILED,
         (UUID,),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.actions.removal import release
 from agent.config.settings import Config, Mode
 from agent.model.fault import Status, Verdict
@@ -56,17 +56,17 @@ def test_the_autoscalers_taint_comes_and_goes_with_ours_in_the_same_write() -> N
         seen.append(taints(made))
         return answer
 
-    hands = KubeHands(watched, "n1", AUTOSCALED)
-    drive(hands, fatal(), AUTOSCALED)
+    client = KubeClient(watched, "n1", AUTOSCALED)
+    drive(client, fatal(), AUTOSCALED)
     assert node(made)["spec"]["taints"][1] == OURS
-    drive(hands, healthy(), AUTOSCALED)
+    drive(client, healthy(), AUTOSCALED)
     assert [now for now, before in zip(seen[1:], seen, strict=False) if now != before] == [BOTH, []]
 
 
 def test_without_a_permit_the_autoscaler_is_told_nothing() -> None:
     made = cluster()
-    drive(KubeHands(made, "n1", AUTOSCALED), fatal(), AUTOSCALED)
-    drive(KubeHands(made, "n2", AUTOSCALED), fatal(), AUTOSCALED)
+    drive(KubeClient(made, "n1", AUTOSCALED), fatal(), AUTOSCALED)
+    drive(KubeClient(made, "n2", AUTOSCALED), fatal(), AUTOSCALED)
     assert (taints(made), taints(made, "n2")) == (BOTH, [])
 
 
@@ -75,10 +75,10 @@ def test_a_taint_that_another_wrote_for_the_autoscaler_stays(theirs: dict[str, s
     made = cluster()
     before = [{"key": AUTOSCALER_TAINT.key, **theirs}]
     made("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": before}}, MERGE)
-    hands = KubeHands(made, "n1", AUTOSCALED)
-    drive(hands, fatal(), AUTOSCALED)
+    client = KubeClient(made, "n1", AUTOSCALED)
+    drive(client, fatal(), AUTOSCALED)
     assert taints(made) == [*reversed(BOTH)]
-    drive(hands, healthy(), AUTOSCALED)
+    drive(client, healthy(), AUTOSCALED)
     assert node(made)["spec"]["taints"] == before
     list(release(made, "gpu-health-agent", "n1"))
     assert node(made)["spec"]["taints"] == before
@@ -86,15 +86,15 @@ def test_a_taint_that_another_wrote_for_the_autoscaler_stays(theirs: dict[str, s
 
 def test_a_preset_that_is_switched_off_takes_its_taint_along() -> None:
     made = cluster()
-    drive(KubeHands(made, "n1", AUTOSCALED), fatal(), AUTOSCALED)
-    drive(KubeHands(made, "n1", EVICT), fatal())
+    drive(KubeClient(made, "n1", AUTOSCALED), fatal(), AUTOSCALED)
+    drive(KubeClient(made, "n1", EVICT), fatal())
     assert taints(made) == BOTH[:1]
 
 
 def test_a_blind_agent_holds_the_autoscalers_taint_as_it_is() -> None:
     made = cluster()
-    drive(KubeHands(made, "n1", AUTOSCALED), fatal(), AUTOSCALED)
-    drive(KubeHands(made, "n1", AUTOSCALED), Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=silent()), AUTOSCALED)
+    drive(KubeClient(made, "n1", AUTOSCALED), fatal(), AUTOSCALED)
+    drive(KubeClient(made, "n1", AUTOSCALED), Verdict(0, Status.UNKNOWN, Remedy.NONE, blind=silent()), AUTOSCALED)
     assert taints(made) == BOTH
 
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.settings import Config, Deadlines, Mode, Repair, load
 from agent.model.fault import Fault, Severity, Status, Verdict
 from agent.model.names import HARD_TAINT
@@ -18,7 +18,7 @@ from agent.model.remedy import LADDER, ROWS, Proof, Remedy
 from agent.model.steps import On, Wait
 from agent.model.world import Local
 from agent.remediation.plan import plan
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import cluster, node, taints
 from tests.life import CONFIG, TEMPLATES, UUID, Life
 from tests.observe import GPU, Judge, alive, reading, xid
@@ -70,16 +70,16 @@ def verdict(remedy: Remedy, pci: str, severity: Severity, at: float) -> Verdict:
     return replace(seen, at=at, status=status, remedy=remedy, faults=(fault,), standing=(fault,))
 
 
-def site(config: Config) -> tuple[PretendCluster, KubeHands]:
+def site(config: Config) -> tuple[InMemoryCluster, KubeClient]:
     made = cluster("n1", "n2", "n3")
     for name in (*TEMPLATES.values(), "node-check"):
         job: dict[str, object] = {"spec": {"template": {"spec": {"containers": []}}}}
         body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}
         made._store("cronjobs", "gpu-health-agent", body)
-    return made, KubeHands(made, "n1", config)
+    return made, KubeClient(made, "n1", config)
 
 
-def end(made: PretendCluster, how: str) -> None:
+def end(made: InMemoryCluster, how: str) -> None:
     """Every Job that runs ends."""
     over = {"type": how, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
     for (kind, *_), job in made._objects.items():
@@ -126,16 +126,16 @@ def test_whatever_the_remedy_and_the_configuration_a_withdrawn_node_says_what_it
     told: dict[str, Any], fault: tuple[Remedy, str, Severity], local: Local, ends: list[str], read: bool
 ) -> None:
     config = Config.model_validate(told)
-    made, hands = site(config)
+    made, client = site(config)
     at = 1_760_000_000.0
     for how in (*ends, ""):
         for _ in range(20):
-            world = hands.look(closely=True)
+            world = client.look(closely=True)
             world = world if read else replace(world, jobs=None)
             steps = plan(verdict(*fault, at), world, config, local).steps
             acts = [step for step in steps if not isinstance(step, Wait)]
             for step in acts:
-                hands.do(step)
+                client.do(step)
             if not acts:
                 break
         assert steps or HARD_TAINT not in taints(made), node(made)

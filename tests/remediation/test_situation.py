@@ -10,7 +10,7 @@ from agent.config.settings import Config, Mode
 from agent.model.fault import Status, Verdict
 from agent.model.names import HARD_TAINT
 from agent.model.steps import Wait
-from agent.model.world import Job, Local, Slot, SlotKind, Taint, World
+from agent.model.world import Job, Local, Permit, PermitKind, Taint, World
 from agent.remediation.case import Case
 from agent.remediation.plan import plan
 from agent.remediation.records import Records
@@ -19,14 +19,14 @@ from agent.remediation.stored import dump
 from tests.actions.test_kube import EVICT, fatal, healthy
 from tests.observe import silent
 
-PERMIT = Slot(SlotKind.WITHDRAWN, 0, "n1/uid")
+PERMIT = Permit(PermitKind.WITHDRAWN, 0, "n1/uid")
 HARD = Taint(HARD_TAINT, "reboot_node", "NoSchedule")
-SERVING = World("n1", "uid", stored=dump(fatal(), 1, 0.0, Records()), slots=(), pods=(), jobs=(), pool_size=10)
-OUT = replace(SERVING, taints=(HARD,), slots=(PERMIT,))
+SERVING = World("n1", "uid", stored=dump(fatal(), 1, 0.0, Records()), permits=(), pods=(), jobs=(), pool_size=10)
+OUT = replace(SERVING, taints=(HARD,), permits=(PERMIT,))
 UNSEEN = replace(healthy(), status=Status.UNKNOWN, blind=silent())
 LOOKS: dict[Situation, tuple[Verdict, World, Config]] = {
     Situation.OPTED_OUT: (fatal(), replace(OUT, managed=False, paused="by a person"), EVICT),
-    Situation.ASIDE: (fatal(), replace(OUT, labels={"nvidia.com/mig.config.state": "pending"}), EVICT),
+    Situation.KEEP_OFF: (fatal(), replace(OUT, labels={"nvidia.com/mig.config.state": "pending"}), EVICT),
     Situation.NEWER: (fatal(), replace(OUT, stored='{"version":2}'), EVICT),
     Situation.MALFORMED: (fatal(), replace(OUT, stored="{}"), EVICT),
     Situation.UNEXPLAINED: (healthy(), replace(OUT, stored=None), EVICT),
@@ -37,7 +37,7 @@ LOOKS: dict[Situation, tuple[Verdict, World, Config]] = {
     ),
     Situation.OBSERVED: (fatal(), replace(SERVING, paused="by a person"), Config()),
     Situation.PAUSED: (fatal(), replace(OUT, paused="by a person"), EVICT),
-    Situation.TO_WITHDRAW: (fatal(), replace(OUT, slots=()), EVICT),
+    Situation.TO_WITHDRAW: (fatal(), replace(OUT, permits=()), EVICT),
     Situation.WITHDRAWN: (fatal(), OUT, EVICT),
     Situation.BY_HAND: (fatal(), OUT, Config(mode=Mode.TAINT)),
     Situation.HELD: (UNSEEN, replace(OUT, jobs=(Job("gpu-health-reboot-node-1", "active"),)), EVICT),

@@ -6,14 +6,14 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.limits import Limits
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError
 from agent.model.fault import Status, Verdict
 from agent.model.names import HARD_TAINT, SOFT_TAINT
 from agent.model.remedy import Remedy
-from agent.model.steps import TakeSlot, Wait
+from agent.model.steps import TakePermit, Wait
 from agent.model.world import Local, Taint
 from agent.remediation.case import Case
 from agent.remediation.plan import plan
@@ -53,37 +53,37 @@ def pause(made: Any, said: str) -> None:
 
 def test_by_default_a_degraded_node_takes_no_permit() -> None:
     made, plain = cluster(*NODES), Config(mode=Mode.EVICT)
-    drive(KubeHands(made, "n1", plain), degraded(), plain)
+    drive(KubeClient(made, "n1", plain), degraded(), plain)
     assert (borne(made), holders(made)) == ([SOFT], {})
 
 
 def test_no_new_pod_costs_a_permit_and_evicts_nobody_and_the_cure_gives_it_back() -> None:
     made = cluster(*NODES)
-    hands = KubeHands(made, "n1", config())
-    assert [type(step).__name__ for step in drive(hands, degraded(), config())[:2]] == ["TakeSlot", "Retaint"]
+    client = KubeClient(made, "n1", config())
+    assert [type(step).__name__ for step in drive(client, degraded(), config())[:2]] == ["TakePermit", "Retaint"]
     assert (borne(made), holders(made), made.evicted) == ([FIRM], {SLOTS[0]: "n1"}, [])
     assert node(made)["metadata"]["labels"]["gpu-health-agent/state"] == "degraded"
-    drive(hands, healthy(), config())
+    drive(client, healthy(), config())
     assert (borne(made), holders(made)) == ([], {SLOTS[0]: ""})
 
 
 def test_the_last_permit_is_left_to_a_fatal_fault_and_the_taint_stays_soft() -> None:
     made = cluster(*NODES)
-    drive(KubeHands(made, "n1", config()), degraded(), config())
-    second = KubeHands(made, "n2", config())
+    drive(KubeClient(made, "n1", config()), degraded(), config())
+    second = KubeClient(made, "n2", config())
     drive(second, degraded(), config())
     assert borne(made, "n2") == [SOFT]
     (wait,) = (s for s in plan(degraded(), second.look(closely=True), config(), Local()).steps if isinstance(s, Wait))
     assert wait.why.startswith("the degraded node's taint stays soft")
-    drive(KubeHands(made, "n3", config()), fatal(), config())
+    drive(KubeClient(made, "n3", config()), fatal(), config())
     assert (taints(made, "n3"), holders(made)) == (["gpu-health-agent/unhealthy"], {SLOTS[0]: "n1", SLOTS[1]: "n3"})
 
 
 def test_a_fatal_fault_on_it_needs_no_second_permit_and_no_second_of_the_hour() -> None:
     made, hourly = cluster(*NODES), config(per_hour=2)
-    hands = KubeHands(made, "n1", hourly)
-    drive(hands, degraded(), hourly)
-    drive(hands, fatal(), hourly)
+    client = KubeClient(made, "n1", hourly)
+    drive(client, degraded(), hourly)
+    drive(client, fatal(), hourly)
     assert taints(made) == ["gpu-health-agent/unhealthy"]
     assert [name for name in sorted(holders(made)) if "draining" not in name] == [
         "gpu-health-agent-hourly-gpu-0",
@@ -93,47 +93,47 @@ def test_a_fatal_fault_on_it_needs_no_second_permit_and_no_second_of_the_hour() 
 
 def test_what_is_left_degraded_after_the_cure_gives_the_last_permit_back() -> None:
     made = cluster(*NODES)
-    drive(KubeHands(made, "n2", config()), fatal(), config())
-    hands = KubeHands(made, "n1", config())
-    drive(hands, fatal(), config())
+    drive(KubeClient(made, "n2", config()), fatal(), config())
+    client = KubeClient(made, "n1", config())
+    drive(client, fatal(), config())
     assert holders(made)[SLOTS[1]] == "n1"
-    drive(hands, degraded(), config())
+    drive(client, degraded(), config())
     assert (borne(made), holders(made)[SLOTS[1]]) == ([SOFT], "")
 
 
 def test_a_blind_agent_keeps_the_taint_and_confirms_its_permit() -> None:
     made, clock = cluster(*NODES), Clock()
-    hands = KubeHands(made, "n1", config(), clock)
-    drive(hands, degraded(), config())
+    client = KubeClient(made, "n1", config(), clock)
+    drive(client, degraded(), config())
     clock.now += 125
-    assert isinstance(plan(BLIND, hands.look(closely=True), config(), Local()).steps[0], TakeSlot)
-    drive(hands, BLIND, config())
+    assert isinstance(plan(BLIND, client.look(closely=True), config(), Local()).steps[0], TakePermit)
+    drive(client, BLIND, config())
     assert (borne(made), holders(made)) == ([FIRM], {SLOTS[0]: "n1"})
 
 
 def test_a_silent_holder_that_bears_it_keeps_its_permit() -> None:
     made, clock = cluster(*NODES), Clock()
-    drive(KubeHands(made, "n1", config()), degraded(), config())
-    hands = KubeHands(made, "n2", config(1), clock)
+    drive(KubeClient(made, "n1", config()), degraded(), config())
+    client = KubeClient(made, "n2", config(1), clock)
     for _ in range(20):
         clock.now += 600
-        drive(hands, fatal(), config(1), rounds=1)
+        drive(client, fatal(), config(1), rounds=1)
     assert (borne(made, "n2"), holders(made)[SLOTS[0]]) == ([], "n1")
 
 
 def test_a_pause_hardens_no_taint_and_takes_none_off() -> None:
     made = cluster(*NODES)
-    drive(KubeHands(made, "n1", config(3)), degraded(), config(3))
+    drive(KubeClient(made, "n1", config(3)), degraded(), config(3))
     pause(made, "true")
-    drive(KubeHands(made, "n1", config(3)), degraded(), config(3))
-    drive(KubeHands(made, "n2", config(3)), degraded(), config(3))
+    drive(KubeClient(made, "n1", config(3)), degraded(), config(3))
+    drive(KubeClient(made, "n2", config(3)), degraded(), config(3))
     assert (borne(made), borne(made, "n2")) == ([FIRM], [SOFT])
 
 
 def test_another_setting_softens_the_taint_and_gives_the_permit_back() -> None:
     made, plain = cluster(*NODES), Config(mode=Mode.EVICT)
-    drive(KubeHands(made, "n1", config()), degraded(), config())
-    drive(KubeHands(made, "n1", plain), degraded(), plain)
+    drive(KubeClient(made, "n1", config()), degraded(), config())
+    drive(KubeClient(made, "n1", plain), degraded(), plain)
     assert (borne(made), holders(made)) == ([SOFT], {SLOTS[0]: ""})
 
 
@@ -142,17 +142,17 @@ def test_whatever_comes_no_node_keeps_pods_away_without_a_permit_or_beyond_the_b
     verdicts = [healthy(), degraded(), fatal(), BLIND]
     for seed in range(30):
         chance, made = random.Random(seed), cluster(*names)
-        hands = {name: KubeHands(made, name, config(3)) for name in names}
+        client = {name: KubeClient(made, name, config(3)) for name in names}
         for _ in range(40):
             name = chance.choice(names)
             if chance.random() < 0.2:
-                hands[name] = KubeHands(made, name, config(3))  # killed, and started anew
+                client[name] = KubeClient(made, name, config(3))  # killed, and started anew
             steps = plan(
-                chance.choice(verdicts), hands[name].look(closely=True), config(3), Local(gathered=False)
+                chance.choice(verdicts), client[name].look(closely=True), config(3), Local(gathered=False)
             ).steps
             for step in steps[: chance.randint(0, 8)]:
                 try:
-                    hands[name].do(step)
+                    client[name].do(step)
                 except RefusedError:
                     break
             away = {n for n in names for taint in borne(made, n) if taint["effect"] == "NoSchedule"}
@@ -168,14 +168,14 @@ def test_what_is_told_of_a_degraded_nodes_taint_is_the_harder_of_the_two() -> No
 def test_a_node_that_is_cordoned_by_a_person_counts_for_it_too() -> None:
     made = cluster(*NODES)
     made("PATCH", "/api/v1/nodes/n3", {"spec": {"unschedulable": True}}, MERGE)
-    drive(KubeHands(made, "n1", config()), degraded(), config())
+    drive(KubeClient(made, "n1", config()), degraded(), config())
     assert borne(made) == [SOFT]
 
 
 def test_a_blind_agent_aims_at_no_weaker_taint_than_the_hard_one_that_stands() -> None:
     made = cluster(*NODES)
-    hands = KubeHands(made, "n1", config())
-    drive(hands, fatal(), config())
-    world, blind = hands.look(closely=True), silent()
+    client = KubeClient(made, "n1", config())
+    drive(client, fatal(), config())
+    world, blind = client.look(closely=True), silent()
     assert aimed_taints(Case(replace(degraded(), blind=blind), world, config(), Local()), None) == world.taints
     assert aimed_taints(Case(degraded(), world, config(), Local()), None) == (Taint(SOFT_TAINT, "", "NoSchedule"),)

@@ -10,9 +10,9 @@ import pytest
 
 from agent.commands.explain import stored
 from agent.config.settings import Config, load
+from agent.model.cluster_client import ClusterClient
 from agent.model.errors import ConfigError
 from agent.model.fault import Status, Verdict
-from agent.model.hands import Hands
 from agent.model.ownership import OPERAND_PAUSED
 from agent.model.remedy import Remedy
 from agent.model.steps import Diagnose, Step
@@ -135,15 +135,15 @@ def test_killed_after_any_write_of_the_check_it_is_made_once(passes: bool) -> No
 class Diagnosing:
     """Hands whose diagnosis takes two looks, and ends as ``ends`` says."""
 
-    def __init__(self, life: Diagnosed, hands: Hands) -> None:
-        self._life, self._hands = life, hands
+    def __init__(self, life: Diagnosed, client: ClusterClient) -> None:
+        self._life, self._client = life, client
         self._run: tuple[str, float] | None = None
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._hands, name)
+        return getattr(self._client, name)
 
     def look(self, closely: bool) -> World:
-        world, life = self._hands.look(closely), self._life
+        world, life = self._client.look(closely), self._life
         if self._run is None:
             return world
         name, began = self._run
@@ -153,7 +153,7 @@ class Diagnosing:
 
     def do(self, step: Step) -> None:
         if not isinstance(step, Diagnose):
-            return self._hands.do(step)
+            return self._client.do(step)
         life, check = self._life, self._life.records().validation
         assert check, "a diagnosis that was not reserved"
         assert check.stage.live, "a diagnosis that was not reserved"
@@ -177,7 +177,7 @@ class Diagnosed(Life):
 
     def _begin(self) -> None:
         super()._begin()
-        self.hands = Diagnosing(self, self.hands)  # type: ignore[assignment]  # a Hands, as KubeHands is one
+        self.client = Diagnosing(self, self.client)  # type: ignore[assignment]  # a Hands, as KubeHands is one
 
 
 IDLE: dict[str, dict[str, str]] = {f"GPU-{GPU}": {}, f"GPU-{OTHER}": {}}

@@ -7,17 +7,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.limits import Limits
 from agent.config.settings import Budget, Config, Drain, Mode, Repair
 from agent.model.fault import Verdict
 from agent.model.names import HARD_TAINT
 from agent.model.observation import Failure, Observation, Signal
-from agent.model.steps import On
-from agent.model.world import SlotKind
+from agent.model.steps import GivePermit, On, Report, TakePermit, Wait
+from agent.model.world import PermitKind
 from agent.runtime.actor import Actor
 from agent.runtime.actor_view import view
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.runtime.cycle import kind
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.observe import GPU, OTHER, Judge, alive, reading, xid
 
 CONFIG = Config(mode=Mode.EVICT)
@@ -28,8 +29,8 @@ def tell(actor: Actor, verdict: Verdict, **more: Any) -> None:
     actor.exchange.judged = replace(actor.exchange.judged, verdict=verdict, **more)
 
 
-def made() -> PretendCluster:
-    cluster = PretendCluster()
+def made() -> InMemoryCluster:
+    cluster = InMemoryCluster()
     cluster.add_node("n1")
     cluster.add_pod("a", "train", "n1", owner="Job")
     return cluster
@@ -46,7 +47,7 @@ def broken() -> Verdict:
 def test_whose_a_pod_is_is_asked_once_and_kept() -> None:
     cluster = made()
     uid = cluster.read("pods", "train", "a")["metadata"]["uid"]
-    actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+    actor = Actor(CONFIG, lambda: KubeClient(cluster, "n1", CONFIG), False, lambda *_, **__: None)
     judge = Judge()
     verdict = judge.after(0, alive(), reading())
     for _ in range(5):
@@ -58,7 +59,7 @@ def test_whose_a_pod_is_is_asked_once_and_kept() -> None:
 
 def test_it_waits_for_the_first_words_of_a_source_and_not_for_one_whose_words_sound_alike() -> None:
     cluster = made()
-    actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+    actor = Actor(CONFIG, lambda: KubeClient(cluster, "n1", CONFIG), False, lambda *_, **__: None)
     judge = Judge(expected=("nvml", "kmsg"))
     judge.now = time.monotonic() - 60
     judge.after(0, alive(), reading())
@@ -82,7 +83,7 @@ def test_pods_that_may_not_be_read_keep_no_taint_waiting() -> None:
             return 403, {"message": "pods is forbidden"}
         return cluster(method, path, *rest, **more)
 
-    actor = Actor(Config(mode=Mode.TAINT), lambda: KubeHands(forbidden, "n1", CONFIG), False, lambda *_, **__: None)
+    actor = Actor(Config(mode=Mode.TAINT), lambda: KubeClient(forbidden, "n1", CONFIG), False, lambda *_, **__: None)
     judge = Judge()
     judge.after(0, alive(), reading())
     tell(actor, judge.after(1, xid(79)), pods=frozenset({"uid"}))
@@ -102,7 +103,7 @@ def test_one_that_waits_for_a_permit_asks_seldom_and_one_that_was_refused_asks_a
         return cluster(method, path, *rest, **more)
 
     actors = [
-        Actor(CONFIG, partial(KubeHands, server, node, CONFIG), False, lambda *_, **__: None) for node in ("n1", "n2")
+        Actor(CONFIG, partial(KubeClient, server, node, CONFIG), False, lambda *_, **__: None) for node in ("n1", "n2")
     ]
     for actor in actors:
         tell(actor, bad)
@@ -130,7 +131,7 @@ def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_se
     bad = judge.after(1, xid(79))
     views = []
     for node in ("n1", "n2"):
-        actor = Actor(config, partial(KubeHands, server, node, config), False, lambda *_, **__: None)
+        actor = Actor(config, partial(KubeClient, server, node, config), False, lambda *_, **__: None)
         tell(actor, bad)
         for _ in range(2):
             actor.round()
@@ -142,7 +143,7 @@ def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_se
     assert (second["stage"], second["withdrawn"], second["withdrawn_since"]) == ("unhealthy", False, None)
     assert abs(time.time() - first["withdrawn_since"]) < 60
     for one, held in ((first, True), (second, False)):
-        permits = next(p for p in one["permits"] if p.kind is SlotKind.WITHDRAWN)
+        permits = next(p for p in one["permits"] if p.kind is PermitKind.WITHDRAWN)
         assert (permits.held, permits.taken, permits.allowed) == (held, 1, 1)
 
 
@@ -154,7 +155,7 @@ def test_writes_that_a_troubled_server_refuses_open_the_circuit_as_reads_do() ->
             return trouble[0], {"message": "not now"}
         return cluster(method, path, *rest, **more)
 
-    actor = Actor(CONFIG, lambda: KubeHands(server, "n1", CONFIG), False, lambda *_, **__: None)
+    actor = Actor(CONFIG, lambda: KubeClient(server, "n1", CONFIG), False, lambda *_, **__: None)
     judge = Judge()
     judge.after(0, alive(), reading())
     tell(actor, judge.after(1, xid(79)))
@@ -177,7 +178,7 @@ def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:
     cluster = made()
     for name in ("worker-0", "worker-1"):
         cluster.add_pod("a", name, "n1", owner="Job")
-    actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+    actor = Actor(CONFIG, lambda: KubeClient(cluster, "n1", CONFIG), False, lambda *_, **__: None)
     judge = Judge()
     judge.now = time.monotonic() + 1000  # however slow this machine is, the ten seconds are not over
     addresses = ("0000:1b:00.0", "0000:43:00.0", "0000:52:00.0")
@@ -197,11 +198,11 @@ def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:
 
 
 def test_a_pod_that_came_back_three_times_waits_for_a_person_however_often_the_agent_was_restarted() -> None:
-    cluster = PretendCluster()
+    cluster = InMemoryCluster()
     cluster.add_node("n1")
     bad = broken()
     for number in range(6):
-        actor = Actor(CONFIG, lambda: KubeHands(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+        actor = Actor(CONFIG, lambda: KubeClient(cluster, "n1", CONFIG), False, lambda *_, **__: None)
         tell(actor, bad)
         actor.round()
         cluster.add_pod("a", f"stubborn-{number}", "n1", gpus=0)
@@ -217,7 +218,7 @@ def test_a_degraded_node_asks_for_a_permit_only_where_it_is_to_get_no_new_pod_an
     for wanted, asks in (("PreferNoSchedule", False), ("NoSchedule", True)):
         config = CONFIG.model_copy(update={"policy": Limits.model_validate({"degraded_effect": wanted})})
         cluster = made()
-        actor = Actor(config, partial(KubeHands, cluster, "n1", config), False, lambda *_, **__: None)
+        actor = Actor(config, partial(KubeClient, cluster, "n1", config), False, lambda *_, **__: None)
         judge = Judge()
         judge.after(0, alive(), reading())
         tell(actor, judge.after(0))
@@ -242,7 +243,7 @@ def test_an_idle_degraded_gpu_is_asked_about_again_under_the_taint_and_a_busy_on
         asked.append(HARD_TAINT in [t["key"] for t in cluster.read("nodes", "n1")["spec"].get("taints") or ()])
         return {"a/train": frozenset({f"GPU-{OTHER}"})}
 
-    actor = Actor(config, lambda: KubeHands(cluster, "n1", config), False, lambda *_, **__: None, ask)
+    actor = Actor(config, lambda: KubeClient(cluster, "n1", config), False, lambda *_, **__: None, ask)
     judge = Judge()
     judge.after(0, alive(), reading())
     degraded = judge.after(1, xid(63))
@@ -261,7 +262,7 @@ def test_an_idle_degraded_gpu_is_asked_about_again_under_the_taint_and_a_busy_on
     assert cluster.evicted == []
 
 
-def permits_of(cluster: PretendCluster, node: str) -> list[str]:
+def permits_of(cluster: InMemoryCluster, node: str) -> list[str]:
     path = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
     leases = cluster("GET", path)[1]["items"]
     return [lease["metadata"]["name"] for lease in leases if lease["spec"]["holderIdentity"].startswith(f"{node}/")]
@@ -281,7 +282,7 @@ def test_a_permit_goes_back_though_its_return_was_refused_or_the_agent_died_befo
     well = judge.after(0, alive(), reading())
     bad = judge.after(1, xid(79))
     for restarts in (False, True):
-        actor = Actor(config, lambda: KubeHands(server, "n1", config), False, lambda *_, **__: None)
+        actor = Actor(config, lambda: KubeClient(server, "n1", config), False, lambda *_, **__: None)
         tell(actor, bad)
         actor.round()
         assert permits_of(cluster, "n1") == ["gpu-health-agent-withdrawn-gpu-0"]
@@ -292,7 +293,7 @@ def test_a_permit_goes_back_though_its_return_was_refused_or_the_agent_died_befo
         assert permits_of(cluster, "n1") == ["gpu-health-agent-withdrawn-gpu-0"]
         trouble[0] = False
         if restarts:
-            actor = Actor(config, lambda: KubeHands(server, "n1", config), False, lambda *_, **__: None)
+            actor = Actor(config, lambda: KubeClient(server, "n1", config), False, lambda *_, **__: None)
             actor.round()
             tell(actor, well)
         actor.round()
@@ -300,3 +301,8 @@ def test_a_permit_goes_back_though_its_return_was_refused_or_the_agent_died_befo
         cluster.requests.clear()
         actor.round()
         assert cluster.requests == [("GET", "/api/v1/nodes/n1")], "a node with nothing of ours reads itself alone"
+
+
+def test_steps_keep_their_words_in_metrics_whatever_the_code_calls_them() -> None:
+    permit = TakePermit(PermitKind.WITHDRAWN, 0), GivePermit(PermitKind.WITHDRAWN, 0)
+    assert [kind(step) for step in (*permit, Report(), Wait("why"))] == ["takeslot", "giveslot", "report", "wait"]

@@ -133,10 +133,10 @@ class Script:
 def test_an_error_of_a_rule_keeps_the_last_verdict_and_says_so_once() -> None:
     bad: Any = None  # what no source can say: its values are none
     now = time.monotonic()
-    absurd = Observation(0, "nvml", Signal.ALIVE, values=bad, seen=now)
+    absurd = Observation(0, "nvml", Signal.ALIVE, values=bad, arrived=now)
     logged: list[str] = []
     stop = threading.Event()
-    script = Script(stop, [replace(one, seen=now) for one in (alive(), reading())], [absurd], [absurd])
+    script = Script(stop, [replace(one, arrived=now) for one in (alive(), reading())], [absurd], [absurd])
     daemon = Daemon(Config(), "n", None, lambda event, **_: logged.append(event), script)
     daemon.run(stop)
     assert daemon.snapshot

@@ -6,24 +6,24 @@ import json
 import queue
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.settings import Config
+from agent.model.cluster_client import ClusterClient
 from agent.model.errors import RefusedError, UndiagnosedError
 from agent.model.fault import Status, Verdict
-from agent.model.hands import Hands
 from agent.model.remedy import Remedy
 from agent.model.steps import Diagnose
 from agent.model.world import Diagnosed
-from agent.recording.recording import _world
+from agent.recording.recording import _world, plain_world
 from agent.remediation.records import Kind, Records, Stage, Validation
 from agent.remediation.stored import dump
-from agent.runtime.diag_runner import Checkup
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.runtime.diag_runner import DiagRunner
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.sources.dcgm.diag_process import Progress
 
 STEP = Diagnose("gpu-health-diagnosis-1-1", 2, ("GPU-a",))
@@ -54,9 +54,9 @@ class Node:
     """Bears this check."""
 
     def __init__(self, engine: Engine) -> None:
-        self._cluster = PretendCluster()
+        self._cluster = InMemoryCluster()
         self._cluster.add_node("n1")
-        self.hands: Hands = Checkup(KubeHands(self._cluster, "n1", Config()), engine)
+        self.client: ClusterClient = DiagRunner(KubeClient(self._cluster, "n1", Config()), engine)
         self.bears(CHECK)
 
     def bears(self, check: Validation | None = None) -> None:
@@ -65,7 +65,7 @@ class Node:
         self._cluster("PATCH", "/api/v1/nodes/n1", body, "application/merge-patch+json")
 
     def seen(self) -> Diagnosed | None:
-        return self.hands.look(closely=False).diagnosed
+        return self.client.look(closely=False).diagnosed
 
     def until(self, true: Callable[[Diagnosed], object]) -> Diagnosed:
         due = time.monotonic() + 20
@@ -89,10 +89,10 @@ def test_how_it_ended_is_seen_at_the_next_look(answer: object, state: str, said:
     engine = Engine()
     node = Node(engine)
     assert node.seen() is None
-    node.hands.do(STEP)
+    node.client.do(STEP)
     assert node.seen() == Diagnosed(STEP.name, "active")
     with pytest.raises(RefusedError, match="has not ended yet"):
-        node.hands.do(STEP)
+        node.client.do(STEP)
     engine.answers.put(answer)
     ended = node.until(lambda seen: seen.state != "active")
     assert replace(ended, ended_s=0) == Diagnosed(STEP.name, state, said)
@@ -102,21 +102,23 @@ def test_how_it_ended_is_seen_at_the_next_look(answer: object, state: str, said:
 @pytest.mark.parametrize("now", [None, replace(CHECK, number=2), replace(CHECK, stage=Stage.FAILED)])
 def test_one_that_the_node_no_longer_waits_for_is_ended(now: Validation | None) -> None:
     node = Node(Engine())
-    node.hands.do(STEP)
+    node.client.do(STEP)
     node.bears(now)
     assert node.until(lambda seen: seen.state == "undone").said == "nobody waits for it any more"
 
 
 def test_hands_without_sources_refuse_it() -> None:
-    cluster = PretendCluster()
+    cluster = InMemoryCluster()
     cluster.add_node("n1")
     with pytest.raises(RefusedError, match="no sources"):
-        KubeHands(cluster, "n1", Config()).do(STEP)
+        KubeClient(cluster, "n1", Config()).do(STEP)
 
 
 def test_a_recording_keeps_it() -> None:
     node = Node(Engine())
-    node.hands.do(STEP)
-    world = node.hands.look(closely=False)
-    assert _world(json.loads(json.dumps(asdict(world), default=sorted))).diagnosed == Diagnosed(STEP.name, "active")
+    node.client.do(STEP)
+    world = node.client.look(closely=False)
+    assert _world(json.loads(json.dumps(plain_world(world), default=sorted))).diagnosed == Diagnosed(
+        STEP.name, "active"
+    )
     node.bears()

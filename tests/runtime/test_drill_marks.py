@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.actions.api import MERGE_PATCH
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.commands.replay import replay
 from agent.config.settings import Config
 from agent.diagnosis.advice import clears, next_step
@@ -27,8 +27,8 @@ from agent.remediation.records import Records
 from agent.remediation.stored import dump, restored
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon
-from agent.runtime.drill_marks import Rehearsal, valid
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.runtime.drill_marks import DrillMarks, valid
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.sources.process.command_lines import supervisor
 from tests.observe import GPU, Judge, alive, ids, reading, xid
 
@@ -40,8 +40,10 @@ def annotation(nonce: Any = NONCE, ahead_s: float = 600, now: float = NOW) -> st
     return json.dumps({"nonce": nonce, "expires": datetime.fromtimestamp(now + ahead_s, UTC).isoformat()})
 
 
-def marked(nonce: str = NONCE, seen: float = 100.0, code: int = 74, past: bool = False) -> Observation:
-    return Observation(0, "kmsg", *(xid(code).signal, GPU, code), raw="a drill's", past=past, drill=nonce, seen=seen)
+def marked(nonce: str = NONCE, arrived: float = 100.0, code: int = 74, past: bool = False) -> Observation:
+    return Observation(
+        0, "kmsg", *(xid(code).signal, GPU, code), raw="a drill's", past=past, drill=nonce, arrived=arrived
+    )
 
 
 def test_an_annotation_is_valid_for_a_quarter_of_an_hour_at_most() -> None:
@@ -76,36 +78,36 @@ def test_a_malformed_annotation_makes_nothing_believed(text: str | None) -> None
 
 
 def test_a_drills_record_waits_for_a_look_that_began_after_it() -> None:
-    one = Rehearsal()
+    one = DrillMarks()
     real = xid(79)
-    assert one.sift([marked(), real], 100.0, "", looked=90.0) == [real], "what is real waits for nothing"
+    assert one.admitted([marked(), real], 100.0, "", looked=90.0) == [real], "what is real waits for nothing"
     assert one.asks(100.0)
-    assert one.sift([], 101.0, "", looked=99.9) == []
-    (told,) = one.sift([], 102.0, NONCE, looked=100.5)
-    assert (told.drill, told.seen, one.waits, one.dropped) == (NONCE, 102.0, False, 0)
+    assert one.admitted([], 101.0, "", looked=99.9) == []
+    (told,) = one.admitted([], 102.0, NONCE, looked=100.5)
+    assert (told.drill, told.arrived, one.waits, one.dropped) == (NONCE, 102.0, False, 0)
 
 
 def test_a_record_of_another_nodes_drill_is_dropped_by_the_first_look() -> None:
-    one = Rehearsal()
-    one.sift([marked()], 100.0, "", looked=90.0)
-    assert one.sift([], 101.0, OTHER, looked=100.5) == []
+    one = DrillMarks()
+    one.admitted([marked()], 100.0, "", looked=90.0)
+    assert one.admitted([], 101.0, OTHER, looked=100.5) == []
     assert (one.waits, one.dropped) == (False, 1)
 
 
 def test_it_waits_in_vain_for_a_while_only_and_never_counts_as_new_what_is_past() -> None:
-    one = Rehearsal()
-    one.sift([marked()], 100.0, "", looked=90.0)
+    one = DrillMarks()
+    one.admitted([marked()], 100.0, "", looked=90.0)
     assert one.waits
-    assert one.sift([], 116.0, "", looked=90.0) == []
-    assert one.sift([marked(past=True)], 117.0, NONCE, looked=116.9) == []
+    assert one.admitted([], 116.0, "", looked=90.0) == []
+    assert one.admitted([marked(past=True)], 117.0, NONCE, looked=116.9) == []
     assert one.dropped == 2
 
 
 def test_a_flood_of_marked_records_costs_few_looks_and_little_room() -> None:
-    one, looks = Rehearsal(), 0
+    one, looks = DrillMarks(), 0
     for n in range(6000):  # a minute
         now = 100.0 + n / 100
-        one.sift([marked(nonce=f"{n:032x}", seen=now)], now, "", looked=90.0)
+        one.admitted([marked(nonce=f"{n:032x}", arrived=now)], now, "", looked=90.0)
         looks += one.asks(now)
         assert len(one._waiting) <= 4
     assert looks <= 6
@@ -115,9 +117,9 @@ def test_the_judge_believes_nothing_of_a_drill_but_the_nodes_own_and_only_while_
     limits = Config().policy
     memory, _ = judge(Memory(), [alive(), reading()], 100.0, NOW, limits, ("nvml",))
     for orders in (Orders(), Orders(drill=OTHER)):
-        assert ids(judge(memory, [marked(seen=101.0)], 101.0, NOW, limits, ("nvml",), orders)[1]) == []
+        assert ids(judge(memory, [marked(arrived=101.0)], 101.0, NOW, limits, ("nvml",), orders)[1]) == []
     orders = Orders(drill=NONCE)
-    memory, verdict = judge(memory, [marked(seen=101.0)], 101.0, NOW, limits, ("nvml",), orders)
+    memory, verdict = judge(memory, [marked(arrived=101.0)], 101.0, NOW, limits, ("nvml",), orders)
     assert (ids(verdict), verdict.withdraw) == ([f"xid-74@{GPU}/drill"], True)
     (fault,) = verdict.faults
     assert fault.finding.message.endswith("(a drill)")
@@ -136,8 +138,8 @@ def test_the_judge_believes_nothing_of_a_drill_but_the_nodes_own_and_only_while_
 def test_a_real_fault_during_a_drill_stands_beside_it_and_outlives_it() -> None:
     limits, orders = Config().policy, Orders(drill=NONCE)
     memory, _ = judge(Memory(), [alive(), reading()], 100.0, NOW, limits, ("nvml",), orders)
-    memory, _ = judge(memory, [marked(seen=101.0)], 101.0, NOW, limits, ("nvml",), orders)
-    real = Observation(0, "nvml", xid(74).signal, GPU, 74, raw="NVML event: Xid 74", seen=102.0)
+    memory, _ = judge(memory, [marked(arrived=101.0)], 101.0, NOW, limits, ("nvml",), orders)
+    real = Observation(0, "nvml", xid(74).signal, GPU, 74, raw="NVML event: Xid 74", arrived=102.0)
     memory, verdict = judge(memory, [real], 102.0, NOW, limits, ("nvml",), orders)
     assert sorted(ids(verdict)) == [f"xid-74@{GPU}", f"xid-74@{GPU}/drill"]
     _, verdict = judge(memory, [], 103.0, NOW, limits, ("nvml",), Orders())
@@ -159,8 +161,8 @@ def test_drills_count_in_no_tally_and_make_no_gpu_relapse() -> None:
 
 
 @pytest.fixture
-def cluster() -> PretendCluster:
-    made = PretendCluster()
+def cluster() -> InMemoryCluster:
+    made = InMemoryCluster()
     for node in ("n", "m"):
         made.add_node(node)
         made.add_pod("a", f"train-{node}", node)
@@ -170,7 +172,7 @@ def cluster() -> PretendCluster:
 class Life:
     """Whole agents over simulated GPUs, a kernel log that they share, and a cluster in memory."""
 
-    def __init__(self, cluster: PretendCluster, folder: Path) -> None:
+    def __init__(self, cluster: InMemoryCluster, folder: Path) -> None:
         self.cluster, self.folder, self.log = cluster, folder, folder / "kmsg"
         self.log.touch()
         self.daemons: dict[str, Daemon] = {}
@@ -199,7 +201,7 @@ class Life:
         def tell(*_: object, **__: object) -> None:
             pass
 
-        actor = Actor(config, lambda: KubeHands(self.cluster, node, config), dry_run, tell, recorder=recorder)
+        actor = Actor(config, lambda: KubeClient(self.cluster, node, config), dry_run, tell, recorder=recorder)
         daemon = self.daemons[node] = Daemon(config, node, actor, tell, sources, recorder)
         thread = threading.Thread(target=daemon.run, args=(self._stop,))
         thread.start()
@@ -240,14 +242,14 @@ def until(true: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def life(cluster: PretendCluster, tmp_path: Path) -> Iterator[Life]:
+def life(cluster: InMemoryCluster, tmp_path: Path) -> Iterator[Life]:
     made = Life(cluster, tmp_path)
     yield made
     made.end()
 
 
 def test_one_of_two_nodes_that_share_a_kernel_log_is_drilled_and_returns_when_the_annotation_goes(
-    life: Life, cluster: PretendCluster
+    life: Life, cluster: InMemoryCluster
 ) -> None:
     life.start("n", record=True)
     life.start("m")
@@ -255,7 +257,7 @@ def test_one_of_two_nodes_that_share_a_kernel_log_is_drilled_and_returns_when_th
     life.write()
     until(lambda: cluster.evicted)
     assert (life.taints("n"), life.taints("m"), cluster.evicted) == (["gpu-health-agent/unhealthy"], [], ["a/train-n"])
-    until(lambda: life.daemons["m"]._rehearsal.dropped == 1)
+    until(lambda: life.daemons["m"]._drill_marks.dropped == 1)
     assert life.status("m") is Status.HEALTHY
     life.annotate("n", None)
     until(lambda: life.taints("n") == [] and life.status("n") is Status.HEALTHY)
@@ -270,7 +272,7 @@ def test_a_dry_run_rehearses_nothing(life: Life) -> None:
     life.start("n", dry_run=True)
     life.annotate("n", annotation(now=time.time()))
     life.write()
-    until(lambda: life.daemons["n"]._rehearsal.dropped == 1)
+    until(lambda: life.daemons["n"]._drill_marks.dropped == 1)
     assert life.status("n") is Status.HEALTHY
 
 

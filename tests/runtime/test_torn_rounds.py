@@ -6,12 +6,12 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.settings import Config, Drain, Mode, Repair
 from agent.model.names import FAULTS_ANNOTATION, HARD_TAINT
 from agent.recording.recording import Recorder
 from agent.runtime.actor import Actor
-from agent.simulation.in_memory_cluster import PretendCluster
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.observe import GPU, Judge, alive, reading, xid
 from tests.runtime.test_actor import broken, made, permits_of, tell
 
@@ -30,7 +30,7 @@ def test_what_was_done_before_a_bug_is_told_and_counted() -> None:
         said.append(facts.get("step", what))
 
     config = Config(mode=Mode.EVICT)
-    actor = Actor(config, lambda: KubeHands(server, "n1", config), False, hear)
+    actor = Actor(config, lambda: KubeClient(server, "n1", config), False, hear)
     tell(actor, broken())
     actor.round()
     assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == [HARD_TAINT]
@@ -56,16 +56,16 @@ def test_a_look_that_fails_after_a_bug_takes_nothing_back_that_the_judge_was_tol
             raise RuntimeError("a bug")
 
     config = Config(mode=Mode.EVICT)
-    actor = Actor(config, lambda: KubeHands(server, "n1", config), False, lambda *_, **__: None, None, Broken())
+    actor = Actor(config, lambda: KubeClient(server, "n1", config), False, lambda *_, **__: None, None, Broken())
     actor.round()  # nothing was judged yet
     cluster("PATCH", NODE, {"metadata": {"labels": {"nvidia.com/mig.config.state": "pending"}}})
     tell(actor, broken())
     actor.round()
     before = actor.exchange.acted
-    assert before.aside
+    assert before.keep_off
     down[0] = True
     actor.round()
-    assert actor.exchange.acted.aside == before.aside
+    assert actor.exchange.acted.keep_off == before.keep_off
     assert actor.exchange.acted.looked_at == before.looked_at
 
 
@@ -82,7 +82,7 @@ def test_a_permit_goes_back_though_its_taint_was_refused_and_the_fault_ended_mea
     judge.now = time.monotonic() - 60
     well = judge.after(0, alive(), reading())
     bad = judge.after(1, xid(79))
-    actor = Actor(config, lambda: KubeHands(server, "n1", config), False, lambda *_, **__: None)
+    actor = Actor(config, lambda: KubeClient(server, "n1", config), False, lambda *_, **__: None)
     tell(actor, bad)
     actor.round()
     assert permits_of(cluster, "n1") == ["gpu-health-agent-withdrawn-gpu-0"]
@@ -96,7 +96,7 @@ def test_a_permit_goes_back_though_its_taint_was_refused_and_the_fault_ended_mea
 
 def test_a_reset_is_not_begun_under_an_nvml_that_was_opened_during_the_look() -> None:
     """As after an attempt that failed, with no pause before the next: aside is over for a moment."""
-    cluster = PretendCluster()
+    cluster = InMemoryCluster()
     cluster.add_node("n1")
     config = Config(mode=Mode.EVICT, drain=Drain(gather_s=0), repair=Repair(reset_gpu="reset", pause_s=0))
 
@@ -106,7 +106,7 @@ def test_a_reset_is_not_begun_under_an_nvml_that_was_opened_during_the_look() ->
             stored = answer[1]["metadata"].get("annotations", {}).get(FAULTS_ANNOTATION, "")
             if '"stage":"reserved"' in stored:  # the judge turns: nobody stood aside at the look before this one
                 acted = actor.exchange.acted
-                released = acted.look_began if acted.aside else None
+                released = acted.look_began if acted.keep_off else None
                 actor.exchange.judged = replace(actor.exchange.judged, released=released)
         return answer
 
@@ -114,16 +114,16 @@ def test_a_reset_is_not_begun_under_an_nvml_that_was_opened_during_the_look() ->
     judge.now = time.monotonic() - 60
     judge.after(0, alive(), reading())
     bad = judge.after(1, xid(95))
-    actor = Actor(config, lambda: KubeHands(server, "n1", config), False, lambda *_, **__: None)
+    actor = Actor(config, lambda: KubeClient(server, "n1", config), False, lambda *_, **__: None)
     tell(actor, bad, released=time.monotonic(), clients={f"GPU-{GPU}": {}})
     actor.round()
-    assert actor.exchange.acted.aside
+    assert actor.exchange.acted.keep_off
     assert not any("cronjobs" in path for _, path in cluster.requests)
 
 
 def test_a_node_stays_out_while_its_repair_runs_though_every_round_since_ended_in_a_bug() -> None:
     """The fault is dismissed, or cleared, while the reboot's Job waits for its pod: new pods would meet the reboot."""
-    cluster, bug = PretendCluster(), [False]
+    cluster, bug = InMemoryCluster(), [False]
     cluster.add_node("n1")
     template = {"spec": {"template": {"spec": {"containers": [{"name": "main", "image": "none"}]}}}}
     cron_job = {"metadata": {"name": "reboot"}, "spec": {"suspend": True, "jobTemplate": template}}
@@ -139,7 +139,7 @@ def test_a_node_stays_out_while_its_repair_runs_though_every_round_since_ended_i
     judge.now = time.monotonic() - 60
     well = judge.after(0, alive(), reading())
     bad = judge.after(1, xid(79))
-    actor = Actor(config, lambda: KubeHands(server, "n1", config), False, lambda *_, **__: None)
+    actor = Actor(config, lambda: KubeClient(server, "n1", config), False, lambda *_, **__: None)
     tell(actor, well)
     actor.round()
     bug[0] = True

@@ -12,12 +12,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from agent.actions.kube import KubeHands
+from agent.actions.kube import KubeClient
 from agent.config.limits import Limits
 from agent.config.settings import Config
 from agent.model.observation import Missing
 from agent.model.steps import On, Wait
-from agent.model.world import SlotKind
+from agent.model.world import PermitKind
 from agent.status.metrics import families
 from agent.status.snapshot import PermitsView, Snapshot, SourceView
 from agent.status.state import state
@@ -49,8 +49,8 @@ def snapshot() -> Snapshot:
         withdrawn=True,
         withdrawn_since=1_760_000_001.0,
         permits=(
-            PermitsView(SlotKind.WITHDRAWN, held=True, taken=2, allowed=10),
-            PermitsView(SlotKind.DRAINING, held=False, taken=1, allowed=1),
+            PermitsView(PermitKind.WITHDRAWN, held=True, taken=2, allowed=10),
+            PermitsView(PermitKind.DRAINING, held=False, taken=1, allowed=1),
         ),
         done={"retaint": 1, "evict": 2},
         failed={"look": 1},
@@ -101,7 +101,7 @@ def test_state_metric_and_label_say_the_same_word(code: int | None, silence: str
         verdict = judge.after(20, *polled, *((xid(code, source="kmsg"),) if code else ()))
     shot = Snapshot("n1", "observe", verdict)
     made, observe = cluster(), Config()
-    drive(KubeHands(made, "n1", observe), verdict, observe)
+    drive(KubeClient(made, "n1", observe), verdict, observe)
     (metric,) = re.findall(r'gpu_health_status{node="n1",status="(\w+)"} 1.0', render(shot))
     label = node(made)["metadata"]["labels"]["gpu-health-agent/state"]
     grave = {63: "degraded", 109: "degraded" if silence else None, 79: "unhealthy"}

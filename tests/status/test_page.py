@@ -149,7 +149,7 @@ def test_an_old_verdict_is_told_as_old_and_not_as_healthy() -> None:
         ({"stage": "drained"}, "the pods that had to leave have left"),
         ({"stage": "repairing"}, "a repair is under way"),
         ({"stage": "validating"}, "must stay well for a while before the node returns"),
-        ({"aside": "the GPU is being reset"}, "The agent stands aside: the GPU is being reset."),
+        ({"keep_off": "the GPU is being reset"}, "The agent stands aside: the GPU is being reset."),
     ],
 )
 def test_the_banner_says_how_far_it_is(changes: dict[str, Any], sentence: str) -> None:
@@ -172,7 +172,7 @@ def test_hostile_text_stays_text() -> None:
         verdict=verdict,
         node=HOSTILE,
         stage=HOSTILE,
-        aside=HOSTILE,
+        keep_off=HOSTILE,
         waits=(Wait(HOSTILE),),
         steps=(HOSTILE,),
         sources=sources,

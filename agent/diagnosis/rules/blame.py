@@ -19,7 +19,7 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     """Only with news; pods are counted by namespace and controller, for a crash-looping Job makes new ones."""
     fresh = {(o.pci, o.value): o for o in history.fresh}
     for (pci, code), seen in fresh.items():
-        alike = [b for b in history.blames if b.code == code and history.now - b.seen <= limits.app_window_s]
+        alike = [b for b in history.blames if b.code == code and history.now - b.arrived <= limits.app_window_s]
         if not any(b.pci == pci for b in alike):
             continue
         here = {w for b in alike if b.pci == pci and (w := workload(b, history))}

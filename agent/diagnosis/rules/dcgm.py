@@ -110,9 +110,9 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
         if isinstance(seen.value, int) and "xid" not in seen.values and seen.value != 12:  # any full load
             yield _incident(history, limits, seen, seen.value)
     for pci, reading in history.witnessed.items() if alive else ():
-        if alive and alive.seen - reading.seen > limits.missing_confirm_s:
+        if alive and alive.arrived - reading.arrived > limits.missing_confirm_s:
             nvml = history.readings.get(pci)
-            well = nvml is not None and pci not in history.lost and history.now - nvml.seen <= limits.silent_s
+            well = nvml is not None and pci not in history.lost and history.now - nvml.arrived <= limits.silent_s
             told = f"{DROPPED.meaning}{', and NVML reads it' if well else ''}"
             yield DROPPED.found(alive, limits, told, severity=_NOTICE if well else None, pci=pci)
     told_apart: dict[str, list[str]] = {}
@@ -142,7 +142,7 @@ def disagreements(history: History, silent_s: float) -> Iterator[tuple[str, str,
     """GPU, signal, NVML's value and DCGM's, where both are of now, NVML's stands still, and they are not the same."""
     for pci, second in history.witnessed.items() if not history.elsewhere else ():
         first, before = history.readings.get(pci), history.before.get(pci)
-        if first is None or pci in history.lost or history.now - min(first.seen, second.seen) > silent_s:
+        if first is None or pci in history.lost or history.now - min(first.arrived, second.arrived) > silent_s:
             continue
         for signal in _COMPARED:
             ours, theirs = number(first, signal), number(second, signal)

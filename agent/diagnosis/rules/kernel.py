@@ -69,5 +69,5 @@ def _switch(history: History, seen: Observation, code: int, limits: Limits) -> F
 
 
 def _a_gpu_left(history: History, within_s: float) -> bool:
-    recently = (*(epoch.began for epoch in history.epochs.values()), *(o.seen for o in history.lost.values()))
+    recently = (*(epoch.began for epoch in history.epochs.values()), *(o.arrived for o in history.lost.values()))
     return any(history.now - at <= within_s for at in recently)

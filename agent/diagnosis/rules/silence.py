@@ -39,7 +39,7 @@ _FAILED: dict[str, Row] = {
 }
 ROWS = (*map(_silent, SOURCES.values()), *_FAILED.values())
 # A library that was never injected is this pod's configuration, not the node's health; nor is standing aside.
-_CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION, Failure.ASIDE)
+_CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION, Failure.KEEP_OFF)
 _REPEATED_S = 180.0  # a source says at least so often that it can't see: between two tries it waits two minutes at most
 
 
@@ -89,7 +89,7 @@ def unread(history: History, silent_s: float) -> Iterator[str]:
     if alive is None or GPUS in history.failed:
         return
     for pci in {**history.cards, **history.readings}:
-        if max(read_until(history, pci, silent_s), history.began + silent_s) < alive.seen:
+        if max(read_until(history, pci, silent_s), history.began + silent_s) < alive.arrived:
             yield pci
 
 
@@ -105,11 +105,11 @@ def read_until(history: History, pci: str, silent_s: float) -> float:
         return inf
     if reading is None and card and card.uuid in {history.uuid(other) for other in history.readings}:
         return inf
-    return reading.seen + silent_s if reading else -inf
+    return reading.arrived + silent_s if reading else -inf
 
 
 def _failure(history: History, source: str) -> Observation | None:
     """Why the source can't see, by its own word. Who stands aside or has no library says so again while it is true."""
     failed = history.failed.get(source)
-    over = failed and failed.value in _CONFIGURATION and history.now - failed.seen > _REPEATED_S
+    over = failed and failed.value in _CONFIGURATION and history.now - failed.arrived > _REPEATED_S
     return None if over else failed

@@ -63,7 +63,7 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
         if seen.signal is Signal.XID and isinstance(seen.value, int):
             yield _finding(history, limits, seen, seen.value)
     for seen in history.uncorrectable.values():
-        had_time = _WORD_S <= history.now - seen.seen <= _WORD_S + _LOOKED_AGAIN_S
+        had_time = _WORD_S <= history.now - seen.arrived <= _WORD_S + _LOOKED_AGAIN_S
         if had_time and contains_errors(history.readings.get(seen.pci)) and not contained(history, seen.pci):
             yield _finding(history, limits, seen, _UNCORRECTABLE)
     for (pci, code), seen in history.past.items():
@@ -92,7 +92,7 @@ def contained(history: History, pci: str) -> bool:
     if error is None or not contains_errors(history.readings.get(pci)):
         return False
     near = {
-        code: any(abs(at - error.seen) <= _TOGETHER_S for at in history.times(pci, code))
+        code: any(abs(at - error.arrived) <= _TOGETHER_S for at in history.times(pci, code))
         for code in (_CONTAINED, _UNCONTAINED)
     }
     return near[_CONTAINED] and not near[_UNCONTAINED]
@@ -102,7 +102,7 @@ def _may_be_contained(history: History, seen: Observation) -> bool:
     """It was, or the GPU had no time yet to say so: a node is not withdrawn for want of two seconds."""
     if history.times(seen.pci, _UNCONTAINED) or not contains_errors(history.readings.get(seen.pci)):
         return contained(history, seen.pci)
-    return history.now - seen.seen < _WORD_S or contained(history, seen.pci)
+    return history.now - seen.arrived < _WORD_S or contained(history, seen.pci)
 
 
 def _present_evidence(history: History, pci: str) -> bool:

@@ -21,7 +21,7 @@ from agent.sources.dcgm import switches as dcgm_switches
 from agent.sources.dcgm.bindings import Bindings
 from agent.sources.dcgm.fields import FIELDS, XID, decoded, text
 from agent.sources.dcgm.switches import OVERLAP_US, SWITCH, SXIDS
-from agent.sources.process.progress import Doing
+from agent.sources.process.progress import CurrentCall
 
 _GPU, _LINK = 1, 6  # DCGM_FE_*
 _EMPTY_GROUP, _EVERY_SYSTEM, _LIVE = 1, 0xFFFFFFFF, 1
@@ -59,18 +59,18 @@ class Place:
 class Engine:
     """Raises what ends the connection: the bindings' DCGMError, EngineError or ChangedError."""
 
-    def __init__(self, bindings: Bindings, address: str, poll_s: float, health_s: float, doing: Doing) -> None:
-        self._b, self._doing = bindings, doing
+    def __init__(self, bindings: Bindings, address: str, poll_s: float, health_s: float, call: CurrentCall) -> None:
+        self._b, self._call = bindings, call
         self._poll_s, self._health_s = poll_s, health_s
-        self._doing.now("connecting")
+        self._call.begins("connecting")
         self._session = bindings.pydcgm.DcgmHandle(**where(address))
         _SESSIONS.append(self._session)
         self._handle = self._session.handle
         self._version = self._asked_version()
-        self._doing.now("listing the GPUs")
+        self._call.begins("listing the GPUs")
         self._known = {number: self._place(number) for number in self._listed()}
         self._instances = self._hierarchy()
-        self._doing.now("watching fields and health")
+        self._call.begins("watching fields and health")
         self._fields = [number for number in FIELDS if bindings.fields.DcgmFieldGetById(number)]  # 3.x knows fewer
         group = self._group("gpus", [(_GPU, number) for number in self._known])
         self._watch(group, "fields", self._fields, _KEEP_S, 0)
@@ -83,12 +83,12 @@ class Engine:
         self._news = dcgm_switches.News(time.monotonic() + _FIRST_POLLS * poll_s)
         bindings.agent.dcgmHealthSet_v2(self._handle, group, _EVERY_SYSTEM, int(health_s * 1e6), _KEEP_S)
         self._health, self._set_at, self._check_due = group, time.monotonic(), 0.0
-        self._doing.now("reading fields")
+        self._call.begins("reading fields")
         bindings.agent.dcgmUpdateAllFields(self._handle, 1)  # else the first poll would find nothing read yet
 
     def close(self) -> None:
         """Only for a connection that lives: the engine drops the groups and watches of a client that leaves."""
-        self._doing.now("disconnecting")
+        self._call.begins("disconnecting")
         self._session.Shutdown()
 
     def poll(self) -> Iterator[Observation]:
@@ -97,7 +97,7 @@ class Engine:
         A GPU that the engine no longer lists has no values here, though it answers fresh blanks.
         """
         began = time.monotonic()
-        self._doing.now("listing the GPUs")
+        self._call.begins("listing the GPUs")
         listed = self._listed()
         switches = dcgm_switches.listed(self._b, self._handle)
         if listed - self._known.keys() or self._hierarchy() != self._instances or switches - self._switches.keys():
@@ -122,7 +122,7 @@ class Engine:
     def _readings(self, listed: list[int]) -> Iterator[Observation]:
         if not listed:
             return
-        self._doing.now("reading fields")
+        self._call.begins("reading fields")
         entries = self._latest(listed, self._fields, 0)
         now, stale_s = time.time(), max(_STALE_POLLS * self._poll_s, 60.0)
         read: dict[int, dict[str, Value]] = {number: {} for number in listed}
@@ -153,7 +153,7 @@ class Engine:
         return self._b.agent.dcgmEntitiesGetLatestValues(self._handle, pairs, fields, flags)
 
     def _xids(self) -> Iterator[Observation]:
-        self._doing.now("reading Xids")
+        self._call.begins("reading Xids")
         for group, entity, _, code, at_us in self._since("xids"):
             place = self._at(group, entity)
             if place.pci:
@@ -163,7 +163,7 @@ class Engine:
     def _sxids(self) -> Iterator[Observation]:
         if not self._switches:
             return
-        self._doing.now("reading SXids")
+        self._call.begins("reading SXids")
         for _, switch, field, code, at_us in self._since("sxids", OVERLAP_US):
             if switch in self._switches and self._news.new(switch, field, code, at_us, time.monotonic()):
                 raw = f"DCGM field {field}: SXid {code} of its NVSwitch {switch}"
@@ -192,7 +192,7 @@ class Engine:
         return seen
 
     def _incidents(self, check: float) -> Iterator[Observation]:
-        self._doing.now("checking health")
+        self._call.begins("checking health")
         response = self._b.agent.dcgmHealthCheck(self._handle, self._health)
         for incident in response.incidents[: response.incidentCount]:
             code, said = int(incident.error.code), text(incident.error, "msg")

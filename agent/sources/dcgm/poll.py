@@ -21,7 +21,7 @@ from typing import Any
 from agent.model.observation import Failure, Observation, Signal
 from agent.sources.dcgm.bindings import Bindings, NoBindingsError, load
 from agent.sources.dcgm.engine import ChangedError, Engine, EngineError, observe
-from agent.sources.process.progress import Doing
+from agent.sources.process.progress import CurrentCall
 
 USUAL = "127.0.0.1:5555"  # where nv-hostengine listens by itself
 EMBEDDED, AUTO = "embedded", "auto"
@@ -55,18 +55,18 @@ def follow(
     look_s: float = _LOOK_S,
 ) -> int:
     """Read the engine until ``stop``; the exit code. Nothing waits on ``stop`` itself, as in the NVML source."""
-    doing, found = Doing("dcgm", "the DCGM engine"), USUAL if address == AUTO else address
-    threading.Thread(target=doing.watch, args=(max(poll_s, 1.0), stop, say), name="stuck", daemon=True).start()
+    call, found = CurrentCall("dcgm", "the DCGM engine"), USUAL if address == AUTO else address
+    threading.Thread(target=call.watch, args=(max(poll_s, 1.0), stop, say), name="stuck", daemon=True).start()
     engine: Engine | None = None
     while not stop.is_set():
         due = time.monotonic() + poll_s
-        doing.now("connecting")
+        call.begins("connecting")
         if engine is None and not answers(found):
             say(_nobody(address, found))
             due = time.monotonic() + look_s
         else:
             try:
-                engine = engine or Engine(bindings(), found, poll_s, health_s, doing)
+                engine = engine or Engine(bindings(), found, poll_s, health_s, call)
                 for observation in engine.poll():
                     say(observation)
             except ChangedError:
@@ -75,13 +75,13 @@ def follow(
                 failed = failure(error, found)
                 say(failed)
                 if error_number(error) not in _UNREACHABLE:
-                    _wait(time.monotonic() + _LASTING_S, stop, doing)
+                    _wait(time.monotonic() + _LASTING_S, stop, call)
                 return _EXIT_RENEW
-        _wait(due, stop, doing)
+        _wait(due, stop, call)
     if engine:
         with contextlib.suppress(Exception):  # it died in this very moment
             engine.close()
-    doing.now("")
+    call.begins("")
     return 0
 
 
@@ -133,8 +133,8 @@ def error_number(error: Exception) -> int | None:
     return value if type(error).__name__.startswith("DCGMError") and isinstance(value, int) else None
 
 
-def _wait(due: float, stop: threading.Event, doing: Doing) -> None:
-    doing.now("")
+def _wait(due: float, stop: threading.Event, call: CurrentCall) -> None:
+    call.begins("")
     while not stop.is_set() and (left := due - time.monotonic()) > 0:
         time.sleep(min(_WAIT_S, left))
 

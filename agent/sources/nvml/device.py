@@ -12,7 +12,7 @@ import pynvml as nv
 from agent.model.observation import Missing, Value
 from agent.sources.nvml.readings import CALLS, FIELDS, LINK_FIELDS, STATIC, UNION, Handle, Read
 from agent.sources.nvml.return_codes import SICK, UNSUPPORTED
-from agent.sources.process.progress import Doing
+from agent.sources.process.progress import CurrentCall
 
 _AGAIN = Missing.UNREADABLE  # also for what was never read
 _ALL_LINKS = 0xFFFFFFFF  # NVLink 5's totals over the links of a GPU
@@ -24,7 +24,7 @@ class Gpu:
 
     pci: str
     handle: Handle
-    doing: Doing = field(default_factory=Doing)
+    call: CurrentCall = field(default_factory=CurrentCall)
     static: dict[str, Value] = field(default_factory=dict)
     unsupported: set[str] = field(default_factory=set)  # not asked again until MIG is switched
     mig_mode: Value = None
@@ -48,7 +48,7 @@ class Gpu:
             yield from zip(names, several, strict=False)
 
     def _value(self, name: str, read: Callable[[], Any]) -> Any:
-        self.doing.now(f"reading {name} of GPU {self.pci}")
+        self.call.begins(f"reading {name} of GPU {self.pci}")
         try:
             return read()
         except nv.NVMLError as error:

@@ -23,7 +23,7 @@ from agent.sources.nvml.device import Gpu
 from agent.sources.nvml.pci_bus import SYSFS, missing
 from agent.sources.nvml.readings import Handle
 from agent.sources.nvml.return_codes import ENDED, FAILURES, UNSUPPORTED
-from agent.sources.process.progress import Doing
+from agent.sources.process.progress import CurrentCall
 from agent.sources.process.storm import Storm
 
 _WAIT_S = 0.5  # one wait for events: short, so that SIGTERM is prompt
@@ -46,11 +46,11 @@ _EVENTS = (
 class Nvml:
     """One NVML session; ``poll`` and ``events`` raise only what ends it (NVMLError of the whole library)."""
 
-    def __init__(self, ever: set[str] | None = None, devices: Path = SYSFS, doing: Doing | None = None) -> None:
+    def __init__(self, ever: set[str] | None = None, devices: Path = SYSFS, call: CurrentCall | None = None) -> None:
         """``ever`` holds the addresses that earlier sessions of this process saw, and takes in this one's."""
-        self._devices, self._doing = devices, doing or Doing()
+        self._devices, self._call = devices, call or CurrentCall()
         self._storm = Storm()
-        self._doing.now("initialising NVML")
+        self._call.begins("initialising NVML")
         nv.nvmlInit()
         self._ever = set() if ever is None else ever
         self._present: dict[str, Gpu] = {}
@@ -72,7 +72,7 @@ class Nvml:
         began, cpu_began = time.monotonic(), time.thread_time()
         found: dict[str, Gpu] = {}
         unopened = []
-        self._doing.now("enumerating the GPUs")
+        self._call.begins("enumerating the GPUs")
         yield from self._storm.gathered(began, all_of_them=True)
         for index in range(nv.nvmlDeviceGetCount()):
             try:
@@ -84,7 +84,7 @@ class Nvml:
                 unopened.append(f"{index}:{error.value}")  # it has no address to speak of
                 continue
             old = self._present.get(pci)
-            found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else Gpu(pci, handle, self._doing)
+            found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else Gpu(pci, handle, self._call)
         self._gone = {pci: gpu for pci, gpu in {**self._gone, **self._present}.items() if pci not in found}
         changed, self._present = found != self._present, found
         self._ever.update(found)
@@ -109,7 +109,7 @@ class Nvml:
         if self._events is None:
             sleep(wait_s)
             return
-        self._doing.now("waiting for events")
+        self._call.begins("waiting for events")
         try:
             event = nv.nvmlEventSetWait_v2(self._events, int(1000 * wait_s))
         except nv.NVMLError_Timeout:
@@ -227,12 +227,12 @@ def follow(
     session: Nvml | None = None
     ever = set(known)
     code = 0
-    doing = Doing()
-    threading.Thread(target=doing.watch, args=(poll_s, stop, say), name="stuck", daemon=True).start()
+    call = CurrentCall()
+    threading.Thread(target=call.watch, args=(poll_s, stop, say), name="stuck", daemon=True).start()
     while not stop.is_set() and not code:
         due = time.monotonic() + poll_s
         try:
-            session = session or Nvml(ever, devices, doing)
+            session = session or Nvml(ever, devices, call)
             boot = _boot_id(boot_id)  # before the GPUs: what is read after it can't be older than this boot
             seen = session.poll()
             while not stop.is_set():
@@ -249,9 +249,9 @@ def follow(
             say(failed)
             code = _EXIT_RENEW if failed.value in (Failure.NO_LIBRARY, Failure.LIBRARY_MISMATCH) else 0
             while not stop.is_set() and (left := due - time.monotonic()) > 0:
-                doing.now("")
+                call.begins("")
                 time.sleep(min(_WAIT_S, left))
-    doing.now("")
+    call.begins("")
     if session:
         session.close()
     return code

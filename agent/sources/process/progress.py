@@ -9,14 +9,14 @@ from collections.abc import Callable
 from agent.model.observation import Failure, Observation, Signal
 
 
-class Doing:
+class CurrentCall:
     """Noted before each call into a library; watched by a thread of its own, because the caller can't."""
 
     def __init__(self, source: str = "nvml", whose: str = "the driver") -> None:
         self._source, self._whose = source, whose
         self._what, self._since = "", 0.0
 
-    def now(self, what: str) -> None:
+    def begins(self, what: str) -> None:
         """``what`` begins; empty: nothing that could hang."""
         self._what, self._since = what, time.monotonic()
 

@@ -60,10 +60,10 @@ def test_nothing_in_a_fifo_is_old() -> None:
 
 
 def test_user_space_records_are_not_believed_unless_asked_for() -> None:
-    careful, rehearsal = reader(), reader(userspace=True)
+    careful, drill_marks = reader(), reader(userspace=True)
     assert take(careful, record(1, priority=11)) == []
     assert careful.discarded == 1
-    assert len(take(rehearsal, record(1, priority=11))) == 1
+    assert len(take(drill_marks, record(1, priority=11))) == 1
 
 
 def test_a_driver_that_user_space_says_was_loaded_is_not_believed_even_in_a_drill() -> None:

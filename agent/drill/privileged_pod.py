@@ -13,7 +13,7 @@ from agent.model.names import DRILL_LABEL
 _DEADLINE_S = 60
 
 
-def hand(node: str, namespace: str, agent: Object, what: str, arguments: list[str]) -> Object:
+def privileged_pod(node: str, namespace: str, agent: Object, what: str, arguments: list[str]) -> Object:
     """In the agent's namespace, which allows privileged pods; without a token, so that it can ask nothing of anyone."""
     container = agent["spec"]["containers"][0]
     spec: dict[str, Any] = {

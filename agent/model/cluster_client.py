@@ -9,7 +9,7 @@ from agent.model.steps import Step
 from agent.model.world import World
 
 
-class Hands(Protocol):
+class ClusterClient(Protocol):
     """What touches the cluster. Both raise RefusedError or UnreachableError; neither retries."""
 
     @property
