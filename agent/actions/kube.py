@@ -1,4 +1,4 @@
-"""The hands on the cluster: what the world looks like, and each step as one write."""
+"""The client of the cluster: it looks at the world, and does each step as one write."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from agent.actions.api import TABLE, Api, ask, taint_of, written_at
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
-from agent.model.names import OUT_LABEL, PAUSE_CONFIGMAP, PERMIT_VALID_S, POOL_LABEL, SLOT_LABEL, SLOT_LEASE
+from agent.model.names import OUT_LABEL, PAUSE_CONFIGMAP, PERMIT_KIND_LABEL, PERMIT_VALID_S, POOL_LABEL, SLOT_LEASE
 from agent.model.text import rfc3339, unix_s
 from agent.model.world import Permit, PermitKind
 
@@ -121,7 +121,7 @@ class Permits:
         if lease is None or _holder(lease) != holder:
             self._taken[name] = sent
         if lease is None:
-            labels = {POOL_LABEL: self._budget.pool, SLOT_LABEL: str(kind)}
+            labels = {POOL_LABEL: self._budget.pool, PERMIT_KIND_LABEL: str(kind)}
             body = {
                 "apiVersion": "coordination.k8s.io/v1",
                 "kind": "Lease",
@@ -134,7 +134,7 @@ class Permits:
         elif not _holder(lease) or self._abandoned(lease):
             self._put(lease, {"holderIdentity": holder, "acquireTime": now, "renewTime": now})
         else:
-            raise RefusedError(HTTPStatus.CONFLICT, f"slot {name} is held")
+            raise RefusedError(HTTPStatus.CONFLICT, f"permit {name} is held")
         self._confirmed[name] = sent
 
     def give(self, kind: PermitKind, index: int, holder: str) -> None:
@@ -228,7 +228,7 @@ class Permits:
 
 
 def _kind(lease: Mapping[str, Any]) -> str:
-    return str((lease["metadata"].get("labels") or {}).get(SLOT_LABEL))
+    return str((lease["metadata"].get("labels") or {}).get(PERMIT_KIND_LABEL))
 
 
 def _holder(lease: Mapping[str, Any]) -> str:

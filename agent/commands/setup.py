@@ -1,4 +1,4 @@
-"""What several commands begin with: the configuration, the hands on a cluster, a file, a simulation's folder."""
+"""What several commands begin with: the configuration, the client of a cluster, a file, a simulation's folder."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _stage(kubeconfig: str, node: str, config: Config) -> ClusterClient:
-    """The hands on a real cluster, which may lack the namespace that keeps the permits."""
+    """The client of a real cluster, which may lack the namespace that keeps the permits."""
     api = reach(kubeconfig)
     api("POST", "/api/v1/namespaces", {"metadata": {"name": config.budget.namespace}})
     return KubeClient(api, node, config)

@@ -34,7 +34,7 @@ class KmsgSource(Section):
     enabled: bool = True  # read the kernel log
     path: Path = Path("/dev/kmsg")  # the kernel log, or a file of its form
     accept_userspace: bool = False
-    """Believe records that user space wrote into the kernel log. For rehearsals on a test cluster only:
+    """Believe records that user space wrote into the kernel log. For drills on a test cluster only:
     with it on, whoever may write to /dev/kmsg can drain the node."""
 
 

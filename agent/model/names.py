@@ -30,7 +30,7 @@ GPUS_ANNOTATION = "gpu-health-agent/gpus"
 # In the agent's namespace: the permits, and the ConfigMap that pauses every agent.
 SLOT_LEASE = "gpu-health-agent-{kind}-{pool}-{index}"
 POOL_LABEL = "gpu-health-agent/pool"
-SLOT_LABEL = "gpu-health-agent/slot"
+PERMIT_KIND_LABEL = "gpu-health-agent/slot"
 PAUSE_CONFIGMAP = "gpu-health-agent-pause"
 PERMIT_VALID_S = 300  # a holder acts only so long after a confirmation
 

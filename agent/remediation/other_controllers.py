@@ -1,4 +1,4 @@
-"""What others do to the node, and when the agent stands aside: for them, a driver upgrade, its own repair. Pure."""
+"""What others do to the node, and when the agent keeps off its GPUs: a driver upgrade, another's or its own repair."""
 
 from __future__ import annotations
 

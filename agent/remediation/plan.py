@@ -154,7 +154,7 @@ def _kept(now: Now) -> Outcome:
 def _in_service(now: Now, records: Records) -> Steps:
     """Taint first, permit last. Nothing of either while an eviction, a Job or a taint may still arrive.
 
-    But first of all what this withdrawal used of the hour: another one must not find it in our hands.
+    But first of all what this withdrawal used of the hour: another withdrawal must not find it held.
     """
     world, config, aimed = now.case.world, now.case.config, _aim(now, records)
     soft = kept_soft(aimed.taints, config)

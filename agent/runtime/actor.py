@@ -139,7 +139,7 @@ class Actor:
             world=cycle.world,
             looked_at=cycle.looked_at,
             look_began=cycle.look_began,
-            # A dry run rehearses nothing: what is not written could not be seen to happen.
+            # A dry run runs no drill: what is not written could not be seen to happen.
             drill=cycle.world.drill if cycle.world and not cycle.dry_run else None,
             keep_off=cycle.keep_off,
             resets=cycle.resets,

@@ -102,7 +102,7 @@ def turn(
     decided: Callable[[Planned], object] = bool,
     did: Callable[[Step], object] = bool,
 ) -> Turn:
-    """One round. ``ask`` tells which pod holds which GPU, asking nobody while we stand aside; ``now`` is monotonic.
+    """One round. ``ask`` tells which pod holds which GPU, and asks nobody while we keep off; ``now`` is monotonic.
 
     ``looked``, ``decided`` and ``did`` hear of the look, of the plan and of each step before anything follows from it:
     whatever tears the round, they know how far it came.

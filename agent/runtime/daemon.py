@@ -1,4 +1,4 @@
-"""The only wiring: starts the sources, judges what they say, hands verdicts to the act loop, and ends cleanly."""
+"""The only wiring: it starts the sources, judges what they say, passes verdicts to the act loop, and ends cleanly."""
 
 from __future__ import annotations
 

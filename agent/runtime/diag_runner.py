@@ -1,4 +1,4 @@
-"""Hands that can also have this node's GPUs diagnosed: one diagnosis at a time, in a thread of its own."""
+"""A client that also has this node's GPUs diagnosed: one diagnosis at a time, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Ask = Callable[[int, Sequence[str], Progress], dict[str, Any]]
 
 
 class DiagRunner:
-    """What the hands on the cluster do, and the step Diagnose."""
+    """What the client of the cluster does, and the step Diagnose."""
 
     def __init__(self, client: ClusterClient, ask: Ask) -> None:
         """``ask`` blocks until the result; UndiagnosedError."""

@@ -15,7 +15,7 @@ Ask = Callable[[], Holders]  # UnaskedError
 
 
 class PodGpus:
-    """Not asked while we stand aside: the answer may need NVML, for MIG devices and claims."""
+    """It is not asked while we keep off the GPUs: the answer may need NVML, for MIG devices and claims."""
 
     def __init__(self, ask: Ask | None, tell: Callable[..., None]) -> None:
         """``ask``: the kubelet; None where it is not to be asked."""

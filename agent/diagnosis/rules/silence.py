@@ -38,7 +38,7 @@ _FAILED: dict[str, Row] = {
     ),
 }
 ROWS = (*map(_silent, SOURCES.values()), *_FAILED.values())
-# A library that was never injected is this pod's configuration, not the node's health; nor is standing aside.
+# A library that was never injected is this pod's configuration, not the node's health; nor is keeping off the GPUs.
 _CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION, Failure.KEEP_OFF)
 _REPEATED_S = 180.0  # a source says at least so often that it can't see: between two tries it waits two minutes at most
 
@@ -109,7 +109,7 @@ def read_until(history: History, pci: str, silent_s: float) -> float:
 
 
 def _failure(history: History, source: str) -> Observation | None:
-    """Why the source can't see, by its own word. Who stands aside or has no library says so again while it is true."""
+    """Why the source can't see, by its own word. Who keeps off or has no library says so again while it is true."""
     failed = history.failed.get(source)
     over = failed and failed.value in _CONFIGURATION and history.now - failed.arrived > _REPEATED_S
     return None if over else failed
