@@ -21,6 +21,16 @@ def counters(reading: Observation | None) -> dict[str, float]:
     return {name: value for name in (*COUNTERS, _PERSISTENCE) if (value := number(reading, name)) is not None}
 
 
+def any_fell(before: Observation, after: Observation) -> bool:
+    """Whether one of the counters fell between two readings; asked of each reading, so it builds nothing."""
+    old, new = before.values, after.values
+    for name in COUNTERS:
+        was, now = old.get(name), new.get(name)
+        if isinstance(was, int | float) and isinstance(now, int | float) and now < was:
+            return True
+    return False
+
+
 def sober(last: Mapping[str, float], earlier: Mapping[str, float]) -> dict[str, float]:
     """The last counts, but of the energy the smaller: it may have been absurd for one poll."""
     return {**last, **least({name: value for name, value in last.items() if name == "energy_j"}, earlier)}

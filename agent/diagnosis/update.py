@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from agent.config.source_index import GPUS, KERNEL_LOG, SECOND_WITNESS
 from agent.diagnosis.cards import card_of, given_away
-from agent.diagnosis.epoch import began_anew, counters, fell, sober
+from agent.diagnosis.epoch import any_fell, began_anew, counters, fell, sober
 from agent.diagnosis.history import (
     SECOND_LATE_S,
     TREND,
@@ -113,10 +113,11 @@ class _Draft:
         self._before[o.pci] = before or o
         if before is None:
             self._first[o.pci] = o
-        elif lower := fell(had := counters(before), now := counters(o)):
+        elif any_fell(before, o):
+            had, now = counters(before), counters(o)
             if began_anew(sober(had, counters(earlier)), now, o.arrived - before.arrived):
                 self._epochs[o.pci] = Epoch(max(old.arrived for old in (before, *silent) if old), before, o.arrived)
-            self._fallen.setdefault(o.pci, set()).update(lower)
+            self._fallen.setdefault(o.pci, set()).update(fell(had, now))
             self._first[o.pci] = o
             self._before[o.pci] = o
             self._trends[o.pci] = ()  # what fell can't be subtracted from

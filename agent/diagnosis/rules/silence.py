@@ -89,6 +89,9 @@ def unread(history: History, silent_s: float) -> Iterator[str]:
     if alive is None or GPUS in history.failed:
         return
     for pci in {**history.cards, **history.readings}:
+        reading = history.readings.get(pci)
+        if reading and alive.arrived - reading.arrived <= silent_s:  # as nearly always
+            continue
         if max(read_until(history, pci, silent_s), history.began + silent_s) < alive.arrived:
             yield pci
 
