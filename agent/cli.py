@@ -23,7 +23,7 @@ COMMANDS = {
     "inject": "change a running simulation",
     "diagnose": "DCGM's active diagnosis: exit 0 passed, 1 failed, 75 not run",
     "release": "take everything of ours off one node or all of them",
-    "drill": "rehearse on a cluster: a deleted pod, a withdrawn node, a crash",
+    "drill": "run a drill on a cluster: a deleted pod, a withdrawn node, a crash",
 }
 
 

@@ -123,7 +123,7 @@ class Life:
         self.cycle = Cycle(self.config, self.now)
         self.last: Planned | None = None  # the last plan, and what it was made from
         self.memory, self.restored, self.read = Memory(), False, (0, 0)
-        self.told: tuple[Any, Any] = {}, None  # clients and holders, as this life last read them
+        self.last_read: tuple[Any, Any] = {}, None  # clients and holders, as this life last read them
 
     def _request(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         answer = (self.api or self.cluster)(method, path, *rest, **more)
@@ -218,10 +218,10 @@ class Life:
         for _ in range(20):
             verdict = self._judge() if self.cycle.started else None
             if not self.released:
-                self.told = self.clients, self.resources
+                self.last_read = self.clients, self.resources
             closed = self.cycle.look_began if self.released else None
-            judged = Judged(verdict, released=closed, clients=self.told[0])
-            last = turn(self.cycle, judged, self.client, lambda _: self.told[1], lambda: self.now, self._wall)
+            judged = Judged(verdict, released=closed, clients=self.last_read[0])
+            last = turn(self.cycle, judged, self.client, lambda _: self.last_read[1], lambda: self.now, self._wall)
             news = last.cycle.keep_off != self.cycle.keep_off  # NVML is closed or opened within a poll
             self.cycle, self.waits = last.cycle, tuple(wait.why for wait in last.waits)
             self.last = last.planned or self.last

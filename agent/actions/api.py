@@ -99,11 +99,11 @@ def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = 
     answer = answer if isinstance(answer, dict) else {}
     message = str(answer.get("message") or f"HTTP {status}")
     causes = (answer.get("details") or {}).get("causes") or ()
-    told = "; ".join(str(cause.get("message", "")) for cause in causes if cause.get("message"))
+    messages = "; ".join(str(cause.get("message", "")) for cause in causes if cause.get("message"))
     reasons = tuple(str(cause.get("reason", "")) for cause in causes)
     if (status, content_type) == (HTTPStatus.UNPROCESSABLE_ENTITY, JSON_PATCH) and message.startswith(PATCH_FAILED):
         raise RefusedError(HTTPStatus.CONFLICT, "the object changed meanwhile: the JSON Patch's test failed")
-    raise RefusedError(status, f"{message} {told}".strip(), reasons)
+    raise RefusedError(status, f"{message} {messages}".strip(), reasons)
 
 
 def written_at(item: Mapping[str, Any]) -> float:

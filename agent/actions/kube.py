@@ -222,14 +222,14 @@ class KubeClient:
 
     def _retaint(self, step: Retaint) -> None:
         """JSON Patch with a test on the list last seen: others write the same list, and theirs must survive."""
-        metadata, seen = self._raw["metadata"], self._raw["spec"].get("taints")
+        metadata, listed = self._raw["metadata"], self._raw["spec"].get("taints")
         if any(taint.withdraws for taint in step.taints):
             self._permits.require(PermitKind.WITHDRAWN)
         ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
-        wanted = [t for t in seen or () if not own_taint(taint_of(t))] + ours
+        wanted = [t for t in listed or () if not own_taint(taint_of(t))] + ours
         patch: list[dict[str, Any]] = [
-            {"op": "test", "path": "/spec/taints", "value": seen}
-            if seen
+            {"op": "test", "path": "/spec/taints", "value": listed}
+            if listed
             else {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
             {"op": "add", "path": "/spec/taints", "value": wanted}
             if wanted

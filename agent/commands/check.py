@@ -53,11 +53,11 @@ def _read(config: Config) -> dict[str, Any]:
     # hangs may yet come back.
     spoke: set[str] = set()
 
-    def seen(one: Observation) -> None:
+    def listen(one: Observation) -> None:
         if one.signal is Signal.ALIVE or (one.signal is Signal.FAILED and one.value != Failure.HUNG):
             spoke.add(one.source)
 
-    daemon.listener = seen
+    daemon.listener = listen
     daemon.judged = lambda _: stop.set() if spoke.issuperset(names(config)) else None
     daemon.run(stop)
     timer.cancel()

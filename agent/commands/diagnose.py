@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     if (why := refusal(state, out, arguments.level, gpus)) and not arguments.force:
         raise RefusedDiagnosisError(why)
     cards, tell = uuids(state, gpus), on_terminal(arguments.level, gpus)
-    told = diagnose(config, arguments.sources, arguments.level, cards, tell)
-    sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    return 0 if told["passed"] else 1
+    result = diagnose(config, arguments.sources, arguments.level, cards, tell)
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    return 0 if result["passed"] else 1
 
 
 class RefusedDiagnosisError(UndiagnosedError):

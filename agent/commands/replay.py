@@ -142,10 +142,10 @@ def _said(lines: Iterable[str]) -> Iterator[Observation]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                seen = parse_line(line, 0.0)
+                observation = parse_line(line, 0.0)
             except ValueError as error:
                 raise UsageError(f"line {number}: {error}") from error
-            yield replace(seen, arrived=seen.at)
+            yield replace(observation, arrived=observation.at)
 
 
 def _logged(lines: Iterable[str], userspace: bool) -> Iterator[Observation]:

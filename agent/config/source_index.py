@@ -35,16 +35,18 @@ class Known:
     seq: int | None = None
     gpus: frozenset[str] = frozenset()  # PCI addresses, of those that are gone too
 
-    def after(self, seen: Observation) -> Known:
+    def after(self, observation: Observation) -> Known:
         """What is known once this was taken in; each boot counts its records anew."""
-        if seen.signal is Signal.READING and seen.source == GPUS and seen.pci not in self.gpus:
-            return replace(self, gpus=self.gpus | {seen.pci})
-        if seen.source != KERNEL_LOG:
+        if observation.signal is Signal.READING and observation.source == GPUS and observation.pci not in self.gpus:
+            return replace(self, gpus=self.gpus | {observation.pci})
+        if observation.source != KERNEL_LOG:
             return self
-        boot_id = seen.boot_id or self.boot_id
+        boot_id = observation.boot_id or self.boot_id
         seq = self.seq if boot_id == self.boot_id else None
-        if seen.seq is not None and (seq is None or (seen.signal is not Signal.ALIVE and seen.seq > seq)):
-            seq = seen.seq
+        if observation.seq is not None and (
+            seq is None or (observation.signal is not Signal.ALIVE and observation.seq > seq)
+        ):
+            seq = observation.seq
         return replace(self, boot_id=boot_id, seq=seq)
 
 

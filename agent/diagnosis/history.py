@@ -126,7 +126,7 @@ class History:
     def within(self, pci: str, code: int, window_s: float) -> int:
         """How many Xids of this code this GPU had within the window."""
         tally = self.tallies.get((pci, code))
-        return sum(self.now - seen <= window_s for seen in tally.times) if tally else 0
+        return sum(self.now - at <= window_s for at in tally.times) if tally else 0
 
     def growth(self, pci: str, counter: str, window_s: float, ended_s: float = 0.0) -> tuple[float, float] | None:
         """How much a counter grew over the window that ended so long ago, and the seconds that it really spans.

@@ -24,12 +24,12 @@ def peers_of(reading: Observation, before: Card | None) -> frozenset[str] | None
     A link that is down by now still joins: the other end may know it no more.
     """
     known = before.peers if before and before.uuid == reading.values.get("uuid") else frozenset()
-    architecture, told = reading.values.get("architecture"), reading.values.get("nvlink_peers")
-    if not isinstance(architecture, int) or architecture >= _AMPERE or told is None or told is Missing.UNSUPPORTED:
+    architecture, peers = reading.values.get("architecture"), reading.values.get("nvlink_peers")
+    if not isinstance(architecture, int) or architecture >= _AMPERE or peers is None or peers is Missing.UNSUPPORTED:
         return known
-    if told is Missing.UNREADABLE:
+    if peers is Missing.UNREADABLE:
         return known or None
-    return frozenset(pci for pci in str(told).split(",") if pci) | (known or frozenset())
+    return frozenset(pci for pci in str(peers).split(",") if pci) | (known or frozenset())
 
 
 def linked(cards: Mapping[str, Card], readings: Mapping[str, Observation]) -> dict[str, frozenset[str]]:

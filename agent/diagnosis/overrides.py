@@ -21,8 +21,8 @@ def settle(finding: Finding, history: History, limits: Limits, labels: Labels) -
         finding = _with(override, finding)
         code = finding.rule.removeprefix("xid-")
         if override.count and code.isdigit():
-            seen = history.within(finding.pci, int(code), override.window_s)
-            if seen < override.count:
+            times = history.within(finding.pci, int(code), override.window_s)
+            if times < override.count:
                 finding = replace(finding, severity=Severity.NOTICE, clear_s=limits.notice_clear_s)
     return finding
 

@@ -25,7 +25,7 @@ class Row:
 
     def found(
         self,
-        seen: Observation,
+        observation: Observation,
         limits: Limits,
         message: str = "",
         *,
@@ -37,18 +37,18 @@ class Row:
         """This row's finding on the GPU (or node) of an observation."""
         return Finding(
             rule=self.rule,
-            pci=seen.pci if pci is None else pci,
+            pci=observation.pci if pci is None else pci,
             severity=self.severity if severity is None else severity,
             remedy=remedy or self.remedy,
-            message=(message or self.meaning) + (" (a drill)" if seen.drill else ""),
-            evidence=Evidence(seen.at, seen.source, seen.raw or message or self.meaning),
-            arrived=seen.arrived,
-            witness=seen.source,
+            message=(message or self.meaning) + (" (a drill)" if observation.drill else ""),
+            evidence=Evidence(observation.at, observation.source, observation.raw or message or self.meaning),
+            arrived=observation.arrived,
+            witness=observation.source,
             confirm_s=getattr(limits, self.confirm) if self.confirm else 0.0,
             clear_s=getattr(limits, self.clear) if self.clear else None,
             holds_only=holds_only,
             signals=self.signals,
-            drill=seen.drill,
+            drill=observation.drill,
         )
 
 

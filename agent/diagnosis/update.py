@@ -141,17 +141,17 @@ class _Draft:
         repeats = min(max(int(number(o, "repeats") or 1), 1), _MOST_REPEATS)
         by = {**old.by, o.source: old.by.get(o.source, 0) + repeats}
         within_s = SECOND_LATE_S if o.source == SECOND_WITNESS else _SAME_EVENT_S
-        told = bool(old.times) and by[o.source] <= old.count and o.arrived - old.times[-1] <= within_s
-        self._fresh.append(replace(o, arrived=old.times[-1]) if told else o)  # who tells it later saw it no later
-        if code == UNCORRECTABLE_XID and not (told and o.source == SECOND_WITNESS):
+        counted = bool(old.times) and by[o.source] <= old.count and o.arrived - old.times[-1] <= within_s
+        self._fresh.append(replace(o, arrived=old.times[-1]) if counted else o)  # who tells it later saw it no later
+        if code == UNCORRECTABLE_XID and not (counted and o.source == SECOND_WITNESS):
             self._uncorrectable[o.pci] = o
-        if told:  # the other witness of an error that is counted already
+        if counted:  # the other witness of an error that is counted already
             self._tallies[o.pci, code] = replace(old, by=by)
         else:
             count = max(by[o.source], old.count + 1)
             by[o.source] = count
-            seen = (*old.times, *(o.arrived for _ in range(min(count - old.count, _WINDOW_EVENTS))))[-_WINDOW_EVENTS:]
-            self._tallies[o.pci, code] = Tally(count, o.at, seen, by)
+            times = (*old.times, *(o.arrived for _ in range(min(count - old.count, _WINDOW_EVENTS))))[-_WINDOW_EVENTS:]
+            self._tallies[o.pci, code] = Tally(count, o.at, times, by)
 
     def _named(self, blame: Blame, now: float) -> Blame:
         """A process younger than the last poll is told by the next, if it still runs."""

@@ -94,13 +94,13 @@ class Cluster:
             raise MissedError(f"{command[0]} can't be run in a pod without the API server's exec")
         return self.execute(pod["metadata"]["namespace"], pod["metadata"]["name"], container, command)
 
-    def wait(self, what: str, seen: Callable[[], Any], timeout_s: float) -> Any:
-        """Until ``seen`` is true, and what it was. A server that does not answer for a moment is asked again."""
+    def wait(self, what: str, ready: Callable[[], Any], timeout_s: float) -> Any:
+        """Until ``ready`` is true, and what it was. A server that does not answer for a moment is asked again."""
         end = time.monotonic() + timeout_s
         trouble = ""
         while True:
             try:
-                if found := seen():
+                if found := ready():
                     return found
                 trouble = ""
             except (RefusedError, UnreachableError) as error:

@@ -114,13 +114,13 @@ class Exercise:
         choice = self._choose()
         part = self._begin(NODE)
         self._outcome.node = choice.node
-        told = self._wait(f"the agent on {choice.node} tells its state", lambda: self._watched.state(choice.node), 60)
-        counted = int(told.get("checkpoints", {}).get("saved", 0))
-        seen = Withdrawal(self._cluster, self._watched, part, choice, counted)
-        self._say(f"node {choice.node} is drilled: {', '.join(seen.leaving.values())} will leave")
+        state = self._wait(f"the agent on {choice.node} tells its state", lambda: self._watched.state(choice.node), 60)
+        counted = int(state.get("checkpoints", {}).get("saved", 0))
+        withdrawal = Withdrawal(self._cluster, self._watched, part, choice, counted)
+        self._say(f"node {choice.node} is drilled: {', '.join(withdrawal.leaving.values())} will leave")
         self._bear(node_path(choice.node))
         try:
-            self._withdraw(part, choice, seen)
+            self._withdraw(part, choice, withdrawal)
         finally:
             self._paths.remove(node_path(choice.node))
             self._cluster.release(self.nonce)
@@ -128,8 +128,10 @@ class Exercise:
         self._wait(f"{HARD_TAINT} is off the node", lambda: not self._cluster.tainted(choice.node), _RETURN_S)
         part.note("the node is back in service", time.time())
         self._say(f"node {choice.node} is back in service")
-        self._wait("the evicted pods have ended", lambda: not seen.leaving.keys() & self._watched.uids(), _STAGE_S)
-        self._figures(part, seen.training)
+        self._wait(
+            "the evicted pods have ended", lambda: not withdrawal.leaving.keys() & self._watched.uids(), _STAGE_S
+        )
+        self._figures(part, withdrawal.training)
         self._end(part)
 
     def _choose(self) -> Choice:
@@ -144,16 +146,16 @@ class Exercise:
                     raise
             self._sleep(1)
 
-    def _withdraw(self, part: Part, choice: Choice, seen: Withdrawal) -> None:
-        pods = [f"--pod={self._cluster.namespace}/{name}" for name in seen.leaving.values()]
+    def _withdraw(self, part: Part, choice: Choice, withdrawal: Withdrawal) -> None:
+        pods = [f"--pod={self._cluster.namespace}/{name}" for name in withdrawal.leaving.values()]
         cards = [f"--card={uuid}={pci}" for uuid, pci in choice.cards.items()]
-        self._watched.follow(seen.training)
+        self._watched.follow(withdrawal.training)
         give = self._inject if self._settings.inject else self._hand
-        done = give(choice.node, "fault", [f"--nonce={self.nonce}", *cards, *pods], meanwhile=seen.see)
+        done = give(choice.node, "fault", [f"--nonce={self.nonce}", *cards, *pods], meanwhile=withdrawal.see)
         part.note("fault", _within(part.began, done["written"][0]["at"], time.time()))
         self._say(f"marked Xid 74 in the kernel log of {choice.node}: {', '.join(w['pci'] for w in done['written'])}")
         try:
-            self._wait("the node is tainted", seen.see, _PERMIT_S)
+            self._wait("the node is tainted", withdrawal.see, _PERMIT_S)
         except MissedError as missed:
             waits = "; ".join(self._watched.state(choice.node).get("waits", []))
             raise MissedError(f"{missed}; its agent waits for: {waits or 'nothing that it says'}") from missed
@@ -162,11 +164,11 @@ class Exercise:
 
             def happened(what: str = what) -> bool:
                 # A checkpoint that was never saved misses its target; it doesn't hold the drill up.
-                return seen.see() and bool(part.at(what) or (what == SAVED and part.at("all are evicted")))
+                return withdrawal.see() and bool(part.at(what) or (what == SAVED and part.at("all are evicted")))
 
             self._wait(what, happened, _STAGE_S)
             self._say(what)
-        part.notes.append(f"the agent counts {seen.count} checkpoint{'s' * (seen.count != 1)} as saved")
+        part.notes.append(f"the agent counts {withdrawal.count} checkpoint{'s' * (withdrawal.count != 1)} as saved")
 
     def _figures(self, part: Part, training: Object) -> None:
         for first, then, target in (
@@ -230,12 +232,12 @@ class Exercise:
     def _end(self, part: Part) -> None:
         self._sleep(_AFTER_S)
         asked = time.time()
-        told = self._wait("the client's report", lambda: self._client("/report"), 30)
-        ahead_s = told["now"] - (asked + time.time()) / 2
-        part.served(next(w for w in told["windows"] if w["name"] == part.name), ahead_s)
+        report = self._wait("the client's report", lambda: self._client("/report"), 30)
+        ahead_s = report["now"] - (asked + time.time()) / 2
+        part.served(next(w for w in report["windows"] if w["name"] == part.name), ahead_s)
         part.ended = time.time()
         for figure in part.figures:
-            self._say(f"  {figure.name}: {figure.told} (at most {figure.target:g}){'' if figure.met else '  MISSED'}")
+            self._say(f"  {figure.name}: {figure.text} (at most {figure.target:g}){'' if figure.met else '  MISSED'}")
 
     def _window(self, name: str) -> None:
         self._wait("the client answers", lambda: self._client(f"/window?name={name}"), 60)
@@ -262,20 +264,20 @@ class Exercise:
         names = [container["name"] for container in pod["spec"]["containers"]]
         container = "sources" if "sources" in names else names[0]
         command = ["python3", "-m", "agent.drill.on_node", "--simulated", *arguments]
-        with ThreadPoolExecutor(1) as keep_off:
-            told = keep_off.submit(self._cluster.run, pod, container, command)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(self._cluster.run, pod, container, command)
 
             def ended() -> bool:
                 meanwhile()
-                return told.done()
+                return answer.done()
 
             self._wait(f"the {what} is injected on {node}", ended, 90)
-            return dict(json.loads(told.result()))
+            return dict(json.loads(answer.result()))
 
-    def _wait(self, what: str, seen: Callable[[], Any], timeout_s: float) -> Any:
+    def _wait(self, what: str, ready: Callable[[], Any], timeout_s: float) -> Any:
         def renewed() -> Any:
             self._renew()
-            return seen()
+            return ready()
 
         return self._cluster.wait(what, renewed, timeout_s)
 

@@ -45,7 +45,7 @@ class Window:
             self.longest_gap_s, self.gap_ended = ended - self.answered, ended
         self.answered = max(self.answered, ended)
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         took = sorted(self.took)
         return {
             "name": self.name,
@@ -77,9 +77,9 @@ class Client:
         with self._lock:
             self.windows.append(Window(name, time.time(), self.windows[-1].answered))
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         with self._lock:
-            return {"now": time.time(), "windows": [window.told() for window in self.windows]}
+            return {"now": time.time(), "windows": [window.report() for window in self.windows]}
 
     def _ask(self, first_s: float, every_s: float) -> None:
         due = time.monotonic() + first_s
@@ -112,7 +112,7 @@ def serve(client: Client, port: int) -> None:
             url = urlsplit(self.path)
             if url.path == "/window":
                 client.begin(parse_qs(url.query).get("name", [""])[0][:40])
-            data = json.dumps(client.told() if url.path == "/report" else {"path": url.path}).encode()
+            data = json.dumps(client.report() if url.path == "/report" else {"path": url.path}).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))

@@ -34,7 +34,7 @@ class Figure:
     unit: str
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         if self.value is None:
             return "not seen"
         return f"{self.value:.2f} s" if self.unit == "s" else f"{self.value:g} {self.unit}".strip()

@@ -22,7 +22,7 @@ def text(outcome: Outcome) -> str:
         lines += ["", TITLES[part.name]]
         lines += [f"  {moment.at - part.began:7.2f} s  {moment.what}" for moment in _ordered(part)]
         lines += [
-            f"  {'ok    ' if one.met else 'MISSED'}  {one.name}: {one.told} (at most {one.target:g})"
+            f"  {'ok    ' if one.met else 'MISSED'}  {one.name}: {one.text} (at most {one.target:g})"
             for one in part.figures
         ]
         lines += [f"          {note}" for note in part.notes]
@@ -70,7 +70,7 @@ def page(outcome: Outcome) -> str:
 def _part(part: Part) -> str:
     moments = "".join(f"<li>{moment.at - part.began:.2f} s: {escape(moment.what)}</li>" for moment in _ordered(part))
     figures = "".join(
-        f"<tr><td>{escape(one.name)}</td><td>{escape(one.told)}</td><td>{one.target:g}</td>"
+        f"<tr><td>{escape(one.name)}</td><td>{escape(one.text)}</td><td>{one.target:g}</td>"
         f"<td>{'met' if one.met else '<strong>missed</strong>'}</td></tr>"
         for one in part.figures
     )

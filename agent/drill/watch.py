@@ -30,13 +30,13 @@ class Watch:
     def state(self, node: str) -> dict[str, Any]:
         """What the agent there says of itself."""
         pod = self._cluster.agent_pods().get(node)
-        told = pod and self._cluster.ask_pod(self._cluster.agents, pod["metadata"]["name"], _METRICS, "/state")
-        return told or {}
+        answer = pod and self._cluster.ask_pod(self._cluster.agents, pod["metadata"]["name"], _METRICS, "/state")
+        return answer or {}
 
     def checkpoints(self, node: str) -> int | None:
         """How many the agent there has counted as saved; None while it is not heard."""
-        told = self.state(node)
-        return int(told.get("checkpoints", {}).get("saved", 0)) if told else None
+        state = self.state(node)
+        return int(state.get("checkpoints", {}).get("saved", 0)) if state else None
 
     def hear(self, training: Object) -> dict[str, int]:
         """How far a training is; what it last said is kept."""

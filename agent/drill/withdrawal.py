@@ -21,7 +21,7 @@ class Withdrawal:
         (self.training,) = (pod for pod in choice.pods if pod["metadata"]["labels"].get("app") == "training")
         self._saved = 0  # the training's last checkpoint before the taint
         self._counted = counted  # checkpoints that the agent counted as saved until now
-        self._told: float | None = None  # when the training told of one
+        self._saved_at: float | None = None  # when the training told of one
         self._left: float | None = None  # when it was seen evicted
         self.count = 0  # checkpoints that the agent counts since
 
@@ -33,8 +33,8 @@ class Withdrawal:
                 self._saved = max(saved, self._saved)
                 return False
             self._part.note("tainted", time.time())
-        if saved > self._saved and self._told is None and self._part.at("all are evicted") is None:
-            self._told = time.time()
+        if saved > self._saved and self._saved_at is None and self._part.at("all are evicted") is None:
+            self._saved_at = time.time()
         self._count()
         self._follow()
         return True
@@ -49,7 +49,7 @@ class Withdrawal:
             return
         self.count = max(0, counted - self._counted)
         if self.count:
-            self._part.note(SAVED, self._told or self._left or time.time())
+            self._part.note(SAVED, self._saved_at or self._left or time.time())
 
     def _follow(self) -> None:
         """The pods that leave, and those that take their places."""

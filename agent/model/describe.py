@@ -53,7 +53,7 @@ def describe(step: Step) -> str:
             return f"wait: {why}"
 
 
-def told(uuid: str, pids: Mapping[str, str], pods: tuple[Pod, ...]) -> str:
+def describe_clients(uuid: str, pids: Mapping[str, str], pods: tuple[Pod, ...]) -> str:
     """``pids 4711, 4712 (pod research/train of research/Job/train) on GPU-…``"""
     names = {pod.uid: f"pod {pod.key}" + (f" of {pod.workload}" if pod.owner else "") for pod in pods}
     listed = (f"{pid} ({names.get(uid, f'pod UID {uid}')})" if uid else pid for pid, uid in pids.items())

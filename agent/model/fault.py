@@ -111,7 +111,7 @@ class Reason:
     failure: Failure | None = None  # what a source that failed says of itself
     pci: str = ""  # of the GPU; empty for a source
 
-    def told(self, name: str) -> str:
+    def sentence(self, name: str) -> str:
         return f"{name}: {self.words}"
 
 
@@ -142,7 +142,7 @@ class Verdict:
     @property
     def blind_lines(self) -> tuple[str, ...]:
         """``blind`` for people: ``nvml: not heard yet``."""
-        return tuple(reason.told(name) for name, reason in self.blind.items())
+        return tuple(reason.sentence(name) for name, reason in self.blind.items())
 
     @property
     def withdraw(self) -> bool:

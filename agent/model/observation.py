@@ -98,7 +98,7 @@ class Observation:
 _LARGEST = 2**64  # NVML's largest counters; a longer number is no reading
 
 
-def parse_line(line: bytes | str, seen: float) -> Observation:
+def parse_line(line: bytes | str, arrived: float) -> Observation:
     """Read one source line; ValueError with a reason for anything that is not one."""
     try:
         data = json.loads(line)
@@ -126,7 +126,7 @@ def parse_line(line: bytes | str, seen: float) -> Observation:
             seq=None if seq is None else int(seq),
             past=bool(data.get("past", False)),
             drill=str(data.get("drill", ""))[:64],
-            arrived=seen,
+            arrived=arrived,
         )
     except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a source line: {error!r}") from error

@@ -26,8 +26,8 @@ def printable(text: str) -> str:
 
 def rfc3339(at: float, precision: Literal["seconds", "milliseconds", "microseconds"] = "microseconds") -> str:
     """Unix seconds as RFC 3339 in UTC. Its years are 1 to 9999: what lies beyond is written as the nearest of them."""
-    told = datetime.fromtimestamp(min(max(_FIRST_S, at), _LAST_S), UTC)
-    return told.isoformat(timespec=precision).replace("+00:00", "Z")
+    date = datetime.fromtimestamp(min(max(_FIRST_S, at), _LAST_S), UTC)
+    return date.isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def unix_s(text: object) -> float | None:

@@ -19,9 +19,9 @@ class Decisions:
 
     def changed(self, verdict: Verdict) -> bool:
         """Whether the verdict differs from the last."""
-        told, before = json.dumps(_verdict(verdict)), self._verdict
-        self._verdict = told
-        return told != before
+        decided, before = json.dumps(_verdict(verdict)), self._verdict
+        self._verdict = decided
+        return decided != before
 
     def judged(self, verdict: Verdict) -> str | None:
         """The line of a verdict that differs from the last."""
@@ -30,10 +30,10 @@ class Decisions:
     def planned(self, verdict: Verdict, steps: Iterable[Step]) -> str | None:
         """The line of a plan that does something else than the last plan for this verdict."""
         words = tuple(describe(step) for step in steps if not isinstance(step, Wait))
-        told = json.dumps([_verdict(verdict), words])
-        if not words or told == self._steps:
+        decided = json.dumps([_verdict(verdict), words])
+        if not words or decided == self._steps:
             return None
-        self._steps = told
+        self._steps = decided
         return in_json(verdict, words)
 
 

@@ -198,10 +198,10 @@ class Recording:
             _orders(line),
         )
 
-    def _observation(self, one: Any, seen: float) -> Observation:
+    def _observation(self, one: Any, arrived: float) -> Observation:
         if isinstance(one, dict):
             at = one.pop("at")
-            return replace(parse_line(json.dumps(one | {"at": "1970-01-01T00:00:00Z"}), seen), at=at)
+            return replace(parse_line(json.dumps(one | {"at": "1970-01-01T00:00:00Z"}), arrived), at=at)
         source, pci, at, changed, *gone = one
         values = self._readings.get((source, pci), {})
         if changed or gone:
@@ -209,7 +209,7 @@ class Recording:
             dropped = set(gone[0]) if gone else ()
             values = {k: v for k, v in {**values, **new}.items() if k not in dropped}
             self._readings[source, pci] = values
-        return Observation(at, source, Signal.READING, pci, values=values, arrived=seen)
+        return Observation(at, source, Signal.READING, pci, values=values, arrived=arrived)
 
 
 def _orders(line: dict[str, Any]) -> Orders | None:

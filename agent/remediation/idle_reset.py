@@ -130,10 +130,10 @@ def in_use(gpus: frozenset[str], world: World, local: Local, reserved: bool = Fa
     if world.pods is None:
         return "the node's pods were not read yet"
     over = {pod.key for pod in world.pods if pod.finished or pod.ours}  # the kubelet may list them for a while
-    holding = {key for key, held in local.holders.items() if held is None or gpus.intersection(held)}
+    occupying = {key for key, held in local.holders.items() if held is None or gpus.intersection(held)}
     # A pod that the kubelet has yet to give its GPU may get any.
-    holding |= {pod.key for pod in world.pods if pod.gpu and not local.holders.get(pod.key)}
-    return f"pod {', '.join(sorted(holding - over))} holds it" if holding - over else ""
+    occupying |= {pod.key for pod in world.pods if pod.gpu and not local.holders.get(pod.key)}
+    return f"pod {', '.join(sorted(occupying - over))} holds it" if occupying - over else ""
 
 
 def _not_yet(case: Case, idle: Idle, begins: bool) -> str:

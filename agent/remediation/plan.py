@@ -63,12 +63,12 @@ class _Aim:
         ours = {taint for taint in self.world.taints if own_taint(taint)}
         return () if ours == {*self.taints} else (Retaint(self.taints, self.labels, self.stored),)
 
-    def report(self, told: bool = False) -> Steps:
-        """One write for what differs; ``told``: labels and stored state travel with the taint already."""
+    def report(self, with_taint: bool = False) -> Steps:
+        """One write for what differs; ``with_taint``: labels and stored state travel with the taint already."""
         world = self.world
         conditions = tuple(c for c in self.conditions if world.conditions.get(c.type) != c)
-        labels = {} if told else {k: v for k, v in self.labels.items() if world.labels.get(k) != v}
-        stored = None if told or world.stored == self.stored else self.stored
+        labels = {} if with_taint else {k: v for k, v in self.labels.items() if world.labels.get(k) != v}
+        stored = None if with_taint or world.stored == self.stored else self.stored
         return (Report(conditions, labels, stored),) if conditions or labels or stored else ()
 
 
@@ -134,7 +134,7 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
         steps.append(TakePermit(kind, permit))
     used = given(world, PermitKind.HOURLY) if world.tainted else ()
     retaint = aimed.retaint()
-    return (*steps, *used, *retaint, *aimed.report(told=bool(retaint)), *moves)
+    return (*steps, *used, *retaint, *aimed.report(with_taint=bool(retaint)), *moves)
 
 
 def _kept(now: Now) -> Outcome:
@@ -217,8 +217,8 @@ def _replacement(now: Now, records: Records) -> tuple[Condition, ...]:
     asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
     wanted = accelerated(config.presets, world.conditions, asked)
     if asked:
-        told = Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced")
-        return (told, *wanted)
+        needed = Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced")
+        return (needed, *wanted)
     if REPLACEMENT in world.conditions:
         return (Condition(REPLACEMENT, "False", "NoReplacement", "no replacement is asked for"), *wanted)
     return wanted
@@ -229,8 +229,8 @@ def _conditions(verdict: Verdict, world: World, failed_resets: Mapping[str, Atte
     for kind, severity in ((UNHEALTHY, Severity.FATAL), (DEGRADED, Severity.DEGRADED)):
         faults = [f for f in verdict.faults if f.finding.severity is severity]
         if faults:
-            told = "; ".join(f"{f.finding.id}: {f.finding.message}{_failed_reset(f, failed_resets)}" for f in faults)
-            wanted.append(Condition(kind, "True", camel(faults[0].finding.rule), plain(told)))
+            message = "; ".join(f"{f.finding.id}: {f.finding.message}{_failed_reset(f, failed_resets)}" for f in faults)
+            wanted.append(Condition(kind, "True", camel(faults[0].finding.rule), plain(message)))
         elif not verdict.blind:
             wanted.append(Condition(kind, "False", "NoGpuFault", "no GPU fault of this severity stands"))
         elif kind in world.conditions:  # blind: keep what was said

@@ -132,26 +132,34 @@ class Records:
 
 def as_json(records: Records) -> dict[str, Any]:
     """For the annotation; empty for no records. The check is in it the last attempt, of remedy "none"."""
-    told: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
     if records.begun:
-        told["attempts"] = [_told(one if isinstance(one, Attempt) else _as_attempt(one)) for one in records.begun]
+        stored["attempts"] = [_stored(one if isinstance(one, Attempt) else _as_attempt(one)) for one in records.begun]
     if records.paused:
-        told["paused"] = True
+        stored["paused"] = True
     if records.drain:
-        told["drain"] = {"remedy": records.drain.remedy, "at": records.drain.at, "returns": dict(records.drain.returns)}
+        stored["drain"] = {
+            "remedy": records.drain.remedy,
+            "at": records.drain.at,
+            "returns": dict(records.drain.returns),
+        }
     if records.idle != Idle():
-        failed_resets = {key: _told(one) for key, one in records.idle.failed_resets.items()}
-        told["idle"] = {"withdrawn": records.idle.withdrawn, "times": list(records.idle.times), "tried": failed_resets}
-    return told
+        failed_resets = {key: _stored(one) for key, one in records.idle.failed_resets.items()}
+        stored["idle"] = {
+            "withdrawn": records.idle.withdrawn,
+            "times": list(records.idle.times),
+            "tried": failed_resets,
+        }
+    return stored
 
 
-def _told(attempt: Attempt) -> dict[str, Any]:
+def _stored(attempt: Attempt) -> dict[str, Any]:
     return {name: value for name in Attempt.__slots__ if (value := getattr(attempt, name))}
 
 
 def _as_attempt(check: Validation) -> Attempt:
-    told = (check.uuids, check.boot_id, check.stage, check.blocked_at, check.ended_at, check.said)
-    return Attempt(Remedy.NONE, check.number, check.name, *told)
+    outcome = (check.uuids, check.boot_id, check.stage, check.blocked_at, check.ended_at, check.said)
+    return Attempt(Remedy.NONE, check.number, check.name, *outcome)
 
 
 def from_json(data: Mapping[str, Any]) -> Records:

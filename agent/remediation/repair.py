@@ -10,7 +10,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 from agent.config.settings import Repair
-from agent.model.describe import told
+from agent.model.describe import describe_clients
 from agent.model.fault import Verdict
 from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS
 from agent.model.remedy import Remedy
@@ -122,7 +122,7 @@ def _clients(case: Case, treatment: Treatment, records: Records) -> Outcome:
         return records, (Wait(f"these must leave before the reset: {', '.join(sorted(staying))}"),)
     held = sorted((uuid, pids) for uuid, pids in case.local.clients.items() if pids and uuid in treatment.reset_set)
     if held:
-        named = "; ".join(told(uuid, pids, world.pods or ()) for uuid, pids in held)
+        named = "; ".join(describe_clients(uuid, pids, world.pods or ()) for uuid, pids in held)
         return records, (Wait(f"no reset while processes hold the GPU: {named}", On.REPAIR),)
     return records, ()
 

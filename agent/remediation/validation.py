@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from hashlib import sha256
 
-from agent.model.describe import told
+from agent.model.describe import describe_clients
 from agent.model.fault import Fault, Severity, Verdict
 from agent.model.remedy import Remedy
 from agent.model.steps import Announce, Diagnose, On, StartJob, Step, Wait
@@ -77,28 +77,28 @@ def _diagnosis(case: Case, level: int, check: Validation, may: bool) -> Checked:
     """Of its state only this agent's own life knows: whoever finds one begun and knows nothing of it begins anew."""
     verdict, world, settings = case.verdict, case.world, case.config.repair
     uuids = check.uuids or tuple(sorted(card.uuid for card in verdict.cards.values() if card.uuid))
-    seen = world.diagnosed if world.diagnosed and world.diagnosed.name == check.run else None
+    diagnosed = world.diagnosed if world.diagnosed and world.diagnosed.name == check.run else None
     what = f"DCGM's diagnosis, level {level}"
-    if seen is None and check.stage is Stage.STARTED:
+    if diagnosed is None and check.stage is Stage.STARTED:
         if check.number >= _MOST_RUNS:
             return _failed(case, check, f"{what}, was cut off {check.number} times by the agent's end")
         anew = replace(check, number=check.number + 1, stage=Stage.RESERVED)
         return anew, (Wait(f"{what}, was cut off by the agent's end and is run anew"),)
-    if seen and seen.state == "passed":
+    if diagnosed and diagnosed.state == "passed":
         return None, ()
-    if seen and seen.state == "failed":
-        return _failed(case, check, f"{what}: {seen.said}")
-    if seen and seen.state == "active":
+    if diagnosed and diagnosed.state == "failed":
+        return _failed(case, check, f"{what}: {diagnosed.said}")
+    if diagnosed and diagnosed.state == "active":
         started = replace(check, stage=Stage.STARTED)
         return started, (Wait(f"{what}, runs before the node returns, on {', '.join(uuids)}"),)
     if not may:
         return replace(check, blocked_at=0.0), (Wait("the node is checked before it returns"),)
     busy = _busy(level, uuids, world, case.local.clients)
-    why = busy or (seen.said if seen else "")
+    why = busy or (diagnosed.said if diagnosed else "")
     since = (check.blocked_at or case.verdict.at) if why else 0.0
     if why and case.verdict.at - since >= settings.deadline_s:
         return _failed(case, check, f"{what}, could not be run for {settings.deadline_s} s: {why}")
-    start = () if busy or (seen and seen.ended_s < _AGAIN_S) else (Diagnose(check.run, level, uuids),)
+    start = () if busy or (diagnosed and diagnosed.ended_s < _AGAIN_S) else (Diagnose(check.run, level, uuids),)
     told_why = f"can't be run yet: {why}" if why else "begins"
     return replace(check, blocked_at=since), (*start, Wait(f"{what}, {told_why}"))
 
@@ -111,7 +111,7 @@ def _busy(level: int, uuids: tuple[str, ...], world: World, clients: Clients) ->
         if uuid not in clients:
             return f"{uuid} is not read"
         if clients[uuid]:
-            return f"processes hold the GPU: {told(uuid, clients[uuid], world.pods or ())}"
+            return f"processes hold the GPU: {describe_clients(uuid, clients[uuid], world.pods or ())}"
     return ""
 
 

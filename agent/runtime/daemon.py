@@ -190,7 +190,7 @@ class Daemon:
         """Keep the last good verdict, and say that it is the last."""
         reason = Reason(Unseen.MISJUDGED, f"unexpected {type(error).__name__}; please report it")
         if self.snapshot and before and before.blind.get(_JUDGE) != reason:
-            self._tell(reason.told(_JUDGE), error=repr(error), exc_info=True)
+            self._tell(reason.sentence(_JUDGE), error=repr(error), exc_info=True)
             status = Status.UNKNOWN if before.status is Status.HEALTHY else before.status
             verdict = replace(before, status=status, blind={**before.blind, _JUDGE: reason})
             self.snapshot = replace(self.snapshot, verdict=verdict)
@@ -253,7 +253,7 @@ def serve(config: Config, daemon: Daemon) -> Server:
 
 def _view(status: SourceStatus, verdict: Verdict, failed: Observation | None, now: float) -> SourceView:
     reason = verdict.blind.get(status.name)
-    blind = reason.told(status.name) if reason else failed.raw if failed else ""
+    blind = reason.sentence(status.name) if reason else failed.raw if failed else ""
     return SourceView(
         name=status.name,
         up=status.running and status.last_seen is not None and not blind,

@@ -45,7 +45,7 @@ class DiagRunner:
         if self._run is None:
             return world
         self._run.wanted = self._run.step.name == awaited(kept(world.stored))
-        return replace(world, diagnosed=self._run.told())
+        return replace(world, diagnosed=self._run.diagnosed())
 
     def do(self, step: Step) -> None:
         if not isinstance(step, Diagnose):
@@ -70,7 +70,7 @@ class _Run:
         self.end: tuple[str, str, float] | None = None  # state, what is said, monotonic seconds
         threading.Thread(target=self._go, name="diagnosis", daemon=True).start()
 
-    def told(self) -> Diagnosed:
+    def diagnosed(self) -> Diagnosed:
         if self.end is None:
             return Diagnosed(self.step.name, "active")
         state, said, at = self.end
@@ -78,8 +78,8 @@ class _Run:
 
     def _go(self) -> None:
         try:
-            told = self._ask(self.step.level, self.step.uuids, self._progress)
-            end = ("passed", "") if told["passed"] is True else ("failed", failures(told))
+            result = self._ask(self.step.level, self.step.uuids, self._progress)
+            end = ("passed", "") if result["passed"] is True else ("failed", failures(result))
         except UndiagnosedError as error:
             end = "undone", str(error)
         except _UnwantedError:

@@ -20,7 +20,7 @@ class PodGpus:
     def __init__(self, ask: Ask | None, tell: Callable[..., None]) -> None:
         """``ask``: the kubelet; None where it is not to be asked."""
         self._ask, self._tell = ask, tell
-        self._told: Holders | None = None
+        self._holders: Holders | None = None
         self._until = 0.0
         self._unasked = ""
 
@@ -32,24 +32,24 @@ class PodGpus:
         """None where nobody's GPUs are known: then every GPU pod leaves."""
         at = time.monotonic()
         if self._ask and not keep_off and at >= self._until:
-            self._told, self._until = self._answer(self._ask), at + _SERVES_S
-        return self._told
+            self._holders, self._until = self._answer(self._ask), at + _SERVES_S
+        return self._holders
 
     def _answer(self, ask: Ask) -> Holders | None:
         try:
-            told, why = ask(), ""
+            answer, why = ask(), ""
         except UnaskedError as error:
-            told, why = None, str(error)
+            answer, why = None, str(error)
         if why and why != self._unasked:
             self._tell("which pod holds which GPU is not known; a GPU's remedy moves all GPU pods", why=why)
         self._unasked = why
-        return told
+        return answer
 
 
 def with_gpus(world: World, holders: Holders | None) -> World:
     """The pods with the GPUs that each holds; one that requests a GPU and for which none is told may hold any."""
-    told = holders or {}
+    known = holders or {}
     pods = tuple(
-        replace(pod, gpus=frozenset(told.get(pod.key) or ()) or None) if pod.gpu else pod for pod in world.pods or ()
+        replace(pod, gpus=frozenset(known.get(pod.key) or ()) or None) if pod.gpu else pod for pod in world.pods or ()
     )
     return world if world.pods is None else replace(world, pods=pods)

@@ -14,7 +14,7 @@ from typing import Any
 
 from agent.model.text import printable, unix_s
 
-_RENEW_S = 5
+_REFRESH_S = 5
 _STALE_S = 30.0  # the judge loop turns each second
 _RANK = {"healthy": 0, "notice": 0, "unknown": 1, "degraded": 2, "fatal": 3}
 _SIGNS = {"healthy": "✓", "unknown": "?", "degraded": "▲", "unhealthy": "✖", "notice": "•"}
@@ -41,20 +41,20 @@ HEADERS = {
 }
 
 
-def page(state: Mapping[str, Any], now: float, renewing: bool = True) -> str:
+def page(state: Mapping[str, Any], now: float, refreshing: bool = True) -> str:
     """The whole page; ``now`` is Unix seconds, by which an old verdict is told as old."""
     faults, status = state["faults"], str(state["status"])
     node = _text(state.get("node") or "this node")
     title = f"{_SIGNS.get(status, '?')} {_text(status)}: {node}"
-    renew = f'<meta http-equiv="refresh" content="{_RENEW_S}">' if renewing else ""
+    refresh = f'<meta http-equiv="refresh" content="{_REFRESH_S}">' if refreshing else ""
     hold = (
-        f'It renews itself every {_RENEW_S} s (<a href="/?hold">hold it</a>).'
-        if renewing
-        else 'It is held: it does not renew itself (<a href="/">renew it</a>).'
+        f'It refreshes itself every {_REFRESH_S} s (<a href="/?hold">hold it</a>).'
+        if refreshing
+        else 'It is held: it does not refresh itself (<a href="/">refresh it</a>).'
     )
     return "".join(
         (
-            f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{renew}'
+            f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{refresh}'
             f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head><body>'
             f'<a class="skip" href="#faults">Skip to the faults</a><header><h1>GPUs of node {node}</h1>',
             _banner(state, now),
@@ -79,14 +79,16 @@ def _banner(state: Mapping[str, Any], now: float) -> str:
         lines.append(f"Withdrawn since {_time(since)}.")
     lines += [f"Blind: {_text(why)}." for why in state.get("blind", ())]
     if keep_off := state.get("aside"):
-        lines.append(f"The agent stands aside: {_text(keep_off)}.")
+        lines.append(f"The agent keeps off the GPUs: {_text(keep_off)}.")
     shown = status
     if (old_s := _age_s(state.get("at"), now)) > _STALE_S:
         shown = "unknown"
         lines.insert(0, f"This is {old_s:.0f} s old: the agent no longer judges. What it says may be wrong by now.")
-    told = "".join(f"<p>{line}</p>" for line in lines)
+    paragraphs = "".join(f"<p>{line}</p>" for line in lines)
     word = _text(status) if shown == status else f"{_text(status)}, but old"
-    return f'<div class="banner {_class(shown)}" role="status"><p class="word">{_sign(shown)} {word}</p>{told}</div>'
+    return (
+        f'<div class="banner {_class(shown)}" role="status"><p class="word">{_sign(shown)} {word}</p>{paragraphs}</div>'
+    )
 
 
 _NEW_PODS = {"PreferNoSchedule": "; new ones prefer other nodes", "NoSchedule": "; no new ones come"}
@@ -132,9 +134,9 @@ def _fault(fault: Mapping[str, Any], gpus: Mapping[str, Any]) -> str:
         *(("Explains", f"<code>{_text(other)}</code>") for other in fault["explains"]),
         ("Fault id", f"<code>{_text(fault['id'])}</code>, remedy {_text(fault['remedy'])}"),
     ]
-    told = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
+    entries = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
     heading = f"{_badge(state, str(fault['severity']))} {_text(where)}: {_text(fault['message'])}"
-    return f'<article class="{state}"><h3>{heading}</h3><dl>{told}</dl></article>'
+    return f'<article class="{state}"><h3>{heading}</h3><dl>{entries}</dl></article>'
 
 
 def _gpus(state: Mapping[str, Any]) -> str:

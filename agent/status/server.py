@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "/":
                 from agent.status.page import HEADERS, page  # no agent pays for it until somebody looks
 
-                body = page(self.server.state(), time.time(), renewing=query != "hold").encode()
+                body = page(self.server.state(), time.time(), refreshing=query != "hold").encode()
                 self._answer(HTTPStatus.OK, "text/html; charset=utf-8", body, HEADERS)
             case "/metrics":
                 self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self.server.registry))

@@ -451,7 +451,7 @@ def test_the_longest_gap_is_between_good_answers_across_windows() -> None:
     one.note(100.0, 100.1, "")
     one.note(100.2, 103.0, "503: no")
     one.note(103.0, 103.1, "")
-    told = one.told()
+    told = one.report()
     assert (told["sent"], told["failed"], round(told["longest_gap_s"], 3)) == (3, 1, 3.0)
     assert told["seconds"] == [[0, 1, 0], [3, 1, 1]]
     assert told["failures"] == [{"at": 100.2, "why": "503: no"}]
@@ -480,7 +480,7 @@ def outcome(failed: int = 0, trouble: str = "") -> Outcome:
         window = Window(name, 1001.0, 1001.0)
         for second in range(20):
             window.note(1001.0 + second, 1001.1 + second, HOSTILE if second < failed else "")
-        part.served(window.told(), 0.5)
+        part.served(window.report(), 0.5)
         made.parts.append(part)
     return made
 
@@ -523,7 +523,7 @@ def test_a_drill_passes_only_whole_and_with_every_target_met() -> None:
     assert "MISSED  steps lost: not seen" in text(unseen)
     silent = outcome()
     silent.parts[0].figures = []
-    silent.parts[0].served(Window(POD, 1.0, 1.0).told(), 0.0)
+    silent.parts[0].served(Window(POD, 1.0, 1.0).report(), 0.0)
     assert not silent.passed, "no request at all is no success"
 
 

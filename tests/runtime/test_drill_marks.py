@@ -268,7 +268,7 @@ def test_one_of_two_nodes_that_share_a_kernel_log_is_drilled_and_returns_when_th
     assert {"unhealthy", "healthy"} <= {json.loads(line)["status"] for line in live}
 
 
-def test_a_dry_run_rehearses_nothing(life: Life) -> None:
+def test_a_dry_run_runs_no_drill(life: Life) -> None:
     life.start("n", dry_run=True)
     life.annotate("n", annotation(now=time.time()))
     life.write()

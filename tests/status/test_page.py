@@ -149,7 +149,7 @@ def test_an_old_verdict_is_told_as_old_and_not_as_healthy() -> None:
         ({"stage": "drained"}, "the pods that had to leave have left"),
         ({"stage": "repairing"}, "a repair is under way"),
         ({"stage": "validating"}, "must stay well for a while before the node returns"),
-        ({"keep_off": "the GPU is being reset"}, "The agent stands aside: the GPU is being reset."),
+        ({"keep_off": "the GPU is being reset"}, "The agent keeps off the GPUs: the GPU is being reset."),
     ],
 )
 def test_the_banner_says_how_far_it_is(changes: dict[str, Any], sentence: str) -> None:
@@ -206,7 +206,7 @@ def test_it_needs_no_script_and_nothing_from_outside_and_can_be_held() -> None:
     assert not {"script", "link", "img", "iframe", "form", "button"} & {tag for tag, _ in outline.tags}
     assert not re.search(r"https?:|url\(|@import| style=", text)
     assert any(a.get("http-equiv") == "refresh" for _, a in outline.tags)
-    assert not any(a.get("http-equiv") == "refresh" for _, a in seen(told(), renewing=False).tags)
+    assert not any(a.get("http-equiv") == "refresh" for _, a in seen(told(), refreshing=False).tags)
 
 
 def test_its_outline_serves_a_screen_reader() -> None:

@@ -106,35 +106,35 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
         if alive:
             yield ELSEWHERE.found(alive, limits, pci="")
         return
-    for seen in history.incidents.values():
-        if isinstance(seen.value, int) and "xid" not in seen.values and seen.value != 12:  # any full load
-            yield _incident(history, limits, seen, seen.value)
+    for incident in history.incidents.values():
+        if isinstance(incident.value, int) and "xid" not in incident.values and incident.value != 12:  # any full load
+            yield _incident(history, limits, incident, incident.value)
     for pci, reading in history.witnessed.items() if alive else ():
         if alive and alive.arrived - reading.arrived > limits.missing_confirm_s:
             nvml = history.readings.get(pci)
             well = nvml is not None and pci not in history.lost and history.now - nvml.arrived <= limits.silent_s
-            told = f"{DROPPED.meaning}{', and NVML reads it' if well else ''}"
-            yield DROPPED.found(alive, limits, told, severity=_NOTICE if well else None, pci=pci)
-    told_apart: dict[str, list[str]] = {}
+            message = f"{DROPPED.meaning}{', and NVML reads it' if well else ''}"
+            yield DROPPED.found(alive, limits, message, severity=_NOTICE if well else None, pci=pci)
+    differences: dict[str, list[str]] = {}
     for pci, signal, ours, theirs in disagreements(history, limits.silent_s):
-        told_apart.setdefault(pci, []).append(f"{signal}: {theirs:g} by DCGM, {ours:g} by NVML")
-    for pci, each in told_apart.items():
+        differences.setdefault(pci, []).append(f"{signal}: {theirs:g} by DCGM, {ours:g} by NVML")
+    for pci, each in differences.items():
         found = DISAGREES.found(history.witnessed[pci], limits)
         yield replace(found, evidence=replace(found.evidence, raw="; ".join(each)[:500]))
 
 
-def _incident(history: History, limits: Limits, seen: Observation, code: int) -> Finding:
+def _incident(history: History, limits: Limits, observation: Observation, code: int) -> Finding:
     known = _CODES.get(code)
     if known:
         row, severity = known.row, known.row.severity
-        told_by_nvml = history.number(seen.pci, _NVML_READS.get(code, "")) is not None
-        if severity is _FATAL and (told_by_nvml or not seen.pci):
+        nvml_reads = history.number(observation.pci, _NVML_READS.get(code, "")) is not None
+        if severity is _FATAL and (nvml_reads or not observation.pci):
             severity = _DEGRADED
     else:
-        severity, remedy = _BY_SEVERITY.get(int(number(seen, "severity") or 0), (_DEGRADED, _ASK))
+        severity, remedy = _BY_SEVERITY.get(int(number(observation, "severity") or 0), (_DEGRADED, _ASK))
         row = _code(code, severity, remedy, "an incident that this agent has no word for").row
-    instance = number(seen, "gpu_instance")
-    found = row.found(seen, limits, row.meaning, severity=severity)
+    instance = number(observation, "gpu_instance")
+    found = row.found(observation, limits, row.meaning, severity=severity)
     return replace(found, instance=None if instance is None else int(instance))
 
 

@@ -47,25 +47,27 @@ _WORDS: Mapping[str, Row] = {
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
-    for seen in history.fresh:
-        if seen.signal is Signal.SXID and isinstance(seen.value, int):
-            yield _switch(history, seen, seen.value, limits)
-        elif seen.signal is Signal.DRIVER and (row := _WORDS.get(str(seen.value))):
-            yield row.found(seen, limits)
+    for observation in history.fresh:
+        if observation.signal is Signal.SXID and isinstance(observation.value, int):
+            yield _switch(history, observation, observation.value, limits)
+        elif observation.signal is Signal.DRIVER and (row := _WORDS.get(str(observation.value))):
+            yield row.found(observation, limits)
 
 
-def _switch(history: History, seen: Observation, code: int, limits: Limits) -> Finding:
+def _switch(history: History, observation: Observation, code: int, limits: Limits) -> Finding:
     """The address is the switch's, so the fault is the node's; the driver's own word decides unlisted codes."""
-    fatal = number(seen, "fatal") == 1
+    fatal = number(observation, "fatal") == 1
     row = CATALOG.get(code) or (
         _row(code, Severity.FATAL, Remedy.CONTACT_SUPPORT, "an NVSwitch error that the driver calls fatal")
         if fatal
         else _row(code, Severity.NOTICE, Remedy.CONTACT_SUPPORT, "an NVSwitch error that the driver calls not fatal")
     )
-    late_s = SECOND_LATE_S if seen.source == SECOND_WITNESS else 0
+    late_s = SECOND_LATE_S if observation.source == SECOND_WITNESS else 0
     if code == _LINK_FAULT and _a_gpu_left(history, _SECONDARY_S + late_s):
         row = _row(code, Severity.NOTICE, Remedy.NONE, "link fault after a GPU at its other end was reset or lost")
-    return row.found(seen, limits, f"{row.meaning} (NVSwitch {seen.pci or 'at an unknown address'})", pci="")
+    return row.found(
+        observation, limits, f"{row.meaning} (NVSwitch {observation.pci or 'at an unknown address'})", pci=""
+    )
 
 
 def _a_gpu_left(history: History, within_s: float) -> bool:

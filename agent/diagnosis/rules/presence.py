@@ -21,13 +21,13 @@ _ABSENT, _NVIDIA, _UNBOUND = HELD_BY_NOBODY_ELSE[:3]
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
-    for seen in history.lost.values():
-        yield LOST.found(seen, limits)
-    for seen in history.resets.values():
-        yield RESET_REQUIRED.found(seen, limits)
-    for seen in history.fresh:
-        if seen.signal is Signal.LOST and seen.pci not in history.lost:
-            yield LOST.found(seen, limits)
+    for observation in history.lost.values():
+        yield LOST.found(observation, limits)
+    for observation in history.resets.values():
+        yield RESET_REQUIRED.found(observation, limits)
+    for observation in history.fresh:
+        if observation.signal is Signal.LOST and observation.pci not in history.lost:
+            yield LOST.found(observation, limits)
     alive = history.alive.get(GPUS)
     if alive is None or GPUS in history.failed:
         return

@@ -32,17 +32,17 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     for reading in history.suspects.values():
         if action := int(number(reading, "recovery_action") or 0):
             yield _finding(ROW, reading, action, limits)
-    for seen in history.fresh:
-        action = int(number(seen, "recovery_action") or 0)
-        if seen.signal is Signal.XID and action:
-            said = _finding(_LOGGED, seen, action, limits)
-            if history.number(seen.pci, "recovery_action") is None:
+    for observation in history.fresh:
+        action = int(number(observation, "recovery_action") or 0)
+        if observation.signal is Signal.XID and action:
+            said = _finding(_LOGGED, observation, action, limits)
+            if history.number(observation.pci, "recovery_action") is None:
                 yield said
             else:  # believed at once, and ended by NVML, which reads the action itself
                 yield replace(said, witness=GPUS, clear_s=limits.flag_confirm_s, signals=ROW.signals)
 
 
-def _finding(row: Row, seen: Observation, action: int, limits: Limits) -> Finding:
+def _finding(row: Row, observation: Observation, action: int, limits: Limits) -> Finding:
     severity, remedy, words = ACTIONS.get(action, OTHER)
     message = f"the driver's recovery action is {action}: {words}"
-    return row.found(seen, limits, message, severity=severity, remedy=remedy)
+    return row.found(observation, limits, message, severity=severity, remedy=remedy)

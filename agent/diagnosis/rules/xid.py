@@ -59,31 +59,37 @@ _NOT_LISTED = "a code that NVIDIA's catalog does not list"
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
-    for seen in history.fresh:
-        if seen.signal is Signal.XID and isinstance(seen.value, int):
-            yield _finding(history, limits, seen, seen.value)
-    for seen in history.uncorrectable.values():
-        had_time = _WORD_S <= history.now - seen.arrived <= _WORD_S + _LOOKED_AGAIN_S
-        if had_time and contains_errors(history.readings.get(seen.pci)) and not contained(history, seen.pci):
-            yield _finding(history, limits, seen, _UNCORRECTABLE)
-    for (pci, code), seen in history.past.items():
+    for observation in history.fresh:
+        if observation.signal is Signal.XID and isinstance(observation.value, int):
+            yield _finding(history, limits, observation, observation.value)
+    for observation in history.uncorrectable.values():
+        had_time = _WORD_S <= history.now - observation.arrived <= _WORD_S + _LOOKED_AGAIN_S
+        if (
+            had_time
+            and contains_errors(history.readings.get(observation.pci))
+            and not contained(history, observation.pci)
+        ):
+            yield _finding(history, limits, observation, _UNCORRECTABLE)
+    for (pci, code), observation in history.past.items():
         if code in CATALOG and CATALOG[code].row.severity is Severity.FATAL and _present_evidence(history, pci):
-            yield _finding(history, limits, seen, code)
+            yield _finding(history, limits, observation, code)
 
 
-def _finding(history: History, limits: Limits, seen: Observation, code: int) -> Finding:
+def _finding(history: History, limits: Limits, observation: Observation, code: int) -> Finding:
     entry = CATALOG.get(code) or Code(_row(code, Severity.NOTICE, Remedy.CONTACT_SUPPORT, _NOT_LISTED))
     severity, row = entry.row.severity, entry.row
-    if code in _SPEAK_FOR_THEMSELVES and (fatal := number(seen, "fatal")) is not None:
+    if code in _SPEAK_FOR_THEMSELVES and (fatal := number(observation, "fatal")) is not None:
         severity = Severity.FATAL if fatal else Severity.NOTICE
         remedy = Remedy.RESET_GPU if fatal else row.remedy
         row = replace(row, severity=severity, remedy=remedy, clear=_clear(severity, remedy))
-    elif code == _UNCORRECTABLE and _may_be_contained(history, seen):
+    elif code == _UNCORRECTABLE and _may_be_contained(history, observation):
         severity = Severity.DEGRADED
-    elif entry.count > 1 and history.within(seen.pci, code, limits.xid_count_window_s) < entry.count:
-        return replace(row.found(seen, limits, severity=Severity.NOTICE), clear_s=limits.notice_clear_s)
-    instance = number(seen, "gpu_instance") if code in _ON_INSTANCE else None
-    return replace(row.found(seen, limits, severity=severity), instance=None if instance is None else int(instance))
+    elif entry.count > 1 and history.within(observation.pci, code, limits.xid_count_window_s) < entry.count:
+        return replace(row.found(observation, limits, severity=Severity.NOTICE), clear_s=limits.notice_clear_s)
+    instance = number(observation, "gpu_instance") if code in _ON_INSTANCE else None
+    return replace(
+        row.found(observation, limits, severity=severity), instance=None if instance is None else int(instance)
+    )
 
 
 def contained(history: History, pci: str) -> bool:
@@ -98,11 +104,11 @@ def contained(history: History, pci: str) -> bool:
     return near[_CONTAINED] and not near[_UNCONTAINED]
 
 
-def _may_be_contained(history: History, seen: Observation) -> bool:
+def _may_be_contained(history: History, observation: Observation) -> bool:
     """It was, or the GPU had no time yet to say so: a node is not withdrawn for want of two seconds."""
-    if history.times(seen.pci, _UNCONTAINED) or not contains_errors(history.readings.get(seen.pci)):
-        return contained(history, seen.pci)
-    return history.now - seen.arrived < _WORD_S or contained(history, seen.pci)
+    if history.times(observation.pci, _UNCONTAINED) or not contains_errors(history.readings.get(observation.pci)):
+        return contained(history, observation.pci)
+    return history.now - observation.arrived < _WORD_S or contained(history, observation.pci)
 
 
 def _present_evidence(history: History, pci: str) -> bool:

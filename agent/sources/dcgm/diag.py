@@ -83,7 +83,7 @@ def diagnose(bindings: Bindings, address: str, level: int, wanted: set[str]) -> 
         raise ValueError(f"DCGM lists no GPU {', '.join(sorted(unknown))}")
     chosen = sorted(numbers[uuid] for uuid in wanted)
     if address != EMBEDDED:  # such a one ends with this process and its group
-        threading.Thread(target=_stop_when_told, args=(bindings, address), name="stop", daemon=True).start()
+        threading.Thread(target=_stop_on_sigterm, args=(bindings, address), name="stop", daemon=True).start()
     with redirect_stdout(io.StringIO()):
         import DcgmDiag
     diag = DcgmDiag.DcgmDiag(gpuIds=chosen, testNamesStr=str(level))
@@ -124,7 +124,7 @@ def _beat(bindings: Bindings, handle: Any, over: threading.Event) -> None:
             return
 
 
-def _stop_when_told(bindings: Bindings, address: str) -> None:
+def _stop_on_sigterm(bindings: Bindings, address: str) -> None:
     """On a connection of its own, as dcgmi does."""
     signal.sigwait({signal.SIGTERM})
     with suppress(Exception):  # whatever the engine says to it, this process ends
@@ -155,11 +155,11 @@ def _by_test(response: Any, places: dict[int, str]) -> tuple[list[Result], list[
 
 def _by_gpu(response: Any, places: dict[int, str]) -> tuple[list[Result], list[Error]]:
     """DCGM 3: a table of tests for each GPU, and one for the node's software."""
-    told = list(zip(cycle([_NODE]), _SOFTWARE, response.levelOneResults[: response.levelOneTestCount], strict=False))
+    tests = list(zip(cycle([_NODE]), _SOFTWARE, response.levelOneResults[: response.levelOneTestCount], strict=False))
     for gpu in response.perGpuResponses[: response.gpuCount]:
         if place := places.get(int(gpu.gpuId), ""):
-            told += zip(cycle([place]), _BY_GPU, gpu.results, strict=False)
-    ran = [(place, test, one) for place, test, one in told if one.result != _NOT_RUN]
+            tests += zip(cycle([place]), _BY_GPU, gpu.results, strict=False)
+    ran = [(place, test, one) for place, test, one in tests if one.result != _NOT_RUN]
     results = [(place, test, int(one.result)) for place, test, one in ran]
     errors = [
         _error(place, test, int(one.error.code), text(one.error, "msg")) for place, test, one in ran if one.error.code
@@ -193,15 +193,15 @@ def main() -> int:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         if options.asked:  # after the line above, which only later threads heed
             threading.Thread(target=_end_with_whoever_asked, name="asked", daemon=True).start()
-        told = diagnose(bindings, address, options.level, wanted)
+        result = diagnose(bindings, address, options.level, wanted)
     except (ValueError, NoBindingsError, EngineError) as error:
-        told = {"error": str(error)}
+        result = {"error": str(error)}
     except Exception as error:  # noqa: BLE001 - the bindings' own error class is not importable here
         number = error_number(error)
-        told = {"error": _SENTENCES.get(number or 0) or failure(error, address).raw}
-    sys.stdout.write(json.dumps(told) + "\n")
+        result = {"error": _SENTENCES.get(number or 0) or failure(error, address).raw}
+    sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
-    os._exit(0 if told.get("passed") else 1)  # without the bindings' destructors, which call into dead connections
+    os._exit(0 if result.get("passed") else 1)  # without the bindings' destructors, which call into dead connections
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class Diagnosing:
     def _listen(self, process: subprocess.Popen[bytes], progress: Progress, longest_s: float) -> tuple[bytes, bytes]:
         """All that it says until its end, and the last of what it complains."""
         waited = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe]
-        out, began, told = waited[0], time.monotonic(), 0.0
+        out, began, progress_at = waited[0], time.monotonic(), 0.0
         said = complaint = b""
         while out in waited:
             for pipe in select.select(waited, [], [], _LOOK_S)[0]:
@@ -105,8 +105,8 @@ class Diagnosing:
                 raise UndiagnosedError("the diagnosis said too much to be a result, and was ended")
             if now - began > longest_s:
                 raise UndiagnosedError(f"the diagnosis did not end within {longest_s:.0f} s, and was ended")
-            if now - told >= _TELL_S:
-                told = now
+            if now - progress_at >= _TELL_S:
+                progress_at = now
                 progress(now - began)
         return said, complaint
 
@@ -139,32 +139,32 @@ def asked(request: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
     return level, tuple(gpus)
 
 
-def result(told: Any) -> dict[str, Any]:
+def result(answer: Any) -> dict[str, Any]:
     """What a diagnosis said, if it is a result: UndiagnosedError for its reason why there is none, else ValueError."""
-    if isinstance(told, dict) and "error" in told:
-        raise UndiagnosedError(plain(str(told["error"])))
+    if isinstance(answer, dict) and "error" in answer:
+        raise UndiagnosedError(plain(str(answer["error"])))
     if not (
-        isinstance(told, dict)
-        and isinstance(told.get("passed"), bool)
-        and isinstance(told.get("results"), dict)
-        and isinstance(told.get("errors"), list)
+        isinstance(answer, dict)
+        and isinstance(answer.get("passed"), bool)
+        and isinstance(answer.get("results"), dict)
+        and isinstance(answer.get("errors"), list)
     ):
         raise ValueError("no result of a diagnosis")
-    return told
+    return answer
 
 
-def failures(told: dict[str, Any]) -> str:
+def failures(answer: dict[str, Any]) -> str:
     """Which tests failed on which GPU, and what the engine says about each: for people, however hostile its words."""
     failed = [
         f"{test} failed on {gpu}"
-        for gpu, tests in told["results"].items()
+        for gpu, tests in answer["results"].items()
         if isinstance(tests, dict)
         for test, one in tests.items()
         if one == "fail"
     ]
     said = [
         f"{one.get('test') or 'the engine'}: {one.get('message')}"
-        for one in told["errors"]
+        for one in answer["errors"]
         if isinstance(one, dict) and one.get("message")
     ]
     return plain("; ".join([*failed, *said]) or "not every GPU was tested")

@@ -134,10 +134,10 @@ class Nvml:
                 if number != _NONE:
                     values[name] = int(number)
             code = int(event.eventData)
-            seen = _observe(Signal.XID, gpu.pci, value=code, values=values, raw=f"NVML event: Xid {code}")
-            if not self._storm.passes(seen, time.monotonic()):
+            observation = _observe(Signal.XID, gpu.pci, value=code, values=values, raw=f"NVML event: Xid {code}")
+            if not self._storm.passes(observation, time.monotonic()):
                 return  # counted, and told with the next poll; the GPU was read within this second
-            yield seen
+            yield observation
         yield from self._read(gpu)
 
     def _gpu_of(self, handle: Handle) -> Gpu | None:

@@ -209,10 +209,10 @@ def diagnosed(path: Path, level: int, uuids: Sequence[str], progress: Progress) 
         with connection.makefile("rb") as answer:
             while time.monotonic() < due:
                 try:
-                    told = json.loads(answer.readline(LONGEST_BYTES))
-                    if not (isinstance(told, dict) and "elapsed_s" in told):
-                        return result(told)
-                    progress(float(told["elapsed_s"]))
+                    message = json.loads(answer.readline(LONGEST_BYTES))
+                    if not (isinstance(message, dict) and "elapsed_s" in message):
+                        return result(message)
+                    progress(float(message["elapsed_s"]))
                 except (ValueError, TypeError) as error:
                     raise OSError("no answer that makes sense") from error
             raise OSError("it did not end in time")

@@ -53,7 +53,7 @@ class Serving:
         self._agent: socket.socket | None = None
         self._wanted: frozenset[str] = frozenset()
         self._heard = 0
-        self._told, self._status = 0.0, ""
+        self._status_at, self._status = 0.0, ""
         self._renewal = Renewal(path.with_name("renewals"))
         supervisor.selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
@@ -138,7 +138,7 @@ class Serving:
 
         def work() -> None:
             with connection, contextlib.suppress(OSError):
-                answer(lambda told: connection.sendall(json.dumps(told).encode() + b"\n"))
+                answer(lambda result: connection.sendall(json.dumps(result).encode() + b"\n"))
 
         threading.Thread(target=work, name="answer", daemon=True).start()
 
@@ -154,10 +154,10 @@ class Serving:
         """Its seconds so far, then its result; an asker that hangs up ends it."""
         self._tell("a diagnosis is asked for", level=level, gpus=gpus)
         try:
-            told = self._supervisor.diagnose(level, gpus, lambda elapsed_s: say({"elapsed_s": round(elapsed_s, 1)}))
+            result = self._supervisor.diagnose(level, gpus, lambda elapsed_s: say({"elapsed_s": round(elapsed_s, 1)}))
         except UndiagnosedError as error:
-            told = {"error": str(error)}
-        say(told)
+            result = {"error": str(error)}
+        say(result)
 
     def _send(self, text: str) -> None:
         if self._agent is not None and text:

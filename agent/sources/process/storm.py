@@ -24,32 +24,33 @@ class Storm:
     def gathers(self) -> bool:
         return bool(self._gathered)
 
-    def passes(self, seen: Observation, now: float) -> bool:
+    def passes(self, observation: Observation, now: float) -> bool:
         """Whether to say it now; otherwise it is gathered. Old records are told one by one."""
-        if seen.signal is not Signal.XID or seen.past or seen.drill:  # a drill's must swallow no real one
+        # An error of a drill must swallow no real one.
+        if observation.signal is not Signal.XID or observation.past or observation.drill:
             return True
-        values = seen.values
+        values = observation.values
         pid = values.get("pid")
-        if pid is not None and (seen.pci, seen.value, pid, values.get("gpu_instance")) not in self._said:
+        if pid is not None and (observation.pci, observation.value, pid, values.get("gpu_instance")) not in self._said:
             pid = pid if len(self._said) < _MOST_PIDS else None
-        key = (seen.pci, seen.value, pid, values.get("gpu_instance"))
+        key = (observation.pci, observation.value, pid, values.get("gpu_instance"))
         before = self._said.get(key)
         if before is None or now - before >= _WINDOW_S:
             if before is None and len(self._said) >= _MOST:
                 return True
             self._said[key] = now
             return True
-        count, _ = self._gathered.get(key, (0, seen))
-        self._gathered[key] = (count + 1, seen)
+        count, _ = self._gathered.get(key, (0, observation))
+        self._gathered[key] = (count + 1, observation)
         return False
 
     def gathered(self, now: float, all_of_them: bool = False) -> list[Observation]:
         """The last of each kind whose second is over, with how often it came."""
         due = [key for key in self._gathered if all_of_them or now - self._said.get(key, 0.0) >= _WINDOW_S]
-        told = []
+        observations = []
         for key in due:
             count, last = self._gathered.pop(key)
             self._said[key] = now
-            told.append(replace(last, values={**last.values, "repeats": count}))
+            observations.append(replace(last, values={**last.values, "repeats": count}))
         self._said = {key: at for key, at in self._said.items() if key in self._gathered or now - at < _WINDOW_S}
-        return told
+        return observations

@@ -94,7 +94,7 @@ class Supervisor:
                 source.tick(now)
             self._register(name, source)
         ready = self.selector.select(max(0.0, wait_s))
-        return [seen for key, _ in ready for seen in key.data()]
+        return [observation for key, _ in ready for observation in key.data()]
 
     def who_holds(self) -> Holders:
         return who_holds(self._kubelet)
@@ -112,9 +112,9 @@ class Supervisor:
         return [*self._commands[name], *SOURCES[name].past(self._known)]
 
     def _read(self, source: Source) -> Iterable[Observation]:
-        for seen in source.read(time.monotonic()):
-            self._known = self._known.after(seen)
-            yield seen
+        for observation in source.read(time.monotonic()):
+            self._known = self._known.after(observation)
+            yield observation
 
     def _register(self, name: str, source: Source) -> None:
         fd, old = source.fileno(), self._registered.pop(name, None)
