@@ -15,6 +15,7 @@ from pathlib import Path
 from agent.actions.kube import KubeClient
 from agent.commands.setup import configured, opened
 from agent.config.settings import Config
+from agent.config.source_index import GPUS, KERNEL_LOG
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
 from agent.model.describe import describe
@@ -173,7 +174,7 @@ def _logged(lines: Iterable[str], userspace: bool) -> Iterator[Observation]:
         except ValueError:
             continue
         for signal, pci, value, values in found:
-            yield Observation(at, "kmsg", signal, pci, value, values, text[:500], "replay", seq, arrived=at)
+            yield Observation(at, KERNEL_LOG, signal, pci, value, values, text[:500], "replay", seq, arrived=at)
 
 
 class _Alone:
@@ -189,7 +190,7 @@ class _Alone:
         self._cycle = Cycle(config.model_copy(update={"drain": at_once}), 0.0)
         self._memory, self._decisions = Memory(), Decisions()
         self._values: dict[str, dict[str, Value]] = {gpu.address: _healthy(gpu) for gpu in gpus}
-        self._expected = ("kmsg", "nvml") if self._values else ()
+        self._expected = (KERNEL_LOG, GPUS) if self._values else ()
         self._now: float | None = None
 
     def play(self, events: Iterable[Observation]) -> Iterator[str]:
@@ -227,9 +228,9 @@ class _Alone:
             return []
         boot = "replay"
         return [
-            Observation(at, "kmsg", Signal.ALIVE, boot_id=boot, arrived=at),
-            *(Observation(at, "nvml", Signal.READING, pci, values=v, arrived=at) for pci, v in self._values.items()),
-            Observation(at, "nvml", Signal.ALIVE, boot_id=boot, values={"gpu_count": len(self._values)}, arrived=at),
+            Observation(at, KERNEL_LOG, Signal.ALIVE, boot_id=boot, arrived=at),
+            *(Observation(at, GPUS, Signal.READING, pci, values=v, arrived=at) for pci, v in self._values.items()),
+            Observation(at, GPUS, Signal.ALIVE, boot_id=boot, values={"gpu_count": len(self._values)}, arrived=at),
         ]
 
     def _judged(self, at: float, seen: list[Observation]) -> Iterator[str]:
