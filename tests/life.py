@@ -28,6 +28,7 @@ from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
 
 POLL_S = 10.0  # seldom, for what only waits to cost little
+_LONGEST_TICKS = 20_000  # no life of a test is longer: one that waits for what never comes ends
 UUID = f"GPU-{GPU}"
 REMAPPED = 63  # the Xid of a memory row that waits for a reset, as a flag says as well
 TEMPLATES = {"reset_gpu": "reset", "reboot_node": "reboot", "replace_node": "replace"}
@@ -106,6 +107,7 @@ class Life:
             job = {"spec": {"template": {"spec": spec}, "ttlSecondsAfterFinished": 60}}
             body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}
             self.cluster._store("cronjobs", "gpu-health-agent", body)
+        self._ticks = 0
         self.began: dict[str, float] = {}  # by the Job's UID
         self.over: dict[str, float] = {}
         self.uuids = {pci: f"GPU-{pci}" for pci in (GPU, OTHER)}
@@ -196,6 +198,8 @@ class Life:
     def tick(self) -> None:
         """One poll: the machine goes on, the judge judges, the agent acts until nothing is left to do."""
         self.now += POLL_S
+        self._ticks += 1
+        assert self._ticks < _LONGEST_TICKS, f"what was waited for never comes: {self.waits}, {self.repairs}"
         self._machine()
         try:
             self._agent()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from agent.model.ownership import own_taint
+from agent.model.remedy import Remedy
 from agent.model.world import Taint, World
 from agent.remediation.records import Records, Stage
 
@@ -52,7 +53,7 @@ def released(labels: Mapping[str, str], records: Records, heard: frozenset[str] 
         return why
     live = records.live
     looked = not live or live.stage is Stage.STARTED or heard is None or heard.issuperset(live.uuids)
-    if live and live.remedy == "reset_gpu" and looked:
+    if live and live.remedy is Remedy.RESET_GPU and looked:
         return "the GPU is being reset"
     return ""
 
