@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import BadStatusLine, HTTPConnection, HTTPException, LineTooLong, RemoteDisconnected
 from ipaddress import ip_address
 from typing import Any
@@ -136,9 +137,9 @@ def post(ip: str, port: int, path: str, answer_s: float = ANSWER_S) -> tuple[boo
         return False, f"its port {port} does not answer ({type(error).__name__})"
     finally:
         connection.close()
-    if status == 200:
+    if status == HTTPStatus.OK:
         return True, ""
-    return False, "it is saving" if status == 202 else f"it answered {status}"
+    return False, "it is saving" if status == HTTPStatus.ACCEPTED else f"it answered {status}"
 
 
 class _Received(io.RawIOBase):
@@ -177,5 +178,5 @@ def _status(received: io.BufferedReader) -> int:
             raise BadStatusLine(repr(line))
         while received.readline() not in (b"\r\n", b"\n", b""):
             pass
-        if int(match[1]) >= 200:
+        if int(match[1]) >= HTTPStatus.OK:
             return int(match[1])

@@ -22,11 +22,10 @@ def counters(reading: Observation | None) -> dict[str, float]:
 
 
 def any_fell(before: Observation, after: Observation) -> bool:
-    """Whether one of the counters fell between two readings; asked of each reading, so it builds nothing."""
-    old, new = before.values, after.values
+    """Whether one of the counters fell between two readings; asked of each reading, so it copies nothing."""
     for name in COUNTERS:
-        was, now = old.get(name), new.get(name)
-        if isinstance(was, int | float) and isinstance(now, int | float) and now < was:
+        was, now = number(before, name), number(after, name)
+        if was is not None and now is not None and now < was:
             return True
     return False
 

@@ -10,6 +10,7 @@ import json
 import sys
 import threading
 import time
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -103,7 +104,7 @@ class Client:
             return f"{type(error).__name__}: {error}"[:200]
         finally:
             connection.close()
-        return "" if answer.status == 200 else f"{answer.status}: {text.decode(errors='replace')}"[:200]
+        return "" if answer.status == HTTPStatus.OK else f"{answer.status}: {text.decode(errors='replace')}"[:200]
 
 
 def serve(client: Client, port: int) -> None:

@@ -51,7 +51,7 @@ class Cycle:
     resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset, for the judge
     failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
     keep_off: str = ""  # why no process of ours may hold a GPU now
-    aside_from: float = 0.0  # when the look began that found so first
+    keep_off_from: float = 0.0  # when the look began that found so first
     standing: bool = True  # the node bears a taint that takes a permit, or holds one; so it is until a look at both
 
 
@@ -163,7 +163,7 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
         resets=resets(records),
         failed_resets=records.idle.failed_resets,
         keep_off=keep_off,
-        aside_from=cycle.aside_from if keep_off and cycle.keep_off else cycle.look_began,
+        keep_off_from=cycle.keep_off_from if keep_off and cycle.keep_off else cycle.look_began,
         standing=standing,
     )
     # From now on it looks with what was stored; the time before counts for no proof.
@@ -192,7 +192,7 @@ def _planned(
     # Asked for only while it decides which pods leave, or whether a GPU is idle.
     holders = ask(bool(cycle.keep_off)) if leave or idle else None
     world = with_gpus(world, holders)
-    closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.aside_from
+    closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
     local = Local(gathered, int(now - cycle.began), closed, judged.clients, holders)
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
 
