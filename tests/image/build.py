@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,28 +84,10 @@ def _mirror() -> str:
 def _build(work: Path, rootfs: Path, say: Callable[[str], None]) -> None:
     say("building the agent's image, once for each change of it")
     with storage() as options:
-
-        def build(name: str, recipe: str, context: Path, *more: str) -> None:
-            command = [
-                "buildah",
-                *options,
-                "bud",
-                "--quiet",
-                "--isolation",
-                "chroot",
-                "--pull-never",
-                "--tag",
-                name,
-                *more,
-                "--file",
-                "-",
-                str(context),
-            ]
-            subprocess.run(command, input=recipe, check=True, text=True, stdout=subprocess.DEVNULL)
-
-        build(BASE, "FROM scratch\nADD debian.tar /\n", rootfs.parent)
-        build(PAUSE, f'FROM {BASE}\nENTRYPOINT ["/bin/sleep", "infinity"]\n', rootfs.parent)
-        build(
+        bud(options, BASE, "FROM scratch\nADD debian.tar /\n", rootfs.parent)
+        bud(options, PAUSE, f'FROM {BASE}\nENTRYPOINT ["/bin/sleep", "infinity"]\n', rootfs.parent)
+        bud(
+            options,
             IMAGE,
             (ROOT / "Dockerfile").read_text(),
             ROOT,
@@ -118,6 +100,13 @@ def _build(work: Path, rootfs: Path, say: Callable[[str], None]) -> None:
         for image, name in ((IMAGE, "gpu-health-agent"), (PAUSE, "pause")):
             archive = f"docker-archive:{work / name}.tar:{image}"
             subprocess.run(["buildah", *options, "push", "--quiet", image, archive], check=True)
+
+
+def bud(options: Iterable[str], name: str, recipe: str, context: Path, *more: str) -> None:
+    """Build one image, from a recipe and nothing of a registry."""
+    command = ["buildah", *options, "bud", "--quiet", "--isolation", "chroot", "--pull-never", "--tag", name]
+    command += [*more, "--file", "-", str(context)]
+    subprocess.run(command, input=recipe, check=True, text=True, stdout=subprocess.DEVNULL)
 
 
 def python_index() -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.cluster.build import key, made_once
-from tests.image.build import BASE, ROOT, base, python_index, storage
+from tests.image.build import BASE, ROOT, base, bud, python_index, storage
 
 KIT = "localhost/gpu-kit:test"
 _REQUIREMENTS = ROOT / "daemonset/kit/requirements.txt"
@@ -33,26 +33,7 @@ def _build(work: Path, rootfs: Path, say: Callable[[str], None]) -> None:
     say("building the kit's image, once for each change of its requirements")
     shutil.copy(_REQUIREMENTS, work)
     with storage() as options:
-
-        def build(tag: str, recipe: str, context: Path, *more: str) -> None:
-            command = [
-                "buildah",
-                *options,
-                "bud",
-                "--quiet",
-                "--isolation",
-                "chroot",
-                "--pull-never",
-                "--tag",
-                tag,
-                *more,
-                "--file",
-                "-",
-                str(context),
-            ]
-            subprocess.run(command, input=recipe, check=True, text=True, stdout=subprocess.DEVNULL)
-
-        build(BASE, "FROM scratch\nADD debian.tar /\n", rootfs.parent)
-        build(KIT, _RECIPE, work, *python_index())
+        bud(options, BASE, "FROM scratch\nADD debian.tar /\n", rootfs.parent)
+        bud(options, KIT, _RECIPE, work, *python_index())
         archive = f"docker-archive:{work / 'gpu-kit.tar'}:{KIT}"
         subprocess.run(["buildah", *options, "push", "--quiet", KIT, archive], check=True)
