@@ -15,6 +15,7 @@ from tests.monitoring.stack import Fleet, Stack, fleet
 from tests.monitoring.test_dashboard import PANELS
 
 NODES = ("node-1", "node-2", "node-3")
+HEALTHY = 'gpu_health_status{status="healthy"} == 1'
 Shown = dict[str, dict[str, float]]  # by panel and legend; a table's row is its labels
 
 
@@ -49,6 +50,7 @@ def site(tmp_path: Path) -> Iterator[Fleet]:
     with fleet(tmp_path, *NODES) as made:
         rates = "changes(gpu_health_source_age_seconds[1m]) > 0"  # what is reckoned from two scrapes is there
         until("all are scraped twice", lambda: len(made.stack.query(rates)) >= 2 * len(NODES))
+        until("Prometheus sees them healthy", lambda: len(made.stack.query(HEALTHY)) == len(NODES))
         yield made
 
 

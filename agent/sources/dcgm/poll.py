@@ -56,7 +56,7 @@ def follow(
 ) -> int:
     """Read the engine until ``stop``; the exit code. Nothing waits on ``stop`` itself, as in the NVML source."""
     call, found = CurrentCall("dcgm", "the DCGM engine"), USUAL if address == AUTO else address
-    threading.Thread(target=call.watch, args=(max(poll_s, 1.0), stop, say), name="stuck", daemon=True).start()
+    threading.Thread(target=call.watch, args=(poll_s, stop, say), name="stuck", daemon=True).start()
     engine: Engine | None = None
     while not stop.is_set():
         due = time.monotonic() + poll_s
