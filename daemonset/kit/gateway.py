@@ -252,8 +252,8 @@ class Gateway(Collector):
             {
                 "in_flight": self.in_flight,
                 "window": {"requests": requests, "retries": retries},
-                "replicas": {one.name: one.told() for one in self._pool.replicas},
-                "smaller": {one.name: one.told() for one in self._smaller.replicas},
+                "replicas": {one.name: one.summary() for one in self._pool.replicas},
+                "smaller": {one.name: one.summary() for one in self._smaller.replicas},
             }
         )
 

@@ -70,7 +70,7 @@ class Replica:
                 if failure:
                     raise failure
 
-    def told(self) -> dict[str, object]:
+    def summary(self) -> dict[str, object]:
         """For a person."""
         breaker = self.breaker
         return {

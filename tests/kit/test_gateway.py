@@ -413,7 +413,7 @@ with first.use():
     first.note(FailedError(502, "gone", True))
 budget.count(); budget.count()
 assert budget.take() and not budget.take()
-assert pool.pick([]) is not first and first.told()["breaker"] == "open"
+assert pool.pick([]) is not first and first.summary()["breaker"] == "open"
 assert not {"aiohttp", "starlette", "uvicorn", "prometheus_client"} & sys.modules.keys()
 """
     done = subprocess.run([sys.executable, "-c", use], cwd=KIT, capture_output=True, text=True, timeout=60)
