@@ -12,6 +12,7 @@ from pathlib import Path
 from agent.config.settings import Config, load
 from agent.model.cluster_client import ClusterClient
 from agent.model.errors import ConfigError, UsageError
+from agent.simulation.folder import simulation_directory
 
 
 def configured(path: str | None) -> Config:
@@ -42,11 +43,12 @@ def opened(path: Path) -> TextIOWrapper:
 
 def simulated(arguments: argparse.Namespace, config: Config) -> tuple[Config, Path | None]:
     """The configuration with simulated GPUs, if any; an unknown scenario is said before anything starts."""
-    from agent.simulation.scenario import load_scenario
-
     scenario = arguments.simulate or config.sources.simulated.scenario
     if not scenario:
         return config, None
+    # What simulates loads NVML's binding: 2 MB that an agent on real GPUs, with its sources elsewhere, has no use for.
+    from agent.simulation.scenario import load_scenario
+
     load_scenario(scenario)
     held = config.sources.pods.socket.is_socket()  # by nobody, unless a kubelet is there to be asked
     update = {
@@ -71,8 +73,6 @@ def private(directory: Path) -> Path:
 
 
 def add_directory(parser: argparse.ArgumentParser) -> None:
-    from agent.simulation.scenario import simulation_directory
-
     default = simulation_directory()
     parser.add_argument("--simulation-dir", type=Path, default=default, metavar="D", help=argparse.SUPPRESS)
 

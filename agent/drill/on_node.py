@@ -18,7 +18,7 @@ from pathlib import Path
 
 from agent.model.errors import UnaskedError
 from agent.model.names import DRILL_ANNOTATION
-from agent.simulation.scenario import simulation_directory
+from agent.simulation.folder import simulation_directory
 from agent.sources.kubelet.pod_resources import who_holds
 from agent.sources.nvml.pod_of_process import PROC, pod_of
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -154,9 +153,3 @@ def numbers(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value >= 0
-
-
-def simulation_directory() -> Path:
-    """Where simulated GPUs are found by default."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"  # noqa: S108 - the folder in it is made private
-    return Path(runtime) / f"gpu-health-agent-{os.getuid()}"

@@ -226,3 +226,19 @@ def test_explain_without_an_agent_says_what_else_to_ask(tmp_path: Path) -> None:
     config.write_text("http: {address: 127.0.0.1, port: 1}")
     code, _, said = cli("explain", "--config", str(config))
     assert (code, "name a node with --node" in said) == (1, True)
+
+
+def test_an_agent_whose_sources_are_in_another_container_loads_no_nvml_binding(tmp_path: Path) -> None:
+    """Its 2 MiB would be all its own: no other process of that container has it."""
+    config = tmp_path / "config.yaml"
+    config.write_text("http: {address: 127.0.0.1, port: 0}\n")
+    begun = ["run", "--node", "n", "--config", str(config), "--sources", str(tmp_path / "none"), "--kubeconfig", "none"]
+    script = f"""
+import os, signal, sys, threading
+from agent.cli import main
+threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+code = main({begun!r})
+sys.exit(f"loaded: {{'pynvml' in sys.modules}}, ended: {{code}}")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "loaded: False, ended: 0" in ended.stderr, ended.stderr
