@@ -21,7 +21,7 @@ from typing import Any
 from agent.model.observation import Failure, Observation, Signal
 from agent.sources.dcgm.bindings import Bindings, NoBindingsError, load
 from agent.sources.dcgm.engine import ChangedError, Engine, EngineError, observe
-from agent.sources.process.progress import CurrentCall
+from agent.sources.process.progress import SLOW_S, CurrentCall
 
 USUAL = "127.0.0.1:5555"  # where nv-hostengine listens by itself
 EMBEDDED, AUTO = "embedded", "auto"
@@ -56,7 +56,7 @@ def follow(
 ) -> int:
     """Read the engine until ``stop``; the exit code. Nothing waits on ``stop`` itself, as in the NVML source."""
     call, found = CurrentCall("dcgm", "the DCGM engine"), USUAL if address == AUTO else address
-    threading.Thread(target=call.watch, args=(poll_s, stop, say), name="stuck", daemon=True).start()
+    threading.Thread(target=call.watch, args=(max(poll_s, SLOW_S), stop, say), name="stuck", daemon=True).start()
     engine: Engine | None = None
     while not stop.is_set():
         due = time.monotonic() + poll_s

@@ -23,7 +23,7 @@ from agent.sources.nvml.device import Gpu
 from agent.sources.nvml.pci_bus import SYSFS, missing
 from agent.sources.nvml.readings import Handle
 from agent.sources.nvml.return_codes import ENDED, FAILURES, UNSUPPORTED
-from agent.sources.process.progress import CurrentCall
+from agent.sources.process.progress import SLOW_S, CurrentCall
 from agent.sources.process.storm import Storm
 
 _WAIT_S = 0.5  # one wait for events: short, so that SIGTERM is prompt
@@ -219,16 +219,17 @@ def follow(
     say: Callable[[Observation], None],
     devices: Path = SYSFS,
     known: Iterable[str] = (),
+    slow_s: float = SLOW_S,
 ) -> int:
     """Poll and wait for events until ``stop``; the exit code. ``known`` are addresses that an earlier process saw.
 
-    Nothing waits on ``stop`` itself: a signal's
-    handler sets it in this very thread, and would then wait for a lock that the thread already holds."""
+    A call is said to hang that has not returned for a poll, and for ``slow_s``. Nothing waits on ``stop`` itself: a
+    signal's handler sets it in this very thread, and would then wait for a lock that the thread already holds."""
     session: Nvml | None = None
     ever = set(known)
     code = 0
     call = CurrentCall()
-    threading.Thread(target=call.watch, args=(poll_s, stop, say), name="stuck", daemon=True).start()
+    threading.Thread(target=call.watch, args=(max(poll_s, slow_s), stop, say), name="stuck", daemon=True).start()
     while not stop.is_set() and not code:
         due = time.monotonic() + poll_s
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from agent.model.observation import Failure, Observation, Signal
 
-_LEAST_S = 2.0  # a process that the scheduler holds back for a second is no driver that hangs
+SLOW_S = 2.0  # a process that the scheduler holds back for a second is no driver that hangs
 
 
 class CurrentCall:
@@ -28,8 +28,7 @@ class CurrentCall:
         return what if what and time.monotonic() - since > limit_s else ""
 
     def watch(self, limit_s: float, stop: threading.Event, say: Callable[[Observation], None]) -> None:
-        """Say, once every ``limit_s`` (or two seconds), what hangs. It runs while the call holds its thread."""
-        limit_s = max(limit_s, _LEAST_S)
+        """Say, once every ``limit_s``, what hangs. It runs while the call holds its thread."""
         while not stop.wait(limit_s / 4):
             if what := self.stuck(limit_s):
                 sentence = f"{self._whose} does not answer: {what} has not returned"

@@ -361,7 +361,7 @@ def test_whichever_call_hangs_is_named_while_it_hangs_and_read_again_when_it_ret
     stop = threading.Event()
     library.gpus = library.gpus[:2]
     poll_s = 0.04
-    reader = threading.Thread(target=follow, args=(poll_s, tmp_path / "none", stop, said.append))
+    reader = threading.Thread(target=follow, args=(poll_s, tmp_path / "none", stop, said.append), kwargs={"slow_s": 0})
     if symbol in {"nvmlDeviceGetRetiredPagesPendingStatus", "nvmlDeviceGetTemperatureThreshold"}:
         library.gpus[1].thresholds = True
     library.gpus[1].hanging.add(symbol)
@@ -385,6 +385,24 @@ def _until(true: Callable[[], bool], timeout_s: float = 5.0) -> bool:
     while not true() and time.monotonic() < due:
         time.sleep(0.005)
     return true()
+
+
+def test_a_call_held_back_for_a_second_by_a_busy_machine_is_no_driver_that_hangs(
+    library: Library, tmp_path: Path
+) -> None:
+    said: list[Observation] = []
+    stop = threading.Event()
+    library.gpus[0].hanging.add("nvmlDeviceGetEccMode")
+    reader = threading.Thread(target=follow, args=(0.1, tmp_path / "none", stop, said.append), kwargs={"slow_s": 1.0})
+    began = time.monotonic()
+    reader.start()
+    try:
+        assert _until(lambda: any(o.value == Failure.HUNG for o in said))
+        assert time.monotonic() - began >= 1.0
+    finally:
+        library.gpus[0].hanging.clear()
+        stop.set()
+        reader.join()
 
 
 def test_a_storm_of_events_is_read_once_a_second_and_counted_with_the_next_poll(library: Library) -> None:
