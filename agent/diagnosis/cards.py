@@ -28,6 +28,12 @@ def missing(alive: Observation) -> Iterator[tuple[str, str]]:
             yield pci, driver
 
 
+def silent(alive: Observation | None) -> dict[str, str]:
+    """The GPUs that are there and answer NVML nothing, each with the reason in NVML's words."""
+    told = str(alive.values.get("silent") or "") if alive else ""
+    return {pci: why for pci, found, why in (entry.partition("=") for entry in told.split(";")) if found}
+
+
 def given_away(alive: Observation) -> Iterator[str]:
     """Addresses that vfio or another driver holds: those GPUs aren't the node's to miss."""
     return (pci for pci, driver in missing(alive) if driver not in HELD_BY_NOBODY_ELSE)

@@ -347,6 +347,25 @@ def test_a_gpu_that_was_never_read_in_this_life_is_missed_as_the_node_knows_it()
     assert ids(judge.each_poll(180, reading(OTHER), alive())) == [f"gpu-silent@{GPU}"]
 
 
+@pytest.mark.parametrize(
+    ("why", "fault"),
+    [
+        ("Unknown Error (NVML error 999)", True),
+        ("its power cables are not connected: a person must look (NVML error 8)", True),
+        ("no permission on its device (NVML error 4)", False),
+    ],
+)
+def test_a_gpu_that_answers_nothing_from_the_first_start_is_named_with_the_words_of_nvml(why: str, fault: bool) -> None:
+    """What the container may not open is its configuration: it is unknown, and no fault of the GPU."""
+    judge, silent = Judge(), alive(silent=f"{GPU}={why}")
+    judge.each_poll(70, reading(OTHER), silent)
+    verdict = judge.each_poll(5, reading(OTHER), silent)
+    assert verdict.blind_lines == (f"GPU {GPU}: not read for over 60 s; {why}",)
+    verdict = judge.each_poll(180, reading(OTHER), silent)
+    assert [f.finding.message.rpartition("; ")[2] for f in verdict.faults] == [why] * fault
+    assert verdict.status is (Status.DEGRADED if fault else Status.UNKNOWN)
+
+
 def test_without_nvml_no_gpu_is_silent() -> None:
     judge = Judge(expected=("kmsg",))
     stored = dump(Judge().after(0, reading(), alive()), 1, 0, Records())

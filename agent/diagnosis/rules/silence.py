@@ -8,7 +8,7 @@ from math import inf
 
 from agent.config.limits import Limits
 from agent.config.source_index import GPUS, SOURCES, SourceRow
-from agent.diagnosis.cards import missing
+from agent.diagnosis.cards import missing, silent
 from agent.diagnosis.history import History
 from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Evidence, Finding, Reason, Severity, Unseen
@@ -40,6 +40,7 @@ _FAILED: dict[str, Row] = {
 ROWS = (*map(_silent, SOURCES.values()), *_FAILED.values())
 # A library that was never injected is this pod's configuration, not the node's health; nor is keeping off the GPUs.
 _CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION, Failure.KEEP_OFF)
+_NO_PERMISSION = "(NVML error 4)"  # the same, of one GPU
 _REPEATED_S = 180.0  # a source says at least so often that it can't see: between two tries it waits two minutes at most
 
 
@@ -61,8 +62,11 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             message = failed.raw if failed and not hung else f"{row.meaning} for over {limit_s:.0f} s"
             evidence = Evidence(failed.at if failed else 0.0, source, failed.raw if failed else message)
             yield Finding(row.rule, "", row.severity, row.remedy, message, evidence, history.now, "", clear_s=0.0)
+    words = silent(history.alive.get(GPUS))
     for pci in unread(history, limits.silent_s):
-        message = f"{_UNREAD.meaning} for over {3 * limits.silent_s:.0f} s"
+        if _NO_PERMISSION in words.get(pci, ""):
+            continue  # this container's configuration: the agent is blind there, and the GPU may be well
+        message = "; ".join(filter(None, (f"{_UNREAD.meaning} for over {3 * limits.silent_s:.0f} s", words.get(pci))))
         found = _UNREAD.found(history.alive[GPUS], limits, message, pci=pci)
         yield replace(found, confirm_s=2 * limits.silent_s)  # which are three since its last word
 
@@ -79,8 +83,10 @@ def blind(history: History, expected: Iterable[str], silent_s: float) -> Iterato
         elif history.now - history.heard[source] > silent_s:
             yield source, Reason(Unseen.SILENT, f"no poll finished for over {silent_s:.0f} s")
     if history.now - history.heard.get(GPUS, -inf) <= silent_s:  # else its own words say enough
+        words = silent(history.alive.get(GPUS))
         for pci in unread(history, silent_s):
-            yield f"GPU {pci}", Reason(Unseen.UNREAD, f"not read for over {silent_s:.0f} s", pci=pci)
+            why = "; ".join(filter(None, (f"not read for over {silent_s:.0f} s", words.get(pci))))
+            yield f"GPU {pci}", Reason(Unseen.UNREAD, why, pci=pci)
 
 
 def unread(history: History, silent_s: float) -> Iterator[str]:
@@ -88,7 +94,7 @@ def unread(history: History, silent_s: float) -> Iterator[str]:
     alive = history.alive.get(GPUS)
     if alive is None or GPUS in history.failed:
         return
-    for pci in {**history.cards, **history.readings}:
+    for pci in {**history.cards, **history.readings, **silent(alive)}:
         reading = history.readings.get(pci)
         if reading and alive.arrived - reading.arrived <= silent_s:  # as nearly always
             continue
@@ -104,6 +110,7 @@ def read_until(history: History, pci: str, silent_s: float) -> float:
     """
     card, reading, alive = history.cards.get(pci), history.readings.get(pci), history.alive.get(GPUS)
     known = card is not None or (reading is not None and not history.uuid(pci))  # without its card it was given away
+    known = known or pci in silent(alive)
     if not known or pci in history.lost or pci in history.resets or (alive and pci in dict(missing(alive))):
         return inf
     if reading is None and card and card.uuid in {history.uuid(other) for other in history.readings}:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,11 +12,14 @@ from typing import Any
 import pynvml as nv
 
 from agent.model.observation import Missing, Value
+from agent.sources.nvml.plausible import RANGES, implausible
 from agent.sources.nvml.readings import CALLS, FIELDS, LINK_FIELDS, STATIC, UNION, Handle, Read
 from agent.sources.nvml.return_codes import SICK, UNSUPPORTED
 from agent.sources.process.progress import CurrentCall
 
 _AGAIN = Missing.UNREADABLE  # also for what was never read
+_ASKED_ANEW_S = 600.0  # what was unsupported may have been so for a while only: the driver's, not the board's
+_AMPERE = 7  # from which on no GPU is bound to its NVLink peers in a reset
 _ALL_LINKS = 0xFFFFFFFF  # NVLink 5's totals over the links of a GPU
 
 
@@ -26,18 +31,54 @@ class Gpu:
     handle: Handle
     call: CurrentCall = field(default_factory=CurrentCall)
     static: dict[str, Value] = field(default_factory=dict)
-    unsupported: set[str] = field(default_factory=set)  # not asked again until MIG is switched
-    mig_mode: Value = None
+    unsupported: set[str] = field(default_factory=set)  # not asked again until a mode is switched, or for a while
+    asked_anew: float = field(default_factory=time.monotonic)
+    modes: tuple[Value, ...] = ()
+    taken: dict[str, Value] = field(default_factory=dict)  # counts as they were last believed
+    refused: dict[str, Value] = field(default_factory=dict)  # what the last poll did not believe
+    errors: Counter[str] = field(default_factory=Counter)  # of this poll, by NVML's words
+    asked: int = 0  # calls of this poll
 
     def read(self) -> dict[str, Value]:
-        """All values; NVMLError for a GPU that is lost or needs a reset."""
-        unread = [((name,), read) for name, read in STATIC if self.static.get(name, _AGAIN) is _AGAIN]
-        self.static.update(self._values(unread))
-        values = {**self.static, **dict(self._values(CALLS)), **self._fields(), **self._links()}
-        before, self.mig_mode = self.mig_mode, values.get("mig_mode")
-        if before not in (None, self.mig_mode):  # which values there are depends on it
-            self.unsupported.clear()
+        """All values, none of a GPU that opens and answers nothing; NVMLError for one that is lost or needs a reset."""
+        self.errors.clear()
+        self.asked = 0
+        for name, read in STATIC:
+            if self._wanted(name):
+                self.static.update(self._believed(dict(self._values([((name,), read)]))))
+        answers = {**dict(self._values(CALLS)), **self._fields(), **self._links()}
+        if all(isinstance(value, Missing) for value in answers.values()) and self.errors:
+            return {}
+        values = {**self.static, **self._believed(answers)}
+        modes = tuple(values.get(name) for name in ("mig_mode", "ecc_mode"))
+        if self.modes not in ((), modes) or time.monotonic() - self.asked_anew > _ASKED_ANEW_S:
+            self.unsupported.clear()  # which values there are depends on the modes
+            self.static = {name: value for name, value in self.static.items() if value is not Missing.UNSUPPORTED}
+            self.asked_anew = time.monotonic()
+        self.modes = modes
         return values
+
+    @property
+    def silence(self) -> str:
+        """Why the last ``read`` was empty, in NVML's words."""
+        words, times = self.errors.most_common(1)[0]
+        return f"{words} to {times} of {self.asked} calls"
+
+    def _wanted(self, name: str) -> bool:
+        """Whether what stays is still to be read; peers only where they decide something."""
+        architecture = self.static.get("architecture")
+        if name == "nvlink_peers" and not (isinstance(architecture, int) and architecture < _AMPERE):
+            return False
+        return self.static.get(name, _AGAIN) is _AGAIN
+
+    def _believed(self, values: dict[str, Value]) -> dict[str, Value]:
+        """What can be so; the rest is unreadable, and told."""
+        odd = implausible(values, self.taken, self.refused)
+        for name in values:
+            self.refused.pop(name, None)
+        self.refused.update({name: values[name] for name in odd})
+        self.taken.update({name: value for name, value in values.items() if name in RANGES and name not in odd})
+        return {**values, **dict.fromkeys(odd, Missing.UNREADABLE)} if odd else values
 
     def _values(self, rows: Iterable[tuple[tuple[str, ...], Read]]) -> Iterator[tuple[str, Value]]:
         for names, read in rows:
@@ -49,6 +90,7 @@ class Gpu:
 
     def _value(self, name: str, read: Callable[[], Any]) -> Any:
         self.call.begins(f"reading {name} of GPU {self.pci}")
+        self.asked += 1
         try:
             return read()
         except nv.NVMLError as error:
@@ -57,7 +99,10 @@ class Gpu:
             if error.value in UNSUPPORTED:
                 self.unsupported.add(name)
                 return Missing.UNSUPPORTED
-            return Missing.UNREADABLE
+            self.errors[f"{error} (NVML error {error.value})"] += 1
+        except Exception as error:  # noqa: BLE001 - what the binding makes of an odd answer is this call's failure
+            self.errors[f"{type(error).__name__} in NVML's binding"] += 1
+        return Missing.UNREADABLE
 
     def _fields(self) -> dict[str, Value]:
         wanted = [number for number, name in FIELDS.items() if name not in self.unsupported]
@@ -65,8 +110,8 @@ class Gpu:
         answer = self._value("fields", lambda: nv.nvmlDeviceGetFieldValues(self.handle, wanted))
         if isinstance(answer, Missing):
             return {**values, **{FIELDS[number]: answer for number in wanted}}
-        for entry in answer:  # the call succeeds while single entries fail
-            values[FIELDS[entry.fieldId]] = self._entry(FIELDS[entry.fieldId], entry)
+        for number, entry in zip(wanted, answer, strict=False):  # the call succeeds while single entries fail
+            values[FIELDS[number]] = self._entry(FIELDS[number], entry)
         return values
 
     def _entry(self, name: str, entry: Any) -> Value:
@@ -92,7 +137,7 @@ class Gpu:
         if isinstance(answer, Missing):
             return {row.name: answer for row in LINK_FIELDS}
         for row in LINK_FIELDS:
-            entries = [entry for entry in answer if entry.fieldId == row.field]
+            entries = [entry for (number, _), entry in zip(asked, answer, strict=False) if number == row.field]
             read = [e for e in entries if e.nvmlReturn == nv.NVML_SUCCESS and e.valueType < len(UNION)]
             if read:  # a link that this board does not use has no value, and the others do
                 values[row.name] = row.folded([int(getattr(e.value, UNION[e.valueType])) for e in read])

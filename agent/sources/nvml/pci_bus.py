@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SYSFS = Path("/sys/bus/pci/devices")
-ABSENT, UNBOUND, UNKNOWN = "absent", "none", "unknown"
+ABSENT, NVIDIA, UNBOUND, UNKNOWN = "absent", "nvidia", "none", "unknown"
 _NVIDIA = "0x10de"
 _DISPLAY = ("0x0300", "0x0302")  # VGA and 3D controllers; the rest are audio, USB and bridges
 
@@ -35,13 +35,13 @@ def _driver(device: Path) -> str:
         return UNBOUND
 
 
-def missing(ever: set[str], found: set[str], devices: Path) -> str:
-    """``pci=driver`` of each GPU that NVML should enumerate and doesn't, joined by commas.
+def missing(ever: set[str], found: set[str], devices: Path) -> dict[str, str]:
+    """Each GPU that NVML should enumerate and doesn't, with the driver that holds it.
 
     That is each one that it enumerated before, and each one that the NVIDIA driver holds.
     """
     held = holders(devices)
     if held is None:
-        return ",".join(f"{pci}={UNKNOWN}" for pci in sorted(ever - found))
-    ours = {pci for pci, driver in held.items() if driver == "nvidia"}
-    return ",".join(f"{pci}={held.get(pci, ABSENT)}" for pci in sorted((ever | ours) - found))
+        return dict.fromkeys(sorted(ever - found), UNKNOWN)
+    ours = {pci for pci, driver in held.items() if driver == NVIDIA}
+    return {pci: held.get(pci, ABSENT) for pci in sorted((ever | ours) - found)}

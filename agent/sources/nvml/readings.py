@@ -8,9 +8,12 @@ from typing import Any
 
 import pynvml as nv
 
+from agent.model.observation import Missing, Value
 from agent.model.text import normalise_pci
 from agent.sources.nvml.pod_of_process import pod_of
 from agent.sources.nvml.return_codes import SICK, UNSUPPORTED
+
+_MOST_PIDS, _MOST_PODS = 512, 128  # 5 and 6 KB of the 16 that a line may have
 
 Handle = Any
 Read = Callable[[Handle], Any]
@@ -93,11 +96,15 @@ def _remote_type(h: Handle, link: int) -> int:
         return int(nv.NVML_NVLINK_DEVICE_TYPE_UNKNOWN)
 
 
-def _processes(h: Handle) -> tuple[str, str]:
-    """The pids on the GPU, and those whose pod is known as ``pid=pod UID``: by the time of an Xid it may be gone."""
+def _processes(h: Handle) -> tuple[str, str, int]:
+    """The pids on the GPU, and those whose pod is known as ``pid=pod UID``: by the time of an Xid it may be gone.
+
+    A source's line has its limit: of thousands of processes some are left out, and how many is told.
+    """
     pids = [p.pid for p in nv.nvmlDeviceGetComputeRunningProcesses(h)]
-    pods = {pid: pod for pid in pids if (pod := pod_of(pid))}
-    return ",".join(map(str, pids)), ",".join(f"{pid}={pod}" for pid, pod in pods.items())
+    shown = pids[:_MOST_PIDS]
+    pods = [f"{pid}={pod}" for pid in shown if (pod := pod_of(pid))]
+    return ",".join(map(str, shown)), ",".join(pods[:_MOST_PODS]), len(pids) - len(shown)
 
 
 # What stays while a GPU is enumerated: read once.
@@ -148,7 +155,7 @@ CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (
     (("pcie_replays",), nv.nvmlDeviceGetPcieReplayCounter),
     (("persistence_mode",), nv.nvmlDeviceGetPersistenceMode),
     (("mig_mode", "mig_mode_pending"), nv.nvmlDeviceGetMigMode),
-    (("processes", "pods"), _processes),
+    (("processes", "pods", "processes_left_out"), _processes),
 )
 # Field values, all in one call. The *_tlimit_c are signed offsets in the margin's scale, never °C.
 FIELDS: dict[int, str] = {
@@ -195,3 +202,24 @@ LINK_FIELDS = (
         lambda rates: max(bit_error_rate(rate) for rate in rates),
     ),
 )
+
+
+def versions() -> dict[str, Value]:
+    """The driver's. Never a reason not to read GPUs: CUDA's needs libcuda, which a container with only the driver
+    capability ``utility`` lacks, and answers LIBRARY_NOT_FOUND though NVML itself is there."""
+    return {
+        "driver_version": _version(nv.nvmlSystemGetDriverVersion),
+        "nvml_version": _version(nv.nvmlSystemGetNVMLVersion),
+        "cuda_driver_version": _version(nv.nvmlSystemGetCudaDriverVersion_v2),
+    }
+
+
+def _version(read: Callable[[], str | int]) -> Value:
+    try:
+        version = read()
+    except nv.NVMLError as error:
+        absent = error.value in (*UNSUPPORTED, nv.NVML_ERROR_LIBRARY_NOT_FOUND)
+        return Missing.UNSUPPORTED if absent else Missing.UNREADABLE
+    except Exception:  # noqa: BLE001 - a version that is no text
+        return Missing.UNREADABLE
+    return Missing.UNREADABLE if isinstance(version, str) and not (version and version.isprintable()) else version

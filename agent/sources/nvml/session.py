@@ -17,17 +17,19 @@ from typing import Any
 
 import pynvml as nv
 
-from agent.model.observation import Failure, Missing, Observation, Signal, Value
+from agent.model.observation import Failure, Observation, Signal, Value
 from agent.model.text import normalise_pci
 from agent.sources.nvml.device import Gpu
-from agent.sources.nvml.pci_bus import SYSFS, missing
-from agent.sources.nvml.readings import Handle
-from agent.sources.nvml.return_codes import ENDED, FAILURES, UNSUPPORTED
+from agent.sources.nvml.pci_bus import NVIDIA, SYSFS, UNKNOWN, missing
+from agent.sources.nvml.readings import Handle, versions
+from agent.sources.nvml.return_codes import ENDED, NO_ADDRESS, SICK, failure, sick, words
 from agent.sources.process.progress import SLOW_S, CurrentCall
 from agent.sources.process.storm import Storm
 
 _WAIT_S = 0.5  # one wait for events: short, so that SIGTERM is prompt
 _BREATH_S = 0.01  # after each wait without an event: it may come back earlier than asked, and must not spin
+_MOST_GPUS = 256  # no node has so many: what counts more is no count
+_LONGEST = 4000  # of what is told of silent GPUs in one line
 _NONE = 0xFFFFFFFF  # an event that belongs to no MIG instance
 _EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new process can load another library
 
@@ -44,7 +46,7 @@ _EVENTS = (
 
 
 class Nvml:
-    """One NVML session; ``poll`` and ``events`` raise only what ends it (NVMLError of the whole library)."""
+    """One NVML session; ``poll`` and ``events`` raise only what ends it: an error of the whole library."""
 
     def __init__(self, ever: set[str] | None = None, devices: Path = SYSFS, call: CurrentCall | None = None) -> None:
         """``ever`` holds the addresses that earlier sessions of this process saw, and takes in this one's."""
@@ -56,11 +58,7 @@ class Nvml:
         self._present: dict[str, Gpu] = {}
         self._gone: dict[str, Gpu] = {}  # of this session: their old handles may still tell why
         self._events: Any = None
-        self._versions: dict[str, Value] = {
-            "driver_version": _version(nv.nvmlSystemGetDriverVersion),
-            "nvml_version": _version(nv.nvmlSystemGetNVMLVersion),
-            "cuda_driver_version": _version(nv.nvmlSystemGetCudaDriverVersion_v2),
-        }
+        self._versions = versions()
 
     def close(self) -> None:
         self._release()
@@ -70,39 +68,66 @@ class Nvml:
     def poll(self) -> Iterator[Observation]:
         """Every GPU's reading, or that it is lost, then the heartbeat."""
         began, cpu_began = time.monotonic(), time.thread_time()
-        found: dict[str, Gpu] = {}
-        unopened = []
         self._call.begins("enumerating the GPUs")
         yield from self._storm.gathered(began, all_of_them=True)
-        for index in range(nv.nvmlDeviceGetCount()):
+        found, unopened = self._enumerated()
+        self._gone = {pci: gpu for pci, gpu in {**self._gone, **self._present}.items() if pci not in found}
+        changed, self._present = found != self._present, found
+        self._ever.update(found)
+        if changed or self._events is None:
+            self._register()
+        lost = set[str]()
+        for gpu in self._gone.values():  # not enumerated, so it has no readings, whatever the old handle answers
+            for observation in self._read(gpu):
+                if observation.signal is not Signal.READING:
+                    lost.add(gpu.pci)
+                    yield observation
+        gone = missing(self._ever, set(found), self._devices)
+        silent: dict[str, str] = {}  # GPUs that are there and answer nothing, and why
+        there = [pci for pci, driver in gone.items() if driver in (NVIDIA, UNKNOWN)]
+        if len(there) == len(unopened):  # a handle that fails is no GPU that left; of several, any may be whose it is
+            codes = sorted(set(unopened.values()))
+            for pci in there:
+                del gone[pci]
+                silent[pci] = " or ".join(map(words, codes))
+                if pci not in lost and len(codes) == 1 and codes[0] in SICK:
+                    yield sick(pci, codes[0])
+        for gpu in found.values():
+            yield from (seen := list(self._read(gpu)))
+            if not seen:
+                silent[gpu.pci] = gpu.silence
+        values: dict[str, Value] = {
+            **self._versions,
+            "gpu_count": len(found),
+            "missing": ",".join(f"{pci}={driver}" for pci, driver in gone.items()),
+            "unopened": ",".join(f"{index}:{code}" for index, code in unopened.items()),  # NVML's, 0: of no address
+            "silent": ";".join(f"{pci}={why}" for pci, why in sorted(silent.items()))[:_LONGEST],
+            "poll_ms": round(1000 * (time.monotonic() - began), 3),
+            "poll_cpu_ms": round(1000 * (time.thread_time() - cpu_began), 3),
+        }
+        yield _observe(Signal.ALIVE, values=values)
+
+    def _enumerated(self) -> tuple[dict[str, Gpu], dict[int, int]]:
+        """The GPUs by address; by index NVML's error of those that can't be opened, or have no address of their own."""
+        found: dict[str, Gpu] = {}
+        unopened: dict[int, int] = {}
+        for index in range(min(nv.nvmlDeviceGetCount(), _MOST_GPUS)):
             try:
                 handle = nv.nvmlDeviceGetHandleByIndex(index)
                 pci = normalise_pci(nv.nvmlDeviceGetPciInfo(handle).busId)
             except nv.NVMLError as error:
                 if error.value in ENDED:
                     raise
-                unopened.append(f"{index}:{error.value}")  # it has no address to speak of
-                continue
-            old = self._present.get(pci)
-            found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else Gpu(pci, handle, self._call)
-        self._gone = {pci: gpu for pci, gpu in {**self._gone, **self._present}.items() if pci not in found}
-        changed, self._present = found != self._present, found
-        self._ever.update(found)
-        if changed or self._events is None:
-            self._register()
-        for gpu in self._gone.values():  # not enumerated, so it has no readings, whatever the old handle answers
-            yield from (o for o in self._read(gpu) if o.signal is not Signal.READING)
-        for gpu in found.values():
-            yield from self._read(gpu)
-        values: dict[str, Value] = {
-            **self._versions,
-            "gpu_count": len(found),
-            "missing": missing(self._ever, set(found), self._devices),  # pci=driver
-            "unopened": ",".join(unopened),  # index:NVML error
-            "poll_ms": round(1000 * (time.monotonic() - began), 3),
-            "poll_cpu_ms": round(1000 * (time.thread_time() - cpu_began), 3),
-        }
-        yield _observe(Signal.ALIVE, values=values)
+                unopened[index] = error.value
+            except Exception:  # noqa: BLE001 - what the binding makes of an odd answer
+                unopened[index] = NO_ADDRESS
+            else:
+                if pci in found:
+                    unopened[index] = NO_ADDRESS
+                    continue
+                old = self._present.get(pci)
+                found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else Gpu(pci, handle, self._call)
+        return found, unopened
 
     def events(self, wait_s: float, sleep: Callable[[float], object]) -> Iterator[Observation]:
         """Wait at most so long; for an event its Xid, and that GPU's reading at once."""
@@ -119,8 +144,8 @@ class Nvml:
             yield from self.poll()
             sleep(wait_s)
             return
-        except nv.NVMLError as error:
-            if error.value in ENDED:
+        except Exception as error:
+            if isinstance(error, nv.NVMLError) and error.value in ENDED:
                 raise
             self._release()  # polls still see; the next one registers anew
             sleep(wait_s)
@@ -148,10 +173,10 @@ class Nvml:
         """A new event set for the GPUs of this enumeration; one unsupported bit would fail them all."""
         self._release()
         registered = 0
-        with contextlib.suppress(nv.NVMLError):
+        with contextlib.suppress(Exception):  # without events there are the polls
             self._events = nv.nvmlEventSetCreate()
             for gpu in self._present.values():
-                with contextlib.suppress(nv.NVMLError):
+                with contextlib.suppress(Exception):
                     if wanted := sum(_EVENTS) & nv.nvmlDeviceGetSupportedEventTypes(gpu.handle):
                         nv.nvmlDeviceRegisterEvents(gpu.handle, wanted, self._events)
                         registered += 1
@@ -165,24 +190,14 @@ class Nvml:
             self._events = None
 
     def _read(self, gpu: Gpu) -> Iterator[Observation]:
+        """What it is, or its values; nothing of one that answers nothing."""
         try:
             values = gpu.read()
-        except nv.NVMLError_GpuIsLost:
-            yield _observe(Signal.LOST, gpu.pci, raw="NVML error 15: the GPU is lost")
-        except nv.NVMLError_ResetRequired:
-            yield _observe(Signal.RESET_REQUIRED, gpu.pci, raw="NVML error 16: the GPU requires a reset")
+        except nv.NVMLError as error:  # one of SICK
+            yield sick(gpu.pci, error.value)
         else:
-            yield _observe(Signal.READING, gpu.pci, values=values)
-
-
-def _version(read: Callable[[], str | int]) -> Value:
-    """Never a reason not to read GPUs: CUDA's needs libcuda, which a container with only the driver
-    capability ``utility`` lacks, and answers LIBRARY_NOT_FOUND though NVML itself is there."""
-    try:
-        return read()
-    except nv.NVMLError as error:
-        absent = error.value in (*UNSUPPORTED, nv.NVML_ERROR_LIBRARY_NOT_FOUND)
-        return Missing.UNSUPPORTED if absent else Missing.UNREADABLE
+            if values:
+                yield _observe(Signal.READING, gpu.pci, values=values)
 
 
 def _pointer(handle: Handle) -> int | None:
@@ -191,25 +206,6 @@ def _pointer(handle: Handle) -> int | None:
 
 def _observe(signal_: Signal, pci: str = "", **fields: Any) -> Observation:
     return Observation(time.time(), "nvml", signal_, pci, **fields)
-
-
-def failure(error: nv.NVMLError, control: Path = Path("/dev/nvidiactl")) -> Observation:
-    """A whole-library error as a fact; never a GPU's fault by itself."""
-    code = error.value
-    if code == nv.NVML_ERROR_UNKNOWN and _refused(control):
-        code = nv.NVML_ERROR_NO_PERMISSION  # a systemd daemon-reload took the devices from the container
-    value, sentence = FAILURES.get(code, (Failure.UNREADABLE, "NVML can't be used"))
-    return _observe(Signal.FAILED, value=value, raw=f"{sentence} (NVML error {error.value})")
-
-
-def _refused(device: Path) -> bool:
-    try:
-        os.close(os.open(device, os.O_RDWR))
-    except PermissionError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 def follow(
@@ -242,7 +238,9 @@ def follow(
                 if (left := due - time.monotonic()) <= 0:
                     break
                 seen = session.events(min(_WAIT_S, left), time.sleep)
-        except nv.NVMLError as error:
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - NVML's own, or what the binding makes of an odd answer
             if session:
                 session.close()
                 session = None

@@ -17,7 +17,8 @@ from agent.model.observation import Failure, Missing, Observation, Signal
 from agent.simulation.gpu import h100_8
 from agent.simulation.library import Library
 from agent.simulation.nvml_answers import SYMBOLS
-from agent.sources.nvml.session import Nvml, failure, follow
+from agent.sources.nvml.return_codes import failure
+from agent.sources.nvml.session import Nvml, follow
 
 SIMULATED = """
 import sys
@@ -96,17 +97,18 @@ def test_an_older_board_has_absolute_limits_and_a_newer_one_signed_offsets(libra
 def test_where_a_gpus_links_lead_is_read_once_and_unsupported_is_not_unreadable(library: Library) -> None:
     one, two, three, four, five = library.gpus[:5]
     for gpu in library.gpus[:5]:
+        gpu.architecture = 5  # from Ampere on nobody asks
         gpu.peers = ("00000000:9D:00.0", "00000000:DF:00.0") * 9
     one.unsupported = frozenset({"nvmlDeviceGetNvLinkState"})  # it has no NVLink
     two.unsupported = frozenset({"nvmlDeviceGetNvLinkRemotePciInfo_v2"})  # an older driver can't tell
     three.unreadable = frozenset({"nvmlDeviceGetNvLinkState"})
     four.numbers["nvlink_active"] = 1  # what a link that is down leads to is not told
     session = Nvml()
-    told = {o.pci: o.values["nvlink_peers"] for o in session.poll() if o.pci}
+    told = {o.pci: o.values["nvlink_peers"] for o in session.poll() if "nvlink_peers" in o.values}
     assert list(told.values())[:4] == [Missing.UNSUPPORTED, Missing.UNREADABLE, Missing.UNREADABLE, "0000:9d:00.0"]
     assert told[five.address] == "0000:9d:00.0,0000:df:00.0"
     three.unreadable, five.unreadable = frozenset(), frozenset({"nvmlDeviceGetNvLinkState"})
-    told = {o.pci: o.values["nvlink_peers"] for o in session.poll() if o.pci}
+    told = {o.pci: o.values["nvlink_peers"] for o in session.poll() if "nvlink_peers" in o.values}
     assert told[three.address] == told[five.address] == "0000:9d:00.0,0000:df:00.0"
 
 
@@ -364,6 +366,8 @@ def test_whichever_call_hangs_is_named_while_it_hangs_and_read_again_when_it_ret
     reader = threading.Thread(target=follow, args=(poll_s, tmp_path / "none", stop, said.append), kwargs={"slow_s": 0})
     if symbol in {"nvmlDeviceGetRetiredPagesPendingStatus", "nvmlDeviceGetTemperatureThreshold"}:
         library.gpus[1].thresholds = True
+    if "NvLink" in symbol:
+        library.gpus[1].architecture = 5
     library.gpus[1].hanging.add(symbol)
     reader.start()
     try:

@@ -1,0 +1,217 @@
+"""Whatever one call answers of one GPU, through the real pynvml: the others are read as before, and no source ends."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pynvml as nv
+import pytest
+
+from agent.model.observation import Missing, Observation, Signal, Value
+from agent.simulation.gpu import SimulatedGpu, h100_8, v100_8
+from agent.simulation.library import Library
+from agent.simulation.nvml_answers import SYMBOLS
+from agent.sources.nvml.readings import FIELDS, LINK_FIELDS
+from agent.sources.nvml.session import Nvml
+
+Answer = Callable[..., int]
+ODD = 1  # the GPU that answers oddly, of three
+CODES = (999, 3, 4, 15, 16, 17)  # unknown, unsupported, no permission, lost, reset required, no operating system
+BYTES = {"ones": 0xFF, "zeros": 0x00, "sevens": 0x77}
+
+
+@pytest.fixture(params=[h100_8, v100_8], ids=["h100", "v100"])
+def library(request: pytest.FixtureRequest) -> Iterator[Library]:
+    made = Library(request.param()[:3])
+    made.install()
+    yield made
+    nv.nvmlLib = None
+    nv._nvmlGetFunctionPointer_cache.clear()
+
+
+def opened(*known: SimulatedGpu) -> Nvml:
+    """A session where nobody can ask the bus, of a process that knows these GPUs."""
+    return Nvml({gpu.address for gpu in known}, Path("/nonexistent"))
+
+
+def answers(symbol: str, odd: Callable[[Answer], Answer], gpu: int = ODD) -> None:
+    """One GPU's answers to a call become odd."""
+    right = getattr(nv.nvmlLib, symbol)
+
+    def call(handle: Any, *arguments: Any) -> int:
+        its = ctypes.cast(handle, ctypes.c_void_p).value == 0x10000 + gpu
+        return (odd(right) if its else right)(handle, *arguments)
+
+    setattr(nv.nvmlLib, symbol, call)
+    nv._nvmlGetFunctionPointer_cache.clear()
+
+
+def failing(code: int) -> Callable[[Answer], Answer]:
+    return lambda _: lambda *_: code
+
+
+def filled(byte: int) -> Callable[[Answer], Answer]:
+    """Success, and every result full of one byte."""
+
+    def odd(right: Answer) -> Answer:
+        def call(handle: Any, *arguments: Any) -> int:
+            right(handle, *arguments)
+            for argument in arguments:
+                out = getattr(argument, "_obj", argument)
+                if isinstance(out, ctypes.Structure | ctypes.Array | ctypes._SimpleCData) and out is not None:
+                    ctypes.memset(ctypes.addressof(out), byte, ctypes.sizeof(out))
+            return 0
+
+        return call
+
+    return odd
+
+
+def seen(session: Nvml) -> tuple[dict[str, dict[str, Value]], list[Observation]]:
+    """What a whole poll read of each GPU, but for what time moves."""
+    told = list(session.poll())
+    assert told[-1].signal is Signal.ALIVE
+    read = {o.pci: dict(o.values) for o in told if o.signal is Signal.READING}
+    for values in read.values():
+        values.pop("energy_j")
+    return read, told
+
+
+@pytest.mark.parametrize("symbol", sorted(SYMBOLS))
+def test_nothing_that_one_gpu_answers_changes_what_is_said_of_another(library: Library, symbol: str) -> None:
+    others = [gpu.address for gpu in library.gpus if gpu.index != ODD]
+    right = {pci: values for pci, values in seen(Nvml())[0].items() if pci in others}
+    assert set(right) == set(others)
+    odd = {f"error {code}": failing(code) for code in CODES} | {name: filled(byte) for name, byte in BYTES.items()}
+    for name, answer in odd.items():
+        library.install()
+        session = opened(*library.gpus)
+        answers(symbol, answer)
+        for _ in range(2):
+            read, told = seen(session)
+            assert {pci: values for pci, values in read.items() if pci in others} == right, name
+            assert all(len(o.to_json()) < 16 * 1024 for o in told), name
+            assert not [o for o in told if o.pci in others and o.signal is not Signal.READING], name
+
+
+@pytest.mark.parametrize("symbol", sorted(SYMBOLS))
+def test_a_driver_without_a_call_has_every_other_value(library: Library, symbol: str) -> None:
+    right, _ = seen(Nvml())
+    delattr(nv.nvmlLib, symbol)
+    nv._nvmlGetFunctionPointer_cache.clear()
+    read, told = seen(Nvml())
+    if symbol == "nvmlDeviceGetPciInfo_v3":
+        assert told[-1].values["unopened"] == "0:13,1:13,2:13"
+        return
+    for pci, values in right.items():
+        absent = {name for name, value in values.items() if read[pci].get(name) != value}
+        assert len(absent) <= len(FIELDS) + len(LINK_FIELDS) + 1, "all that one call gives"
+        assert all(isinstance(read[pci].get(name), Missing | None) for name in absent), absent
+
+
+@pytest.mark.parametrize("name", ["nvmlSystemGetDriverVersion", "nvmlSystemGetNVMLVersion", "nvmlEventSetWait_v2"])
+def test_what_the_library_says_of_itself_ends_no_source(library: Library, name: str) -> None:
+    right = getattr(nv.nvmlLib, name)
+    for byte in BYTES.values():
+        setattr(nv.nvmlLib, name, filled(byte)(right))
+        nv._nvmlGetFunctionPointer_cache.clear()
+        session = Nvml()
+        assert len(seen(session)[0]) == 3
+        list(session.events(0.0, lambda _: None))
+
+
+ABSURD = {
+    "ecc_uncorrected_volatile": 9 * 10**18,
+    "ecc_uncorrected_aggregate": 9 * 10**18,
+    "pcie_replays": 2**32 - 1,
+    "temperature_c": 255,
+    "memory_temperature_c": 255,
+}
+
+
+def test_an_absurd_value_is_no_reading_however_long_it_lasts(library: Library) -> None:
+    gpu, session = library.gpus[ODD], Nvml()
+    seen(session)
+    gpu.ecc_uncorrected = gpu.ecc_uncorrected_aggregate = 9 * 10**18
+    gpu.temperature_c = 255.0
+    gpu.numbers.update(pcie_replays=2**32 - 1, memory_temperature_c=255)
+    for _ in range(3):
+        values = seen(session)[0][gpu.address]
+        assert {
+            name: values[name] for name in ABSURD if name in values and values[name] is not Missing.UNSUPPORTED
+        } == {
+            name: Missing.UNREADABLE
+            for name in ABSURD
+            if values.get(name, Missing.UNSUPPORTED) is not Missing.UNSUPPORTED
+        }
+    gpu.ecc_uncorrected = gpu.ecc_uncorrected_aggregate = 1
+    assert seen(session)[0][gpu.address]["ecc_uncorrected_volatile"] == 1
+
+
+def test_a_count_that_jumps_is_believed_once_it_is_read_again_and_its_sibling_jumped_too(library: Library) -> None:
+    gpu, session = library.gpus[ODD], Nvml()
+
+    def read(volatile: int, aggregate: int) -> Value:
+        gpu.ecc_uncorrected, gpu.ecc_uncorrected_aggregate = volatile, aggregate
+        return seen(session)[0][gpu.address]["ecc_uncorrected_volatile"]
+
+    assert read(0, 4) == 0
+    assert read(5_000_000, 4) is read(5_000_000, 4) is Missing.UNREADABLE, "the aggregate knows nothing of it"
+    assert read(2, 6) == 2
+    assert read(5_000_000, 5_000_004) is Missing.UNREADABLE, "seen once"
+    assert read(5_000_001, 5_000_005) == 5_000_001
+
+
+def test_a_gpu_that_answers_nothing_is_not_read_and_says_why(library: Library) -> None:
+    gpu = library.gpus[ODD]
+    gpu.unreadable = SYMBOLS - {"nvmlDeviceGetPciInfo_v3"}
+    read, told = seen(Nvml())
+    assert gpu.address not in read
+    assert str(told[-1].values["silent"]).startswith(f"{gpu.address}=Unknown Error (NVML error 999) to ")
+
+
+@pytest.mark.parametrize(("code", "said"), [(999, "Unknown Error"), (8, "power cables"), (4, "no permission")])
+def test_a_gpu_that_cannot_be_opened_is_there_and_says_why(library: Library, code: int, said: str) -> None:
+    session, gpu = opened(), library.gpus[ODD]
+    seen(session)
+    library.unopenable[ODD] = code
+    read, told = seen(session)
+    assert len(read) == 2
+    assert told[-1].values["missing"] == ""
+    assert said in str(told[-1].values["silent"])
+    assert not [o for o in told if o.pci == gpu.address]
+
+
+@pytest.mark.parametrize(("code", "signal"), [(15, Signal.LOST), (16, Signal.RESET_REQUIRED)])
+def test_a_handle_that_names_the_gpus_state_is_that_state_even_of_a_gpu_never_opened(
+    library: Library, code: int, signal: Signal
+) -> None:
+    library.unopenable[ODD] = code
+    _, told = seen(opened(library.gpus[ODD]))
+    assert [(o.pci, o.signal) for o in told if o.signal in (Signal.LOST, Signal.RESET_REQUIRED)] == [
+        (library.gpus[ODD].address, signal)
+    ]
+    assert told[-1].values["missing"] == ""
+
+
+def test_a_crowd_of_processes_keeps_the_line_within_its_limit(library: Library) -> None:
+    gpu: SimulatedGpu = library.gpus[ODD]
+    gpu.processes = set(range(4_000_000, 4_002_200))
+    read, told = seen(Nvml())
+    assert all(len(o.to_json()) < 16 * 1024 for o in told)
+    assert read[gpu.address]["processes_left_out"] == 2200 - 512
+
+
+def test_what_was_unsupported_for_a_while_is_asked_again(library: Library) -> None:
+    gpu, session = library.gpus[ODD], Nvml()
+    gpu.unsupported |= {"nvmlDeviceGetPersistenceMode", "nvmlDeviceGetSerial"}
+    seen(session)
+    gpu.unsupported -= {"nvmlDeviceGetPersistenceMode", "nvmlDeviceGetSerial"}
+    assert seen(session)[0][gpu.address]["persistence_mode"] is Missing.UNSUPPORTED
+    session._present[gpu.address].asked_anew -= 601
+    seen(session)
+    values = seen(session)[0][gpu.address]
+    assert (values["persistence_mode"], values["serial"]) == (1, "1650323000001")
