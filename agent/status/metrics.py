@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from agent import __version__
 from agent.model.fault import Status
-from agent.model.observation import Observation
+from agent.model.observation import Missing, Observation
 from agent.model.steps import On
 from agent.status.snapshot import Snapshot
 
@@ -116,6 +116,13 @@ def families(shot: Snapshot) -> Iterator[Metric]:
         if pci in shot.readings:
             apart.add_metric([*_gpu(node, pci, shot.readings[pci]), signal], 1)
     yield apart
+    unreadable = GaugeMetricFamily(
+        "gpu_health_unreadable", "1 while a value can't be read, or is what no GPU can have.", labels=[*_GPU, "signal"]
+    )
+    for pci, reading in sorted(shot.readings.items()):
+        for signal in (name for name, value in reading.values.items() if value is Missing.UNREADABLE):
+            unreadable.add_metric([*_gpu(node, pci, reading), signal], 1)
+    yield unreadable
     yield from _sources(shot)
     yield from _standing(shot)
     yield from _actions(shot)

@@ -24,13 +24,14 @@ from agent.status.state import state
 from tests.actions.test_kube import cluster, drive, node
 from tests.observe import GPU, OTHER, Judge, alive, lost, reading, xid
 
+UNREAD = {"margin_c": Missing.UNSUPPORTED, "power_w": Missing.UNREADABLE}
 GOLDEN = Path(__file__).parent / "metrics.golden"
 
 
 def snapshot() -> Snapshot:
     judge = Judge()
     judge.after(0, alive(), reading(index=0, temperature_c=41, margin_c=46, power_w=96.0), reading(OTHER, index=1))
-    verdict = judge.after(1, xid(79), lost(), reading(OTHER, index=1, margin_c=Missing.UNSUPPORTED))
+    verdict = judge.after(1, xid(79), lost(), reading(OTHER, index=1, **UNREAD))
     history = judge.memory.history
     return Snapshot(
         node="n1",
