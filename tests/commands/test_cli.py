@@ -234,9 +234,14 @@ def test_an_agent_whose_sources_are_in_another_container_loads_no_nvml_binding(t
     config.write_text("http: {address: 127.0.0.1, port: 0}\n")
     begun = ["run", "--node", "n", "--config", str(config), "--sources", str(tmp_path / "none"), "--kubeconfig", "none"]
     script = f"""
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 from agent.cli import main
-threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+def end():
+    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=end).start()
 code = main({begun!r})
 sys.exit(f"loaded: {{'pynvml' in sys.modules}}, ended: {{code}}")
 """
