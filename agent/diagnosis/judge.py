@@ -140,6 +140,8 @@ def _age(
             old = watched(old, history)
             return replace(old, absent_s=0.0) if old.absent_s and not blind_now else old
         clear_s = limits.soak_s
+    elif old.finding.witness == SECOND_WITNESS and proved(old, history, resets):
+        return None  # it is of before the reset; what still is will be said again
     absent_s += old.absent_s
     return None if absent_s >= clear_s and not blind_now else replace(old, absent_s=absent_s)
 

@@ -117,6 +117,8 @@ class _Draft:
             had, now = counters(before), counters(o)
             if began_anew(sober(had, counters(earlier)), now, o.arrived - before.arrived):
                 self._epochs[o.pci] = Epoch(max(old.arrived for old in (before, *silent) if old), before, o.arrived)
+                # The second witness keeps its word past a reset, and for ever once its engine was stopped for one.
+                self._incidents = {key: one for key, one in self._incidents.items() if one.pci != o.pci}
             self._fallen.setdefault(o.pci, set()).update(fell(had, now))
             self._first[o.pci] = o
             self._before[o.pci] = o

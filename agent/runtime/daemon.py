@@ -12,7 +12,7 @@ from agent.config.source_index import SECOND_WITNESS, SOURCES, Known, hold_gpus
 from agent.diagnosis.gpu_processes import clients
 from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
-from agent.diagnosis.rules.dcgm import disagreements
+from agent.diagnosis.rules.disagreement import disagreements
 from agent.model.fault import Fault, Reason, Status, Unseen, Verdict
 from agent.model.observation import Failure, Observation, Signal
 from agent.recording.recording import Recorder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ import pytest
 from agent.commands.replay import replay
 from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
-from agent.diagnosis.rules.dcgm import EXPLAINED_BY, ROWS, disagreements
+from agent.diagnosis.rules.dcgm import CODES, EXPLAINED_BY, ROWS
+from agent.diagnosis.rules.disagreement import disagreements
 from agent.diagnosis.rules.silence import blind
-from agent.model.fault import Severity, Status
+from agent.model.fault import Finding, Severity, Status
 from agent.model.observation import Failure, Missing, Observation, Signal, Value
+from agent.model.remedy import Remedy
 from agent.recording.recording import Recorder, Recording, Round
 from tests.observe import GPU, OTHER, Judge, alive, ids, lost, reading, xid
 
@@ -125,13 +128,35 @@ def test_a_counter_that_moves_and_a_value_that_one_cannot_read_are_no_disagreeme
 
 def test_an_incident_is_confirmed_by_the_next_check_and_ends_when_a_check_lacks_it() -> None:
     one = judge_of_three()
-    nvml = (alive(), alive("kmsg"), reading())
+    nvml = (alive(), alive("kmsg"), reading())  # which has no InfoROM to check
     assert ids(one.after(0, *nvml, health(9), alive("dcgm", "", check=1.0))) == []
     assert ids(one.after(20, *nvml, alive("dcgm", ""))) == [], "a heartbeat without a check says nothing about it"
     assert ids(one.after(10, *nvml, health(9, check=2.0), alive("dcgm", "", check=2.0))) == [f"dcgm-9@{GPU}"]
     for check in range(3, 30):
         verdict = one.after(30, *nvml, alive("dcgm", "", check=float(check)))
     assert ids(verdict) == []
+
+
+def said(code: int, severity: int, health_: int, nvml: Observation) -> Finding:
+    """What becomes of an incident that two checks confirm."""
+    one = judge_of_three()
+    for check in (1.0, 2.0):
+        word = health(code, check=check, severity=severity, health=health_)
+        verdict = one.after(30, alive(), nvml, word, alive("dcgm", "", check=check))
+    return next(fault.finding for fault in verdict.standing if fault.finding.rule == f"dcgm-{code}")
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_beside_nvml_dcgm_decides_nothing_and_alone_it_says_no_more_than_it_knows(code: int) -> None:
+    """Each severity of DCGM's and both results, where NVML reads the same of the GPU and where it can't."""
+    signal, own = CODES[code].nvml_reads, CODES[code].row.severity
+    for severity, (result, most) in product(range(7), {10: Severity.DEGRADED, 20: Severity.FATAL}.items()):
+        if signal:
+            beside = said(code, severity, result, reading(**{signal: 0}))
+            assert (beside.severity, beside.remedy) == (Severity.NOTICE, Remedy.NONE)
+        alone = said(code, severity, result, reading(**({signal: Missing.UNSUPPORTED} if signal else {})))
+        assert alone.severity is (Severity.NOTICE if severity == 1 else min(own, most))
+        assert ("(a warning)" in alone.message) is (result == 10)
 
 
 def test_an_incident_of_a_mig_instance_is_a_fault_of_it() -> None:

@@ -11,6 +11,7 @@ from agent.diagnosis.rules import (
     blame,
     clocks,
     dcgm,
+    disagreement,
     kernel,
     links,
     memory,
@@ -33,6 +34,7 @@ RULES: tuple[Rule, ...] = (
     links.find,
     kernel.find,
     dcgm.find,
+    disagreement.find,
     blame.find,
     silence.find,
 )

@@ -1,4 +1,4 @@
-"""What DCGM says of its own: incidents of its health check, GPUs it no longer lists, and values unlike NVML's.
+"""What DCGM says of its own: incidents of its health check, and GPUs that it no longer lists.
 
 It is the second witness: where NVML or the kernel log shows the same, the incident joins that fault. What DCGM draws
 from Xids is none here: our catalogue judges Xids, and DCGM keeps its word on them for ever, even after a reset.
@@ -21,13 +21,7 @@ from agent.model.remedy import Remedy
 
 _NOTICE, _DEGRADED, _FATAL = Severity.NOTICE, Severity.DEGRADED, Severity.FATAL
 _NONE, _ASK, _RESET = Remedy.NONE, Remedy.CONTACT_SUPPORT, Remedy.RESET_GPU
-# What NVML reads itself, its own rule calls fatal: DCGM's word alone withdraws a node only where NVML can't read it.
-_NVML_READS = {
-    4: "ecc_uncorrected_volatile",
-    80: "remapped_rows_failure",
-    118: "sram_threshold_exceeded",
-    **dict.fromkeys((125, 126), "recovery_action"),
-}
+_WARN, _MONITOR = 10, 1  # DCGM_HEALTH_RESULT_WARN; dcgm_errors.h's severity of what is only to be watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +29,12 @@ class Code:
     """What an incident's code (DCGM_FR_*) means to us, and the faults whose symptom it is, the best first."""
 
     row: Row
+    nvml_reads: str = ""  # the signal by which NVML says the same of a GPU, which then decides
     explained_by: tuple[str, ...] = ()
 
 
-def _code(number: int, severity: Severity, remedy: Remedy, meaning: str, explained_by: str = "") -> Code:
-    row = Row(f"dcgm-{number}", severity, remedy, f"DCGM: {meaning}", "flag_confirm_s", "dcgm_clear_s")
-    return Code(row, tuple(explained_by.split()))
+def _row(number: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
+    return Row(f"dcgm-{number}", severity, remedy, f"DCGM: {meaning}", "flag_confirm_s", "dcgm_clear_s")
 
 
 def _catalog() -> Mapping[int, Code]:
@@ -48,18 +42,16 @@ def _catalog() -> Mapping[int, Code]:
     same quantity by rates and shares of time (3, 10, 13, 70), DCGM's own limits are a notice."""
     text = files("agent.diagnosis.rules").joinpath("dcgm.csv").read_text(encoding="utf-8")
     return {
-        int(row["code"]): _code(
-            int(row["code"]),
-            Severity[row["severity"].upper()],
-            Remedy(row["remedy"]),
-            row["meaning"],
-            row["explained_by"],
+        int(row["code"]): Code(
+            _row(int(row["code"]), Severity[row["severity"].upper()], Remedy(row["remedy"]), row["meaning"]),
+            row["nvml_reads"],
+            tuple(row["explained_by"].split()),
         )
         for row in csv.DictReader(text.splitlines())
     }
 
 
-_CODES = _catalog()
+CODES = _catalog()
 # dcgm_errors.h's own severities, for a code that is not listed: MONITOR, ISOLATE, TRIAGE, CONFIG, RESET.
 _BY_SEVERITY = {
     1: (_NOTICE, _ASK),
@@ -68,36 +60,13 @@ _BY_SEVERITY = {
     5: (_NOTICE, _NONE),
     6: (_DEGRADED, _RESET),
 }
-ROWS = tuple(code.row for code in _CODES.values())
+ROWS = tuple(code.row for code in CODES.values())
 DROPPED = TABLE["dcgm-dropped"]
-DISAGREES = TABLE["dcgm-disagrees"]
 ELSEWHERE = TABLE["dcgm-elsewhere"]
 EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
-    **{code.row.rule: code.explained_by for code in _CODES.values()},
+    **{code.row.rule: code.explained_by for code in CODES.values()},
     DROPPED.rule: ("xid-79", "gpu-lost", "gpu-missing", "gpu-reset-required"),
 }
-# Quantities that both read and that stand still on a healthy GPU.
-_COMPARED = (
-    "ecc_mode",
-    "ecc_mode_pending",
-    "ecc_corrected_volatile",
-    "ecc_uncorrected_volatile",
-    "ecc_corrected_aggregate",
-    "ecc_uncorrected_aggregate",
-    "sram_threshold_exceeded",
-    "retired_pages_sbe",
-    "retired_pages_dbe",
-    "retired_pages_pending",
-    "remapped_rows_uncorrected",
-    "remapped_rows_corrected",
-    "remapped_rows_failure",
-    "remapped_rows_pending",
-    "memory_unrepairable",
-    "recovery_action",
-    "pcie_replays",
-    "pcie_max_width",
-    "pcie_width",
-)
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
@@ -115,36 +84,28 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             well = nvml is not None and pci not in history.lost and history.now - nvml.arrived <= limits.silent_s
             message = f"{DROPPED.meaning}{', and NVML reads it' if well else ''}"
             yield DROPPED.found(alive, limits, message, severity=_NOTICE if well else None, pci=pci)
-    differences: dict[str, list[str]] = {}
-    for pci, signal, ours, theirs in disagreements(history, limits.silent_s):
-        differences.setdefault(pci, []).append(f"{signal}: {theirs:g} by DCGM, {ours:g} by NVML")
-    for pci, each in differences.items():
-        found = DISAGREES.found(history.witnessed[pci], limits)
-        yield replace(found, evidence=replace(found.evidence, raw="; ".join(each)[:500]))
 
 
 def _incident(history: History, limits: Limits, observation: Observation, code: int) -> Finding:
-    known = _CODES.get(code)
-    if known:
-        row, severity = known.row, known.row.severity
-        nvml_reads = history.number(observation.pci, _NVML_READS.get(code, "")) is not None
-        if severity is _FATAL and (nvml_reads or not observation.pci):
-            severity = _DEGRADED
-    else:
-        severity, remedy = _BY_SEVERITY.get(int(number(observation, "severity") or 0), (_DEGRADED, _ASK))
-        row = _code(code, severity, remedy, "an incident that this agent has no word for").row
+    """Where NVML reads the same of that GPU its own rule decides, and DCGM's word is a notice that asks for nothing."""
+    known = CODES.get(code)
+    given = int(number(observation, "severity") or 0)
+    severity, remedy = _BY_SEVERITY.get(given, (_DEGRADED, _ASK))
+    row = known.row if known else _row(code, severity, remedy, "an incident that this agent has no word for")
+    severity, remedy = row.severity, row.remedy
+    if known and _is_read(history, observation.pci, known.nvml_reads, limits):
+        severity, remedy = _NOTICE, _NONE
+    elif given == _MONITOR:
+        severity = _NOTICE
+    elif not observation.pci or number(observation, "health") == _WARN:
+        severity = min(severity, _DEGRADED)
+    warns = " (a warning)" if number(observation, "health") == _WARN else ""
+    found = row.found(observation, limits, f"{row.meaning}{warns}", severity=severity, remedy=remedy)
     instance = number(observation, "gpu_instance")
-    found = row.found(observation, limits, row.meaning, severity=severity)
     return replace(found, instance=None if instance is None else int(instance))
 
 
-def disagreements(history: History, silent_s: float) -> Iterator[tuple[str, str, float, float]]:
-    """GPU, signal, NVML's value and DCGM's, where both are of now, NVML's stands still, and they are not the same."""
-    for pci, second in history.witnessed.items() if not history.elsewhere else ():
-        first, before = history.readings.get(pci), history.before.get(pci)
-        if first is None or pci in history.lost or history.now - min(first.arrived, second.arrived) > silent_s:
-            continue
-        for signal in _COMPARED:
-            ours, theirs = number(first, signal), number(second, signal)
-            if None not in (ours, theirs) and ours != theirs and number(before, signal) == ours:
-                yield pci, signal, float(ours or 0), float(theirs or 0)
+def _is_read(history: History, pci: str, signal: str, limits: Limits) -> bool:
+    reading = history.readings.get(pci)
+    lately = reading is not None and pci not in history.lost and history.now - reading.arrived <= limits.silent_s
+    return lately and number(reading, signal) is not None
