@@ -16,7 +16,7 @@ from agent.config.settings import load
 from agent.model.errors import ConfigError
 from agent.model.observation import Failure, Missing, Observation, Signal
 from agent.sources.dcgm.fields import FIELDS, XID
-from agent.sources.dcgm.poll import USUAL, answers
+from agent.sources.dcgm.poll import USUAL, answers, failure
 from tests.dcgm.standin import Engine, Watched
 
 A, B = "0000:1b:00.0", "0000:43:00.0"
@@ -275,16 +275,15 @@ def test_the_first_checks_have_no_samples_and_end_no_incident(engine: Engine) ->
     assert checks >= 3, "two intervals passed before a check counted"
 
 
-def test_groups_are_our_own_with_the_pid_in_their_names_and_no_policy_is_touched(engine: Engine) -> None:
+def test_groups_are_our_own_by_name_and_no_policy_is_touched(engine: Engine) -> None:
     with engine.source() as source:
         source.polls(3)
-        pid = source.process.pid
         source.process.terminate()
         assert source.ended() == 0
     calls = engine.calls()
     named = [call.split()[1] for call in calls if call.startswith(("dcgmGroupCreate", "dcgmFieldGroupCreate"))]
     assert len(named) == 4
-    assert all(name.endswith(f"-{pid}") for name in named)
+    assert all(name.startswith("gpu-health-agent-") for name in named)
     assert not [call for call in calls if "Policy" in call], "one slot per GPU, shared by all clients"
     assert calls[-1] == "dcgmDisconnect ", "the engine drops the watches of a client that leaves"
     watches = [call.split()[1:] for call in calls if call.startswith("dcgmWatchFields")]
@@ -425,3 +424,19 @@ def test_an_address_that_is_none_is_said_in_one_sentence(tmp_path: Path, address
         load(tmp_path / "c.yaml")
     assert not answers("127.0.0.1:99999")
     assert not answers("a..b:5555")
+
+
+def test_the_engines_own_words_are_passed_on() -> None:
+    class DCGMError(Exception):  # as the bindings name it
+        value, info = -56, "NVML: driver\x1b[31m not loaded"
+
+    said = failure(DCGMError(), "localhost:5555").raw
+    assert said == "the DCGM engine could not load NVML (DCGM error -56: NVML: driver?[31m not loaded)"
+
+
+def test_two_agents_of_one_process_id_have_groups_of_their_own_names(engine: Engine) -> None:
+    for _ in range(2):
+        with engine.source() as source:
+            source.polls(1)
+    names = [call for call in engine.calls() if call.startswith(("dcgmGroupCreate", "dcgmFieldGroupCreate"))]
+    assert len(set(names)) == len(names) >= 4

@@ -7,8 +7,8 @@ slot for it that all of the engine's clients share.
 
 from __future__ import annotations
 
-import os
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -286,8 +286,8 @@ def _when(at_us: int) -> float:
 
 
 def _named(name: str) -> str:
-    """Unique in an engine that other clients use, and another agent that is on its way out."""
-    return f"gpu-health-agent-{name}-{os.getpid()}"
+    """Unique in an engine that other clients use: two agents in containers of their own may have one process id."""
+    return f"gpu-health-agent-{name}-{secrets.token_hex(4)}"
 
 
 def _instance(place: Place) -> dict[str, Value]:

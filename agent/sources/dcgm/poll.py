@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.model.observation import Failure, Observation, Signal
+from agent.model.text import printable
 from agent.sources.dcgm.bindings import Bindings, NoBindingsError, load
 from agent.sources.dcgm.engine import ChangedError, Engine, EngineError, observe
 from agent.sources.process.progress import SLOW_S, CurrentCall
@@ -124,7 +125,10 @@ def failure(error: Exception, address: str) -> Observation:
         sentence = f"the DCGM engine at {address} ended the connection (DCGM error {number})"
         return observe(Signal.FAILED, value=Failure.UNREADABLE, raw=sentence)
     value, sentence = _FAILURES.get(number, (Failure.UNREADABLE, "the DCGM engine can't be used"))
-    return observe(Signal.FAILED, value=value, raw=f"{sentence} (DCGM error {number})")
+    own = printable(str(getattr(error, "info", None) or ""))[
+        :200
+    ]  # the bindings' exception may carry the engine's words
+    return observe(Signal.FAILED, value=value, raw=f"{sentence} (DCGM error {number}{': ' if own else ''}{own})")
 
 
 def error_number(error: Exception) -> int | None:
