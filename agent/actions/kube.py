@@ -12,8 +12,9 @@ from urllib.parse import quote
 from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
 from agent.actions.jobs import Jobs
-from agent.actions.permits import Clock, Permits, Pool
+from agent.actions.permits import Clock, Permits
 from agent.actions.pods import Pods, workload
+from agent.actions.pool import Pool
 from agent.actions.rights import needed
 from agent.config.settings import Config
 from agent.model.errors import RefusedError, UnreachableError
@@ -110,10 +111,10 @@ class KubeClient:
         permits: tuple[Permit, ...] | None = None
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None
-        pool, paused = Pool(0, frozenset()), ""
+        pool, paused = Pool(), ""
         if closely:
             permits = self._permits.look(self._holder, written_at(self._raw))
-            pool, paused = self._permits.pool(self._node), self._permits.paused()
+            pool, paused = self._permits.pool(self._holder, permits), self._permits.paused()
             ours = {taint["key"] for taint in spec.get("taints") or ()}
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
             if tainted or idle:

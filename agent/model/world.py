@@ -103,8 +103,14 @@ class Permit:
     stale: bool = False  # ours, and to be confirmed before anything else is written
     pending: bool = False  # ours, and what was asked for under it in vain may still arrive
     abandoned: bool = False  # another's who is gone: it may be taken over
-    taken_s: int = 0  # seconds since it was last taken
+    hidden: bool = False  # its Lease lacks its labels: nobody holds it, and nobody can take it
+    taken_s: int = 0  # seconds since it was last taken; of ours for people only, for it may be by the wall clock
     unchanged_s: int = 0  # seconds since its Lease was last seen to change
+
+    @property
+    def withdraws(self) -> bool:
+        """Whether it counts as a node that is out of service."""
+        return self.kind is PermitKind.WITHDRAWN and bool(self.holder) and not self.abandoned
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,7 @@ class World:
     drill: str | None = None  # a drill's annotation, as text
     permits: tuple[Permit, ...] | None = None  # None: not asked, which allows nothing
     pool_size: int = 0
-    out: frozenset[str] = frozenset()  # other nodes of the pool that are out otherwise and hold no permit
+    out: frozenset[str] = frozenset()  # other nodes of the pool that are out of service and hold no withdrawn permit
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
     blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why a budget refused its last eviction
@@ -147,7 +153,9 @@ class World:
         return any(taint.withdraws for taint in self.taints)
 
     def held(self, kind: PermitKind) -> Permit | None:
-        return next((s for s in self.permits or () if s.kind is kind and s.holder == self.holder), None)
+        return next(
+            (s for s in self.permits or () if s.kind is kind and s.holder == self.holder and not s.hidden), None
+        )
 
 
 @dataclass(frozen=True, slots=True)

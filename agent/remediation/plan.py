@@ -17,18 +17,18 @@ order alone keeps these true at every moment, whatever comes in between:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
 
 from agent.config.settings import Config, Mode
 from agent.model.fault import Fault, Severity, Verdict
-from agent.model.names import DEGRADED, ERROR_LABEL, OUT_LABEL, REPLACEMENT, STATE_LABEL, UNHEALTHY
+from agent.model.names import DEGRADED, ERROR_LABEL, OUT_LABEL, REPLACEMENT, STATE_LABEL, UNHEALTHY, WITHDRAWN_LABEL
 from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
 from agent.model.world import Condition, Local, PermitKind, Taint, World
-from agent.remediation.budget import free_permit, given, needed, spent
+from agent.remediation.budget import free_permit, given, hidden, needed, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.drain import drain, drained
 from agent.remediation.events import announcements, camel, plain
@@ -61,13 +61,15 @@ class _Aim:
     def retaint(self) -> Steps:
         """Our taints, and labels and stored state with them in one write."""
         ours = {taint for taint in self.world.taints if own_taint(taint)}
-        return () if ours == {*self.taints} else (Retaint(self.taints, self.labels, self.stored),)
+        labels = {**self.labels, **_withdrawal(self.taints)}
+        return () if ours == {*self.taints} else (Retaint(self.taints, labels, self.stored),)
 
     def report(self, with_taint: bool = False) -> Steps:
         """One write for what differs; ``with_taint``: labels and stored state travel with the taint already."""
         world = self.world
         conditions = tuple(c for c in self.conditions if world.conditions.get(c.type) != c)
-        labels = {} if with_taint else {k: v for k, v in self.labels.items() if world.labels.get(k) != v}
+        wanted = {} if with_taint else {**self.labels, **_withdrawal(world.taints)}
+        labels = {k: v for k, v in wanted.items() if world.labels.get(k) != v}
         stored = None if with_taint or world.stored == self.stored else self.stored
         return (Report(conditions, labels, stored),) if conditions or labels or stored else ()
 
@@ -105,7 +107,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _in_service(now, Records())
         case _:
             assert_never(now.situation)
-    return Plan((*steps, *now.waits, *announcements(verdict, world)), now.treatment)
+    told: Steps = (*now.waits, *hidden(world, config.budget), *announcements(verdict, world))
+    return Plan((*steps, *told), now.treatment)
 
 
 def _treated(now: Now) -> Outcome:
@@ -167,6 +170,11 @@ def _in_service(now: Now, records: Records) -> Steps:
     return (*used, *aimed.retaint(), *aimed.report(), *back, *given(world, PermitKind.WITHDRAWN), *soft)
 
 
+def _withdrawal(taints: Iterable[Taint]) -> dict[str, str | None]:
+    """The label by which others find a node that keeps every new pod away through us, whatever became of its permit."""
+    return {WITHDRAWN_LABEL: "true" if any(taint.withdraws for taint in taints) else None}
+
+
 def _aim(now: Now, records: Records) -> _Aim:
     """With these records; what is known of idle GPUs outlives them."""
     case, records = now.case, replace(records, idle=now.records.idle)
@@ -184,8 +192,9 @@ def _aim(now: Now, records: Records) -> _Aim:
 def _bad_news(verdict: Verdict, world: World) -> Steps:
     """What stands, and nothing about what doesn't: a fault that we can't read may still stand."""
     bad = tuple(c for c in _conditions(verdict, world, {}) if c.status == "True" and world.conditions.get(c.type) != c)
-    error = {ERROR_LABEL: "true"} if verdict.fatal and world.labels.get(ERROR_LABEL) != "true" else {}
-    return (Report(bad, error),) if bad or error else ()
+    true = ((ERROR_LABEL, bool(verdict.fatal)), (WITHDRAWN_LABEL, world.withdrawn))
+    labels = {label: "true" for label, stands in true if stands and world.labels.get(label) != "true"}
+    return (Report(bad, labels),) if bad or labels else ()
 
 
 def _state(now: Now, records: Records) -> str:
