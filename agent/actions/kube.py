@@ -61,7 +61,7 @@ class KubeClient:
     ) -> None:
         """``answer_s``: how long a pod's port that is asked for a checkpoint may take, in seconds."""
         self.requests: Counter[str] = Counter()
-        self._node, self._config, self._wall = node, config, wall
+        self._node, self._config, self._clock, self._wall = node, config, clock, wall
         self._api = self._declared(api)
         self._path = f"/api/v1/nodes/{quote(node, safe='')}"
         self._permits = Permits(self._api, config.budget, clock, wall)
@@ -111,13 +111,15 @@ class KubeClient:
         permits: tuple[Permit, ...] | None = None
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None
-        pool, paused = Pool(), ""
+        pool, paused, clock_s = Pool(), "", 0
         if closely:
             permits = self._permits.look(self._holder, written_at(self._raw))
             pool, paused = self._permits.pool(self._holder, permits), self._permits.paused()
+            clock_s = int(self._clock())
             ours = {taint["key"] for taint in spec.get("taints") or ()}
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
-            if tainted or idle:
+            drains = any(permit.holder == self._holder and permit.kind is PermitKind.DRAINING for permit in permits)
+            if tainted or idle or drains:
                 pods = self._pods.look(tainted)
                 if tainted and self._jobs.configured:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
@@ -137,6 +139,7 @@ class KubeClient:
             permits=permits,
             pool_size=pool.size,
             out=pool.out,
+            clock_s=clock_s,
             paused=paused,
             pods=pods,
             jobs=jobs,

@@ -1,7 +1,8 @@
 """Withdrawal permits: numbered Leases that one node at a time holds. No controller, no leader.
 
 A holder confirms its permit every two minutes and acts only within five of a confirmation; an observer frees a permit
-after ten minutes without one. What lies between is the time that a request may take to arrive.
+after ten minutes without one. What lies between is the time that a request may take to arrive. Only a withdrawn permit
+stays for longer: for as long as its Node bears our taint.
 
 Whether a permit is free is decided by monotonic time, and across lives by the API server's: no node's clock frees one.
 """
@@ -60,6 +61,7 @@ class Permits:
         self._seen: dict[str, dict[str, Any]] = {}
         self._numbers: dict[str, tuple[PermitKind, int]] = {}
         self._watched: dict[str, _Watched] = {}
+        self._began = clock()
         self._ours: dict[str, _Ours] = {}
         self._confirmed: dict[str, float] = {}  # our own permits: when the request was sent that confirmed them
         self._unanswered = float("-inf")  # when something was last asked for under them in vain
@@ -177,7 +179,9 @@ class Permits:
             pending=bool(ours) and now - self._unanswered < PERMIT_VALID_S,
             abandoned=bool(holder) and not ours and self._abandoned(name),
             hidden=self._hidden(name),
+            inherited=ours is not None and not ours.taken and now - self._began < PERMIT_VALID_S,
             taken_s=int(self._taken_s(lease, ours, now - watched.since)),
+            had_s=int(now - ours.since) if ours else 0,
             unchanged_s=int(now - watched.since),
         )
 
@@ -216,12 +220,15 @@ class Permits:
         watched.tainted = any(taint_of(t).withdraws for t in (node.get("spec") or {}).get("taints") or ())
 
     def _abandoned(self, name: str) -> bool:
-        """Whether its holder's Node is gone, or bears no taint of ours and has not confirmed it for ten minutes."""
+        """Whether its holder's Node is gone, or has not confirmed it for ten minutes; a withdrawn one stays even so
+        while the Node bears our taint."""
         watched = self._watched.get(name)
         if watched is None or watched.version != self._seen[name]["metadata"]["resourceVersion"]:
             return False
         if watched.missed >= _ASKED_TWICE:
             return True
+        if self._numbers[name][0] is not PermitKind.WITHDRAWN:
+            return self._clock() - watched.since >= _ABANDONED_S
         # The answer about the taint must itself be from after the ten minutes.
         return not watched.tainted and watched.asked - watched.since >= _ABANDONED_S
 

@@ -23,6 +23,7 @@ from agent.model.world import Pod
 _KEEP = {KEEP_ANNOTATION: "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
 _MIRROR = "kubernetes.io/config.mirror"
+_LONGEST_GRACE_S = 600.0  # more of a pod's grace keeps nobody else waiting
 _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ended it
 
 
@@ -36,6 +37,7 @@ class Pods:
         self._raw: dict[str, dict[str, Any]] = {}  # by UID
         self._pinned: dict[str, bool] = {}
         self._asked: dict[str, float] = {}
+        self._going: dict[str, float] = {}  # UID → when it was first seen to terminate
         self._sizes: dict[str, int] = {}
         self._draining = False
         self.returns: Counter[str] = Counter()
@@ -55,6 +57,8 @@ class Pods:
                 self.returns[name] += -(-fresh // max(size, self._sizes.get(name, 1)))
             self._sizes[name] = max(size, self._sizes.get(name, 1))
         self._draining = draining
+        going = (uid for uid, raw in self._raw.items() if raw["metadata"].get("deletionTimestamp"))
+        self._going = {uid: self._going.get(uid, self._clock()) for uid in going}
         pods = tuple(self._pod(raw) for raw in self._raw.values())
         keys = {pod.key for pod in pods}
         self.evictions.forget_others(keys)
@@ -123,7 +127,6 @@ class Pods:
         wish, (saved, why) = declared(annotations), self.calls.answer(metadata["uid"])
         if wish.way == "http" and spec.get("hostNetwork"):
             why = "it uses the node's network, so its port may be another's"
-        deleted = unix_s(metadata.get("deletionTimestamp"))
         owner = _controller(metadata)
         return Pod(
             namespace=metadata["namespace"],
@@ -135,8 +138,8 @@ class Pods:
             or bool(spec.get("resourceClaims")),
             static=_MIRROR in annotations,
             finished=status.get("phase") in ("Succeeded", "Failed"),
-            terminating=bool(metadata.get("deletionTimestamp")),
-            stuck=deleted is not None and self._wall() - deleted > _STUCK_S,
+            terminating=metadata["uid"] in self._going,
+            stuck=self._is_stuck(metadata, spec),
             priority=spec.get("priority") or 0,
             tolerates=any(_tolerates(one) for one in spec.get("tolerations") or ()),
             protected=any(annotations.get(key) == value for key, value in _KEEP.items()),
@@ -156,6 +159,11 @@ class Pods:
         if uid in self._asked:
             return int(self._clock() - self._asked[uid])
         return None if requested is None else max(0, int(self._wall() - requested))
+
+    def _is_stuck(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
+        """By our own clock, from when we saw it go: its times are another's words."""
+        since = self._going.get(metadata["uid"])
+        return since is not None and self._clock() - since > _grace_s(metadata, spec) + _STUCK_S
 
     def _is_pinned(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
         """Whether one of its volumes is a disk of this node: it could start nowhere else."""
@@ -187,6 +195,13 @@ def workload(metadata: Mapping[str, Any]) -> str:
     elif kind == "Job" and (scheduled := _SCHEDULED.fullmatch(name)):
         kind, name = "CronJob", scheduled[1]
     return f"{metadata['namespace']}/{kind}/{name}"
+
+
+def _grace_s(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> float:
+    """A pod's grace period, as far as it counts."""
+    said = (metadata.get("deletionGracePeriodSeconds"), spec.get("terminationGracePeriodSeconds"), 30)
+    grace = next(one for one in said if isinstance(one, int | float))
+    return max(0.0, min(_LONGEST_GRACE_S, grace))  # NaN counts as the longest
 
 
 def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -43,7 +43,7 @@ class Pod:
     static: bool = False  # a mirror of a file on the node
     finished: bool = False  # Succeeded or Failed
     terminating: bool = False
-    stuck: bool = False  # terminating, and long past its grace period
+    stuck: bool = False  # terminating, and its grace (at most ten minutes of it) and a minute have passed
     priority: int = 0
     workload: str = ""  # namespace/Kind/name of what a person knows as its controller
     gpus: frozenset[str] | None = None  # UUIDs of the GPUs that it holds; None: not known
@@ -104,7 +104,9 @@ class Permit:
     pending: bool = False  # ours, and what was asked for under it in vain may still arrive
     abandoned: bool = False  # another's who is gone: it may be taken over
     hidden: bool = False  # its Lease lacks its labels: nobody holds it, and nobody can take it
+    inherited: bool = False  # ours, of an earlier life that may have asked for something a moment before this one began
     taken_s: int = 0  # seconds since it was last taken; of ours for people only, for it may be by the wall clock
+    had_s: int = 0  # ours: seconds for which this life has had it
     unchanged_s: int = 0  # seconds since its Lease was last seen to change
 
     @property
@@ -129,6 +131,7 @@ class World:
     permits: tuple[Permit, ...] | None = None  # None: not asked, which allows nothing
     pool_size: int = 0
     out: frozenset[str] = frozenset()  # other nodes of the pool that are out of service and hold no withdrawn permit
+    clock_s: int = 0  # monotonic seconds of the node's boot; 0: not looked at closely
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
     blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why a budget refused its last eviction
@@ -167,6 +170,7 @@ class Local:
     released: bool = False  # our own processes hold no GPU
     clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
     holders: Mapping[str, Collection[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
+    reserved: Collection[str] = ()  # Jobs that an earlier life had written down, and may have asked for
 
 
 Clients = Mapping[str, Mapping[str, str]]  # GPU UUID → pid → UID of its pod, empty where that isn't known

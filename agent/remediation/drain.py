@@ -1,4 +1,9 @@
-"""Which pods may leave now, which save their work first, and which ones a person must decide on."""
+"""Which pods may leave now, which save their work first, and which ones a person must decide on.
+
+Whoever drains holds a draining permit, and others wait for it. So it is held for no longer than something goes on:
+until the pods that were asked have gone or had their time, and while a budget refuses until the drain's deadline.
+Nobody waits for what is left. Only a request that was made in vain, and may still arrive, keeps it for five minutes.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,15 @@ from agent.model.world import PermitKind, Pod, World
 from agent.remediation.budget import free_permit, given, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.records import Begun, Records
+from agent.remediation.repair import rebooted
 
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
 _LOST = ("xid-79", "gpu-lost", "gpu-missing")  # nothing on such a GPU can be saved any more
 _MOST_RETURNS = 3
 _OTHERS_FIRST_S = 300  # whoever waits for a permit looks each half a minute or so
+_LEAVES_S = 660  # how long a pod that was asked may take: the longest grace that counts, and a minute
+_LATE = Wait("the draining permit stays for five minutes: what was asked for in vain may still arrive")
+_BEHIND = Wait("the drain is past its deadline: others that wait for a draining permit go first", On.PERMIT)
 
 
 def leaving(pods: tuple[Pod, ...], treatment: Treatment) -> tuple[Pod, ...]:
@@ -48,19 +57,21 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     if world.pods is None:
         return records, (Wait("the node's pods were not read yet"),)
     held = world.held(PermitKind.DRAINING)
-    back = given(world, PermitKind.DRAINING)
     there = leaving(world.pods, treatment)
     if not there:
-        return records, back
+        return records, given(world, PermitKind.DRAINING)
     if not case.local.gathered:
         why = "the node's faults are gathered before the first eviction, so that a gang restarts once"
         return records, (Wait(why),)
     permit = None if held else free_permit(world, PermitKind.DRAINING, config.budget)
-    if (held or permit is not None) and (records.drain is None or records.drain.remedy is not treatment.remedy):
-        records = replace(records, drain=Begun(treatment.remedy, int(case.verdict.at)))
+    lasted_s = _lasted_s(case, treatment, records)
+    if lasted_s is None and (held or permit is not None):
+        begun = Begun(treatment.remedy, int(case.verdict.at), {}, case.verdict.boot_id, float(world.clock_s))
+        records, lasted_s = replace(records, drain=begun), 0.0
     if records.drain and records.drain.returns != world.returns:
         records = replace(records, drain=replace(records.drain, returns=dict(world.returns)))
-    overdue = _overdue(treatment, world, config.drain, records, case.verdict.at)
+    over_s = -1.0 if lasted_s is None else lasted_s - config.drain.deadline_s.of(treatment.remedy)
+    overdue = over_s >= 0
     steps = tuple(step for pod in there for step in _steps(pod, treatment, world, config.drain, overdue))
     asks = [step for step in steps if isinstance(step, Evict | Delete | AskCheckpoint)]
     # What is left waits for a person or for a budget, maybe for weeks: that must block no other node's drain. What a
@@ -69,22 +80,40 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     refused = overdue and all(isinstance(step, Evict) and step.pod.key in no for step in asks)
     waits = tuple(step for step in steps if isinstance(step, Wait))
     if held:
-        idle = (refused or not asks) and not any(pod.terminating for pod in there)
-        return records, (*waits, *back) if idle else steps
+        idle = (refused or not asks) and not any(pod.terminating and not pod.stuck for pod in there)
+        # Whatever else it is that never ends.
+        endless = min(over_s, held.had_s) >= config.drain.checkpoint_s + _LEAVES_S
+        return records, (*waits, *_handed_back(world)) if idle or endless else steps
     if not asks or (refused and _wanted(world, permit)):
         return records, waits
     if permit is None:
         return records, (Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT),)
+    if overdue and _wanted(world, permit):
+        return records, (*waits, _BEHIND)
     return records, (TakePermit(PermitKind.DRAINING, permit), *steps)
 
 
-def _overdue(treatment: Treatment, world: World, settings: Drain, records: Records, at: float) -> bool:
-    """Whether this drain's deadline is over: by the wall clock, which outlives the agent, but never before so much
-    time has passed since the withdrawal by the monotonic one."""
-    begun, held = records.drain, world.held(PermitKind.WITHDRAWN)
-    if begun is None or begun.remedy is not treatment.remedy or held is None:
-        return False
-    return min(at - begun.at, held.taken_s) >= settings.deadline_s.of(treatment.remedy)
+def ceased(world: World) -> tuple[Step, ...]:
+    """The draining permit where nothing is evicted, for whatever reason: back once those that were asked have gone."""
+    held = world.held(PermitKind.DRAINING)
+    going = sorted(pod.key for pod in world.pods or () if pod.terminating and not pod.stuck)
+    if held and going and held.unchanged_s < _LEAVES_S:
+        return (Wait(f"the draining permit goes back once these have gone: {', '.join(going)}"),)
+    return _handed_back(world)
+
+
+def _handed_back(world: World) -> tuple[Step, ...]:
+    held = world.held(PermitKind.DRAINING)
+    return (_LATE,) if held and (held.pending or held.inherited) else given(world, PermitKind.DRAINING)
+
+
+def _lasted_s(case: Case, treatment: Treatment, records: Records) -> float | None:
+    """For how long this drain has gone on, by the monotonic clock, which a boot's lives of the agent share. None: it
+    has not begun, or not in this boot; then its deadline begins anew, for no other clock is to be trusted."""
+    begun, now_s = records.drain, case.world.clock_s
+    if begun is None or begun.remedy is not treatment.remedy or rebooted(begun.boot_id, case.verdict):
+        return None
+    return now_s - begun.boot_s if 0 < begun.boot_s <= now_s else None
 
 
 def _wanted(world: World, index: int | None) -> bool:

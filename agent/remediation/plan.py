@@ -8,8 +8,9 @@ order alone keeps these true at every moment, whatever comes in between:
 - Reserve, then act: a repair or a check is written to the Node, under the name of its Job, before that is made. Whoever
   dies in between finds it again, and one incident is repaired once.
 - The taint goes before the permit is given back: between the two a crash costs a place for a moment, never the budget.
-- Nothing is given back while something that was asked for in vain may still arrive: an eviction, a Job or a taint would
-  meet a node in service.
+- Nothing is given back while something that was asked for in vain may still arrive, by an earlier life of the agent
+  too: an eviction, a Job or a taint would meet a node in service.
+- Others wait for a draining permit: wherever nothing is evicted it goes back.
 - Nothing of others is undone: our own taints, labels and conditions change, and theirs stay as they are.
 - A pause takes a request for a replacement back: it is an act that another controller obeys, and no report.
 - Every standing still is a Wait: whatever doesn't go on says what it waits for.
@@ -30,7 +31,7 @@ from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
 from agent.model.world import Condition, Local, PermitKind, Taint, World
 from agent.remediation.budget import free_permit, given, hidden, needed, spent
 from agent.remediation.case import Case, Outcome, Treatment
-from agent.remediation.drain import drain, drained
+from agent.remediation.drain import ceased, drain, drained
 from agent.remediation.events import announcements, camel, plain
 from agent.remediation.idle_reset import failed
 from agent.remediation.other_controllers import out_by_others
@@ -85,11 +86,12 @@ class Plan:
 def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
     """The next steps, in order."""
     now = situation(Case(verdict, world, config, local))
+    back: Steps = () if now.situation is Situation.WITHDRAWN else ceased(world)
     match now.situation:
         case Situation.OPTED_OUT | Situation.KEEP_OFF | Situation.MALFORMED:
-            return Plan(now.stands)
+            return Plan((*back, *now.stands))
         case Situation.NEWER | Situation.UNEXPLAINED:
-            return Plan((*_bad_news(verdict, world), *now.stands))
+            return Plan((*back, *_bad_news(verdict, world), *now.stands))
         case Situation.ANOTHERS:
             steps = (*_aim(now, _kept(now)[0]).report(), *now.stands)
         case Situation.OBSERVED | Situation.PAUSED | Situation.HELD | Situation.BLIND:
@@ -108,16 +110,14 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
         case _:
             assert_never(now.situation)
     told: Steps = (*now.waits, *hidden(world, config.budget), *announcements(verdict, world))
-    return Plan((*steps, *told), now.treatment)
+    return Plan((*back, *steps, *told), now.treatment)
 
 
 def _treated(now: Now) -> Outcome:
     """What is done on a withdrawn node: its pods leave, and then it is repaired."""
     case, treatment, records = now.case, now.treatment, now.records
     assert treatment  # noqa: S101 - no node is withdrawn without one
-    moves: Steps = ()
-    if not treatment.idle:
-        records, moves = drain(case, treatment, records)
+    records, moves = (records, ceased(case.world)) if treatment.idle else drain(case, treatment, records)
     records, repairing = repair(case, treatment, records, drained(case.world, treatment))
     replacing = records.live is not None and records.live.remedy is Remedy.REPLACE_NODE
     if replacing and (why := spoken_for(case.config.presets, case.world.conditions)):
@@ -129,7 +129,7 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
     """Under its permits and with its taint, which come first wherever one is missing."""
     world, budget, aimed = now.case.world, now.case.config.budget, _aim(now, records)
     left_free = LEFT_FREE if now.treatment and now.treatment.idle else 0
-    steps: list[Step] = [*confirmed(world)]
+    steps: list[Step] = [*confirmed(world, drains=now.situation is Situation.WITHDRAWN)]
     for kind in needed(world, budget):
         permit = free_permit(world, kind, budget, left_free)
         if permit is None:
@@ -161,13 +161,30 @@ def _in_service(now: Now, records: Records) -> Steps:
     """
     world, config, aimed = now.case.world, now.case.config, _aim(now, records)
     soft = kept_soft(aimed.taints, config)
-    back = given(world, PermitKind.DRAINING)
     if any(taint.withdraws for taint in aimed.taints):  # degraded, and as good as withdrawn
-        return (*permitted(world, config.budget), *aimed.retaint(), *aimed.report(), *back, *soft)
+        return (*permitted(world, config.budget), *aimed.retaint(), *aimed.report(), *soft)
     used = given(world, PermitKind.HOURLY)
-    if any(permit.pending for permit in world.permits or ()):
+    if _may_arrive(now):
         return (*(used if world.withdrawn else ()), *aimed.report(), Wait(_PENDING), *soft)
-    return (*used, *aimed.retaint(), *aimed.report(), *back, *given(world, PermitKind.WITHDRAWN), *soft)
+    return (*used, *aimed.retaint(), *aimed.report(), *given(world, PermitKind.WITHDRAWN), *soft)
+
+
+def _may_arrive(now: Now) -> bool:
+    """Whether an eviction, a Job or a taint may still meet the node: one that was asked for in vain, or by a life of
+    the agent that ended less than five minutes ago.
+
+    What that life may have asked for last is told by what it held and wrote first: evictions by the draining permit,
+    the taint by the withdrawn one on a node without a taint, a Job by its reservation. So a cured node whose drain was
+    over when the agent was started anew doesn't wait.
+    """
+    world = now.case.world
+    earlier = {permit.kind for permit in world.permits or () if permit.inherited}
+    jobs = {*now.case.local.reserved} - {job.name for job in world.jobs or ()}
+    return (
+        any(permit.pending for permit in world.permits or ())
+        or PermitKind.DRAINING in earlier
+        or (PermitKind.WITHDRAWN in earlier and (bool(jobs) or not world.withdrawn))
+    )
 
 
 def _withdrawal(taints: Iterable[Taint]) -> dict[str, str | None]:

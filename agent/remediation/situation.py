@@ -56,7 +56,7 @@ def situation(case: Case) -> Now:
     world, config = case.world, case.config
     if not world.managed:
         why = "the node's label gpu-health-agent/managed=false opts it out: nothing is written to it"
-        return Now(Situation.OPTED_OUT, (Wait(why, On.STOPPED),), case)
+        return Now(Situation.OPTED_OUT, (Wait(f"{why}, and a draining permit goes back", On.STOPPED),), case)
     if why := upgrading(world.labels):
         return Now(Situation.KEEP_OFF, (Wait(f"{why}: nothing is judged or done"),), case)
     try:

@@ -193,7 +193,8 @@ def _planned(
     holders = ask(bool(cycle.keep_off)) if leave or idle else None
     world = with_gpus(world, holders)
     closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
-    local = Local(gathered, int(now - cycle.began), closed, judged.clients, holders)
+    reserved = tuple(kept(cycle.stored).reserved)
+    local = Local(gathered, int(now - cycle.began), closed, judged.clients, holders, reserved)
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
 
 

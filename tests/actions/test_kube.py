@@ -352,7 +352,9 @@ def test_killed_after_any_write_the_node_is_withdrawn_and_returned_all_the_same(
         for verdict in (fatal(), healthy()):
             limits = iter(cuts)
             for _ in range(8):  # a new process each time: only the cluster remembers
-                drive(KubeClient(made, "n1", EVICT), verdict, cuts=[next(limits, 9)], rounds=1)
+                # What the one before it asked for has arrived by its second look, or never does.
+                client = KubeClient(made, "n1", EVICT, itertools.chain((0.0,), itertools.repeat(301.0)).__next__)
+                drive(client, verdict, cuts=[next(limits, 9)], rounds=1)
                 tainted = "gpu-health-agent/unhealthy" in taints(made)
                 assert not tainted or "n1" in holders(made).values(), "a hard taint without a permit"
                 assert not made.evicted or tainted or not verdict.withdraw, "an eviction from an untainted node"

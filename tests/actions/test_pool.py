@@ -257,3 +257,17 @@ def test_permits_that_a_person_deletes_take_no_node_past_the_budget(seed: int, s
             fleet.plans = [[] for _ in fleet.plans]
         fleet.clock.now += chance.choice((0.1, 1.0, 30.0))
         assert len(fleet.withdrawn()) <= limit
+
+
+def test_an_hourly_permit_of_a_dead_node_that_bears_our_taint_is_free_after_its_hour() -> None:
+    made, clock, config = cluster("n1", "n2", "n3"), Clock(), tainting(3, per_hour=1)
+    drive(KubeClient(made, "n1", config), fatal(), config, cuts=[3], rounds=1)  # both permits and the taint
+    assert {*holders(made).values()} == {"n1"}
+    client = KubeClient(made, "n2", config, clock)
+    for _ in range(66):
+        drive(client, fatal(), config)
+        assert withdrawn(made) == {"n1"}
+        clock.now += 59
+    clock.now += 120
+    drive(client, fatal(), config)
+    assert withdrawn(made) == {"n1", "n2"}

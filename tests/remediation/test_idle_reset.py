@@ -24,6 +24,7 @@ from agent.remediation.plan import plan
 from agent.remediation.records import Idle, Stage
 from agent.remediation.stored import load
 from tests.actions.test_kube import cluster, holders, node
+from tests.actions.test_permits import Clock
 from tests.life import CONFIG, REMAPPED, UUID, Life, lives
 from tests.observe import GPU, OTHER, Judge, alive, reading, silent, xid
 from tests.remediation.test_repair import CONTACT_SUPPORT, MERGE, RESET, returned
@@ -533,12 +534,14 @@ def test_twelve_nodes_degraded_alike_keep_the_budget_and_each_is_reset_once() ->
                 "spec": {"jobTemplate": {"spec": {"template": {"spec": {"containers": []}}}}},
             },
         )
-        client = {name: KubeClient(made, name, config) for name in names}
+        clock = Clock()
+        client = {name: KubeClient(made, name, config, clock) for name in names}
         cured: set[str] = set()
         for _ in range(700):
             name = chance.choice(names)
+            clock.now += 10
             if chance.random() < 0.1:
-                client[name] = KubeClient(made, name, config)  # killed, and started anew
+                client[name] = KubeClient(made, name, config, clock)  # killed, and started anew
             steps = plan(well if name in cured else bad, client[name].look(closely=True), config, QUIET).steps
             for step in steps[: chance.randint(0, 8)]:
                 try:
