@@ -120,7 +120,7 @@ class KubeClient:
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
             drains = any(permit.holder == self._holder and permit.kind is PermitKind.DRAINING for permit in permits)
             if tainted or idle or drains:
-                pods = self._pods.look(tainted)
+                pods = self._pods.look(tainted, metadata["uid"])
                 if tainted and self._jobs.configured:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
             else:

@@ -44,8 +44,8 @@ class Pods:
         self.calls = Calls(answer_s)
         self.evictions = Evictions(api, config.drain, wall)
 
-    def look(self, draining: bool = True) -> tuple[Pod, ...]:
-        """Every pod of the node. RefusedError, UnreachableError."""
+    def look(self, draining: bool, node_uid: str) -> tuple[Pod, ...]:
+        """Every pod of the node whose object has this UID. RefusedError, UnreachableError."""
         if not draining:
             self.forget()
         known = set(self._raw)
@@ -59,7 +59,7 @@ class Pods:
         self._draining = draining
         going = (uid for uid, raw in self._raw.items() if raw["metadata"].get("deletionTimestamp"))
         self._going = {uid: self._going.get(uid, self._clock()) for uid in going}
-        pods = tuple(self._pod(raw) for raw in self._raw.values())
+        pods = tuple(self._pod(raw, node_uid) for raw in self._raw.values())
         keys = {pod.key for pod in pods}
         self.evictions.forget_others(keys)
         self.calls.forget_others(self._raw.keys())
@@ -116,7 +116,7 @@ class Pods:
         selector = quote(f"spec.nodeName={self._node}", safe="")
         return list(ask(self._api, "GET", f"/api/v1/pods?fieldSelector={selector}").get("items", ()))
 
-    def _pod(self, item: dict[str, Any]) -> Pod:
+    def _pod(self, item: dict[str, Any], node_uid: str) -> Pod:
         metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
         annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
         asked = [
@@ -128,6 +128,7 @@ class Pods:
         if wish.way == "http" and spec.get("hostNetwork"):
             why = "it uses the node's network, so its port may be another's"
         owner = _controller(metadata)
+        ours = NODE_UID_LABEL in labels and metadata["namespace"] == self._config.budget.namespace
         return Pod(
             namespace=metadata["namespace"],
             name=metadata["name"],
@@ -149,7 +150,8 @@ class Pods:
             checkpoint_said=wish.said or why,
             asked_s=self._asked_s(metadata["uid"], annotations),
             operand=labels.get("app") in OPERANDS.values() and owner is not None and owner["kind"] == "DaemonSet",
-            ours=NODE_UID_LABEL in labels and metadata["namespace"] == self._config.budget.namespace,
+            ours=ours,
+            former=ours and labels[NODE_UID_LABEL] != node_uid,
             saved=saved or (wish.way == "annotation" and _answered(annotations)),
         )
 

@@ -57,6 +57,7 @@ class Pod:
     saved: bool = False
     operand: bool = False  # one of gpu-operator's clients of the GPU
     ours: bool = False  # a remedy's own
+    former: bool = False  # and of a Node object of this name that is gone
 
     @property
     def key(self) -> str:
