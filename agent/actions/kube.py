@@ -69,6 +69,7 @@ class KubeClient:
         self._pods = Pods(self._api, node, config, clock, wall, answer_s)
         self._jobs = Jobs(self._api, node, config, wall)
         self._announced: frozenset[str] = frozenset()
+        self._vainly_from: float | None = None  # since when our taint is asked for, and never comes
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
 
     def _declared(self, api: Api) -> Api:
@@ -145,6 +146,7 @@ class KubeClient:
             jobs=jobs,
             blocked=dict(self._pods.evictions.blocked),
             denied=dict(self._pods.evictions.denied),
+            untainted_s=0 if self._vainly_from is None else int(self._clock() - self._vainly_from),
             returns=dict(self._pods.returns),
             announced=self._announced,
         )
@@ -157,14 +159,19 @@ class KubeClient:
 
     def do(self, step: Step) -> None:
         """One step, one write. RefusedError 409 means look again; nothing is retried here."""
+        withdraws = isinstance(step, Retaint) and any(taint.withdraws for taint in step.taints)
         try:
             self._do(step)
         except (RefusedError, UnreachableError) as error:
-            withdraws = isinstance(step, Retaint) and any(taint.withdraws for taint in step.taints)
             answered = isinstance(error, RefusedError) and error.status < _UNKNOWN
             if (withdraws or isinstance(step, Evict | Delete | StartJob)) and not answered:
                 self._permits.unanswered()
+            overtaken = isinstance(error, RefusedError) and error.status == HTTPStatus.CONFLICT
+            if withdraws and not overtaken and self._vainly_from is None:
+                self._vainly_from = self._clock()
             raise
+        if withdraws:
+            self._vainly_from = None
 
     def _do(self, step: Step) -> None:
         match step:

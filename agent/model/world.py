@@ -138,6 +138,7 @@ class World:
     blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why a budget refused its last eviction
     denied: Mapping[str, str] = field(default_factory=dict)  # pod → why somebody else did, a webhook or a policy
     jobs: tuple[Job, ...] | None = None  # None: not asked, which starts nothing
+    untainted_s: int = 0  # seconds for which our taint was asked for in vain; 0: it was not
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     announced: frozenset[str] = frozenset()  # Events that were sent
     diagnosed: Diagnosed | None = None  # of this agent's own life

@@ -8,6 +8,7 @@ from agent.model.steps import GivePermit, On, Wait
 from agent.model.world import Permit, PermitKind, World
 
 _HOUR_S = 3600
+_OTHERS_FIRST_S = 300  # whoever waits for a permit looks each half a minute or so
 
 
 def permit_limit(setting: int | str, pool_size: int) -> int:
@@ -73,6 +74,12 @@ def spent(world: World, kind: PermitKind, budget: Budget) -> str:
     if kind is PermitKind.WITHDRAWN and world.out:
         said += f"; out of service otherwise: {', '.join(sorted(world.out)[:5])}{' …' if len(world.out) > 5 else ''}"
     return said
+
+
+def lately(world: World, kind: PermitKind, index: int) -> bool:
+    """Whether others may still want this permit: it was held a moment ago."""
+    known = {permit.index: permit for permit in world.permits or () if permit.kind is kind}
+    return index in known and known[index].unchanged_s < _OTHERS_FIRST_S
 
 
 def hidden(world: World, budget: Budget) -> tuple[Wait, ...]:

@@ -13,7 +13,7 @@ from agent.config.settings import Drain
 from agent.model.remedy import Remedy
 from agent.model.steps import AskCheckpoint, Delete, Evict, On, Step, TakePermit, Wait
 from agent.model.world import PermitKind, Pod, World
-from agent.remediation.budget import free_permit, given, spent
+from agent.remediation.budget import free_permit, given, lately, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.records import Begun, Records
 from agent.remediation.repair import rebooted
@@ -21,7 +21,6 @@ from agent.remediation.repair import rebooted
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
 _LOST = ("xid-79", "gpu-lost", "gpu-missing")  # nothing on such a GPU can be saved any more
 _MOST_RETURNS = 3
-_OTHERS_FIRST_S = 300  # whoever waits for a permit looks each half a minute or so
 _LEAVES_S = 660  # how long a pod that was asked may take: the longest grace that counts, and a minute
 _LATE = Wait("the draining permit stays for five minutes: what was asked for in vain may still arrive")
 _BEHIND = Wait("the drain is past its deadline: others that wait for a draining permit go first", On.PERMIT)
@@ -84,12 +83,12 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
         # Whatever else it is that never ends.
         endless = min(over_s, held.had_s) >= config.drain.checkpoint_s + _LEAVES_S
         return records, (*waits, *_handed_back(world)) if idle or endless else steps
-    if not asks or (refused and _wanted(world, permit)):
+    if not asks:
         return records, waits
     if permit is None:
-        return records, (Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT),)
-    if overdue and _wanted(world, permit):
-        return records, (*waits, _BEHIND)
+        return records, waits if refused else (Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT),)
+    if overdue and lately(world, PermitKind.DRAINING, permit):
+        return records, waits if refused else (*waits, _BEHIND)
     return records, (TakePermit(PermitKind.DRAINING, permit), *steps)
 
 
@@ -114,12 +113,6 @@ def _lasted_s(case: Case, treatment: Treatment, records: Records) -> float | Non
     if begun is None or begun.remedy is not treatment.remedy or rebooted(begun.boot_id, case.verdict):
         return None
     return now_s - begun.boot_s if 0 < begun.boot_s <= now_s else None
-
-
-def _wanted(world: World, index: int | None) -> bool:
-    """Whether others may still want this permit: it is held, or was so a moment ago."""
-    known = {permit.index: permit for permit in world.permits or () if permit.kind is PermitKind.DRAINING}
-    return index is None or (index in known and known[index].unchanged_s < _OTHERS_FIRST_S)
 
 
 def _steps(pod: Pod, treatment: Treatment, world: World, settings: Drain, overdue: bool) -> tuple[Step, ...]:

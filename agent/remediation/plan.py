@@ -29,7 +29,7 @@ from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
 from agent.model.world import Condition, Local, PermitKind, Taint, World
-from agent.remediation.budget import free_permit, given, hidden, needed, spent
+from agent.remediation.budget import free_permit, given, hidden, lately, needed, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.drain import ceased, drain, drained
 from agent.remediation.events import announcements, camel, plain
@@ -44,6 +44,11 @@ from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_so
 from agent.remediation.validation import validate
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
+_REFUSED_S = 600  # how long a node holds a permit for a taint that never comes
+_REFUSED = Wait(
+    "our taint was refused for ten minutes: others that wait for a permit go first, then it is asked for again",
+    On.STOPPED,
+)
 _PENDING = "for five minutes the node and its permit stay as they are: what was asked for in vain may still arrive"
 
 Steps = tuple[Step, ...]
@@ -129,11 +134,18 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
     """Under its permits and with its taint, which come first wherever one is missing."""
     world, budget, aimed = now.case.world, now.case.config.budget, _aim(now, records)
     left_free = LEFT_FREE if now.treatment and now.treatment.idle else 0
+    held = world.held(PermitKind.WITHDRAWN)
+    refused = not world.withdrawn and world.untainted_s >= _REFUSED_S
+    if refused and held and held.had_s >= _REFUSED_S:
+        back = () if held.pending else given(world, PermitKind.HOURLY, PermitKind.WITHDRAWN)
+        return (*aimed.report(), *back, _REFUSED)
     steps: list[Step] = [*confirmed(world, drains=now.situation is Situation.WITHDRAWN)]
     for kind in needed(world, budget):
         permit = free_permit(world, kind, budget, left_free)
         if permit is None:
             return (*aimed.report(), Wait(spent(world, kind, budget), On.PERMIT))
+        if refused and kind is PermitKind.WITHDRAWN and lately(world, kind, permit):
+            return (*aimed.report(), _REFUSED)
         steps.append(TakePermit(kind, permit))
     used = given(world, PermitKind.HOURLY) if world.tainted else ()
     retaint = aimed.retaint()

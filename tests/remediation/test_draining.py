@@ -123,7 +123,7 @@ def unexplained(site: Site) -> None:
 
 
 def anothers(site: Site) -> None:
-    taints = [*node(site.made)["spec"]["taints"], {"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]
+    taints = [*(node(site.made)["spec"].get("taints") or ()), {"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]
     site.patch({"spec": {"taints": taints}})
 
 
