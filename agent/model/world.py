@@ -172,7 +172,7 @@ class Local:
     released: bool = False  # our own processes hold no GPU
     clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
     holders: Mapping[str, Collection[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
-    reserved: Collection[str] = ()  # Jobs that an earlier life had written down, and may have asked for
+    reserved: Collection[str] = ()  # Jobs that an earlier life had written down, and may have asked for just now
 
 
 Clients = Mapping[str, Mapping[str, str]]  # GPU UUID → pid → UID of its pod, empty where that isn't known

@@ -37,7 +37,7 @@ from agent.remediation.idle_reset import failed
 from agent.remediation.other_controllers import out_by_others
 from agent.remediation.presets import accelerated, spoken_for
 from agent.remediation.records import Attempt, Records, Stage
-from agent.remediation.repair import operand_labels, repair, running, settled
+from agent.remediation.repair import awaited, operand_labels, repair, running, settled
 from agent.remediation.situation import Now, Situation, situation
 from agent.remediation.stored import dump
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
@@ -190,13 +190,10 @@ def _may_arrive(now: Now) -> bool:
     over when the agent was started anew doesn't wait.
     """
     world = now.case.world
+    if awaited(now.case) or any(permit.pending for permit in world.permits or ()):
+        return True
     earlier = {permit.kind for permit in world.permits or () if permit.inherited}
-    jobs = {*now.case.local.reserved} - {job.name for job in world.jobs or ()}
-    return (
-        any(permit.pending for permit in world.permits or ())
-        or PermitKind.DRAINING in earlier
-        or (PermitKind.WITHDRAWN in earlier and (bool(jobs) or not world.withdrawn))
-    )
+    return PermitKind.DRAINING in earlier or (PermitKind.WITHDRAWN in earlier and not world.withdrawn)
 
 
 def _withdrawal(taints: Iterable[Taint]) -> dict[str, str | None]:

@@ -60,6 +60,11 @@ def _overtaken(case: Case, treatment: Treatment, live: Attempt) -> str:
     return ""
 
 
+def awaited(case: Case) -> bool:
+    """Whether a Job may still come that an earlier life of the agent may have asked for."""
+    return not {*case.local.reserved} <= {job.name for job in case.world.jobs or ()}
+
+
 def running(world: World) -> str:
     """What of a repair has not ended, in words: until it has, the node stays as it is.
 

@@ -72,6 +72,8 @@ def test_a_withdrawn_node_whose_permits_were_deleted_counts_by_its_label_and_get
     plane.must("DELETE", path)
     drive(client[1], fatal(), config)
     assert client[1].look(closely=True).withdrawn
+    for name in names:
+        plane.request("DELETE", f"/api/v1/nodes/{name}")
 
 
 def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_everyone_is_served(

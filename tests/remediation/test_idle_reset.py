@@ -561,6 +561,24 @@ def test_twelve_nodes_degraded_alike_keep_the_budget_and_each_is_reset_once() ->
     assert most == 2  # the third is left to a fatal fault
 
 
+def test_killed_before_its_job_was_seen_the_node_waits_for_it_as_it_is_and_goes_on_as_soon_as_it_may() -> None:
+    """The life before may have asked for the Job: it must meet no pod."""
+    life = idle()
+    template = life.cluster._objects.pop(("cronjobs", "gpu-health-agent", "reset"))
+    life.run(30)
+    assert life.records().live
+    life._begin()
+    known, life.resources = life.resources, None  # the kubelet can't be asked yet
+    life.cluster._store("cronjobs", "gpu-health-agent", template)
+    life.run(20)
+    assert (life.tainted(), life.repairs) == (True, [])
+    life.resources = known
+    life.run(20)
+    assert life.repairs == ["reset_gpu"]
+    life.run(200)
+    assert (life.repairs, returned(life)) == (["reset_gpu"], True)
+
+
 def test_an_annotation_of_before_is_read_and_one_that_makes_no_sense_stops_the_agent() -> None:
     life = idle()
     life.run(100)
