@@ -28,7 +28,7 @@ _PAUSE = "/api/v1/namespaces/{}/configmaps/" + PAUSE_CONFIGMAP
 _RENEW_S, _ABANDONED_S = 120.0, 600.0
 _SILENT_S, _ASK_S = 300.0, 60.0  # from when on, and how often, the Node of a silent holder is asked for
 _ASKED_TWICE = 2  # one answer that a Node isn't there may be a mistake
-_POOL_S = 15.0  # how long a reading of the pool serves whoever takes no withdrawn permit
+_POOL_S, _JUST_NOW_S = 15.0, 2.0  # how long a reading of the pool serves, and whoever may take a withdrawn permit
 
 Clock = Callable[[], float]
 
@@ -91,10 +91,10 @@ class Permits:
     def pool(self, own: str, permits: tuple[Permit, ...]) -> Pool:
         """How many nodes the pool has, and which others are out of service and hold no withdrawn permit that counts.
 
-        Whoever may take one looks anew each time.
+        Whoever may take one has looked just before; a thousand that ask at once don't read it at each try.
         """
         now, holds = self._clock(), {permit.holder for permit in permits if permit.withdraws}
-        if self._pool is None or now - self._pool[0] > _POOL_S or own not in holds:
+        if self._pool is None or now - self._pool[0] > (_POOL_S if own in holds else _JUST_NOW_S):
             self._pool = now, read_pool(self._api, self._budget.pool_selector)
         named = {holder.partition("/")[0] for holder in (own, *holds)}
         return Pool(self._pool[1].size, self._pool[1].out - named)

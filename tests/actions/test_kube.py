@@ -133,7 +133,8 @@ def test_without_a_free_permit_nothing_but_the_report_is_written() -> None:
     made = cluster()
     made.add_pod("research", "train-2", "n2", owner="Job")
     drive(KubeClient(made, "n1", EVICT), fatal())
-    client = KubeClient(made, "n2", EVICT)
+    seconds = itertools.count()
+    client = KubeClient(made, "n2", EVICT, lambda: float(next(seconds)))
     drive(client, fatal())
     assert (taints(made, "n2"), made.evicted) == ([], ["research/train"])
     waits = [s.why for s in plan(fatal(), client.look(closely=True), EVICT, Local()).steps if isinstance(s, Wait)]

@@ -143,7 +143,7 @@ def test_whoever_takes_a_permit_has_looked_at_the_pool_just_before() -> None:
     client = KubeClient(made, "n1", config, clock)
     client.look(closely=True)
     made("PATCH", "/api/v1/nodes/n2", {"metadata": {"labels": {OUT_LABEL: "true"}}}, MERGE)
-    clock.now += 1
+    clock.now += 2.1
     made.requests.clear()
     drive(client, fatal(), config, rounds=1)
     assert withdrawn(made) == set()
