@@ -101,5 +101,8 @@ class Limits(Section):
     last free one; without one it stays PreferNoSchedule."""
     soak_s: Seconds = 600
     """How long a cured GPU must stay well before the node returns to service."""
+    aside_s: Seconds = 7200
+    """How long a driver upgrade or a change of MIG may last until it counts as forgotten: NVML stays closed and nothing
+    is done, but what is seen from then on is reported as ever."""
     expected_gpus: Count | None = None
     """How many GPUs the node must have; unset: as many as were seen since the agent's start."""

@@ -101,4 +101,6 @@ def next_step(
     if finding.severity is Severity.DEGRADED:
         new = "" if mode == Mode.OBSERVE else _NEW_PODS.get(effect, _NEW_PODS[None])
         return f"running pods stay{new}; {'its GPU is reset once nobody uses it' if resets else to_do}"
+    if fault.aside:
+        return f"seen only while the GPUs were another's, it withdraws nothing until it is seen again; {to_do}"
     return f"{_BY_ITSELF[Mode(mode)]}; {to_do}"

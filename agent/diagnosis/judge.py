@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from agent.config.limits import Limits
 from agent.config.source_index import GPUS, SECOND_WITNESS
 from agent.diagnosis import relapse
+from agent.diagnosis.aside import only_aside
 from agent.diagnosis.correlate import incidents, order, overruled
 from agent.diagnosis.history import History, number
 from agent.diagnosis.linked import linked
@@ -32,6 +33,7 @@ class Orders:
     dismissed: frozenset[str] = frozenset()  # fault ids in the annotation gpu-health-agent/dismiss
     resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset
     drill: str = ""  # the nonce of the drill that the Node bears, while it is valid
+    aside: bool = False  # the GPUs are somebody else's for now: a driver upgrade, a change of MIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def judge(
     began_at = wall - (history.now - history.began)
     faults = {key: doubted(fault, key in old, history, began_at) for key, fault in faults.items()}
     faults = overruled(faults, history)
+    faults = {key: only_aside(fault, old.get(key), orders.aside, history) for key, fault in faults.items()}
     onsets = {pci: times for pci, times in memory.onsets.items() if relapse.fault_id(pci) not in released}
     onsets = relapse.counted(onsets, old, faults, wall, limits)
     for key, finding in relapse.findings(onsets, history.now, limits).items():
@@ -241,7 +244,8 @@ def _verdict(memory: Memory, unseen: Mapping[str, Reason], wall: float, resets: 
         status = Status.DEGRADED
     else:
         status = Status.UNKNOWN if blind_now else Status.HEALTHY
-    acting = [f.finding.remedy for f in whole if f.finding.severity is worst and worst > Severity.NOTICE]
+    worst_now = [f for f in whole if f.finding.severity is worst and worst > Severity.NOTICE]
+    acting = [f.finding.remedy for f in [f for f in worst_now if not f.aside] or worst_now]
     return Verdict(
         at=wall,
         status=status,

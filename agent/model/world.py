@@ -173,6 +173,7 @@ class Local:
     clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
     holders: Mapping[str, Collection[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
     reserved: Collection[str] = ()  # Jobs that an earlier life had written down, and may have asked for just now
+    aside_s: int = 0  # for how long the GPUs have been somebody else's; 0: they are not
 
 
 Clients = Mapping[str, Mapping[str, str]]  # GPU UUID → pid → UID of its pod, empty where that isn't known

@@ -86,6 +86,7 @@ class Recorder:
                 "dismissed": sorted(orders.dismissed),
                 "resets": dict(orders.resets),
                 "drill": orders.drill,
+                "aside": orders.aside,
             }
         }
 
@@ -218,7 +219,8 @@ def _orders(line: dict[str, Any]) -> Orders | None:
     if not new:
         return None
     resets = {uuid: (done, known) for uuid, (done, known) in new["resets"].items()}
-    return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"]), resets, new.get("drill", ""))
+    drill, aside = new.get("drill", ""), new.get("aside", False)
+    return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"]), resets, drill, aside)
 
 
 def _permit(data: dict[str, Any]) -> Permit:

@@ -12,7 +12,8 @@ order alone keeps these true at every moment, whatever comes in between:
   too: an eviction, a Job or a taint would meet a node in service.
 - Others wait for a draining permit: wherever nothing is evicted it goes back.
 - Nothing of others is undone: our own taints, labels and conditions change, and theirs stay as they are.
-- A pause takes a request for a replacement back: it is an act that another controller obeys, and no report.
+- A pause takes a request for a replacement back, and so does standing aside: it is an act that another controller
+  obeys, and no report.
 - Every standing still is a Wait: whatever doesn't go on says what it waits for.
 """
 
@@ -93,10 +94,12 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
     now = situation(Case(verdict, world, config, local))
     back: Steps = () if now.situation is Situation.WITHDRAWN else ceased(world)
     match now.situation:
-        case Situation.OPTED_OUT | Situation.KEEP_OFF | Situation.MALFORMED:
+        case Situation.OPTED_OUT | Situation.MALFORMED:
             return Plan((*back, *now.stands))
         case Situation.NEWER | Situation.UNEXPLAINED:
             return Plan((*back, *_bad_news(verdict, world), *now.stands))
+        case Situation.KEEP_OFF:
+            steps = (*_only_told(now), *now.stands)
         case Situation.ANOTHERS:
             steps = (*_aim(now, _kept(now)[0]).report(), *now.stands)
         case Situation.OBSERVED | Situation.PAUSED | Situation.HELD | Situation.BLIND:
@@ -114,7 +117,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _in_service(now, Records())
         case _:
             assert_never(now.situation)
-    told: Steps = (*now.waits, *hidden(world, config.budget), *announcements(verdict, world))
+    told: Steps = (*now.waits, *_unconfirmed(now), *hidden(world, config.budget), *announcements(verdict, world))
     return Plan((*back, *steps, *told), now.treatment)
 
 
@@ -223,6 +226,20 @@ def _bad_news(verdict: Verdict, world: World) -> Steps:
     return (Report(bad, labels),) if bad or labels else ()
 
 
+def _only_told(now: Now) -> Steps:
+    """While the GPUs are somebody else's: what is seen, and no word on which others act."""
+    aimed, tainted = _aim(now, now.records), now.case.world.tainted
+    told = {OUT_LABEL} | ({ERROR_LABEL} if now.case.forgotten else set()) | (set() if tainted else {STATE_LABEL})
+    return replace(aimed, labels={key: value for key, value in aimed.labels.items() if key in told}).report()
+
+
+def _unconfirmed(now: Now) -> Steps:
+    if now.situation is Situation.KEEP_OFF or not (only := [f for f in now.case.verdict.faults if f.aside]):
+        return ()
+    why = "seen only while the GPUs were another's, and not confirmed since: it withdraws nothing"
+    return tuple(Wait(f"{fault.finding.id}: {why}") for fault in only if fault.finding.severity is Severity.FATAL)
+
+
 def _state(now: Now, records: Records) -> str:
     world, treatment = now.case.world, now.treatment
     if treatment:
@@ -248,7 +265,8 @@ def _replacement(now: Now, records: Records) -> tuple[Condition, ...]:
     So it is asked for only while we may act at all: a pause takes the word back before it is obeyed.
     """
     world, config, live = now.case.world, now.case.config, records.live
-    may = config.mode is Mode.EVICT and not world.paused and world.held(PermitKind.WITHDRAWN) is not None
+    aside = now.situation is Situation.KEEP_OFF
+    may = config.mode is Mode.EVICT and not (world.paused or aside) and world.held(PermitKind.WITHDRAWN) is not None
     asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
     wanted = accelerated(config.presets, world.conditions, asked)
     if asked:
@@ -264,7 +282,7 @@ def _conditions(verdict: Verdict, world: World, failed_resets: Mapping[str, Atte
     for kind, severity in ((UNHEALTHY, Severity.FATAL), (DEGRADED, Severity.DEGRADED)):
         faults = [f for f in verdict.faults if f.finding.severity is severity]
         if faults:
-            message = "; ".join(f"{f.finding.id}: {f.finding.message}{_failed_reset(f, failed_resets)}" for f in faults)
+            message = "; ".join(f"{f.finding.id}: {f.finding.message}{_beside(f, failed_resets)}" for f in faults)
             wanted.append(Condition(kind, "True", camel(faults[0].finding.rule), plain(message)))
         elif not verdict.blind:
             wanted.append(Condition(kind, "False", "NoGpuFault", "no GPU fault of this severity stands"))
@@ -273,7 +291,9 @@ def _conditions(verdict: Verdict, world: World, failed_resets: Mapping[str, Atte
     return tuple(wanted)
 
 
-def _failed_reset(fault: Fault, failed_resets: Mapping[str, Attempt]) -> str:
+def _beside(fault: Fault, failed_resets: Mapping[str, Attempt]) -> str:
+    if fault.aside:
+        return " (seen only while the GPUs were another's)"
     why = failed(fault, failed_resets)
     return f" (the reset of its idle GPU failed: {why})" if why else ""
 

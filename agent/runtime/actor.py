@@ -146,6 +146,7 @@ class Actor:
             # A dry run runs no drill: what is not written could not be seen to happen.
             drill=cycle.world.drill if cycle.world and not cycle.dry_run else None,
             keep_off=cycle.keep_off,
+            aside=cycle.aside,
             resets=cycle.resets,
             failed_resets=cycle.failed_resets,
         )

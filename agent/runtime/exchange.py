@@ -40,6 +40,7 @@ class Acted:
     look_began: float = 0.0  # and when it had begun, monotonic seconds
     drill: str | None = None  # the drill's annotation that may be believed
     keep_off: str = ""  # why no process of ours may hold a GPU now
+    aside: bool = False  # for others, who have not forgotten it
     resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset, Unix seconds
     failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name
@@ -58,7 +59,8 @@ class Acted:
         """What the Node says to the judge; ``wall`` is Unix seconds."""
         if self.world is None:
             return Orders()
-        return Orders(self.world.labels, self.workloads, self.world.dismissed, self.resets, valid(self.drill, wall))
+        drill = valid(self.drill, wall)
+        return Orders(self.world.labels, self.workloads, self.world.dismissed, self.resets, drill, self.aside)
 
 
 class Exchange:
