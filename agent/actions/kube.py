@@ -12,6 +12,7 @@ from urllib.parse import quote
 from agent.actions.api import JSON, JSON_PATCH, METADATA, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
 from agent.actions.jobs import Jobs
+from agent.actions.offered import offered
 from agent.actions.permits import Clock, Permits
 from agent.actions.pods import Pods, workload
 from agent.actions.pool import Pool
@@ -151,6 +152,7 @@ class KubeClient:
             untainted_s=0 if self._vainly_from is None else int(self._clock() - self._vainly_from),
             returns=dict(self._pods.returns),
             announced=self._announced,
+            offer=offered(labels, status, self._config.drain.resource_prefixes),
         )
 
     def words(self) -> Iterator[tuple[Labels, Annotations]]:

@@ -46,6 +46,8 @@ class Limits(Section):
     """A source that finished no poll, or a GPU that was not read, for so long is unknown; for three times, degraded."""
     missing_confirm_s: Seconds = 60
     """How long a GPU must be missing from NVML's enumeration: driver roll-outs pass sooner."""
+    withheld_confirm_s: Seconds = 300
+    """How long the kubelet must offer pods none of the GPUs that it has: a device plugin begins anew sooner."""
     temperature_confirm_s: Seconds = 60  # how long a GPU must be too hot before it counts
     temperature_clear_s: Seconds = 600  # and cool before that clears
     temperature_hysteresis_c: Annotated[float, Field(ge=0)] = 3  # °C below the limit that count as cool

@@ -117,6 +117,14 @@ class Permit:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """What the Node says of its GPUs."""
+
+    due: str = ""  # why there should be some; empty: nobody says so
+    withheld: Mapping[str, int] = field(default_factory=dict)  # resource → how many, where pods can have none of any
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """The cluster as this node sees it, read once per round."""
 
@@ -142,6 +150,7 @@ class World:
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     announced: frozenset[str] = frozenset()  # Events that were sent
     diagnosed: Diagnosed | None = None  # of this agent's own life
+    offer: Offer = field(default_factory=Offer)
 
     @property
     def holder(self) -> str:

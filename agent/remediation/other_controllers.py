@@ -47,6 +47,11 @@ def upgrading(labels: Mapping[str, str]) -> str:
     return f"the GPU's clients are to leave it ({paused[0]}={labels[paused[0]]})" if paused else ""
 
 
+def clients_paused(labels: Mapping[str, str]) -> bool:
+    """Whether anybody, the agent included, took gpu-operator's clients of the GPU off: the device plugin is one."""
+    return any(key.startswith(_CLIENTS) and value.startswith("paused-for-") for key, value in labels.items())
+
+
 def released(labels: Mapping[str, str], records: Records, heard: frozenset[str] | None) -> str:
     """Why our own processes must hold no GPU now; empty if they may.
 

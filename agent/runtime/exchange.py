@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from agent.diagnosis.judge import Orders
 from agent.model.fault import Verdict
 from agent.model.steps import Wait
-from agent.model.world import Clients, World
+from agent.model.world import Clients, Offer, World
 from agent.remediation.case import Treatment
+from agent.remediation.other_controllers import clients_paused
 from agent.remediation.records import Attempt
 from agent.runtime.drill_marks import valid
 
@@ -59,8 +60,17 @@ class Acted:
         """What the Node says to the judge; ``wall`` is Unix seconds."""
         if self.world is None:
             return Orders()
-        drill = valid(self.drill, wall)
-        return Orders(self.world.labels, self.workloads, self.world.dismissed, self.resets, drill, self.aside)
+        world = self.world
+        hidden = self.keep_off or clients_paused(world.labels)
+        return Orders(
+            world.labels,
+            self.workloads,
+            world.dismissed,
+            self.resets,
+            valid(self.drill, wall),
+            Offer() if hidden else world.offer,
+            self.aside,
+        )
 
 
 class Exchange:
