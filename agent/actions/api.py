@@ -39,10 +39,11 @@ class Api(Protocol):
     ) -> tuple[int, Any]: ...
 
 
-def connect(kubeconfig: str | None) -> Api:
+def connect(kubeconfig: str | None, quiet_s: float = _QUIET_S) -> Api:
     """Credentials from a kubeconfig file, else from the pod's service account.
 
-    An exported KUBECONFIG is not looked at: an agent must never land on a cluster that nobody named.
+    An exported KUBECONFIG is not looked at: an agent must never land on a cluster that nobody named. ``quiet_s``: for
+    so many seconds a watch may say nothing.
     """
     # The typed models of this library cost 20 MB and a second of CPU at start, so only its ApiClient is used.
     from kubernetes.client.api_client import ApiClient
@@ -63,7 +64,7 @@ def connect(kubeconfig: str | None) -> Api:
             headers["authorization"] = authorization
         try:
             watches = "watch=true" in path
-            patience = (TIMEOUT_S, _QUIET_S) if watches else TIMEOUT_S
+            patience = (TIMEOUT_S, quiet_s) if watches else TIMEOUT_S
             response = client.call_api(method, configuration.host + path, headers, body=body, _request_timeout=patience)
             if watches and response.status == HTTPStatus.OK:
                 return response.status, _events(response.response)
