@@ -13,8 +13,15 @@ from agent.diagnosis.rules import ROWS
 from agent.model.fault import Fault, Remembered
 
 
-def resumed(memory: Memory, stored: Remembered | None, limits: Limits, labels: Mapping[str, str]) -> Memory:
-    """``stored``: what the last life left, or None; its faults' times are this life's, of the moment it was read."""
+def resumed(
+    memory: Memory, stored: Remembered | None, limits: Limits, labels: Mapping[str, str], aside: bool = False
+) -> Memory:
+    """``stored``: what the last life left, or None; its faults' times are this life's, of the moment it was read.
+
+    ``aside``: the first look finds that the GPUs are somebody else's, so they were for all that this life saw.
+    """
+    if aside:
+        memory = replace(memory, faults={key: replace(fault, aside=True) for key, fault in memory.faults.items()})
     if stored:
         old = memory.history
         boot = old.boots.get(KERNEL_LOG, stored.boot_id)

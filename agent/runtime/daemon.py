@@ -143,7 +143,7 @@ class Daemon:
         if self._restored or not acted.started:
             return []
         orders, stored = acted.orders(time.time()), restored(acted.stored, now)
-        self._memory = resumed(self._memory, stored, self._config.policy, orders.labels)
+        self._memory = resumed(self._memory, stored, self._config.policy, orders.labels, orders.aside)
         if self._recorder:
             self._recorder.restored(acted.stored, now, orders)
         if acted.stored is not None:

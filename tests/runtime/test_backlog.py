@@ -13,7 +13,7 @@ import pytest
 
 from agent.actions.kube import KubeClient
 from agent.config.settings import Config
-from agent.diagnosis.judge import Memory, judge
+from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
 from agent.model.errors import UnreachableError
 from agent.model.fault import Remembered
@@ -81,6 +81,15 @@ def test_a_fault_that_only_the_past_speaks_for_ends_with_the_position_that_makes
     memory = resumed(memory, LIVED, limits, {})
     memory, verdict = judge(memory, at(101.0, alive(), reading(recovery_action=1)), 101.0, START, limits, ("nvml",))
     assert f"xid-95@{GPU}" not in ids(verdict)
+
+
+def test_what_was_seen_before_the_first_look_that_finds_an_upgrade_was_seen_during_it() -> None:
+    limits, stamped = Config().policy, replace(xid(79, source="kmsg"), arrived=100.0)
+    memory, verdict = judge(Memory(), [stamped], 100.0, START, limits, ("kmsg",))
+    assert verdict.withdraw
+    memory = resumed(memory, None, limits, {}, aside=True)
+    _, verdict = judge(memory, [], 101.0, START, limits, ("kmsg",), Orders(aside=True))
+    assert (ids(verdict), verdict.withdraw) == ([f"xid-79@{GPU}"], False)
 
 
 class Site:
