@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from agent.actions.api import JSON, JSON_PATCH, METADATA, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
+from agent.actions.event_object import event_of
 from agent.actions.jobs import Jobs
 from agent.actions.offered import offered
 from agent.actions.permits import Clock, Permits
@@ -283,25 +284,7 @@ class KubeClient:
         self._raw = ask(self._api, "PATCH", self._path, patch, JSON_PATCH)
 
     def _announce(self, step: Announce) -> None:
-        now = rfc3339(self._wall(), "seconds")
-        # A Node has no namespace: its Events are kept in "default". Its uid is its name, as the kubelet has it.
-        namespace, about = "default", {"kind": "Node", "name": self._node, "uid": self._node}
-        if step.pod in self._pod_names:
-            namespace, name = self._pod_names[step.pod]
-            about = {"kind": "Pod", "namespace": namespace, "name": name, "uid": step.pod}
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": step.name, "namespace": namespace},
-            "type": "Warning" if step.warning else "Normal",
-            "reason": step.reason,
-            "message": step.message,
-            "involvedObject": {"apiVersion": "v1", **about},
-            "source": {"component": "gpu-health-agent", "host": self._node},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
+        namespace, event = event_of(step, self._node, self._pod_names.get(step.pod), rfc3339(self._wall(), "seconds"))
         try:
             ask(self._api, "POST", f"/api/v1/namespaces/{quote(namespace)}/events", event)
         except RefusedError as refused:
