@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -180,8 +180,8 @@ class Local:
     up_s: int = 10**9  # seconds since the agent's start
     released: bool = False  # our own processes hold no GPU
     clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
-    holders: Mapping[str, Collection[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
-    reserved: Collection[str] = ()  # Jobs that an earlier life had written down, and may have asked for just now
+    holders: Mapping[str, frozenset[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
+    reserved: tuple[str, ...] = ()  # Jobs that an earlier life had written down, and may have asked for just now
     aside_s: int = 0  # for how long the GPUs have been somebody else's; 0: they are not
 
 

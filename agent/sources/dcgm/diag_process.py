@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import select
@@ -15,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent.model.errors import UndiagnosedError
-from agent.model.text import printable
+from agent.model.text import printable, read_json
 
 LONGEST_S = {1: 600.0, 2: 1800.0, 3: 7200.0, 4: 14400.0}  # several times what each level usually takes
 LONGEST_BYTES = 1024 * 1024  # of a result: a test, a GPU and a message of at most 1 KiB each
@@ -79,7 +78,7 @@ class Diagnosing:
         finally:
             self._end(process)
         try:
-            return result(json.loads(said))
+            return result(read_json(said))
         except ValueError:
             last = (complaint.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
             why = f"the diagnosis ended without a result ({process.returncode}): {plain(last)}"

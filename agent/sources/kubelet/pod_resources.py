@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.model.errors import UnaskedError
-from agent.model.text import printable
+from agent.model.text import printable, read_json
 
 _METHOD = "/v1.PodResourcesLister/List"
 _ANSWER_S, _LONGEST_S = 5.0, 10.0
@@ -54,7 +54,7 @@ def who_holds(socket: Path) -> Holders:
         if answer.returncode:
             lines = answer.stderr.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
             raise UnaskedError(printable(lines[-1])[:200])
-        return holders(json.loads(answer.stdout))
+        return holders(read_json(answer.stdout))
     except subprocess.TimeoutExpired:
         raise UnaskedError(f"no answer within {_LONGEST_S:.0f} s") from None
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import selectors
 import signal
 import socket
@@ -26,7 +27,7 @@ from typing import Any
 from agent.config.source_index import GPUS, Known
 from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.observation import Failure, Observation
-from agent.model.text import normalise_pci, rfc3339
+from agent.model.text import normalise_pci, read_json, rfc3339
 from agent.sources.dcgm.diag_process import asked
 from agent.sources.process.supervisor import Supervisor
 
@@ -36,6 +37,7 @@ _TURN_S = 1.0
 _LONGEST_WISH_BYTES = 4096
 _SEND_S = 10.0  # an agent that takes nothing for so long is hung up on; the sources wait meanwhile
 _MOST_CONNECTIONS = 8
+_BOOT_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}|")
 _RENEW = (Failure.NO_LIBRARY, Failure.LIBRARY_MISMATCH, Failure.NO_PERMISSION)
 _RENEW_S, _LONGEST_RENEW_S = 120.0, 3600.0
 
@@ -99,7 +101,7 @@ class Serving:
             return ()
         for line in lines:
             try:
-                self._do(connection, json.loads(line))
+                self._do(connection, read_json(line))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 self._tell("a request that makes no sense; its connection is closed", error=repr(error)[:200])
                 self._hang_up(connection)
@@ -124,10 +126,13 @@ class Serving:
                 self._hang_up(self._agent)
             self._agent, self._heard = connection, 0
             self._tell("an agent is connected")
-        seq = request.get("seq")
+        seq, boot_id = request.get("seq"), str(request.get("boot_id") or "")
+        if not _BOOT_ID.fullmatch(boot_id):  # it becomes an argument of a process
+            raise ValueError("boot_id must be a word")
         gpus = frozenset(normalise_pci(pci) for pci in request.get("gpus", ()))
-        known = Known(str(request.get("boot_id") or ""), None if seq is None else int(seq), gpus)
-        self._wanted = self._wanted | {name} if do == "resume" else self._wanted - {name}
+        known = Known(boot_id, None if seq is None else int(seq), gpus)
+        wanted = self._wanted | {name} if do == "resume" else self._wanted - {name}
+        self._wanted = wanted & frozenset(self._supervisor.names)
         self._supervisor.want(self._wanted, known)
         self._heard += 1
         self._status = ""

@@ -16,6 +16,8 @@ from agent.sources.dcgm.diag_process import Diagnosing, Progress
 from agent.sources.kubelet.pod_resources import Holders, who_holds
 from agent.sources.process.source import Source, SourceStatus
 
+_MOST_GPUS = 256  # that a node may have had: they are named on a source's command line
+
 
 class Sources(Protocol):
     """What the judge sees the node through: processes of its own, or those of another container."""
@@ -77,7 +79,9 @@ class Supervisor:
 
     def want(self, names: Set[str], known: Known) -> None:
         begin = names - self._wanted
-        self._known = replace(known if KERNEL_LOG in begin else self._known, gpus=self._known.gpus | known.gpus)
+        gpus = self._known.gpus | known.gpus
+        gpus = gpus if len(gpus) <= _MOST_GPUS else known.gpus
+        self._known = replace(known if KERNEL_LOG in begin else self._known, gpus=gpus)
         self._wanted = names
         self._diagnosing.may = names >= hold_gpus(self._sources)
         for name in self._sources.keys() - names:
