@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
+import selectors
 import signal
 import subprocess
 import threading
@@ -86,15 +86,18 @@ class Diagnosing:
 
     def _listen(self, process: subprocess.Popen[bytes], progress: Progress, longest_s: float) -> tuple[bytes, bytes]:
         """All that it says until its end, and the last of what it complains."""
-        waited = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe]
-        out, began, progress_at = waited[0], time.monotonic(), 0.0
+        waited = selectors.PollSelector()
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
+                waited.register(pipe, selectors.EVENT_READ)
+        began, progress_at = time.monotonic(), 0.0
         said = complaint = b""
-        while out in waited:
-            for pipe in select.select(waited, [], [], _LOOK_S)[0]:
-                data = os.read(pipe, _READ_BYTES)
+        while process.stdout in waited.get_map():
+            for key, _ in waited.select(_LOOK_S):
+                data = os.read(key.fd, _READ_BYTES)
                 if not data:
-                    waited.remove(pipe)
-                elif pipe == out:
+                    waited.unregister(key.fd)
+                elif key.fileobj is process.stdout:
                     said += data
                 else:
                     complaint = (complaint + data)[-_COMPLAINT_BYTES:]

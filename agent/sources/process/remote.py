@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import select
+import selectors
 import socket
 import time
 from collections.abc import Iterable, Sequence, Set
@@ -80,8 +80,10 @@ class Remote:
         if self._taken >= _BYTES_PER_S:
             time.sleep(max(0.0, self._second + 1.0 - now))
             return []
-        if not select.select([self._connection], [], [], max(0.0, wait_s))[0]:
-            return []
+        with selectors.PollSelector() as selector:
+            selector.register(self._connection, selectors.EVENT_READ)
+            if not selector.select(max(0.0, wait_s)):
+                return []
         return self._read(self._connection)
 
     def _unreached(self, now: float) -> list[Observation]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import resource
 import socket
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from agent.config.source_index import Known
 from agent.diagnosis.judge import Memory, judge
 from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.observation import Failure, Observation, Signal, Words, parse_line
+from agent.sources.dcgm.diag_process import Diagnosing
 from agent.sources.process.remote import Remote
 from agent.sources.process.serving import Serving
 from agent.sources.process.supervisor import Supervisor
@@ -118,6 +121,28 @@ def test_an_answer_that_would_end_the_agent_is_none(folder: Path, what: str) -> 
             remote.who_holds()
         with pytest.raises(UndiagnosedError):
             remote.diagnose(1, ["GPU-a"], lambda _: None)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """So many that the next has a number which select() can't take."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    yield
+    for file in files:
+        os.close(file)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_with_a_thousand_files_open_the_agent_hears_and_diagnoses_as_ever(folder: Path, many_files: None) -> None:
+    with answering(folder, GOOD):
+        remote = Remote(folder / "s", ("nvml",))
+        until(lambda: remote.turn(0.1))
+        remote.close()
+    result = {"passed": True, "results": {}, "errors": []}
+    program = [sys.executable, "-c", f"print({json.dumps(result)!r})"]
+    assert Diagnosing(program).run(1, ["GPU-a"], lambda _: None) == result
 
 
 WISH: dict[str, Any] = {"do": "resume", "source": "nvml", "boot_id": "boot-1", "seq": 1}
