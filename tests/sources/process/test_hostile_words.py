@@ -9,7 +9,6 @@ import random
 import resource
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import fields
@@ -26,12 +25,10 @@ from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.observation import Failure, Observation, Signal, Words, parse_line
 from agent.sources.dcgm.diag_process import Diagnosing
 from agent.sources.process.remote import Remote
-from agent.sources.process.serving import Serving
-from agent.sources.process.supervisor import Supervisor
 from tests import waiting
+from tests.sources.process.container import GOOD, serving
 
 until = partial(waiting.until, timeout_s=20.0)
-GOOD = Observation(0, "nvml", Signal.ALIVE).to_json().encode() + b"\n"
 DEEP = b"[" * 60_000
 STATUS = b'{"status":{"nvml":{"running":1,"pid":%s,"starts":1,"garbage":0,"trouble":"","ended":0}},"heard":1}'
 BOMBS = {
@@ -46,31 +43,6 @@ BOMBS = {
     "half a character": GOOD.replace(b'"nvml"', b'"nvml","values":{"uuid":"\\ud800"}').strip(),
     "no UTF-8": GOOD.replace(b'"nvml"', b'"nvml","raw":"\xff"').strip(),
 }
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path: a unix socket's has 108 bytes."""
-    with tempfile.TemporaryDirectory(prefix="gha-") as name:
-        yield Path(name)
-
-
-@contextlib.contextmanager
-def serving(folder: Path, told: list[str]) -> Iterator[Supervisor]:
-    """The container of the sources, with one that beats."""
-    beats = f"import time\nwhile True: print({GOOD.decode().strip()!r}, flush=True); time.sleep(0.05)"
-    commands = {"nvml": [sys.executable, "-c", beats]}
-    supervisor = Supervisor(commands, 30.0, folder / "kubelet.sock", [sys.executable, "-c", ""])
-    stop = threading.Event()
-    served = Serving(folder / "s", supervisor, lambda event, **_: told.append(event))
-    thread = threading.Thread(target=served.run, args=(stop,))
-    thread.start()
-    try:
-        yield supervisor
-        assert thread.is_alive()
-    finally:
-        stop.set()
-        thread.join(10)
 
 
 @contextlib.contextmanager
@@ -175,7 +147,7 @@ def test_a_request_that_would_end_the_sources_costs_its_own_connection_only(fold
 
 
 def test_wishes_for_what_nobody_knows_are_not_kept(folder: Path) -> None:
-    with serving(folder, []) as supervisor, socket.socket(socket.AF_UNIX) as agent:
+    with serving(folder, []) as (_, supervisor), socket.socket(socket.AF_UNIX) as agent:
         agent.settimeout(10)
         agent.connect(str(folder / "s"))
         for number in range(5):
