@@ -77,7 +77,8 @@ class Serving:
                 self._hang_up(connection)
             self._supervisor.selector.unregister(self._listener)
             self._listener.close()
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def _accept(self) -> Iterable[Observation]:
         connection, _ = self._listener.accept()
@@ -221,12 +222,24 @@ def say(connection: socket.socket, answer: Any) -> None:
 
 
 def listen(path: Path) -> socket.socket:
-    """The socket's folder is shared by the containers of one pod; the agent in the other is not root."""
-    path.unlink(missing_ok=True)
+    """The socket's folder is shared by the containers of one pod; the agent in the other is no root, and may be
+    hostile. So nothing here follows a link: the socket is made with its mode, and takes its name once it listens.
+
+    Who may reach it is decided by who mounts its folder.
+    """
+    fresh = path.with_name(f"{path.name}.new")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    os.chmod(path, 0o666)  # noqa: S103 - who may reach it is decided by who mounts its folder
-    listener.listen(_MOST_CONNECTIONS)
+    before = os.umask(0o111)
+    try:
+        fresh.unlink(missing_ok=True)
+        listener.bind(str(fresh))
+        listener.listen(_MOST_CONNECTIONS)
+        fresh.rename(path)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(before)
     return listener
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import selectors
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +29,14 @@ def serving(
     stop = threading.Event()
     served = Serving(folder / "s", supervisor, lambda event, **_: told.append(event))
     thread = threading.Thread(target=served.run, args=(stop,))
-    thread.start()
-    try:
-        yield served, supervisor
-        assert thread.is_alive()
-    finally:
-        stop.set()
-        thread.join(10)
+    bell, rung = socket.socketpair()
+    with bell, rung:
+        supervisor.selector.register(rung, selectors.EVENT_READ, lambda: ())
+        thread.start()
+        try:
+            yield served, supervisor
+            assert thread.is_alive()
+        finally:
+            stop.set()
+            bell.send(b"x")
+            thread.join(10)
