@@ -78,6 +78,17 @@ def test_the_one_port_is_the_configurations_and_the_probes_ask_there() -> None:
     assert {AGENT[f"{kind}Probe"]["httpGet"]["port"] for kind in ("liveness", "readiness")} == {"metrics"}
 
 
+def test_the_network_policy_is_of_the_agents_pods_and_their_one_port_and_of_nothing_that_they_send() -> None:
+    file = BASE.parent / "components" / "network-policy" / "networkpolicy.yaml"
+    spec = yaml.safe_load(file.read_text())["spec"]
+    labels = yaml.safe_load((BASE / "daemonset.yaml").read_text())["spec"]["template"]["metadata"]["labels"]
+    assert spec["podSelector"]["matchLabels"].items() <= labels.items()
+    assert spec["policyTypes"] == ["Ingress"]
+    (rule,) = spec["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": AGENT["ports"][0]["name"]}]
+    assert not POD.get("hostNetwork"), "a policy says nothing about pods of the host's network"
+
+
 def test_what_the_sources_open_by_default_is_mounted() -> None:
     assert mounts(SOURCES)["kmsg"] == str(Config().sources.kmsg.path)
     assert mounts(SOURCES)["pod-resources"] == str(Config().sources.pods.socket.parent)
