@@ -28,10 +28,10 @@ from agent.model.errors import ConfigError
 
 _MOST_CONNECTIONS = 512  # so that a probe has asked before so many others came
 _MOST_UNSENT = 64  # answers at a time
-_AT_ONCE = 64
+_AT_ONCE = 256  # that are accepted before anybody else is attended to
 _LONGEST_HEAD_BYTES = 8 * 1024
 _MOST_BYTES = 64 * 1024  # that are read of one client: what follows the head is dropped
-_BACKLOG = 1024
+_BACKLOG = 4096  # as much as Linux gives by default: whoever finds it full tries again a second later
 # An answer is given again for so many times what it took to make, a second at most: however often somebody asks, making
 # it takes a twentieth of a core.
 _AGAIN, _LONGEST_AGAIN_S = 20, 1.0
@@ -128,15 +128,22 @@ class Server:
         for _ in range(_AT_ONCE):
             try:
                 accepted, _address = self._listener.accept()
-            except OSError:  # nobody else waits, or whoever did has gone
+            except BlockingIOError:
+                return
+            except OSError:  # of whoever has gone meanwhile, or for want of file descriptors
+                self._make_room()
                 return
             if len(self._connections) >= _MOST_CONNECTIONS:
-                self._hang_up(next(one for one in self._connections if one not in self._unsent))
+                self._make_room()
             accepted.setblocking(False)
             connection = _Connection(accepted, time.monotonic() + self._connection_s)
             self._connections[connection] = None
             self._selector.register(accepted, selectors.EVENT_READ, connection)
             self._attend(connection)  # a probe's request is there already
+
+    def _make_room(self) -> None:
+        if waiting := next((one for one in self._connections if one not in self._unsent), None):
+            self._hang_up(waiting)
 
     def _attend(self, one: _Connection) -> None:
         try:
