@@ -139,8 +139,14 @@ def test_a_connection_has_its_time_in_all_however_slowly_it_asks(each: bytes) ->
 
 @pytest.mark.parametrize("reads", [0, 1])
 def test_a_connection_has_its_time_in_all_however_slowly_it_reads(reads: int) -> None:
-    with listening(lambda: LARGE, 0.5) as server, connected(server, b"GET /state HTTP/1.0\r\n\r\n") as client:
-        until(lambda: server.connections == (1, 1))
+    asked = threading.Event()
+
+    def state() -> dict[str, str]:
+        asked.set()
+        return LARGE
+
+    with listening(state, 0.5) as server, connected(server, b"GET /state HTTP/1.0\r\n\r\n") as client:
+        assert asked.wait(20)
         due = time.monotonic() + 20
         while server.connections[0] and time.monotonic() < due:
             client.recv(reads) if reads else None
