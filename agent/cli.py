@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from agent import __version__
 from agent.model.errors import AgentError, UsageError
+from agent.model.text import printable
 
 # Each is the file agent/commands/NAME.py, which is imported only when it is asked for.
 COMMANDS = {
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(code: int, sentence: str) -> int:
-    sys.stderr.write(f"gpu-health-agent: {sentence}\n")
+    sys.stderr.write(f"gpu-health-agent: {printable(sentence)}\n")
     return code
 
 

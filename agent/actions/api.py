@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+import ssl
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
 
-import yaml
-
+from agent.actions.credentials import authorization, configure, unusable
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
-from agent.model.text import unix_s
+from agent.model.text import printable, unix_s
 from agent.model.world import Condition, Taint
 
 TIMEOUT_S = 10.0
+MOST_BYTES = 32 << 20  # of an answer: twice as much, in pieces and whole, goes into the container's 192 MiB
 # A watch is sent a bookmark each minute: one that is silent for longer is a connection that nobody holds any more.
 _QUIET_S = 150.0
 _LONGEST_EVENT_BYTES = 4 * 1024 * 1024
+_TYPED = re.compile(r"/apis?/(?!.*/proxy/)")  # whatever is there says its kind; a pod's own answer need not
 JSON = "application/json"
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 JSON_PATCH = "application/json-patch+json"
@@ -39,42 +41,65 @@ class Api(Protocol):
     ) -> tuple[int, Any]: ...
 
 
-def connect(kubeconfig: str | None, quiet_s: float = _QUIET_S) -> Api:
+def connect(
+    kubeconfig: str | None, whole_s: float = TIMEOUT_S, most_bytes: int = MOST_BYTES, quiet_s: float = _QUIET_S
+) -> Api:
     """Credentials from a kubeconfig file, else from the pod's service account.
 
-    An exported KUBECONFIG is not looked at: an agent must never land on a cluster that nobody named. ``quiet_s``: for
-    so many seconds a watch may say nothing.
+    A request takes ``whole_s`` and brings ``most_bytes`` at most; a watch begins in that time, and then may say nothing
+    for ``quiet_s``.
+
+    An exported KUBECONFIG is not looked at: an agent must never land on a cluster that nobody named. CredentialsError.
     """
-    # The typed models of this library cost 20 MB and a second of CPU at start, so only its ApiClient is used.
-    from kubernetes.client.api_client import ApiClient
+    # The typed models of this library cost 20 MB and a second of CPU at start, so only its connections are used.
+    from kubernetes.client.rest import RESTClientObject
+    from urllib3 import ProxyManager, Timeout
     from urllib3.exceptions import HTTPError
 
+    from agent.actions.deadline import Deadline, bound
+
     configuration = configure(kubeconfig)
-    client = ApiClient(configuration)
-    client.user_agent = "gpu-health-agent"
+    try:
+        pools = bound(RESTClientObject(configuration).pool_manager)
+    except (HTTPError, ValueError, ImportError) as error:  # of the proxy's address; ImportError: SOCKS
+        raise CredentialsError(f"the proxy to {configuration.host} can't be used: {error}") from error
+    server = f"{configuration.host}{' (through its proxy)' if isinstance(pools, ProxyManager) else ''}"
 
     def request(
         method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
     ) -> tuple[int, Any]:
         headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": "gpu-health-agent"}
-        # The token is read anew: a projected one is renewed on disk every hour.
-        if authorization := configuration.get_api_key_with_prefix("BearerToken", alias="authorization"):
-            if not (authorization.isascii() and authorization.isprintable()):
-                raise CredentialsError("the token for the API server must be one line of ASCII")
-            headers["authorization"] = authorization
+        if credential := authorization(configuration):
+            headers["Authorization"] = credential
+        watches = "watch=true" in path
+        sent = None if body is None else json.dumps(body).encode()
         try:
-            watches = "watch=true" in path
-            patience = (TIMEOUT_S, quiet_s) if watches else TIMEOUT_S
-            response = client.call_api(method, configuration.host + path, headers, body=body, _request_timeout=patience)
-            if watches and response.status == HTTPStatus.OK:
-                return response.status, _events(response.response)
-            text = response.read()
-        except (HTTPError, OSError) as error:
-            raise UnreachableError(f"{configuration.host} does not answer: {error}"[:300]) from error
-        try:
-            return response.status, json.loads(text) if text else {}
-        except (ValueError, RecursionError):
-            return response.status, {"message": text[:300].decode(errors="replace")}
+            with Deadline(whole_s):
+                response = pools.urlopen(
+                    method,
+                    configuration.host + path,
+                    body=sent,
+                    headers=headers,
+                    timeout=Timeout(read=quiet_s) if watches else None,
+                    retries=False,  # the next round is the retry
+                    redirect=False,
+                    preload_content=False,
+                    decode_content=False,  # nothing that was asked for is compressed
+                )
+                if watches and response.status == HTTPStatus.OK:
+                    return response.status, _events(response)
+                try:
+                    text = response.read(most_bytes + 1)
+                finally:
+                    response.close()  # unless it was read to its end
+        except (HTTPError, OSError, ValueError) as error:
+            raise _trouble(configuration, server, error) from error
+        if len(text) > most_bytes:
+            raise UnreachableError(f"{server} answers {method} {path} by more than {most_bytes >> 20} MiB")
+        found = _answer(server, response.status, text, response.headers)
+        if response.status < HTTPStatus.MULTIPLE_CHOICES and _TYPED.match(path) and "kind" not in found:
+            raise UnreachableError(f"{server} answers {method} {path} with no API object: is it a proxy's?")
+        return response.status, found
 
     return request
 
@@ -90,32 +115,55 @@ def _events(response: Any) -> Iterator[Any]:
             yield from (json.loads(line) for line in lines if line.strip())
             if len(rest) > _LONGEST_EVENT_BYTES:
                 raise ValueError("an event without an end")
-    except (HTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError, RecursionError) as error:
         raise UnreachableError(f"the watch broke off: {error}"[:300]) from error
     finally:
         response.close()
 
 
-def configure(kubeconfig: str | None) -> Any:
-    """The library's Configuration, with the credentials that ``connect`` speaks of. CredentialsError."""
-    from kubernetes.client.configuration import Configuration
-    from kubernetes.config import incluster_config, kube_config
-    from kubernetes.config.config_exception import ConfigException
-
-    configuration = Configuration()
-    configuration.retries = False  # the next round is the retry
+def _answer(server: str, status: int, text: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    """A JSON object; of a refusal its words at least. UnreachableError: this is no API server's answer."""
     try:
-        if kubeconfig:
-            if not os.path.isfile(kubeconfig):
-                raise CredentialsError(f"--kubeconfig: {kubeconfig} is not a file")
-            kube_config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
-        else:
-            incluster_config.load_incluster_config(client_configuration=configuration)
-    # The library checks little: a file that is no kubeconfig may end in any of these.
-    except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        where = f"--kubeconfig {kubeconfig}" if kubeconfig else "the pod's service account"
-        raise CredentialsError(f"no credentials from {where}: {error}".partition("\n")[0]) from error
-    return configuration
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        answer = None
+    begins = printable(" ".join(text[:300].decode(errors="replace").split()))
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        to = printable(headers.get("Location", "nowhere")[:200])
+        raise UnreachableError(f"{server} sends its callers on to {to} (HTTP {status}): name the API server itself")
+    if status < HTTPStatus.MULTIPLE_CHOICES:
+        if not isinstance(answer, dict):
+            raise UnreachableError(
+                f"{server} answers HTTP {status} and no JSON object, as no API server does: is it a proxy's? {begins!r}"
+            )
+        return answer
+    refusal = answer if isinstance(answer, dict) else {"message": begins}
+    details = refusal["details"] = refusal["details"] if isinstance(refusal.get("details"), dict) else {}
+    if (wait_s := headers.get("Retry-After", "")).isdecimal():
+        details.setdefault("retryAfterSeconds", int(wait_s[:6]))
+    return refusal
+
+
+# By OpenSSL's number of what is wrong with a certificate; what can be done about it.
+_MEND = {
+    9: "it is not valid yet: is this node's clock behind?",
+    10: "it has expired: renew it, or set this node's clock",
+    **dict.fromkeys((18, 19, 20, 21), "no CA in {ca} has signed it: name the right one, or is a proxy in the way?"),
+    **dict.fromkeys((62, 64), "it is for another name: use one that it is for, or tls-server-name in a kubeconfig"),
+}
+
+
+def _trouble(configuration: Any, server: str, error: BaseException) -> CredentialsError | UnreachableError:
+    """Why no answer came, and the fix where one is known."""
+    while inner := next((one for one in error.args if isinstance(one, BaseException)), None):
+        error = inner
+    if isinstance(error, ssl.SSLCertVerificationError):
+        ca = configuration.ssl_ca_cert or "the system's list"
+        mend = _MEND.get(error.verify_code, "{ca} is what it is checked by").format(ca=ca)
+        return UnreachableError(f"{server} shows a certificate that is not trusted ({error.verify_message}); {mend}")
+    if wrong := unusable(configuration):
+        return CredentialsError(wrong)
+    return UnreachableError(f"{server} does not answer: {printable(str(error) or type(error).__name__)}"[:300])
 
 
 def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON) -> Any:
@@ -123,14 +171,17 @@ def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = 
     status, answer = api(method, path, body, content_type, accept)
     if 200 <= status < 300:
         return answer
-    answer = answer if isinstance(answer, dict) else {}
-    message = str(answer.get("message") or f"HTTP {status}")
-    causes = (answer.get("details") or {}).get("causes") or ()
+    message, details = str(answer.get("message") or f"HTTP {status}"), answer.get("details") or {}
+    causes = [cause for cause in details.get("causes") or () if isinstance(cause, dict)]
     messages = "; ".join(str(cause.get("message", "")) for cause in causes if cause.get("message"))
     reasons = tuple(str(cause.get("reason", "")) for cause in causes)
     if (status, content_type) == (HTTPStatus.UNPROCESSABLE_ENTITY, JSON_PATCH) and message.startswith(PATCH_FAILED):
         raise RefusedError(HTTPStatus.CONFLICT, "the object changed meanwhile: the JSON Patch's test failed")
-    raise RefusedError(status, f"{message} {messages}".strip(), reasons)
+    if status == HTTPStatus.UNAUTHORIZED:
+        message = f"the API server does not take this token ({message}): it has expired, or is another cluster's"
+    wait_s = details.get("retryAfterSeconds")
+    asks_s = wait_s if isinstance(wait_s, int) and wait_s > 0 else 0
+    raise RefusedError(status, f"{message} {messages}".strip(), reasons, asks_s)
 
 
 def written_at(item: Mapping[str, Any]) -> float:

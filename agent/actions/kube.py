@@ -113,6 +113,8 @@ class KubeClient:
                 ) from None
             raise
         metadata, spec, status = (self._raw.get(part) or {} for part in ("metadata", "spec", "status"))
+        if metadata.get("name") != self._node or not metadata.get("uid"):
+            raise UnreachableError(f"what answers for node {self._node} is no Node: is it a proxy, or another server?")
         permits: tuple[Permit, ...] | None = None
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None

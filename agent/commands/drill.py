@@ -24,6 +24,7 @@ from agent.model.errors import AgentError, RefusedError, UsageError
 from agent.model.names import DRILL_LABEL
 
 _CLEAN_S = 180.0
+_REQUEST_S, _MOST_BYTES = 60.0, 1 << 30  # it lists every pod of the cluster, on a person's machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.yes:
         raise UsageError(_warning(server, arguments))
     execute = executor(arguments.kubeconfig) if arguments.inject else None
-    cluster = Cluster(connect(arguments.kubeconfig), arguments.namespace, arguments.agent_namespace, execute)
+    api = connect(arguments.kubeconfig, _REQUEST_S, _MOST_BYTES)
+    cluster = Cluster(api, arguments.namespace, arguments.agent_namespace, execute)
     outcome = Outcome(server, str(cluster.get("/version").get("gitVersion", "")), arguments.namespace, time.time())
     settings, kit = _kit(cluster, arguments)
     for path in filter(None, (arguments.json, arguments.html)):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import quote
 
-from agent.actions.api import configure
+from agent.actions.credentials import authorization, configure
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.text import read_json
 
@@ -30,8 +30,8 @@ def executor(kubeconfig: str | None, timeout_s: float = 30.0) -> Execute:
         path = f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(pod, safe='')}/exec"
         asked = [("container", container), ("stdout", "true"), ("stderr", "true"), ("command", list(command))]
         headers = {"sec-websocket-protocol": "v4.channel.k8s.io"}
-        if authorization := configuration.get_api_key_with_prefix("BearerToken", alias="authorization"):
-            headers["authorization"] = authorization
+        if credential := authorization(configuration):
+            headers["authorization"] = credential
         try:
             client = WSClient(configuration, get_websocket_url(configuration.host + path, asked), headers, False)
             try:

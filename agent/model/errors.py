@@ -63,9 +63,10 @@ class UnreachableError(AgentError):
 class RefusedError(AgentError):
     """The API server answered and said no, in its own sentence."""
 
-    def __init__(self, status: int, sentence: str, causes: tuple[str, ...] = ()) -> None:
+    def __init__(self, status: int, sentence: str, causes: tuple[str, ...] = (), wait_s: int = 0) -> None:
+        """``wait_s``: for how long the server wants to be left alone."""
         super().__init__(sentence)
-        self.status, self.sentence, self.causes = status, sentence, causes
+        self.status, self.sentence, self.causes, self.wait_s = status, sentence, causes, wait_s
 
 
 class MalformedError(AgentError):

@@ -85,10 +85,11 @@ class Actor:
             failures = self.exchange.acted.failures + 1
             self._show((Wait(str(error)),), failures=failures)
             longest = min(_LONGEST_PAUSE_S, 2.0 ** min(failures - 1, 6))
-            return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+            asked_s = min(error.wait_s, _LONGEST_PAUSE_S) if isinstance(error, RefusedError) else 0.0
+            return asked_s + longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
         except Exception as error:  # noqa: BLE001 - a bug must not end the thread that untaints
             self._failed["bug"] += 1
-            self._show()
+            self._show((Wait(f"unexpected {type(error).__name__} while acting; please report it"),))
             self._tell("unexpected error while acting; please report it", error=repr(error), exc_info=True)
             return _BUSY_S
         if last.gathers_s > 0:

@@ -227,7 +227,7 @@ def _done(so_far: Turn, client: ClusterClient, did: Callable[[Step], object]) ->
             said = f"could not {describe(step)}: {refused}"
             busy = refused.status == HTTPStatus.TOO_MANY_REQUESTS
             if busy or refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # the server's trouble, and not the step's
-                return replace(ended, trouble=RefusedError(refused.status, said))
+                return replace(ended, trouble=RefusedError(refused.status, said, wait_s=refused.wait_s))
             return replace(ended, waits=(*so_far.waits, Wait(said)))
         done.append(step)
         did(step)

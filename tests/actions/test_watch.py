@@ -67,7 +67,7 @@ def words(tmp_path: Path) -> Iterator[Any]:
             "users": [{"name": "u", "user": {"token": "t"}}],
         }
         (tmp_path / "kubeconfig").write_text(json.dumps(config))
-        yield from KubeClient(connect(str(tmp_path / "kubeconfig"), quiet_s), "n1", Config()).words()
+        yield from KubeClient(connect(str(tmp_path / "kubeconfig"), quiet_s=quiet_s), "n1", Config()).words()
 
     begin.servers = servers  # type: ignore[attr-defined]
     yield begin

@@ -154,7 +154,7 @@ def test_a_wrong_file_is_a_wrong_argument(
     ("user", "cluster", "sentence"),
     [
         ("{token: t}", "{server: 'https://127.0.0.1:1', certificate-authority-data: x}", "no credentials from"),
-        ('{token: "secret\\n"}', "{server: 'http://127.0.0.1:1'}", "the token for the API server must be one line"),
+        ('{token: "secret\\nsecret"}', "{server: 'http://127.0.0.1:1'}", "127.0.0.1:1 must be one line of ASCII"),
         ("[", "]", "no credentials from"),
         ("2001-99-99", "", "no credentials from"),
     ],

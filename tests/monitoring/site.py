@@ -82,7 +82,7 @@ class _Requests(BaseHTTPRequestHandler):
         kind = str(self.headers.get("Content-Type", "application/json"))
         accept = str(self.headers.get("Accept", "application/json"))
         status, answer = self.server.answer(self.command, self.path, json.loads(text) if text else None, kind, accept)
-        body = json.dumps(answer).encode()
+        body = json.dumps({"kind": "Any", **answer}).encode()  # as the real one's have
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -174,6 +174,30 @@ def test_writes_that_a_troubled_server_refuses_open_the_circuit_as_reads_do() ->
     assert actor.exchange.acted.failures == 0
 
 
+def always(status: int, answer: Any) -> Actor:
+    """The act loop, of a server that gives one answer to everything."""
+
+    def server(*_: Any, **__: Any) -> tuple[int, Any]:
+        return status, answer
+
+    return Actor(CONFIG, lambda: KubeClient(server, "n1", CONFIG), False, lambda *_, **__: None)
+
+
+def test_a_busy_server_is_left_alone_for_as_long_as_it_asks_and_for_half_a_minute_more_at_most() -> None:
+    for asked_s, least, most in ((7, 7, 8), (10**6, 30, 31)):
+        actor = always(429, {"message": "Too many requests", "details": {"retryAfterSeconds": asked_s}})
+        assert least <= actor.round() <= most
+        assert [wait.why for wait in actor.exchange.acted.waits] == ["Too many requests"]
+
+
+def test_what_is_no_node_is_waited_for_and_no_bug() -> None:
+    for metadata in ({}, {"name": "n1"}, {"name": "n2", "uid": "u"}):
+        actor = always(200, {"metadata": metadata})
+        actor.round()
+        assert actor.exchange.acted.failures == 1
+        assert "what answers for node n1 is no Node" in actor.exchange.acted.waits[0].why
+
+
 def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:
     """Three GPUs fail within a few seconds: no pod leaves before ten seconds after the first, then all at once."""
     cluster = made()

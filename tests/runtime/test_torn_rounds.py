@@ -36,6 +36,7 @@ def test_what_was_done_before_a_bug_is_told_and_counted() -> None:
     assert [taint["key"] for taint in cluster.read("nodes", "n1")["spec"]["taints"]] == [HARD_TAINT]
     acted = actor.exchange.acted
     assert acted.failed == {"bug": 1}
+    assert [wait.why for wait in acted.waits] == ["unexpected KeyError while acting; please report it"]
     assert acted.done == {"takeslot": 1, "retaint": 1}
     assert len(acted.steps) == 2
     assert any("taint the node" in one for one in said)

@@ -1,0 +1,107 @@
+"""The whole time of one request. When it is over the connection is cut, whatever is still waited for on it.
+
+urllib3's own timeouts hold for each read alone: a server that sends a byte now and then, or ``100 Continue`` without
+end, would hold its caller for ever. Only the resolver of names keeps times of its own; a pod asks an address.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import Any, Self
+
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+_thread = threading.local()  # its deadline, while it makes a request
+
+
+class Deadline:
+    """Of the request that the thread makes within it, over the connections of a ``bound`` pool. TimeoutError."""
+
+    def __init__(self, whole_s: float) -> None:
+        self._whole_s, self._over = whole_s, False
+        self._end = time.monotonic() + whole_s
+        self._timer = threading.Timer(whole_s, self._cut)
+        self._timer.daemon = True
+        self._lock = threading.Lock()
+        self._line: socket.socket | None = None
+
+    def __enter__(self) -> Self:
+        _thread.deadline = self
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._hold(None)
+        del _thread.deadline
+        if self._over:  # an answer that ends with its connection looks whole when that was cut
+            raise TimeoutError(f"the whole answer did not come within {self._whole_s:g} s")
+
+    @property
+    def left_s(self) -> float:
+        return max(0.001, self._end - time.monotonic())
+
+    def holds(self, line: int) -> None:
+        """What is to be cut, a file number; held by one of our own, whatever layers are put around that one."""
+        self._hold(socket.fromfd(line, socket.AF_INET, socket.SOCK_STREAM))
+
+    def _hold(self, line: socket.socket | None) -> None:
+        with self._lock:
+            if self._line:
+                self._line.close()
+            self._line = line
+        if self._over:
+            self._cut()
+
+    def _cut(self) -> None:
+        self._over = True
+        with self._lock, suppress(OSError):  # it may be cut already
+            if self._line:
+                self._line.shutdown(socket.SHUT_RDWR)
+
+
+class _Connection(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        """To the first of the host's addresses that answers. OSError."""
+        deadline, trouble = _thread.deadline, OSError("its name has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(self._dns_host, self.port, 0, socket.SOCK_STREAM):
+            line = socket.socket(family, kind, protocol)
+            try:
+                line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                line.settimeout(deadline.left_s)
+                line.connect(address)
+            except OSError as error:
+                line.close()
+                trouble = error
+            else:
+                line.settimeout(None)  # from here on it is cut
+                deadline.holds(line.fileno())
+                return line
+        raise trouble
+
+    def request(self, *arguments: Any, **more: Any) -> None:
+        if self.sock is not None:  # one that served a request before
+            _thread.deadline.holds(self.sock.fileno())
+        super().request(*arguments, **more)
+
+
+class _TlsConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+def bound(pools: PoolManager) -> PoolManager:
+    """Every request over them needs a ``Deadline`` around it."""
+    pools.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+    return pools
