@@ -64,6 +64,7 @@ class KubeClient:
     ) -> None:
         """``answer_s``: how long a pod's port that is asked for a checkpoint may take, in seconds."""
         self.requests: Counter[str] = Counter()
+        self.asked_at = 0.0
         self._node, self._config, self._clock, self._wall = node, config, clock, wall
         self._api = self._declared(api)
         self._path = f"/api/v1/nodes/{quote(node, safe='')}"
@@ -84,7 +85,10 @@ class KubeClient:
             right = needed(method, path, self._config.budget.namespace)
             if right is None:
                 raise RefusedError(HTTPStatus.FORBIDDEN, f"{method} {path} is no right that the agent declares")
-            self.requests["WATCH" if right[1] == "watch" else method] += 1  # each is counted by one thread alone
+            watches = right[1] == "watch"
+            self.requests["WATCH" if watches else method] += 1  # each is counted by one thread alone
+            if not watches:  # that is another thread's, and no sign of the act loop
+                self.asked_at = self._clock()
             return api(method, path, body, content_type, accept)
 
         return request

@@ -20,6 +20,10 @@ class ClusterClient(Protocol):
         """Requests sent to the API server so far, by HTTP method."""
 
     @property
+    def asked_at(self) -> float:
+        """When the last of them was sent, monotonic seconds; 0 before the first."""
+
+    @property
     def checkpoints(self) -> tuple[Mapping[str, int], float]:
         """How the evicted pods' checkpoints ended, and the seconds that were waited for them."""
 

@@ -51,6 +51,7 @@ class Actor:
         self._asked: frozenset[str] = frozenset()  # pods of which was asked whose they are
         self._done: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
+        self._turned = time.monotonic()
         self.exchange = Exchange()
         self.did: Callable[[Step], object] | None = None  # for a narrator
 
@@ -63,9 +64,18 @@ class Actor:
         self._watch.stop()
         self.exchange.news.set()
 
+    @property
+    def age_s(self) -> float:
+        """Since it last began or ended a round, or asked the API server for something; the judging thread reads it.
+
+        Its longest pause is a minute, a request takes 10 s and the kubelet's answer 15 s: more is no loop that turns.
+        """
+        return time.monotonic() - max(self._turned, self._client.asked_at if self._client else 0.0)
+
     def _loop(self) -> None:
         while not self._stop.is_set():
             pause_s = self.round()
+            self._turned = time.monotonic()
             # While the server is down the growing pause is not cut short by news.
             (self._stop if self.exchange.acted.failures else self.exchange.news).wait(pause_s)
             self.exchange.news.clear()
@@ -99,6 +109,7 @@ class Actor:
         return _BUSY_S if last.waits or last.cycle.standing else _IDLE_S
 
     def _turn(self) -> Turn:
+        self._turned = time.monotonic()
         client = self._client = self._client or self._connect()
         done: list[Step] = []
         try:

@@ -34,6 +34,7 @@ _TICK_S = 1.0
 _PATIENCE_S = 10.0  # for the first answer of the API server
 _DRILL_MARKS_S = 0.05  # between looks at whether the Node was looked at
 _STALLED_S = 30.0  # /healthz fails when the judge loop did not turn for so long
+_ACT_STALLED_S = 300.0  # and when the act loop gave no sign for so long; its longest pause is a minute
 _JUDGE = "judge"  # as /state names it among what is blind
 
 
@@ -48,12 +49,13 @@ class Daemon:
         tell: Tell,
         sources: Sources,
         recorder: Recorder | None = None,
+        act_stalled_s: float = _ACT_STALLED_S,
     ) -> None:
         """Without an ``actor`` it judges alone: nobody reads a Node, and nothing is written."""
         self._config, self._node, self._actor, self._tell, self._recorder = config, node, actor, tell, recorder
         self._exchange = actor.exchange if actor else Exchange()
         self._memory = Memory()
-        self._sources = sources
+        self._sources, self._act_stalled_s = sources, act_stalled_s
         self._began = self._turned = time.monotonic()
         self._key: object = None
         self._restored = actor is None
@@ -79,7 +81,14 @@ class Daemon:
             self._sources.close()
 
     def alive(self) -> bool:
-        return time.monotonic() - self._turned < _STALLED_S
+        """Both loops turn; else the kubelet starts the agent anew.
+
+        That is safe while it acts too: it is a kill after some write, and the next life goes on with what the Node and
+        the Leases say, the kernel log from the stored position on. An API server that is gone or hangs stalls nothing,
+        for every request ends: what does is a bug, a thread that died, or a call of this machine that does not return.
+        """
+        acts = self._actor is None or self._actor.age_s < self._act_stalled_s
+        return acts and time.monotonic() - self._turned < _STALLED_S
 
     def ready(self) -> bool:
         """It judges, and has read its Node once: a rollout whose agents can't act stops at the first."""
@@ -234,6 +243,7 @@ class Daemon:
             if self._actor
             else frozenset(),
             sources=tuple(_view(one, verdict, history.failed.get(one.name), now) for one in self._sources.statuses),
+            act_age_s=self._actor.age_s if self._actor else None,
             **(view(acted, self._config.budget, self._restored) if self._actor else {}),
         )
 

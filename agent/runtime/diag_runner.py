@@ -33,6 +33,10 @@ class DiagRunner:
         return self._client.requests
 
     @property
+    def asked_at(self) -> float:
+        return self._client.asked_at
+
+    @property
     def checkpoints(self) -> tuple[Mapping[str, int], float]:
         return self._client.checkpoints
 

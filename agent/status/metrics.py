@@ -227,6 +227,12 @@ def _actions(shot: Snapshot) -> Iterator[Metric]:
     )
     look.add_metric([shot.node], shot.look_s)
     yield look
+    age = GaugeMetricFamily(
+        "gpu_health_act_age_seconds", "Since the act loop began a round or asked the API server.", labels=["node"]
+    )
+    if shot.act_age_s is not None:
+        age.add_metric([shot.node], shot.act_age_s)
+    yield age
 
 
 def _readings(shot: Snapshot, family: GaugeMetricFamily | CounterMetricFamily, signal: str) -> Metric:

@@ -237,7 +237,7 @@ class _Request(BaseHTTPRequestHandler):
                 body = server.made(path, lambda: generate_latest(server.registry))
                 self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, body)
             case "/healthz":
-                self._probe(server.alive(), "the judge loop turns", "the judge loop stands still")
+                self._probe(server.alive(), "the judge loop turns", "the judge loop or the act loop stands still")
             case "/readyz":
                 self._probe(server.ready(), "judging", "no verdict yet, or the Node was not read yet")
             case "/state":

@@ -63,3 +63,4 @@ class Snapshot:
     keep_off: str = ""  # why no process of ours may hold a GPU now
     api_failures: int = 0  # rounds in a row that failed: the next one waits the longer
     look_s: float = 0.0  # how long the reads before the last steps took
+    act_age_s: float | None = None  # since the act loop last gave a sign; None: there is none

@@ -190,6 +190,22 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks_and_for_half_a_minut
         assert [wait.why for wait in actor.exchange.acted.waits] == ["Too many requests"]
 
 
+def test_a_round_of_many_slow_requests_is_no_act_loop_that_hangs() -> None:
+    cluster, ages = made(), []
+
+    def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        time.sleep(0.05)
+        ages.append(actor.age_s)
+        return cluster(method, path, *rest, **more)
+
+    actor = Actor(CONFIG, partial(KubeClient, server, "n1", CONFIG), False, lambda *_, **__: None)
+    tell(actor, broken())
+    began = time.monotonic()
+    actor.round()
+    assert len(ages) > 10
+    assert max(ages) < (time.monotonic() - began) / 2
+
+
 def test_what_is_no_node_is_waited_for_and_no_bug() -> None:
     for metadata in ({}, {"name": "n1"}, {"name": "n2", "uid": "u"}):
         actor = always(200, {"metadata": metadata})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
@@ -97,6 +98,38 @@ def test_an_agent_that_never_read_its_node_is_alive_and_not_ready(tmp_path: Path
     finally:
         stop.set()
         thread.join(10)
+
+
+def test_an_act_loop_that_hangs_is_told_and_ends_the_agent_for_the_kubelet(tmp_path: Path) -> None:
+    config = Config.model_validate(
+        {"poll_s": POLL_S, "http": {"address": "127.0.0.1", "port": 0}, "sources": {"simulated": {"scenario": "idle"}}}
+    )
+    goes_on = threading.Event()
+
+    def never() -> NoReturn:
+        goes_on.wait(30)
+        raise UnreachableError("no API server")
+
+    actor = Actor(config, never, False, lambda *_, **__: None)
+    daemon = Daemon(config, "n", actor, lambda *_, **__: None, supervisor(config, tmp_path), act_stalled_s=1.5)
+    server, stop = serve(config, daemon), threading.Event()
+    thread = threading.Thread(target=daemon.run, args=(stop,))
+    assert daemon.alive()
+    thread.start()
+    try:
+        until(lambda: not daemon.alive())
+        with pytest.raises(urllib.error.HTTPError, match="503") as failed:
+            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz")
+        assert "the act loop stands still" in failed.value.read().decode()
+        failed.value.close()
+        until(lambda: bool(daemon.snapshot and (daemon.snapshot.act_age_s or 0) > 1.5))
+        goes_on.set()
+        until(daemon.alive)
+    finally:
+        goes_on.set()
+        stop.set()
+        thread.join(10)
+        server.shutdown()
 
 
 class Script:

@@ -59,6 +59,7 @@ def snapshot() -> Snapshot:
         checkpoints={"saved": 2, "expired": 1},
         checkpoint_wait_s=12.5,
         look_s=0.25,
+        act_age_s=4.5,
     )
 
 
