@@ -18,6 +18,7 @@ from agent.actions.permits import Clock, Permits
 from agent.actions.pods import Pods, workload
 from agent.actions.pool import Pool
 from agent.actions.rights import needed
+from agent.actions.trial import Trial
 from agent.config.settings import Config
 from agent.model.cluster_client import Annotations, Labels
 from agent.model.errors import RefusedError, UnreachableError
@@ -72,6 +73,7 @@ class KubeClient:
         self._raw: dict[str, Any] = {}
         self._pods = Pods(self._api, node, config, clock, wall, answer_s)
         self._jobs = Jobs(self._api, node, config, wall)
+        self.lacks = Trial(self._api, node, config, wall).lacks
         self._announced: frozenset[str] = frozenset()
         self._vainly_from: float | None = None  # since when our taint is asked for, and never comes
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
@@ -87,8 +89,7 @@ class KubeClient:
                 raise RefusedError(HTTPStatus.FORBIDDEN, f"{method} {path} is no right that the agent declares")
             watches = right[1] == "watch"
             self.requests["WATCH" if watches else method] += 1  # each is counted by one thread alone
-            if not watches:  # that is another thread's, and no sign of the act loop
-                self.asked_at = self._clock()
+            self.asked_at = self.asked_at if watches else self._clock()  # a watch is another thread's
             return api(method, path, body, content_type, accept)
 
         return request
@@ -112,9 +113,8 @@ class KubeClient:
             self._raw = ask(self._api, "GET", self._path)
         except RefusedError as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
-                raise RefusedError(
-                    HTTPStatus.NOT_FOUND, f"node {self._node} does not exist: check node, --node or NODE_NAME"
-                ) from None
+                why = f"node {self._node} does not exist: check node, --node or NODE_NAME"
+                raise RefusedError(HTTPStatus.NOT_FOUND, why) from None
             raise
         metadata, spec, status = (self._raw.get(part) or {} for part in ("metadata", "spec", "status"))
         if metadata.get("name") != self._node or not metadata.get("uid"):

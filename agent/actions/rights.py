@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
 
+from agent.config.settings import Config, Mode
 from agent.model.names import (
     DEGRADED,
     DISRUPTED,
@@ -53,23 +55,35 @@ class Right:
     own: bool = False
     name: str = ""  # of the one object that it is for
     overlay: Literal["", "repair", "hardened"] = ""  # which must be applied; empty: the base grants it
+    mode: Mode = Mode.EVICT  # from which on the agent needs it
 
 
 RIGHTS = (
-    Right("", "nodes", ("get", "list", "watch", "patch")),
-    Right("", "nodes/status", ("patch",)),
-    Right("", "pods", ("list", "patch", "delete")),
+    Right("", "nodes", ("get", "watch", "patch"), mode=Mode.OBSERVE),
+    Right("", "nodes", ("list",), mode=Mode.TAINT),
+    Right("", "nodes/status", ("patch",), mode=Mode.OBSERVE),
+    Right("", "pods", ("list",), mode=Mode.TAINT),
+    Right("", "pods", ("patch", "delete")),
     Right("", "pods/eviction", ("create",)),
     Right("", "pods/status", ("patch",), overlay="hardened"),
     Right("", "persistentvolumeclaims", ("get",)),
     Right("", "persistentvolumes", ("get",)),
-    Right("", "events", ("create",)),
+    Right("", "events", ("create",), mode=Mode.OBSERVE),
     Right("policy", "poddisruptionbudgets", ("list",)),
-    Right("coordination.k8s.io", "leases", ("list", "create", "update"), own=True),
-    Right("", "configmaps", ("get",), own=True, name=PAUSE_CONFIGMAP),
+    Right("coordination.k8s.io", "leases", ("list", "create", "update"), own=True, mode=Mode.TAINT),
+    Right("", "configmaps", ("get",), own=True, name=PAUSE_CONFIGMAP, mode=Mode.TAINT),
     Right("batch", "cronjobs", ("get",), own=True, overlay="repair"),
     Right("batch", "jobs", ("list", "create"), own=True, overlay="repair"),
 )
+
+
+def of_mode(config: Config) -> Iterator[Right]:
+    """What the agent needs as it is configured."""
+    modes = list(Mode)
+    overlays = {"": True, "repair": bool(config.repair.templates), "hardened": config.drain.eviction != "api"}
+    for right in RIGHTS:
+        if modes.index(right.mode) <= modes.index(config.mode) and overlays[right.overlay]:
+            yield right
 
 
 @lru_cache(1024)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from agent.model.steps import Step
+from agent.model.steps import Step, Wait
 from agent.model.world import World
 
 Labels = Mapping[str, str]
@@ -38,6 +38,12 @@ class ClusterClient(Protocol):
 
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → ``namespace/Kind/name`` of what controls it, for the pods of this node."""
+
+    def lacks(self, go_on: Callable[[], bool]) -> tuple[Wait, ...] | None:
+        """What the agent's mode needs and is refused, in words, empty if nothing is; None if that isn't known yet.
+
+        Nothing is changed by it, and what passed once is not asked for again. ``go_on`` is asked before each request.
+        """
 
     def do(self, step: Step) -> None:
         """One step, one write."""

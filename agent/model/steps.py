@@ -95,6 +95,7 @@ class On(StrEnum):
     EVICTION = "eviction"  # a PodDisruptionBudget refused one
     POD = "pod"  # only a person can move it
     REPAIR = "repair"  # only a person can decide how it goes on
+    REFUSED = "refused"  # the API server lets the agent not do what it is there for
     STOPPED = "stopped"  # somebody or something keeps the agent from acting at all
 
 

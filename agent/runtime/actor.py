@@ -22,6 +22,7 @@ from agent.runtime.pod_gpus import Ask, PodGpus
 
 _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
 _QUEUED_S = 30.0  # for a permit: a whole fleet may wait for one at once, and for weeks
+_TRIAL_S = 30.0  # what is refused is not tried again sooner
 _STEP_BACK_S = 0.1  # at most, after another was quicker: a hundred that look again at once would meet again
 _MOST_ROUNDS = 20  # in one go: a plan that never comes to rest is a bug, not a reason to flood the API server
 _MOST_WORKLOADS = 1024
@@ -48,6 +49,7 @@ class Actor:
         self._pod_gpus = PodGpus(ask, tell)
         self._watch = NodeWatch(lambda: self._client, lambda: self.exchange.news.set(), tell)
         self._cycle = Cycle(config, time.monotonic(), dry_run)
+        self._tried = float("-inf")
         self._asked: frozenset[str] = frozenset()  # pods of which was asked whose they are
         self._done: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
@@ -63,6 +65,11 @@ class Actor:
         self._stop.set()
         self._watch.stop()
         self.exchange.news.set()
+
+    @property
+    def able(self) -> bool:
+        """Nothing that its mode needs was refused when it was tried last; a dry run needs nothing."""
+        return self._cycle.dry_run or self.exchange.acted.lacks == ()
 
     @property
     def age_s(self) -> float:
@@ -90,6 +97,7 @@ class Actor:
                 if not last.again:
                     break
             self._learn()
+            self._try()
             self._show(failures=0)
         except (CredentialsError, RefusedError, UnreachableError) as error:
             failures = self.exchange.acted.failures + 1
@@ -106,7 +114,9 @@ class Actor:
             return min(_BUSY_S, last.gathers_s + 0.05)
         if last.queued:
             return _QUEUED_S * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
-        return _BUSY_S if last.waits or last.cycle.standing else _IDLE_S
+        if last.waits or last.cycle.standing:
+            return _BUSY_S
+        return _TRIAL_S if self.exchange.acted.lacks else _IDLE_S
 
     def _turn(self) -> Turn:
         self._turned = time.monotonic()
@@ -185,6 +195,20 @@ class Actor:
         for wait in waits or ():
             if wait not in acted.waits:
                 self._tell("waiting", why=wait.why)
+
+    def _try(self) -> None:
+        """Whether the mode's rights are there, once everything else is done; once they all were, no more."""
+        lacks, now = self.exchange.acted.lacks, time.monotonic()
+        if lacks == () or self._cycle.dry_run or not self._client or (lacks and now - self._tried < _TRIAL_S):
+            return
+        self._tried = now
+        found = self._client.lacks(lambda: not self.exchange.news.is_set())
+        if found is None:
+            return
+        self.exchange.acted = replace(self.exchange.acted, lacks=found)
+        for wait in found:
+            if wait not in (lacks or ()):
+                self._tell("refused", why=wait.why)
 
     def _learn(self) -> None:
         """Whose the pods on the GPUs are, once everything else is done: no act waits for it."""

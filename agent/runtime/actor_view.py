@@ -24,7 +24,7 @@ def view(acted: Acted, budget: Budget, restored: bool) -> dict[str, Any]:
         "checkpoints": acted.checkpoints,
         "checkpoint_wait_s": acted.checkpoint_wait_s,
         "steps": acted.steps,
-        "waits": acted.waits,
+        "waits": (*acted.waits, *(acted.lacks or ())),
         "done": acted.done,
         "failed": acted.failed,
         "requests": acted.requests,

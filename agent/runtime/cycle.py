@@ -18,7 +18,7 @@ from agent.model.describe import describe
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
 from agent.model.fault import Severity, Unseen, Verdict
 from agent.model.names import PERMIT_VALID_S
-from agent.model.steps import AskCheckpoint, Delete, Evict, GivePermit, Step, TakePermit, Wait
+from agent.model.steps import AskCheckpoint, Delete, Evict, GivePermit, On, Step, TakePermit, Wait
 from agent.model.world import Local, World
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
@@ -228,7 +228,8 @@ def _done(so_far: Turn, client: ClusterClient, did: Callable[[Step], object]) ->
             busy = refused.status == HTTPStatus.TOO_MANY_REQUESTS
             if busy or refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # the server's trouble, and not the step's
                 return replace(ended, trouble=RefusedError(refused.status, said, wait_s=refused.wait_s))
-            return replace(ended, waits=(*so_far.waits, Wait(said)))
+            on = On.OTHER if refused.status == HTTPStatus.NOT_FOUND else On.REFUSED  # what is missing may yet come
+            return replace(ended, waits=(*so_far.waits, Wait(said, on)))
         done.append(step)
         did(step)
         # An eviction's effect is not there at once, and a refused one is asked again in a while.

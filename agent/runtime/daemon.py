@@ -91,8 +91,11 @@ class Daemon:
         return acts and time.monotonic() - self._turned < _STALLED_S
 
     def ready(self) -> bool:
-        """It judges, and has read its Node once: a rollout whose agents can't act stops at the first."""
-        return self.snapshot is not None and self._restored
+        """It judges, has read its Node once, and its mode's rights were there once: a roll-out whose agents can't act
+        stops at the first. What is refused later is told, and makes nothing unready: a webhook that fails for a while
+        must not."""
+        able = self._actor is None or self._actor.able
+        return self.snapshot is not None and self._restored and able
 
     def _turn(self) -> None:
         """Wait for the sources, then judge what they said by what the Node says, which is read once."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.model.cluster_client import Annotations, ClusterClient, Labels
 from agent.model.errors import AgentError, RefusedError, UndiagnosedError
-from agent.model.steps import Diagnose, Step
+from agent.model.steps import Diagnose, Step, Wait
 from agent.model.world import Diagnosed, World
 from agent.remediation.stored import kept
 from agent.remediation.validation import awaited
@@ -45,6 +45,9 @@ class DiagRunner:
 
     def workloads(self) -> Mapping[str, str]:
         return self._client.workloads()
+
+    def lacks(self, go_on: Callable[[], bool]) -> tuple[Wait, ...] | None:
+        return self._client.lacks(go_on)
 
     def look(self, closely: bool) -> World:
         """A diagnosis that the Node no longer waits for is ended: a fault stands again, or a person decided."""

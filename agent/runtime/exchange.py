@@ -51,6 +51,7 @@ class Acted:
     done: Mapping[str, int] = field(default_factory=dict)  # steps since the agent's start, by kind
     failed: Mapping[str, int] = field(default_factory=dict)  # looks and steps that failed, by kind
     failures: int = 0  # rounds in a row that failed
+    lacks: tuple[Wait, ...] | None = None  # what the mode needs and the agent may not do; None: not known yet
     requests: Mapping[str, int] = field(default_factory=dict)  # to the API server, by HTTP method
     checkpoints: Mapping[str, int] = field(default_factory=dict)  # of evicted pods, by how they ended
     checkpoint_wait_s: float = 0.0

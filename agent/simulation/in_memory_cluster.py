@@ -58,6 +58,8 @@ class InMemoryCluster:
         body = json.loads(json.dumps(body)) if body else body  # as it crosses the wire
         with self._lock:
             self.requests.append((method, asked))
+            if "dryRun" in query and not (rest[1:] == ["eviction"] and body):
+                return 200, {}
             if method == "POST" and rest[1:] == ["eviction"]:
                 return self._evict(namespace, rest[0], body, dry_run="dryRun" in query)
             if method == "POST":

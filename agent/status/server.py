@@ -239,7 +239,8 @@ class _Request(BaseHTTPRequestHandler):
             case "/healthz":
                 self._probe(server.alive(), "the judge loop turns", "the judge loop or the act loop stands still")
             case "/readyz":
-                self._probe(server.ready(), "judging", "no verdict yet, or the Node was not read yet")
+                said = "no verdict yet, the Node was not read yet, or see /state"
+                self._probe(server.ready(), "judging", said)
             case "/state":
                 body = server.made(path, lambda: json.dumps(server.state(), indent=2).encode())
                 self._answer(HTTPStatus.OK, "application/json", body)

@@ -41,7 +41,7 @@ class Proxy:
                     text = answer.read()
                 finally:
                     connection.close()
-                if self.command != "GET" and answer.status < 300:
+                if self.command != "GET" and answer.status < 300 and "dryRun" not in self.path:
                     proxy.written(self.command, self.path)
                 try:
                     self.send_response(answer.status)

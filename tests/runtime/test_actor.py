@@ -30,6 +30,12 @@ def tell(actor: Actor, verdict: Verdict, **more: Any) -> None:
     actor.exchange.judged = replace(actor.exchange.judged, verdict=verdict, **more)
 
 
+def tried(actor: Actor) -> Actor:
+    """With the rights that it needs: it has tried them."""
+    actor.exchange.acted = replace(actor.exchange.acted, lacks=())
+    return actor
+
+
 def made() -> InMemoryCluster:
     cluster = InMemoryCluster()
     cluster.add_node("n1")
@@ -48,7 +54,7 @@ def broken() -> Verdict:
 def test_whose_a_pod_is_is_asked_once_and_kept() -> None:
     cluster = made()
     uid = cluster.read("pods", "train", "a")["metadata"]["uid"]
-    actor = Actor(CONFIG, lambda: KubeClient(cluster, "n1", CONFIG), False, lambda *_, **__: None)
+    actor = tried(Actor(CONFIG, lambda: KubeClient(cluster, "n1", CONFIG), False, lambda *_, **__: None))
     judge = Judge()
     verdict = judge.after(0, alive(), reading())
     for _ in range(5):

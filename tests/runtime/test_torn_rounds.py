@@ -13,7 +13,7 @@ from agent.recording.recording import Recorder
 from agent.runtime.actor import Actor
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.observe import GPU, Judge, alive, reading, xid
-from tests.runtime.test_actor import broken, made, permits_of, tell
+from tests.runtime.test_actor import broken, made, permits_of, tell, tried
 
 NODE = "/api/v1/nodes/n1"
 
@@ -115,7 +115,7 @@ def test_a_reset_is_not_begun_under_an_nvml_that_was_opened_during_the_look() ->
     judge.now = time.monotonic() - 60
     judge.after(0, alive(), reading())
     bad = judge.after(1, xid(95))
-    actor = Actor(config, lambda: KubeClient(server, "n1", config), False, lambda *_, **__: None)
+    actor = tried(Actor(config, lambda: KubeClient(server, "n1", config), False, lambda *_, **__: None))
     tell(actor, bad, released=time.monotonic(), clients={f"GPU-{GPU}": {}})
     actor.round()
     assert actor.exchange.acted.keep_off
