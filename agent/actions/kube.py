@@ -22,15 +22,8 @@ from agent.actions.trial import Trial
 from agent.config.settings import Config
 from agent.model.cluster_client import Annotations, Labels
 from agent.model.errors import RefusedError, UnreachableError
-from agent.model.names import (
-    DISMISS_ANNOTATION,
-    DRILL_ANNOTATION,
-    FAULTS_ANNOTATION,
-    HARD_TAINT,
-    MANAGED_LABEL,
-    SOFT_TAINT,
-)
-from agent.model.ownership import own_taint
+from agent.model.names import DISMISS_ANNOTATION, DRILL_ANNOTATION, FAULTS_ANNOTATION, HARD_TAINT, SOFT_TAINT
+from agent.model.ownership import opted_out, own_taint
 from agent.model.steps import (
     Announce,
     AskCheckpoint,
@@ -45,7 +38,7 @@ from agent.model.steps import (
     TakePermit,
     Wait,
 )
-from agent.model.text import rfc3339
+from agent.model.text import fault_ids, rfc3339
 from agent.model.world import Condition, Job, Permit, PermitKind, Pod, World
 
 _UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on an answer doesn't tell whether the request is carried out
@@ -137,14 +130,16 @@ class KubeClient:
             else:
                 self._pods.forget()
         labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+        dismissed, unread = fault_ids(annotations.get(DISMISS_ANNOTATION, ""))
         return World(
             node=self._node,
             uid=metadata["uid"],
-            managed=labels.get(MANAGED_LABEL) != "false",
+            managed=not opted_out(labels),
             taints=tuple(map(taint_of, spec.get("taints") or ())),
             labels=labels,
             conditions={c["type"]: condition_of(c) for c in status.get("conditions") or ()},
-            dismissed=frozenset(annotations.get(DISMISS_ANNOTATION, "").replace(",", " ").split()),
+            dismissed=dismissed,
+            unread=unread,
             stored=annotations.get(FAULTS_ANNOTATION),
             drill=annotations.get(DRILL_ANNOTATION),
             permits=permits,

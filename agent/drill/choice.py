@@ -9,6 +9,7 @@ from typing import Any
 from agent.drill.kit import Object
 from agent.model.errors import AgentError
 from agent.model.names import FAULTS_ANNOTATION, HARD_TAINT, MANAGED_LABEL, STATE_LABEL
+from agent.model.ownership import opted_out
 from agent.model.text import read_json
 
 _PREFIX = "nvidia.com/"
@@ -64,8 +65,8 @@ def _unfit(node: Object, agents: Mapping[str, Object]) -> str:
         return "is not Ready"
     if node["spec"].get("unschedulable"):
         return "is cordoned"
-    if labels.get(MANAGED_LABEL) == "false":
-        return f"bears {MANAGED_LABEL}=false"
+    if opted_out(labels):
+        return f"bears {MANAGED_LABEL}={labels[MANAGED_LABEL]}"
     if name not in agents or not _is(agents[name], "Ready"):
         return "has no agent that is ready"
     if labels.get(STATE_LABEL) != "healthy":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from agent.model.names import HARD_TAINT, SOFT_TAINT
+from collections.abc import Mapping
+
+from agent.model.names import HARD_TAINT, MANAGED_LABEL, SOFT_TAINT
 from agent.model.world import Condition, Taint
 
 # Cluster Autoscaler counts the node as ready and plans nothing onto it: for pods that find no place it brings another.
@@ -32,6 +34,11 @@ OPERANDS = {
 
 
 OPERAND_ON, OPERAND_PAUSED = "true", "paused-for-gpu-reset"
+
+
+def opted_out(labels: Mapping[str, str]) -> bool:
+    """Whether a person wants nothing of us on this node."""
+    return labels.get(MANAGED_LABEL, "").lower() in ("false", "no", "off", "0")
 
 
 def own_taint(taint: Taint) -> bool:

@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any, Literal
 
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?", re.IGNORECASE)
-_FIRST_S, _LAST_S = -62135596800.0, 253402300799.0  # the years 1 to 9999
+_FAULT_ID = re.compile(r"[a-z0-9-]{1,40}@[0-9a-z:./]{1,40}")  # xid-79@0000:1b:00.0/gi5
+_MOST_IDS = 64
+_FIRST_S, LAST_S = -62135596800.0, 253402300799.0  # the years 1 to 9999
 _LARGEST = 2**64  # NVML's largest counters; no number that we read is longer
 _DEEPEST = 64  # lists and objects in one another; what we read and write has a dozen
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character: without the other half it can't be written as UTF-8
@@ -22,6 +24,16 @@ def normalise_pci(text: str) -> str:
         raise ValueError(f"not a PCI address: {text!r}"[:100])
     domain, bus, device, function = match.groups()
     return f"{int(domain or '0', 16):04x}:{bus.lower()}:{device.lower()}.{function or '0'}"
+
+
+def fault_ids(text: str) -> tuple[frozenset[str], int]:
+    """The ids of faults that a person wrote down, with commas or spaces between, and how many other words there are.
+
+    So many at most as keep what is remembered of them small.
+    """
+    words = dict.fromkeys(text.replace(",", " ").split())
+    ids = [word for word in words if _FAULT_ID.fullmatch(word)][:_MOST_IDS]
+    return frozenset(ids), len(words) - len(ids)
 
 
 def printable(text: str) -> str:
@@ -67,7 +79,7 @@ _JSON = json.JSONDecoder(parse_float=_float, parse_constant=_float, parse_int=pa
 
 def rfc3339(at: float, precision: Literal["seconds", "milliseconds", "microseconds"] = "microseconds") -> str:
     """Unix seconds as RFC 3339 in UTC. Its years are 1 to 9999: what lies beyond is written as the nearest of them."""
-    date = datetime.fromtimestamp(min(max(_FIRST_S, at), _LAST_S), UTC)
+    date = datetime.fromtimestamp(min(max(_FIRST_S, at), LAST_S), UTC)
     return date.isoformat(timespec=precision).replace("+00:00", "Z")
 
 

@@ -135,6 +135,7 @@ class World:
     labels: Mapping[str, str] = field(default_factory=dict)
     conditions: Mapping[str, Condition] = field(default_factory=dict)
     dismissed: frozenset[str] = frozenset()  # fault ids that a person declared ended
+    unread: int = 0  # words beside them that are none, or too many
     stored: str | None = None  # our annotation, as text; None before the first start on this node
     drill: str | None = None  # a drill's annotation, as text
     permits: tuple[Permit, ...] | None = None  # None: not asked, which allows nothing

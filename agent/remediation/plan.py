@@ -25,7 +25,7 @@ from typing import assert_never
 
 from agent.config.settings import Config, Mode
 from agent.model.fault import Severity, Verdict
-from agent.model.names import ERROR_LABEL, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
+from agent.model.names import DISMISS_ANNOTATION, ERROR_LABEL, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
@@ -117,8 +117,17 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _in_service(now, Records())
         case _:
             assert_never(now.situation)
-    told: Steps = (*now.waits, *_unconfirmed(now), *hidden(world, config.budget), *announcements(verdict, world))
+    said: Steps = (*now.waits, *_unconfirmed(now), *_unread(world), *hidden(world, config.budget))
+    told: Steps = (*said, *announcements(verdict, world))
     return Plan((*back, *steps, *told), now.treatment)
+
+
+def _unread(world: World) -> Steps:
+    """What a person said and nobody understands."""
+    if not world.unread:
+        return ()
+    why = f"{world.unread} of its words are no fault's id, or beyond the 64 that are read"
+    return (Wait(f"annotation {DISMISS_ANNOTATION}: {why}"),)
 
 
 def _treated(now: Now) -> Outcome:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from agent.model.remedy import Remedy
+from agent.model.remedy import LADDER, Remedy
+from agent.remediation import strict
 
 
 class Kind(StrEnum):
@@ -173,12 +174,14 @@ def _as_attempt(check: Validation) -> Attempt:
     return Attempt(Remedy.NONE, check.number, check.name, *outcome)
 
 
-def from_json(data: Mapping[str, Any]) -> Records:
-    """KeyError, TypeError, ValueError or AttributeError for what this agent did not write."""
-    found = [_attempt(one) for one in data.get("attempts", ())]
+def from_json(data: Mapping[str, object]) -> Records:
+    """KeyError or ValueError for what this agent did not write."""
+    found = [_attempt(one) for one in strict.each(data.get("attempts", []))]
     check = _check(found.pop()) if found and found[-1].remedy is Remedy.NONE else None
-    begun = _begun(data["drain"]) if "drain" in data else None
-    return Records(tuple(found), bool(data.get("paused")), begun, _idle(data.get("idle", {})), check)
+    if any(one.remedy not in LADDER for one in found):
+        raise ValueError("an attempt at what is no repair")
+    begun = _begun(strict.table(data["drain"])) if "drain" in data else None
+    return Records(tuple(found), strict.flag(data.get("paused", False)), begun, _idle(data.get("idle", {})), check)
 
 
 def _check(one: Attempt) -> Validation:
@@ -188,28 +191,31 @@ def _check(one: Attempt) -> Validation:
     )
 
 
-def _attempt(one: Mapping[str, Any]) -> Attempt:
+def _attempt(value: object) -> Attempt:
+    one = strict.table(value)
     return Attempt(
-        Remedy(one["remedy"]),
-        int(one["number"]),
-        str(one["job"]),
-        tuple(str(uuid) for uuid in one.get("uuids", ())),
-        str(one.get("boot_id", "")),
-        Stage(one["stage"]),
-        float(one.get("acted_at", 0)),
-        int(one.get("ended_at", 0)),
-        str(one.get("said", "")),
-        bool(one.get("final", False)),
-        tuple(str(uuid) for uuid in one.get("along", ())),
+        Remedy(strict.text(one["remedy"])),
+        strict.whole(one["number"], 1),
+        strict.text(one["job"]),
+        strict.texts(one.get("uuids", [])),
+        strict.text(one.get("boot_id", "")),
+        Stage(strict.text(one["stage"])),
+        strict.at(one.get("acted_at", 0)),
+        strict.second(one.get("ended_at", 0)),
+        strict.text(one.get("said", "")),
+        strict.flag(one.get("final", False)),
+        strict.texts(one.get("along", [])),
     )
 
 
-def _idle(data: Mapping[str, Any]) -> Idle:
-    failed_resets = {str(key): _attempt(one) for key, one in data.get("tried", {}).items()}
-    return Idle(bool(data.get("withdrawn")), tuple(int(at) for at in data.get("times", ())), failed_resets)
+def _idle(value: object) -> Idle:
+    data = strict.table(value)
+    failed_resets = {key: _attempt(one) for key, one in strict.table(data.get("tried", {})).items()}
+    times = tuple(map(strict.second, strict.each(data.get("times", []))))
+    return Idle(strict.flag(data.get("withdrawn", False)), times, failed_resets)
 
 
-def _begun(data: Mapping[str, Any]) -> Begun:
-    returns = {str(workload): int(times) for workload, times in data.get("returns", {}).items()}
-    boot_id, boot_s = str(data.get("boot_id", "")), float(data.get("boot_s", 0))
-    return Begun(Remedy(data["remedy"]), int(data["at"]), returns, boot_id, boot_s)
+def _begun(data: Mapping[str, object]) -> Begun:
+    returns = {workload: strict.whole(times) for workload, times in strict.table(data.get("returns", {})).items()}
+    boot = strict.text(data.get("boot_id", "")), strict.number(data.get("boot_s", 0.0), 0.0)
+    return Begun(Remedy(strict.text(data["remedy"])), strict.second(data["at"]), returns, *boot)

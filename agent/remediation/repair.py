@@ -139,7 +139,7 @@ def _clients(case: Case, treatment: Treatment, records: Records) -> Outcome:
 
 
 def _watch(case: Case, treatment: Treatment, records: Records, live: Attempt, job: Job | None) -> Outcome:
-    if job and job.finished_at:
+    if job and job.finished_at > 0:
         live = replace(live, acted_at=job.finished_at)
     if job and job.state == "active":  # in another boot as well: its pod may yet begin and reboot the node again
         return records, (Wait(f"Job {live.job} runs: {live.remedy}, attempt {live.number}"),)

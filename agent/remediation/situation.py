@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from agent.config.settings import Mode
 from agent.model.errors import MalformedError, NewerError
-from agent.model.names import HARD_TAINT
+from agent.model.names import HARD_TAINT, MANAGED_LABEL
 from agent.model.steps import On, Wait
 from agent.model.world import PermitKind
 from agent.remediation.case import Case, Treatment
@@ -58,7 +58,8 @@ class Now:
 def situation(case: Case) -> Now:
     world, config = case.world, case.config
     if not world.managed:
-        why = "the node's label gpu-health-agent/managed=false opts it out: nothing is written to it"
+        said = world.labels.get(MANAGED_LABEL, "false")
+        why = f"the node's label {MANAGED_LABEL}={said} opts it out: nothing is written to it"
         return Now(Situation.OPTED_OUT, (Wait(f"{why}, and a draining permit goes back", On.STOPPED),), case)
     try:
         stored = load(world.stored, 0.0) if world.stored is not None else None

@@ -11,7 +11,8 @@ from typing import Any
 from agent.model.errors import MalformedError, NewerError
 from agent.model.fault import Card, Evidence, Fault, Finding, Remembered, Severity, Verdict
 from agent.model.remedy import Remedy
-from agent.model.text import read_json
+from agent.model.text import LAST_S, read_json
+from agent.remediation import strict
 from agent.remediation.records import Records, as_json, from_json
 
 VERSION = 1
@@ -30,7 +31,8 @@ class Stored(Remembered):
 def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) -> str:
     """Only what a restart must know; nothing in it changes while the node stays as it is."""
     faults = [_fault(f) for f in verdict.standing if f.finding.severity > Severity.NOTICE][:_MOST_FAULTS]
-    data = {"version": VERSION, "boot_id": verdict.boot_id, "kernel_seq": kernel_seq, "at": int(at), "faults": faults}
+    position = {"boot_id": verdict.boot_id, "kernel_seq": kernel_seq, "at": int(_told(at))}
+    data: dict[str, Any] = {"version": VERSION, **position, "faults": faults}
     if verdict.onsets:
         data["onsets"] = {pci: list(times) for pci, times in verdict.onsets.items()}
     data |= as_json(records)
@@ -55,7 +57,7 @@ def _fault(fault: Fault) -> dict[str, Any]:
         "witness": finding.witness,
         "clear_s": None if finding.clear_s is None else float(finding.clear_s),  # as it is read: 600 is not 600.0
         "instance": finding.instance,
-        "since": round(fault.since, 3),
+        "since": _told(fault.since),
         "uuid": fault.uuid,
         "boot_id": fault.boot_id,
         "proved": fault.proved,
@@ -63,8 +65,13 @@ def _fault(fault: Fault) -> dict[str, Any]:
         **({"fell": list(fault.fell)} if fault.fell else {}),
         **({"late": True} if fault.pre_start else {}),
         **({"aside": True} if fault.aside else {}),
-        "seen_by": [[w.source, round(w.at, 3), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
+        "seen_by": [[w.source, _told(w.at), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
     }
+
+
+def _told(at: float) -> float:
+    """A time as it can be read back, whatever the clock was."""
+    return round(min(max(0.0, at), LAST_S), 3)
 
 
 def _counters(fault: Fault) -> dict[str, Any]:
@@ -74,44 +81,51 @@ def _counters(fault: Fault) -> dict[str, Any]:
     return {**energy, **({"counters": others} if fault.counters else {})}
 
 
-def _restored(data: Mapping[str, Any]) -> dict[str, float]:
+def _restored(data: Mapping[str, object]) -> dict[str, float]:
     """What an older agent stored is the energy alone, which proves nothing."""
     if "counters" not in data:
         return {}
     energy = {"energy_j": data["energy_j"]} if data.get("energy_j") is not None else {}
-    return {str(name): float(value) for name, value in {**energy, **data["counters"]}.items()}
+    return {name: strict.number(value, 0.0) for name, value in {**energy, **strict.table(data["counters"])}.items()}
 
 
 @lru_cache(maxsize=2)  # the act loop reads the same several times a round
 def load(text: str, now: float) -> Stored:
-    """Read the annotation back; ``now`` is monotonic seconds, from which restored faults age."""
+    """Read the annotation back; ``now`` is monotonic seconds, from which restored faults age. MalformedError."""
     try:
-        data = read_json(text)
-        if isinstance(data["version"], int) and data["version"] > VERSION:
-            raise NewerError(f"a newer agent wrote it (schema {data['version']}, this one knows {VERSION})")
-        if data["version"] != VERSION:
-            raise MalformedError(f"it was written by another version of the agent (schema {data['version']!r})")
-        seq = data["kernel_seq"]
-        return Stored(
-            boot_id=str(data["boot_id"]),
-            kernel_seq=None if seq is None else int(seq),
-            at=float(data["at"]),
-            faults=tuple(_restore(fault, now) for fault in data["faults"]),
-            onsets={str(pci): tuple(int(at) for at in times) for pci, times in data.get("onsets", {}).items()},
-            dismissed=frozenset(str(key) for key in data.get("dismissed", ())),
-            records=from_json(data),
-            cards={
-                str(pci): Card(str(uuid), int(links), _peers(data.get("links", {}), pci))
-                for pci, (uuid, links) in data.get("cards", {}).items()
-            },
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        data = strict.table(read_json(text))
+        version = strict.whole(data["version"], -(2**64))
+        if version > VERSION:
+            raise NewerError(f"a newer agent wrote it (schema {version}, this one knows {VERSION})")
+        if version != VERSION:
+            raise MalformedError(f"it was written by another version of the agent (schema {version})")
+        return _whole(data, now)
+    except (KeyError, ValueError) as error:
         raise MalformedError(f"it is not what this agent writes ({type(error).__name__}: {error})"[:200]) from error
 
 
-def _peers(links: Mapping[str, list[str] | None], pci: str) -> frozenset[str] | None:
-    peers = links.get(pci, [])
-    return None if peers is None else frozenset(map(str, peers))
+def _whole(data: Mapping[str, object], now: float) -> Stored:
+    seq, links = data["kernel_seq"], strict.table(data.get("links", {}))
+    faults = tuple(_restore(strict.table(fault), now) for fault in strict.each(data["faults"]))
+    if len({fault.finding.id for fault in faults}) < len(faults):
+        raise ValueError("a fault stands in it twice")
+    onsets, cards = (strict.table(data.get(name, {})) for name in ("onsets", "cards"))
+    return Stored(
+        boot_id=strict.text(data["boot_id"]),
+        kernel_seq=None if seq is None else strict.whole(seq, -1),
+        at=strict.at(data["at"]),
+        faults=faults,
+        onsets={strict.pci(pci): tuple(map(strict.second, strict.each(times))) for pci, times in onsets.items()},
+        dismissed=frozenset(strict.texts(data.get("dismissed", []))),
+        records=from_json(data),
+        cards={strict.pci(pci): _card(card, links.get(pci, [])) for pci, card in cards.items()},
+    )
+
+
+def _card(card: object, peers: object) -> Card:
+    uuid, nvlinks = strict.each(card)
+    bound = None if peers is None else frozenset(map(strict.pci, strict.each(peers)))
+    return Card(strict.text(uuid), strict.whole(nvlinks), bound)
 
 
 def restored(text: str | None, now: float) -> Stored | None:
@@ -128,35 +142,41 @@ def kept(text: str | None) -> Records:
     return stored.records if stored else Records()
 
 
-def _restore(data: dict[str, Any], now: float) -> Fault:
-    seen_by = tuple(Evidence(float(at), str(source), str(raw)) for source, at, raw in data["seen_by"])
-    clear_s = data["clear_s"]
-    instance = data.get("instance")
+def _restore(data: Mapping[str, object], now: float) -> Fault:
+    seen_by = tuple(_evidence(one) for one in strict.each(data["seen_by"]))
+    if not seen_by:
+        raise ValueError("a fault that nobody saw")
+    clear_s, instance = data["clear_s"], data.get("instance")
     finding = Finding(
-        rule=str(data["rule"]),
-        pci=str(data["pci"]),
-        severity=Severity[data["severity"].upper()],
-        remedy=Remedy(data["remedy"]),
-        message=str(data["message"]),
+        rule=strict.rule(data["rule"]),
+        pci=strict.pci(data["pci"]),
+        severity=Severity[strict.text(data["severity"]).upper()],
+        remedy=Remedy(strict.text(data["remedy"])),
+        message=strict.text(data["message"]),
         evidence=seen_by[-1],
         arrived=now,
-        witness=str(data["witness"]),
-        clear_s=None if clear_s is None else float(clear_s),
-        instance=None if instance is None else int(instance),
-        drill=str(data.get("drill", "")),
+        witness=strict.text(data["witness"]),
+        clear_s=None if clear_s is None else strict.number(clear_s, 0.0),
+        instance=None if instance is None else strict.whole(instance),
+        drill=strict.text(data.get("drill", "")),
     )
     return Fault(
         finding=finding,
-        since=float(data["since"]),
+        since=strict.at(data["since"]),
         began=now,
         last=now,
-        uuid=str(data["uuid"]),
-        boot_id=str(data["boot_id"]),
+        uuid=strict.text(data["uuid"]),
+        boot_id=strict.text(data["boot_id"]),
         confirmed=True,
-        proved=bool(data["proved"]),
+        proved=strict.flag(data["proved"]),
         counters=_restored(data),
-        fell=tuple(str(name) for name in data.get("fell", ())),
-        pre_start=bool(data.get("late", False)),
-        aside=bool(data.get("aside", False)),
+        fell=strict.texts(data.get("fell", [])),
+        pre_start=strict.flag(data.get("late", False)),
+        aside=strict.flag(data.get("aside", False)),
         witnesses=seen_by,
     )
+
+
+def _evidence(one: object) -> Evidence:
+    source, at, raw = strict.each(one)
+    return Evidence(strict.at(at), strict.text(source), strict.text(raw))

@@ -1,0 +1,210 @@
+"""What the Node stores is read back as it was written, or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agent.actions.kube import KubeClient
+from agent.diagnosis.judge import Memory, Orders, judge
+from agent.diagnosis.resume import resumed
+from agent.model.errors import MalformedError
+from agent.model.fault import Card, Evidence, Fault, Finding, Severity, Status, Verdict
+from agent.model.observation import Missing, parse_line
+from agent.model.remedy import Remedy
+from agent.model.steps import Wait
+from agent.model.text import fault_ids
+from agent.model.world import Local, World
+from agent.remediation.case import Case
+from agent.remediation.plan import plan
+from agent.remediation.records import Attempt, Begun, Idle, Kind, Records, Stage, Validation
+from agent.remediation.situation import Situation, situation
+from agent.remediation.stored import dump, load, restored
+from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy
+from tests.observe import GPU, OTHER, START
+
+ATTEMPT = Attempt(
+    Remedy.RESET_GPU,
+    1,
+    "gpu-health-reset-gpu-0",
+    ("GPU-1",),
+    "boot-1",
+    Stage.FAILED,
+    START,
+    int(START),
+    "it failed",
+    True,
+    ("GPU-2",),
+)
+CHECK = Validation(Kind.DIAGNOSIS, "gpu-health-diagnosis-0", ("GPU-1",), "boot-1", 1, Stage.FAILED, START, 7, "no")
+RECORDS = Records(
+    (ATTEMPT,),
+    True,
+    Begun(Remedy.RESET_GPU, 7, {"research/Job/train": 2}),
+    Idle(True, (7,), {f"xid-63@{GPU}": ATTEMPT}),
+    CHECK,
+)
+
+
+def fault(rule: str = "xid-94", pci: str = GPU, severity: Severity = Severity.FATAL, words: str = "NVRM: Xid") -> Fault:
+    seen = (Evidence(START, "kmsg", words), Evidence(START, "nvml", words))
+    finding = Finding(rule, pci, severity, Remedy.RESET_GPU, words, seen[-1], 1.0, "kmsg", clear_s=600.0, instance=3)
+    counters = {"energy_j": 7.0, "pcie_replays": 1.0}
+    return Fault(
+        finding,
+        START,
+        1.0,
+        1.0,
+        "GPU-1",
+        "boot-1",
+        confirmed=True,
+        counters=counters,
+        fell=("pcie_replays",),
+        pre_start=True,
+        witnesses=seen,
+    )
+
+
+def verdict(*faults: Fault) -> Verdict:
+    cards = {GPU: Card("GPU-1", 18, frozenset({OTHER})), OTHER: Card("GPU-2", 18, None)}
+    return Verdict(
+        START,
+        Status.UNHEALTHY,
+        Remedy.RESET_GPU,
+        faults,
+        {},
+        "boot-1",
+        7,
+        faults,
+        {GPU: (7, 8)},
+        frozenset({f"xid-79@{GPU}"}),
+        cards,
+    )
+
+
+WHOLE = json.loads(dump(verdict(fault()), 7, START, RECORDS))
+DEEP: Any = None
+for _ in range(900):
+    DEEP = [DEEP]
+NONSENSE: list[Any] = [
+    float("inf"), float("-inf"), float("nan"), 10**400, -(10**400), -1, 1.5, 2**70, True, None, "", "nonsense",
+    "a" * 20_000,
+    "\ud800", [], [[]], {}, {"": None}, DEEP,
+]  # fmt: skip
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of every value in it, containers too."""
+    for key in data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ():
+        yield (*path, key)
+        yield from places(data[key], (*path, key))
+
+
+def changed(path: tuple[Any, ...], value: Any) -> str:
+    whole = copy.deepcopy(WHOLE)
+    at = whole
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return json.dumps(whole)
+
+
+def no_nonsense(value: Any) -> bool:
+    """Whether all of it is what an agent might have written."""
+    if isinstance(value, dict):
+        return all(no_nonsense(one) for one in value.values())
+    if isinstance(value, list):
+        return all(map(no_nonsense, value))
+    return not isinstance(value, int | float) or abs(value) < 1e300
+
+
+@pytest.mark.parametrize("path", places(WHOLE), ids=lambda path: ".".join(map(str, path)))
+def test_whatever_nonsense_stands_in_a_field_it_is_read_as_such_or_the_agent_stops_by_name(
+    path: tuple[Any, ...],
+) -> None:
+    for value in NONSENSE:
+        text = changed(path, value)
+        stored = restored(text, 0.0)
+        if stored is None:
+            now = situation(Case(healthy(), World("n1", "uid", stored=text), EVICT, Local()))
+            assert now.situation in (Situation.MALFORMED, Situation.NEWER)
+            assert len(now.stands[0].why) < 400
+            continue
+        assert isinstance(was(path), bool) or value is not True
+        assert not isinstance(value, int | float) or abs(value) < 2**71, "a number that no clock and no GPU counts to"
+        assert value != -1 or path == ("kernel_seq",), "nothing else is ever below zero"
+        judged = verdict(*stored.faults)
+        back = json.loads(dump(judged, stored.kernel_seq, stored.at, stored.records))
+        assert no_nonsense(back)
+        plan(judged, World("n1", "uid", stored=text, permits=(), pods=(), jobs=()), EVICT, Local())
+        judge(resumed(Memory(), stored, EVICT.policy, {}), (), 1.0, START, EVICT.policy, ("nvml",), Orders())
+
+
+def was(path: tuple[Any, ...]) -> Any:
+    value = WHOLE
+    for key in path:
+        value = value[key]
+    return value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "7", "[" * 100_000, '{"version":1}', '{"version":1e999}', "{}"]
+)
+def test_what_is_no_annotation_of_ours_at_all_stops_the_agent_by_name(text: str) -> None:
+    assert restored(text, 0.0) is None
+    now = situation(Case(healthy(), World("n1", "uid", stored=text), EVICT, Local()))
+    assert now.situation is Situation.MALFORMED
+    assert "remove it to let the agent act again" in now.stands[0].why
+
+
+def test_a_fault_that_stands_in_it_twice_and_one_that_nobody_saw_stop_the_agent() -> None:
+    one = WHOLE["faults"][0]
+    for faults in ([one, one], [{**one, "seen_by": []}]):
+        with pytest.raises(MalformedError):
+            load(json.dumps({**WHOLE, "faults": faults}), 0.0)
+
+
+def test_whatever_the_clock_reads_what_is_written_is_read_again() -> None:
+    for wall in (-5.0, 0.0, 1e12):
+        seen = (Evidence(wall, "kmsg", "NVRM: Xid"),)
+        one = replace(fault(), since=wall, witnesses=seen)
+        assert load(dump(replace(verdict(one), at=wall), 7, wall, RECORDS), 0.0).faults[0].finding.rule == "xid-94"
+
+
+def test_of_a_persons_words_only_faults_ids_are_obeyed_and_not_150_kilobytes_of_them() -> None:
+    many = ",".join(f"xid-{number}@{GPU}" for number in range(6_000))
+    ids, others = fault_ids(f"xid-79@{GPU},check@node  {many}, nonsense\n\u202e {'x' * 70_000}@node")
+    assert len(ids) == 64
+    assert others > 5_900
+    assert {f"xid-79@{GPU}", "check@node"} <= ids
+    assert fault_ids(f"xid-94@{GPU}/gi5 xid-74@{GPU}/drill") == (
+        frozenset({f"xid-94@{GPU}/gi5", f"xid-74@{GPU}/drill"}),
+        0,
+    )
+    waits = [s for s in plan(healthy(), World("n1", "uid", unread=others), EVICT, Local()).steps if isinstance(s, Wait)]
+    assert any("gpu-health-agent/dismiss" in wait.why for wait in waits)
+
+
+def test_a_reading_that_is_no_number_is_an_unreadable_one() -> None:
+    begins = '{"at":"2026-01-01T00:00:00Z","source":"nvml","signal":'
+    for number in ("NaN", "Infinity", "-1e999"):
+        line = f'{begins}"reading","values":{{"energy_j":{number}}}}}'
+        assert parse_line(line, 0.0).values == {"energy_j": Missing.UNREADABLE}
+    with pytest.raises(ValueError, match="plain"):
+        parse_line(f'{begins}"xid","value":NaN}}', 0.0)
+
+
+@pytest.mark.parametrize("value", ["false", "False", "NO", "off", "0"])
+def test_a_node_is_opted_out_by_every_word_for_no(value: str) -> None:
+    made = cluster()
+    made("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": {"gpu-health-agent/managed": value}}}, MERGE)
+    client = KubeClient(made, "n1", EVICT)
+    assert not [step for step in drive(client, fatal()) if not isinstance(step, Wait)]
+    [wait] = plan(fatal(), client.look(closely=True), EVICT, Local()).steps
+    assert isinstance(wait, Wait)
+    assert f"gpu-health-agent/managed={value} opts it out" in wait.why
