@@ -58,6 +58,7 @@ _OUTLIVE = (
     "uuids",
     "new",
     "log",
+    "stepped_s",
 )
 
 
@@ -93,6 +94,7 @@ class Life:
     clients: dict[str, dict[str, str]] = field(default_factory=dict)
     resources: dict[str, tuple[str, ...] | None] | None = None  # what PodResources tells; None: it can't be asked
     pending: set[str] = field(default_factory=set)  # GPUs with a memory row that waits for a reset to be remapped
+    stepped_s: float = 0.0  # how far the node's wall clock was set ahead
     linked: bool = False  # its GPUs, older than Ampere, to each other
     forks: Callable[[tuple[int, ...]], bool] = lambda _: False  # whether to keep what a kill after these writes leaves
     left: list[tuple[tuple[int, ...], bytes]] = field(default_factory=list)
@@ -238,7 +240,7 @@ class Life:
                 return
 
     def _wall(self) -> float:
-        return START + self.now
+        return START + self.now + self.stepped_s
 
     @property
     def released(self) -> bool:
@@ -294,15 +296,15 @@ class Life:
                 )
                 for pci, since in self.new.items()
             ]
-        stamped = [Observation(**{**fields(o), "arrived": self.now, "at": START + self.now}) for o in seen]
+        stamped = [Observation(**{**fields(o), "arrived": self.now, "at": self._wall()}) for o in seen]
         for boot_number, number, at, pci, code in self.log:
             if boot_number == self.boot and (boot_number, number) > self.read:
                 told = xid(code, pci, "kmsg", boot_id=boot, seq=number)
-                stamped.append(Observation(**{**fields(told), "arrived": self.now, "at": at}))
+                stamped.append(Observation(**{**fields(told), "arrived": self.now, "at": at + self.stepped_s}))
                 self.read = boot_number, number
         orders = Orders(resets=self.cycle.resets, dismissed=self.world.dismissed, aside=self.cycle.aside)
         self.memory, verdict = judge(
-            self.memory, stamped, self.now, START + self.now, self.config.policy, ("nvml", "kmsg"), orders
+            self.memory, stamped, self.now, self._wall(), self.config.policy, ("nvml", "kmsg"), orders
         )
         return verdict
 
@@ -352,17 +354,17 @@ class Life:
         """Once; a restored server is only told of it again."""
         uid, good = job["metadata"]["uid"], self.exit_code == 0 and (self.passes or "-check-" not in name)
         if uid not in self.over:
-            self.over[uid] = self.now
+            self.over[uid] = self._wall()
             self._acts(name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_"), good)
         condition = {
             "type": "Complete" if good else "Failed",
             "status": "True",
-            "lastTransitionTime": rfc3339(START + self.over[uid]),
+            "lastTransitionTime": rfc3339(self.over[uid]),
         }
         self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [condition]}})
         self.cluster.add_pod("gpu-health-agent", f"{name}-pod", self.name, gpus=0, owner="Job")
         labels = {"batch.kubernetes.io/job-name": name, "gpu-health-agent/node-uid": self.node()["metadata"]["uid"]}
-        ended = {"exitCode": 0 if good else self.exit_code or 1, "finishedAt": rfc3339(START + self.over[uid])}
+        ended = {"exitCode": 0 if good else self.exit_code or 1, "finishedAt": rfc3339(self.over[uid])}
         status = {"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": ended}}]}
         path = f"/api/v1/namespaces/gpu-health-agent/pods/{name}-pod"
         body = {"metadata": {"labels": labels}, "status": status}

@@ -15,7 +15,6 @@ from agent.config.settings import Config
 from agent.model.errors import RefusedError
 from agent.model.names import GPUS_ANNOTATION, NODE_UID_LABEL, TEMPLATE_LABEL
 from agent.model.steps import StartJob
-from agent.model.text import unix_s
 from agent.model.world import Job
 
 _KEPT_S = 7 * 86400
@@ -24,8 +23,9 @@ _KEPT_S = 7 * 86400
 class Jobs:
     """The Jobs that repair this node, as last read."""
 
-    def __init__(self, api: Api, node: str, config: Config, wall: Clock) -> None:
-        self._api, self._node, self._repair, self._wall = api, node, config.repair, wall
+    def __init__(self, api: Api, node: str, config: Config, clock: Clock) -> None:
+        self._api, self._node, self._repair, self._clock = api, node, config.repair, clock
+        self._ended: dict[str, float] = {}  # when each was first seen to have ended
         namespace = quote(config.budget.namespace, safe="")
         self._path = f"/apis/batch/v1/namespaces/{namespace}"
 
@@ -38,7 +38,7 @@ class Jobs:
         if not self._repair.templates:
             return ()
         found = ask(self._api, "GET", f"{self._path}/jobs?labelSelector={quote(f'{NODE_UID_LABEL}={uid}')}")
-        return tuple(_job(item, ended, self._wall()) for item in found.get("items", ()))
+        return tuple(self._job(item, ended) for item in found.get("items", ()))
 
     def start(self, step: StartJob, uid: str) -> None:
         """Create it; one that is there already was created by us before a crash."""
@@ -74,14 +74,14 @@ class Jobs:
             "spec": spec,
         }
 
-
-def _job(item: Mapping[str, Any], ended: Mapping[str, tuple[int, float]], wall: float) -> Job:
-    name, ended_s, said, state = item["metadata"]["name"], 0, "", "active"
-    for condition in (item.get("status") or {}).get("conditions") or ():
-        if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
-            state = "succeeded" if condition["type"] == "Complete" else "failed"
-            said = str(condition.get("message") or condition.get("reason") or "")
-            at = unix_s(condition.get("lastTransitionTime"))
-            ended_s = 0 if at is None else max(0, int(wall - at))
-    exit_code, finished_at = ended.get(name, (None, 0.0))
-    return Job(name, state, exit_code, said, ended_s, finished_at)
+    def _job(self, item: Mapping[str, Any], ended: Mapping[str, tuple[int, float]]) -> Job:
+        name, said, state = item["metadata"]["name"], "", "active"
+        for condition in (item.get("status") or {}).get("conditions") or ():
+            if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
+                state = "succeeded" if condition["type"] == "Complete" else "failed"
+                said = str(condition.get("message") or condition.get("reason") or "")
+        # By our own clock: when the cluster's says that it ended is another's, and may be minutes ahead or behind.
+        now = self._clock()
+        ended_s = 0 if state == "active" else int(now - self._ended.setdefault(item["metadata"]["uid"], now))
+        exit_code, finished_at = ended.get(name, (None, 0.0))
+        return Job(name, state, exit_code, said, ended_s, finished_at)

@@ -65,7 +65,7 @@ class KubeClient:
         self._permits = Permits(self._api, config.budget, clock, wall)
         self._raw: dict[str, Any] = {}
         self._pods = Pods(self._api, node, config, clock, wall, answer_s)
-        self._jobs = Jobs(self._api, node, config, wall)
+        self._jobs = Jobs(self._api, node, config, clock)
         self.lacks = Trial(self._api, node, config, wall).lacks
         self._announced: frozenset[str] = frozenset()
         self._vainly_from: float | None = None  # since when our taint is asked for, and never comes

@@ -14,13 +14,13 @@ from agent.diagnosis.history import History, number
 from agent.diagnosis.linked import linked
 from agent.diagnosis.overrides import settle
 from agent.diagnosis.pre_start import doubted
-from agent.diagnosis.proof import counted, proved, watched
+from agent.diagnosis.proof import counted, outlived, proved, watched
 from agent.diagnosis.rules import RULES
 from agent.diagnosis.rules.kernel import ENDS
 from agent.diagnosis.rules.presence import given_up
 from agent.diagnosis.rules.silence import blind, read_until
 from agent.diagnosis.update import updated
-from agent.model.fault import Evidence, Fault, Finding, Reason, Severity, Status, Verdict
+from agent.model.fault import Evidence, Fault, Finding, Reason, Reset, Severity, Status, Verdict
 from agent.model.observation import Observation
 from agent.model.remedy import Remedy
 from agent.model.world import Offer
@@ -33,7 +33,7 @@ class Orders:
     labels: Mapping[str, str] = field(default_factory=dict)
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name
     dismissed: frozenset[str] = frozenset()  # fault ids in the annotation gpu-health-agent/dismiss
-    resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset
+    resets: Mapping[str, Reset] = field(default_factory=dict)  # GPU UUID → our reset
     drill: str = ""  # the nonce of the drill that the Node bears, while it is valid
     offer: Offer = field(default_factory=Offer)  # what it says of its GPUs
     aside: bool = False  # the GPUs are somebody else's for now: a driver upgrade, a change of MIG
@@ -95,7 +95,9 @@ def judge(
         if fault := faults.get(finding.id):
             faults[finding.id] = _also(fault, finding.evidence)
     began_at = wall - (history.now - history.began)
-    faults = {key: doubted(fault, key in old, history, began_at) for key, fault in faults.items()}
+    faults = {key: doubted(fault, old.get(key), history, began_at) for key, fault in faults.items()}
+    if orders.resets:
+        faults = {key: outlived(fault, history, orders.resets) for key, fault in faults.items()}
     faults = overruled(faults, history)
     faults = {key: only_aside(fault, old.get(key), orders.aside, history) for key, fault in faults.items()}
     onsets = {pci: times for pci, times in memory.onsets.items() if relapse.fault_id(pci) not in released}
@@ -129,7 +131,7 @@ def _age(
     history: History,
     unseen: Mapping[str, Reason],
     limits: Limits,
-    resets: Mapping[str, tuple[float, float]],
+    resets: Mapping[str, Reset],
 ) -> Fault | None:
     if old and _another_card(old, history):
         old = None

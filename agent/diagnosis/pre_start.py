@@ -9,8 +9,10 @@ from agent.diagnosis.history import History
 from agent.model.fault import Fault
 
 
-def doubted(fault: Fault, known: bool, history: History, began_at: float) -> Fault:
+def doubted(fault: Fault, old: Fault | None, history: History, began_at: float) -> Fault:
     """Whether only the kernel's record from before the agent's start (Unix seconds) speaks for the fault.
+
+    Asked once of each record, as it comes: both times are then of one clock, which may step a moment later.
 
     Such a fault may be that of an agent that died before it could write it down: then the driver asks for something,
     or the GPU does not answer.
@@ -18,5 +20,7 @@ def doubted(fault: Fault, known: bool, history: History, began_at: float) -> Fau
     pci, evidence = fault.finding.pci, fault.finding.evidence
     asks = pci in history.lost or pci in history.resets or bool(history.number(pci, "recovery_action"))
     before = evidence.source == KERNEL_LOG and evidence.at < began_at
-    pre_start = bool(pci) and before and (fault.pre_start or not known) and not asks
+    if old:
+        before = old.pre_start and (before or evidence == old.finding.evidence)
+    pre_start = bool(pci) and before and not asks
     return fault if pre_start is fault.pre_start else replace(fault, pre_start=pre_start)

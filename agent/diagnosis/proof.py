@@ -12,12 +12,12 @@ from dataclasses import replace
 from agent.config.source_index import GPUS
 from agent.diagnosis.epoch import COUNTERS, began_anew, counters, fell, least, sober
 from agent.diagnosis.history import Epoch, History, number
-from agent.model.fault import Fault
+from agent.model.fault import Fault, Reset
 from agent.model.observation import Observation
 from agent.model.remedy import Proof
 
 
-def proved(fault: Fault, history: History, resets: Mapping[str, tuple[float, float]]) -> bool:
+def proved(fault: Fault, history: History, resets: Mapping[str, Reset]) -> bool:
     """Whether there was a reboot, a reset of this GPU or a reload of its driver since the last evidence.
 
     Of GPUs that were reset together each must be well again, and the node's own fault is cured when all of them are.
@@ -47,10 +47,15 @@ def _is_well(pci: str, after: float, history: History) -> bool:
     return not number(reading, "recovery_action")
 
 
-def _by_us(pci: str, fault: Fault, history: History, resets: Mapping[str, tuple[float, float]]) -> bool:
-    """A reset of ours ended well after the last evidence and before the last reading, by this node's wall clock."""
+def _by_us(pci: str, fault: Fault, history: History, resets: Mapping[str, Reset]) -> bool:
+    """A reset of ours ended well after the last evidence and before the last reading.
+
+    By this life's clock; what an earlier life saw again after the reset says so itself.
+    """
     reset, reading = resets.get(history.uuid(pci)), history.readings.get(pci)
-    return reset is not None and reading is not None and fault.finding.evidence.at < reset[0] and reset[1] < reading.at
+    if reset is None or reading is None:
+        return False
+    return fault.after != reset.job and not _outlived(fault, reset) and reset.known < reading.arrived
 
 
 def _by_a_reload(pci: str, fault: Fault, history: History) -> bool:
@@ -89,6 +94,18 @@ def _before_this_life(fault: Fault, history: History) -> bool:
         return False  # this life saw them fall, and when
     now, since_s = counters(reading), reading.at - fault.finding.evidence.at
     return bool(now.get("energy_j")) and began_anew(fault.counters, now, since_s)
+
+
+def outlived(fault: Fault, history: History, resets: Mapping[str, Reset]) -> Fault:
+    """The fault with our reset after which it was seen again, which is then no cure of it in any life."""
+    its = resets.get(fault.uuid or history.uuid(fault.finding.pci))
+    reset = its if fault.finding.pci else next(iter(resets.values()))
+    return replace(fault, after=reset.job) if reset and _outlived(fault, reset) else fault
+
+
+def _outlived(fault: Fault, reset: Reset) -> bool:
+    """Whether this life saw it after the reset; one that it has not seen itself is of an earlier life."""
+    return 0 < fault.last >= reset.over
 
 
 def counted(old: Fault | None, history: History, pci: str) -> Mapping[str, float]:

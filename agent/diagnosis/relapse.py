@@ -20,11 +20,11 @@ def fault_id(pci: str) -> str:
 def counted(onsets: Onsets, old: Faults, new: Faults, wall: float, limits: Limits) -> dict[str, tuple[int, ...]]:
     """One more onset for each GPU that is fatal now and was not before.
 
-    By the wall clock, because the count outlives the agent; a clock that jumps only forgets or adds nothing.
+    By the wall clock, because the count outlives agent and boot; a clock that jumps only forgets or adds nothing.
     """
     renewed = dict(onsets)
     for pci in _fatal(new) - _fatal(old):
-        recent = tuple(at for at in onsets.get(pci, ()) if wall - at <= limits.relapse_window_s)
+        recent = tuple(at for at in onsets.get(pci, ()) if abs(wall - at) <= limits.relapse_window_s)
         renewed[pci] = (*recent, int(wall))[-limits.relapses :]
     return renewed
 

@@ -80,8 +80,18 @@ class Fault:
     pre_start: bool = False  # only a record from before the agent's start speaks for it
     aside: bool = False  # it was seen only while the GPUs were somebody else's: it is reported, and withdraws nothing
     witnesses: tuple[Evidence, ...] = ()  # the first word of each source that saw it
+    after: str = ""  # the Job of our reset after which it was seen again: that one is no cure of it
     joined: tuple[Fault, ...] = ()  # its symptoms: faults of their own that this one explains
     doubts: tuple[str, ...] = ()  # where the witnesses disagree
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """One of ours that is done, by the clock of this life of the agent: monotonic seconds."""
+
+    job: str  # its name
+    over: float  # what was seen later came after it; 0: no life watched its end, and all that this one sees is later
+    known: float  # what is read later is read after it
 
 
 class Status(StrEnum):
@@ -120,7 +130,7 @@ class Reason:
 class Verdict:
     """What is wrong now. ``faults`` are confirmed, worst first, each with its symptoms joined to it."""
 
-    at: float  # Unix seconds
+    at: float  # Unix seconds: told, and decides nothing
     status: Status
     remedy: Remedy
     faults: tuple[Fault, ...] = ()

@@ -72,7 +72,7 @@ class Job:
     state: str  # active, succeeded, failed
     exit_code: int | None = None  # of its container, while its pod is there to be read
     said: str = ""  # why it failed, as the Job has it
-    ended_s: int = 0  # seconds since it ended
+    ended_s: int = 0  # seconds since this life first saw that it had ended
     finished_at: float = 0.0  # when its container ended, Unix seconds by the node's own clock; 0: not known
 
 
@@ -179,6 +179,7 @@ class Local:
 
     gathered: bool = True  # the faults had time to gather
     up_s: int = 10**9  # seconds since the agent's start
+    stage_s: int = 10**9  # since this life first saw the last attempt, or the check, as far as it is now
     released: bool = False  # our own processes hold no GPU
     clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
     holders: Mapping[str, frozenset[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known

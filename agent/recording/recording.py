@@ -21,7 +21,7 @@ from agent import __version__
 from agent.config.settings import Config
 from agent.diagnosis.judge import Orders
 from agent.model.errors import ConfigError, UsageError
-from agent.model.fault import Verdict
+from agent.model.fault import Reset, Verdict
 from agent.model.observation import Missing, Observation, Signal, Value, parse_line
 from agent.model.steps import Step
 from agent.model.text import printable, read_json
@@ -29,6 +29,7 @@ from agent.model.world import Local, World
 from agent.recording.decisions import Decisions
 
 VERSION = 1
+_RESET = ("job", "over", "known")
 T = TypeVar("T")
 
 
@@ -89,7 +90,8 @@ class Recorder:
                 "labels": dict(orders.labels),
                 "workloads": dict(orders.workloads),
                 "dismissed": sorted(orders.dismissed),
-                "resets": dict(orders.resets),
+                "resets": {},
+                "our_resets": {uuid: [one.job, one.over, one.known] for uuid, one in orders.resets.items()},
                 "drill": orders.drill,
                 "aside": orders.aside,
                 "offer": asdict(orders.offer),
@@ -191,7 +193,7 @@ class Recording:
 
     def _entry(self, line: dict[str, Any]) -> Entry:
         if "restored" in line:
-            return _read(Restored, {"t": line["t"], "stored": line["restored"], "orders": line.get("orders") or None})
+            return _read(Restored, {"t": line["t"], "stored": line["restored"], "orders": _orders(line)})
         if "plan" in line:
             if "world" in line:
                 self._world = _world(line["world"])
@@ -199,7 +201,7 @@ class Recording:
                 raise ValueError("a plan without a world")
             return _read(Planned, {"at": line["plan"], "world": self._world, "local": line["local"]})
         seen = tuple(self._observation(one, line["t"]) for one in line.get("seen", ()))
-        return _read(Round, {**line, "seen": seen, "orders": line.get("orders") or None})
+        return _read(Round, {**line, "seen": seen, "orders": _orders(line)})
 
     def _observation(self, one: Any, arrived: float) -> Observation:
         if isinstance(one, dict):
@@ -215,6 +217,16 @@ class Recording:
             values = {k: v for k, v in {**values, **new}.items() if k not in dropped}
             self._readings[source, pci] = values
         return Observation(at, source, Signal.READING, pci, values=values, arrived=arrived)
+
+
+def _orders(line: dict[str, Any]) -> dict[str, Any] | None:
+    """None: as before."""
+    if not (new := line.get("orders")):
+        return None
+    # Of before: by the node's clock, which is no longer looked at.
+    before = {uuid: Reset("", float("inf"), 0.0) for uuid in new["resets"]}
+    ours = {uuid: dict(zip(_RESET, one, strict=True)) for uuid, one in new.get("our_resets", {}).items()}
+    return {**new, "resets": {**before, **ours}}
 
 
 def plain_world(world: World) -> dict[str, Any]:

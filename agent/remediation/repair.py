@@ -37,9 +37,9 @@ def repair(case: Case, treatment: Treatment, records: Records, drained: bool) ->
         return records, (Wait("condition GpuReplacementRequested asks for another node"),)
     job = next((job for job in world.jobs or () if job.name == live.job), None)
     if live.stage is Stage.STARTED:
-        return _watch(case, treatment, records, live, job)
+        return _watch(case, records, live, job)
     if job is None and live.remedy not in settings.templates:
-        return _ended(case, treatment, records, live, f"repair.{live.remedy} names no template any more")
+        return _ended(case, records, live, f"repair.{live.remedy} names no template any more")
     if job is not None:
         return records.latest(replace(live, stage=Stage.STARTED, acted_at=case.verdict.at)), ()
     if world.jobs is not None and (why := _overtaken(case, treatment, live)):
@@ -138,24 +138,24 @@ def _clients(case: Case, treatment: Treatment, records: Records) -> Outcome:
     return records, ()
 
 
-def _watch(case: Case, treatment: Treatment, records: Records, live: Attempt, job: Job | None) -> Outcome:
+def _watch(case: Case, records: Records, live: Attempt, job: Job | None) -> Outcome:
     if job and job.finished_at > 0:
         live = replace(live, acted_at=job.finished_at)
     if job and job.state == "active":  # in another boot as well: its pod may yet begin and reboot the node again
         return records, (Wait(f"Job {live.job} runs: {live.remedy}, attempt {live.number}"),)
     reboots = live.remedy is Remedy.REBOOT_NODE
     if reboots and rebooted(live.boot_id, case.verdict):  # its own Job may well have died of it
-        return _ended(case, treatment, records, live, "")
+        return _ended(case, records, live, "")
     if job is None:
-        return _ended(case, treatment, records, live, "its Job was removed before it was seen to end")
+        return _ended(case, records, live, "its Job was removed before it was seen to end")
     if job.state == "failed":
         words, again = EXIT_CODES.get(job.exit_code or 0, (job.said or f"exit code {job.exit_code}", True))
-        return _ended(case, treatment, records, replace(live, final=not again), words)
+        return _ended(case, records, replace(live, final=not again), words)
     if reboots:
         if job.ended_s < case.config.repair.prove_s:
             return records, (Wait("the reboot's Job ended well; the node must come up in another boot"),)
-        return _ended(case, treatment, records, live, "its Job ended well, and the node is in the same boot")
-    return _ended(case, treatment, records, live, "")
+        return _ended(case, records, live, "its Job ended well, and the node is in the same boot")
+    return _ended(case, records, live, "")
 
 
 def settled(world: World, records: Records) -> Records:
@@ -172,8 +172,7 @@ def rebooted(boot_id: str, verdict: Verdict) -> bool:
     return bool(boot_id and verdict.boot_id and boot_id != verdict.boot_id)
 
 
-def _ended(case: Case, treatment: Treatment, records: Records, live: Attempt, failure: str) -> Outcome:
-    failure = failure or _again(treatment, live)
+def _ended(case: Case, records: Records, live: Attempt, failure: str) -> Outcome:
     stage = Stage.FAILED if failure else Stage.DONE
     ended = replace(live, stage=stage, said=failure[:200], ended_at=int(case.verdict.at))
     return records.latest(ended), (Wait(f"{live.remedy}, attempt {live.number}: {failure or 'done'}"),)
@@ -182,7 +181,7 @@ def _ended(case: Case, treatment: Treatment, records: Records, live: Attempt, fa
 def _prove(case: Case, treatment: Treatment, records: Records, live: Attempt) -> Outcome:
     records = _restored(records)
     if again := _again(treatment, live):
-        return _ended(case, treatment, records, live, again)
+        return _ended(case, records, live, again)
     left = [fault for fault in treatment.unproved if concerns(live, fault)]
     if not left:
         return records, (Wait(f"{live.remedy} is proved: the GPUs stay well for a while before the node returns"),)
@@ -192,16 +191,16 @@ def _prove(case: Case, treatment: Treatment, records: Records, live: Attempt) ->
     given_s = case.config.repair.prove_s + max(
         one.finding.clear_s or 0.0 for fault in left for one in (fault, *fault.joined)
     )
-    if not looked or min(case.verdict.at - live.ended_at, case.local.up_s) < given_s:
+    if not looked or case.local.stage_s < given_s:
         return records, (Wait(f"{live.remedy} is done: its cure must be proved within {given_s:.0f} s"),)
-    return _ended(case, treatment, records, live, "the fault stands after it")
+    return _ended(case, records, live, "the fault stands after it")
 
 
 def _again(treatment: Treatment, live: Attempt) -> str:
     """What was seen after a reset, in words; a reboot is proved by the boot that a fault was last seen in."""
     if live.remedy is not Remedy.RESET_GPU:
         return ""
-    again = [f.finding.id for f in treatment.faults if concerns(live, f) and f.finding.evidence.at >= live.acted_at]
+    again = [f.finding.id for f in treatment.faults if concerns(live, f) and f.after == live.job]
     return f"{', '.join(again)} came again after it" if again else ""
 
 
@@ -219,11 +218,3 @@ def operand_labels(world: World, settings: Repair, old: Records, new: Records) -
         return {}
     now, then = (OPERAND_ON, OPERAND_PAUSED) if new.paused else (OPERAND_PAUSED, OPERAND_ON)
     return {label: then for label in OPERANDS if world.labels.get(label) == now}
-
-
-def resets(records: Records) -> dict[str, tuple[float, float]]:
-    """GPU UUID → when a reset of it was done and when that was known, Unix seconds: for the judge, who proves cures."""
-    last = records.attempts[-1] if records.attempts else None
-    if last is None or last.remedy is not Remedy.RESET_GPU or last.stage is not Stage.DONE:
-        return {}
-    return dict.fromkeys(last.gpus, (last.acted_at, float(last.ended_at)))

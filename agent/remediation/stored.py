@@ -65,6 +65,7 @@ def _fault(fault: Fault) -> dict[str, Any]:
         **({"fell": list(fault.fell)} if fault.fell else {}),
         **({"late": True} if fault.pre_start else {}),
         **({"aside": True} if fault.aside else {}),
+        **({"after": fault.after} if fault.after else {}),
         "seen_by": [[w.source, _told(w.at), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
     }
 
@@ -173,6 +174,7 @@ def _restore(data: Mapping[str, object], now: float) -> Fault:
         fell=strict.texts(data.get("fell", [])),
         pre_start=strict.flag(data.get("late", False)),
         aside=strict.flag(data.get("aside", False)),
+        after=strict.text(data.get("after", "")),
         witnesses=seen_by,
     )
 

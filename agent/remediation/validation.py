@@ -96,7 +96,7 @@ def _diagnosis(case: Case, level: int, check: Validation, may: bool) -> Checked:
     busy = _busy(level, uuids, world, case.local.clients)
     why = busy or (diagnosed.said if diagnosed else "")
     since = (check.blocked_at or case.verdict.at) if why else 0.0
-    if why and case.verdict.at - since >= settings.deadline_s:
+    if why and check.blocked_at and case.local.stage_s >= settings.deadline_s:
         return _failed(case, check, f"{what}, could not be run for {settings.deadline_s} s: {why}")
     start = () if busy or (diagnosed and diagnosed.ended_s < _AGAIN_S) else (Diagnose(check.run, level, uuids),)
     told_why = f"can't be run yet: {why}" if why else "begins"

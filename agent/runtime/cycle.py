@@ -16,7 +16,7 @@ from agent.config.settings import Config, Mode
 from agent.model.cluster_client import ClusterClient
 from agent.model.describe import describe
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
-from agent.model.fault import Severity, Unseen, Verdict
+from agent.model.fault import Reset, Severity, Unseen, Verdict
 from agent.model.names import PERMIT_VALID_S
 from agent.model.steps import AskCheckpoint, Delete, Evict, GivePermit, On, Step, TakePermit, Wait
 from agent.model.world import Local, World
@@ -24,10 +24,10 @@ from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
 from agent.remediation.plan import Plan, plan
 from agent.remediation.records import Attempt
-from agent.remediation.repair import resets
 from agent.remediation.stored import kept
 from agent.runtime.exchange import Judged
 from agent.runtime.pod_gpus import Holders, with_gpus
+from agent.runtime.watched import Watched, watched
 
 _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
 _UNHEARD = Wait("every source must be heard once before anything is concluded")
@@ -49,7 +49,8 @@ class Cycle:
     looked_at: float = 0.0  # Unix seconds
     look_began: float = 0.0
     returned: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back before this life
-    resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset, for the judge
+    watched: Watched = field(default_factory=Watched)  # of the last repair
+    resets: Mapping[str, Reset] = field(default_factory=dict)  # GPU UUID → our reset that is done, for the judge
     failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
     keep_off: str = ""  # why no process of ours may hold a GPU now
     keep_off_from: float = 0.0  # when the look began that found so first
@@ -168,11 +169,13 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
     heard = verdict.heard if verdict else frozenset()
     keep_off = released(world.labels, records, None if waited else heard) if acts else upgrading(world.labels)
     standing = world.withdrawn or any(permit.holder == world.holder for permit in world.permits or ())
+    seen = watched(cycle.watched, records, world, cycle.look_began, now, cycle.looked_at)
     cycle = replace(
         cycle,
         world=world,
         returned=returned,
-        resets=resets(records),
+        watched=seen,
+        resets=dict.fromkeys(records.attempts[-1].gpus, seen.reset) if seen.reset else {},
         failed_resets=records.idle.failed_resets,
         keep_off=keep_off,
         keep_off_from=cycle.keep_off_from if keep_off and cycle.keep_off else cycle.look_began,
@@ -205,9 +208,9 @@ def _planned(
     holders = ask(bool(cycle.keep_off)) if leave or idle else None
     world = with_gpus(world, holders)
     closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
-    up_s = int(now - cycle.began)
+    up_s, stage_s = int(now - cycle.began), int(now - cycle.watched.since)
     reserved = tuple(kept(cycle.stored).reserved) if up_s < PERMIT_VALID_S else ()
-    local = Local(gathered, up_s, closed, judged.clients, holders, reserved, int(cycle.aside_s))
+    local = Local(gathered, up_s, stage_s, closed, judged.clients, holders, reserved, int(cycle.aside_s))
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.diagnosis.judge import Orders
-from agent.model.fault import Verdict
+from agent.model.fault import Reset, Verdict
 from agent.model.steps import Wait
 from agent.model.world import Clients, Offer, World
 from agent.remediation.case import Treatment
@@ -42,7 +42,7 @@ class Acted:
     drill: str | None = None  # the drill's annotation that may be believed
     keep_off: str = ""  # why no process of ours may hold a GPU now
     aside: bool = False  # for others, who have not forgotten it
-    resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset, Unix seconds
+    resets: Mapping[str, Reset] = field(default_factory=dict)  # GPU UUID → our reset that is done
     failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name
     treatment: Treatment | None = None  # what the last plan was for

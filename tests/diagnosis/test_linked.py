@@ -13,7 +13,7 @@ from agent.commands.explain import in_words, stored
 from agent.config.settings import Config
 from agent.diagnosis.judge import Orders, judge
 from agent.diagnosis.linked import linked
-from agent.model.fault import Card, Verdict
+from agent.model.fault import Card, Reset, Verdict
 from agent.model.observation import Missing, Observation
 from agent.model.remedy import Remedy
 from agent.model.world import Pod, World
@@ -186,7 +186,7 @@ def test_gpus_that_are_bad_and_linked_are_cured_by_one_reset() -> None:
 
 
 def test_a_reset_is_proved_by_every_gpu_of_its_set() -> None:
-    judged, reset = Judge(), START + 1100.0
+    judged, reset = Judge(), Reset("gpu-health-reset-gpu-0", 1100.0, 1105.0)
     judged.after(0, alive(), bound(GPU, OTHER), bound(OTHER, GPU))
     judged.after(1, xid(RESET))
 
@@ -200,7 +200,7 @@ def test_a_reset_is_proved_by_every_gpu_of_its_set() -> None:
             START + judged.now,
             CONFIG.policy,
             ("nvml",),
-            Orders(resets=dict.fromkeys((A, B), (reset, reset + 5))),
+            Orders(resets=dict.fromkeys((A, B), reset)),
         )
         return verdict
 

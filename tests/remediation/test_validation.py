@@ -54,7 +54,7 @@ def test_a_node_that_is_well_before_its_repair_has_ended_stays_as_it_is_and_then
     life.run(300)
     waits = (f"Job {name} runs: the node stays withdrawn until it has ended", "the node is checked before it returns")
     assert (life.tainted(), life.repairs, life.waits) == (True, [], waits)
-    life.over[uid] = life.began[uid] = life.now
+    life.over[uid], life.began[uid] = life._wall(), life.now
     life.run(300)
     assert (life.repairs, returned(life)) == (["check"], True)
 
@@ -87,7 +87,7 @@ def test_what_a_reset_paused_stays_so_until_it_has_ended_though_its_fault_is_dis
     life.run(50)
     assert f"Job {name} runs: the node stays withdrawn until it has ended" in life.waits
     assert life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == OPERAND_PAUSED
-    life.over[uid] = life.began[uid] = life.now
+    life.over[uid], life.began[uid] = life._wall(), life.now
     life.run(50)
     assert (life.repairs, returned(life)) == ([], True)
 
