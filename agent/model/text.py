@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?", re.IGNORECASE)
-_FAULT_ID = re.compile(r"[a-z0-9-]{1,40}@[0-9a-z:./]{1,40}")  # xid-79@0000:1b:00.0/gi5
+_FAULT_ID = re.compile(r"[a-z0-9-]{1,24}@[0-9a-z:./]{1,28}")  # xid-79@0000:1b:00.0/gi5
 _MOST_IDS = 64
 _FIRST_S, LAST_S = -62135596800.0, 253402300799.0  # the years 1 to 9999
 _LARGEST = 2**64  # NVML's largest counters; no number that we read is longer

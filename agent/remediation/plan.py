@@ -25,7 +25,14 @@ from typing import assert_never
 
 from agent.config.settings import Config, Mode
 from agent.model.fault import Severity, Verdict
-from agent.model.names import DISMISS_ANNOTATION, ERROR_LABEL, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
+from agent.model.names import (
+    DISMISS_ANNOTATION,
+    ERROR_LABEL,
+    FAULTS_ANNOTATION,
+    OUT_LABEL,
+    STATE_LABEL,
+    WITHDRAWN_LABEL,
+)
 from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
@@ -117,17 +124,21 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _in_service(now, Records())
         case _:
             assert_never(now.situation)
-    said: Steps = (*now.waits, *_unconfirmed(now), *_unread(world), *hidden(world, config.budget))
+    said: Steps = (*now.waits, *_unconfirmed(now), *_left_out(now), *hidden(world, config.budget))
     told: Steps = (*said, *announcements(verdict, world))
     return Plan((*back, *steps, *told), now.treatment)
 
 
-def _unread(world: World) -> Steps:
-    """What a person said and nobody understands."""
-    if not world.unread:
-        return ()
-    why = f"{world.unread} of its words are no fault's id, or beyond the 64 that are read"
-    return (Wait(f"annotation {DISMISS_ANNOTATION}: {why}"),)
+def _left_out(now: Now) -> Steps:
+    """What a person said and nobody understands, and what there was no room to write down."""
+    waits, unread, left_out = [], now.case.world.unread, now.stored.left_out if now.stored else 0
+    if unread:
+        why = f"{unread} of its words are no fault's id, or beyond the 64 that are read"
+        waits.append(Wait(f"annotation {DISMISS_ANNOTATION}: {why}"))
+    if left_out:
+        why = f"{left_out} faults found no room in it: a restart forgets them, but for the worst of each GPU"
+        waits.append(Wait(f"annotation {FAULTS_ANNOTATION}: {why}"))
+    return tuple(waits)
 
 
 def _treated(now: Now) -> Outcome:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from agent.model.remedy import LADDER, Remedy
+from agent.model.text import printable
 from agent.remediation import strict
+
+_MOST_RETURNED, _FEW_RETURNED = 32, 4  # workloads that came back: those that did most often
 
 
 class Kind(StrEnum):
@@ -140,23 +144,28 @@ class Records:
         return (*self.attempts, self.validation) if self.validation else self.attempts
 
 
-def as_json(records: Records) -> dict[str, Any]:
-    """For the annotation; empty for no records. The check is in it the last attempt, of remedy "none"."""
+def as_json(records: Records, words: int) -> dict[str, Any]:
+    """For the annotation; empty for no records. The check is in it the last attempt, of remedy "none".
+
+    ``words``: how many characters of a text fit, 0 where room is so short that only a few workloads are named.
+    """
     stored: dict[str, Any] = {}
     if records.begun:
-        stored["attempts"] = [_stored(one if isinstance(one, Attempt) else _as_attempt(one)) for one in records.begun]
+        begun = (one if isinstance(one, Attempt) else _as_attempt(one) for one in records.begun)
+        stored["attempts"] = [_stored(one, words) for one in begun]
     if records.paused:
         stored["paused"] = True
     if records.drain:
+        often = sorted(records.drain.returns.items(), key=lambda one: (-one[1], one[0]))
         stored["drain"] = {
             "remedy": records.drain.remedy,
             "at": records.drain.at,
-            "returns": dict(records.drain.returns),
+            "returns": dict(often[: _MOST_RETURNED if words else _FEW_RETURNED]),
             "boot_id": records.drain.boot_id,
             "boot_s": records.drain.boot_s,
         }
     if records.idle != Idle():
-        failed_resets = {key: _stored(one) for key, one in records.idle.failed_resets.items()}
+        failed_resets = {key: _stored(one, words) for key, one in records.idle.failed_resets.items()}
         stored["idle"] = {
             "withdrawn": records.idle.withdrawn,
             "times": list(records.idle.times),
@@ -165,8 +174,15 @@ def as_json(records: Records) -> dict[str, Any]:
     return stored
 
 
-def _stored(attempt: Attempt) -> dict[str, Any]:
-    return {name: value for name in Attempt.__slots__ if (value := getattr(attempt, name))}
+def _stored(attempt: Attempt, words: int) -> dict[str, Any]:
+    short = replace(attempt, said=cut(attempt.said, words))
+    return {name: value for name in Attempt.__slots__ if (value := getattr(short, name))}
+
+
+def cut(text: str, most: int) -> str:
+    """So many characters of it at most, and not much more room than that: others wrote it."""
+    shown = printable(text)[:most]
+    return shown if len(json.dumps(shown)) <= 2 * most + 2 else shown.encode("ascii", "replace").decode()
 
 
 def _as_attempt(check: Validation) -> Attempt:

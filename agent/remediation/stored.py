@@ -13,11 +13,12 @@ from agent.model.fault import Card, Evidence, Fault, Finding, Remembered, Severi
 from agent.model.remedy import Remedy
 from agent.model.text import LAST_S, read_json
 from agent.remediation import strict
-from agent.remediation.records import Records, as_json, from_json
+from agent.remediation.records import Records, as_json, cut, from_json
 
 VERSION = 1
-_MOST_FAULTS = 32  # with 200 characters of raw text each, far below the 256 KiB that annotations may hold
-_RAW_CHARS = 200
+# Every watcher of Nodes receives it. All that the agent writes into annotations is to stay within 32 KiB.
+MOST_BYTES = 28 * 1024
+_WORDS = (200, 60, 0)  # characters of each text in it: the whole first, and less where it does not fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,34 +27,70 @@ class Stored(Remembered):
 
     at: float = 0.0  # Unix seconds, when the kernel position was written
     records: Records = field(default_factory=Records)
+    left_out: int = 0  # faults for which there was no room: a restart forgets them
 
 
 def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) -> str:
-    """Only what a restart must know; nothing in it changes while the node stays as it is."""
-    faults = [_fault(f) for f in verdict.standing if f.finding.severity > Severity.NOTICE][:_MOST_FAULTS]
+    """Only what a restart must know; nothing in it changes while the node stays as it is.
+
+    Where it would be too long, words go first, then faults; last of all the worst one of each GPU.
+    """
+    bad = [fault for fault in verdict.standing if fault.finding.severity > Severity.NOTICE]
+    for words in _WORDS:
+        others = _others(verdict, kernel_seq, at, records, words)
+        faults = [_fault(fault, words) for fault in bad]
+        if len(text := _json({**others, "faults": faults})) <= MOST_BYTES:
+            return text
+    room = MOST_BYTES - len(_json({**others, "faults": [], "left_out": len(bad)}))
+    kept = set()
+    for index in _ranked(verdict, bad):
+        room -= len(_json(faults[index])) + 1
+        if room < 0:
+            break
+        kept.add(index)
+    faults = [fault for index, fault in enumerate(faults) if index in kept]
+    return _json({**others, "faults": faults, "left_out": len(bad) - len(faults)})
+
+
+def _ranked(verdict: Verdict, bad: list[Fault]) -> list[int]:
+    """Which of them are kept first: the worst of each GPU and of the node itself, of whatever else, then the others."""
+    worst: dict[str, int] = {}
+    for index, fault in enumerate(bad):  # they are in that order
+        worst.setdefault(fault.finding.pci, index)
+    first = sorted(worst.values(), key=lambda index: bad[index].finding.pci not in ("", *verdict.cards))
+    return [*first, *(index for index in range(len(bad)) if index not in worst.values())]
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, separators=(",", ":"), sort_keys=True)
+
+
+def _others(verdict: Verdict, kernel_seq: int | None, at: float, records: Records, words: int) -> dict[str, Any]:
+    """All of it but the faults."""
     position = {"boot_id": verdict.boot_id, "kernel_seq": kernel_seq, "at": int(_told(at))}
-    data: dict[str, Any] = {"version": VERSION, **position, "faults": faults}
+    data: dict[str, Any] = {"version": VERSION, **position}
     if verdict.onsets:
         data["onsets"] = {pci: list(times) for pci, times in verdict.onsets.items()}
-    data |= as_json(records)
+    data |= as_json(records, words)
     if verdict.cards:
         data["cards"] = {pci: [card.uuid, card.nvlinks] for pci, card in verdict.cards.items()}
     if bound := {pci: c.peers for pci, c in verdict.cards.items() if c.peers is None or c.peers}:
         data["links"] = {pci: None if peers is None else sorted(peers) for pci, peers in bound.items()}
     if verdict.dismissed:
         data["dismissed"] = sorted(verdict.dismissed)
-    return json.dumps(data, separators=(",", ":"), sort_keys=True)
+    return data
 
 
-def _fault(fault: Fault) -> dict[str, Any]:
+def _fault(fault: Fault, words: int) -> dict[str, Any]:
     finding = fault.finding
+    seen_by = fault.witnesses if words else fault.witnesses[-1:]
     return {
         **({"drill": finding.drill} if finding.drill else {}),
         "rule": finding.rule,
         "pci": finding.pci,
         "severity": finding.severity.name.lower(),
         "remedy": finding.remedy,
-        "message": finding.message,
+        "message": cut(finding.message, words or 40),
         "witness": finding.witness,
         "clear_s": None if finding.clear_s is None else float(finding.clear_s),  # as it is read: 600 is not 600.0
         "instance": finding.instance,
@@ -66,7 +103,7 @@ def _fault(fault: Fault) -> dict[str, Any]:
         **({"late": True} if fault.pre_start else {}),
         **({"aside": True} if fault.aside else {}),
         **({"after": fault.after} if fault.after else {}),
-        "seen_by": [[w.source, _told(w.at), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
+        "seen_by": [[w.source, _told(w.at), cut(w.raw, words)] for w in seen_by],
     }
 
 
@@ -119,6 +156,7 @@ def _whole(data: Mapping[str, object], now: float) -> Stored:
         onsets={strict.pci(pci): tuple(map(strict.second, strict.each(times))) for pci, times in onsets.items()},
         dismissed=frozenset(strict.texts(data.get("dismissed", []))),
         records=from_json(data),
+        left_out=strict.whole(data.get("left_out", 0)),
         cards={strict.pci(pci): _card(card, links.get(pci, [])) for pci, card in cards.items()},
     )
 

@@ -24,9 +24,9 @@ from agent.remediation.case import Case
 from agent.remediation.plan import plan
 from agent.remediation.records import Attempt, Begun, Idle, Kind, Records, Stage, Validation
 from agent.remediation.situation import Situation, situation
-from agent.remediation.stored import dump, load, restored
+from agent.remediation.stored import MOST_BYTES, dump, load, restored
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy
-from tests.observe import GPU, OTHER, START
+from tests.observe import GPU, OTHER, START, Judge, alive, reading, xid
 
 ATTEMPT = Attempt(
     Remedy.RESET_GPU,
@@ -208,3 +208,69 @@ def test_a_node_is_opted_out_by_every_word_for_no(value: str) -> None:
     [wait] = plan(fatal(), client.look(closely=True), EVICT, Local()).steps
     assert isinstance(wait, Wait)
     assert f"gpu-health-agent/managed={value} opts it out" in wait.why
+
+
+HOSTILE = '"\\' * 150 + "\U0001f480" * 300 + "\x1b[2J"
+
+
+def crowd(gpus: int, each: int, words: str = "NVRM: Xid") -> Verdict:
+    """So many GPUs with so many fatal faults each, and the last GPU with a degraded one alone."""
+    pcis = [f"0000:{0x10 + gpu:02x}:00.0" for gpu in range(gpus)]
+    bad = [fault(f"xid-{90 + number}", pci, words=words) for pci in pcis[:-1] for number in range(each)]
+    bad.append(fault("xid-63", pcis[-1], Severity.DEGRADED, words))
+    cards = {pci: Card(f"GPU-{pci}-0000-0000-0000-000000000000", 18, frozenset(pcis) - {pci}) for pci in pcis}
+    return replace(verdict(*bad), cards=cards)
+
+
+def remembers(text: str) -> set[str]:
+    return {one.finding.pci for one in load(text, 0.0).faults}
+
+
+@pytest.mark.parametrize("each", [2, 3, 6, 20])
+@pytest.mark.parametrize(
+    "words", ["NVRM: Xid (PCI:0000:1b:00): 95, pid=4711, name=python" * 4, HOSTILE], ids=["words", "hostile"]
+)
+def test_however_many_faults_stand_every_gpu_keeps_its_worst_within_32_kib(each: int, words: str) -> None:
+    there = crowd(16, each, words)
+    text = dump(there, 7, START, Records())
+    assert len(text.encode()) <= MOST_BYTES < 32 * 1024
+    assert remembers(text) == set(there.cards)
+    kept = load(text, 0.0)
+    assert kept.left_out == len(there.standing) - len(kept.faults)
+    assert (kept.left_out > 0) is (each > 3)
+    assert dump(there, 7, START, Records()) == text, "nothing changes while the node stays as it is"
+
+
+def test_beside_all_else_that_others_write_into_it_every_gpu_keeps_its_worst() -> None:
+    said = replace(ATTEMPT, said=HOSTILE, uuids=tuple(f"GPU-{'0' * 36}" for _ in range(4)))
+    records = Records(
+        (said,) * 8,
+        True,
+        Begun(Remedy.RESET_GPU, 7, {f"{'n' * 63}/Job/{number}{'j' * 240}": number for number in range(110)}),
+        Idle(True, tuple(range(30)), {f"xid-63@0000:{number:02x}:00.0": said for number in range(8)}),
+        None,
+    )
+    there = crowd(16, 20, HOSTILE)
+    there = replace(there, dismissed=fault_ids(" ".join(f"{n:024}@{'1' * 28}" for n in range(200)))[0])
+    text = dump(there, 7, START, records)
+    assert len(text.encode()) <= MOST_BYTES
+    assert remembers(text) == set(there.cards)
+    back = load(text, 0.0).records
+    assert len(back.attempts) == 8
+    assert back.drain
+    assert f"{'n' * 63}/Job/109{'j' * 240}" in back.drain.returns, "those that came back most often"
+
+
+def test_thirty_three_faults_outlive_the_agent_and_what_found_no_room_is_told() -> None:
+    text = dump(crowd(16, 20), 7, START, Records())
+    world = World("n1", "uid", stored=text, permits=(), pods=(), jobs=())
+    waits = [step.why for step in plan(crowd(16, 20), world, EVICT, Local()).steps if isinstance(step, Wait)]
+    assert any(f"{load(text, 0.0).left_out} faults found no room in it" in why for why in waits)
+    life = Judge()
+    life.after(0, alive(), reading())
+    life.after(1, *(xid(code, f"0000:{bus:02x}:00.0") for bus in range(0x10, 0x21) for code in (119, 95, 120)))
+    life.after(1, xid(95, OTHER))
+    before = life.after(1)
+    again = resumed(Memory(), load(dump(before, 7, START, Records()), 0.0), EVICT.policy, {})
+    assert {one.finding.id for one in before.standing} == set(again.faults)
+    assert len(before.standing) > 33
