@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -10,8 +11,15 @@ from urllib.parse import quote
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
 from agent.actions.rights import EKS_CONDITIONS, NODE_ANNOTATIONS, NODE_CONDITIONS, NODE_LABELS, REPAIR_CONDITIONS
 from agent.model.errors import RefusedError
-from agent.model.names import DISMISS_ANNOTATION, DRILL_ANNOTATION, POOL_LABEL, REQUESTED_ANNOTATION
-from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS, own_condition, own_taint
+from agent.model.names import (
+    DISMISS_ANNOTATION,
+    DRILL_ANNOTATION,
+    ERROR_LABEL,
+    FAULTS_ANNOTATION,
+    POOL_LABEL,
+    REQUESTED_ANNOTATION,
+)
+from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS, own_condition, own_error_label, own_taint
 
 _ANNOTATIONS = (*NODE_ANNOTATIONS, DISMISS_ANNOTATION, DRILL_ANNOTATION)
 _CONDITIONS = (*NODE_CONDITIONS, *REPAIR_CONDITIONS)
@@ -112,7 +120,19 @@ def _patch(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for label in OPERANDS:
         if labels.get(label) == OPERAND_PAUSED:
             yield {"op": "replace", "path": f"/metadata/labels/{label.replace('/', '~1')}", "value": OPERAND_ON}
+    conditions = {one["type"]: condition_of(one) for one in (raw.get("status") or {}).get("conditions") or ()}
+    if not own_error_label(labels, conditions, _noted(annotations.get(FAULTS_ANNOTATION))):
+        labels = {key: value for key, value in labels.items() if key != ERROR_LABEL}
     for part, there, keys in (("labels", labels, NODE_LABELS), ("annotations", annotations, _ANNOTATIONS)):
         for key in keys:
             if key in there:
                 yield {"op": "remove", "path": f"/metadata/{part}/{key.replace('/', '~1')}"}
+
+
+def _noted(stored: str | None) -> bool | None:
+    """What the agent wrote down of the label gpu-error; None if nothing that can be read."""
+    try:
+        noted = json.loads(stored or "{}")["labelled"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return noted if isinstance(noted, bool) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.model.names import HARD_TAINT, MANAGED_LABEL, SOFT_TAINT
+from agent.model.names import ERROR_LABEL, HARD_TAINT, MANAGED_LABEL, SOFT_TAINT, UNHEALTHY
 from agent.model.world import Condition, Taint
 
 # Cluster Autoscaler counts the node as ready and plans nothing onto it: for pods that find no place it brings another.
@@ -44,6 +44,16 @@ def opted_out(labels: Mapping[str, str]) -> bool:
 def own_taint(taint: Taint) -> bool:
     """Whether it is ours to change and to remove."""
     return taint.key in (HARD_TAINT, SOFT_TAINT) or taint == AUTOSCALER_TAINT
+
+
+def own_error_label(labels: Mapping[str, str], conditions: Mapping[str, Condition], noted: bool | None) -> bool:
+    """Whether ``node.kubernetes.io/gpu-error`` is ours to take off.
+
+    ``noted`` is what the agent wrote down of it. An older one wrote nothing, and set it where it said GpuUnhealthy.
+    """
+    unhealthy = conditions.get(UNHEALTHY)
+    ours = noted if noted is not None else unhealthy is not None and unhealthy.status == "True"
+    return ours and labels.get(ERROR_LABEL) == "true"
 
 
 def own_condition(condition: Condition) -> bool:

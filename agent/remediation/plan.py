@@ -25,14 +25,7 @@ from typing import assert_never
 
 from agent.config.settings import Config, Mode
 from agent.model.fault import Severity, Verdict
-from agent.model.names import (
-    DISMISS_ANNOTATION,
-    ERROR_LABEL,
-    FAULTS_ANNOTATION,
-    OUT_LABEL,
-    STATE_LABEL,
-    WITHDRAWN_LABEL,
-)
+from agent.model.names import ERROR_LABEL, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
@@ -43,10 +36,10 @@ from agent.remediation.conditions import replacement, reported
 from agent.remediation.drain import ceased, drain, drained
 from agent.remediation.events import announcements
 from agent.remediation.other_controllers import out_by_others
-from agent.remediation.presets import spoken_for
+from agent.remediation.presets import error_label, spoken_for
 from agent.remediation.records import Records, Stage
 from agent.remediation.repair import awaited, operand_labels, repair, running, settled
-from agent.remediation.situation import Now, Situation, situation
+from agent.remediation.situation import Now, Situation, left_out, situation
 from agent.remediation.stored import dump
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
 from agent.remediation.validation import validate
@@ -124,21 +117,9 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _in_service(now, Records())
         case _:
             assert_never(now.situation)
-    said: Steps = (*now.waits, *_unconfirmed(now), *_left_out(now), *hidden(world, config.budget))
+    said: Steps = (*now.waits, *_unconfirmed(now), *left_out(now), *hidden(world, config.budget))
     told: Steps = (*said, *announcements(verdict, world))
     return Plan((*back, *steps, *told), now.treatment)
-
-
-def _left_out(now: Now) -> Steps:
-    """What a person said and nobody understands, and what there was no room to write down."""
-    waits, unread, left_out = [], now.case.world.unread, now.stored.left_out if now.stored else 0
-    if unread:
-        why = f"{unread} of its words are no fault's id, or beyond the 64 that are read"
-        waits.append(Wait(f"annotation {DISMISS_ANNOTATION}: {why}"))
-    if left_out:
-        why = f"{left_out} faults found no room in it: a restart forgets them, but for the worst of each GPU"
-        waits.append(Wait(f"annotation {FAULTS_ANNOTATION}: {why}"))
-    return tuple(waits)
 
 
 def _treated(now: Now) -> Outcome:
@@ -226,11 +207,12 @@ def _withdrawal(taints: Iterable[Taint]) -> dict[str, str | None]:
 
 def _aim(now: Now, records: Records) -> _Aim:
     """With these records; what is known of idle GPUs outlives them."""
-    case, records = now.case, replace(records, idle=now.records.idle)
-    verdict, world, config = case.verdict, case.world, case.config
+    verdict, world, config = now.case.verdict, now.case.world, now.case.config
+    case, error, noted = now.case, *error_label(now.case, now.stored.records.labelled if now.stored else None)
+    records = replace(records, idle=now.records.idle, labelled=noted)
     labels: dict[str, str | None] = {
         STATE_LABEL: _state(now, records),
-        ERROR_LABEL: "true" if verdict.fatal else None,
+        **error,
         OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
         **operand_labels(world, config.repair, now.records, records),
     }
@@ -241,8 +223,9 @@ def _aim(now: Now, records: Records) -> _Aim:
 def _bad_news(verdict: Verdict, world: World) -> Steps:
     """What stands, and nothing about what doesn't: a fault that we can't read may still stand."""
     bad = tuple(c for c in reported(verdict, world, {}) if c.status == "True" and world.conditions.get(c.type) != c)
+    # A word that another wrote there stays theirs.
     true = ((ERROR_LABEL, bool(verdict.fatal)), (WITHDRAWN_LABEL, world.withdrawn))
-    labels = {label: "true" for label, stands in true if stands and world.labels.get(label) != "true"}
+    labels = {label: "true" for label, stands in true if stands and label not in world.labels}
     return (Report(bad, labels),) if bad or labels else ()
 
 

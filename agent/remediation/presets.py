@@ -4,8 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from agent.model.ownership import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED, own_condition, own_taint
+from agent.model.names import ERROR_LABEL
+from agent.model.ownership import (
+    ACCELERATED,
+    ASKED,
+    AUTOSCALER_TAINT,
+    NOT_ASKED,
+    own_condition,
+    own_error_label,
+    own_taint,
+)
 from agent.model.world import Condition, Taint
+from agent.remediation.case import Case
+
+
+def error_label(case: Case, noted: bool | None) -> tuple[dict[str, str | None], bool | None]:
+    """The label gpu-error as it is to be written, if it is, and what to note of whose it is.
+
+    It stands while a fatal fault does. One that is there already is another's, and so is one that another has changed.
+    """
+    world, fatal = case.world, case.verdict.fatal
+    ours = own_error_label(world.labels, world.conditions, noted)
+    if fatal and ERROR_LABEL not in world.labels:
+        return {ERROR_LABEL: "true"}, True
+    if fatal:
+        return {}, ours
+    return ({ERROR_LABEL: None} if ours else {}), None
 
 
 def spoken_for(presets: Iterable[str], conditions: Mapping[str, Condition]) -> str:

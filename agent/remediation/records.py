@@ -115,6 +115,7 @@ class Records:
     drain: Begun | None = None
     idle: Idle = field(default_factory=Idle)
     validation: Validation | None = None
+    labelled: bool | None = None  # whether the label gpu-error is ours; None: it is not there, or nobody wrote it down
 
     def latest(self, attempt: Attempt) -> Records:
         """With the last attempt as it is now."""
@@ -155,6 +156,8 @@ def as_json(records: Records, words: int) -> dict[str, Any]:
         stored["attempts"] = [_stored(one, words) for one in begun]
     if records.paused:
         stored["paused"] = True
+    if records.labelled is not None:
+        stored["labelled"] = records.labelled
     if records.drain:
         often = sorted(records.drain.returns.items(), key=lambda one: (-one[1], one[0]))
         stored["drain"] = {
@@ -197,7 +200,9 @@ def from_json(data: Mapping[str, object]) -> Records:
     if any(one.remedy not in LADDER for one in found):
         raise ValueError("an attempt at what is no repair")
     begun = _begun(strict.table(data["drain"])) if "drain" in data else None
-    return Records(tuple(found), strict.flag(data.get("paused", False)), begun, _idle(data.get("idle", {})), check)
+    paused, labelled = strict.flag(data.get("paused", False)), data.get("labelled")
+    noted = None if labelled is None else strict.flag(labelled)
+    return Records(tuple(found), paused, begun, _idle(data.get("idle", {})), check, noted)
 
 
 def _check(one: Attempt) -> Validation:

@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from agent.config.settings import Mode
 from agent.model.errors import MalformedError, NewerError
-from agent.model.names import HARD_TAINT, MANAGED_LABEL
+from agent.model.names import DISMISS_ANNOTATION, FAULTS_ANNOTATION, HARD_TAINT, MANAGED_LABEL
 from agent.model.steps import On, Wait
 from agent.model.world import PermitKind
 from agent.remediation.case import Case, Treatment
@@ -116,3 +116,15 @@ def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wa
     if case.verdict.blind:
         return Situation.BLIND, (Wait("blind: the taint is held as it is"),)
     return Situation.CURED, ()
+
+
+def left_out(now: Now) -> tuple[Wait, ...]:
+    """What a person said and nobody understands, and what there was no room to write down."""
+    waits, unread, forgotten = [], now.case.world.unread, now.stored.left_out if now.stored else 0
+    if unread:
+        why = f"{unread} of its words are no fault's id, or beyond the 64 that are read"
+        waits.append(Wait(f"annotation {DISMISS_ANNOTATION}: {why}"))
+    if forgotten:
+        why = f"{forgotten} faults found no room in it: a restart forgets them, but for the worst of each GPU"
+        waits.append(Wait(f"annotation {FAULTS_ANNOTATION}: {why}"))
+    return tuple(waits)
