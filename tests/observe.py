@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.config.limits import Limits
-from agent.diagnosis.judge import Memory, judge
+from agent.diagnosis.judge import Memory, Orders, judge
 from agent.model.fault import Reason, Unseen, Verdict
 from agent.model.observation import Observation, Signal, Value
 
@@ -41,13 +41,18 @@ class Judge:
 
     def __init__(self, limits: Limits | None = None, expected: tuple[str, ...] = ("nvml",)) -> None:
         self.limits, self.expected, self.memory, self.now = limits or Limits(), expected, Memory(), 1000.0
-        self.wall = START
+        self.wall, self.dismissed = START, frozenset[str]()
 
     def after(self, seconds: float, *seen: Observation) -> Verdict:
         """The verdict ``seconds`` later, with these observations arriving just then."""
         self.now += seconds
         stamped = [Observation(**{**fields(o), "arrived": self.now, "at": self.wall + self.now}) for o in seen]
-        self.memory, verdict = judge(self.memory, stamped, self.now, self.wall + self.now, self.limits, self.expected)
+        return self.hears(*stamped)
+
+    def hears(self, *stamped: Observation) -> Verdict:
+        """The verdict now, with what says itself when it was and when it arrived."""
+        orders, wall = Orders(dismissed=self.dismissed), self.wall + self.now
+        self.memory, verdict = judge(self.memory, stamped, self.now, wall, self.limits, self.expected, orders)
         return verdict
 
     def each_poll(self, seconds: float, *seen: Observation) -> Verdict:

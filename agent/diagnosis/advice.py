@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from agent.config.limits import Limits
 from agent.config.settings import Mode
@@ -67,9 +67,10 @@ ADVICE = {
 ADVICE |= {rule: ADVICE[heads[0]] for rule, heads in EXPLAINED_BY.items() if heads and heads[0] in ADVICE}
 
 
-def clears(finding: Finding, limits: Limits) -> str:
-    """What would end the fault."""
-    word = f"a person's word: annotation gpu-health-agent/dismiss={finding.id} on the node"
+def clears(finding: Finding, limits: Limits, joined: Iterable[Fault] = ()) -> str:
+    """What would end the fault; a person's word with all that is ``joined`` to it, or that would stand by itself."""
+    ids = ",".join((finding.id, *(symptom.finding.id for symptom in joined)))
+    word = f"a person's word: annotation gpu-health-agent/dismiss={ids} on the node"
     dismissal = f"or {word}"
     if finding.drill:
         return f"the drill's end: its annotation gpu-health-agent/drill goes or expires; {dismissal}"

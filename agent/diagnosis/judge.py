@@ -10,6 +10,7 @@ from agent.config.source_index import GPUS, SECOND_WITNESS
 from agent.diagnosis import relapse
 from agent.diagnosis.aside import only_aside
 from agent.diagnosis.correlate import incidents, order, overruled
+from agent.diagnosis.dismissal import dismissed, told, without
 from agent.diagnosis.history import History, number
 from agent.diagnosis.linked import linked
 from agent.diagnosis.overrides import settle
@@ -47,6 +48,7 @@ class Memory:
     faults: Mapping[str, Fault] = field(default_factory=dict)
     onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
     dismissed: frozenset[str] = frozenset()  # the operator's words that were obeyed
+    obeyed: frozenset[str] = frozenset()  # of them those that an earlier life obeyed
 
 
 def judge(
@@ -62,15 +64,15 @@ def judge(
     orders = orders or Orders()
     history = updated(memory.history, seen, now, orders.workloads)
     history = replace(history, expected=expected, offer=orders.offer)
-    unseen = dict(blind(history, expected, limits.silent_s))
+    history, began_at = without(history, orders.dismissed), wall - (history.now - history.began)
+    unseen = {name: told(name, why, orders.dismissed) for name, why in blind(history, expected, limits.silent_s)}
     findings = [finding for rule in RULES for finding in rule(history, limits)]
     history = history.without({finding.pci for finding in findings})
     wanted = [
         as_wanted
         for finding in findings
         if (as_wanted := settle(finding, history, limits, orders.labels))
-        # A word on a state that lasts holds while it is said; a new event is news even so.
-        and not (finding.id in orders.dismissed and _lasts(finding))
+        and not (finding.id in orders.dismissed and dismissed(finding, memory.obeyed, began_at))
         and as_wanted.drill in ("", orders.drill)
     ]
     found = _strongest(wanted)
@@ -94,7 +96,6 @@ def judge(
     for finding in wanted:  # several that say the same in one round are witnesses each
         if fault := faults.get(finding.id):
             faults[finding.id] = _also(fault, finding.evidence)
-    began_at = wall - (history.now - history.began)
     faults = {key: doubted(fault, old.get(key), history, began_at) for key, fault in faults.items()}
     if orders.resets:
         faults = {key: outlived(fault, history, orders.resets) for key, fault in faults.items()}
@@ -105,13 +106,8 @@ def judge(
     for key, finding in relapse.findings(onsets, history.now, limits).items():
         if settled := settle(finding, history, limits, orders.labels):
             faults.setdefault(key, _found(None, settled, history))
-    memory = Memory(history, faults, onsets, orders.dismissed)
+    memory = Memory(history, faults, onsets, orders.dismissed, memory.obeyed)
     return memory, _verdict(memory, unseen, wall, frozenset(orders.resets))
-
-
-def _lasts(finding: Finding) -> bool:
-    """Whether the finding is read anew at each poll, as states are, and not an event that passed."""
-    return bool(finding.signals) or finding.confirm_s > 0
 
 
 def _strongest(findings: Iterable[Finding]) -> dict[str, Finding]:

@@ -41,7 +41,7 @@ def resumed(
             else replace(fault, last=0.0)
             for key, fault in ((fault.finding.id, _judged(fault)) for fault in stored.faults)
         }
-        memory = Memory(history, {**seen, **faults}, stored.onsets, stored.dismissed)
+        memory = Memory(history, {**seen, **faults}, stored.onsets, stored.dismissed, stored.dismissed)
     return replace(memory, faults=resettled(memory.faults, memory.history, limits, labels))
 
 

@@ -167,7 +167,7 @@ class Daemon:
         if self.listener:
             for observation in seen:
                 self.listener(observation)
-        before = self.snapshot.verdict if self.snapshot else None
+        before, memory = self.snapshot.verdict if self.snapshot else None, self._memory
         try:
             wall = time.time()
             orders = acted.orders(wall)
@@ -189,6 +189,9 @@ class Daemon:
         self._pass_on(verdict, changed=key != self._key)  # first of all: the taint waits for no log line
         self._key = key
         self._tell_changes(before, verdict)
+        for word in sorted(self._memory.dismissed - memory.dismissed):
+            stood = word in memory.faults
+            self._tell("dismissed by a person" if stood else "a person dismisses what does not stand", fault=word)
         self.snapshot = self._show(verdict, acted, now)
         if self.judged:
             self.judged(verdict)

@@ -103,6 +103,6 @@ def fault(
         "explains": [symptom.finding.id for symptom in one.joined],
         "doubts": list(one.doubts),
         "reset_together_with": sorted(along),
-        "clears": clears(finding, limits),
+        "clears": clears(finding, limits, one.joined),
         "next": next_step(one, mode, along, effect, resets),
     }

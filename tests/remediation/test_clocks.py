@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import pytest
 
 from agent.actions.kube import KubeClient
-from agent.diagnosis.judge import judge
 from agent.remediation.records import Stage
 from tests.life import CONFIG, Life
 from tests.observe import GPU, Judge, alive, reading, xid
@@ -156,8 +155,7 @@ def test_a_record_from_before_the_agents_start_stays_one_when_the_clock_steps(by
     life = Judge(expected=("nvml", "kmsg"))
     life.after(0, alive(), alive("kmsg"), reading())
     life.now += 1
-    before = replace(xid(95, source="kmsg"), arrived=life.now, at=life.wall + life.now - 30)
-    life.memory, _ = judge(life.memory, [before], life.now, life.wall + life.now, life.limits, life.expected)
+    life.hears(replace(xid(95, source="kmsg"), arrived=life.now, at=life.wall + life.now - 30))
     life.wall += by_s
     for _ in range(5):
         [fault] = life.after(5, alive(), alive("kmsg"), reading()).standing

@@ -18,13 +18,14 @@ from agent.config.source_index import Known
 from agent.model.errors import UnreachableError
 from agent.model.fault import Status, Unseen
 from agent.model.observation import Observation, Signal
+from agent.model.world import World
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon, serve
 from agent.simulation.simulated import inject
 from agent.sources.process.command_lines import supervisor
 from agent.sources.process.source import SourceStatus
 from agent.status.server import Server
-from tests.observe import GPU, alive, reading
+from tests.observe import GPU, alive, reading, xid
 
 POLL_S = 1.0
 
@@ -178,3 +179,23 @@ def test_an_error_of_a_rule_keeps_the_last_verdict_and_says_so_once() -> None:
     assert verdict.blind_lines == ("judge: unexpected AttributeError; please report it",)
     assert logged.count("judge: unexpected AttributeError; please report it") == 1
     assert list(daemon.snapshot.readings) == [GPU]
+
+
+def test_a_persons_word_is_logged_and_one_that_names_nothing_too() -> None:
+    now, stop, logged = time.monotonic(), threading.Event(), []
+    seen = [replace(one, arrived=now) for one in (alive(), reading())]
+    words = frozenset({f"xid-79@{GPU}", f"xid-97@{GPU}"})
+
+    class Worded(Script):
+        """The Node bears the words from the last round on."""
+
+        def turn(self, wait_s: float) -> list[Observation]:
+            if len(self._rounds) == 1:
+                daemon._exchange.acted = replace(daemon._exchange.acted, world=World("n", "uid", dismissed=words))
+            return super().turn(wait_s)
+
+    script = Worded(stop, [*seen, replace(xid(79), arrived=now)], seen)
+    daemon = Daemon(Config(), "n", None, lambda event, **more: logged.append((event, more.get("fault"))), script)
+    daemon.run(stop)
+    assert ("dismissed by a person", f"xid-79@{GPU}") in logged
+    assert ("a person dismisses what does not stand", f"xid-97@{GPU}") in logged

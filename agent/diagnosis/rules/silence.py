@@ -21,7 +21,7 @@ def _silent(source: SourceRow) -> Row:
     return Row(source.silent, source.silence, Remedy.CONTACT_SUPPORT, meaning)
 
 
-_UNREAD = TABLE["gpu-silent"]
+UNREAD = TABLE["gpu-silent"]
 # What the driver says to the witness that reads it.
 _FAILED: dict[str, Row] = {
     Failure.DRIVER_NOT_LOADED: Row(
@@ -67,8 +67,8 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     for pci in unread(history, limits.silent_s):
         if _NO_PERMISSION in words.get(pci, ""):
             continue  # this container's configuration: the agent is blind there, and the GPU may be well
-        message = "; ".join(filter(None, (f"{_UNREAD.meaning} for over {3 * limits.silent_s:.0f} s", words.get(pci))))
-        found = _UNREAD.found(history.alive[GPUS], limits, message, pci=pci)
+        message = "; ".join(filter(None, (f"{UNREAD.meaning} for over {3 * limits.silent_s:.0f} s", words.get(pci))))
+        found = UNREAD.found(history.alive[GPUS], limits, message, pci=pci)
         yield replace(found, confirm_s=2 * limits.silent_s)  # which are three since its last word
 
 

@@ -1,0 +1,50 @@
+"""What a person's word on a fault covers: a state while it is said, a record from before, and no new event. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from agent.config.source_index import KERNEL_LOG, SOURCES
+from agent.diagnosis.history import History
+from agent.diagnosis.rules import dcgm, silence
+from agent.diagnosis.rules.presence import LOST, RESET_REQUIRED
+from agent.model.fault import Finding, Reason
+
+_EVENTS = ("xid-", "sxid-")
+# These are found again at each look without a reading or a time by which that could be told.
+_STATES = {LOST.rule, RESET_REQUIRED.rule, *(row.rule for row in (*silence.ROWS, *dcgm.ROWS))}
+
+
+def dismissed(finding: Finding, obeyed: Collection[str], began_at: float) -> bool:
+    """Whether the word on its id, which the Node bears, means this finding too.
+
+    ``obeyed`` are the words that an earlier life obeyed; this one began at ``began_at``, Unix seconds. What the kernel
+    logged before that a person may have seen, and meant by a word that is news as well.
+    """
+    before = finding.evidence.source == KERNEL_LOG and finding.evidence.at < began_at
+    return _lasts(finding) or (before and finding.id not in obeyed)
+
+
+def _lasts(finding: Finding) -> bool:
+    """Whether the finding is read anew at each poll, as states are, and is no event that passed."""
+    if finding.rule.startswith(_EVENTS):
+        return False
+    return bool(finding.signals) or finding.confirm_s > 0 or finding.rule in _STATES
+
+
+def without(history: History, words: Collection[str]) -> History:
+    """Without the Xids from before the first start that a person declared ended: nothing tells them anew."""
+    if not (history.past and words):
+        return history
+    past = {(pci, code): o for (pci, code), o in history.past.items() if f"xid-{code}@{pci}" not in words}
+    return replace(history, past=past)
+
+
+def told(name: str, why: Reason, words: Collection[str]) -> Reason:
+    """A word on what can't be seen ends its fault, and makes nothing seen."""
+    rule = silence.UNREAD.rule if why.pci else SOURCES[name].silent if name in SOURCES else ""
+    fault = f"{rule}@{why.pci or 'node'}"
+    if fault not in words:
+        return why
+    return replace(why, words=f"{why.words}; {fault} is dismissed, and it stays unknown until it is seen again")
