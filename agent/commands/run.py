@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from agent import __version__
 from agent.commands.setup import add_directory, client, configured, simulated, stop_on_signals
 from agent.model.errors import ConfigError
+from agent.model.world import BY_HAND
 from agent.recording.recording import recorder
 from agent.runtime import log
 from agent.runtime.actor import Actor
@@ -51,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     able = (lambda: DiagRunner(connect(), sources.diagnose)) if config.repair.diagnose else connect
     record = recorder(arguments.record, config, node, sources.names) if arguments.record else None
     ask = sources.who_holds if config.sources.pods.enabled else None
-    actor = Actor(config, able, arguments.dry_run, log.tell, ask, record)
+    life = os.environ.get("POD_UID") or f"{BY_HAND}{secrets.token_hex(8)}"
+    actor = Actor(config, able, arguments.dry_run, log.tell, ask, record, life)
     daemon = Daemon(config, node, actor, log.tell, sources, record)
     server = serve(config, daemon)
     log.tell("started", version=__version__, mode=str(config.mode), port=server.port, dry_run=arguments.dry_run)

@@ -173,6 +173,21 @@ class World:
         )
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Claim:
+    """Which life of the agent acts on the node: of two the greater, which began later."""
+
+    term: int  # one more than that of the life before it
+    life: str  # the UID of its pod; of one that was started by hand, BY_HAND and a word of its own
+
+    @property
+    def by_hand(self) -> bool:
+        return self.life.startswith(BY_HAND)
+
+
+BY_HAND = "by-hand-"
+
+
 @dataclass(frozen=True, slots=True)
 class Local:
     """What only this node's own agent knows."""
@@ -185,6 +200,7 @@ class Local:
     holders: Mapping[str, frozenset[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
     reserved: tuple[str, ...] = ()  # Jobs that an earlier life had written down, and may have asked for just now
     aside_s: int = 0  # for how long the GPUs have been somebody else's; 0: they are not
+    claim: Claim | None = None  # this life's; None: it makes none, and heeds none
 
 
 Clients = Mapping[str, Mapping[str, str]]  # GPU UUID → pid → UID of its pod, empty where that isn't known

@@ -199,7 +199,8 @@ class Recording:
                 self._world = _world(line["world"])
             if self._world is None:
                 raise ValueError("a plan without a world")
-            return _read(Planned, {"at": line["plan"], "world": self._world, "local": line["local"]})
+            local = {"stage_s": line["local"]["up_s"], **line["local"]}  # of before: by the node's clock
+            return _read(Planned, {"at": line["plan"], "world": self._world, "local": local})
         seen = tuple(self._observation(one, line["t"]) for one in line.get("seen", ()))
         return _read(Round, {**line, "seen": seen, "orders": _orders(line)})
 

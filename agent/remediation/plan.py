@@ -94,6 +94,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
     now = situation(Case(verdict, world, config, local))
     back: Steps = () if now.situation is Situation.WITHDRAWN else ceased(world)
     match now.situation:
+        case Situation.ANOTHER_AGENT:  # whose permits are of the same name
+            return Plan(now.stands)
         case Situation.OPTED_OUT | Situation.MALFORMED:
             return Plan((*back, *now.stands))
         case Situation.NEWER | Situation.UNEXPLAINED:
@@ -263,10 +265,14 @@ def _state(now: Now, records: Records) -> str:
 
 
 def _stored(now: Now, records: Records) -> str:
-    """The new annotation; the kernel position alone is carried along at most once a minute."""
-    verdict, old = now.case.verdict, now.stored
+    """The new annotation; the kernel position alone is carried along at most once a minute.
+
+    Which life of the agent acts stands in it before anything is done, and is no reason to write it otherwise.
+    """
+    verdict, old, own = now.case.verdict, now.stored, now.case.local.claim
     if old is not None:
         recent = verdict.kernel_seq == old.kernel_seq or 0 <= verdict.at - old.at < _POSITION_EVERY_S
-        if recent and (same := dump(verdict, old.kernel_seq, old.at, records)) == now.case.world.stored:
+        writer = own if own and (now.case.world.withdrawn or now.situation is Situation.TO_WITHDRAW) else old.writer
+        if recent and (same := dump(verdict, old.kernel_seq, old.at, records, writer)) == now.case.world.stored:
             return same
-    return dump(verdict, verdict.kernel_seq, verdict.at, records)
+    return dump(verdict, verdict.kernel_seq, verdict.at, records, own or (old.writer if old else None))

@@ -9,7 +9,7 @@ from agent.config.settings import Mode
 from agent.model.errors import MalformedError, NewerError
 from agent.model.names import DISMISS_ANNOTATION, FAULTS_ANNOTATION, HARD_TAINT, MANAGED_LABEL
 from agent.model.steps import On, Wait
-from agent.model.world import PermitKind
+from agent.model.world import Claim, PermitKind
 from agent.remediation.case import Case, Treatment
 from agent.remediation.idle_reset import chosen
 from agent.remediation.ladder import effective
@@ -24,6 +24,7 @@ class Situation(Enum):
     KEEP_OFF = auto()  # the GPUs are somebody else's for now: a driver upgrade, a change of MIG
     NEWER = auto()  # a newer agent wrote the stored state
     MALFORMED = auto()  # nobody can read it
+    ANOTHER_AGENT = auto()  # one that began later acts on this node
     UNEXPLAINED = auto()  # our hard taint stands, and nothing says what for
     ANOTHERS = auto()  # another controller repairs the node
     # To be treated:
@@ -69,6 +70,9 @@ def situation(case: Case) -> Now:
     except MalformedError as error:
         why = f"annotation gpu-health-agent/faults: {error}; remove it to let the agent act again"
         return Now(Situation.MALFORMED, (Wait(why, On.STOPPED),), case)
+    own, writer = case.local.claim, stored.writer if stored else None
+    if own and writer and writer.life != own.life and writer > own:
+        return Now(Situation.ANOTHER_AGENT, (Wait(_overtaken(writer), On.STOPPED),), case)
     if why := upgrading(world.labels):
         records = stored.records if stored else Records()
         return Now(Situation.KEEP_OFF, (_aside(why, case),), case, stored, records=records)
@@ -91,6 +95,14 @@ def _aside(why: str, case: Case) -> Wait:
         return Wait(f"{why}: NVML is closed, and what the kernel log says is only reported")
     hours = case.local.aside_s / 3600
     return Wait(f"{why} for {hours:.1f} h, which counts as forgotten: NVML stays closed, nothing is done", On.STOPPED)
+
+
+def _overtaken(writer: Claim) -> str:
+    if writer.by_hand:
+        who = f"another agent, started by hand ({writer.life}), acts on this node"
+        return f"{who}: once it has ended, start this one anew"
+    who = f"another agent acts on this node, in the pod with UID {writer.life}"
+    return f"{who}: this one writes nothing while that is there"
 
 
 def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wait, ...]]:

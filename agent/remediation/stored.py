@@ -12,6 +12,7 @@ from agent.model.errors import MalformedError, NewerError
 from agent.model.fault import Card, Evidence, Fault, Finding, Remembered, Severity, Verdict
 from agent.model.remedy import Remedy
 from agent.model.text import LAST_S, read_json
+from agent.model.world import Claim
 from agent.remediation import strict
 from agent.remediation.records import Records, as_json, cut, from_json
 
@@ -27,10 +28,11 @@ class Stored(Remembered):
 
     at: float = 0.0  # Unix seconds, when the kernel position was written
     records: Records = field(default_factory=Records)
+    writer: Claim | None = None  # which life of the agent acted last; None: an older agent's
     left_out: int = 0  # faults for which there was no room: a restart forgets them
 
 
-def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) -> str:
+def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records, writer: Claim | None = None) -> str:
     """Only what a restart must know; nothing in it changes while the node stays as it is.
 
     Where it would be too long, words go first, then faults; last of all the worst one of each GPU.
@@ -38,6 +40,8 @@ def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records) 
     bad = [fault for fault in verdict.standing if fault.finding.severity > Severity.NOTICE]
     for words in _WORDS:
         others = _others(verdict, kernel_seq, at, records, words)
+        if writer:
+            others["writer"] = [writer.term, writer.life]
         faults = [_fault(fault, words) for fault in bad]
         if len(text := _json({**others, "faults": faults})) <= MOST_BYTES:
             return text
@@ -156,9 +160,15 @@ def _whole(data: Mapping[str, object], now: float) -> Stored:
         onsets={strict.pci(pci): tuple(map(strict.second, strict.each(times))) for pci, times in onsets.items()},
         dismissed=frozenset(strict.texts(data.get("dismissed", []))),
         records=from_json(data),
+        writer=_claim(data["writer"]) if "writer" in data else None,
         left_out=strict.whole(data.get("left_out", 0)),
         cards={strict.pci(pci): _card(card, links.get(pci, [])) for pci, card in cards.items()},
     )
+
+
+def _claim(writer: object) -> Claim:
+    term, life = strict.each(writer)
+    return Claim(strict.whole(term, 1, 2**53), strict.text(life))
 
 
 def _card(card: object, peers: object) -> Card:

@@ -41,14 +41,18 @@ class Actor:
         tell: Tell,
         ask: Ask | None = None,
         recorder: Recorder | None = None,
+        life: str = "",
     ) -> None:
-        """``ask``: the kubelet, which pod holds which GPU; UnaskedError."""
+        """``ask``: the kubelet, which pod holds which GPU; UnaskedError.
+
+        ``life``: a name of this one among the agents of the node; empty: it is the only one.
+        """
         self._connect, self._tell, self._recorder = connect, tell, recorder
         self._client: ClusterClient | None = None
         self._stop = threading.Event()
         self._pod_gpus = PodGpus(ask, tell)
         self._watch = NodeWatch(lambda: self._client, lambda: self.exchange.news.set(), tell)
-        self._cycle = Cycle(config, time.monotonic(), dry_run)
+        self._cycle = Cycle(config, time.monotonic(), dry_run, life)
         self._tried = float("-inf")
         self._asked: frozenset[str] = frozenset()  # pods of which was asked whose they are
         self._done: Counter[str] = Counter()

@@ -19,12 +19,13 @@ from agent.model.errors import CredentialsError, RefusedError, UnreachableError
 from agent.model.fault import Reset, Severity, Unseen, Verdict
 from agent.model.names import PERMIT_VALID_S
 from agent.model.steps import AskCheckpoint, Delete, Evict, GivePermit, On, Step, TakePermit, Wait
-from agent.model.world import Local, World
+from agent.model.world import Claim, Local, World
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
 from agent.remediation.plan import Plan, plan
 from agent.remediation.records import Attempt
-from agent.remediation.stored import kept
+from agent.remediation.stored import kept, restored
+from agent.runtime.claim import claimed
 from agent.runtime.exchange import Judged
 from agent.runtime.pod_gpus import Holders, with_gpus
 from agent.runtime.watched import Watched, watched
@@ -43,6 +44,8 @@ class Cycle:
     config: Config
     began: float  # from when on this life looks with what the last one stored
     dry_run: bool = False  # look and plan, write nothing
+    life: str = ""  # a name for this life among the agents of the node; empty: it is the only one
+    claim: Claim | None = None  # with which it acts
     started: bool = False  # the Node was read once
     stored: str | None = None  # what it bore then
     world: World | None = None  # as last read
@@ -128,6 +131,7 @@ def turn(
         return Turn(cycle, failed="look", trouble=error)
     look_s = now() - began
     cycle = _looked(replace(cycle, look_began=began, looked_at=wall()), world, verdict, now())
+    cycle = replace(cycle, claim=claimed(cycle.claim, cycle.life, restored(world.stored, 0.0), client))
     looked(cycle)
     if verdict is None or (_unheard(verdict) and now() - cycle.began < _FIRST_WORDS_S):
         return Turn(cycle, (_UNHEARD,))
@@ -210,7 +214,8 @@ def _planned(
     closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
     up_s, stage_s = int(now - cycle.began), int(now - cycle.watched.since)
     reserved = tuple(kept(cycle.stored).reserved) if up_s < PERMIT_VALID_S else ()
-    local = Local(gathered, up_s, stage_s, closed, judged.clients, holders, reserved, int(cycle.aside_s))
+    claim = None if cycle.dry_run else cycle.claim
+    local = Local(gathered, up_s, stage_s, closed, judged.clients, holders, reserved, int(cycle.aside_s), claim)
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
 
 

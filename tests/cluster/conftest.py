@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,6 +165,7 @@ class AgentProcess:
         self._simulate = ["--simulate", simulate] if simulate else []
         self.log = folder / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._pod_uid = str(uuid.uuid4())
 
     def start(self, *extra: str) -> None:
         command = [
@@ -184,7 +186,8 @@ class AgentProcess:
         ]
         with self.log.open("ab") as out:
             began = out.tell()
-            self._process = subprocess.Popen(command, stdout=out, stderr=out, env=environment())
+            own = {**environment(), "POD_UID": self._pod_uid}  # a container that begins anew is in the same pod
+            self._process = subprocess.Popen(command, stdout=out, stderr=out, env=own)
         self.site.plane.wait("the agent listens", lambda: self._listens(began))
 
     def _listens(self, began: int) -> bool:

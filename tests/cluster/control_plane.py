@@ -375,4 +375,4 @@ def _free_ports(count: int) -> list[int]:
 
 def environment() -> dict[str, str]:
     """The environment for programs under test: no cluster of the person's own may leak in."""
-    return {k: v for k, v in os.environ.items() if k not in ("KUBECONFIG", "NODE_NAME")}
+    return {k: v for k, v in os.environ.items() if k not in ("KUBECONFIG", "NODE_NAME", "POD_UID")}

@@ -172,7 +172,11 @@ HAPPENS: dict[Situation, Callable[[Site], None]] = {
 }
 
 
-@pytest.mark.parametrize("what", Situation)
+def test_nothing_that_may_become_of_a_drain_is_left_out() -> None:
+    assert {*Situation} - {*HAPPENS} == {Situation.ANOTHER_AGENT}, "of the same node: that one gives the permit back"
+
+
+@pytest.mark.parametrize("what", HAPPENS)
 def test_no_other_node_waits_for_ever_behind_a_drain_whatever_becomes_of_it(what: Situation) -> None:
     for pod in PODS:
         site = Site(pod)

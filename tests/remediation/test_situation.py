@@ -10,7 +10,7 @@ from agent.config.settings import Config, Mode
 from agent.model.fault import Status, Verdict
 from agent.model.names import HARD_TAINT
 from agent.model.steps import Wait
-from agent.model.world import Job, Local, Permit, PermitKind, Taint, World
+from agent.model.world import Claim, Job, Local, Permit, PermitKind, Taint, World
 from agent.remediation.case import Case
 from agent.remediation.plan import plan
 from agent.remediation.records import Records
@@ -29,6 +29,11 @@ LOOKS: dict[Situation, tuple[Verdict, World, Config]] = {
     Situation.KEEP_OFF: (fatal(), replace(OUT, labels={"nvidia.com/mig.config.state": "pending"}), EVICT),
     Situation.NEWER: (fatal(), replace(OUT, stored='{"version":2}'), EVICT),
     Situation.MALFORMED: (fatal(), replace(OUT, stored="{}"), EVICT),
+    Situation.ANOTHER_AGENT: (
+        fatal(),
+        replace(OUT, stored=dump(fatal(), 1, 0.0, Records(), Claim(2, "uid-of-a-pod"))),
+        EVICT,
+    ),
     Situation.UNEXPLAINED: (healthy(), replace(OUT, stored=None), EVICT),
     Situation.ANOTHERS: (
         fatal(),
@@ -50,7 +55,8 @@ STILL = {*Situation} - {Situation.TO_WITHDRAW, Situation.WITHDRAWN, Situation.CU
 
 @pytest.mark.parametrize("name", Situation)
 def test_each_look_shows_one_situation_and_where_nothing_is_done_it_says_why(name: Situation) -> None:
-    now = situation(Case(*LOOKS[name], Local()))
+    local = Local(claim=Claim(1, "uid-of-ours"))
+    now = situation(Case(*LOOKS[name], local))
     assert (now.situation, bool(now.stands)) == (name, name in STILL)
-    steps = plan(*LOOKS[name], Local()).steps
+    steps = plan(*LOOKS[name], local).steps
     assert {*now.stands} <= {step for step in steps if isinstance(step, Wait)}

@@ -28,7 +28,7 @@ from tests.remediation.test_repair import RESET
 BOUND_S = DEADLINE_S + CHECKPOINT_S + LEAVES_S + LATE_S
 WITHDRAWN = "gpu-health-agent-withdrawn-gpu-0"
 events = st.tuples(
-    st.sampled_from([None, *(what for what in Situation if what is not Situation.TO_WITHDRAW)]),
+    st.sampled_from([None, *(what for what in HAPPENS if what is not Situation.TO_WITHDRAW)]),
     st.sampled_from((0, 60, 300, 900)),  # seconds until then
     st.booleans(),  # the agent is killed, and starts anew
     st.sampled_from((0, -10_800, -600, 600, 10_800)),  # its wall clock steps
