@@ -42,6 +42,9 @@ class Log:
     def pollable(self) -> int | None:
         return None if not (self.device or self.fifo) else self._fd
 
+    def close(self) -> None:
+        os.close(self._fd)
+
     def read(self) -> list[bytes]:
         """The records that are there; empty when nothing is new."""
         try:
@@ -144,6 +147,12 @@ class Reader:
             self._skip_to = None  # no kernel counts backwards within a boot: the position was wrong
         self.backlog = False
 
+    @property
+    def position(self) -> int | None:
+        """The last record that is told, which is not to be told again; None while all of it is still to be told."""
+        unread = self.backlog and self._first_time
+        return None if unread or self.seq is None else max(self.seq, self._skip_to or 0)
+
     def heartbeat(self) -> Observation:
         counts: dict[str, Value] = {
             "malformed": self.malformed,
@@ -186,6 +195,15 @@ def _follow(options: argparse.Namespace) -> None:
     log = Log(options.path)
     boot_id = _boot_id(options.boot_id_file)
     reader = Reader(boot_id, options.after_boot_id, options.after_seq, options.accept_userspace, log.fifo)
+    try:
+        _tell(log, reader, options)
+    finally:  # whoever opens it again goes on from here
+        log.close()
+        if reader.position is not None:
+            options.after_boot_id, options.after_seq = reader.boot_id, reader.position
+
+
+def _tell(log: Log, reader: Reader, options: argparse.Namespace) -> None:
     poller = select.poll()
     poller.register(sys.stdout.fileno(), 0)  # POLLERR comes by itself once the agent is gone
     if (fd := log.pollable()) is not None:

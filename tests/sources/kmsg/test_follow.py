@@ -217,6 +217,42 @@ def test_a_log_that_is_not_there_is_said_in_one_sentence(tmp_path: Path, ended: 
     assert "sources.kmsg.path" in failed.raw
 
 
+@pytest.mark.parametrize("place", [(), ("--after-boot-id", "boot-1", "--after-seq", "1")], ids=["anew", "resumed"])
+def test_a_log_that_fails_and_is_opened_again_is_told_on_and_not_twice(
+    tmp_path: Path, ended: list[subprocess.Popen[bytes]], place: tuple[str, ...]
+) -> None:
+    path, aside, boot = tmp_path / "log", tmp_path / "aside", tmp_path / "boot_id"
+    boot.write_text("boot-1")
+    path.write_bytes(record(1) + b"\n")
+    process, stream = lines(path, "--boot-id-file", str(boot), *place)
+    ended.append(process)
+    until(stream, Signal.ALIVE)
+    with path.open("ab") as log:
+        log.write(record(2) + b"\n")
+    assert until(stream, Signal.XID).seq == 2
+    path.rename(aside)
+    path.mkdir()  # reading it is an error as reading a broken device is
+    until(stream, Signal.FAILED)
+    with aside.open("ab") as log:
+        log.write(record(3) + b"\n")
+    path.rmdir()
+    aside.rename(path)
+    again = until(stream, Signal.XID)
+    assert (again.seq, again.past) == (3, False)
+    until(stream, Signal.ALIVE)
+
+
+def test_what_was_there_before_the_first_start_stays_past_though_the_log_fails_meanwhile() -> None:
+    one = reader()
+    take(one, record(1))
+    assert one.position is None
+    one.caught_up()
+    assert one.position == 1
+    other = reader(("boot-1", 5))
+    take(other, record(1))
+    assert other.position == 5
+
+
 def test_it_ends_once_nobody_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.touch()
