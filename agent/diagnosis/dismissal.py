@@ -7,13 +7,12 @@ from dataclasses import replace
 
 from agent.config.source_index import KERNEL_LOG, SOURCES
 from agent.diagnosis.history import History
-from agent.diagnosis.rules import dcgm, silence
-from agent.diagnosis.rules.presence import LOST, RESET_REQUIRED
+from agent.diagnosis.rules import ROWS, silence
+from agent.diagnosis.rules.presence import LOST
 from agent.model.fault import Finding, Reason
 
-_EVENTS = ("xid-", "sxid-")
-# These are found again at each look without a reading or a time by which that could be told.
-_STATES = {LOST.rule, RESET_REQUIRED.rule, *(row.rule for row in (*silence.ROWS, *dcgm.ROWS))}
+# These are found again at each look, without a reading or a time in their row by which that could be told.
+_STATES = {LOST.rule, silence.UNREAD.rule, *(row.rule for row in silence.ROWS)}
 
 
 def dismissed(finding: Finding, obeyed: Collection[str], began_at: float) -> bool:
@@ -23,14 +22,14 @@ def dismissed(finding: Finding, obeyed: Collection[str], began_at: float) -> boo
     logged before that a person may have seen, and meant by a word that is news as well.
     """
     before = finding.evidence.source == KERNEL_LOG and finding.evidence.at < began_at
-    return _lasts(finding) or (before and finding.id not in obeyed)
+    return lasts(finding) or (before and finding.id not in obeyed)
 
 
-def _lasts(finding: Finding) -> bool:
+def lasts(finding: Finding) -> bool:
     """Whether the finding is read anew at each poll, as states are, and is no event that passed."""
-    if finding.rule.startswith(_EVENTS):
-        return False
-    return bool(finding.signals) or finding.confirm_s > 0 or finding.rule in _STATES
+    rule, row = finding.rule, ROWS.get(finding.rule)
+    confirmed = row is not None and row.confirm and not row.signals
+    return bool(finding.signals or confirmed) or rule in _STATES or rule.startswith("dcgm-")
 
 
 def without(history: History, words: Collection[str]) -> History:

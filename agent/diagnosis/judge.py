@@ -10,7 +10,7 @@ from agent.config.source_index import GPUS, SECOND_WITNESS
 from agent.diagnosis import relapse
 from agent.diagnosis.aside import only_aside
 from agent.diagnosis.correlate import incidents, order, overruled
-from agent.diagnosis.dismissal import dismissed, told, without
+from agent.diagnosis.dismissal import dismissed, lasts, told, without
 from agent.diagnosis.history import History, number
 from agent.diagnosis.linked import linked
 from agent.diagnosis.overrides import settle
@@ -133,10 +133,15 @@ def _age(
         old = None
     if old and not old.uuid and old.boot_id == history.boots.get(GPUS):
         old = replace(old, uuid=history.uuid(old.finding.pci))  # no card was changed without a reboot
+    passed = old is not None and not lasts(old.finding)
+    if old and passed and not old.confirmed and history.now - old.last > limits.xid_count_window_s:
+        old = None  # an event waits for another one that confirms it, however often it is judged, and not for ever
     if finding and not (finding.holds_only and old is None):
         return _found(old, finding, history)
-    if old is None or not old.confirmed:
+    if old is None or not (old.confirmed or passed):
         return None
+    if not old.confirmed:
+        return old
     clear_s, blind_now = old.finding.clear_s, not _could_be_seen(old, history, unseen, limits)
     if clear_s is None:
         if not old.proved:  # absence proves nothing here, and nothing at all while we are blind

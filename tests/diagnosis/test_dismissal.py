@@ -91,3 +91,31 @@ def test_a_silent_source_whose_fault_is_dismissed_stays_unknown_and_that_is_said
         verdict = judge.after(5)
         assert (ids(verdict), verdict.status) == ([], Status.UNKNOWN)
         assert "nvml-silent@node is dismissed" in verdict.blind_lines[0]
+
+
+CONFIRMED = Limits.model_validate({"overrides": [{"rule": "xid-63", "confirm_s": 30}], "xid_count_window_s": 100})
+
+
+@pytest.mark.parametrize("tick_s", [0.5, 5.0, 1000.0])
+@pytest.mark.parametrize(
+    ("at", "stands"), [((0,), False), ((0, 10), False), ((0, 40), True), ((0, 10, 31), True), ((0, 150), False)]
+)
+def test_an_event_that_is_to_be_confirmed_is_by_another_one_so_much_later_however_often_it_is_judged(
+    tick_s: float, at: tuple[float, ...], stands: bool
+) -> None:
+    judge = Judge(CONFIRMED)
+    judge.after(0, alive(), reading())
+    began = judge.now
+    for one in at:
+        while judge.now + tick_s < began + one:
+            judge.after(tick_s)
+        judge.after(began + one - judge.now, xid(63))
+    assert (f"xid-63@{GPU}" in ids(judge.after(0.1))) is stands
+
+
+def test_an_override_that_confirms_an_event_later_makes_no_state_of_it() -> None:
+    judge = Judge(CONFIRMED)
+    judge.dismissed = frozenset({f"xid-63@{GPU}"})
+    judge.after(0, alive(), reading())
+    judge.after(1, xid(63))
+    assert ids(judge.after(40, xid(63))) == [f"xid-63@{GPU}"]
