@@ -32,7 +32,8 @@ class Override(Section):
     count: Annotated[int, Field(ge=1, le=64)] | None = None
     window_s: Seconds = 3600
     """Xids only: below so many within the window it is a notice."""
-    confirm_s: Seconds | None = None  # how long it must last before it counts
+    confirm_s: Seconds | None = None
+    """How long it must last before it counts; an event, as an Xid is, how much later it must come again."""
     clear_s: Seconds | Literal["latched"] | None = None
     """How long it must be gone, or "latched": only a proved cure ends it."""
 
