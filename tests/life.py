@@ -73,6 +73,7 @@ class Life:
     """
 
     fault: int  # the Xid in the kernel log; 0: none
+    name: str = field(default="n1", kw_only=True)
     config: Config = CONFIG
     cures: Callable[[str], bool] = lambda _: True
     exit_code: int = 0
@@ -97,16 +98,7 @@ class Life:
     left: list[tuple[tuple[int, ...], bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.cluster.add_node("n1")
-        self.cluster.add_node("n2")
-        self.cluster.add_pod("research", "train", "n1", owner="Job")
-        labels = {"metadata": {"labels": OPERANDS}}
-        self.cluster("PATCH", "/api/v1/nodes/n1", labels, "application/merge-patch+json")
-        for name in (*TEMPLATES.values(), CHECK):
-            spec = {"containers": [{"name": "main", "image": "none"}]}
-            job = {"spec": {"template": {"spec": spec}, "ttlSecondsAfterFinished": 60}}
-            body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}
-            self.cluster._store("cronjobs", "gpu-health-agent", body)
+        self._settles()
         self._ticks = 0
         self.began: dict[str, float] = {}  # by the Job's UID
         self.over: dict[str, float] = {}
@@ -119,9 +111,18 @@ class Life:
         if self.fault:
             self.breaks()
 
+    def _settles(self) -> None:
+        """What is there before its agent."""
+        self.cluster.add_node("n1")
+        self.cluster.add_node("n2")
+        self.cluster.add_pod("research", "train", "n1", owner="Job")
+        labels = {"metadata": {"labels": OPERANDS}}
+        self.cluster("PATCH", "/api/v1/nodes/n1", labels, "application/merge-patch+json")
+        templates(self.cluster)
+
     def _begin(self) -> None:
         """A new process of the agent: only the cluster remembers."""
-        self.client = KubeClient(self._request, "n1", self.config, lambda: self.now)
+        self.client = KubeClient(self._request, self.name, self.config, lambda: self.now, wall=self._wall)
         self.cycle = Cycle(self.config, self.now)
         self.last: Planned | None = None  # the last plan, and what it was made from
         self.memory, self.restored, self.read = Memory(), False, (0, 0)
@@ -157,7 +158,7 @@ class Life:
         return other
 
     def node(self) -> dict[str, Any]:
-        return self.cluster.read("nodes", "n1")
+        return self.cluster.read("nodes", self.name)
 
     def tainted(self) -> bool:
         return any(t["key"] == HARD_TAINT for t in self.node()["spec"].get("taints") or ())
@@ -210,7 +211,9 @@ class Life:
         self._permitted()
 
     def _permitted(self) -> None:
-        assert not self.tainted() or any(h.startswith("n1/") for h in self.holders()), "a hard taint without a permit"
+        assert not self.tainted() or any(h.startswith(f"{self.name}/") for h in self.holders()), (
+            "a hard taint without a permit"
+        )
 
     def _cycle(self) -> Cycle:
         """With the configuration as it is now."""
@@ -328,7 +331,7 @@ class Life:
         assert reserved == name, "another repair than the reserved one"
         assert self.tainted(), "a repair without our taint"
         assert self.holds("train", job) is False, "a repair under a running pod"
-        assert job["spec"]["template"]["spec"]["nodeName"] == "n1"
+        assert job["spec"]["template"]["spec"]["nodeName"] == self.name
         assert job["spec"]["ttlSecondsAfterFinished"] == 7 * 86400, "it must be there to be read, and not for ever"
         if remedy == "reset_gpu":
             assert self.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == OPERAND_PAUSED
@@ -343,7 +346,7 @@ class Life:
         gpus = job["spec"]["template"]["metadata"]["annotations"]["gpu-health-agent/gpus"].split(",")
         held = (self.resources or {}).get(f"research/{pod}")
         whole = not any(one in job["metadata"]["name"] for one in ("-reset-gpu-", "-check-"))
-        return pod in self.cluster.pods_on("n1") and (whole or not held or bool({*held} & {*gpus}))
+        return pod in self.cluster.pods_on(self.name) and (whole or not held or bool({*held} & {*gpus}))
 
     def _ends(self, name: str, job: dict[str, Any]) -> None:
         """Once; a restored server is only told of it again."""
@@ -354,10 +357,10 @@ class Life:
         condition = {
             "type": "Complete" if good else "Failed",
             "status": "True",
-            "lastTransitionTime": "2026-01-01T00:00:00Z",
+            "lastTransitionTime": rfc3339(START + self.over[uid]),
         }
         self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [condition]}})
-        self.cluster.add_pod("gpu-health-agent", f"{name}-pod", "n1", gpus=0, owner="Job")
+        self.cluster.add_pod("gpu-health-agent", f"{name}-pod", self.name, gpus=0, owner="Job")
         labels = {"batch.kubernetes.io/job-name": name, "gpu-health-agent/node-uid": self.node()["metadata"]["uid"]}
         ended = {"exitCode": 0 if good else self.exit_code or 1, "finishedAt": rfc3339(START + self.over[uid])}
         status = {"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": ended}}]}
@@ -378,6 +381,15 @@ class Life:
             self.reboots()  # the agent's own process went down with it
         if good and not self.cures(remedy) and self.fault:
             self.breaks()
+
+
+def templates(cluster: InMemoryCluster) -> None:
+    """Of the remedies and of the check."""
+    for name in (*TEMPLATES.values(), CHECK):
+        spec = {"containers": [{"name": "main", "image": "none"}]}
+        job = {"spec": {"template": {"spec": spec}, "ttlSecondsAfterFinished": 60}}
+        body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}
+        cluster._store("cronjobs", "gpu-health-agent", body)
 
 
 def lives(life: Life, seconds: float, killed: Callable[[tuple[int, ...]], bool]) -> Iterator[Life]:

@@ -78,6 +78,17 @@ def test_each_outside_library_is_used_where_it_belongs_only() -> None:
             assert wanted is None or room(path) in wanted, f"{path} imports {name}"
 
 
+def test_what_acts_reads_no_clock_but_those_it_was_given() -> None:
+    """So each node of a test has its own two. The sockets of a checkpoint's call count real seconds."""
+    clocks = {"time", "monotonic"}
+    for path in files():
+        if room(path) == "actions" and path.stem != "checkpoint":
+            calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            assert not clocks & {
+                f.attr for f in calls if isinstance(f, ast.Attribute) and ast.unparse(f.value) == "time"
+            }, path
+
+
 def test_every_error_of_ours_stands_in_the_one_tree() -> None:
     """One that derives from Python's own could be taken for a bug, and a bug for it."""
     pythons = {name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)}

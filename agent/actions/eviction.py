@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
@@ -11,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import STRATEGIC_PATCH, Api, ask
+from agent.actions.permits import Clock
 from agent.actions.rights import OURS
 from agent.config.settings import Drain
 from agent.model.errors import RefusedError
@@ -27,8 +27,8 @@ _DENIED = re.compile(r"\bdenied (the )?request\b")
 class Evictions:
     """Ends pods, each by its UID; remembers why a budget refused, and how checkpoints ended."""
 
-    def __init__(self, api: Api, settings: Drain) -> None:
-        self._api, self._in_steps = api, settings.eviction == "ask_then_delete"
+    def __init__(self, api: Api, settings: Drain, wall: Clock) -> None:
+        self._api, self._wall, self._in_steps = api, wall, settings.eviction == "ask_then_delete"
         self.blocked: dict[str, str] = {}  # by a budget: its deadline may end in a deletion
         self.denied: dict[str, str] = {}  # by a webhook, a policy or for want of a right: never
         self.checkpoints: Counter[str] = Counter()  # pods that declared one, by how it ended
@@ -94,7 +94,7 @@ class Evictions:
                 "status": "True",
                 "reason": "DeletionByGpuHealthAgent",
                 "message": "moved away from a GPU fault",
-                "lastTransitionTime": rfc3339(time.time(), "seconds"),
+                "lastTransitionTime": rfc3339(self._wall(), "seconds"),
             }
             body = {"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}}
             ask(self._api, "PATCH", f"{path_of(pod)}/status", body, STRATEGIC_PATCH)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import Api, ask
+from agent.actions.permits import Clock
 from agent.actions.rights import OURS
 from agent.config.settings import Config
 from agent.model.errors import RefusedError
@@ -24,8 +24,8 @@ _KEPT_S = 7 * 86400
 class Jobs:
     """The Jobs that repair this node, as last read."""
 
-    def __init__(self, api: Api, node: str, config: Config) -> None:
-        self._api, self._node, self._repair = api, node, config.repair
+    def __init__(self, api: Api, node: str, config: Config, wall: Clock) -> None:
+        self._api, self._node, self._repair, self._wall = api, node, config.repair, wall
         namespace = quote(config.budget.namespace, safe="")
         self._path = f"/apis/batch/v1/namespaces/{namespace}"
 
@@ -38,7 +38,7 @@ class Jobs:
         if not self._repair.templates:
             return ()
         found = ask(self._api, "GET", f"{self._path}/jobs?labelSelector={quote(f'{NODE_UID_LABEL}={uid}')}")
-        return tuple(_job(item, ended) for item in found.get("items", ()))
+        return tuple(_job(item, ended, self._wall()) for item in found.get("items", ()))
 
     def start(self, step: StartJob, uid: str) -> None:
         """Create it; one that is there already was created by us before a crash."""
@@ -75,13 +75,13 @@ class Jobs:
         }
 
 
-def _job(item: Mapping[str, Any], ended: Mapping[str, tuple[int, float]]) -> Job:
+def _job(item: Mapping[str, Any], ended: Mapping[str, tuple[int, float]], wall: float) -> Job:
     name, ended_s, said, state = item["metadata"]["name"], 0, "", "active"
     for condition in (item.get("status") or {}).get("conditions") or ():
         if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
             state = "succeeded" if condition["type"] == "Complete" else "failed"
             said = str(condition.get("message") or condition.get("reason") or "")
             at = unix_s(condition.get("lastTransitionTime"))
-            ended_s = 0 if at is None else max(0, int(time.time() - at))
+            ended_s = 0 if at is None else max(0, int(wall - at))
     exit_code, finished_at = ended.get(name, (None, 0.0))
     return Job(name, state, exit_code, said, ended_s, finished_at)

@@ -50,17 +50,23 @@ class KubeClient:
     """Looks at the cluster and does one step at a time, for one node."""
 
     def __init__(
-        self, api: Api, node: str, config: Config, clock: Clock = time.monotonic, answer_s: float = ANSWER_S
+        self,
+        api: Api,
+        node: str,
+        config: Config,
+        clock: Clock = time.monotonic,
+        answer_s: float = ANSWER_S,
+        wall: Clock = time.time,
     ) -> None:
         """``answer_s``: how long a pod's port that is asked for a checkpoint may take, in seconds."""
         self.requests: Counter[str] = Counter()
-        self._node, self._config = node, config
+        self._node, self._config, self._wall = node, config, wall
         self._api = self._declared(api)
         self._path = f"/api/v1/nodes/{quote(node, safe='')}"
-        self._permits = Permits(self._api, config.budget, clock)
+        self._permits = Permits(self._api, config.budget, clock, wall)
         self._raw: dict[str, Any] = {}
-        self._pods = Pods(self._api, node, config, clock, answer_s)
-        self._jobs = Jobs(self._api, node, config)
+        self._pods = Pods(self._api, node, config, clock, wall, answer_s)
+        self._jobs = Jobs(self._api, node, config, wall)
         self._announced: frozenset[str] = frozenset()
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
 
@@ -205,7 +211,7 @@ class KubeClient:
         self._raw = ask(self._api, "PATCH", f"{self._path}/status", body, STRATEGIC_PATCH)
 
     def _condition(self, condition: Condition) -> dict[str, Any]:
-        now = rfc3339(time.time(), "seconds")
+        now = rfc3339(self._wall(), "seconds")
         old: dict[str, Any] = next(
             (c for c in self._raw["status"].get("conditions") or () if c["type"] == condition.type), {}
         )
@@ -248,7 +254,7 @@ class KubeClient:
         self._raw = ask(self._api, "PATCH", self._path, patch, JSON_PATCH)
 
     def _announce(self, step: Announce) -> None:
-        now = rfc3339(time.time(), "seconds")
+        now = rfc3339(self._wall(), "seconds")
         # A Node has no namespace: its Events are kept in "default". Its uid is its name, as the kubelet has it.
         namespace, about = "default", {"kind": "Node", "name": self._node, "uid": self._node}
         if step.pod in self._pod_names:

@@ -6,7 +6,6 @@ after ten minutes without one. What lies between is the time that a request may 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -51,8 +50,8 @@ class _Watched:
 class Permits:
     """The pool's Leases as last read; a write is bound to the version that was read."""
 
-    def __init__(self, api: Api, budget: Budget, clock: Clock = time.monotonic) -> None:
-        self._api, self._budget, self._clock = api, budget, clock
+    def __init__(self, api: Api, budget: Budget, clock: Clock, wall: Clock) -> None:
+        self._api, self._budget, self._clock, self._wall = api, budget, clock, wall
         self._path = _LEASES.format(budget.namespace)
         self._seen: dict[str, dict[str, Any]] = {}
         self._watched: dict[str, _Watched] = {}
@@ -117,7 +116,7 @@ class Permits:
     def take(self, kind: PermitKind, index: int, holder: str) -> None:
         """Take a permit, or confirm our own; RefusedError 409 if another node was quicker."""
         name, sent = self._name(kind, index), self._clock()
-        lease, now = self._seen.get(name), rfc3339(time.time())
+        lease, now = self._seen.get(name), rfc3339(self._wall())
         if lease is None or _holder(lease) != holder:
             self._taken[name] = sent
         if lease is None:
@@ -141,7 +140,7 @@ class Permits:
         """Free our own permit; one that is another's by now is left alone."""
         lease = self._seen.get(self._name(kind, index))
         if lease and _holder(lease) == holder:
-            now = rfc3339(time.time())
+            now = rfc3339(self._wall())
             used = {"acquireTime": now} if kind is PermitKind.HOURLY else {}  # its hour begins now
             # Before the request: one whose answer is lost may free the permit at any time, until a new
             # confirmation changes its version.
@@ -188,8 +187,13 @@ class Permits:
         whose last word may be minutes old, or for how long we have watched it: both can only delay."""
         name, written = lease["metadata"]["name"], written_at(lease)
         if mine:
-            return self._clock() - self._taken[name] if name in self._taken else max(_age_s(lease), watched_s)
+            return self._clock() - self._taken[name] if name in self._taken else max(self._age_s(lease), watched_s)
         return max(self._told_at - written, watched_s) if written else watched_s
+
+    def _age_s(self, lease: Mapping[str, Any]) -> float:
+        """Since it was taken, by the clock of the node that took it."""
+        taken = unix_s((lease.get("spec") or {}).get("acquireTime"))
+        return 0.0 if taken is None else self._wall() - taken
 
     def _ask_holder(self, watched: _Watched, holder: str) -> None:
         """Whether the Node that holds a permit is still there, and bears our taint; asked once a minute.
@@ -233,9 +237,3 @@ def _kind(lease: Mapping[str, Any]) -> str:
 
 def _holder(lease: Mapping[str, Any]) -> str:
     return str((lease.get("spec") or {}).get("holderIdentity") or "")
-
-
-def _age_s(lease: Mapping[str, Any]) -> float:
-    """Since it was taken, by the clock of the node that took it."""
-    taken = unix_s((lease.get("spec") or {}).get("acquireTime"))
-    return 0.0 if taken is None else time.time() - taken

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -30,8 +29,10 @@ _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ende
 class Pods:
     """The pods of one node, as last listed. Every write is bound to the pod's UID."""
 
-    def __init__(self, api: Api, node: str, config: Config, clock: Clock, answer_s: float = ANSWER_S) -> None:
-        self._api, self._node, self._config, self._clock = api, node, config, clock
+    def __init__(
+        self, api: Api, node: str, config: Config, clock: Clock, wall: Clock, answer_s: float = ANSWER_S
+    ) -> None:
+        self._api, self._node, self._config, self._clock, self._wall = api, node, config, clock, wall
         self._raw: dict[str, dict[str, Any]] = {}  # by UID
         self._pinned: dict[str, bool] = {}
         self._asked: dict[str, float] = {}
@@ -39,7 +40,7 @@ class Pods:
         self._draining = False
         self.returns: Counter[str] = Counter()
         self.calls = Calls(answer_s)
-        self.evictions = Evictions(api, config.drain)
+        self.evictions = Evictions(api, config.drain, wall)
 
     def look(self, draining: bool = True) -> tuple[Pod, ...]:
         """Every pod of the node. RefusedError, UnreachableError."""
@@ -91,7 +92,7 @@ class Pods:
         raw = self._raw[pod.uid]
         annotations = raw["metadata"].get("annotations") or {}
         if REQUESTED_ANNOTATION not in annotations:
-            now = rfc3339(time.time(), "milliseconds")
+            now = rfc3339(self._wall(), "milliseconds")
             body = {"metadata": {"uid": pod.uid, "annotations": {REQUESTED_ANNOTATION: now}}}
             try:
                 ask(self._api, "PATCH", path_of(pod), body, MERGE_PATCH)
@@ -135,7 +136,7 @@ class Pods:
             static=_MIRROR in annotations,
             finished=status.get("phase") in ("Succeeded", "Failed"),
             terminating=bool(metadata.get("deletionTimestamp")),
-            stuck=deleted is not None and time.time() - deleted > _STUCK_S,
+            stuck=deleted is not None and self._wall() - deleted > _STUCK_S,
             priority=spec.get("priority") or 0,
             tolerates=any(_tolerates(one) for one in spec.get("tolerations") or ()),
             protected=any(annotations.get(key) == value for key, value in _KEEP.items()),
@@ -154,7 +155,7 @@ class Pods:
         requested = unix_s(annotations.get(REQUESTED_ANNOTATION))
         if uid in self._asked:
             return int(self._clock() - self._asked[uid])
-        return None if requested is None else max(0, int(time.time() - requested))
+        return None if requested is None else max(0, int(self._wall() - requested))
 
     def _is_pinned(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
         """Whether one of its volumes is a disk of this node: it could start nowhere else."""
