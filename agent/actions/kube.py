@@ -123,6 +123,7 @@ class KubeClient:
             else:
                 self._pods.forget()
         labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+        keys, evictions = {pod.uid: pod.key for pod in pods or ()}, self._pods.evictions
         return World(
             node=self._node,
             uid=metadata["uid"],
@@ -139,8 +140,9 @@ class KubeClient:
             paused=paused,
             pods=pods,
             jobs=jobs,
-            blocked=dict(self._pods.evictions.blocked),
-            denied=dict(self._pods.evictions.denied),
+            blocked={keys[uid]: why for uid, why in evictions.blocked.items() if uid in keys},
+            denied={keys[uid]: why for uid, why in evictions.denied.items() if uid in keys},
+            refused=tuple(keys[uid] for uid in evictions.refused if uid in keys),
             returns=dict(self._pods.returns),
             announced=self._announced,
         )

@@ -56,8 +56,7 @@ class Pods:
             self._sizes[name] = max(size, self._sizes.get(name, 1))
         self._draining = draining
         pods = tuple(self._pod(raw) for raw in self._raw.values())
-        keys = {pod.key for pod in pods}
-        self.evictions.forget_others(keys)
+        self.evictions.forget_others(self._raw.keys())
         self.calls.forget_others(self._raw.keys())
         for memory in (self._pinned, self._asked):
             for uid in memory.keys() - self._raw.keys():

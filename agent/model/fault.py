@@ -82,6 +82,11 @@ class Fault:
     joined: tuple[Fault, ...] = ()  # its symptoms: faults of their own that this one explains
     doubts: tuple[str, ...] = ()  # where the witnesses disagree
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of the fault and its symptoms: one incident, whichever of them leads it."""
+        return (self.finding.id, *(symptom.finding.id for symptom in self.joined))
+
 
 class Status(StrEnum):
     """One word for the node: the gravest fault that stands; without one, whether everything is seen."""

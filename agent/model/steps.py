@@ -92,7 +92,7 @@ class On(StrEnum):
 
     OTHER = "other"  # it passes by itself
     PERMIT = "permit"  # the budget is spent
-    EVICTION = "eviction"  # a PodDisruptionBudget refused one
+    EVICTION = "eviction"  # somebody refused one, or nobody answered
     POD = "pod"  # only a person can move it
     REPAIR = "repair"  # only a person can decide how it goes on
     STOPPED = "stopped"  # somebody or something keeps the agent from acting at all

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -126,7 +126,8 @@ class World:
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
     blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why a budget refused its last eviction
-    denied: Mapping[str, str] = field(default_factory=dict)  # pod → why somebody else did, a webhook or a policy
+    denied: Mapping[str, str] = field(default_factory=dict)  # pod → why somebody else did, or that nobody answered
+    refused: Sequence[str] = ()  # the pods of both, the one that was asked longest ago first
     jobs: tuple[Job, ...] | None = None  # None: not asked, which starts nothing
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     announced: frozenset[str] = frozenset()  # Events that were sent

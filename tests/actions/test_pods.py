@@ -109,9 +109,9 @@ def test_a_busy_or_broken_server_has_asked_no_budget_and_leads_to_no_deletion(an
         return answer if path.endswith("/eviction") else made(method, path, *rest, **more)
 
     client = KubeClient(troubled, "n1", settings)
-    for _ in range(3):
-        with pytest.raises(RefusedError):
-            drive(client, reset(), settings, rounds=5)
+    with pytest.raises(RefusedError):
+        drive(client, reset(), settings, rounds=5)
+    drive(client, reset(), settings, rounds=5)
     assert "train" in made.pods_on("n1")
 
 
