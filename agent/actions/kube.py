@@ -60,7 +60,7 @@ class KubeClient:
     ) -> None:
         """``answer_s``: how long a pod's port that is asked for a checkpoint may take, in seconds."""
         self.requests: Counter[str] = Counter()
-        self._node, self._config, self._wall = node, config, wall
+        self._node, self._config, self._clock, self._wall = node, config, clock, wall
         self._api = self._declared(api)
         self._path = f"/api/v1/nodes/{quote(node, safe='')}"
         self._permits = Permits(self._api, config.budget, clock, wall)
@@ -110,10 +110,11 @@ class KubeClient:
         permits: tuple[Permit, ...] | None = None
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None
-        pool, paused = Pool(0, frozenset()), ""
+        pool, paused, clock_s = Pool(0, frozenset()), "", 0
         if closely:
             permits = self._permits.look(self._holder, written_at(self._raw))
             pool, paused = self._permits.pool(self._node), self._permits.paused()
+            clock_s = int(self._clock())
             ours = {taint["key"] for taint in spec.get("taints") or ()}
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
             if tainted or idle:
@@ -137,6 +138,7 @@ class KubeClient:
             permits=permits,
             pool_size=pool.size,
             out=pool.out,
+            clock_s=clock_s,
             paused=paused,
             pods=pods,
             jobs=jobs,
@@ -174,9 +176,9 @@ class KubeClient:
                 self._permits.take(kind, index, self._holder)
             case GivePermit(kind, index):
                 self._permits.give(kind, index, self._holder)
-            case AskCheckpoint(pod):
+            case AskCheckpoint(pod, drain):
                 self._permits.require(PermitKind.DRAINING)
-                self._pods.ask_checkpoint(pod)
+                self._pods.ask_checkpoint(pod, drain)
             case Evict(pod, outcome):
                 self._permits.require(PermitKind.DRAINING)
                 self._pods.evict(pod, outcome)

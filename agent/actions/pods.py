@@ -14,15 +14,16 @@ from agent.actions.checkpoint import ANSWER_S, Calls, declared
 from agent.actions.eviction import Evictions, path_of
 from agent.actions.permits import Clock
 from agent.config.settings import Config
-from agent.model.errors import RefusedError
+from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT, KEEP_ANNOTATION, NODE_UID_LABEL, REQUESTED_ANNOTATION, SAVED_ANNOTATION
 from agent.model.ownership import OPERANDS
-from agent.model.text import rfc3339, unix_s
+from agent.model.text import printable, rfc3339, unix_s
 from agent.model.world import Pod
 
 _KEEP = {KEEP_ANNOTATION: "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
 _MIRROR = "kubernetes.io/config.mirror"
+_AHEAD_S = 60.0  # by so much the clock of whoever answers for a pod may be ahead of ours
 _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ended it
 
 
@@ -35,7 +36,9 @@ class Pods:
         self._api, self._node, self._config, self._clock, self._wall = api, node, config, clock, wall
         self._raw: dict[str, dict[str, Any]] = {}  # by UID
         self._pinned: dict[str, bool] = {}
-        self._asked: dict[str, float] = {}
+        self._asked: dict[str, tuple[int, float]] = {}  # UID → for which drain, and since when by our own clock
+        self._told: dict[str, int] = {}  # UID → for which drain its annotation was written
+        self._untold: dict[str, str] = {}  # UID → why it could not be
         self._sizes: dict[str, int] = {}
         self._draining = False
         self.returns: Counter[str] = Counter()
@@ -58,16 +61,16 @@ class Pods:
         pods = tuple(self._pod(raw) for raw in self._raw.values())
         self.evictions.forget_others(self._raw.keys())
         self.calls.forget_others(self._raw.keys())
-        for memory in (self._pinned, self._asked):
+        for memory in (self._pinned, self._asked, self._told, self._untold):
             for uid in memory.keys() - self._raw.keys():
-                memory.pop(uid)
+                del memory[uid]
         return pods
 
     def forget(self) -> None:
         """The drain is over."""
         self._raw, self._sizes, self._draining = {}, {}, False
         self.returns = Counter()
-        self.evictions.forget_others(set())
+        self.evictions.forget_others(())
 
     def ended(self) -> dict[str, tuple[int, float]]:
         """Job → exit code of its pod's container and when it ended, Unix seconds by the node's own clock."""
@@ -86,23 +89,40 @@ class Pods:
     def evict(self, pod: Pod, outcome: str) -> None:
         self.evictions.evict(pod, self._raw[pod.uid]["metadata"].get("labels") or {}, outcome)
 
-    def ask_checkpoint(self, pod: Pod) -> None:
-        """Once the annotation that says since when, then the way that the pod declared; no answer is waited for."""
-        raw = self._raw[pod.uid]
+    def ask_checkpoint(self, pod: Pod, drain: int) -> None:
+        """Once the annotation that says since when, then the way that the pod declared; no answer is waited for.
+
+        ``drain`` is when that began, Unix seconds: of what was asked and answered before, nothing counts. RefusedError,
+        UnreachableError: the annotation could not be written. It is asked all the same, and its time runs.
+        """
+        raw, now = self._raw[pod.uid], self._wall()
         annotations = raw["metadata"].get("annotations") or {}
-        if REQUESTED_ANNOTATION not in annotations:
-            now = rfc3339(self._wall(), "milliseconds")
-            body = {"metadata": {"uid": pod.uid, "annotations": {REQUESTED_ANNOTATION: now}}}
-            try:
-                ask(self._api, "PATCH", path_of(pod), body, MERGE_PATCH)
-            except RefusedError as refused:
-                if refused.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
-                    raise
-                return
-            self._asked[pod.uid] = self._clock()
+        requested = unix_s(annotations.get(REQUESTED_ANNOTATION))
+        # Whoever owns the pod may write any time there: it counts only as what an earlier life of ours has written.
+        asked_s = now - requested if requested is not None and drain <= requested <= now else None
+        if self._asked.get(pod.uid, (None,))[0] != drain:
+            self._asked[pod.uid] = drain, self._clock() - (asked_s or 0.0)
+            self.calls.forget(pod.uid)
         wish = declared(annotations)
         if wish.way == "http" and not raw["spec"].get("hostNetwork"):
             self.calls.ask(pod.uid, str((raw.get("status") or {}).get("podIP") or ""), wish.port, wish.path)
+        if asked_s is None and self._told.get(pod.uid) != drain:
+            self._tell(pod, drain)
+
+    def _tell(self, pod: Pod, drain: int) -> None:
+        now = rfc3339(self._wall(), "milliseconds")
+        body = {"metadata": {"uid": pod.uid, "annotations": {REQUESTED_ANNOTATION: now}}}
+        try:
+            ask(self._api, "PATCH", path_of(pod), body, MERGE_PATCH)
+        except (RefusedError, UnreachableError) as error:
+            if isinstance(error, RefusedError) and error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                return
+            self.evictions.in_vain(pod.uid)
+            self._untold[pod.uid] = f"its annotation could not be written ({printable(str(error))[:300]})"
+            raise
+        self.evictions.refused.pop(pod.uid, None)
+        self._untold.pop(pod.uid, None)
+        self._told[pod.uid] = drain
 
     def _list(self) -> None:
         self._raw = {item["metadata"]["uid"]: item for item in self._items()}
@@ -114,12 +134,13 @@ class Pods:
     def _pod(self, item: dict[str, Any]) -> Pod:
         metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
         annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
-        asked = [
+        requests = [
             name
             for container in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
             for name in ((container.get("resources") or {}).get("limits") or {})
         ]
         wish, (saved, why) = declared(annotations), self.calls.answer(metadata["uid"])
+        why, asked = self._untold.get(metadata["uid"]) or why, self._asked.get(metadata["uid"])
         if wish.way == "http" and spec.get("hostNetwork"):
             why = "it uses the node's network, so its port may be another's"
         deleted = unix_s(metadata.get("deletionTimestamp"))
@@ -130,7 +151,7 @@ class Pods:
             uid=metadata["uid"],
             owner=owner["kind"] if owner else "",
             workload=workload(metadata),
-            gpu=any(name.startswith(self._config.drain.resource_prefixes) for name in asked)
+            gpu=any(name.startswith(self._config.drain.resource_prefixes) for name in requests)
             or bool(spec.get("resourceClaims")),
             static=_MIRROR in annotations,
             finished=status.get("phase") in ("Succeeded", "Failed"),
@@ -143,18 +164,12 @@ class Pods:
             checkpoint=wish.way,
             checkpoint_timeout_s=wish.timeout_s,
             checkpoint_said=wish.said or why,
-            asked_s=self._asked_s(metadata["uid"], annotations),
+            asked_for=asked[0] if asked else None,
+            asked_s=int(self._clock() - asked[1]) if asked else None,
             operand=labels.get("app") in OPERANDS.values() and owner is not None and owner["kind"] == "DaemonSet",
             ours=NODE_UID_LABEL in labels and metadata["namespace"] == self._config.budget.namespace,
-            saved=saved or (wish.way == "annotation" and _answered(annotations)),
+            saved=saved or (wish.way == "annotation" and _answered(annotations, self._wall())),
         )
-
-    def _asked_s(self, uid: str, annotations: Mapping[str, str]) -> int | None:
-        """By our own clock where we asked, by the annotation's after a restart."""
-        requested = unix_s(annotations.get(REQUESTED_ANNOTATION))
-        if uid in self._asked:
-            return int(self._clock() - self._asked[uid])
-        return None if requested is None else max(0, int(self._wall() - requested))
 
     def _is_pinned(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
         """Whether one of its volumes is a disk of this node: it could start nowhere else."""
@@ -197,7 +212,7 @@ def _tolerates(toleration: Mapping[str, Any]) -> bool:
     return bool(key == HARD_TAINT and effect == "NoSchedule")
 
 
-def _answered(annotations: Mapping[str, str]) -> bool:
-    """Saved after it was asked; both clocks are of this cluster, and both times of the pod's own object."""
+def _answered(annotations: Mapping[str, str], now: float) -> bool:
+    """Saved after it was asked, and not in a time to come: that would be an answer to whatever is asked ever after."""
     requested, saved = unix_s(annotations.get(REQUESTED_ANNOTATION)), unix_s(annotations.get(SAVED_ANNOTATION))
-    return requested is not None and saved is not None and saved >= requested
+    return requested is not None and saved is not None and requested <= saved <= now + _AHEAD_S

@@ -55,7 +55,10 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class AskCheckpoint:
+    """Begin to ask, or ask on. What was asked and answered before that drain began is another incident's."""
+
     pod: Pod
+    drain: int = 0  # its beginning, Unix seconds
 
 
 @dataclass(frozen=True, slots=True)

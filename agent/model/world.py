@@ -53,8 +53,9 @@ class Pod:
     checkpoint: str = ""  # how it saves when asked: http, annotation, sigterm; empty: it declares nothing
     checkpoint_timeout_s: float = 0.0
     checkpoint_said: str = ""  # what it last answered, or what is wrong with its declaration
-    asked_s: int | None = None  # seconds since it was asked to save
-    saved: bool = False
+    asked_for: int | None = None  # the drain, by its beginning, for which this life of the agent asked it to save
+    asked_s: int | None = None  # seconds since then
+    saved: bool = False  # it answered that request so
     operand: bool = False  # one of gpu-operator's clients of the GPU
     ours: bool = False  # a remedy's own
 
@@ -123,6 +124,7 @@ class World:
     permits: tuple[Permit, ...] | None = None  # None: not asked, which allows nothing
     pool_size: int = 0
     out: frozenset[str] = frozenset()  # other nodes of the pool that are out otherwise and hold no permit
+    clock_s: int = 0  # monotonic seconds of the node's boot; 0: not looked at closely
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
     blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why a budget refused its last eviction

@@ -60,8 +60,11 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
         records = replace(records, drain=Begun(treatment.remedy, int(case.verdict.at)))
     if records.drain and records.drain.returns != world.returns:
         records = replace(records, drain=replace(records.drain, returns=dict(world.returns)))
+    if records.drain:
+        records = replace(records, drain=_with_asked(records.drain, there, world))
     overdue = _overdue(treatment, world, config.drain, records, case.verdict.at)
-    steps = tuple(step for pod in there for step in _steps(pod, treatment, world, config.drain, overdue))
+    begun = records.drain or Begun(treatment.remedy, int(case.verdict.at))
+    steps = tuple(step for pod in there for step in _steps(pod, treatment, world, config.drain, begun, overdue))
     asks = _in_turn([step for step in steps if isinstance(step, Evict | Delete | AskCheckpoint)], world)
     # What is left waits for a person or for a budget, maybe for weeks: that must block no other node's drain. What a
     # budget refused is asked again once nobody else has wanted the permit for a while.
@@ -90,6 +93,19 @@ def _in_turn(asks: list[Evict | Delete | AskCheckpoint], world: World) -> list[E
     return sorted(asks, key=turn)
 
 
+def _with_asked(drain: Begun, pods: tuple[Pod, ...], world: World) -> Begun:
+    """With whom this life has asked to save by now: the next life knows since when, whatever the pods say."""
+    new = {
+        pod.uid: world.clock_s - (pod.asked_s or 0)
+        for pod in pods
+        if pod.asked_for == drain.at and pod.uid not in drain.asked
+    }
+    if not new:
+        return drain
+    there = {pod.uid for pod in pods}
+    return replace(drain, asked={uid: at for uid, at in {**drain.asked, **new}.items() if uid in there})
+
+
 def _overdue(treatment: Treatment, world: World, settings: Drain, records: Records, at: float) -> bool:
     """Whether this drain's deadline is over: by the wall clock, which outlives the agent, but never before so much
     time has passed since the withdrawal by the monotonic one."""
@@ -105,12 +121,14 @@ def _wanted(world: World, index: int | None) -> bool:
     return index is None or (index in known and known[index].unchanged_s < _OTHERS_FIRST_S)
 
 
-def _steps(pod: Pod, treatment: Treatment, world: World, settings: Drain, overdue: bool) -> tuple[Step, ...]:
+def _steps(
+    pod: Pod, treatment: Treatment, world: World, settings: Drain, begun: Begun, overdue: bool
+) -> tuple[Step, ...]:
     """The step of a pod that may leave now or save its work, with a Wait for what keeps it."""
     why, on = _keeps(pod, treatment, world, settings, overdue)
     if why:
         return (Wait(f"pod {pod.key} {why}", on),)
-    outcome, saving = _checkpoint(pod, treatment, settings)
+    outcome, saving = _checkpoint(pod, treatment, world, settings, begun)
     if pod.checkpoint_said and not pod.checkpoint:
         saving = (Wait(f"pod {pod.key} is asked for no checkpoint: {pod.checkpoint_said}"),)
     if not outcome:
@@ -150,21 +168,26 @@ def _keeps(pod: Pod, treatment: Treatment, world: World, settings: Drain, overdu
     return "", On.OTHER
 
 
-def _checkpoint(pod: Pod, treatment: Treatment, settings: Drain) -> tuple[str, tuple[Step, ...]]:
+def _checkpoint(
+    pod: Pod, treatment: Treatment, world: World, settings: Drain, begun: Begun
+) -> tuple[str, tuple[Step, ...]]:
     """How its checkpoint ended, empty while it is awaited with the steps for that."""
     if not pod.checkpoint:
         return "none", ()
     if pod.checkpoint == "sigterm":
         return "unconfirmed", ()
-    if pod.saved:
+    ours = pod.asked_for == begun.at
+    if ours and pod.saved:
         return "saved", ()
     limit_s = min(pod.checkpoint_timeout_s, settings.checkpoint_s)
     lost = tuple(fault for fault in treatment.faults if fault.finding.rule in _LOST)
     gone = replace(treatment, faults=lost).gpus
     if lost and (pod.gpus is None or not gone or pod.gpus & gone):
         limit_s = 0.0
-    if (pod.asked_s is not None and pod.asked_s >= limit_s) or limit_s == 0:
+    # By our own clock, and after a restart by what was written to the Node: a pod's own words can't lengthen it.
+    asked_s = max(pod.asked_s or 0 if ours else 0, world.clock_s - begun.asked.get(pod.uid, world.clock_s))
+    if asked_s >= limit_s:
         return "expired", ()
     said = f": {pod.checkpoint_said}" if pod.checkpoint_said else ""
     wait = Wait(f"pod {pod.key} has {limit_s:.0f} s to save its checkpoint{said}")
-    return "", (AskCheckpoint(pod), wait)
+    return "", (AskCheckpoint(pod, begun.at), wait)

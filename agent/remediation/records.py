@@ -88,6 +88,9 @@ class Begun:
     remedy: Remedy
     at: int  # Unix seconds
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back
+    asked: Mapping[str, int] = field(
+        default_factory=dict
+    )  # pod UID → when it was asked to save, monotonic s of the boot
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,8 @@ def as_json(records: Records) -> dict[str, Any]:
             "at": records.drain.at,
             "returns": dict(records.drain.returns),
         }
+        if records.drain.asked:
+            stored["drain"]["asked"] = dict(records.drain.asked)
     if records.idle != Idle():
         failed_resets = {key: _stored(one) for key, one in records.idle.failed_resets.items()}
         stored["idle"] = {
@@ -200,4 +205,5 @@ def _idle(data: Mapping[str, Any]) -> Idle:
 
 def _begun(data: Mapping[str, Any]) -> Begun:
     returns = {str(workload): int(times) for workload, times in data.get("returns", {}).items()}
-    return Begun(Remedy(data["remedy"]), int(data["at"]), returns)
+    asked = {str(uid): int(at) for uid, at in data.get("asked", {}).items()}
+    return Begun(Remedy(data["remedy"]), int(data["at"]), returns, asked)

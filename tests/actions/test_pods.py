@@ -327,11 +327,11 @@ def test_a_pod_that_never_saves_is_evicted_when_its_time_is_over() -> None:
 
 
 def test_the_wait_for_a_checkpoint_outlives_the_agent() -> None:
-    made, settings = cluster(), config()
+    made, clock, settings = cluster(), Clock(), config()
     annotate(made, "train", checkpoint="annotation", checkpoint_timeout_s="120")
-    drive(KubeClient(made, "n1", settings), reset(), settings, rounds=5)
-    annotate(made, "train", checkpoint_requested_at="2020-01-01T00:00:00Z")
-    drive(KubeClient(made, "n1", settings), reset(), settings)
+    drive(KubeClient(made, "n1", settings, clock), reset(), settings, rounds=5)
+    clock.now += 121
+    drive(KubeClient(made, "n1", settings, clock), reset(), settings)
     assert made.evicted == ["research/train"]
 
 
