@@ -23,6 +23,10 @@ from agent.model.world import Pod
 _KEEP = {KEEP_ANNOTATION: "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
 _MIRROR = "kubernetes.io/config.mirror"
+# HAMi and Volcano share a GPU among pods and write there which one each got; what the kubelet tells may be another.
+_SHARING = ("hami.io/", "volcano.sh/")
+_BY_INDEX = "volcano.sh/gpu-index"
+_UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _AHEAD_S = 60.0  # by so much the clock of whoever answers for a pod may be ahead of ours
 _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ended it
 
@@ -153,6 +157,7 @@ class Pods:
             workload=workload(metadata),
             gpu=any(name.startswith(self._config.drain.resource_prefixes) for name in requests)
             or bool(spec.get("resourceClaims")),
+            claims=_claims(annotations),
             static=_MIRROR in annotations,
             finished=status.get("phase") in ("Succeeded", "Failed"),
             terminating=bool(metadata.get("deletionTimestamp")),
@@ -205,6 +210,15 @@ def workload(metadata: Mapping[str, Any]) -> str:
 
 def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), None)
+
+
+def _claims(annotations: Mapping[str, str]) -> frozenset[str] | None:
+    """GPUs that others' annotations name. Tenants can write them: they add to what a pod holds, and take nothing."""
+    if _BY_INDEX in annotations:
+        return None
+    return frozenset(
+        uuid for key, text in annotations.items() if key.startswith(_SHARING) for uuid in _UUID.findall(text)
+    )
 
 
 def _tolerates(toleration: Mapping[str, Any]) -> bool:

@@ -39,7 +39,7 @@ class Pod:
     name: str
     uid: str
     owner: str = ""  # the controller's kind; empty for a pod that nobody would start again
-    gpu: bool = False  # it requests a GPU
+    gpu: bool = False  # it requests a GPU, or holds one all the same
     static: bool = False  # a mirror of a file on the node
     finished: bool = False  # Succeeded or Failed
     terminating: bool = False
@@ -47,6 +47,7 @@ class Pod:
     priority: int = 0
     workload: str = ""  # namespace/Kind/name of what a person knows as its controller
     gpus: frozenset[str] | None = None  # UUIDs of the GPUs that it holds; None: not known
+    claims: frozenset[str] | None = frozenset()  # those that its own annotations name; None: one that can't be told
     tolerates: bool = False  # our hard taint
     protected: bool = False  # an annotation asks to leave it alone
     pinned: bool = False  # a volume of it is this node's own disk

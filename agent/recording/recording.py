@@ -226,8 +226,8 @@ def _permit(data: dict[str, Any]) -> Permit:
 
 
 def _pod(data: dict[str, Any]) -> Pod:
-    gpus = data["gpus"]
-    return Pod(**{**data, "gpus": None if gpus is None else frozenset(gpus)})
+    told = {name: data.get(name, ()) for name in ("gpus", "claims")}
+    return Pod(**{**data, **{name: None if gpus is None else frozenset(gpus) for name, gpus in told.items()}})
 
 
 def plain_world(world: World) -> dict[str, Any]:

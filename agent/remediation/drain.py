@@ -14,6 +14,9 @@ from agent.remediation.records import Begun, Records
 
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
 _LOST = ("xid-79", "gpu-lost", "gpu-missing")  # nothing on such a GPU can be saved any more
+_STAYS = (
+    "may hold the bad GPU and would come straight back, as a DaemonSet's or the node's own: a person must keep it off"
+)
 _MOST_RETURNS = 3
 _OTHERS_FIRST_S = 300  # whoever waits for a permit looks each half a minute or so
 
@@ -24,22 +27,32 @@ def leaving(pods: tuple[Pod, ...], treatment: Treatment) -> tuple[Pod, ...]:
     A reset ends the work on every GPU that it names. Where it isn't known which pod holds which GPU, every pod that
     requests one; lowest priority first.
     """
-    bad = treatment.reset_set if treatment.remedy is Remedy.RESET_GPU else treatment.gpus
     whole = treatment.remedy.row.whole_node
-    found = [
-        pod
-        for pod in pods
-        if not pod.finished
-        and not pod.static
-        and pod.owner not in _NEVER
-        and not pod.ours
-        and (whole or (pod.gpu and (pod.gpus is None or not bad or bool(pod.gpus & bad))))
-    ]
-    return tuple(sorted(found, key=lambda pod: (pod.priority, pod.key)))
+    found = [pod for pod in pods if not pod.finished and not pod.ours and not _comes_back(pod)]
+    there = [pod for pod in found if whole or _holds(pod, treatment)]
+    return tuple(sorted(there, key=lambda pod: (pod.priority, pod.key)))
+
+
+def staying(pods: tuple[Pod, ...], treatment: Treatment) -> tuple[Pod, ...]:
+    """Those on the bad GPU that no eviction moves. gpu-operator's own leave by the Node's labels."""
+    if treatment.remedy.row.whole_node:
+        return ()
+    found = (pod for pod in pods if not (pod.finished or pod.ours or pod.operand) and _comes_back(pod))
+    return tuple(pod for pod in found if _holds(pod, treatment))
 
 
 def drained(world: World, treatment: Treatment) -> bool:
-    return world.pods is not None and not leaving(world.pods, treatment)
+    return world.pods is not None and not (leaving(world.pods, treatment) or staying(world.pods, treatment))
+
+
+def _comes_back(pod: Pod) -> bool:
+    return pod.static or pod.owner in _NEVER
+
+
+def _holds(pod: Pod, treatment: Treatment) -> bool:
+    """Whether it may hold a GPU that is in question."""
+    bad = treatment.reset_set if treatment.remedy is Remedy.RESET_GPU else treatment.gpus
+    return pod.gpu and (pod.gpus is None or not bad or bool(pod.gpus & bad))
 
 
 def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
@@ -50,11 +63,12 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     held = world.held(PermitKind.DRAINING)
     back = given(world, PermitKind.DRAINING)
     there = leaving(world.pods, treatment)
+    stay = tuple(Wait(f"pod {pod.key} {_STAYS}", On.POD) for pod in staying(world.pods, treatment))
     if not there:
-        return records, back
+        return records, (*stay, *back)
     if not case.local.gathered:
         why = "the node's faults are gathered before the first eviction, so that a gang restarts once"
-        return records, (Wait(why),)
+        return records, (*stay, Wait(why))
     permit = None if held else free_permit(world, PermitKind.DRAINING, config.budget)
     if (held or permit is not None) and (records.drain is None or records.drain.remedy is not treatment.remedy):
         records = replace(records, drain=Begun(treatment.remedy, int(case.verdict.at)))
@@ -70,14 +84,14 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     # budget refused is asked again once nobody else has wanted the permit for a while.
     no = {*world.blocked, *world.denied}
     refused = overdue and all(isinstance(step, Evict) and step.pod.key in no for step in asks)
-    waits = tuple(step for step in steps if isinstance(step, Wait))
+    waits = (*stay, *(step for step in steps if isinstance(step, Wait)))
     if held:
         idle = (refused or not asks) and not any(pod.terminating for pod in there)
         return records, (*waits, *(back if idle else asks))
     if not asks or (refused and _wanted(world, permit)):
         return records, waits
     if permit is None:
-        return records, (Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT),)
+        return records, (*stay, Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT))
     return records, (TakePermit(PermitKind.DRAINING, permit), *waits, *asks)
 
 

@@ -132,7 +132,8 @@ def in_use(gpus: frozenset[str], world: World, local: Local, reserved: bool = Fa
     over = {pod.key for pod in world.pods if pod.finished or pod.ours}  # the kubelet may list them for a while
     occupying = {key for key, held in local.holders.items() if held is None or gpus.intersection(held)}
     # A pod that the kubelet has yet to give its GPU may get any.
-    occupying |= {pod.key for pod in world.pods if pod.gpu and not local.holders.get(pod.key)}
+    untold = (pod for pod in world.pods if pod.gpu and not local.holders.get(pod.key))
+    occupying |= {pod.key for pod in untold if pod.gpus is None or pod.gpus & gpus}
     return f"pod {', '.join(sorted(occupying - over))} holds it" if occupying - over else ""
 
 

@@ -193,11 +193,11 @@ def _planned(
 ) -> Planned:
     if verdict.fatal:
         world = replace(world, returns=dict(Counter(cycle.returned) + Counter(world.returns)))
-    leave = verdict.fatal and any(pod.gpu and not pod.finished for pod in world.pods or ())
+    leave = verdict.fatal and any(not pod.finished for pod in world.pods or ())
     idle = world.pods is not None and wanted(verdict, cycle.config, cycle.failed_resets)
     # Asked for only while it decides which pods leave, or whether a GPU is idle.
     holders = ask(bool(cycle.keep_off)) if leave or idle else None
-    world = with_gpus(world, holders)
+    world = with_gpus(world, holders, judged.clients)
     closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
     local = Local(gathered, int(now - cycle.began), closed, judged.clients, holders)
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
