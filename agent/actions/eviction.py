@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from agent.actions.answers import objects
 from agent.actions.api import STRATEGIC_PATCH, Api, ask
 from agent.actions.permits import Clock
 from agent.actions.rights import OURS
@@ -133,15 +134,15 @@ class Evictions:
         """The names of the budgets over a pod, as far as they may be read."""
         try:
             path = f"/apis/policy/v1/namespaces/{quote(pod.namespace)}/poddisruptionbudgets"
-            found = ask(self._api, "GET", path).get("items", ())
-        except RefusedError:
-            return ""
-        names = [b["metadata"]["name"] for b in found if _selects((b.get("spec") or {}).get("selector"), labels)]
+            found = objects(ask(self._api, "GET", path), f"GET {path}")
+            names = [b["metadata"]["name"] for b in found if _selects((b.get("spec") or {}).get("selector"), labels)]
+        except (RefusedError, UnreachableError, KeyError, TypeError, AttributeError):
+            return ""  # a name is worth no trouble
         return f"({', '.join(sorted(names))})" if names else ""
 
 
 def path_of(pod: Pod) -> str:
-    return f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}"
+    return f"/api/v1/namespaces/{quote(pod.namespace, safe='')}/pods/{quote(pod.name, safe='')}"
 
 
 def _selects(selector: Any, labels: Mapping[str, str]) -> bool:

@@ -9,11 +9,12 @@ from http import HTTPStatus
 from typing import Any, assert_never
 from urllib.parse import quote
 
+from agent.actions.answers import whole_node
 from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
 from agent.actions.jobs import Jobs
 from agent.actions.permits import Clock, Permits, Pool
-from agent.actions.pods import Pods, workload
+from agent.actions.pods import Pods
 from agent.actions.rights import needed
 from agent.config.settings import Config
 from agent.model.errors import RefusedError, UnreachableError
@@ -43,6 +44,7 @@ from agent.model.steps import (
 from agent.model.text import rfc3339
 from agent.model.world import Condition, Job, Permit, PermitKind, Pod, World
 
+_HOSTNAME = "kubernetes.io/hostname"
 _UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on an answer doesn't tell whether the request is carried out
 
 
@@ -99,7 +101,7 @@ class KubeClient:
         RefusedError, UnreachableError.
         """
         try:
-            self._raw = ask(self._api, "GET", self._path)
+            self._raw = whole_node(ask(self._api, "GET", self._path), f"GET {self._path}")
         except RefusedError as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 raise RefusedError(
@@ -118,6 +120,8 @@ class KubeClient:
             ours = {taint["key"] for taint in spec.get("taints") or ()}
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
             if tainted or idle:
+                hostname = (metadata.get("labels") or {}).get(_HOSTNAME, self._node)
+                self._pods.volumes.names = frozenset({self._node, hostname})
                 pods = self._pods.look(tainted)
                 if tainted and self._jobs.configured:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
@@ -152,8 +156,8 @@ class KubeClient:
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → what controls it, for the pods of this node; RefusedError, UnreachableError."""
         found = self._pods.workloads()
-        self._pod_names = {uid: (pod["namespace"], pod["name"]) for uid, pod in found.items()}
-        return {uid: workload(pod) for uid, pod in found.items()}
+        self._pod_names = {uid: (pod.namespace, pod.name) for uid, pod in found.items()}
+        return {uid: pod.workload for uid, pod in found.items()}
 
     def do(self, step: Step) -> None:
         """One step, one write. RefusedError 409 means look again; nothing is retried here."""
@@ -212,7 +216,8 @@ class KubeClient:
         if step.conditions:
             body["status"] = {"conditions": [self._condition(c) for c in step.conditions]}
         # The status subresource takes conditions, labels and annotations in one write, and no spec.
-        self._raw = ask(self._api, "PATCH", f"{self._path}/status", body, STRATEGIC_PATCH)
+        path = f"{self._path}/status"
+        self._raw = whole_node(ask(self._api, "PATCH", path, body, STRATEGIC_PATCH), f"PATCH {path}")
 
     def _condition(self, condition: Condition) -> dict[str, Any]:
         now = rfc3339(self._wall(), "seconds")
@@ -255,7 +260,7 @@ class KubeClient:
                 patch.append(
                     {"op": "remove", "path": path} if value is None else {"op": "add", "path": path, "value": value}
                 )
-        self._raw = ask(self._api, "PATCH", self._path, patch, JSON_PATCH)
+        self._raw = whole_node(ask(self._api, "PATCH", self._path, patch, JSON_PATCH), f"PATCH {self._path}")
 
     def _announce(self, step: Announce) -> None:
         now = rfc3339(self._wall(), "seconds")

@@ -9,10 +9,12 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from agent.actions.answers import objects
 from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.actions.checkpoint import ANSWER_S, Calls, declared
 from agent.actions.eviction import Evictions, path_of
 from agent.actions.permits import Clock
+from agent.actions.volumes import Volumes
 from agent.config.settings import Config
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT, KEEP_ANNOTATION, NODE_UID_LABEL, REQUESTED_ANNOTATION, SAVED_ANNOTATION
@@ -27,6 +29,7 @@ _MIRROR = "kubernetes.io/config.mirror"
 _SHARING = ("hami.io/", "volcano.sh/")
 _BY_INDEX = "volcano.sh/gpu-index"
 _UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 _AHEAD_S = 60.0  # by so much the clock of whoever answers for a pod may be ahead of ours
 _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ended it
 
@@ -39,56 +42,59 @@ class Pods:
     ) -> None:
         self._api, self._node, self._config, self._clock, self._wall = api, node, config, clock, wall
         self._raw: dict[str, dict[str, Any]] = {}  # by UID
-        self._pinned: dict[str, bool] = {}
         self._asked: dict[str, tuple[int, float]] = {}  # UID → for which drain, and since when by our own clock
         self._told: dict[str, int] = {}  # UID → for which drain its annotation was written
         self._untold: dict[str, str] = {}  # UID → why it could not be
+        self._ours: tuple[Pod, ...] = ()
         self._sizes: dict[str, int] = {}
         self._draining = False
         self.returns: Counter[str] = Counter()
         self.calls = Calls(answer_s)
         self.evictions = Evictions(api, config.drain, wall)
+        self.volumes = Volumes(api, node)
 
     def look(self, draining: bool = True) -> tuple[Pod, ...]:
         """Every pod of the node. RefusedError, UnreachableError."""
         if not draining:
             self.forget()
         known = set(self._raw)
-        self._list()
-        there = Counter(workload(raw["metadata"]) for raw in self._raw.values())
-        for name, size in there.items():
-            fresh = sum(workload(raw["metadata"]) == name for uid, raw in self._raw.items() if uid not in known)
+        self._raw = {str(item["metadata"].get("uid")): item for item in self._items()}
+        pods = tuple(self._pod(raw) for raw in self._raw.values())
+        for name, size in Counter(pod.workload for pod in pods).items():
+            fresh = sum(pod.workload == name for pod in pods if pod.uid not in known)
             if self._draining and fresh:  # the taint keeps others away: what is new tolerates it, and came back
                 self.returns[name] += -(-fresh // max(size, self._sizes.get(name, 1)))
             self._sizes[name] = max(size, self._sizes.get(name, 1))
         self._draining = draining
-        pods = tuple(self._pod(raw) for raw in self._raw.values())
+        self._ours = tuple(pod for pod in pods if pod.ours)  # a label alone makes no pod a Job's of ours
         self.evictions.forget_others(self._raw.keys())
         self.calls.forget_others(self._raw.keys())
-        for memory in (self._pinned, self._asked, self._told, self._untold):
+        self.volumes.forget_others(self._raw.keys())
+        for memory in (self._asked, self._told, self._untold):
             for uid in memory.keys() - self._raw.keys():
                 del memory[uid]
         return pods
 
     def forget(self) -> None:
         """The drain is over."""
-        self._raw, self._sizes, self._draining = {}, {}, False
+        self._raw, self._ours, self._sizes, self._draining = {}, (), {}, False
         self.returns = Counter()
         self.evictions.forget_others(())
 
     def ended(self) -> dict[str, tuple[int, float]]:
-        """Job → exit code of its pod's container and when it ended, Unix seconds by the node's own clock."""
+        """Our Job → exit code of its pod's container and when it ended, Unix seconds by the node's own clock."""
         found = {}
-        for raw in self._raw.values():
+        for raw in (self._raw[pod.uid] for pod in self._ours):
             name = (raw["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-name", "")
             for container in (raw.get("status") or {}).get("containerStatuses") or ():
                 if ended := (container.get("state") or {}).get("terminated"):
                     found[name] = int(ended.get("exitCode") or 0), unix_s(ended.get("finishedAt")) or 0.0
         return found
 
-    def workloads(self) -> Mapping[str, dict[str, Any]]:
-        """UID → metadata, for the pods of this node."""
-        return {item["metadata"]["uid"]: item["metadata"] for item in self._items()}
+    def workloads(self) -> Mapping[str, Pod]:
+        """By UID, the pods of this node that can be read."""
+        found = (self._pod(item) for item in self._items())
+        return {pod.uid: pod for pod in found if not pod.unread}
 
     def evict(self, pod: Pod, outcome: str) -> None:
         self.evictions.evict(pod, self._raw[pod.uid]["metadata"].get("labels") or {}, outcome)
@@ -128,16 +134,24 @@ class Pods:
         self._untold.pop(pod.uid, None)
         self._told[pod.uid] = drain
 
-    def _list(self) -> None:
-        self._raw = {item["metadata"]["uid"]: item for item in self._items()}
-
     def _items(self) -> list[dict[str, Any]]:
-        selector = quote(f"spec.nodeName={self._node}", safe="")
-        return list(ask(self._api, "GET", f"/api/v1/pods?fieldSelector={selector}").get("items", ()))
+        path = f"/api/v1/pods?fieldSelector={quote(f'spec.nodeName={self._node}', safe='')}"
+        return objects(ask(self._api, "GET", path), f"GET {path}")
 
     def _pod(self, item: dict[str, Any]) -> Pod:
+        """One that can't be read may be anything: it counts as running on any GPU, and a person must look at it."""
+        try:
+            return self._read(item)
+        except _UNREADABLE as error:
+            metadata = item["metadata"]
+            why = printable(f"{type(error).__name__}: {error}")[:100]
+            return Pod(str(metadata.get("namespace")), metadata["name"], str(metadata.get("uid")), gpu=True, unread=why)
+
+    def _read(self, item: dict[str, Any]) -> Pod:
         metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
         annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
+        if not all(isinstance(metadata[key], str) for key in ("namespace", "uid")):
+            raise TypeError("a namespace or UID that is no text")
         requests = [
             name
             for container in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
@@ -162,10 +176,10 @@ class Pods:
             finished=status.get("phase") in ("Succeeded", "Failed"),
             terminating=bool(metadata.get("deletionTimestamp")),
             stuck=deleted is not None and self._wall() - deleted > _STUCK_S,
-            priority=spec.get("priority") or 0,
+            priority=int(spec.get("priority") or 0),
             tolerates=any(_tolerates(one) for one in spec.get("tolerations") or ()),
             protected=any(annotations.get(key) == value for key, value in _KEEP.items()),
-            pinned=self._is_pinned(metadata, spec),
+            pinned=self.volumes.pins(metadata, spec),
             checkpoint=wish.way,
             checkpoint_timeout_s=wish.timeout_s,
             checkpoint_said=wish.said or why,
@@ -175,25 +189,6 @@ class Pods:
             ours=NODE_UID_LABEL in labels and metadata["namespace"] == self._config.budget.namespace,
             saved=saved or (wish.way == "annotation" and _answered(annotations, self._wall())),
         )
-
-    def _is_pinned(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
-        """Whether one of its volumes is a disk of this node: it could start nowhere else."""
-        claims = [
-            v["persistentVolumeClaim"]["claimName"] for v in spec.get("volumes") or () if "persistentVolumeClaim" in v
-        ]
-        uid = metadata["uid"]
-        if uid not in self._pinned:
-            self._pinned[uid] = any(self._is_local(metadata["namespace"], claim) for claim in claims)
-        return self._pinned[uid]
-
-    def _is_local(self, namespace: str, claim: str) -> bool:
-        try:
-            path = f"/api/v1/namespaces/{quote(namespace)}/persistentvolumeclaims/{quote(claim)}"
-            volume = (ask(self._api, "GET", path).get("spec") or {}).get("volumeName")
-            spec = ask(self._api, "GET", f"/api/v1/persistentvolumes/{quote(volume)}")["spec"] if volume else {}
-        except RefusedError:
-            return True  # in doubt a person decides
-        return "local" in spec or "hostPath" in spec
 
 
 def workload(metadata: Mapping[str, Any]) -> str:

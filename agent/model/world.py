@@ -59,6 +59,7 @@ class Pod:
     saved: bool = False  # it answered that request so
     operand: bool = False  # one of gpu-operator's clients of the GPU
     ours: bool = False  # a remedy's own
+    unread: str = ""  # why it can't be read: it may be anything
 
     @property
     def key(self) -> str:

@@ -159,6 +159,8 @@ def _may_not(pod: Pod, why: str | None) -> tuple[Wait, ...]:
 
 def _keeps(pod: Pod, treatment: Treatment, world: World, settings: Drain, overdue: bool) -> tuple[str, On]:
     """Why this pod stays for now, in words that don't change while it does, and whether only a person can move it."""
+    if pod.unread:
+        return f"can't be read ({pod.unread}): a person must look at it", On.POD
     if pod.terminating:
         if pod.stuck:
             return "should have ended and did not: see the node's kubelet", On.POD
