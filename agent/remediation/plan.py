@@ -112,10 +112,6 @@ def _treated(now: Now) -> Outcome:
     """What is done on a withdrawn node: its pods leave, and then it is repaired."""
     case, treatment, records = now.case, now.treatment, now.records
     assert treatment  # noqa: S101 - no node is withdrawn without one
-    dismissed = (case.world.dismissed - case.verdict.dismissed) & {key for one in treatment.faults for key in one.ids}
-    if dismissed:
-        why = f"a person dismissed {', '.join(sorted(dismissed))}: nothing is begun before that is judged"
-        return records, (Wait(why),)
     moves: Steps = ()
     if not treatment.idle:
         records, moves = drain(case, treatment, records)

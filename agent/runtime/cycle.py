@@ -124,6 +124,10 @@ def turn(
     looked(cycle)
     if verdict is None or (_unheard(verdict) and now() - cycle.began < _FIRST_WORDS_S):
         return Turn(cycle, (_UNHEARD,))
+    if news := (world.dismissed - verdict.dismissed) & {key for fault in verdict.faults for key in fault.ids}:
+        return Turn(
+            cycle, (Wait(f"a person dismissed {', '.join(sorted(news))}: nothing is done before that is judged"),)
+        )
     gathers_s = _gathers_s(verdict, cycle.config, now())
     planned = _planned(cycle, world, judged, verdict, ask, now(), gathers_s <= 0)
     decided(planned)

@@ -30,11 +30,10 @@ class PodGpus:
 
     def now(self, keep_off: bool) -> Holders | None:
         """None where nobody's GPUs are known: then every GPU pod leaves."""
-        at = self._clock()
-        if self._ask and not keep_off and at >= self._until:
+        if self._ask and not keep_off and self._clock() >= self._until:
             last, self._holders = self._holders, self._answer(self._ask)
             self._serves_s = min(_LONGEST_S, 2 * self._serves_s) if self._holders == last else _SERVES_S
-            self._until = at + self._serves_s
+            self._until = self._clock() + self._serves_s  # a kubelet that hangs takes ten seconds to say nothing
         return self._holders
 
     def _answer(self, ask: Ask) -> Holders | None:

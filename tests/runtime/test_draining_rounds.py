@@ -227,8 +227,9 @@ def test_a_dismissal_that_is_judged_returns_the_node_and_one_of_before_stops_not
     node.pods(4, "b")
     words(node)["dismissal"]()
     assert [wait.why for wait in node.round()[-1].waits] == [
-        f"a person dismissed {FAULT}: nothing is begun before that is judged"
+        f"a person dismissed {FAULT}: nothing is done before that is judged"
     ]
+    assert not node.cluster.read("nodes", "n1")["spec"].get("taints")
     node.verdict = replace(node.verdict, dismissed=frozenset({FAULT}))  # it came again, and the word is an old one
     node.round()
     assert node.gone("b") == 4

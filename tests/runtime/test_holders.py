@@ -162,3 +162,18 @@ def test_the_kubelet_is_asked_seldom_while_it_says_the_same() -> None:
     before = len(asked)
     pods.now(keep_off=False)
     assert len(asked) == before + 1
+
+
+def test_a_kubelet_that_hangs_is_not_waited_for_again_at_once() -> None:
+    now, asked = [0.0], [0]
+
+    def ask() -> Holders:
+        asked[0] += 1
+        now[0] += 10
+        raise UnaskedError("no answer within 10 s")
+
+    pods = PodGpus(ask, lambda *_, **__: None, lambda: now[0])
+    for _ in range(9):
+        pods.now(keep_off=False)
+        now[0] += 1
+    assert asked == [1]
