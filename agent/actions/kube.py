@@ -45,6 +45,7 @@ from agent.model.text import rfc3339
 from agent.model.world import Condition, Job, Permit, PermitKind, Pod, World
 
 _HOSTNAME = "kubernetes.io/hostname"
+_HOOK_FAILED = "failed calling webhook"  # the API server's words for an admission that never came: nothing was done
 _UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on an answer doesn't tell whether the request is carried out
 
 
@@ -165,7 +166,7 @@ class KubeClient:
             self._do(step)
         except (RefusedError, UnreachableError) as error:
             withdraws = isinstance(step, Retaint) and any(taint.withdraws for taint in step.taints)
-            answered = isinstance(error, RefusedError) and error.status < _UNKNOWN
+            answered = isinstance(error, RefusedError) and (error.status < _UNKNOWN or _HOOK_FAILED in error.sentence)
             if (withdraws or isinstance(step, Evict | Delete | StartJob)) and not answered:
                 self._permits.unanswered()
             raise

@@ -177,6 +177,13 @@ def test_an_eviction_without_an_answer_may_still_arrive_and_the_node_does_not_re
     assert not node.cluster.read("nodes", "n1")["spec"].get("taints")
 
 
+def test_a_webhook_that_could_not_be_called_has_let_nothing_through() -> None:
+    node = Node(hook=TROUBLES["fails after 5 s"])
+    node.pods(1, "a")
+    node.round()
+    assert not any(permit.pending for permit in node.client.look(closely=True).permits or ())
+
+
 def test_a_namesake_that_follows_a_refused_pod_was_refused_nothing() -> None:
     node = Node(hook=TROUBLES["refuses"])
     node.pods(1, "a")
