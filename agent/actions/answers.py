@@ -6,9 +6,28 @@ from typing import Any
 
 from agent.model.errors import UnreachableError
 
+_PARTS = ("metadata", "spec", "status", "data")
+
+
+def sensible(answer: Any, what: str, resource: str, listed: bool, as_table: bool) -> None:
+    """An answer to ``what``, as far as its kind tells what must be there. UnreachableError.
+
+    Of a pod in a list that is its name alone: what else makes no sense of it is that pod's trouble.
+    """
+    if not isinstance(answer, dict):
+        raise _nonsense(what, "no object")
+    if as_table:
+        _table(answer, what)
+        return
+    for one in objects(answer, what) if listed else [answer]:
+        if not (listed and resource == "pods") and not all(isinstance(one.get(part), dict | None) for part in _PARTS):
+            raise _nonsense(what, "an object of another form")
+        if listed and resource == "leases" and not isinstance(one["metadata"].get("resourceVersion"), str):
+            raise _nonsense(what, "a Lease without a version")
+
 
 def objects(answer: Any, what: str) -> list[dict[str, Any]]:
-    """The objects of a list, each with its name; ``what`` was asked for. UnreachableError.
+    """The objects of a list, each with its name. UnreachableError.
 
     A list without its items is not an empty one: a node without pods would be a drained one.
     """
@@ -24,23 +43,28 @@ def objects(answer: Any, what: str) -> list[dict[str, Any]]:
 
 def whole_node(answer: Any, what: str) -> dict[str, Any]:
     """A Node, as far as it is read. UnreachableError."""
-    found = answer if isinstance(answer, dict) else {"spec": answer}
-    parts = [found.get(part) for part in ("metadata", "spec", "status")]
-    if not all(isinstance(part, dict | None) for part in parts):
-        raise _nonsense(what, "no Node")
-    metadata, spec, status = (part or {} for part in parts)
+    sensible(answer, what, "nodes", listed=False, as_table=False)
+    metadata, spec, status = (answer.get(part) or {} for part in ("metadata", "spec", "status"))
     if not all(isinstance(metadata.get(key), str) for key in ("name", "uid")):
         raise _nonsense(what, "a Node without a name or a UID")
     for texts in (metadata.get("labels") or {}, metadata.get("annotations") or {}):
         if not (isinstance(texts, dict) and all(isinstance(one, str) for one in texts.values())):
             raise _nonsense(what, "a Node whose labels or annotations are no texts")
     for items, keys in ((spec.get("taints"), ("key", "effect")), (status.get("conditions"), ("type", "status"))):
-        if not _whole(items or [], keys):
+        if not _have(items or [], keys):
             raise _nonsense(what, f"a Node with something of no {' and '.join(keys)}")
-    return found
+    return dict(answer)
 
 
-def _whole(items: Any, keys: tuple[str, ...]) -> bool:
+def _table(answer: dict[str, Any], what: str) -> None:
+    columns, rows = answer.get("columnDefinitions"), answer.get("rows") or []
+    names = [one["name"] for one in columns] if isinstance(columns, list) and _have(columns, ("name",)) else []
+    cells = [row.get("cells") if isinstance(row, dict) else None for row in rows] if isinstance(rows, list) else [None]
+    if not {"Name", "Status"} <= {*names} or not all(isinstance(c, list) and len(c) == len(names) for c in cells):
+        raise _nonsense(what, "no table of Nodes")
+
+
+def _have(items: Any, keys: tuple[str, ...]) -> bool:
     return isinstance(items, list) and all(
         isinstance(item, dict) and all(isinstance(item.get(key), str) for key in keys) for item in items
     )

@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.answers import objects
 from agent.actions.api import STRATEGIC_PATCH, Api, ask
 from agent.actions.permits import Clock
 from agent.actions.rights import OURS
@@ -134,7 +133,7 @@ class Evictions:
         """The names of the budgets over a pod, as far as they may be read."""
         try:
             path = f"/apis/policy/v1/namespaces/{quote(pod.namespace)}/poddisruptionbudgets"
-            found = objects(ask(self._api, "GET", path), f"GET {path}")
+            found = ask(self._api, "GET", path)["items"]
             names = [b["metadata"]["name"] for b in found if _selects((b.get("spec") or {}).get("selector"), labels)]
         except (RefusedError, UnreachableError, KeyError, TypeError, AttributeError):
             return ""  # a name is worth no trouble

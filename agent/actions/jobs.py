@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.answers import objects
 from agent.actions.api import Api, ask
 from agent.actions.permits import Clock
 from agent.actions.rights import OURS
@@ -39,8 +38,7 @@ class Jobs:
         if not self._repair.templates:
             return ()
         path = f"{self._path}/jobs?labelSelector={quote(f'{NODE_UID_LABEL}={uid}')}"
-        found = objects(ask(self._api, "GET", path), f"GET {path}")
-        return tuple(_job(item, ended, self._wall()) for item in found)
+        return tuple(_job(item, ended, self._wall()) for item in ask(self._api, "GET", path)["items"])
 
     def start(self, step: StartJob, uid: str) -> None:
         """Create it; one that is there already was created by us before a crash."""

@@ -9,8 +9,8 @@ from http import HTTPStatus
 from typing import Any, assert_never
 from urllib.parse import quote
 
-from agent.actions.answers import whole_node
-from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
+from agent.actions.answers import sensible, whole_node
+from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, TABLE, Api, ask, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
 from agent.actions.jobs import Jobs
 from agent.actions.permits import Clock, Permits, Pool
@@ -74,15 +74,20 @@ class KubeClient:
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
 
     def _declared(self, api: Api) -> Api:
-        """Counts each request, and sends none that rights.py doesn't hold: its table is the whole truth."""
+        """Counts each request, and sends none that rights.py doesn't hold: its table is the whole truth. Of an answer
+        nobody sees more than makes sense."""
 
         def request(
             method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
         ) -> tuple[int, Any]:
-            if needed(method, path, self._config.budget.namespace) is None:
+            if (declared := needed(method, path, self._config.budget.namespace)) is None:
                 raise RefusedError(HTTPStatus.FORBIDDEN, f"{method} {path} is no right that the agent declares")
             self.requests[method] += 1
-            return api(method, path, body, content_type, accept)
+            status, answer = api(method, path, body, content_type, accept)
+            if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+                right, verb = declared
+                sensible(answer, f"{method} {path}", right.resource, verb == "list", accept == TABLE)
+            return status, answer
 
         return request
 

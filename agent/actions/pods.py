@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.answers import objects
 from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.actions.checkpoint import ANSWER_S, Calls, declared
 from agent.actions.eviction import Evictions, path_of
@@ -136,7 +135,7 @@ class Pods:
 
     def _items(self) -> list[dict[str, Any]]:
         path = f"/api/v1/pods?fieldSelector={quote(f'spec.nodeName={self._node}', safe='')}"
-        return objects(ask(self._api, "GET", path), f"GET {path}")
+        return list(ask(self._api, "GET", path)["items"])
 
     def _pod(self, item: dict[str, Any]) -> Pod:
         """One that can't be read may be anything: it counts as running on any GPU, and a person must look at it."""

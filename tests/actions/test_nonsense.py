@@ -21,6 +21,8 @@ from tests.life import Life
 from tests.runtime.test_actor import broken, tell
 
 NODE = "/api/v1/nodes/n1"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
+PAUSE = "/api/v1/namespaces/gpu-health-agent/configmaps/gpu-health-agent-pause"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,16 @@ LEAST = {"metadata": {"name": "n1", "uid": "u"}, "spec": {}, "status": {}}
         (NODE, {**LEAST, "status": {"conditions": [{"status": "True"}]}}),
         (NODE, {**LEAST, "metadata": {**LEAST["metadata"], "labels": {"gpu-health-agent/managed": False}}}),
         (NODE, {**LEAST, "metadata": {**LEAST["metadata"], "annotations": ["x"]}}),
+        (LEASES, []),
+        (LEASES, {"items": None}),
+        (LEASES, {"items": [{"metadata": {"name": "x", "resourceVersion": 7}}]}),
+        (LEASES, {"items": [{"metadata": {"name": "x", "resourceVersion": "7"}, "spec": "mine"}]}),
+        ("/api/v1/nodes", []),
+        ("/api/v1/nodes", {"rows": []}),
+        ("/api/v1/nodes", {"columnDefinitions": [{"name": "Name"}, {"name": "Status"}], "rows": [{"cells": ["n1"]}]}),
+        ("/api/v1/nodes", {"columnDefinitions": [{"name": "Name"}], "rows": []}),
+        (PAUSE, []),
+        (PAUSE, {"data": ["paused"]}),
         ("/api/v1/pods", []),
         ("/api/v1/pods", {}),
         ("/api/v1/pods", {"items": None}),
@@ -112,7 +124,7 @@ def test_an_answer_that_makes_no_sense_is_that_answers_failure_and_no_bug(what: 
     actor = Actor(settings, partial(KubeClient, api, "n1", settings), False, lambda *_, **__: None)
     tell(actor, broken())
     actor.round()
-    odd[0] = True
+    odd[0], actor._client = True, None  # with nothing that it remembers
     actor.round()
     acted = actor.exchange.acted
     assert (acted.failures, acted.failed) == (1, {"look": 1})
