@@ -19,6 +19,8 @@ def sensible(answer: Any, what: str, resource: str, listed: bool, as_table: bool
     if as_table:
         _table(answer, what)
         return
+    if not listed and answer.get("kind") == "Status":  # the answer to an eviction; its status is a word
+        return
     for one in objects(answer, what) if listed else [answer]:
         if not (listed and resource == "pods") and not all(isinstance(one.get(part), dict | None) for part in _PARTS):
             raise _nonsense(what, "an object of another form")

@@ -223,3 +223,17 @@ def test_a_pod_that_can_not_be_read_is_a_persons_matter() -> None:
     tell(actor, broken())
     actor.round()
     assert [wait.on for wait in actor.exchange.acted.waits] == [On.POD]
+
+
+def test_an_eviction_is_answered_with_a_status_as_the_api_server_does() -> None:
+    made, settings = cluster(), config()
+
+    def api(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        status, answer = made(method, path, *rest, **more)
+        success = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+        return (status, success) if path.endswith("/eviction") else (status, answer)
+
+    client = KubeClient(api, "n1", settings)
+    drive(client, reset(), settings)
+    assert made.evicted == ["research/train"]
+    assert not any(permit.pending for permit in client.look(closely=True).permits or ())
