@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
-from agent.model.errors import UnreachableError
+from agent.model.errors import RefusedError, UnreachableError
 
+_UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on an answer doesn't tell whether the request is carried out
+_HOOK_FAILED = "failed calling webhook"  # the API server's words for an admission that never came: nothing was done
 _PARTS = ("metadata", "spec", "status", "data")
 
 
@@ -26,6 +29,11 @@ def sensible(answer: Any, what: str, resource: str, listed: bool, as_table: bool
             raise _nonsense(what, "an object of another form")
         if listed and resource == "leases" and not isinstance(one["metadata"].get("resourceVersion"), str):
             raise _nonsense(what, "a Lease without a version")
+
+
+def may_arrive(error: RefusedError | UnreachableError) -> bool:
+    """Whether what was asked for in vain may be carried out even so."""
+    return not isinstance(error, RefusedError) or (error.status >= _UNKNOWN and _HOOK_FAILED not in error.sentence)
 
 
 def objects(answer: Any, what: str) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ from http import HTTPStatus
 from typing import Any, assert_never
 from urllib.parse import quote
 
-from agent.actions.answers import sensible, whole_node
+from agent.actions.answers import may_arrive, sensible, whole_node
 from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, TABLE, Api, ask, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
 from agent.actions.jobs import Jobs
-from agent.actions.permits import Clock, Permits, Pool
+from agent.actions.permits import Clock, Permits
 from agent.actions.pods import Pods
+from agent.actions.pool import Pool
 from agent.actions.rights import needed
 from agent.config.settings import Config
 from agent.model.errors import RefusedError, UnreachableError
@@ -44,10 +45,6 @@ from agent.model.steps import (
 from agent.model.text import rfc3339
 from agent.model.world import Condition, Job, Permit, PermitKind, Pod, World
 
-_HOSTNAME = "kubernetes.io/hostname"
-_HOOK_FAILED = "failed calling webhook"  # the API server's words for an admission that never came: nothing was done
-_UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on an answer doesn't tell whether the request is carried out
-
 
 class KubeClient:
     """Looks at the cluster and does one step at a time, for one node."""
@@ -71,6 +68,7 @@ class KubeClient:
         self._pods = Pods(self._api, node, config, clock, wall, answer_s)
         self._jobs = Jobs(self._api, node, config, wall)
         self._announced: frozenset[str] = frozenset()
+        self._vainly_from: float | None = None  # since when our taint is asked for, and never comes
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
 
     def _declared(self, api: Api) -> Api:
@@ -118,17 +116,17 @@ class KubeClient:
         permits: tuple[Permit, ...] | None = None
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None
-        pool, paused, clock_s = Pool(0, frozenset()), "", 0
+        pool, paused, clock_s = Pool(), "", 0
         if closely:
             permits = self._permits.look(self._holder, written_at(self._raw))
-            pool, paused = self._permits.pool(self._node), self._permits.paused()
+            pool, paused = self._permits.pool(self._holder, permits), self._permits.paused()
             clock_s = int(self._clock())
             ours = {taint["key"] for taint in spec.get("taints") or ()}
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
-            if tainted or idle:
-                hostname = (metadata.get("labels") or {}).get(_HOSTNAME, self._node)
-                self._pods.volumes.names = frozenset({self._node, hostname})
-                pods = self._pods.look(tainted)
+            drains = any(permit.holder == self._holder and permit.kind is PermitKind.DRAINING for permit in permits)
+            if tainted or idle or drains:
+                hostname = (metadata.get("labels") or {}).get("kubernetes.io/hostname", self._node)
+                pods = self._pods.look(tainted, metadata["uid"], hostname)
                 if tainted and self._jobs.configured:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
             else:
@@ -155,6 +153,7 @@ class KubeClient:
             blocked={keys[uid]: why for uid, why in evictions.blocked.items() if uid in keys},
             denied={keys[uid]: why for uid, why in evictions.denied.items() if uid in keys},
             refused=tuple(keys[uid] for uid in evictions.refused if uid in keys),
+            untainted_s=0 if self._vainly_from is None else int(self._clock() - self._vainly_from),
             returns=dict(self._pods.returns),
             announced=self._announced,
         )
@@ -167,14 +166,18 @@ class KubeClient:
 
     def do(self, step: Step) -> None:
         """One step, one write. RefusedError 409 means look again; nothing is retried here."""
+        withdraws = isinstance(step, Retaint) and any(taint.withdraws for taint in step.taints)
         try:
             self._do(step)
         except (RefusedError, UnreachableError) as error:
-            withdraws = isinstance(step, Retaint) and any(taint.withdraws for taint in step.taints)
-            answered = isinstance(error, RefusedError) and (error.status < _UNKNOWN or _HOOK_FAILED in error.sentence)
-            if (withdraws or isinstance(step, Evict | Delete | StartJob)) and not answered:
+            if (withdraws or isinstance(step, Evict | Delete | StartJob)) and may_arrive(error):
                 self._permits.unanswered()
+            overtaken = isinstance(error, RefusedError) and error.status == HTTPStatus.CONFLICT
+            if withdraws and not overtaken and self._vainly_from is None:
+                self._vainly_from = self._clock()
             raise
+        if withdraws:
+            self._vainly_from = None
 
     def _do(self, step: Step) -> None:
         match step:

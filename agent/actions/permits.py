@@ -1,7 +1,10 @@
 """Withdrawal permits: numbered Leases that one node at a time holds. No controller, no leader.
 
 A holder confirms its permit every two minutes and acts only within five of a confirmation; an observer frees a permit
-after ten minutes without one. What lies between is the time that a request may take to arrive.
+after ten minutes without one. What lies between is the time that a request may take to arrive. Only a withdrawn permit
+stays for longer: for as long as its Node bears our taint.
+
+Whether a permit is free is decided by monotonic time, and across lives by the API server's: no node's clock frees one.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.api import TABLE, Api, ask, taint_of, written_at
+from agent.actions.api import Api, ask, taint_of, written_at
+from agent.actions.pool import Pool, read_pool
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
-from agent.model.names import OUT_LABEL, PAUSE_CONFIGMAP, PERMIT_KIND_LABEL, PERMIT_VALID_S, POOL_LABEL, SLOT_LEASE
+from agent.model.names import PAUSE_CONFIGMAP, PERMIT_KIND_LABEL, PERMIT_VALID_S, POOL_LABEL, SLOT_LEASE
 from agent.model.text import rfc3339, unix_s
 from agent.model.world import Permit, PermitKind
 
@@ -23,17 +27,10 @@ _LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
 _PAUSE = "/api/v1/namespaces/{}/configmaps/" + PAUSE_CONFIGMAP
 _RENEW_S, _ABANDONED_S = 120.0, 600.0
 _SILENT_S, _ASK_S = 300.0, 60.0  # from when on, and how often, the Node of a silent holder is asked for
-_POOL_S = 15.0  # how long a reading of the pool serves
+_ASKED_TWICE = 2  # one answer that a Node isn't there may be a mistake
+_POOL_S, _JUST_NOW_S = 15.0, 2.0  # how long a reading of the pool serves, and whoever may take a withdrawn permit
 
 Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """The pool's nodes: all of them, and those out of service by no doing of ours."""
-
-    size: int
-    out: frozenset[str]
 
 
 @dataclass
@@ -43,8 +40,16 @@ class _Watched:
     version: str
     since: float  # monotonic seconds
     asked: float = float("-inf")
-    gone: bool = False  # no Node has its holder's UID
+    missed: int = 0  # how many times running no Node had its holder's UID
     tainted: bool = True  # unknown is tainted: then it is kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Ours:
+    """A permit of our own."""
+
+    since: float  # monotonic seconds: when this life of the agent took it, or saw it first
+    taken: bool = False  # by this life
 
 
 class Permits:
@@ -54,10 +59,13 @@ class Permits:
         self._api, self._budget, self._clock, self._wall = api, budget, clock, wall
         self._path = _LEASES.format(budget.namespace)
         self._seen: dict[str, dict[str, Any]] = {}
+        self._numbers: dict[str, tuple[PermitKind, int]] = {}
         self._watched: dict[str, _Watched] = {}
-        self._taken: dict[str, float] = {}  # those that this process took, and when
+        self._began = clock()
+        self._ours: dict[str, _Ours] = {}
         self._confirmed: dict[str, float] = {}  # our own permits: when the request was sent that confirmed them
         self._unanswered = float("-inf")  # when something was last asked for under them in vain
+        self._clashed: set[str] = set()  # what was to be created and is there already, though it was not listed
         self._pool: tuple[float, Pool] | None = None
         self._told_at = 0.0  # the latest time by the API server's clock that was seen
 
@@ -66,38 +74,30 @@ class Permits:
 
         ``told_at``: a time by the API server's clock that has passed, Unix seconds.
         """
-        answer = ask(self._api, "GET", f"{self._path}?labelSelector={POOL_LABEL}%3D{self._budget.pool}")
-        self._seen = {lease["metadata"]["name"]: lease for lease in answer.get("items", ())}
+        selector = "" if self._clashed else f"?labelSelector={POOL_LABEL}%3D{self._budget.pool}"
+        answer = ask(self._api, "GET", self._path + selector)
+        found = {str(lease["metadata"]["name"]): lease for lease in answer.get("items", ())}
+        self._numbers = {name: number for name in found if (number := self._number(name))}
+        self._seen = {name: found[name] for name in self._numbers}  # what only looks like a permit is none
         self._watched = {name: watched for name, watched in self._watched.items() if name in self._seen}
-        self._confirmed = {
-            n: at for n, at in self._confirmed.items() if n in self._seen and _holder(self._seen[n]) == own
-        }
+        self._clashed = {name for name in self._clashed if name in self._seen and self._hidden(name)}
+        ours = {n: lease for n, lease in self._seen.items() if _mine(lease, own) and not self._hidden(n)}
+        self._ours = {name: self._ours.get(name, _Ours(self._clock())) for name in ours}
+        self._confirmed = {n: at for n, at in self._confirmed.items() if n in ours and _holder(ours[n]) == own}
         self._told_at = max(told_at, self._told_at, *(written_at(lease) for lease in self._seen.values()), 0.0)
-        ours = {_kind(lease) for lease in self._seen.values() if _holder(lease) == own}
-        permits = (self._permit(lease, own, _kind(lease) not in ours) for lease in self._seen.values())
-        return tuple(permit for permit in permits if permit)
+        has = {self._numbers[name][0] for name in ours}
+        return tuple(self._permit(name, own, self._numbers[name][0] not in has) for name in self._seen)
 
-    def pool(self, own: str) -> Pool:
-        """How many nodes the pool has, and which others are out by no doing of ours: NotReady, cordoned, tainted."""
-        now = self._clock()
-        if self._pool is None or now - self._pool[0] > _POOL_S:
-            rows = self._nodes(self._budget.pool_selector)
-            marked = self._nodes(",".join(filter(None, (self._budget.pool_selector, f"{OUT_LABEL}=true"))))
-            out = frozenset(node for node, said in rows.items() if said != "Ready" or node in marked)
-            self._pool = (now, Pool(len(rows), out - {own}))
-        holders = {_holder(lease).partition("/")[0] for lease in self._seen.values()}
-        return Pool(self._pool[1].size, self._pool[1].out - holders)
+    def pool(self, own: str, permits: tuple[Permit, ...]) -> Pool:
+        """How many nodes the pool has, and which others are out of service and hold no withdrawn permit that counts.
 
-    def _nodes(self, selector: str) -> dict[str, str]:
-        """Name → status of each Node, as kubectl shows them.
-
-        Asked as a table: a thousand Nodes whole are 20 MB, and in a bad hour every agent asks at once.
+        Whoever may take one has looked just before; a thousand that ask at once don't read it at each try.
         """
-        path = f"/api/v1/nodes?labelSelector={quote(selector, safe='')}&includeObject=None&resourceVersion=0"
-        table = ask(self._api, "GET", path, accept=TABLE)
-        columns = [column["name"] for column in table["columnDefinitions"]]
-        name, status = columns.index("Name"), columns.index("Status")
-        return {str(row["cells"][name]): str(row["cells"][status]) for row in table.get("rows") or ()}
+        now, holds = self._clock(), {permit.holder for permit in permits if permit.withdraws}
+        if self._pool is None or now - self._pool[0] > (_POOL_S if own in holds else _JUST_NOW_S):
+            self._pool = now, read_pool(self._api, self._budget.pool_selector)
+        named = {holder.partition("/")[0] for holder in (own, *holds)}
+        return Pool(self._pool[1].size, self._pool[1].out - named)
 
     def paused(self) -> str:
         """Why the whole cluster's agents are to pause; empty while they run."""
@@ -117,8 +117,8 @@ class Permits:
         """Take a permit, or confirm our own; RefusedError 409 if another node was quicker."""
         name, sent = self._name(kind, index), self._clock()
         lease, now = self._seen.get(name), rfc3339(self._wall())
-        if lease is None or _holder(lease) != holder:
-            self._taken[name] = sent
+        if lease is None or not _mine(lease, holder):
+            self._ours[name] = _Ours(sent, taken=True)
         if lease is None:
             labels = {POOL_LABEL: self._budget.pool, PERMIT_KIND_LABEL: str(kind)}
             body = {
@@ -127,10 +127,15 @@ class Permits:
                 "metadata": {"name": name, "labels": labels},
                 "spec": {"holderIdentity": holder, "acquireTime": now, "renewTime": now},
             }
-            self._seen[name] = ask(self._api, "POST", self._path, body)
-        elif _holder(lease) == holder:
-            self._put(lease, {"renewTime": now})
-        elif not _holder(lease) or self._abandoned(lease):
+            try:
+                self._seen[name] = ask(self._api, "POST", self._path, body)
+            except RefusedError as refused:
+                if refused.status == HTTPStatus.CONFLICT:
+                    self._clashed.add(name)
+                raise
+        elif _mine(lease, holder):
+            self._put(lease, {"holderIdentity": holder, "renewTime": now})
+        elif not _holder(lease) or self._abandoned(name):
             self._put(lease, {"holderIdentity": holder, "acquireTime": now, "renewTime": now})
         else:
             raise RefusedError(HTTPStatus.CONFLICT, f"permit {name} is held")
@@ -139,7 +144,7 @@ class Permits:
     def give(self, kind: PermitKind, index: int, holder: str) -> None:
         """Free our own permit; one that is another's by now is left alone."""
         lease = self._seen.get(self._name(kind, index))
-        if lease and _holder(lease) == holder:
+        if lease and _mine(lease, holder):
             now = rfc3339(self._wall())
             used = {"acquireTime": now} if kind is PermitKind.HOURLY else {}  # its hour begins now
             # Before the request: one whose answer is lost may free the permit at any time, until a new
@@ -157,38 +162,39 @@ class Permits:
         """Nobody knows whether what was asked for under a permit arrives: for a while the permit stays."""
         self._unanswered = self._clock()
 
-    def _permit(self, lease: Mapping[str, Any], own: str, needed: bool) -> Permit | None:
-        """A Lease as a permit; one that only looks like ours is none."""
-        metadata = lease["metadata"]
-        name, kind = metadata["name"], _kind(lease)
-        index = name.rpartition("-")[2]
-        if kind not in tuple(PermitKind) or not index.isdigit() or name != self._name(PermitKind(kind), int(index)):
-            return None
-        holder, now = _holder(lease), self._clock()
-        mine = holder == own
+    def _permit(self, name: str, own: str, needed: bool) -> Permit:
+        lease, (kind, index), ours, now = self._seen[name], self._numbers[name], self._ours.get(name), self._clock()
+        holder = own if ours else _holder(lease)  # one of a Node of our name that is gone is ours
         watched = self._watched.get(name)
-        if watched is None or watched.version != metadata["resourceVersion"]:
-            watched = self._watched[name] = _Watched(metadata["resourceVersion"], now)
-        if holder and not mine and needed:
+        version = lease["metadata"]["resourceVersion"]
+        if watched is None or watched.version != version:
+            watched = self._watched[name] = _Watched(version, now)
+        if holder and not ours and needed:
             self._ask_holder(watched, holder)
         return Permit(
-            PermitKind(kind),
-            int(index),
+            kind,
+            index,
             holder,
-            stale=mine and now - self._confirmed.get(name, float("-inf")) > _RENEW_S,
-            pending=mine and now - self._unanswered < PERMIT_VALID_S,
-            abandoned=bool(holder) and not mine and self._abandoned(lease),
-            taken_s=int(self._taken_s(lease, mine, now - watched.since)),
+            stale=bool(ours) and now - self._confirmed.get(name, float("-inf")) > _RENEW_S,
+            pending=bool(ours) and now - self._unanswered < PERMIT_VALID_S,
+            abandoned=bool(holder) and not ours and self._abandoned(name),
+            hidden=self._hidden(name),
+            inherited=ours is not None and not ours.taken and now - self._began < PERMIT_VALID_S,
+            taken_s=int(self._taken_s(lease, ours, now - watched.since)),
+            had_s=int(now - ours.since) if ours else 0,
             unchanged_s=int(now - watched.since),
         )
 
-    def _taken_s(self, lease: Mapping[str, Any], mine: bool, watched_s: float) -> float:
-        """Of our own by our own clocks. Another node's clock is another: of one that rests the API server's counts,
-        whose last word may be minutes old, or for how long we have watched it: both can only delay."""
-        name, written = lease["metadata"]["name"], written_at(lease)
-        if mine:
-            return self._clock() - self._taken[name] if name in self._taken else max(self._age_s(lease), watched_s)
-        return max(self._told_at - written, watched_s) if written else watched_s
+    def _taken_s(self, lease: Mapping[str, Any], ours: _Ours | None, watched_s: float) -> float:
+        """Of our own, which people are told of, by our own clocks.
+
+        Of another's, which may rest for an hour, the API server's clock counts, as its last word tells, or for how
+        long we have watched it. One of several servers may be ahead: no more counts than ours has it. All delay only.
+        """
+        now, written = self._clock(), written_at(lease)
+        if ours:
+            return now - ours.since if ours.taken else max(self._age_s(lease), watched_s)
+        return max(min(self._told_at, self._wall()) - written, watched_s) if written else watched_s
 
     def _age_s(self, lease: Mapping[str, Any]) -> float:
         """Since it was taken, by the clock of the node that took it."""
@@ -208,19 +214,23 @@ class Permits:
         try:
             node = ask(self._api, "GET", f"/api/v1/nodes/{quote(name, safe='')}")
         except RefusedError as refused:
-            watched.gone = refused.status == HTTPStatus.NOT_FOUND
+            watched.missed += refused.status == HTTPStatus.NOT_FOUND
             return
-        watched.gone = node["metadata"]["uid"] != uid
+        watched.missed = watched.missed + 1 if node["metadata"]["uid"] != uid else 0
         watched.tainted = any(taint_of(t).withdraws for t in (node.get("spec") or {}).get("taints") or ())
 
-    def _abandoned(self, lease: Mapping[str, Any]) -> bool:
-        """Whether its holder's Node is gone, or bears no taint of ours and has not confirmed it for ten minutes."""
-        watched = self._watched.get(lease["metadata"]["name"])
-        if watched is None or watched.version != lease["metadata"]["resourceVersion"]:
+    def _abandoned(self, name: str) -> bool:
+        """Whether its holder's Node is gone, or has not confirmed it for ten minutes; a withdrawn one stays even so
+        while the Node bears our taint."""
+        watched = self._watched.get(name)
+        if watched is None or watched.version != self._seen[name]["metadata"]["resourceVersion"]:
             return False
+        if watched.missed >= _ASKED_TWICE:
+            return True
+        if self._numbers[name][0] is not PermitKind.WITHDRAWN:
+            return self._clock() - watched.since >= _ABANDONED_S
         # The answer about the taint must itself be from after the ten minutes.
-        unseen_s = watched.asked - watched.since
-        return watched.gone or (not watched.tainted and unseen_s >= _ABANDONED_S)
+        return not watched.tainted and watched.asked - watched.since >= _ABANDONED_S
 
     def _put(self, lease: dict[str, Any], spec: Mapping[str, Any]) -> None:
         name = lease["metadata"]["name"]
@@ -230,10 +240,23 @@ class Permits:
     def _name(self, kind: PermitKind, index: int) -> str:
         return SLOT_LEASE.format(kind=kind, pool=self._budget.pool, index=index)
 
+    def _number(self, name: str) -> tuple[PermitKind, int] | None:
+        """Which permit of this pool a Lease is by its name; none of them else."""
+        index = name.rpartition("-")[2]
+        numbers = ((kind, int(index)) for kind in PermitKind) if index.isdecimal() else ()
+        return next((number for number in numbers if self._name(*number) == name), None)
 
-def _kind(lease: Mapping[str, Any]) -> str:
-    return str((lease["metadata"].get("labels") or {}).get(PERMIT_KIND_LABEL))
+    def _hidden(self, name: str) -> bool:
+        """Whether it lacks the labels by which every agent finds it."""
+        labels = self._seen[name]["metadata"].get("labels") or {}
+        wanted = self._budget.pool, str(self._numbers[name][0])
+        return (labels.get(POOL_LABEL), labels.get(PERMIT_KIND_LABEL)) != wanted
 
 
 def _holder(lease: Mapping[str, Any]) -> str:
     return str((lease.get("spec") or {}).get("holderIdentity") or "")
+
+
+def _mine(lease: Mapping[str, Any], own: str) -> bool:
+    """Whether this node holds it: as it is, or as a Node object of its name that is gone."""
+    return _holder(lease).partition("/")[0] == own.partition("/")[0]

@@ -30,6 +30,7 @@ _BY_INDEX = "volcano.sh/gpu-index"
 _UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 _AHEAD_S = 60.0  # by so much the clock of whoever answers for a pod may be ahead of ours
+_LONGEST_GRACE_S = 600.0  # more of a pod's grace keeps nobody else waiting
 _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ended it
 
 
@@ -44,6 +45,8 @@ class Pods:
         self._asked: dict[str, tuple[int, float]] = {}  # UID → for which drain, and since when by our own clock
         self._told: dict[str, int] = {}  # UID → for which drain its annotation was written
         self._untold: dict[str, str] = {}  # UID → why it could not be
+        self._going: dict[str, float] = {}  # UID → when it was first seen to terminate
+        self._node_uid = ""
         self._ours: tuple[Pod, ...] = ()
         self._sizes: dict[str, int] = {}
         self._draining = False
@@ -52,12 +55,16 @@ class Pods:
         self.evictions = Evictions(api, config.drain, wall)
         self.volumes = Volumes(api, node)
 
-    def look(self, draining: bool = True) -> tuple[Pod, ...]:
-        """Every pod of the node. RefusedError, UnreachableError."""
+    def look(self, draining: bool, node_uid: str, hostname: str) -> tuple[Pod, ...]:
+        """Every pod of the node whose object has this UID. RefusedError, UnreachableError."""
+        self.volumes.names = frozenset({self._node, hostname})
         if not draining:
             self.forget()
         known = set(self._raw)
         self._raw = {str(item["metadata"].get("uid")): item for item in self._items()}
+        going = (uid for uid, raw in self._raw.items() if raw["metadata"].get("deletionTimestamp"))
+        self._going = {uid: self._going.get(uid, self._clock()) for uid in going}
+        self._node_uid = node_uid
         pods = tuple(self._pod(raw) for raw in self._raw.values())
         for name, size in Counter(pod.workload for pod in pods).items():
             fresh = sum(pod.workload == name for pod in pods if pod.uid not in known)
@@ -160,8 +167,8 @@ class Pods:
         why, asked = self._untold.get(metadata["uid"]) or why, self._asked.get(metadata["uid"])
         if wish.way == "http" and spec.get("hostNetwork"):
             why = "it uses the node's network, so its port may be another's"
-        deleted = unix_s(metadata.get("deletionTimestamp"))
         owner = _controller(metadata)
+        ours = NODE_UID_LABEL in labels and metadata["namespace"] == self._config.budget.namespace
         return Pod(
             namespace=metadata["namespace"],
             name=metadata["name"],
@@ -173,8 +180,8 @@ class Pods:
             claims=_claims(annotations),
             static=_MIRROR in annotations,
             finished=status.get("phase") in ("Succeeded", "Failed"),
-            terminating=bool(metadata.get("deletionTimestamp")),
-            stuck=deleted is not None and self._wall() - deleted > _STUCK_S,
+            terminating=metadata["uid"] in self._going,
+            stuck=self._is_stuck(metadata, spec),
             priority=int(spec.get("priority") or 0),
             tolerates=any(_tolerates(one) for one in spec.get("tolerations") or ()),
             protected=any(annotations.get(key) == value for key, value in _KEEP.items()),
@@ -185,9 +192,15 @@ class Pods:
             asked_for=asked[0] if asked else None,
             asked_s=int(self._clock() - asked[1]) if asked else None,
             operand=labels.get("app") in OPERANDS.values() and owner is not None and owner["kind"] == "DaemonSet",
-            ours=NODE_UID_LABEL in labels and metadata["namespace"] == self._config.budget.namespace,
+            ours=ours,
+            former=ours and labels[NODE_UID_LABEL] != self._node_uid,
             saved=saved or (wish.way == "annotation" and _answered(annotations, self._wall())),
         )
+
+    def _is_stuck(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
+        """By our own clock, from when we saw it go: its times are another's words."""
+        since = self._going.get(metadata["uid"])
+        return since is not None and self._clock() - since > _grace_s(metadata, spec) + _STUCK_S
 
 
 def workload(metadata: Mapping[str, Any]) -> str:
@@ -200,6 +213,13 @@ def workload(metadata: Mapping[str, Any]) -> str:
     elif kind == "Job" and (scheduled := _SCHEDULED.fullmatch(name)):
         kind, name = "CronJob", scheduled[1]
     return f"{metadata['namespace']}/{kind}/{name}"
+
+
+def _grace_s(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> float:
+    """A pod's grace period, as far as it counts."""
+    said = (metadata.get("deletionGracePeriodSeconds"), spec.get("terminationGracePeriodSeconds"), 30)
+    grace = next(one for one in said if isinstance(one, int | float))
+    return max(0.0, min(_LONGEST_GRACE_S, grace))  # NaN counts as the longest
 
 
 def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -21,11 +21,12 @@ from agent.model.names import (
     SOFT_TAINT,
     STATE_LABEL,
     UNHEALTHY,
+    WITHDRAWN_LABEL,
 )
 from agent.model.ownership import ACCELERATED, AUTOSCALER_TAINT, OPERANDS
 
 NODE_TAINTS = {HARD_TAINT: ["NoSchedule"], SOFT_TAINT: ["PreferNoSchedule", "NoSchedule"]}
-NODE_LABELS = (STATE_LABEL, OUT_LABEL, ERROR_LABEL)
+NODE_LABELS = (STATE_LABEL, WITHDRAWN_LABEL, OUT_LABEL, ERROR_LABEL)
 NODE_ANNOTATIONS = (FAULTS_ANNOTATION,)
 NODE_CONDITIONS = (UNHEALTHY, DEGRADED)
 # These change in a repair only, so only the overlay that allows repairs allows them.

@@ -8,6 +8,7 @@ SOFT_TAINT = "gpu-health-agent/degraded"
 STATE_LABEL = "gpu-health-agent/state"
 ERROR_LABEL = "node.kubernetes.io/gpu-error"
 OUT_LABEL = "gpu-health-agent/withdrawn-by-others"  # each agent says it of its own Node: a list of Nodes is 20 MB
+WITHDRAWN_LABEL = "gpu-health-agent/withdrawn"  # stands while a taint of ours does that takes a permit
 MANAGED_LABEL = "gpu-health-agent/managed"  # a person's: "false" opts the node out
 FAULTS_ANNOTATION = "gpu-health-agent/faults"
 DISMISS_ANNOTATION = "gpu-health-agent/dismiss"  # a person's

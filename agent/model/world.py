@@ -43,7 +43,7 @@ class Pod:
     static: bool = False  # a mirror of a file on the node
     finished: bool = False  # Succeeded or Failed
     terminating: bool = False
-    stuck: bool = False  # terminating, and long past its grace period
+    stuck: bool = False  # terminating, and its grace (at most ten minutes of it) and a minute have passed
     priority: int = 0
     workload: str = ""  # namespace/Kind/name of what a person knows as its controller
     gpus: frozenset[str] | None = None  # UUIDs of the GPUs that it holds; None: not known
@@ -60,6 +60,7 @@ class Pod:
     operand: bool = False  # one of gpu-operator's clients of the GPU
     ours: bool = False  # a remedy's own
     unread: str = ""  # why it can't be read: it may be anything
+    former: bool = False  # and of a Node object of this name that is gone
 
     @property
     def key(self) -> str:
@@ -106,8 +107,16 @@ class Permit:
     stale: bool = False  # ours, and to be confirmed before anything else is written
     pending: bool = False  # ours, and what was asked for under it in vain may still arrive
     abandoned: bool = False  # another's who is gone: it may be taken over
-    taken_s: int = 0  # seconds since it was last taken
+    hidden: bool = False  # its Lease lacks its labels: nobody holds it, and nobody can take it
+    inherited: bool = False  # ours, of an earlier life that may have asked for something a moment before this one began
+    taken_s: int = 0  # seconds since it was last taken; of ours for people only, for it may be by the wall clock
+    had_s: int = 0  # ours: seconds for which this life has had it
     unchanged_s: int = 0  # seconds since its Lease was last seen to change
+
+    @property
+    def withdraws(self) -> bool:
+        """Whether it counts as a node that is out of service."""
+        return self.kind is PermitKind.WITHDRAWN and bool(self.holder) and not self.abandoned
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,7 @@ class World:
     drill: str | None = None  # a drill's annotation, as text
     permits: tuple[Permit, ...] | None = None  # None: not asked, which allows nothing
     pool_size: int = 0
-    out: frozenset[str] = frozenset()  # other nodes of the pool that are out otherwise and hold no permit
+    out: frozenset[str] = frozenset()  # other nodes of the pool that are out of service and hold no withdrawn permit
     clock_s: int = 0  # monotonic seconds of the node's boot; 0: not looked at closely
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
@@ -133,6 +142,7 @@ class World:
     denied: Mapping[str, str] = field(default_factory=dict)  # pod → why somebody else did, or that nobody answered
     refused: Sequence[str] = ()  # the pods of both, the one that was asked longest ago first
     jobs: tuple[Job, ...] | None = None  # None: not asked, which starts nothing
+    untainted_s: int = 0  # seconds for which our taint was asked for in vain; 0: it was not
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     announced: frozenset[str] = frozenset()  # Events that were sent
     diagnosed: Diagnosed | None = None  # of this agent's own life
@@ -152,7 +162,9 @@ class World:
         return any(taint.withdraws for taint in self.taints)
 
     def held(self, kind: PermitKind) -> Permit | None:
-        return next((s for s in self.permits or () if s.kind is kind and s.holder == self.holder), None)
+        return next(
+            (s for s in self.permits or () if s.kind is kind and s.holder == self.holder and not s.hidden), None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +176,7 @@ class Local:
     released: bool = False  # our own processes hold no GPU
     clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
     holders: Mapping[str, Collection[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
+    reserved: Collection[str] = ()  # Jobs that an earlier life had written down, and may have asked for just now
 
 
 Clients = Mapping[str, Mapping[str, str]]  # GPU UUID → pid → UID of its pod, empty where that isn't known

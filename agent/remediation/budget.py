@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from agent.config.settings import Budget
-from agent.model.names import PERMIT_VALID_S
-from agent.model.steps import GivePermit
+from agent.model.names import PERMIT_VALID_S, SLOT_LEASE
+from agent.model.steps import GivePermit, On, Wait
 from agent.model.world import Permit, PermitKind, World
 
 _HOUR_S = 3600
+_OTHERS_FIRST_S = 300  # whoever waits for a permit looks each half a minute or so
 
 
 def permit_limit(setting: int | str, pool_size: int) -> int:
@@ -39,12 +40,14 @@ def free_permit(world: World, kind: PermitKind, budget: Budget, left_free: int =
     """The lowest free permit's number, or None if the budget is spent or was not read.
 
     Each number has one Lease, and whoever takes number n has seen all below it taken: so two nodes that ask at once
-    can't exceed the budget. What is out of service otherwise (nodes that are NotReady, cordoned or tainted by others,
-    permits beyond a limit that was lowered) counts as well.
+    can't exceed the budget. What is out of service otherwise (nodes that are NotReady, cordoned, tainted by others or
+    by us without a permit, permits beyond a limit that was lowered) counts as well. A node that bears our taint already
+    is counted by all others as it is: its permit takes nobody out.
     """
     if world.permits is None:
         return None
-    left = allowed(world, kind, budget) - (len(world.out) if kind is PermitKind.WITHDRAWN else 0) - left_free
+    out = world.out if kind is PermitKind.WITHDRAWN and not world.withdrawn else ()
+    left = allowed(world, kind, budget) - len(out) - left_free
     held = {permit.index for permit in world.permits if permit.kind is kind and _counts(permit)}
     return next((index for index in range(left) if index not in held), None) if len(held) < left else None
 
@@ -52,7 +55,7 @@ def free_permit(world: World, kind: PermitKind, budget: Budget, left_free: int =
 def _counts(permit: Permit) -> bool:
     """An hourly permit rests for an hour after its use: of one that was never given back, at the last possible time."""
     rests_s = _HOUR_S + (PERMIT_VALID_S if permit.holder else 0)
-    held = bool(permit.holder) and not permit.abandoned
+    held = permit.hidden or (bool(permit.holder) and not permit.abandoned)
     return held or (permit.kind is PermitKind.HOURLY and permit.taken_s < rests_s)
 
 
@@ -71,3 +74,16 @@ def spent(world: World, kind: PermitKind, budget: Budget) -> str:
     if kind is PermitKind.WITHDRAWN and world.out:
         said += f"; out of service otherwise: {', '.join(sorted(world.out)[:5])}{' …' if len(world.out) > 5 else ''}"
     return said
+
+
+def lately(world: World, kind: PermitKind, index: int) -> bool:
+    """Whether others may still want this permit: it was held a moment ago."""
+    known = {permit.index: permit for permit in world.permits or () if permit.kind is kind}
+    return index in known and known[index].unchanged_s < _OTHERS_FIRST_S
+
+
+def hidden(world: World, budget: Budget) -> tuple[Wait, ...]:
+    """What nobody can take until a person sees to it."""
+    names = (SLOT_LEASE.format(kind=p.kind, pool=budget.pool, index=p.index) for p in world.permits or () if p.hidden)
+    why = "lacks its labels and counts as held: a person must delete it"
+    return tuple(Wait(f"Lease {name} {why}", On.PERMIT) for name in names)

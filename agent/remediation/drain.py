@@ -1,4 +1,9 @@
-"""Which pods may leave now, which save their work first, and which ones a person must decide on."""
+"""Which pods may leave now, which save their work first, and which ones a person must decide on.
+
+Whoever drains holds a draining permit, and others wait for it. So it is held for no longer than something goes on:
+until the pods that were asked have gone or had their time, and while a budget refuses until the drain's deadline.
+Nobody waits for what is left. Only a request that was made in vain, and may still arrive, keeps it for five minutes.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,10 @@ from agent.config.settings import Drain
 from agent.model.remedy import Remedy
 from agent.model.steps import AskCheckpoint, Delete, Evict, On, Step, TakePermit, Wait
 from agent.model.world import PermitKind, Pod, World
-from agent.remediation.budget import free_permit, given, spent
+from agent.remediation.budget import free_permit, given, lately, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.records import Begun, Records
+from agent.remediation.repair import rebooted
 
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
 _LOST = ("xid-79", "gpu-lost", "gpu-missing")  # nothing on such a GPU can be saved any more
@@ -18,7 +24,9 @@ _STAYS = (
     "may hold the bad GPU and would come straight back, as a DaemonSet's or the node's own: a person must keep it off"
 )
 _MOST_RETURNS = 3
-_OTHERS_FIRST_S = 300  # whoever waits for a permit looks each half a minute or so
+_LEAVES_S = 660  # how long a pod that was asked may take: the longest grace that counts, and a minute
+_LATE = Wait("the draining permit stays for five minutes: what was asked for in vain may still arrive")
+_BEHIND = Wait("the drain is past its deadline: others that wait for a draining permit go first", On.PERMIT)
 
 
 def leaving(pods: tuple[Pod, ...], treatment: Treatment) -> tuple[Pod, ...]:
@@ -61,22 +69,24 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     if world.pods is None:
         return records, (Wait("the node's pods were not read yet"),)
     held = world.held(PermitKind.DRAINING)
-    back = given(world, PermitKind.DRAINING)
     there = leaving(world.pods, treatment)
     stay = tuple(Wait(f"pod {pod.key} {_STAYS}", On.POD) for pod in staying(world.pods, treatment))
     if not there:
-        return records, (*stay, *back)
+        return records, (*stay, *given(world, PermitKind.DRAINING))
     if not case.local.gathered:
         why = "the node's faults are gathered before the first eviction, so that a gang restarts once"
         return records, (*stay, Wait(why))
     permit = None if held else free_permit(world, PermitKind.DRAINING, config.budget)
-    if (held or permit is not None) and (records.drain is None or records.drain.remedy is not treatment.remedy):
-        records = replace(records, drain=Begun(treatment.remedy, int(case.verdict.at)))
+    lasted_s = _lasted_s(case, treatment, records)
+    if lasted_s is None and (held or permit is not None):
+        begun = Begun(treatment.remedy, int(case.verdict.at), {}, case.verdict.boot_id, float(world.clock_s))
+        records, lasted_s = replace(records, drain=begun), 0.0
     if records.drain and records.drain.returns != world.returns:
         records = replace(records, drain=replace(records.drain, returns=dict(world.returns)))
     if records.drain:
         records = replace(records, drain=_with_asked(records.drain, there, world))
-    overdue = _overdue(treatment, world, config.drain, records, case.verdict.at)
+    over_s = -1.0 if lasted_s is None else lasted_s - config.drain.deadline_s.of(treatment.remedy)
+    overdue = over_s >= 0
     begun = records.drain or Begun(treatment.remedy, int(case.verdict.at))
     steps = tuple(step for pod in there for step in _steps(pod, treatment, world, config.drain, begun, overdue))
     asks = _in_turn([step for step in steps if isinstance(step, Evict | Delete | AskCheckpoint)], world)
@@ -86,12 +96,17 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     refused = overdue and all(isinstance(step, Evict) and step.pod.key in no for step in asks)
     waits = (*stay, *(step for step in steps if isinstance(step, Wait)))
     if held:
-        idle = (refused or not asks) and not any(pod.terminating for pod in there)
-        return records, (*waits, *(back if idle else asks))
-    if not asks or (refused and _wanted(world, permit)):
+        idle = (refused or not asks) and not any(pod.terminating and not pod.stuck for pod in there)
+        # Whatever else it is that never ends.
+        endless = min(over_s, held.had_s) >= config.drain.checkpoint_s + _LEAVES_S
+        return records, (*waits, *(_handed_back(world) if idle or endless else asks))
+    if not asks:
         return records, waits
     if permit is None:
-        return records, (*stay, Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT))
+        spent_on = Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT)
+        return records, waits if refused else (*stay, spent_on)
+    if overdue and lately(world, PermitKind.DRAINING, permit):
+        return records, waits if refused else (*waits, _BEHIND)
     return records, (TakePermit(PermitKind.DRAINING, permit), *waits, *asks)
 
 
@@ -120,19 +135,27 @@ def _with_asked(drain: Begun, pods: tuple[Pod, ...], world: World) -> Begun:
     return replace(drain, asked={uid: at for uid, at in {**drain.asked, **new}.items() if uid in there})
 
 
-def _overdue(treatment: Treatment, world: World, settings: Drain, records: Records, at: float) -> bool:
-    """Whether this drain's deadline is over: by the wall clock, which outlives the agent, but never before so much
-    time has passed since the withdrawal by the monotonic one."""
-    begun, held = records.drain, world.held(PermitKind.WITHDRAWN)
-    if begun is None or begun.remedy is not treatment.remedy or held is None:
-        return False
-    return min(at - begun.at, held.taken_s) >= settings.deadline_s.of(treatment.remedy)
+def ceased(world: World) -> tuple[Step, ...]:
+    """The draining permit where nothing is evicted, for whatever reason: back once those that were asked have gone."""
+    held = world.held(PermitKind.DRAINING)
+    going = sorted(pod.key for pod in world.pods or () if pod.terminating and not pod.stuck)
+    if held and going and held.unchanged_s < _LEAVES_S:
+        return (Wait(f"the draining permit goes back once these have gone: {', '.join(going)}"),)
+    return _handed_back(world)
 
 
-def _wanted(world: World, index: int | None) -> bool:
-    """Whether others may still want this permit: it is held, or was so a moment ago."""
-    known = {permit.index: permit for permit in world.permits or () if permit.kind is PermitKind.DRAINING}
-    return index is None or (index in known and known[index].unchanged_s < _OTHERS_FIRST_S)
+def _handed_back(world: World) -> tuple[Step, ...]:
+    held = world.held(PermitKind.DRAINING)
+    return (_LATE,) if held and (held.pending or held.inherited) else given(world, PermitKind.DRAINING)
+
+
+def _lasted_s(case: Case, treatment: Treatment, records: Records) -> float | None:
+    """For how long this drain has gone on, by the monotonic clock, which a boot's lives of the agent share. None: it
+    has not begun, or not in this boot; then its deadline begins anew, for no other clock is to be trusted."""
+    begun, now_s = records.drain, case.world.clock_s
+    if begun is None or begun.remedy is not treatment.remedy or rebooted(begun.boot_id, case.verdict):
+        return None
+    return now_s - begun.boot_s if 0 < begun.boot_s <= now_s else None
 
 
 def _steps(

@@ -18,7 +18,7 @@ from agent.remediation.case import Case, Treatment, treated
 from agent.remediation.ladder import done_already
 from agent.remediation.other_controllers import another
 from agent.remediation.records import Attempt, Idle, Records, Stage
-from agent.remediation.repair import rebooted
+from agent.remediation.repair import awaited, rebooted
 from agent.remediation.taints import LAST_PERMIT, spare
 
 _LATELY_S = 86400  # withdrawals further back lengthen no pause
@@ -87,11 +87,13 @@ def _under_way(case: Case, records: Records, last: Attempt) -> tuple[tuple[Fault
     on = config.mode is Mode.EVICT and not verdict.fatal and last.stage is not Stage.FAILED and not why
     if its and on and (begun or config.repair.reset_when_idle):
         return its, records, ()
+    waits = tuple(_not_now(fault, why) for fault in its if why)
+    if not begun and awaited(case):  # the node waits for it as it is: the same attempt, begun again, finds its Job
+        return (), records, waits
     left = resettable(verdict.standing) if begun else ()
     spoiled = {fault.finding.id: last for fault in left if fault.uuid in last.uuids and not fault.proved}
     idle = replace(_left(records.idle, verdict), failed_resets={**records.idle.failed_resets, **spoiled})
     records = records if begun else records.unbegun()
-    waits = tuple(_not_now(fault, why) for fault in its if why)
     return (), replace(records, idle=idle), waits
 
 
@@ -111,9 +113,10 @@ def _free(case: Case, idle: Idle) -> tuple[tuple[Fault, ...], Idle, tuple[Wait, 
             free.append(fault)
     if free and not world.tainted:
         idle = replace(idle, times=(*idle.times, int(verdict.at)))
-    if idle.withdrawn and not free:
+    stays = idle.withdrawn and awaited(case)
+    if idle.withdrawn and not (free or stays):
         idle = _left(idle, verdict)
-    return tuple(free), replace(idle, withdrawn=bool(free)), tuple(waits)
+    return tuple(free), replace(idle, withdrawn=bool(free) or stays), tuple(waits)
 
 
 def in_use(gpus: frozenset[str], world: World, local: Local, reserved: bool = False) -> str:

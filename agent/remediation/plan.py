@@ -8,8 +8,9 @@ a pod's: that is this pod's trouble. The order alone keeps these true at every m
 - Reserve, then act: a repair or a check is written to the Node, under the name of its Job, before that is made. Whoever
   dies in between finds it again, and one incident is repaired once.
 - The taint goes before the permit is given back: between the two a crash costs a place for a moment, never the budget.
-- Nothing is given back while something that was asked for in vain may still arrive: an eviction, a Job or a taint would
-  meet a node in service.
+- Nothing is given back while something that was asked for in vain may still arrive, by an earlier life of the agent
+  too: an eviction, a Job or a taint would meet a node in service.
+- Others wait for a draining permit: wherever nothing is evicted it goes back.
 - Nothing of others is undone: our own taints, labels and conditions change, and theirs stay as they are.
 - A pause takes a request for a replacement back: it is an act that another controller obeys, and no report.
 - Every standing still is a Wait: whatever doesn't go on says what it waits for.
@@ -17,32 +18,37 @@ a pod's: that is this pod's trouble. The order alone keeps these true at every m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
 
 from agent.config.settings import Config, Mode
 from agent.model.fault import Fault, Severity, Verdict
-from agent.model.names import DEGRADED, ERROR_LABEL, OUT_LABEL, REPLACEMENT, STATE_LABEL, UNHEALTHY
+from agent.model.names import DEGRADED, ERROR_LABEL, OUT_LABEL, REPLACEMENT, STATE_LABEL, UNHEALTHY, WITHDRAWN_LABEL
 from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
 from agent.model.world import Condition, Local, PermitKind, Taint, World
-from agent.remediation.budget import free_permit, given, needed, spent
+from agent.remediation.budget import free_permit, given, hidden, lately, needed, spent
 from agent.remediation.case import Case, Outcome, Treatment
-from agent.remediation.drain import drain, drained
+from agent.remediation.drain import ceased, drain, drained
 from agent.remediation.events import announcements, camel, plain
 from agent.remediation.idle_reset import failed
 from agent.remediation.other_controllers import out_by_others
 from agent.remediation.presets import accelerated, spoken_for
 from agent.remediation.records import Attempt, Records, Stage
-from agent.remediation.repair import operand_labels, repair, running, settled
+from agent.remediation.repair import awaited, operand_labels, repair, running, settled
 from agent.remediation.situation import Now, Situation, situation
 from agent.remediation.stored import dump
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
 from agent.remediation.validation import validate
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
+_REFUSED_S = 600  # how long a node holds a permit for a taint that never comes
+_REFUSED = Wait(
+    "our taint was refused for ten minutes: others that wait for a permit go first, then it is asked for again",
+    On.STOPPED,
+)
 _PENDING = "for five minutes the node and its permit stay as they are: what was asked for in vain may still arrive"
 
 Steps = tuple[Step, ...]
@@ -61,13 +67,15 @@ class _Aim:
     def retaint(self) -> Steps:
         """Our taints, and labels and stored state with them in one write."""
         ours = {taint for taint in self.world.taints if own_taint(taint)}
-        return () if ours == {*self.taints} else (Retaint(self.taints, self.labels, self.stored),)
+        labels = {**self.labels, **_withdrawal(self.taints)}
+        return () if ours == {*self.taints} else (Retaint(self.taints, labels, self.stored),)
 
     def report(self, with_taint: bool = False) -> Steps:
         """One write for what differs; ``with_taint``: labels and stored state travel with the taint already."""
         world = self.world
         conditions = tuple(c for c in self.conditions if world.conditions.get(c.type) != c)
-        labels = {} if with_taint else {k: v for k, v in self.labels.items() if world.labels.get(k) != v}
+        wanted = {} if with_taint else {**self.labels, **_withdrawal(world.taints)}
+        labels = {k: v for k, v in wanted.items() if world.labels.get(k) != v}
         stored = None if with_taint or world.stored == self.stored else self.stored
         return (Report(conditions, labels, stored),) if conditions or labels or stored else ()
 
@@ -83,11 +91,12 @@ class Plan:
 def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
     """The next steps, in order."""
     now = situation(Case(verdict, world, config, local))
+    back: Steps = () if now.situation is Situation.WITHDRAWN else ceased(world)
     match now.situation:
         case Situation.OPTED_OUT | Situation.KEEP_OFF | Situation.MALFORMED:
-            return Plan(now.stands)
+            return Plan((*back, *now.stands))
         case Situation.NEWER | Situation.UNEXPLAINED:
-            return Plan((*_bad_news(verdict, world), *now.stands))
+            return Plan((*back, *_bad_news(verdict, world), *now.stands))
         case Situation.ANOTHERS:
             steps = (*_aim(now, _kept(now)[0]).report(), *now.stands)
         case Situation.OBSERVED | Situation.PAUSED | Situation.HELD | Situation.BLIND:
@@ -105,16 +114,15 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _in_service(now, Records())
         case _:
             assert_never(now.situation)
-    return Plan((*steps, *now.waits, *announcements(verdict, world)), now.treatment)
+    told: Steps = (*now.waits, *hidden(world, config.budget), *announcements(verdict, world))
+    return Plan((*back, *steps, *told), now.treatment)
 
 
 def _treated(now: Now) -> Outcome:
     """What is done on a withdrawn node: its pods leave, and then it is repaired."""
     case, treatment, records = now.case, now.treatment, now.records
     assert treatment  # noqa: S101 - no node is withdrawn without one
-    moves: Steps = ()
-    if not treatment.idle:
-        records, moves = drain(case, treatment, records)
+    records, moves = (records, ceased(case.world)) if treatment.idle else drain(case, treatment, records)
     records, repairing = repair(case, treatment, records, drained(case.world, treatment))
     replacing = records.live is not None and records.live.remedy is Remedy.REPLACE_NODE
     if replacing and (why := spoken_for(case.config.presets, case.world.conditions)):
@@ -126,11 +134,18 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
     """Under its permits and with its taint, which come first wherever one is missing."""
     world, budget, aimed = now.case.world, now.case.config.budget, _aim(now, records)
     left_free = LEFT_FREE if now.treatment and now.treatment.idle else 0
-    steps: list[Step] = [*confirmed(world)]
+    held = world.held(PermitKind.WITHDRAWN)
+    refused = not world.withdrawn and world.untainted_s >= _REFUSED_S
+    if refused and held and held.had_s >= _REFUSED_S:
+        back = () if held.pending else given(world, PermitKind.HOURLY, PermitKind.WITHDRAWN)
+        return (*aimed.report(), *back, _REFUSED)
+    steps: list[Step] = [*confirmed(world, drains=now.situation is Situation.WITHDRAWN)]
     for kind in needed(world, budget):
         permit = free_permit(world, kind, budget, left_free)
         if permit is None:
             return (*aimed.report(), Wait(spent(world, kind, budget), On.PERMIT))
+        if refused and kind is PermitKind.WITHDRAWN and lately(world, kind, permit):
+            return (*aimed.report(), _REFUSED)
         steps.append(TakePermit(kind, permit))
     used = given(world, PermitKind.HOURLY) if world.tainted else ()
     retaint = aimed.retaint()
@@ -158,13 +173,32 @@ def _in_service(now: Now, records: Records) -> Steps:
     """
     world, config, aimed = now.case.world, now.case.config, _aim(now, records)
     soft = kept_soft(aimed.taints, config)
-    back = given(world, PermitKind.DRAINING)
     if any(taint.withdraws for taint in aimed.taints):  # degraded, and as good as withdrawn
-        return (*permitted(world, config.budget), *aimed.retaint(), *aimed.report(), *back, *soft)
+        return (*permitted(world, config.budget), *aimed.retaint(), *aimed.report(), *soft)
     used = given(world, PermitKind.HOURLY)
-    if any(permit.pending for permit in world.permits or ()):
+    if _may_arrive(now):
         return (*(used if world.withdrawn else ()), *aimed.report(), Wait(_PENDING), *soft)
-    return (*used, *aimed.retaint(), *aimed.report(), *back, *given(world, PermitKind.WITHDRAWN), *soft)
+    return (*used, *aimed.retaint(), *aimed.report(), *given(world, PermitKind.WITHDRAWN), *soft)
+
+
+def _may_arrive(now: Now) -> bool:
+    """Whether an eviction, a Job or a taint may still meet the node: one that was asked for in vain, or by a life of
+    the agent that ended less than five minutes ago.
+
+    What that life may have asked for last is told by what it held and wrote first: evictions by the draining permit,
+    the taint by the withdrawn one on a node without a taint, a Job by its reservation. So a cured node whose drain was
+    over when the agent was started anew doesn't wait.
+    """
+    world = now.case.world
+    if awaited(now.case) or any(permit.pending for permit in world.permits or ()):
+        return True
+    earlier = {permit.kind for permit in world.permits or () if permit.inherited}
+    return PermitKind.DRAINING in earlier or (PermitKind.WITHDRAWN in earlier and not world.withdrawn)
+
+
+def _withdrawal(taints: Iterable[Taint]) -> dict[str, str | None]:
+    """The label by which others find a node that keeps every new pod away through us, whatever became of its permit."""
+    return {WITHDRAWN_LABEL: "true" if any(taint.withdraws for taint in taints) else None}
 
 
 def _aim(now: Now, records: Records) -> _Aim:
@@ -184,8 +218,9 @@ def _aim(now: Now, records: Records) -> _Aim:
 def _bad_news(verdict: Verdict, world: World) -> Steps:
     """What stands, and nothing about what doesn't: a fault that we can't read may still stand."""
     bad = tuple(c for c in _conditions(verdict, world, {}) if c.status == "True" and world.conditions.get(c.type) != c)
-    error = {ERROR_LABEL: "true"} if verdict.fatal and world.labels.get(ERROR_LABEL) != "true" else {}
-    return (Report(bad, error),) if bad or error else ()
+    true = ((ERROR_LABEL, bool(verdict.fatal)), (WITHDRAWN_LABEL, world.withdrawn))
+    labels = {label: "true" for label, stands in true if stands and world.labels.get(label) != "true"}
+    return (Report(bad, labels),) if bad or labels else ()
 
 
 def _state(now: Now, records: Records) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -86,11 +86,11 @@ class Begun:
     """A drain: for which remedy, and since when pods are asked to leave for it."""
 
     remedy: Remedy
-    at: int  # Unix seconds
+    at: int  # Unix seconds: told
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back
-    asked: Mapping[str, int] = field(
-        default_factory=dict
-    )  # pod UID → when it was asked to save, monotonic s of the boot
+    boot_id: str = ""  # the boot then; empty of a node that tells of none
+    boot_s: float = 0.0  # monotonic seconds in that boot; 0: an older agent's word
+    asked: Mapping[str, int] = field(default_factory=dict)  # pod UID → when it was asked to save, monotonic seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,13 @@ class Records:
         return last if last and last.stage.live else None
 
     @property
+    def reserved(self) -> Iterator[str]:
+        """Names of the Jobs that are written down and were not seen."""
+        yield from (one.job for one in self.attempts if one.stage is Stage.RESERVED)
+        if self.validation and self.validation.kind is Kind.JOB and self.validation.stage is Stage.RESERVED:
+            yield self.validation.name
+
+    @property
     def begun(self) -> tuple[Attempt | Validation, ...]:
         """Attempts and check, oldest first."""
         return (*self.attempts, self.validation) if self.validation else self.attempts
@@ -145,6 +152,8 @@ def as_json(records: Records) -> dict[str, Any]:
             "remedy": records.drain.remedy,
             "at": records.drain.at,
             "returns": dict(records.drain.returns),
+            "boot_id": records.drain.boot_id,
+            "boot_s": records.drain.boot_s,
         }
         if records.drain.asked:
             stored["drain"]["asked"] = dict(records.drain.asked)
@@ -206,4 +215,5 @@ def _idle(data: Mapping[str, Any]) -> Idle:
 def _begun(data: Mapping[str, Any]) -> Begun:
     returns = {str(workload): int(times) for workload, times in data.get("returns", {}).items()}
     asked = {str(uid): int(at) for uid, at in data.get("asked", {}).items()}
-    return Begun(Remedy(data["remedy"]), int(data["at"]), returns, asked)
+    boot_id, boot_s = str(data.get("boot_id", "")), float(data.get("boot_s", 0))
+    return Begun(Remedy(data["remedy"]), int(data["at"]), returns, boot_id, boot_s, asked)

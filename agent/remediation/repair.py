@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from hashlib import sha256
+from itertools import chain
 
 from agent.config.settings import Repair
 from agent.model.describe import describe_clients
@@ -59,9 +60,19 @@ def _overtaken(case: Case, treatment: Treatment, live: Attempt) -> str:
     return ""
 
 
+def awaited(case: Case) -> bool:
+    """Whether a Job may still come that an earlier life of the agent may have asked for."""
+    return not {*case.local.reserved} <= {job.name for job in case.world.jobs or ()}
+
+
 def running(world: World) -> str:
-    """The Job of a repair that has not ended: until it has, the node stays as it is."""
-    return next((job.name for job in world.jobs or () if job.state == "active"), "")
+    """What of a repair has not ended, in words: until it has, the node stays as it is.
+
+    A Job that was made for a Node object of this name that is gone is known by its pod alone.
+    """
+    jobs = (f"Job {job.name}" for job in world.jobs or () if job.state == "active")
+    pods = (pod.key for pod in world.pods or () if pod.former and not pod.finished)
+    return next(chain(jobs, (f"pod {key}, of a repair that a former Node object began," for key in pods)), "")
 
 
 def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) -> Outcome:
@@ -80,7 +91,7 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     if world.jobs is None:
         return records, (Wait("the node's Jobs were not read yet"),)
     if name := running(world):  # of an incident whose records are lost
-        return records, (Wait(f"Job {name} runs: nothing else is begun"),)
+        return records, (Wait(f"{name} runs: nothing else is begun"),)
     if not treatment.unproved:
         return records, (Wait(_CURED),)
     if local.up_s < settings.prove_s and any(rebooted(f.boot_id, case.verdict) for f in case.verdict.faults):

@@ -56,7 +56,7 @@ def situation(case: Case) -> Now:
     world, config = case.world, case.config
     if not world.managed:
         why = "the node's label gpu-health-agent/managed=false opts it out: nothing is written to it"
-        return Now(Situation.OPTED_OUT, (Wait(why, On.STOPPED),), case)
+        return Now(Situation.OPTED_OUT, (Wait(f"{why}, and a draining permit goes back", On.STOPPED),), case)
     if why := upgrading(world.labels):
         return Now(Situation.KEEP_OFF, (Wait(f"{why}: nothing is judged or done"),), case)
     try:
@@ -100,7 +100,7 @@ def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wa
     if not world.tainted:
         return Situation.IN_SERVICE, ()
     if job := running(world):
-        return Situation.HELD, (Wait(f"Job {job} runs: the node stays withdrawn until it has ended"),)
+        return Situation.HELD, (Wait(f"{job} runs: the node stays withdrawn until it has ended"),)
     if case.verdict.blind:
         return Situation.BLIND, (Wait("blind: the taint is held as it is"),)
     return Situation.CURED, ()

@@ -20,6 +20,7 @@ from agent.model.cluster_client import ClusterClient
 from agent.model.describe import describe
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
 from agent.model.fault import Severity, Unseen, Verdict
+from agent.model.names import PERMIT_VALID_S
 from agent.model.steps import AskCheckpoint, Delete, Diagnose, Evict, GivePermit, On, StartJob, Step, TakePermit, Wait
 from agent.model.world import Local, World
 from agent.remediation.idle_reset import resettable, wanted
@@ -203,7 +204,9 @@ def _planned(
     holders = ask(bool(cycle.keep_off)) if leave or idle else None
     world = with_gpus(world, holders, judged.clients)
     closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
-    local = Local(gathered, int(now - cycle.began), closed, judged.clients, holders)
+    up_s = int(now - cycle.began)
+    reserved = tuple(kept(cycle.stored).reserved) if up_s < PERMIT_VALID_S else ()
+    local = Local(gathered, up_s, closed, judged.clients, holders, reserved)
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
 
 

@@ -146,6 +146,8 @@ def _asked(path: str) -> tuple[str, str, str, list[str], dict[str, str]]:
 
 
 def _labelled(labels: dict[str, str], label: str, valued: str, wanted: str) -> bool:
+    if label.endswith("!"):
+        return labels.get(label[:-1]) != wanted
     return labels.get(label) == wanted if valued else label in labels
 
 

@@ -133,7 +133,8 @@ def test_without_a_free_permit_nothing_but_the_report_is_written() -> None:
     made = cluster()
     made.add_pod("research", "train-2", "n2", owner="Job")
     drive(KubeClient(made, "n1", EVICT), fatal())
-    client = KubeClient(made, "n2", EVICT)
+    seconds = itertools.count()
+    client = KubeClient(made, "n2", EVICT, lambda: float(next(seconds)))
     drive(client, fatal())
     assert (taints(made, "n2"), made.evicted) == ([], ["research/train"])
     waits = [s.why for s in plan(fatal(), client.look(closely=True), EVICT, Local()).steps if isinstance(s, Wait)]
@@ -352,7 +353,9 @@ def test_killed_after_any_write_the_node_is_withdrawn_and_returned_all_the_same(
         for verdict in (fatal(), healthy()):
             limits = iter(cuts)
             for _ in range(8):  # a new process each time: only the cluster remembers
-                drive(KubeClient(made, "n1", EVICT), verdict, cuts=[next(limits, 9)], rounds=1)
+                # What the one before it asked for has arrived by its second look, or never does.
+                client = KubeClient(made, "n1", EVICT, itertools.chain((0.0,), itertools.repeat(301.0)).__next__)
+                drive(client, verdict, cuts=[next(limits, 9)], rounds=1)
                 tainted = "gpu-health-agent/unhealthy" in taints(made)
                 assert not tainted or "n1" in holders(made).values(), "a hard taint without a permit"
                 assert not made.evicted or tainted or not verdict.withdraw, "an eviction from an untainted node"

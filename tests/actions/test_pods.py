@@ -280,9 +280,11 @@ def test_the_lowest_priority_leaves_first() -> None:
 
 
 def test_a_pod_that_should_have_ended_long_ago_is_named_and_never_forced() -> None:
-    made, settings = cluster(), config(on_deadline="delete")
+    made, settings, clock = cluster(), config(on_deadline="delete"), Clock()
     change(made, "train", {"metadata": {"deletionTimestamp": "2020-01-01T00:00:00Z"}})
-    client = KubeClient(made, "n1", settings)
+    client = KubeClient(made, "n1", settings, clock)
+    drive(client, reset(), settings, rounds=3)
+    clock.now += 91  # thirty of its own, and a minute
     drive(client, reset(), settings, rounds=3)
     assert said(client, reset(), settings) == [
         "pod research/train should have ended and did not: see the node's kubelet"
@@ -494,15 +496,27 @@ def test_a_wall_clock_that_jumps_brings_no_deadline_nearer() -> None:
     assert made.evicted == []
 
 
-def test_the_deadline_outlives_the_agent() -> None:
-    made, settings = cluster(), config()
+@pytest.mark.parametrize("step_s", [-10_800, -600, 0, 600, 10_800, 10**7])
+def test_the_deadline_outlives_the_agent_whatever_the_wall_clock_does(step_s: int) -> None:
+    made, settings, clock = cluster(), config(), Clock()
     change(made, "train", {"metadata": {"annotations": DO_NOT_EVICT}})
-    drive(KubeClient(made, "n1", settings), reset(), settings)
+    drive(KubeClient(made, "n1", settings, clock), reset(), settings)
     aged(made)
-    drive(KubeClient(made, "n1", settings), reset(3500), settings)
-    assert made.evicted == []
-    drive(KubeClient(made, "n1", settings), reset(3601), settings)
-    assert made.evicted == ["research/train"]
+    for passed_s, evicted in ((60, []), (3500, []), (41, ["research/train"])):
+        clock.now += passed_s  # of the boot, which a new process goes on with
+        drive(KubeClient(made, "n1", settings, clock), reset(step_s), settings)
+        assert made.evicted == evicted
+
+
+def test_a_deadline_begins_anew_after_a_reboot_for_no_clock_tells_how_long_that_took() -> None:
+    made, settings, clock = cluster(), config(), Clock()
+    change(made, "train", {"metadata": {"annotations": DO_NOT_EVICT}})
+    drive(KubeClient(made, "n1", settings, clock), reset(), settings)
+    booted = replace(reset(10**6), boot_id="boot-2")
+    for now_s, evicted in ((5000.0, []), (8500.0, []), (8601.0, ["research/train"])):
+        clock.now = now_s
+        drive(KubeClient(made, "n1", settings, clock), booted, settings)
+        assert made.evicted == evicted
 
 
 def budget(made: InMemoryCluster, *protected: str) -> Any:

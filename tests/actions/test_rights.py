@@ -115,7 +115,7 @@ def test_rbac_grants_exactly_what_is_declared(overlay: str, folder: str) -> None
 
 
 def test_what_may_be_written_to_a_node_is_what_the_plan_writes() -> None:
-    assert {*rights.NODE_LABELS} == {names.STATE_LABEL, names.ERROR_LABEL, names.OUT_LABEL}
+    assert {*rights.NODE_LABELS} == {names.STATE_LABEL, names.ERROR_LABEL, names.OUT_LABEL, names.WITHDRAWN_LABEL}
     assert {*rights.NODE_CONDITIONS, *rights.REPAIR_CONDITIONS} == {names.UNHEALTHY, names.DEGRADED, names.REPLACEMENT}
     assert {*rights.REPAIR_LABELS} == {*OPERANDS}
 

@@ -40,6 +40,42 @@ def test_the_hour_of_a_permit_is_the_api_servers_whatever_the_clock_of_the_node_
     assert permit.taken_s < 600
 
 
+def test_a_withdrawn_node_whose_permits_were_deleted_counts_by_its_label_and_gets_its_permit_again(
+    plane: ControlPlane,
+) -> None:
+    names = ["label-0", "label-1", "label-2"]
+    for name in names:
+        plane.add_node(name, labels={"site": "label"})
+    plane.wait("nodes Ready", lambda: all(plane.ready(name) for name in names))
+    config = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=1, pool="label", pool_selector="site=label"))
+    client = [KubeClient(connect(str(plane.agent_kubeconfig(name))), name, config) for name in names]
+    drive(client[0], fatal(), config)
+    path = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/gpu-health-agent-withdrawn-label-0"
+    plane.must("DELETE", path)
+    plane.wait("the label is seen", lambda: client[1].look(closely=True).out == {"label-0"})
+    drive(client[1], fatal(), config)
+    assert not client[1].look(closely=True).withdrawn
+    drive(client[0], fatal(), config)
+    assert plane.must("GET", path)["spec"]["holderIdentity"].startswith("label-0/")
+    assert client[1].look(closely=True).out == frozenset(), "it counts once"
+    drive(client[0], healthy(), config)
+    plane.wait("the label is gone", lambda: not client[1].look(closely=True).out)
+    plane.must("PATCH", path, {"metadata": {"labels": None}}, "application/merge-patch+json")
+    drive(client[1], fatal(), config)
+    said = [
+        step.why
+        for step in plan(fatal(), client[1].look(closely=True), config, Local()).steps
+        if isinstance(step, Wait)
+    ]
+    name = path.rpartition("/")[2]
+    assert f"Lease {name} lacks its labels and counts as held: a person must delete it" in said
+    plane.must("DELETE", path)
+    drive(client[1], fatal(), config)
+    assert client[1].look(closely=True).withdrawn
+    for name in names:
+        plane.request("DELETE", f"/api/v1/nodes/{name}")
+
+
 def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_everyone_is_served(
     plane: ControlPlane,
 ) -> None:

@@ -156,7 +156,7 @@ def test_the_set_is_reserved_reset_by_one_job_and_returned() -> None:
 
 
 def test_killed_after_every_single_write_the_set_is_reset_once() -> None:
-    for life in lives(Life(RESET, linked=True), 260, killed=lambda writes: len(writes) == 1):
+    for life in lives(Life(RESET, linked=True), 600, killed=lambda writes: len(writes) == 1):
         assert (life.reset, returned(life)) == ([f"{A},{B}"], True), f"killed after writes {life.kills}: {life.waits}"
 
 

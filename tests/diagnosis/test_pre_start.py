@@ -46,7 +46,7 @@ def test_a_server_restored_to_before_the_repair_and_an_agent_that_starts_anew_le
         life.api, life.cluster._objects = None, snapshots[write]
         life.cluster._version += 1000
         life._begin()
-        life.run(150)
+        life.run(450)
         assert life.ended == ["reset_gpu"], f"restored to after write {write}: {life.waits}"
         asked = [why for why in life.waits if why.startswith("a person must decide about xid-95")]
         # Where not even the fault is known any more, nothing tells whether the reset came before or after it.

@@ -24,6 +24,7 @@ from agent.remediation.plan import plan
 from agent.remediation.records import Idle, Stage
 from agent.remediation.stored import load
 from tests.actions.test_kube import cluster, holders, node
+from tests.actions.test_permits import Clock
 from tests.life import CONFIG, REMAPPED, UUID, Life, lives
 from tests.observe import GPU, OTHER, Judge, alive, reading, silent, xid
 from tests.remediation.test_repair import CONTACT_SUPPORT, MERGE, RESET, returned
@@ -533,12 +534,14 @@ def test_twelve_nodes_degraded_alike_keep_the_budget_and_each_is_reset_once() ->
                 "spec": {"jobTemplate": {"spec": {"template": {"spec": {"containers": []}}}}},
             },
         )
-        client = {name: KubeClient(made, name, config) for name in names}
+        clock = Clock()
+        client = {name: KubeClient(made, name, config, clock) for name in names}
         cured: set[str] = set()
         for _ in range(700):
             name = chance.choice(names)
+            clock.now += 10
             if chance.random() < 0.1:
-                client[name] = KubeClient(made, name, config)  # killed, and started anew
+                client[name] = KubeClient(made, name, config, clock)  # killed, and started anew
             steps = plan(well if name in cured else bad, client[name].look(closely=True), config, QUIET).steps
             for step in steps[: chance.randint(0, 8)]:
                 try:
@@ -556,6 +559,24 @@ def test_twelve_nodes_degraded_alike_keep_the_budget_and_each_is_reset_once() ->
         on = [job["spec"]["template"]["spec"]["nodeName"] for job in jobs]
         assert len(on) == len({*on}) > 6, seed
     assert most == 2  # the third is left to a fatal fault
+
+
+def test_killed_before_its_job_was_seen_the_node_waits_for_it_as_it_is_and_goes_on_as_soon_as_it_may() -> None:
+    """The life before may have asked for the Job: it must meet no pod."""
+    life = idle()
+    template = life.cluster._objects.pop(("cronjobs", "gpu-health-agent", "reset"))
+    life.run(30)
+    assert life.records().live
+    life._begin()
+    known, life.resources = life.resources, None  # the kubelet can't be asked yet
+    life.cluster._store("cronjobs", "gpu-health-agent", template)
+    life.run(20)
+    assert (life.tainted(), life.repairs) == (True, [])
+    life.resources = known
+    life.run(20)
+    assert life.repairs == ["reset_gpu"]
+    life.run(200)
+    assert (life.repairs, returned(life)) == (["reset_gpu"], True)
 
 
 def test_an_annotation_of_before_is_read_and_one_that_makes_no_sense_stops_the_agent() -> None:

@@ -47,7 +47,7 @@ def test_a_node_is_drained_repaired_once_proved_and_returned(remedy: str) -> Non
 
 
 def test_killed_after_any_two_writes_it_ends_returned_after_exactly_one_repair() -> None:
-    for life in lives(Life(RESET), 260, killed=lambda writes: len(writes) <= 2):
+    for life in lives(Life(RESET), 600, killed=lambda writes: len(writes) <= 2):
         assert len(life.repairs) == 1, f"killed after writes {life.kills}: {life.repairs}"
         assert returned(life), f"killed after writes {life.kills}: {life.waits}"
 
@@ -58,7 +58,7 @@ def test_killed_after_every_subset_of_the_writes_around_a_repair(remedy: str) ->
     plain = Life(FAULTS[remedy], only(remedy))
     job_of(plain)
     around = range(plain.writes - 2, plain.writes + 4)
-    for life in lives(Life(FAULTS[remedy], only(remedy)), 260, killed=lambda writes: writes[-1] in around):
+    for life in lives(Life(FAULTS[remedy], only(remedy)), 600, killed=lambda writes: writes[-1] in around):
         assert (len(life.repairs), returned(life)) == (1, True), f"killed after writes {life.kills}: {life.waits}"
 
 
@@ -231,7 +231,7 @@ def test_what_a_power_cut_cured_before_its_job_was_made_is_not_repaired_again(fa
     assert life.records().live
     life.reboots()
     life.cluster._store("cronjobs", "gpu-health-agent", template)
-    life.run(200)
+    life.run(500)  # for five minutes the Job of the life before may still come
     assert (life.repairs, returned(life)) == ([], True)
 
 

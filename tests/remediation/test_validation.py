@@ -128,7 +128,7 @@ def test_a_fault_during_the_check_is_repaired_first_and_the_check_comes_again() 
 
 @pytest.mark.parametrize("passes", [True, False])
 def test_killed_after_any_write_of_the_check_it_is_made_once(passes: bool) -> None:
-    for life in lives(Life(RESET, CHECKED, passes=passes), 250, killed=lambda writes: len(writes) == 1):
+    for life in lives(Life(RESET, CHECKED, passes=passes), 600, killed=lambda writes: len(writes) == 1):
         assert (life.repairs, returned(life)) == (["reset_gpu", "check"], passes), (life.kills, life.waits)
 
 

@@ -19,6 +19,7 @@ from agent.runtime.actor import Actor
 from agent.runtime.actor_view import view
 from agent.runtime.cycle import kind
 from agent.simulation.in_memory_cluster import InMemoryCluster
+from tests.actions.test_permits import Clock
 from tests.observe import GPU, OTHER, Judge, alive, reading, xid
 
 CONFIG = Config(mode=Mode.EVICT)
@@ -277,12 +278,12 @@ def test_a_permit_goes_back_though_its_return_was_refused_or_the_agent_died_befo
             return 503, {"message": "not now"}
         return cluster(method, path, *rest, **more)
 
-    config = Config(mode=Mode.TAINT)
+    config, clock = Config(mode=Mode.TAINT), Clock()
     judge = Judge()
     well = judge.after(0, alive(), reading())
     bad = judge.after(1, xid(79))
     for restarts in (False, True):
-        actor = Actor(config, lambda: KubeClient(server, "n1", config), False, lambda *_, **__: None)
+        actor = Actor(config, lambda: KubeClient(server, "n1", config, clock), False, lambda *_, **__: None)
         tell(actor, bad)
         actor.round()
         assert permits_of(cluster, "n1") == ["gpu-health-agent-withdrawn-gpu-0"]
@@ -293,9 +294,12 @@ def test_a_permit_goes_back_though_its_return_was_refused_or_the_agent_died_befo
         assert permits_of(cluster, "n1") == ["gpu-health-agent-withdrawn-gpu-0"]
         trouble[0] = False
         if restarts:
-            actor = Actor(config, lambda: KubeClient(server, "n1", config), False, lambda *_, **__: None)
+            actor = Actor(config, lambda: KubeClient(server, "n1", config, clock), False, lambda *_, **__: None)
             actor.round()
             tell(actor, well)
+            actor.round()
+            assert permits_of(cluster, "n1"), "a taint that the life before asked for may still arrive"
+            clock.now += 301
         actor.round()
         assert permits_of(cluster, "n1") == []
         cluster.requests.clear()
