@@ -11,7 +11,9 @@ Each step of the timeline has ``at`` (seconds) and any of:
   forgotten [gpus that NVML lists no more as missing] · unread [gpus of which its polls say nothing, until back] ·
   stops_at the gpu at which NVML's polls end, or null · silent [sources] · speaks [sources] ·
   failed {source: failure} · boot id · reset [gpus] · card {gpu: uuid} ·
-  clock seconds to jump · restart true · dismiss [ids]
+  clock seconds to jump · restart true · dismiss [ids] ·
+  offer {due: why there should be GPUs, withheld: {resource: count}} ·
+  aside true or false, whether the GPUs are somebody else's
   expect: status, remedy, faults {id: severity} (all that stand), never_withdrawn (up to here), doubts
 GPUs are numbers; polls of every source happen each ``poll_s`` in between.
 """
@@ -32,6 +34,7 @@ from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
 from agent.model.fault import Verdict
 from agent.model.observation import Failure, Missing, Observation, Signal, Value
+from agent.model.world import Offer
 from agent.remediation.records import Records
 from agent.remediation.stored import dump, load, restored
 from agent.sources.kmsg.lines import Facts
@@ -138,6 +141,8 @@ class Machine:
         self.silent: set[str] = set()
         self.failed: dict[str, str] = {}
         self.dismissed: frozenset[str] = frozenset()
+        self.aside = False
+        self.offer = Offer()
         self.facts = Facts()
         self.sources = (*SOURCES, "dcgm") if data.get("dcgm") else SOURCES
         self.incidents: dict[Any, list[Any]] = {}
@@ -151,7 +156,7 @@ class Machine:
 
     def round(self, *seen: Observation) -> Verdict:
         stamped = [replace(o, at=self.wall, arrived=1000 + self.now) for o in seen]
-        orders = Orders(self.labels, self.workloads, self.dismissed)
+        orders = Orders(self.labels, self.workloads, self.dismissed, offer=self.offer, aside=self.aside)
         self.memory, verdict = judge(
             self.memory, stamped, 1000 + self.now, self.wall, self.limits, self.sources, orders
         )
@@ -239,6 +244,13 @@ class Machine:
         for source in step.get("speaks", ()):
             self.failed.pop(source, None)
         self.failed.update(step.get("failed") or {})
+        if "offer" in step:
+            self.offer = Offer(**step["offer"])
+        if "aside" in step:
+            self.aside = step["aside"]
+            held = {source: "aside" for source in self.sources if source != "kmsg"}
+            others = {source: why for source, why in self.failed.items() if why != "aside"}
+            self.failed = {**others, **held} if self.aside else others
         self.incidents.update(step.get("dcgm") or {})
         self.by_xid += [(gpu, code) for gpu, code in (step.get("dcgm_xid") or {}).items()]
         for gpu, values in (step.get("dcgm_set") or {}).items():

@@ -300,7 +300,7 @@ class Life:
                 told = xid(code, pci, "kmsg", boot_id=boot, seq=number)
                 stamped.append(Observation(**{**fields(told), "arrived": self.now, "at": at}))
                 self.read = boot_number, number
-        orders = Orders(resets=self.cycle.resets, dismissed=self.world.dismissed)
+        orders = Orders(resets=self.cycle.resets, dismissed=self.world.dismissed, aside=self.cycle.aside)
         self.memory, verdict = judge(
             self.memory, stamped, self.now, START + self.now, self.config.policy, ("nvml", "kmsg"), orders
         )

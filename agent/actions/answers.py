@@ -5,6 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+from agent.actions.api import JSON, TABLE
 from agent.model.errors import RefusedError, UnreachableError
 
 _UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on an answer doesn't tell whether the request is carried out
@@ -12,14 +13,14 @@ _HOOK_FAILED = "failed calling webhook"  # the API server's words for an admissi
 _PARTS = ("metadata", "spec", "status", "data")
 
 
-def sensible(answer: Any, what: str, resource: str, listed: bool, as_table: bool) -> None:
+def sensible(answer: Any, what: str, resource: str, listed: bool, accept: str = JSON) -> None:
     """An answer to ``what``, as far as its kind tells what must be there. UnreachableError.
 
     Of a pod in a list that is its name alone: what else makes no sense of it is that pod's trouble.
     """
     if not isinstance(answer, dict):
         raise _nonsense(what, "no object")
-    if as_table:
+    if accept == TABLE:
         _table(answer, what)
         return
     if not listed and answer.get("kind") == "Status":  # the answer to an eviction; its status is a word
@@ -53,7 +54,7 @@ def objects(answer: Any, what: str) -> list[dict[str, Any]]:
 
 def whole_node(answer: Any, what: str) -> dict[str, Any]:
     """A Node, as far as it is read. UnreachableError."""
-    sensible(answer, what, "nodes", listed=False, as_table=False)
+    sensible(answer, what, "nodes", listed=False)
     metadata, spec, status = (answer.get(part) or {} for part in ("metadata", "spec", "status"))
     if not all(isinstance(metadata.get(key), str) for key in ("name", "uid")):
         raise _nonsense(what, "a Node without a name or a UID")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -15,27 +15,35 @@ from agent.model.text import unix_s
 from agent.model.world import Condition, Taint
 
 TIMEOUT_S = 10.0
+# A watch is sent a bookmark each minute: one that is silent for longer is a connection that nobody holds any more.
+_QUIET_S = 150.0
+_LONGEST_EVENT_BYTES = 4 * 1024 * 1024
 JSON = "application/json"
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
+METADATA = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 # All that the API server says of a JSON Patch whose test fails (apiserver's patch.go keeps the reason to itself).
 PATCH_FAILED = "the server rejected our request due to an error in our request"
 
 
 class Api(Protocol):
-    """HTTP to an API server, real or in memory. Raises Unreachable when no answer came."""
+    """HTTP to an API server, real or in memory. Raises Unreachable when no answer came.
+
+    A watch is answered with its events, one by one as they come.
+    """
 
     def __call__(
         self, method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
     ) -> tuple[int, Any]: ...
 
 
-def connect(kubeconfig: str | None) -> Api:
+def connect(kubeconfig: str | None, quiet_s: float = _QUIET_S) -> Api:
     """Credentials from a kubeconfig file, else from the pod's service account.
 
-    An exported KUBECONFIG is not looked at: an agent must never land on a cluster that nobody named.
+    An exported KUBECONFIG is not looked at: an agent must never land on a cluster that nobody named. ``quiet_s``: for
+    so many seconds a watch may say nothing.
     """
     # The typed models of this library cost 20 MB and a second of CPU at start, so only its ApiClient is used.
     from kubernetes.client.api_client import ApiClient
@@ -55,9 +63,11 @@ def connect(kubeconfig: str | None) -> Api:
                 raise CredentialsError("the token for the API server must be one line of ASCII")
             headers["authorization"] = authorization
         try:
-            response = client.call_api(
-                method, configuration.host + path, headers, body=body, _request_timeout=TIMEOUT_S
-            )
+            watches = "watch=true" in path
+            patience = (TIMEOUT_S, quiet_s) if watches else TIMEOUT_S
+            response = client.call_api(method, configuration.host + path, headers, body=body, _request_timeout=patience)
+            if watches and response.status == HTTPStatus.OK:
+                return response.status, _events(response.response)
             text = response.read()
         except (HTTPError, OSError) as error:
             raise UnreachableError(f"{configuration.host} does not answer: {error}"[:300]) from error
@@ -67,6 +77,23 @@ def connect(kubeconfig: str | None) -> Api:
             return response.status, {"message": text[:300].decode(errors="replace")}
 
     return request
+
+
+def _events(response: Any) -> Iterator[Any]:
+    """A watch's events until the server ends it. UnreachableError where it breaks off, or says what makes no sense."""
+    from urllib3.exceptions import HTTPError
+
+    rest = b""
+    try:
+        for data in response.stream():
+            *lines, rest = (rest + data).split(b"\n")
+            yield from (json.loads(line) for line in lines if line.strip())
+            if len(rest) > _LONGEST_EVENT_BYTES:
+                raise ValueError("an event without an end")
+    except (HTTPError, OSError, ValueError) as error:
+        raise UnreachableError(f"the watch broke off: {error}"[:300]) from error
+    finally:
+        response.close()
 
 
 def configure(kubeconfig: str | None) -> Any:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, assert_never
 from urllib.parse import quote
 
 from agent.actions.answers import may_arrive, sensible, whole_node
-from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, TABLE, Api, ask, condition_of, taint_of, written_at
+from agent.actions.api import JSON, JSON_PATCH, METADATA, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
+from agent.actions.event_object import event_of
 from agent.actions.jobs import Jobs
+from agent.actions.offered import offered
 from agent.actions.permits import Clock, Permits
 from agent.actions.pods import Pods
 from agent.actions.pool import Pool
 from agent.actions.rights import needed
 from agent.config.settings import Config
+from agent.model.cluster_client import Annotations, Labels
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import (
     DISMISS_ANNOTATION,
@@ -80,11 +83,11 @@ class KubeClient:
         ) -> tuple[int, Any]:
             if (declared := needed(method, path, self._config.budget.namespace)) is None:
                 raise RefusedError(HTTPStatus.FORBIDDEN, f"{method} {path} is no right that the agent declares")
-            self.requests[method] += 1
+            right, verb = declared
+            self.requests["WATCH" if verb == "watch" else method] += 1  # each is counted by one thread alone
             status, answer = api(method, path, body, content_type, accept)
-            if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-                right, verb = declared
-                sensible(answer, f"{method} {path}", right.resource, verb == "list", accept == TABLE)
+            if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES and verb != "watch":
+                sensible(answer, f"{method} {path}", right.resource, verb == "list", accept)
             return status, answer
 
         return request
@@ -156,7 +159,22 @@ class KubeClient:
             untainted_s=0 if self._vainly_from is None else int(self._clock() - self._vainly_from),
             returns=dict(self._pods.returns),
             announced=self._announced,
+            offer=offered(labels, status, self._config.drain.resource_prefixes),
         )
+
+    def words(self) -> Iterator[tuple[Labels, Annotations]]:
+        """By a watch on the one Node's metadata, as each kubelet has one: from the server's cache, and no list.
+
+        RefusedError, UnreachableError. It begins with the Node as it is, so none is resumed.
+        """
+        one = f"fieldSelector=metadata.name%3D{quote(self._node, safe='')}"
+        path = f"/api/v1/nodes?watch=true&allowWatchBookmarks=true&resourceVersion=0&{one}"
+        for event in ask(self._api, "GET", path, accept=METADATA):
+            told = event["object"]
+            if event["type"] == "ERROR":
+                raise RefusedError(int(told.get("code") or HTTPStatus.INTERNAL_SERVER_ERROR), str(told.get("message")))
+            if event["type"] in ("ADDED", "MODIFIED"):
+                yield told["metadata"].get("labels") or {}, told["metadata"].get("annotations") or {}
 
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → what controls it, for the pods of this node; RefusedError, UnreachableError."""
@@ -272,25 +290,7 @@ class KubeClient:
         self._raw = whole_node(ask(self._api, "PATCH", self._path, patch, JSON_PATCH), f"PATCH {self._path}")
 
     def _announce(self, step: Announce) -> None:
-        now = rfc3339(self._wall(), "seconds")
-        # A Node has no namespace: its Events are kept in "default". Its uid is its name, as the kubelet has it.
-        namespace, about = "default", {"kind": "Node", "name": self._node, "uid": self._node}
-        if step.pod in self._pod_names:
-            namespace, name = self._pod_names[step.pod]
-            about = {"kind": "Pod", "namespace": namespace, "name": name, "uid": step.pod}
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": step.name, "namespace": namespace},
-            "type": "Warning" if step.warning else "Normal",
-            "reason": step.reason,
-            "message": step.message,
-            "involvedObject": {"apiVersion": "v1", **about},
-            "source": {"component": "gpu-health-agent", "host": self._node},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
+        namespace, event = event_of(step, self._node, self._pod_names.get(step.pod), rfc3339(self._wall(), "seconds"))
         try:
             ask(self._api, "POST", f"/api/v1/namespaces/{quote(namespace)}/events", event)
         except RefusedError as refused:

@@ -56,7 +56,7 @@ class Right:
 
 
 RIGHTS = (
-    Right("", "nodes", ("get", "list", "patch")),
+    Right("", "nodes", ("get", "list", "watch", "patch")),
     Right("", "nodes/status", ("patch",)),
     Right("", "pods", ("list", "patch", "delete")),
     Right("", "pods/eviction", ("create",)),
@@ -75,14 +75,15 @@ RIGHTS = (
 @lru_cache(1024)
 def needed(method: str, path: str, namespace: str) -> tuple[Right, str] | None:
     """The right and verb that a request needs; None for one that is declared nowhere."""
-    parts = urlsplit(path).path.split("/")[1:]
+    asked = urlsplit(path)
+    parts = asked.path.split("/")[1:]
     group, parts = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
     within = ""
     if parts[0] == "namespaces" and len(parts) > 2:
         within, parts = parts[1], parts[2:]
     resource, name, below = (*parts, "", "")[:3]
     resource += f"/{below}" if below else ""
-    verb = _VERBS.get(method) or ("get" if name else "list")
+    verb = _VERBS.get(method) or ("get" if name else "watch" if "watch=true" in asked.query else "list")
     for right in RIGHTS:
         there = (not right.own or within == namespace) and right.name in ("", name)
         if there and (right.group, right.resource) == (group, resource) and verb in right.verbs:

@@ -124,7 +124,7 @@ def _judged(recording: Recording, config: Config) -> Iterator[tuple[Entry, Verdi
         verdict = None
         if isinstance(entry, Restored):
             orders = entry.orders or orders
-            memory = resumed(memory, restored(entry.stored, entry.t), config.policy, orders.labels)
+            memory = resumed(memory, restored(entry.stored, entry.t), config.policy, orders.labels, orders.aside)
         elif isinstance(entry, Round):
             orders = entry.orders or orders
             memory, verdict = judge(memory, entry.seen, entry.t, entry.wall, config.policy, recording.sources, orders)

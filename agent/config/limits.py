@@ -46,6 +46,8 @@ class Limits(Section):
     """A source that finished no poll, or a GPU that was not read, for so long is unknown; for three times, degraded."""
     missing_confirm_s: Seconds = 60
     """How long a GPU must be missing from NVML's enumeration: driver roll-outs pass sooner."""
+    withheld_confirm_s: Seconds = 300
+    """How long the kubelet must offer pods none of the GPUs that it has: a device plugin begins anew sooner."""
     temperature_confirm_s: Seconds = 60  # how long a GPU must be too hot before it counts
     temperature_clear_s: Seconds = 600  # and cool before that clears
     temperature_hysteresis_c: Annotated[float, Field(ge=0)] = 3  # °C below the limit that count as cool
@@ -101,5 +103,8 @@ class Limits(Section):
     last free one; without one it stays PreferNoSchedule."""
     soak_s: Seconds = 600
     """How long a cured GPU must stay well before the node returns to service."""
+    aside_s: Seconds = 7200
+    """How long a driver upgrade or a change of MIG may last until it counts as forgotten: NVML stays closed and nothing
+    is done, but what is seen from then on is reported as ever."""
     expected_gpus: Count | None = None
     """How many GPUs the node must have; unset: as many as were seen since the agent's start."""

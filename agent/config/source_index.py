@@ -39,7 +39,7 @@ class Known:
         """What is known once this was taken in; each boot counts its records anew."""
         if observation.signal is Signal.READING and observation.source == GPUS and observation.pci not in self.gpus:
             return replace(self, gpus=self.gpus | {observation.pci})
-        if observation.source != KERNEL_LOG:
+        if observation.source != KERNEL_LOG or observation.past:  # what is past is whole with the first heartbeat
             return self
         boot_id = observation.boot_id or self.boot_id
         seq = self.seq if boot_id == self.boot_id else None
@@ -64,7 +64,6 @@ class SourceRow:
     past: Callable[[Known], list[str]] = lambda _: []  # more options: what of the time before it goes on from
     holds_gpus: bool = False  # it keeps a GPU from being reset
     least_hung_s: float = 0.0  # at least so long it may say nothing before its process is ended
-    waits_for_position: bool = False  # it begins once the Node has said up to where the last life had read
 
     @property
     def silent(self) -> str:
@@ -130,7 +129,6 @@ SOURCES: Mapping[str, SourceRow] = {
             options=_kmsg,
             role=Role.KERNEL_LOG,
             past=_position,
-            waits_for_position=True,
         ),
         SourceRow(
             name="dcgm",

@@ -33,6 +33,8 @@ _DRIVER = (
     "look at 'dmesg' and 'nvidia-smi' on the node: a driver that was upgraded under running programs wants a reboot"
 )
 _ENGINE = "look at DCGM's engine, nv-hostengine or the pod nvidia-dcgm: does 'dcgmi discovery -l' answer on the node?"
+_UNUSED = "look at 'lspci -d 10de:' and 'dmesg' on the node, and at what the agent's container 'sources' may open"
+_PLUGIN = "look at the device plugin's pod on the node: does it run, and what does its log say of the GPUs?"
 _COMPARE = (
     "compare 'dcgmi discovery -l' and 'dcgmi health -c' with 'nvidia-smi -q': restart the engine if it is the odd one"
 )
@@ -56,6 +58,8 @@ ADVICE = {
     **dict.fromkeys(("gpu-silent", *(row.silent for row in SOURCES.values())), _PROBE),
     **dict.fromkeys(("dcgm-dropped", "dcgm-disagrees"), _COMPARE),
     SOURCES[SECOND_WITNESS].silent: _ENGINE,
+    "gpu-none": _UNUSED,
+    "gpu-withheld": _PLUGIN,
     "dcgm-elsewhere": _ADDRESS,
     **dict.fromkeys(("driver-not-loaded", "driver-mismatch", "driver-hung"), _DRIVER),
 }
@@ -101,4 +105,6 @@ def next_step(
     if finding.severity is Severity.DEGRADED:
         new = "" if mode == Mode.OBSERVE else _NEW_PODS.get(effect, _NEW_PODS[None])
         return f"running pods stay{new}; {'its GPU is reset once nobody uses it' if resets else to_do}"
+    if fault.aside:
+        return f"seen only while the GPUs were another's, it withdraws nothing until it is seen again; {to_do}"
     return f"{_BY_ITSELF[Mode(mode)]}; {to_do}"

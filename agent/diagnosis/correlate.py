@@ -140,6 +140,7 @@ def _joined(head: Fault, symptoms: list[Fault]) -> Fault:
         finding=finding,
         since=min(fault.since for fault in (head, *symptoms)),
         proved=head.proved and all(s.proved or s.finding.severity < finding.severity for s in symptoms),
+        aside=all(f.aside for f in (head, *symptoms) if f.finding.severity >= finding.severity),
         pre_start=head.pre_start and all(s.pre_start for s in symptoms),
         witnesses=tuple(witnesses),
         joined=tuple(sorted(symptoms, key=order)),

@@ -9,6 +9,7 @@ from itertools import pairwise
 from agent.config.source_index import GPUS, KERNEL_LOG
 from agent.model.fault import Card
 from agent.model.observation import Missing, Observation, Value
+from agent.model.world import Offer
 
 SECOND_LATE_S = 90.0  # the second witness is late: DCGM is asked each 10 s, and its engine may need 45 s to answer
 # Counters of which rates and shares of time are judged, kept once a minute for two hours.
@@ -99,6 +100,8 @@ class History:
     pods: Mapping[int, str] = field(default_factory=dict)  # pid → pod UID, as the last polls had it
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name, as the cluster has it
     began: float = 0.0  # monotonic seconds of the first round
+    expected: tuple[str, ...] = ()  # sources that should speak
+    offer: Offer = field(default_factory=Offer)  # what the Node says of its GPUs
 
     @property
     def boot_id(self) -> str:

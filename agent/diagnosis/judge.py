@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from agent.config.limits import Limits
 from agent.config.source_index import GPUS, SECOND_WITNESS
 from agent.diagnosis import relapse
+from agent.diagnosis.aside import only_aside
 from agent.diagnosis.correlate import incidents, order, overruled
 from agent.diagnosis.history import History, number
 from agent.diagnosis.linked import linked
@@ -16,11 +17,13 @@ from agent.diagnosis.pre_start import doubted
 from agent.diagnosis.proof import counted, proved, watched
 from agent.diagnosis.rules import RULES
 from agent.diagnosis.rules.kernel import ENDS
+from agent.diagnosis.rules.presence import given_up
 from agent.diagnosis.rules.silence import blind, read_until
 from agent.diagnosis.update import updated
 from agent.model.fault import Evidence, Fault, Finding, Reason, Severity, Status, Verdict
 from agent.model.observation import Observation
 from agent.model.remedy import Remedy
+from agent.model.world import Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class Orders:
     dismissed: frozenset[str] = frozenset()  # fault ids in the annotation gpu-health-agent/dismiss
     resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset
     drill: str = ""  # the nonce of the drill that the Node bears, while it is valid
+    offer: Offer = field(default_factory=Offer)  # what it says of its GPUs
+    aside: bool = False  # the GPUs are somebody else's for now: a driver upgrade, a change of MIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ def judge(
     """One round: ``now`` is monotonic seconds and decides, ``wall`` is Unix seconds and is only told."""
     orders = orders or Orders()
     history = updated(memory.history, seen, now, orders.workloads)
+    history = replace(history, expected=expected, offer=orders.offer)
     unseen = dict(blind(history, expected, limits.silent_s))
     findings = [finding for rule in RULES for finding in rule(history, limits)]
     history = history.without({finding.pci for finding in findings})
@@ -69,7 +75,7 @@ def judge(
     ]
     found = _strongest(wanted)
     over = {f"{ENDS[f.rule]}@{f.pci or 'node'}" for f in wanted if f.rule in ENDS} - found.keys()
-    released = (orders.dismissed - memory.dismissed) | over
+    released = (orders.dismissed - memory.dismissed) | over | given_up(history)
     # What a drill said is true as long as the Node bears it: it ends with it, however the drill ended.
     old = {
         key: fault
@@ -91,6 +97,7 @@ def judge(
     began_at = wall - (history.now - history.began)
     faults = {key: doubted(fault, key in old, history, began_at) for key, fault in faults.items()}
     faults = overruled(faults, history)
+    faults = {key: only_aside(fault, old.get(key), orders.aside, history) for key, fault in faults.items()}
     onsets = {pci: times for pci, times in memory.onsets.items() if relapse.fault_id(pci) not in released}
     onsets = relapse.counted(onsets, old, faults, wall, limits)
     for key, finding in relapse.findings(onsets, history.now, limits).items():
@@ -232,8 +239,9 @@ def _verdict(memory: Memory, unseen: Mapping[str, Reason], wall: float, resets: 
     history = memory.history
     standing = tuple(sorted((f for f in memory.faults.values() if f.confirmed), key=order))
     whole = incidents(standing, history)
-    # What only the second witness saw is held while it is silent; the node is not unknown for that.
-    blind_now = {name: unseen[name] for name in sorted(unseen) if name != SECOND_WITNESS}
+    # What only the second witness saw is held while it is silent; with a first one the node is not unknown for that.
+    alone = history.expected == (SECOND_WITNESS,)
+    blind_now = {name: unseen[name] for name in sorted(unseen) if alone or name != SECOND_WITNESS}
     worst = whole[0].finding.severity if whole else Severity.NOTICE
     if worst is Severity.FATAL:
         status = Status.UNHEALTHY
@@ -241,7 +249,8 @@ def _verdict(memory: Memory, unseen: Mapping[str, Reason], wall: float, resets: 
         status = Status.DEGRADED
     else:
         status = Status.UNKNOWN if blind_now else Status.HEALTHY
-    acting = [f.finding.remedy for f in whole if f.finding.severity is worst and worst > Severity.NOTICE]
+    worst_now = [f for f in whole if f.finding.severity is worst and worst > Severity.NOTICE]
+    acting = [f.finding.remedy for f in [f for f in worst_now if not f.aside] or worst_now]
     return Verdict(
         at=wall,
         status=status,

@@ -41,5 +41,6 @@ def findings(onsets: Onsets, now: float, limits: Limits) -> dict[str, Finding]:
 
 
 def _fatal(faults: Faults) -> set[str]:
-    fatal = (f.finding for f in faults.values() if f.confirmed and f.finding.severity is Severity.FATAL)
+    confirmed = (f for f in faults.values() if f.confirmed and not f.aside)
+    fatal = (f.finding for f in confirmed if f.finding.severity is Severity.FATAL)
     return {finding.pci for finding in fatal if not finding.drill}

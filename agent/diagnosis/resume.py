@@ -13,25 +13,43 @@ from agent.diagnosis.rules import ROWS
 from agent.model.fault import Fault, Remembered
 
 
-def resumed(memory: Memory, stored: Remembered | None, limits: Limits, labels: Mapping[str, str]) -> Memory:
-    """``stored``: what the last life left, or None; its faults' times are this life's, of the moment it was read."""
+def resumed(
+    memory: Memory, stored: Remembered | None, limits: Limits, labels: Mapping[str, str], aside: bool = False
+) -> Memory:
+    """``stored``: what the last life left, or None; its faults' times are this life's, of the moment it was read.
+
+    ``aside``: the first look finds that the GPUs are somebody else's, so they were for all that this life saw.
+    """
+    if aside:
+        memory = replace(memory, faults={key: replace(fault, aside=True) for key, fault in memory.faults.items()})
     if stored:
         old = memory.history
+        boot = old.boots.get(KERNEL_LOG, stored.boot_id)
+        there = (old.kernel_seq, stored.kernel_seq if boot == stored.boot_id else None)
+        seen = memory.faults if stored.kernel_seq is None else _without_past(memory)
         history = replace(
             old,
-            boots={KERNEL_LOG: stored.boot_id, **old.boots},
-            kernel_seq=stored.kernel_seq,
+            boots={KERNEL_LOG: boot, **old.boots},
+            kernel_seq=max((seq for seq in there if seq is not None), default=None),
             cards={**stored.cards, **old.cards},
+            past=old.past if stored.kernel_seq is None else {},
         )
         faults = {
             # Its evidence is older than whatever this life has read, but for what this life saw of it itself.
             key: replace(fault, last=mine.last, counters=mine.counters, fell=mine.fell)
-            if (mine := memory.faults.get(key))
+            if (mine := seen.get(key))
             else replace(fault, last=0.0)
             for key, fault in ((fault.finding.id, _judged(fault)) for fault in stored.faults)
         }
-        memory = Memory(history, {**memory.faults, **faults}, stored.onsets, stored.dismissed)
+        memory = Memory(history, {**seen, **faults}, stored.onsets, stored.dismissed)
     return replace(memory, faults=resettled(memory.faults, memory.history, limits, labels))
+
+
+def _without_past(memory: Memory) -> Mapping[str, Fault]:
+    """What was called past is news, or was judged by the last life: a fault of which it alone speaks is neither's."""
+    past = {(f"xid-{code}", pci, o.at) for (pci, code), o in memory.history.past.items()}
+    spoken = ((key, fault, fault.finding) for key, fault in memory.faults.items())
+    return {key: fault for key, fault, of in spoken if (of.rule, of.pci, of.evidence.at) not in past}
 
 
 def _judged(fault: Fault) -> Fault:

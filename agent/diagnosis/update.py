@@ -98,7 +98,7 @@ class _Draft:
                     self._fresh.append(o)
                     if o.value == Words.LOADED and o.source == KERNEL_LOG:
                         self._loaded = o
-        if o.seq is not None and o.signal is not Signal.ALIVE and o.source == KERNEL_LOG:
+        if o.seq is not None and o.signal is not Signal.ALIVE and o.source == KERNEL_LOG and not o.past:
             self._seq = o.seq if self._seq is None else max(self._seq, o.seq)
 
     def _read(self, o: Observation) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from agent.model.steps import Step
 from agent.model.world import World
 
+Labels = Mapping[str, str]
+Annotations = Mapping[str, str]
+
 
 class ClusterClient(Protocol):
-    """What touches the cluster. Both raise RefusedError or UnreachableError; neither retries."""
+    """What touches the cluster. All raise RefusedError or UnreachableError; neither retries."""
 
     @property
     def requests(self) -> Mapping[str, int]:
@@ -22,6 +25,12 @@ class ClusterClient(Protocol):
 
     def look(self, closely: bool) -> World:
         """The world now; ``closely`` also the permits and, once our taint stands, the node's pods."""
+
+    def words(self) -> Iterator[tuple[Labels, Annotations]]:
+        """The Node's labels and annotations, now and whenever it changed, until the server ends the watch.
+
+        For a thread of its own.
+        """
 
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → ``namespace/Kind/name`` of what controls it, for the pods of this node."""

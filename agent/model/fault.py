@@ -78,6 +78,7 @@ class Fault:
     counters: Mapping[str, float] = field(default_factory=dict)  # the least of each: all lower tell a reset
     fell: tuple[str, ...] = ()  # those that fell since the last evidence and proved no reset
     pre_start: bool = False  # only a record from before the agent's start speaks for it
+    aside: bool = False  # it was seen only while the GPUs were somebody else's: it is reported, and withdraws nothing
     witnesses: tuple[Evidence, ...] = ()  # the first word of each source that saw it
     joined: tuple[Fault, ...] = ()  # its symptoms: faults of their own that this one explains
     doubts: tuple[str, ...] = ()  # where the witnesses disagree
@@ -142,7 +143,8 @@ class Verdict:
 
     @property
     def fatal(self) -> tuple[Fault, ...]:
-        return tuple(f for f in self.faults if f.finding.severity is Severity.FATAL)
+        """Those for which the node is to be out of service."""
+        return tuple(f for f in self.faults if f.finding.severity is Severity.FATAL and not f.aside)
 
     @property
     def blind_lines(self) -> tuple[str, ...]:

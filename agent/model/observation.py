@@ -45,6 +45,7 @@ class Failure(StrEnum):
     ABSENT = "absent"  # there is nothing to see with, and nobody asked for it
     KEEP_OFF = "aside"  # it was ended on purpose, for a reset or a driver upgrade; raw says why
     HUNG = "hung"  # a call into the driver has not returned; raw says which
+    UNREACHED = "unreached"  # the container of the sources does not answer; raw says where
     UNREADABLE = "unreadable"  # anything else; raw says what
 
 

@@ -120,6 +120,14 @@ class Permit:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """What the Node says of its GPUs."""
+
+    due: str = ""  # why there should be some; empty: nobody says so
+    withheld: Mapping[str, int] = field(default_factory=dict)  # resource → how many, where pods can have none of any
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """The cluster as this node sees it, read once per round."""
 
@@ -146,6 +154,7 @@ class World:
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     announced: frozenset[str] = frozenset()  # Events that were sent
     diagnosed: Diagnosed | None = None  # of this agent's own life
+    offer: Offer = field(default_factory=Offer)
 
     @property
     def holder(self) -> str:
@@ -177,6 +186,7 @@ class Local:
     clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
     holders: Mapping[str, Collection[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
     reserved: Collection[str] = ()  # Jobs that an earlier life had written down, and may have asked for just now
+    aside_s: int = 0  # for how long the GPUs have been somebody else's; 0: they are not
 
 
 Clients = Mapping[str, Mapping[str, str]]  # GPU UUID → pid → UID of its pod, empty where that isn't known

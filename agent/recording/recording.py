@@ -21,7 +21,7 @@ from agent.model.errors import ConfigError, UsageError
 from agent.model.fault import Verdict
 from agent.model.observation import Missing, Observation, Signal, Value, parse_line
 from agent.model.steps import Step
-from agent.model.world import Condition, Diagnosed, Job, Local, Permit, PermitKind, Pod, Taint, World
+from agent.model.world import Condition, Diagnosed, Job, Local, Offer, Permit, PermitKind, Pod, Taint, World
 from agent.recording.decisions import Decisions
 
 VERSION = 1
@@ -86,6 +86,8 @@ class Recorder:
                 "dismissed": sorted(orders.dismissed),
                 "resets": dict(orders.resets),
                 "drill": orders.drill,
+                "aside": orders.aside,
+                "offer": asdict(orders.offer),
             }
         }
 
@@ -218,7 +220,8 @@ def _orders(line: dict[str, Any]) -> Orders | None:
     if not new:
         return None
     resets = {uuid: (done, known) for uuid, (done, known) in new["resets"].items()}
-    return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"]), resets, new.get("drill", ""))
+    more = {"drill": new.get("drill", ""), "aside": new.get("aside", False), "offer": Offer(**new.get("offer", {}))}
+    return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"]), resets, **more)
 
 
 def _permit(data: dict[str, Any]) -> Permit:
@@ -252,5 +255,6 @@ def _world(data: dict[str, Any]) -> World:
             "announced": frozenset(data["announced"]),
             "dismissed": frozenset(data["dismissed"]),
             "diagnosed": Diagnosed(**diagnosed) if diagnosed else None,
+            "offer": Offer(**data.get("offer", {})),
         }
     )

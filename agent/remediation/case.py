@@ -23,6 +23,11 @@ class Case:
     config: Config
     local: Local
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether others have had the GPUs for so long that they seem to have forgotten to say that they are done."""
+        return self.local.aside_s > self.config.policy.aside_s
+
 
 @dataclass(frozen=True, slots=True)
 class Treatment:

@@ -42,7 +42,7 @@ def wanted(verdict: Verdict, config: Config, failed_resets: Mapping[str, Attempt
     if not asked or verdict.fatal:
         return ()
     there = resettable(verdict.faults)
-    return tuple(one for one in there if not (one.proved or one.pre_start or failed(one, failed_resets)))
+    return tuple(one for one in there if not (one.proved or one.pre_start or one.aside or failed(one, failed_resets)))
 
 
 def failed(fault: Fault, failed_resets: Mapping[str, Attempt]) -> str:

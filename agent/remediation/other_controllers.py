@@ -12,6 +12,9 @@ from agent.remediation.records import Records, Stage
 _UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
 _QUIET_UPGRADE = ("", "upgrade-required", "upgrade-done", "upgrade-failed")
 _MIG = "nvidia.com/mig.config.state"
+# NVIDIA's driver manager and MIG manager take gpu-operator's clients of the GPU off the node by these, and may say no
+# more: whoever holds a GPU then keeps the driver from being unloaded.
+_CLIENTS, _PAUSED = "nvidia.com/gpu.deploy.", ("paused-for-driver-upgrade", "paused-for-mig-change")
 _NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
 _KARPENTER = "karpenter.sh/disrupted"
 # Keys, or their beginnings, with which Kubernetes, autoscalers and remediators take a node out of service. A pool's own
@@ -40,7 +43,13 @@ def upgrading(labels: Mapping[str, str]) -> str:
         return f"the GPU driver is being upgraded ({_UPGRADE}={upgrade})"
     if mig in ("pending", "rebooting"):
         return f"the MIG configuration is being changed ({_MIG}={mig})"
-    return ""
+    paused = sorted(key for key, value in labels.items() if value in _PAUSED and key.startswith(_CLIENTS))
+    return f"the GPU's clients are to leave it ({paused[0]}={labels[paused[0]]})" if paused else ""
+
+
+def clients_paused(labels: Mapping[str, str]) -> bool:
+    """Whether anybody, the agent included, took gpu-operator's clients of the GPU off: the device plugin is one."""
+    return any(key.startswith(_CLIENTS) and value.startswith("paused-for-") for key, value in labels.items())
 
 
 def released(labels: Mapping[str, str], records: Records, heard: frozenset[str] | None) -> str:

@@ -12,31 +12,32 @@ a pod's: that is this pod's trouble. The order alone keeps these true at every m
   too: an eviction, a Job or a taint would meet a node in service.
 - Others wait for a draining permit: wherever nothing is evicted it goes back.
 - Nothing of others is undone: our own taints, labels and conditions change, and theirs stay as they are.
-- A pause takes a request for a replacement back: it is an act that another controller obeys, and no report.
+- A pause takes a request for a replacement back, and so does standing aside: it is an act that another controller
+  obeys, and no report.
 - Every standing still is a Wait: whatever doesn't go on says what it waits for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import assert_never
 
 from agent.config.settings import Config, Mode
-from agent.model.fault import Fault, Severity, Verdict
-from agent.model.names import DEGRADED, ERROR_LABEL, OUT_LABEL, REPLACEMENT, STATE_LABEL, UNHEALTHY, WITHDRAWN_LABEL
+from agent.model.fault import Severity, Verdict
+from agent.model.names import ERROR_LABEL, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
 from agent.model.world import Condition, Local, PermitKind, Taint, World
 from agent.remediation.budget import free_permit, given, hidden, lately, needed, spent
 from agent.remediation.case import Case, Outcome, Treatment
+from agent.remediation.conditions import replacement, reported
 from agent.remediation.drain import ceased, drain, drained
-from agent.remediation.events import announcements, camel, plain
-from agent.remediation.idle_reset import failed
+from agent.remediation.events import announcements
 from agent.remediation.other_controllers import out_by_others
-from agent.remediation.presets import accelerated, spoken_for
-from agent.remediation.records import Attempt, Records, Stage
+from agent.remediation.presets import spoken_for
+from agent.remediation.records import Records, Stage
 from agent.remediation.repair import awaited, operand_labels, repair, running, settled
 from agent.remediation.situation import Now, Situation, situation
 from agent.remediation.stored import dump
@@ -93,10 +94,12 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
     now = situation(Case(verdict, world, config, local))
     back: Steps = () if now.situation is Situation.WITHDRAWN else ceased(world)
     match now.situation:
-        case Situation.OPTED_OUT | Situation.KEEP_OFF | Situation.MALFORMED:
+        case Situation.OPTED_OUT | Situation.MALFORMED:
             return Plan((*back, *now.stands))
         case Situation.NEWER | Situation.UNEXPLAINED:
             return Plan((*back, *_bad_news(verdict, world), *now.stands))
+        case Situation.KEEP_OFF:
+            steps = (*_only_told(now), *now.stands)
         case Situation.ANOTHERS:
             steps = (*_aim(now, _kept(now)[0]).report(), *now.stands)
         case Situation.OBSERVED | Situation.PAUSED | Situation.HELD | Situation.BLIND:
@@ -114,7 +117,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _in_service(now, Records())
         case _:
             assert_never(now.situation)
-    told: Steps = (*now.waits, *hidden(world, config.budget), *announcements(verdict, world))
+    told: Steps = (*now.waits, *_unconfirmed(now), *hidden(world, config.budget), *announcements(verdict, world))
     return Plan((*back, *steps, *told), now.treatment)
 
 
@@ -211,16 +214,30 @@ def _aim(now: Now, records: Records) -> _Aim:
         OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
         **operand_labels(world, config.repair, now.records, records),
     }
-    conditions = (*_conditions(verdict, world, records.idle.failed_resets), *_replacement(now, records))
+    conditions = (*reported(verdict, world, records.idle.failed_resets), *replacement(now, records))
     return _Aim(world, aimed_taints(case, now.treatment), labels, conditions, _stored(now, records))
 
 
 def _bad_news(verdict: Verdict, world: World) -> Steps:
     """What stands, and nothing about what doesn't: a fault that we can't read may still stand."""
-    bad = tuple(c for c in _conditions(verdict, world, {}) if c.status == "True" and world.conditions.get(c.type) != c)
+    bad = tuple(c for c in reported(verdict, world, {}) if c.status == "True" and world.conditions.get(c.type) != c)
     true = ((ERROR_LABEL, bool(verdict.fatal)), (WITHDRAWN_LABEL, world.withdrawn))
     labels = {label: "true" for label, stands in true if stands and world.labels.get(label) != "true"}
     return (Report(bad, labels),) if bad or labels else ()
+
+
+def _only_told(now: Now) -> Steps:
+    """While the GPUs are somebody else's: what is seen, and no word on which others act."""
+    aimed, tainted = _aim(now, now.records), now.case.world.tainted
+    told = {OUT_LABEL} | ({ERROR_LABEL} if now.case.forgotten else set()) | (set() if tainted else {STATE_LABEL})
+    return replace(aimed, labels={key: value for key, value in aimed.labels.items() if key in told}).report()
+
+
+def _unconfirmed(now: Now) -> Steps:
+    if now.situation is Situation.KEEP_OFF or not (only := [f for f in now.case.verdict.faults if f.aside]):
+        return ()
+    why = "seen only while the GPUs were another's, and not confirmed since: it withdraws nothing"
+    return tuple(Wait(f"{fault.finding.id}: {why}") for fault in only if fault.finding.severity is Severity.FATAL)
 
 
 def _state(now: Now, records: Records) -> str:
@@ -240,42 +257,6 @@ def _state(now: Now, records: Records) -> str:
     if records.live:
         return "repairing"
     return str(now.case.verdict.status)
-
-
-def _replacement(now: Now, records: Records) -> tuple[Condition, ...]:
-    """An act, not a report: another controller replaces the node on it. A node that never had it doesn't get it.
-
-    So it is asked for only while we may act at all: a pause takes the word back before it is obeyed.
-    """
-    world, config, live = now.case.world, now.case.config, records.live
-    may = config.mode is Mode.EVICT and not world.paused and world.held(PermitKind.WITHDRAWN) is not None
-    asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
-    wanted = accelerated(config.presets, world.conditions, asked)
-    if asked:
-        needed = Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced")
-        return (needed, *wanted)
-    if REPLACEMENT in world.conditions:
-        return (Condition(REPLACEMENT, "False", "NoReplacement", "no replacement is asked for"), *wanted)
-    return wanted
-
-
-def _conditions(verdict: Verdict, world: World, failed_resets: Mapping[str, Attempt]) -> tuple[Condition, ...]:
-    wanted = []
-    for kind, severity in ((UNHEALTHY, Severity.FATAL), (DEGRADED, Severity.DEGRADED)):
-        faults = [f for f in verdict.faults if f.finding.severity is severity]
-        if faults:
-            message = "; ".join(f"{f.finding.id}: {f.finding.message}{_failed_reset(f, failed_resets)}" for f in faults)
-            wanted.append(Condition(kind, "True", camel(faults[0].finding.rule), plain(message)))
-        elif not verdict.blind:
-            wanted.append(Condition(kind, "False", "NoGpuFault", "no GPU fault of this severity stands"))
-        elif kind in world.conditions:  # blind: keep what was said
-            wanted.append(world.conditions[kind])
-    return tuple(wanted)
-
-
-def _failed_reset(fault: Fault, failed_resets: Mapping[str, Attempt]) -> str:
-    why = failed(fault, failed_resets)
-    return f" (the reset of its idle GPU failed: {why})" if why else ""
 
 
 def _stored(now: Now, records: Records) -> str:

@@ -41,7 +41,10 @@ class Situation(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What one look shows; from ANOTHERS on with all that is stored and that is to be treated."""
+    """What one look shows; from ANOTHERS on with all that is stored and that is to be treated.
+
+    KEEP_OFF has what is stored.
+    """
 
     situation: Situation
     stands: tuple[Wait, ...]  # why it stands still
@@ -57,8 +60,6 @@ def situation(case: Case) -> Now:
     if not world.managed:
         why = "the node's label gpu-health-agent/managed=false opts it out: nothing is written to it"
         return Now(Situation.OPTED_OUT, (Wait(f"{why}, and a draining permit goes back", On.STOPPED),), case)
-    if why := upgrading(world.labels):
-        return Now(Situation.KEEP_OFF, (Wait(f"{why}: nothing is judged or done"),), case)
     try:
         stored = load(world.stored, 0.0) if world.stored is not None else None
     except NewerError as error:
@@ -67,6 +68,9 @@ def situation(case: Case) -> Now:
     except MalformedError as error:
         why = f"annotation gpu-health-agent/faults: {error}; remove it to let the agent act again"
         return Now(Situation.MALFORMED, (Wait(why, On.STOPPED),), case)
+    if why := upgrading(world.labels):
+        records = stored.records if stored else Records()
+        return Now(Situation.KEEP_OFF, (_aside(why, case),), case, stored, records=records)
     if world.tainted and stored is None and not case.verdict.fatal:
         why = f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for"
         return Now(Situation.UNEXPLAINED, (Wait(f"{why}: a person must remove the taint", On.STOPPED),), case)
@@ -79,6 +83,13 @@ def situation(case: Case) -> Now:
         if not evicts or world.paused:
             records = replace(records, drain=None)  # a deadline doesn't run while nobody may be asked
     return Now(*_named(case, treatment), case, stored, treatment, records, waits)
+
+
+def _aside(why: str, case: Case) -> Wait:
+    if not case.forgotten:
+        return Wait(f"{why}: NVML is closed, and what the kernel log says is only reported")
+    hours = case.local.aside_s / 3600
+    return Wait(f"{why} for {hours:.1f} h, which counts as forgotten: NVML stays closed, nothing is done", On.STOPPED)
 
 
 def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wait, ...]]:

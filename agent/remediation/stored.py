@@ -61,6 +61,7 @@ def _fault(fault: Fault) -> dict[str, Any]:
         **_counters(fault),
         **({"fell": list(fault.fell)} if fault.fell else {}),
         **({"late": True} if fault.pre_start else {}),
+        **({"aside": True} if fault.aside else {}),
         "seen_by": [[w.source, round(w.at, 3), w.raw[:_RAW_CHARS]] for w in fault.witnesses],
     }
 
@@ -155,5 +156,6 @@ def _restore(data: dict[str, Any], now: float) -> Fault:
         counters=_restored(data),
         fell=tuple(str(name) for name in data.get("fell", ())),
         pre_start=bool(data.get("late", False)),
+        aside=bool(data.get("aside", False)),
         witnesses=seen_by,
     )

@@ -35,7 +35,8 @@ def aimed_taints(case: Case, treatment: Treatment | None) -> tuple[Taint, ...]:
         return ()
     if treatment:
         return (Taint(HARD_TAINT, treatment.remedy, "NoSchedule"), *beside_hard(config.presets, world.taints))
-    return (_FIRM if config.policy.degraded_effect == _FIRM.effect and spare(world, config.budget) else _SOFT,)
+    firm = any(f.finding.severity > Severity.NOTICE and not f.aside for f in verdict.faults)
+    return (_FIRM if firm and config.policy.degraded_effect == _FIRM.effect and spare(world, config.budget) else _SOFT,)
 
 
 def spare(world: World, budget: Budget) -> bool:

@@ -17,6 +17,7 @@ from agent.model.steps import Report, Step, Wait
 from agent.recording.recording import Recorder
 from agent.runtime.cycle import Cycle, Planned, Turn, kind, turn
 from agent.runtime.exchange import Exchange
+from agent.runtime.node_watch import NodeWatch
 from agent.runtime.pod_gpus import Ask, PodGpus
 
 _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
@@ -45,6 +46,7 @@ class Actor:
         self._client: ClusterClient | None = None
         self._stop = threading.Event()
         self._pod_gpus = PodGpus(ask, tell)
+        self._watch = NodeWatch(lambda: self._client, lambda: self.exchange.news.set(), tell)
         self._cycle = Cycle(config, time.monotonic(), dry_run)
         self._asked: frozenset[str] = frozenset()  # pods of which was asked whose they are
         self._done: Counter[str] = Counter()
@@ -54,9 +56,11 @@ class Actor:
 
     def start(self) -> None:
         threading.Thread(target=self._loop, name="act", daemon=True).start()
+        self._watch.start()
 
     def stop(self) -> None:
         self._stop.set()
+        self._watch.stop()
         self.exchange.news.set()
 
     def _loop(self) -> None:
@@ -141,6 +145,7 @@ class Actor:
             # A dry run runs no drill: what is not written could not be seen to happen.
             drill=cycle.world.drill if cycle.world and not cycle.dry_run else None,
             keep_off=cycle.keep_off,
+            aside=cycle.aside,
             resets=cycle.resets,
             failed_resets=cycle.failed_resets,
         )

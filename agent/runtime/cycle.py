@@ -60,6 +60,17 @@ class Cycle:
     keep_off_from: float = 0.0  # when the look began that found so first
     standing: bool = True  # the node bears a taint that takes a permit, or holds one; so it is until a look at both
 
+    @property
+    def aside_s(self) -> float:
+        """For how long the GPUs have been somebody else's by now; 0: they are not."""
+        away = self.world is not None and bool(upgrading(self.world.labels))
+        return max(self.look_began - self.keep_off_from, 1.0) if away else 0.0
+
+    @property
+    def aside(self) -> bool:
+        """Whether they are, and that is not forgotten."""
+        return 0 < self.aside_s <= self.config.policy.aside_s
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -151,7 +162,7 @@ def _unheard(verdict: Verdict) -> bool:
 def _wants_permit(cycle: Cycle, judged: Judged, verdict: Verdict) -> bool:
     config = cycle.config
     least = Severity.DEGRADED if config.policy.degraded_effect == "NoSchedule" else Severity.FATAL
-    bad = any(fault.finding.severity >= least for fault in verdict.faults)
+    bad = any(fault.finding.severity >= least and not fault.aside for fault in verdict.faults)
     idle = any(not judged.clients.get(fault.uuid) for fault in wanted(verdict, config, cycle.failed_resets))
     return (bad or idle) and config.mode is not Mode.OBSERVE
 
@@ -206,7 +217,7 @@ def _planned(
     closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
     up_s = int(now - cycle.began)
     reserved = tuple(kept(cycle.stored).reserved) if up_s < PERMIT_VALID_S else ()
-    local = Local(gathered, up_s, closed, judged.clients, holders, reserved)
+    local = Local(gathered, up_s, closed, judged.clients, holders, reserved, int(cycle.aside_s))
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
 
 

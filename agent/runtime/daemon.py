@@ -20,6 +20,7 @@ from agent.remediation.idle_reset import wanted
 from agent.remediation.stored import restored
 from agent.runtime.actor import Actor, Tell
 from agent.runtime.actor_view import view
+from agent.runtime.backlog import Backlog
 from agent.runtime.drill_marks import DrillMarks
 from agent.runtime.exchange import Acted, Exchange
 from agent.sources.process.source import SourceStatus
@@ -59,7 +60,9 @@ class Daemon:
         self.listener: Callable[[Observation], None] | None = None  # for a narrator
         self.judged: Callable[[Verdict], object] | None = None  # for one that waits for a verdict
         self._second = ""
-        self._drill_marks = DrillMarks()
+        self._drill_marks, self._backlog = DrillMarks(), Backlog()
+        if actor is None:
+            self._backlog.join(None, self._began)
         self.snapshot: Snapshot | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -87,8 +90,8 @@ class Daemon:
         wait_s = self._turned + _TICK_S - time.monotonic()
         seen = self._sources.turn(min(wait_s, _DRILL_MARKS_S) if self._drill_marks.waits else wait_s)
         acted, now = self._exchange.acted, time.monotonic()
-        self._restore(acted, now)
-        seen = self._admitted(seen, acted, now)
+        news = self._restore(acted, now)
+        seen = self._admitted([*news, *self._backlog.admitted(seen, now)], acted, now)
         if acted.keep_off:
             holders = hold_gpus(self._sources.names)
             seen = [o for o in seen if o.source not in holders]
@@ -128,26 +131,25 @@ class Daemon:
         return seen
 
     def _may_run(self, name: str, now: float, acted: Acted) -> bool:
-        """Some wait for the stored position. The others wait as well, a while: a reset may be under way."""
-        if SOURCES[name].holds_gpus and acted.keep_off:
-            return False
-        if self._actor is None:
+        """Those that hold GPUs wait for the Node, a while: a reset may be under way."""
+        if not SOURCES[name].holds_gpus:
             return True
-        if SOURCES[name].waits_for_position:
-            return self._restored
-        return acted.started or now - self._began > _PATIENCE_S
+        if acted.keep_off:
+            return False
+        return self._actor is None or acted.started or now - self._began > _PATIENCE_S
 
-    def _restore(self, acted: Acted, now: float) -> None:
-        """Once, when the Node was first read: the faults and the kernel position of our last life."""
+    def _restore(self, acted: Acted, now: float) -> list[Observation]:
+        """Once, when the Node was first read: the faults of our last life, and what its kernel position makes news."""
         if self._restored or not acted.started:
-            return
-        orders = acted.orders(time.time())
-        self._memory = resumed(self._memory, restored(acted.stored, now), self._config.policy, orders.labels)
+            return []
+        orders, stored = acted.orders(time.time()), restored(acted.stored, now)
+        self._memory = resumed(self._memory, stored, self._config.policy, orders.labels, orders.aside)
         if self._recorder:
             self._recorder.restored(acted.stored, now, orders)
         if acted.stored is not None:
             self._tell("resumed", faults=sorted(self._memory.faults), kernel_seq=self._memory.history.kernel_seq)
         self._restored = True
+        return self._backlog.join(stored, now)
 
     def _judge(self, seen: list[Observation], acted: Acted, now: float) -> None:
         if self.listener:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
-from agent.model.cluster_client import ClusterClient
+from agent.model.cluster_client import Annotations, ClusterClient, Labels
 from agent.model.errors import AgentError, RefusedError, UndiagnosedError
 from agent.model.steps import Diagnose, Step
 from agent.model.world import Diagnosed, World
@@ -35,6 +35,9 @@ class DiagRunner:
     @property
     def checkpoints(self) -> tuple[Mapping[str, int], float]:
         return self._client.checkpoints
+
+    def words(self) -> Iterator[tuple[Labels, Annotations]]:
+        return self._client.words()
 
     def workloads(self) -> Mapping[str, str]:
         return self._client.workloads()

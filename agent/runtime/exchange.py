@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from agent.diagnosis.judge import Orders
 from agent.model.fault import Verdict
 from agent.model.steps import Wait
-from agent.model.world import Clients, World
+from agent.model.world import Clients, Offer, World
 from agent.remediation.case import Treatment
+from agent.remediation.other_controllers import clients_paused
 from agent.remediation.records import Attempt
 from agent.runtime.drill_marks import valid
 
@@ -40,6 +41,7 @@ class Acted:
     look_began: float = 0.0  # and when it had begun, monotonic seconds
     drill: str | None = None  # the drill's annotation that may be believed
     keep_off: str = ""  # why no process of ours may hold a GPU now
+    aside: bool = False  # for others, who have not forgotten it
     resets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # GPU UUID → our reset, Unix seconds
     failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name
@@ -58,7 +60,17 @@ class Acted:
         """What the Node says to the judge; ``wall`` is Unix seconds."""
         if self.world is None:
             return Orders()
-        return Orders(self.world.labels, self.workloads, self.world.dismissed, self.resets, valid(self.drill, wall))
+        world = self.world
+        hidden = self.keep_off or clients_paused(world.labels)
+        return Orders(
+            world.labels,
+            self.workloads,
+            world.dismissed,
+            self.resets,
+            valid(self.drill, wall),
+            Offer() if hidden else world.offer,
+            self.aside,
+        )
 
 
 class Exchange:

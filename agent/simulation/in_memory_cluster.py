@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import marshal
 import threading
+from collections.abc import Iterator
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
@@ -19,7 +20,8 @@ class InMemoryCluster:
     """An Api. Nodes, pods, Leases and Events only; evicted pods start again on the next free node."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._version = 0
         self._objects: dict[tuple[str, str, str], dict[str, Any]] = {}  # (kind, namespace, name)
         self.evicted: list[str] = []
@@ -60,6 +62,8 @@ class InMemoryCluster:
                 return self._evict(namespace, rest[0], body, dry_run="dryRun" in query)
             if method == "POST":
                 return self._create(kind, namespace, body)
+            if query.get("watch"):
+                return 200, self._events(query["fieldSelector"].partition("metadata.name=")[2])
             if not rest:
                 found = self._select(kind, namespace, query)
                 return 200, _table(found) if accept == TABLE else {"items": _copy(found)}
@@ -101,7 +105,19 @@ class InMemoryCluster:
         stored["metadata"]["resourceVersion"] = str(self._version)
         stored["metadata"].setdefault("uid", f"uid-{self._version}")
         self._objects[kind, namespace, body["metadata"]["name"]] = stored
+        with self._changed:
+            self._changed.notify_all()
         return dict(_copy(stored))
+
+    def _events(self, name: str) -> Iterator[dict[str, Any]]:
+        """A watch on one Node: as it is, then at each change."""
+        told: dict[str, Any] | None = None
+        while True:
+            with self._changed:
+                while (node := self._objects.get(("nodes", "", name))) in (told, None):
+                    self._changed.wait()
+                told = node
+            yield {"type": "MODIFIED", "object": _copy(node)}
 
     def _evict(self, namespace: str, name: str, body: dict[str, Any], dry_run: bool) -> tuple[int, Any]:
         pod = self._objects.get(("pods", namespace, name))

@@ -97,6 +97,7 @@ def fault(
         "count": one.count,
         "latched": finding.clear_s is None,
         "cure_proved": one.proved,
+        "only_aside": one.aside,
         "evidence": [{"at": rfc3339(w.at), "source": w.source, "raw": w.raw} for w in one.witnesses],
         "explains": [symptom.finding.id for symptom in one.joined],
         "doubts": list(one.doubts),

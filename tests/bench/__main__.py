@@ -186,7 +186,7 @@ def footprint(plane: ControlPlane, folder: Path, profile: str, split: bool) -> N
         if split and memory > requested_mib(name):
             raise RuntimeError(f"the manifest requests {requested_mib(name)} MiB for {name}, and it takes more")
     asked = sum(after.values()) - sum(sent.values())
-    written = asked - (after.get("GET", 0) - sent.get("GET", 0))
+    written = asked - sum(after.get(verb, 0) - sent.get(verb, 0) for verb in ("GET", "WATCH"))
     print(f"  API requests                  {60 * asked / elapsed:.2f} a minute, {written} of them writes", flush=True)
     agent.kill()
     if other:

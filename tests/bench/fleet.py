@@ -56,11 +56,15 @@ def fleet(plane: ControlPlane, size: int = 100) -> None:
         f"false fault on {size} nodes at once, {size // 10} allowed: "
         f"at most {max(most)} withdrawn, {most[-1]} in the end"
     )
-    reads, writes = before["GET"] / size, (before.total() - before["GET"]) / size
+    reads, writes = _reads(before) / size, (before.total() - _reads(before)) / size
     print(f"  requests per agent in the first 10 s: {reads:.1f} reads, {writes:.1f} writes")
     later = after - before
-    reads, writes = later["GET"] / size, (later.total() - later["GET"]) / size
+    reads, writes = _reads(later) / size, (later.total() - _reads(later)) / size
     print(f"  per agent and minute after that: {reads:.1f} reads, {writes:.1f} writes")
+
+
+def _reads(requests: Counter[str]) -> int:
+    return requests["GET"] + requests["WATCH"]
 
 
 def _client(account: str, node: str, config: Config) -> KubeClient:

@@ -65,9 +65,9 @@ def test_application_xids_never_taint(site: Site, agent: StartAgent) -> None:
         for code in (13, 31, 43, 45):
             running.kernel(f"NVRM: Xid (PCI:0000:1b:00): {code}, pid=4711, name=python, Ch 00000008")
     site.plane.wait("all counted", lambda: sum(x["count"] for x in running.state()["xids"]) == 400)
+    site.plane.wait("it is told", lambda: site.condition("GpuUnhealthy")["status"] == "False")
     assert site.taints() == []
     assert running.state()["status"] == "healthy"
-    assert site.condition("GpuUnhealthy")["status"] == "False"
 
 
 def test_anothers_taint_survives_and_the_cured_node_is_clean(site: Site, agent: StartAgent) -> None:

@@ -57,6 +57,10 @@ def test_the_exit_code_is_the_process_own() -> None:
         ("policy: {overrides: [{rule: xid-63, severity: bad}]}", "policy.overrides.0.severity: Input should be"),
         ("presets: [gke]", "presets.0: Input should be 'cluster-autoscaler' or 'eks', not 'gke'"),
         ("presets: [eks]", "presets: Value error, eks is a way to ask for a replacement: set repair."),
+        (
+            "sources: {nvml: {enabled: false}, kmsg: {enabled: false}, dcgm: {enabled: false}}",
+            "sources: none is enabled, so nothing would be seen: set one of sources.nvml.enabled, ",
+        ),
         ("- a", "must hold a mapping"),
         ("mode: [", "is not valid YAML"),
         ("mode: 2001-99-99", "is not valid YAML: month must be in 1..12"),

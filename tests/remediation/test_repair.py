@@ -158,8 +158,13 @@ def test_an_operands_label_that_somebody_else_set_meanwhile_is_left_alone() -> N
     theirs = {"metadata": {"labels": {"nvidia.com/gpu.deploy.device-plugin": "paused-for-driver-upgrade"}}}
     life.cluster("PATCH", "/api/v1/nodes/n1", theirs, MERGE)
     life.run(200)
-    assert not life.tainted()
+    assert life.tainted(), "the GPUs are not ours to judge"
     assert life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "paused-for-driver-upgrade"
+    theirs["metadata"]["labels"] = {"nvidia.com/gpu.deploy.device-plugin": "false"}
+    life.cluster("PATCH", "/api/v1/nodes/n1", theirs, MERGE)
+    life.run(200)
+    assert not life.tainted()
+    assert life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == "false"
 
 
 def test_operands_that_the_agent_paused_come_back_though_its_annotation_was_removed() -> None:
@@ -359,29 +364,6 @@ def test_paused_nothing_is_repaired() -> None:
     life.clients = {}
     life.run(200)
     assert (life.repairs, life.records().attempts) == ([], ())
-
-
-@pytest.mark.parametrize("state", ["cordon-required", "pod-restart-required", "validation-required", "anything"])
-def test_during_a_driver_upgrade_nothing_is_judged_or_done(state: str) -> None:
-    life = Life(RESET)
-    upgrade = {"metadata": {"labels": {"nvidia.com/gpu-driver-upgrade-state": state}}}
-    life.cluster("PATCH", "/api/v1/nodes/n1", upgrade, MERGE)
-    before = life.node()
-    life.run(600)
-    assert life.node() == before
-    assert life.released
-    over = {"metadata": {"labels": {"nvidia.com/gpu-driver-upgrade-state": "upgrade-done"}}}
-    life.cluster("PATCH", "/api/v1/nodes/n1", over, MERGE)
-    life.run(20)
-    assert life.tainted()
-
-
-def test_during_a_change_of_mig_nothing_is_judged_or_done() -> None:
-    life = Life(RESET)
-    body = {"metadata": {"labels": {"nvidia.com/mig.config.state": "rebooting"}}}
-    life.cluster("PATCH", "/api/v1/nodes/n1", body, MERGE)
-    life.run(100)
-    assert not life.tainted()
 
 
 @pytest.mark.parametrize("who", ["nvsentinel", "karpenter"])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from agent.config.limits import Limits
 from agent.config.source_index import GPUS
-from agent.diagnosis.cards import HELD_BY_NOBODY_ELSE, missing
+from agent.diagnosis.cards import HELD_BY_NOBODY_ELSE, given_away, missing
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import TABLE
 from agent.model.fault import Finding, Severity
@@ -16,6 +16,8 @@ LOST = TABLE["gpu-lost"]
 RESET_REQUIRED = TABLE["gpu-reset-required"]
 MISSING = TABLE["gpu-missing"]
 COUNT = TABLE["gpu-count"]
+NONE = TABLE["gpu-none"]
+WITHHELD = TABLE["gpu-withheld"]
 
 _ABSENT, _NVIDIA, _UNBOUND = HELD_BY_NOBODY_ELSE[:3]
 
@@ -35,6 +37,17 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     yield from _missing(history, alive, count or 0, limits)
     if limits.expected_gpus is not None and count is not None and count < limits.expected_gpus:
         yield COUNT.found(alive, limits, f"{count:.0f} GPUs where {limits.expected_gpus} are expected", pci="")
+    elif count == 0 and history.offer.due and not dict(missing(alive)):
+        yield NONE.found(alive, limits, f"{NONE.meaning} ({history.offer.due})", pci="")
+    if count and history.offer.withheld:
+        told = ", ".join(f"0 of {there} {resource}" for resource, there in history.offer.withheld.items())
+        yield WITHHELD.found(alive, limits, f"the kubelet offers {told}, and NVML reads {count:.0f} GPUs", pci="")
+
+
+def given_up(history: History) -> set[str]:
+    """The ids of the faults of GPUs that nobody misses any more: another driver holds them now."""
+    alive = history.alive.get(GPUS)
+    return {f"{MISSING.rule}@{pci}" for pci in given_away(alive)} if alive else set()
 
 
 def _missing(history: History, alive: Observation, count: float, limits: Limits) -> Iterator[Finding]:
@@ -52,5 +65,6 @@ def _missing(history: History, alive: Observation, count: float, limits: Limits)
             continue
         ours = pci in history.readings and count > 0 and driver in (_ABSENT, _NVIDIA)
         where = {_ABSENT: "and the PCI bus", _UNBOUND: "and is bound to no driver"}.get(driver, "")
-        message = f"{MISSING.meaning} {where}".strip()
+        never = driver == _UNBOUND and card is None and pci not in history.readings
+        message = "an NVIDIA GPU is bound to no driver" if never else f"{MISSING.meaning} {where}".strip()
         yield MISSING.found(alive, limits, message, severity=None if ours else Severity.DEGRADED, pci=pci)

@@ -45,7 +45,7 @@ _REPEATED_S = 180.0  # a source says at least so often that it can't see: betwee
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
-    for source in {**history.heard, **history.failed}:
+    for source in {**dict.fromkeys(history.expected), **history.heard, **history.failed}:
         if source not in SOURCES:  # another version's, in a recording
             continue
         failed = _failure(history, source)
@@ -55,7 +55,8 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             continue  # it never was there
         silent_s = history.now - history.heard.get(source, history.began)
         hung = failed is not None and failed.value == Failure.HUNG
-        limit_s = 3 * limits.silent_s if hung or not failed else limits.driver_confirm_s
+        quiet = hung or failed is None or failed.value == Failure.UNREACHED
+        limit_s = 3 * limits.silent_s if quiet else limits.driver_confirm_s
         if silent_s > limit_s:
             row = _FAILED.get(str(failed.value)) if failed and source == GPUS else None
             row = row or _silent(SOURCES[source])

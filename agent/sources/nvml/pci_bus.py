@@ -36,12 +36,8 @@ def _driver(device: Path) -> str:
 
 
 def missing(ever: set[str], found: set[str], devices: Path) -> dict[str, str]:
-    """Each GPU that NVML should enumerate and doesn't, with the driver that holds it.
-
-    That is each one that it enumerated before, and each one that the NVIDIA driver holds.
-    """
+    """Each GPU that NVML doesn't enumerate, and did before or that is on the bus, with the driver that holds it."""
     held = holders(devices)
     if held is None:
         return dict.fromkeys(sorted(ever - found), UNKNOWN)
-    ours = {pci for pci, driver in held.items() if driver == NVIDIA}
-    return {pci: held.get(pci, ABSENT) for pci in sorted((ever | ours) - found)}
+    return {pci: held.get(pci, ABSENT) for pci in sorted((ever | held.keys()) - found)}

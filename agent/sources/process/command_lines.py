@@ -7,6 +7,7 @@ from pathlib import Path
 
 from agent.config.settings import Config
 from agent.config.source_index import SOURCES, SourceRow, as_options
+from agent.model.errors import ConfigError
 from agent.sources.process.supervisor import Supervisor
 
 _HUNG_POLLS = 12  # a source that said nothing for so many polls is ended: 60 s at the default poll
@@ -29,9 +30,13 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def commands(config: Config, simulation: Path | None) -> dict[str, list[str]]:
-    """By source."""
+    """By source; ConfigError where none is left."""
     asked = ((row, row.options(config, simulation)) for row in SOURCES.values())
-    return {row.name: [*_python(row, simulation), *options] for row, options in asked if options is not None}
+    found = {row.name: [*_python(row, simulation), *options] for row, options in asked if options is not None}
+    if not found:
+        every = ", ".join(f"sources.{name}.enabled" for name in SOURCES)
+        raise ConfigError(f"sources: none is enabled, so nothing would be seen: set one of {every} to true")
+    return found
 
 
 def _python(row: SourceRow, simulation: Path | None) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from agent.config.source_index import KERNEL_LOG, Known
 from agent.model.errors import UnaskedError, UndiagnosedError
-from agent.model.observation import Observation, parse_line
+from agent.model.observation import Failure, Observation, Signal, parse_line
 from agent.sources.dcgm.diag_process import LONGEST_BYTES, LONGEST_S, Progress, result
 from agent.sources.kubelet.pod_resources import Holders, holders
 from agent.sources.process.source import SourceStatus
@@ -23,16 +23,19 @@ _READ_BYTES = 64 * 1024
 _BYTES_PER_S = 4 * 1024 * 1024  # what comes faster waits in the socket, and then in the sources
 _AGAIN_S = 1.0
 _ASK_S = 15.0
+_AWAY_S = 15.0  # a container that is begun anew is quicker
 _QUIET_S = 60.0  # a diagnosis that runs says so each second
 
 
 class Remote:
     """Keeps one connection, on which its wishes go out and lines come in; each question has one of its own."""
 
-    def __init__(self, path: Path, names: tuple[str, ...]) -> None:
-        self._path, self._names = path, names
+    def __init__(self, path: Path, names: tuple[str, ...], away_s: float = _AWAY_S) -> None:
+        """``away_s``: after so many seconds without it, its sources count as unreached."""
+        self._path, self._names, self._away_s = path, names, away_s
         self._connection: socket.socket | None = None
         self._due = 0.0
+        self._away = time.monotonic()  # since when there is no connection, while there is none
         self._buffer = b""
         self._second, self._taken = 0.0, 0
         self._wanted: Set[str] = frozenset()
@@ -70,7 +73,7 @@ class Remote:
             self._connect(now)
         if self._connection is None:
             time.sleep(max(0.0, min(wait_s, self._due - now)))
-            return []
+            return self._unreached(time.monotonic())
         if now - self._second >= 1.0:
             self._second, self._taken = now, 0
         if self._taken >= _BYTES_PER_S:
@@ -79,6 +82,13 @@ class Remote:
         if not select.select([self._connection], [], [], max(0.0, wait_s))[0]:
             return []
         return self._read(self._connection)
+
+    def _unreached(self, now: float) -> list[Observation]:
+        """That none of its sources can see, once it was away for a while."""
+        if now - self._away < self._away_s:
+            return []
+        facts: dict[str, Any] = {"value": Failure.UNREACHED, "raw": self._why, "arrived": now}
+        return [Observation(time.time(), name, Signal.FAILED, **facts) for name in self._names]
 
     def who_holds(self) -> Holders:
         try:
@@ -176,11 +186,12 @@ class Remote:
 
     def _hang_up(self, why: str) -> None:
         self.close()
+        self._away = time.monotonic()
         self._due = time.monotonic() + _AGAIN_S
         self._lost(f"the connection to its container broke: {why}")
 
     def _lost(self, why: str) -> None:
-        self._ended = frozenset()
+        self._ended, self._why = frozenset(), why
         for name in self._names:
             old = self._statuses.get(name)
             self._statuses[name] = SourceStatus(name, False, None, old.starts if old else 0, 0, None, why, False)

@@ -105,6 +105,25 @@ def test_the_agent_judges_over_the_socket_what_it_would_judge_alone(
         thread.join(10)
 
 
+def test_a_container_of_the_sources_that_never_starts_is_named_and_the_node_is_never_healthy(folder: Path) -> None:
+    config, stop = Config.model_validate({"policy": {"silent_s": 0.3}}), threading.Event()
+    daemon = Daemon(config, "n", None, lambda *_, **__: None, Remote(folder / "s", NAMES, away_s=0))
+    seen: list[Status] = []
+    daemon.judged = lambda verdict: seen.append(verdict.status)
+    thread = threading.Thread(target=daemon.run, args=(stop,))
+    thread.start()
+    try:
+        until(lambda: daemon.snapshot and daemon.snapshot.verdict.faults)
+        assert daemon.snapshot
+        assert sorted(f.finding.rule for f in daemon.snapshot.verdict.faults) == ["kmsg-silent", "nvml-silent"]
+        assert all("its container is not reached over" in one for one in daemon.snapshot.verdict.blind_lines)
+        assert all("its container is not reached" in f.finding.message for f in daemon.snapshot.verdict.faults)
+        assert Status.HEALTHY not in seen
+    finally:
+        stop.set()
+        thread.join(10)
+
+
 def test_released_is_only_what_has_no_process_any_more(other: subprocess.Popen[bytes], folder: Path) -> None:
     remote = Remote(folder / "s", NAMES)
     remote.want(ALL, Known())

@@ -1,0 +1,55 @@
+"""The Node's conditions: what is reported, and the one that asks another controller for a replacement. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.config.settings import Mode
+from agent.model.fault import Fault, Severity, Verdict
+from agent.model.names import DEGRADED, REPLACEMENT, UNHEALTHY
+from agent.model.remedy import Remedy
+from agent.model.world import Condition, PermitKind, World
+from agent.remediation.events import camel, plain
+from agent.remediation.idle_reset import failed
+from agent.remediation.presets import accelerated
+from agent.remediation.records import Attempt, Records
+from agent.remediation.situation import Now, Situation
+
+
+def replacement(now: Now, records: Records) -> tuple[Condition, ...]:
+    """An act, not a report: another controller replaces the node on it. A node that never had it doesn't get it.
+
+    So it is asked for only while we may act at all: a pause takes the word back before it is obeyed.
+    """
+    world, config, live = now.case.world, now.case.config, records.live
+    aside = now.situation is Situation.KEEP_OFF
+    may = config.mode is Mode.EVICT and not (world.paused or aside) and world.held(PermitKind.WITHDRAWN) is not None
+    asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
+    wanted = accelerated(config.presets, world.conditions, asked)
+    if asked:
+        needed = Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced")
+        return (needed, *wanted)
+    if REPLACEMENT in world.conditions:
+        return (Condition(REPLACEMENT, "False", "NoReplacement", "no replacement is asked for"), *wanted)
+    return wanted
+
+
+def reported(verdict: Verdict, world: World, failed_resets: Mapping[str, Attempt]) -> tuple[Condition, ...]:
+    wanted = []
+    for kind, severity in ((UNHEALTHY, Severity.FATAL), (DEGRADED, Severity.DEGRADED)):
+        faults = [f for f in verdict.faults if f.finding.severity is severity]
+        if faults:
+            message = "; ".join(f"{f.finding.id}: {f.finding.message}{_beside(f, failed_resets)}" for f in faults)
+            wanted.append(Condition(kind, "True", camel(faults[0].finding.rule), plain(message)))
+        elif not verdict.blind:
+            wanted.append(Condition(kind, "False", "NoGpuFault", "no GPU fault of this severity stands"))
+        elif kind in world.conditions:  # blind: keep what was said
+            wanted.append(world.conditions[kind])
+    return tuple(wanted)
+
+
+def _beside(fault: Fault, failed_resets: Mapping[str, Attempt]) -> str:
+    if fault.aside:
+        return " (seen only while the GPUs were another's)"
+    why = failed(fault, failed_resets)
+    return f" (the reset of its idle GPU failed: {why})" if why else ""

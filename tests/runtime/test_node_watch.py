@@ -1,0 +1,116 @@
+"""The watch on our own Node: what can't wait is heard at once, and what can costs no look."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agent.actions.kube import KubeClient
+from agent.config.settings import Config
+from agent.model.errors import RefusedError, UnreachableError
+from agent.runtime.actor import Actor
+from agent.runtime.exchange import Judged
+from agent.runtime.node_watch import NodeWatch
+from agent.simulation.in_memory_cluster import InMemoryCluster
+from tests.actions.test_kube import healthy
+from tests.waiting import until
+
+NODE = "/api/v1/nodes/n1"
+
+
+def made() -> InMemoryCluster:
+    cluster = InMemoryCluster()
+    cluster.add_node("n1")
+    return cluster
+
+
+def started(api: Any) -> Actor:
+    actor = Actor(Config(), lambda: KubeClient(api, "n1", Config()), False, lambda *_, **__: None)
+    actor.exchange.judged = Judged(healthy())
+    actor.start()
+    return actor
+
+
+def change(cluster: InMemoryCluster, **metadata: Any) -> None:
+    cluster("PATCH", NODE, {"metadata": metadata}, "application/merge-patch+json")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"nvidia.com/gpu-driver-upgrade-state": "pod-restart-required"},
+        {"nvidia.com/mig.config.state": "pending"},
+        {"nvidia.com/gpu.deploy.dcgm-exporter": "paused-for-driver-upgrade"},
+        {"nvidia.com/gpu.deploy.operator-validator": "paused-for-mig-change"},
+    ],
+)
+def test_nobody_waits_for_an_idle_nodes_next_look_until_its_gpus_are_left(labels: dict[str, str]) -> None:
+    cluster = made()
+    actor = started(cluster)
+    try:
+        until(lambda: actor.exchange.acted.world and not actor.exchange.acted.waits, 30)
+        change(cluster, labels=labels)
+        until(lambda: actor.exchange.acted.keep_off, 30)
+        change(cluster, labels=dict.fromkeys(labels))
+        until(lambda: not actor.exchange.acted.keep_off, 30)
+    finally:
+        actor.stop()
+
+
+def test_a_persons_word_is_heard_at_once() -> None:
+    cluster = made()
+    actor = started(cluster)
+    try:
+        until(lambda: actor.exchange.acted.world and not actor.exchange.acted.waits, 30)
+        change(cluster, labels={"gpu-health-agent/managed": "false"})
+        until(lambda: actor.exchange.acted.waits, 30)
+    finally:
+        actor.stop()
+
+
+def test_what_is_no_word_for_it_costs_no_look() -> None:
+    cluster, rang = made(), []
+    watch = NodeWatch(lambda: KubeClient(cluster, "n1", Config()), lambda: rang.append(1), lambda *_, **__: None)
+    watch.start()
+    until(lambda: rang, 30)
+    for i in range(20):
+        change(cluster, labels={"team": str(i)}, annotations={"beat": str(i)})
+    change(cluster, annotations={"gpu-health-agent/dismiss": "xid-79@0000:1b:00.0"})
+    until(lambda: len(rang) > 1, 30)
+    watch.stop()
+    assert len(rang) == 2
+    assert [path for _, path in cluster.requests].count("/api/v1/nodes") == 1
+
+
+class Ending:
+    """A client whose watches end at once, in one way after the other."""
+
+    def __init__(self, *ways: Exception | None) -> None:
+        self.ways, self.begun = [*ways], 0
+
+    def words(self) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+        self.begun += 1
+        way = self.ways[min(self.begun, len(self.ways)) - 1]
+        if way:
+            raise way
+        yield {}, {}
+
+
+def test_a_watch_that_ends_is_begun_anew_and_one_that_is_refused_is_told_once() -> None:
+    told = threading.Event()
+    ending: Any = Ending(None, UnreachableError("reset"), KeyError("object"), RefusedError(403, "no watch on nodes"))
+    whys = []
+
+    def hear(_: str, why: str) -> None:
+        whys.append(why)
+        if "no watch" in why:
+            told.set()
+
+    watch = NodeWatch(lambda: ending, lambda: None, hear, pause_s=0.001)
+    watch.start()
+    assert told.wait(30)
+    watch.stop()
+    assert (ending.begun, whys) == (4, ["KeyError('object')", "no watch on nodes"])
