@@ -67,10 +67,26 @@ def test_both_containers_are_started_as_the_program_understands_and_meet_at_one_
     assert "emptyDir" in VOLUMES["socket"]
 
 
+def test_the_agent_may_write_to_no_folder_that_the_privileged_container_reads() -> None:
+    writable = [mount["name"] for mount in AGENT["volumeMounts"] if not mount.get("readOnly")]
+    assert writable == []
+
+
 def test_the_one_port_is_the_configurations_and_the_probes_ask_there() -> None:
     ports = [port for container in CONTAINERS.values() for port in container.get("ports", ())]
     assert ports == [{"name": "metrics", "containerPort": Config().http.port}]
     assert {AGENT[f"{kind}Probe"]["httpGet"]["port"] for kind in ("liveness", "readiness")} == {"metrics"}
+
+
+def test_the_network_policy_is_of_the_agents_pods_and_their_one_port_and_of_nothing_that_they_send() -> None:
+    file = BASE.parent / "components" / "network-policy" / "networkpolicy.yaml"
+    spec = yaml.safe_load(file.read_text())["spec"]
+    labels = yaml.safe_load((BASE / "daemonset.yaml").read_text())["spec"]["template"]["metadata"]["labels"]
+    assert spec["podSelector"]["matchLabels"].items() <= labels.items()
+    assert spec["policyTypes"] == ["Ingress"]
+    (rule,) = spec["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": AGENT["ports"][0]["name"]}]
+    assert not POD.get("hostNetwork"), "a policy says nothing about pods of the host's network"
 
 
 def test_what_the_sources_open_by_default_is_mounted() -> None:

@@ -73,7 +73,7 @@ def connect(kubeconfig: str | None, quiet_s: float = _QUIET_S) -> Api:
             raise UnreachableError(f"{configuration.host} does not answer: {error}"[:300]) from error
         try:
             return response.status, json.loads(text) if text else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             return response.status, {"message": text[:300].decode(errors="replace")}
 
     return request

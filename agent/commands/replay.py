@@ -22,6 +22,7 @@ from agent.model.describe import describe
 from agent.model.errors import UsageError
 from agent.model.fault import Verdict
 from agent.model.observation import Observation, Signal, Value, parse_line
+from agent.model.text import printable
 from agent.recording.decisions import Decisions, in_json
 from agent.recording.recording import Entry, Planned, Recording, Restored, Round
 from agent.remediation.plan import plan
@@ -145,7 +146,7 @@ def _said(lines: Iterable[str]) -> Iterator[Observation]:
             try:
                 observation = parse_line(line, 0.0)
             except ValueError as error:
-                raise UsageError(f"line {number}: {error}") from error
+                raise UsageError(f"line {number}: {printable(str(error))[:300]}") from error
             yield replace(observation, arrived=observation.at)
 
 

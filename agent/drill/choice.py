@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from agent.drill.kit import Object
 from agent.model.errors import AgentError
 from agent.model.names import FAULTS_ANNOTATION, HARD_TAINT, MANAGED_LABEL, STATE_LABEL
+from agent.model.text import read_json
 
 _PREFIX = "nvidia.com/"
 
@@ -101,7 +101,7 @@ def _apart(pod: Object) -> bool:
 def _cards(node: Object) -> dict[str, str]:
     """As the agent stored them on its Node."""
     try:
-        stored = json.loads((node["metadata"].get("annotations") or {}).get(FAULTS_ANNOTATION, "{}"))
+        stored = read_json((node["metadata"].get("annotations") or {}).get(FAULTS_ANNOTATION, "{}"))
         return {str(uuid): str(pci) for pci, (uuid, *_) in stored["cards"].items() if uuid}
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}

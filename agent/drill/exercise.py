@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from agent.drill.outcome import (
     Outcome,
     Part,
 )
-from agent.drill.privileged_pod import finished, privileged_pod
+from agent.drill.privileged_pod import finished, privileged_pod, told
 from agent.drill.watch import REPLICAS, Watch
 from agent.drill.withdrawal import SAVED, Withdrawal
 from agent.model.names import HARD_TAINT
@@ -272,7 +271,7 @@ class Exercise:
                 return answer.done()
 
             self._wait(f"the {what} is injected on {node}", ended, 90)
-            return dict(json.loads(answer.result()))
+            return told(answer.result())
 
     def _wait(self, what: str, ready: Callable[[], Any], timeout_s: float) -> Any:
         def renewed() -> Any:

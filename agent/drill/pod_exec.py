@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import quote
 
 from agent.actions.api import configure
 from agent.model.errors import RefusedError, UnreachableError
+from agent.model.text import read_json
 
 _OUTPUT, _ERRORS, _STATUS = 1, 2, 3  # channels of the protocol v4.channel.k8s.io
 
@@ -41,20 +41,21 @@ def executor(kubeconfig: str | None, timeout_s: float = 30.0) -> Execute:
             finally:
                 client.sock.shutdown()  # its close leaves the socket open where the server said goodbye first
         except WebSocketBadStatusException as error:
-            raise RefusedError(error.status_code, _message(error.resp_body) or str(error)) from error
+            raise RefusedError(error.status_code, _field(error.resp_body, "message") or str(error)) from error
         except (OSError, WebSocketException) as error:
             raise UnreachableError(f"{configuration.host} does not answer: {error}"[:300]) from error
         if not ended or not status:
             raise UnreachableError(f"{command[0]} in {namespace}/{pod} did not end within {timeout_s:.0f} s")
-        if json.loads(status).get("status") != "Success":
-            raise RefusedError(0, f"{command[0]} in {namespace}/{pod}: {(wrong or _message(status)).strip()[-300:]}")
+        if _field(status, "status") != "Success":
+            why = wrong or _field(status, "message")
+            raise RefusedError(0, f"{command[0]} in {namespace}/{pod}: {why.strip()[-300:]}")
         return str(said)
 
     return execute
 
 
-def _message(text: bytes | str | None) -> str:
+def _field(text: bytes | str | None, name: str) -> str:
     try:
-        return str(json.loads(text or "{}").get("message", ""))
+        return str(read_json(text or "{}").get(name, ""))
     except (ValueError, AttributeError):
         return ""

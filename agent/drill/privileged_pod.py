@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from typing import Any
 
 from agent.drill.cluster import MissedError
 from agent.drill.kit import Object
 from agent.model.names import DRILL_LABEL
+from agent.model.text import read_json
 
 _DEADLINE_S = 60
 
@@ -62,4 +62,12 @@ def finished(pod: Object) -> dict[str, Any] | None:
     if phase == "Failed":
         why = said or pod["status"].get("message") or ended.get("reason") or "no word"
         raise MissedError(f"the drill's pod on {pod['spec']['nodeName']} failed: {str(why)[:300]}")
-    return dict(json.loads(said)) if phase == "Succeeded" and said else None
+    return told(said) if phase == "Succeeded" and said else None
+
+
+def told(said: str) -> dict[str, Any]:
+    """What a program of the drill says that it did. MissedError where it says anything else."""
+    try:
+        return dict(read_json(said))
+    except (ValueError, TypeError) as error:
+        raise MissedError(f"the drill's program on the node says no JSON object: {said!r}"[:300]) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from agent.model.text import normalise_pci, rfc3339, unix_s
+from agent.model.text import normalise_pci, read_json, rfc3339, unix_s
 
 
 class Signal(StrEnum):
@@ -96,25 +96,21 @@ class Observation:
         return json.dumps(line, separators=(",", ":"))
 
 
-_LARGEST = 2**64  # NVML's largest counters; a longer number is no reading
-
-
 def parse_line(line: bytes | str, arrived: float) -> Observation:
     """Read one source line; ValueError with a reason for anything that is not one."""
     try:
-        data = json.loads(line)
-        values: dict[str, Value] = dict(data.get("values", {}))
+        data = read_json(line)
+        values: dict[str, Value] = {**data.get("values", {})}
         for missing in Missing:
             values.update(dict.fromkeys(data.get(missing, ()), missing))
-        if any(
-            not isinstance(v, int | float | str) or (isinstance(v, int) and abs(v) > _LARGEST) for v in values.values()
-        ):
+        if not all(isinstance(k, str) and isinstance(v, int | float | str) for k, v in values.items()):
             raise ValueError("values must be plain")
         if not isinstance(data.get("value"), int | float | str | None):
             raise ValueError("value must be plain")
         if (at := unix_s(data["at"])) is None:
             raise ValueError(f"at must be a time of RFC 3339, not {data['at']!r}"[:100])
-        seq = data.get("seq")
+        if (seq := data.get("seq")) is not None and type(seq) is not int:
+            raise ValueError("seq must be the number of a kernel record")
         return Observation(
             at=at,
             source=str(data["source"]),
@@ -124,10 +120,10 @@ def parse_line(line: bytes | str, arrived: float) -> Observation:
             values=values,
             raw=str(data.get("raw", ""))[:500],
             boot_id=str(data.get("boot_id", ""))[:64],
-            seq=None if seq is None else int(seq),
+            seq=seq,
             past=bool(data.get("past", False)),
             drill=str(data.get("drill", ""))[:64],
             arrived=arrived,
         )
-    except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"not a source line: {error!r}") from error

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?", re.IGNORECASE)
 _FIRST_S, _LAST_S = -62135596800.0, 253402300799.0  # the years 1 to 9999
+_LARGEST = 2**64  # NVML's largest counters; no number that we read is longer
+_DEEPEST = 64  # lists and objects in one another; what we read and write has a dozen
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character: without the other half it can't be written as UTF-8
 
 
 def normalise_pci(text: str) -> str:
@@ -22,6 +27,42 @@ def normalise_pci(text: str) -> str:
 def printable(text: str) -> str:
     """Text of a kernel, a process or an API object for people: one line, and nothing that a terminal obeys."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def read_json(text: str | bytes) -> Any:
+    """JSON that anybody may have written. ValueError for what is none, and for what could not be passed on:
+
+    NaN, an endless or huge number, half a character, values nested without end.
+    """
+    text = text if isinstance(text, str) else text.decode()
+    try:
+        value = _JSON.decode(text)
+    except (RecursionError, MemoryError):
+        raise ValueError("JSON that is nested too deeply") from None
+    if text.count("[") + text.count("{") > _DEEPEST:
+        inner = [value]
+        for _ in range(_DEEPEST + 1):
+            inner = [one for outer in inner for one in _members(outer)]
+        if inner:
+            raise ValueError("JSON that is nested too deeply")
+    if _HALF.search(text):
+        json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
+    return value
+
+
+def _members(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _checked(kind: type[int] | type[float], text: str) -> int | float:
+    number = kind(text)
+    if not abs(number) <= _LARGEST:  # nor is NaN
+        raise ValueError(f"JSON with a number that none of ours can be: {text[:30]}")
+    return number
+
+
+_float = partial(_checked, float)
+_JSON = json.JSONDecoder(parse_float=_float, parse_constant=_float, parse_int=partial(_checked, int))
 
 
 def rfc3339(at: float, precision: Literal["seconds", "milliseconds", "microseconds"] = "microseconds") -> str:

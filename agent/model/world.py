@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -148,7 +148,7 @@ class World:
     pods: tuple[Pod, ...] | None = None
     blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why a budget refused its last eviction
     denied: Mapping[str, str] = field(default_factory=dict)  # pod → why somebody else did, or that nobody answered
-    refused: Sequence[str] = ()  # the pods of both, the one that was asked longest ago first
+    refused: tuple[str, ...] = ()  # the pods of both, the one that was asked longest ago first
     jobs: tuple[Job, ...] | None = None  # None: not asked, which starts nothing
     untainted_s: int = 0  # seconds for which our taint was asked for in vain; 0: it was not
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
@@ -184,8 +184,8 @@ class Local:
     up_s: int = 10**9  # seconds since the agent's start
     released: bool = False  # our own processes hold no GPU
     clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
-    holders: Mapping[str, Collection[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
-    reserved: Collection[str] = ()  # Jobs that an earlier life had written down, and may have asked for just now
+    holders: Mapping[str, frozenset[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
+    reserved: tuple[str, ...] = ()  # Jobs that an earlier life had written down, and may have asked for just now
     aside_s: int = 0  # for how long the GPUs have been somebody else's; 0: they are not
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from agent import __version__
 from agent.config.settings import Config
@@ -21,10 +24,12 @@ from agent.model.errors import ConfigError, UsageError
 from agent.model.fault import Verdict
 from agent.model.observation import Missing, Observation, Signal, Value, parse_line
 from agent.model.steps import Step
-from agent.model.world import Condition, Diagnosed, Job, Local, Offer, Permit, PermitKind, Pod, Taint, World
+from agent.model.text import printable, read_json
+from agent.model.world import Local, World
 from agent.recording.decisions import Decisions
 
 VERSION = 1
+T = TypeVar("T")
 
 
 class Recorder:
@@ -135,7 +140,7 @@ class Round:
     t: float
     wall: float
     seen: tuple[Observation, ...] = ()
-    orders: Orders | None = None
+    orders: Orders | None = None  # None: as before
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,69 +173,48 @@ class Recording:
     @classmethod
     def open(cls, lines: Iterator[str]) -> Recording:
         try:
-            head = json.loads(next(lines, ""))
+            head = read_json(next(lines, ""))
             if head["recording"] != VERSION:
                 raise ValueError(f"another version ({head['recording']!r})")
-            return cls(Config.model_validate(head["config"]), tuple(head["sources"]), lines)
+            return cls(Config.model_validate(head["config"]), _read(tuple[str, ...], head["sources"]), lines)
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"line 1: not the head of a recording ({error})") from error
+            raise UsageError(f"line 1: not the head of a recording ({_words(error)})") from error
 
     def __iter__(self) -> Iterator[Entry]:
         for number, text in enumerate(self._lines, 2):
             try:
-                line = json.loads(text)
+                line = read_json(text)
                 if "decision" not in line:
                     yield self._entry(line)
             except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-                raise UsageError(f"line {number}: not a line of a recording ({error})") from error
+                raise UsageError(f"line {number}: not a line of a recording ({_words(error)})") from error
 
     def _entry(self, line: dict[str, Any]) -> Entry:
         if "restored" in line:
-            return Restored(line["t"], line["restored"], _orders(line))
+            return _read(Restored, {"t": line["t"], "stored": line["restored"], "orders": line.get("orders") or None})
         if "plan" in line:
             if "world" in line:
                 self._world = _world(line["world"])
             if self._world is None:
                 raise ValueError("a plan without a world")
-            return Planned(line["plan"], self._world, Local(**line["local"]))
-        return Round(
-            line["t"],
-            line["wall"],
-            tuple(self._observation(one, line["t"]) for one in line.get("seen", ())),
-            _orders(line),
-        )
+            return _read(Planned, {"at": line["plan"], "world": self._world, "local": line["local"]})
+        seen = tuple(self._observation(one, line["t"]) for one in line.get("seen", ()))
+        return _read(Round, {**line, "seen": seen, "orders": line.get("orders") or None})
 
     def _observation(self, one: Any, arrived: float) -> Observation:
         if isinstance(one, dict):
-            at = one.pop("at")
+            at = _read(float, one.pop("at"))
             return replace(parse_line(json.dumps(one | {"at": "1970-01-01T00:00:00Z"}), arrived), at=at)
-        source, pci, at, changed, *gone = one
+        (source, pci), at, (changed, *gone) = _read(tuple[str, str], one[:2]), _read(float, one[2]), one[3:]
         values = self._readings.get((source, pci), {})
         if changed or gone:
             new = {k: Missing(v[0]) if isinstance(v, list) else v for k, v in changed.items()}
+            if not all(isinstance(v, int | float | str) for v in new.values()):
+                raise ValueError("values must be plain")
             dropped = set(gone[0]) if gone else ()
             values = {k: v for k, v in {**values, **new}.items() if k not in dropped}
             self._readings[source, pci] = values
         return Observation(at, source, Signal.READING, pci, values=values, arrived=arrived)
-
-
-def _orders(line: dict[str, Any]) -> Orders | None:
-    """None: as before."""
-    new = line.get("orders")
-    if not new:
-        return None
-    resets = {uuid: (done, known) for uuid, (done, known) in new["resets"].items()}
-    more = {"drill": new.get("drill", ""), "aside": new.get("aside", False), "offer": Offer(**new.get("offer", {}))}
-    return Orders(new["labels"], new["workloads"], frozenset(new["dismissed"]), resets, **more)
-
-
-def _permit(data: dict[str, Any]) -> Permit:
-    return Permit(**{**data, "kind": PermitKind(data["kind"])})
-
-
-def _pod(data: dict[str, Any]) -> Pod:
-    told = {name: data.get(name, ()) for name in ("gpus", "claims")}
-    return Pod(**{**data, **{name: None if gpus is None else frozenset(gpus) for name, gpus in told.items()}})
 
 
 def plain_world(world: World) -> dict[str, Any]:
@@ -241,20 +225,17 @@ def plain_world(world: World) -> dict[str, Any]:
 
 
 def _world(data: dict[str, Any]) -> World:
-    data = dict(data)
-    permits, pods, diagnosed = data.pop("slots"), data["pods"], data.get("diagnosed")
-    return World(
-        **{
-            **data,
-            "taints": tuple(Taint(**t) for t in data["taints"]),
-            "conditions": {k: Condition(**c) for k, c in data["conditions"].items()},
-            "permits": None if permits is None else tuple(map(_permit, permits)),
-            "jobs": None if data["jobs"] is None else tuple(Job(**j) for j in data["jobs"]),
-            "pods": None if pods is None else tuple(_pod(p) for p in pods),
-            "out": frozenset(data["out"]),
-            "announced": frozenset(data["announced"]),
-            "dismissed": frozenset(data["dismissed"]),
-            "diagnosed": Diagnosed(**diagnosed) if diagnosed else None,
-            "offer": Offer(**data.get("offer", {})),
-        }
-    )
+    return _read(World, {**data, "permits": data["slots"]})
+
+
+def _words(error: Exception) -> str:
+    return printable(" ".join(str(error).split()))[:300]
+
+
+def _read(kind: type[T], data: Any) -> T:
+    """Values of their types, whoever wrote the file; pydantic's ValidationError is a ValueError."""
+    read: T = _FORMS(kind).validate_python(data)
+    return read
+
+
+_FORMS: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)

@@ -11,6 +11,7 @@ from typing import Any
 from agent.model.errors import MalformedError, NewerError
 from agent.model.fault import Card, Evidence, Fault, Finding, Remembered, Severity, Verdict
 from agent.model.remedy import Remedy
+from agent.model.text import read_json
 from agent.remediation.records import Records, as_json, from_json
 
 VERSION = 1
@@ -85,7 +86,7 @@ def _restored(data: Mapping[str, Any]) -> dict[str, float]:
 def load(text: str, now: float) -> Stored:
     """Read the annotation back; ``now`` is monotonic seconds, from which restored faults age."""
     try:
-        data = json.loads(text)
+        data = read_json(text)
         if isinstance(data["version"], int) and data["version"] > VERSION:
             raise NewerError(f"a newer agent wrote it (schema {data['version']}, this one knows {VERSION})")
         if data["version"] != VERSION:
@@ -104,7 +105,7 @@ def load(text: str, now: float) -> Stored:
                 for pci, (uuid, links) in data.get("cards", {}).items()
             },
         )
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise MalformedError(f"it is not what this agent writes ({type(error).__name__}: {error})"[:200]) from error
 
 

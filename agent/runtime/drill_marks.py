@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 
 from agent.model.observation import Observation
-from agent.model.text import unix_s
+from agent.model.text import read_json, unix_s
 
 _NONCE = re.compile(r"[0-9a-f]{32}")
 _AHEAD_S = 15 * 60.0  # a drill that nobody ends is over by then
@@ -23,12 +22,12 @@ def valid(annotation: str | None, now: float) -> str:
     ``now`` is Unix seconds.
     """
     try:
-        data = json.loads(annotation or "{}")
+        data = read_json(annotation or "{}")
         nonce, expires = data["nonce"], unix_s(data["expires"])
         if not _NONCE.fullmatch(nonce) or expires is None:
             return ""
         return str(nonce) if now < expires <= now + _AHEAD_S else ""
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return ""
 
 

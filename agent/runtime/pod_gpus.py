@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from agent.model.errors import UnaskedError
 from agent.model.world import Clients, Pod, World
 
 _SERVES_S, _LONGEST_S = 10.0, 60.0  # how long an answer does: twice as long as the last one, if it was the same
-Holders = Mapping[str, Collection[str] | None]  # pod → UUIDs of its GPUs; None where they can't be told
+Holders = Mapping[str, frozenset[str] | None]  # pod → UUIDs of its GPUs; None where they can't be told
 Ask = Callable[[], Holders]  # UnaskedError
 
 

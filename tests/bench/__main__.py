@@ -1,4 +1,4 @@
-"""``make bench``: kernel-log line → taint against a bare PATCH, and what an idle agent on 8 GPUs takes, and a fleet."""
+"""``make bench``: kernel-log line → taint against a bare PATCH, what an idle agent takes, a fleet, a crowd."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from agent.actions.api import connect
+from tests.bench.crowd import crowd
 from tests.bench.fleet import fleet
 from tests.bench.judging import judging
 from tests.bench.usage import cpu_s, rollup
@@ -50,6 +51,7 @@ def main() -> int:
                     footprint(plane, folder, profile, split)
             fleet(plane)
             judging()
+            crowd()
             witness()
         finally:
             plane.down()

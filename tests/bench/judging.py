@@ -104,9 +104,13 @@ class Run:
             time.sleep(0.002)
         return time.monotonic() - began
 
+    @property
+    def port(self) -> int:
+        return self._server.port
+
     def fetch_s(self) -> float:
         began = time.monotonic()
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._server.port}/metrics") as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
             answer.read()
         return time.monotonic() - began
 
@@ -114,7 +118,6 @@ class Run:
         self._stop.set()
         self._thread.join(10)
         self._server.shutdown()
-        self._server.server_close()
 
 
 def hang(folder: Path) -> None:

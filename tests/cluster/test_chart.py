@@ -90,6 +90,19 @@ def test_on_hosts_without_the_toolkit_it_renders_what_the_component_makes(tmp_pa
     assert objects(chart("template", "gpu-health-agent", str(CHART), values=[library])) == kustomized(tmp_path)
 
 
+def test_with_a_network_policy_it_renders_what_the_component_makes_for_any_namespaces(tmp_path: Path) -> None:
+    base, part = (os.path.relpath(OVERLAYS.parent / name, tmp_path) for name in ("base", "components/network-policy"))
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{base}]\ncomponents: [{part}]\n")
+    values = ["networkPolicy.enabled=true"]
+    made = objects(chart("template", "gpu-health-agent", str(CHART), values=values))
+    assert made == kustomized(tmp_path)
+    values.append("networkPolicy.namespaces={a,b}")
+    other = objects(chart("template", "gpu-health-agent", str(CHART), values=values))
+    (rule,) = other["NetworkPolicy", NAMESPACE]["spec"]["ingress"]
+    (selected,) = rule["from"][0]["namespaceSelector"]["matchExpressions"]
+    assert selected == {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "b"]}
+
+
 def test_with_monitoring_it_renders_what_its_folder_makes_too_and_without_nothing_of_it() -> None:
     made = objects(chart("template", "gpu-health-agent", str(CHART), values=["monitoring.enabled=true"]))
     assert made == kustomized(OVERLAYS / "evict") | kustomized(MONITORING)
@@ -182,13 +195,15 @@ def test_installed_upgraded_rolled_back_and_uninstalled(plane: ControlPlane) -> 
     plane.wait("installed", rolled_out)
     assert mode() == "observe"
     install_stubs(plane)
-    more = ["repair.enabled=true", "monitoring.enabled=true"]
+    more = ["repair.enabled=true", "monitoring.enabled=true", "networkPolicy.enabled=true"]
     chart("upgrade", *release, values=more, kubeconfig=plane.kubeconfig)
     plane.wait("upgraded", rolled_out)
     assert mode() == "evict"
     assert plane.request("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs/gpu-reset")[0] == 200
     monitors = f"/apis/monitoring.coreos.com/v1/namespaces/{NAMESPACE}/podmonitors/gpu-health-agent"
     assert plane.request("GET", monitors)[0] == 200
+    policies = f"/apis/networking.k8s.io/v1/namespaces/{NAMESPACE}/networkpolicies/gpu-health-agent"
+    assert plane.request("GET", policies)[0] == 200
     chart("rollback", "gpu-health-agent", kubeconfig=plane.kubeconfig)
     plane.wait("rolled back", rolled_out)
     assert mode() == "observe"

@@ -90,6 +90,38 @@ def test_an_empty_log_and_a_broken_recording_are_said(tmp_path: Path, capsys: py
     assert main(["replay", "-", "--profile", "x"]) == 64
 
 
+def plan(**changes: object) -> str:
+    world: dict[str, object] = {"node": "n", "uid": "u", "taints": [], "slots": None, "pods": None, "jobs": None}
+    return json.dumps({"plan": 1, "world": {**world, **changes}, "local": {"holders": changes.pop("holders", None)}})
+
+
+HOSTILE_LINES = {
+    "lists": "[" * 1_000_000,
+    "an endless time": '{"t":1e999,"wall":1}',
+    "a time in words": '{"t":"noon","wall":1}',
+    "a reading of lists": '{"t":1,"wall":1,"seen":[["nvml","0000:1b:00.0",1,{"power_w":{}}]]}',
+    "a reading of nobody": '{"t":1,"wall":1,"seen":[[null,[],1,{}]]}',
+    "an observation": '{"t":1,"wall":1,"seen":[{"at":"x","source":"nvml","signal":"alive"}]}',
+    "labels": '{"t":1,"wall":1,"orders":{"labels":3}}',
+    "what was stored": '{"restored":{"faults":[]},"t":1}',
+    "a pod": plan(pods=[3]),
+    "a Job": plan(jobs=[{"name": [], "state": 1}]),
+    "who holds": plan(holders={"a/b": [[]]}),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_LINES)
+def test_a_recording_of_any_types_is_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    path = tmp_path / "recording"
+    path.write_text(f'{{"recording":1,"config":{{}},"sources":["nvml"]}}\n{HOSTILE_LINES[what]}\n')
+    assert main(["replay", str(path)]) == 64
+    said = capsys.readouterr().err
+    assert "line 2: not a line of a recording" in said
+    assert (said.count("\n"), len(said) < 500) == (1, True)
+
+
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short life of the whole agent over simulated GPUs and a cluster in memory."""
@@ -195,7 +227,7 @@ def test_who_held_which_gpu_is_recorded_with_the_plan_that_looked_at_it(tmp_path
     recorder.close()
     (entry,) = Recording.open(iter(path.read_text().splitlines()))
     assert isinstance(entry, Planned)
-    assert entry.local.holders == {"a/train": ["GPU-1"], "a/other": None}
+    assert entry.local.holders == {"a/train": frozenset({"GPU-1"}), "a/other": None}
 
 
 def test_a_round_in_which_the_agent_turned_blind_is_recorded_though_nothing_came(tmp_path: Path) -> None:

@@ -202,7 +202,6 @@ def judging(config: Config, sources: Sources, data: dict[str, Any]) -> Iterator[
         stop.set()
         thread.join(20)
         server.shutdown()
-        server.server_close()
 
 
 SAME = "".join(f"gpu {i} {gpu.address} {gpu.uuid}\n" for i, gpu in enumerate(h100_8()[:2]))

@@ -1,13 +1,14 @@
-"""Times in their one form: written for a field as it wants them, read from whoever wrote them."""
+"""Times and JSON in their one form: written for a field as it wants them, read from whoever wrote them."""
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
-from agent.model.text import rfc3339, unix_s
+from agent.model.text import read_json, rfc3339, unix_s
 
 AT = 1795694400.987654
 
@@ -49,3 +50,31 @@ def test_a_time_that_no_clock_shows_is_written_all_the_same(at: float) -> None:
 )
 def test_a_time_is_read_with_its_zone_or_not_at_all(text: object, read: float | None) -> None:
     assert unix_s(text) == read
+
+
+HOSTILE_JSON: dict[str, str | bytes] = {
+    "a million lists": "[" * 1_000_000,
+    "lists that end": "[" * 100 + "]" * 100,
+    "objects": '{"a":' * 100_000,
+    "a number of 5,000 digits": "1" * 5000,
+    "a number that no float holds": f"[{10**400}]",
+    "an endless number": "1e999",
+    "no number": "NaN",
+    "minus infinity": "-Infinity",
+    "half a character": r'"\ud800"',
+    "the other half": r'{"\uDFFF": 1}',
+    "no UTF-8": b'"\xff"',
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_JSON)
+def test_json_that_could_end_a_process_is_no_json(what: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        read_json(HOSTILE_JSON[what])
+
+
+def test_all_that_we_write_is_read_as_it_was() -> None:
+    value: dict[str, Any] = {"a": [2**64, -(2**64), 1.5, 1e-12, True, None, "\U0001f600 [[[", {"b": [[[]]]}]}
+    assert read_json(json.dumps(value)) == read_json(json.dumps(value).encode()) == value
+    assert read_json("[" * 60 + "]" * 60) == json.loads("[" * 60 + "]" * 60)

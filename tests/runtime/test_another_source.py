@@ -64,7 +64,6 @@ def running(quiet: Path, tmp_path: Path) -> Iterator[tuple[Daemon, int]]:
     stop.set()
     thread.join(10)
     server.shutdown()
-    server.server_close()
 
 
 def views(daemon: Daemon) -> dict[str, SourceView]:

@@ -154,4 +154,3 @@ def test_without_the_api_server_the_kernel_log_is_judged_and_shown_at_once_and_n
         stop.set()
         thread.join(10)
         server.shutdown()
-        server.server_close()

@@ -41,7 +41,6 @@ def running(tmp_path: Path) -> Iterator[tuple[Daemon, Server, Path]]:
     stop.set()
     thread.join(10)
     server.shutdown()
-    server.server_close()
 
 
 def until(true: Callable[[], bool], timeout_s: float = 10.0) -> float:

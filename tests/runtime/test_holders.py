@@ -41,7 +41,9 @@ def test_a_pod_holds_what_anybody_says_that_it_holds(
 ) -> None:
     pod = Pod("a", "b", "uid", gpu=requests, claims=None if claims is None else frozenset(claims))
     clients = {runs_on: {"4711": "uid", "4712": ""}} if runs_on else {GOOD: {"1": "other"}}
-    (found,) = with_gpus(World("n1", "u", pods=(pod,)), {"a/b": told}, clients).pods or ()
+    (found,) = (
+        with_gpus(World("n1", "u", pods=(pod,)), {"a/b": None if told is None else frozenset(told)}, clients).pods or ()
+    )
     assert (found.gpu, found.gpus) == (True, held)
 
 
@@ -150,7 +152,7 @@ def test_the_kubelet_is_asked_seldom_while_it_says_the_same() -> None:
         asked.append(now[0])
         if now[0] >= 600:
             raise UnaskedError("it is gone")
-        return {"a/b": {BAD}}
+        return {"a/b": frozenset({BAD})}
 
     pods = PodGpus(ask, lambda *_, **__: None, lambda: now[0])
     while now[0] < 700:

@@ -250,7 +250,6 @@ def server() -> Iterator[Server]:
     made.start()
     yield made
     made.shutdown()
-    made.server_close()
 
 
 def test_it_is_served_with_a_strict_policy(server: Server) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import select
+import selectors
 import signal
 import subprocess
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent.model.errors import UndiagnosedError
-from agent.model.text import printable
+from agent.model.text import printable, read_json
 
 LONGEST_S = {1: 600.0, 2: 1800.0, 3: 7200.0, 4: 14400.0}  # several times what each level usually takes
 LONGEST_BYTES = 1024 * 1024  # of a result: a test, a GPU and a message of at most 1 KiB each
@@ -79,7 +78,7 @@ class Diagnosing:
         finally:
             self._end(process)
         try:
-            return result(json.loads(said))
+            return result(read_json(said))
         except ValueError:
             last = (complaint.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
             why = f"the diagnosis ended without a result ({process.returncode}): {plain(last)}"
@@ -87,15 +86,18 @@ class Diagnosing:
 
     def _listen(self, process: subprocess.Popen[bytes], progress: Progress, longest_s: float) -> tuple[bytes, bytes]:
         """All that it says until its end, and the last of what it complains."""
-        waited = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe]
-        out, began, progress_at = waited[0], time.monotonic(), 0.0
+        waited = selectors.PollSelector()
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
+                waited.register(pipe, selectors.EVENT_READ)
+        began, progress_at = time.monotonic(), 0.0
         said = complaint = b""
-        while out in waited:
-            for pipe in select.select(waited, [], [], _LOOK_S)[0]:
-                data = os.read(pipe, _READ_BYTES)
+        while process.stdout in waited.get_map():
+            for key, _ in waited.select(_LOOK_S):
+                data = os.read(key.fd, _READ_BYTES)
                 if not data:
-                    waited.remove(pipe)
-                elif pipe == out:
+                    waited.unregister(key.fd)
+                elif key.fileobj is process.stdout:
                     said += data
                 else:
                     complaint = (complaint + data)[-_COMPLAINT_BYTES:]

@@ -6,6 +6,7 @@ gRPC costs 20 MB, and it is only needed while pods leave a bad GPU.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import subprocess
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.model.errors import UnaskedError
-from agent.model.text import printable
+from agent.model.text import printable, read_json
 
 _METHOD = "/v1.PodResourcesLister/List"
-_ANSWER_S, _LONGEST_S = 5.0, 10.0
+_ANSWER_S, _LONGEST_S, _LAST_S = 5.0, 10.0, 1.0  # for an answer, in all, and to be gone after SIGKILL
 _MOST_BYTES = 16 * 1024 * 1024
 _UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DRA_DRIVER = "gpu.nvidia.com"
@@ -43,32 +44,55 @@ _MESSAGES: Messages = {
 Holders = Mapping[str, frozenset[str] | None]
 
 
-def who_holds(socket: Path) -> Holders:
-    """``namespace/name`` → the UUIDs of the GPUs that the pod holds; None where one of them can't be told.
+class PodResources:
+    """Asks by one process at a time, which is ended; none is started beside one that the kernel won't let end."""
 
-    UnaskedError if the kubelet could not be asked.
-    """
-    command = [sys.executable, "-m", "agent.sources.kubelet.pod_resources", "--socket", str(socket)]
-    try:
-        answer = subprocess.run(command, capture_output=True, timeout=_LONGEST_S, check=False)
-        if answer.returncode:
-            lines = answer.stderr.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
+    def __init__(self, socket: Path) -> None:
+        self._command = [sys.executable, "-m", "agent.sources.kubelet.pod_resources", "--socket", str(socket)]
+        self._stuck: subprocess.Popen[bytes] | None = None
+
+    def who_holds(self) -> Holders:
+        """``namespace/name`` → the UUIDs of the GPUs that the pod holds; None where one of them can't be told.
+
+        UnaskedError if the kubelet could not be asked.
+        """
+        if self._stuck is not None and self._stuck.poll() is None:
+            raise UnaskedError("the last question hangs in the kernel and can't be ended")
+        try:
+            process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        except OSError as error:
+            raise UnaskedError(f"it can't be asked ({error.strerror})") from error
+        try:
+            said, complaint = process.communicate(timeout=_LONGEST_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=_LAST_S)
+            self._stuck = process
+            raise UnaskedError(f"no answer within {_LONGEST_S:.0f} s") from None
+        if process.returncode:
+            lines = complaint.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
             raise UnaskedError(printable(lines[-1])[:200])
-        return holders(json.loads(answer.stdout))
-    except subprocess.TimeoutExpired:
-        raise UnaskedError(f"no answer within {_LONGEST_S:.0f} s") from None
-    except (OSError, ValueError) as error:
-        raise UnaskedError(f"no answer that makes sense ({type(error).__name__})") from error
+        try:
+            return holders(read_json(said))
+        except ValueError as error:
+            raise UnaskedError(f"no answer that makes sense ({type(error).__name__})") from error
 
 
 def holders(answer: Any) -> Holders:
     """The answer as it is passed on in JSON; UnaskedError if it is none, or says why there is none."""
     if isinstance(answer, dict) and isinstance(answer.get("unasked"), str):
-        raise UnaskedError(answer["unasked"][:200])
+        raise UnaskedError(printable(answer["unasked"])[:200])
     try:
-        return {str(pod): None if uuids is None else frozenset(map(str, uuids)) for pod, uuids in answer.items()}
+        return {pod: None if uuids is None else frozenset(_names(uuids)) for pod, uuids in answer.items()}
     except (TypeError, AttributeError) as error:
         raise UnaskedError(f"no answer that makes sense ({type(error).__name__})") from error
+
+
+def _names(uuids: Any) -> list[str]:
+    if not (isinstance(uuids, list) and all(isinstance(uuid, str) for uuid in uuids)):
+        raise TypeError("UUIDs must be a list of texts")
+    return uuids
 
 
 def messages(package: str = "v1", described: Messages = _MESSAGES) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import select
+import selectors
 import socket
 import time
 from collections.abc import Iterable, Sequence, Set
@@ -14,6 +14,7 @@ from typing import Any
 from agent.config.source_index import KERNEL_LOG, Known
 from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.observation import Failure, Observation, Signal, parse_line
+from agent.model.text import printable, read_json
 from agent.sources.dcgm.diag_process import LONGEST_BYTES, LONGEST_S, Progress, result
 from agent.sources.kubelet.pod_resources import Holders, holders
 from agent.sources.process.source import SourceStatus
@@ -79,8 +80,10 @@ class Remote:
         if self._taken >= _BYTES_PER_S:
             time.sleep(max(0.0, self._second + 1.0 - now))
             return []
-        if not select.select([self._connection], [], [], max(0.0, wait_s))[0]:
-            return []
+        with selectors.PollSelector() as selector:
+            selector.register(self._connection, selectors.EVENT_READ)
+            if not selector.select(max(0.0, wait_s)):
+                return []
         return self._read(self._connection)
 
     def _unreached(self, now: float) -> list[Observation]:
@@ -156,7 +159,7 @@ class Remote:
         for line in lines:
             try:
                 if line.startswith(b'{"status"'):
-                    self._note(**json.loads(line))
+                    self._note(**read_json(line))
                     continue
                 observation = parse_line(line, now)
                 if observation.source not in self._names:
@@ -178,7 +181,7 @@ class Remote:
                     int(one["starts"]),
                     int(one["garbage"]),
                     None,
-                    str(one["trouble"])[:300],
+                    printable(str(one["trouble"]))[:300],
                     bool(one["ended"]),
                 )
         if heard == self._wishes:
@@ -205,7 +208,7 @@ def ask(path: Path, question: dict[str, Any], timeout_s: float = _ASK_S) -> Any:
         connection.sendall(json.dumps(question).encode() + b"\n")
         with connection.makefile("rb") as answer:
             try:
-                return json.loads(answer.readline(16 * 1024 * 1024))
+                return read_json(answer.readline(16 * 1024 * 1024))
             except ValueError as error:
                 raise OSError("no answer that makes sense") from error
 
@@ -220,7 +223,7 @@ def diagnosed(path: Path, level: int, uuids: Sequence[str], progress: Progress) 
         with connection.makefile("rb") as answer:
             while time.monotonic() < due:
                 try:
-                    message = json.loads(answer.readline(LONGEST_BYTES))
+                    message = read_json(answer.readline(LONGEST_BYTES))
                     if not (isinstance(message, dict) and "elapsed_s" in message):
                         return result(message)
                     progress(float(message["elapsed_s"]))

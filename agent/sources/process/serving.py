@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import selectors
 import signal
 import socket
@@ -23,11 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agent.config.source_index import GPUS, Known
+from agent.config.source_index import Known
 from agent.model.errors import UnaskedError, UndiagnosedError
-from agent.model.observation import Failure, Observation
-from agent.model.text import normalise_pci, rfc3339
+from agent.model.observation import Observation
+from agent.model.text import normalise_pci, read_json, rfc3339
 from agent.sources.dcgm.diag_process import asked
+from agent.sources.process.renewal import Renewal
 from agent.sources.process.supervisor import Supervisor
 
 EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new container gets the driver's library and devices injected anew
@@ -36,11 +38,9 @@ _TURN_S = 1.0
 _LONGEST_WISH_BYTES = 4096
 _SEND_S = 10.0  # an agent that takes nothing for so long is hung up on; the sources wait meanwhile
 _MOST_CONNECTIONS = 8
-_RENEW = (Failure.NO_LIBRARY, Failure.LIBRARY_MISMATCH, Failure.NO_PERMISSION)
-_RENEW_S, _LONGEST_RENEW_S = 120.0, 3600.0
+_BOOT_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}|")
 
 Tell = Callable[..., None]
-Say = Callable[[Any], None]  # a line of an answer; OSError once the asker hung up
 
 
 class Serving:
@@ -53,6 +53,9 @@ class Serving:
         self._agent: socket.socket | None = None
         self._wanted: frozenset[str] = frozenset()
         self._heard = 0
+        self._lock = threading.Lock()  # of the two below: the loop's thread takes questions, another answers them
+        self._askers: list[socket.socket] = []
+        self._asking = False
         self._status_at, self._status = 0.0, ""
         self._renewal = Renewal(path.with_name("renewals"))
         supervisor.selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -74,7 +77,8 @@ class Serving:
                 self._hang_up(connection)
             self._supervisor.selector.unregister(self._listener)
             self._listener.close()
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def _accept(self) -> Iterable[Observation]:
         connection, _ = self._listener.accept()
@@ -99,7 +103,7 @@ class Serving:
             return ()
         for line in lines:
             try:
-                self._do(connection, json.loads(line))
+                self._do(connection, read_json(line))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 self._tell("a request that makes no sense; its connection is closed", error=repr(error)[:200])
                 self._hang_up(connection)
@@ -111,10 +115,11 @@ class Serving:
             case "resume" | "release" as do:
                 self._wish(connection, do, str(request["source"]), request)
             case "who-holds":
-                self._answer(connection, self._who_holds)
+                self._ask(connection)
             case "diagnose":
                 level, gpus = asked(request)
-                self._answer(connection, partial(self._diagnose, level, gpus))
+                self._forget(connection)
+                self._aside(partial(self._diagnose, level, gpus, connection))
             case other:
                 raise ValueError(f"no such request: {other!r}")
 
@@ -124,40 +129,61 @@ class Serving:
                 self._hang_up(self._agent)
             self._agent, self._heard = connection, 0
             self._tell("an agent is connected")
-        seq = request.get("seq")
+        seq, boot_id = request.get("seq"), str(request.get("boot_id") or "")
+        if not _BOOT_ID.fullmatch(boot_id):  # it becomes an argument of a process
+            raise ValueError("boot_id must be a word")
         gpus = frozenset(normalise_pci(pci) for pci in request.get("gpus", ()))
-        known = Known(str(request.get("boot_id") or ""), None if seq is None else int(seq), gpus)
-        self._wanted = self._wanted | {name} if do == "resume" else self._wanted - {name}
+        known = Known(boot_id, None if seq is None else int(seq), gpus)
+        wanted = self._wanted | {name} if do == "resume" else self._wanted - {name}
+        self._wanted = wanted & frozenset(self._supervisor.names)
         self._supervisor.want(self._wanted, known)
         self._heard += 1
         self._status = ""
 
-    def _answer(self, connection: socket.socket, answer: Callable[[Say], None]) -> None:
+    def _aside(self, work: Callable[[], None]) -> None:
         """By a thread of its own: the kubelet may take seconds and a diagnosis hours, and nothing else waits for it."""
-        self._forget(connection)
-
-        def work() -> None:
-            with connection, contextlib.suppress(OSError):
-                answer(lambda result: connection.sendall(json.dumps(result).encode() + b"\n"))
-
         threading.Thread(target=work, name="answer", daemon=True).start()
 
-    def _who_holds(self, say: Say) -> None:
-        try:
-            found = self._supervisor.who_holds()
-        except UnaskedError as error:
-            say({"unasked": str(error)})
-        else:
-            say({pod: None if uuids is None else sorted(uuids) for pod, uuids in found.items()})
+    def _ask(self, connection: socket.socket) -> None:
+        """Whoever asks while an answer is on its way shares the next, which is no older than the question."""
+        self._forget(connection)
+        with self._lock:
+            self._askers.append(connection)
+            if len(self._askers) > _MOST_CONNECTIONS:
+                self._askers.pop(0).close()
+            begin, self._asking = not self._asking, True
+        if begin:
+            self._aside(self._who_holds)
 
-    def _diagnose(self, level: int, gpus: tuple[str, ...], say: Say) -> None:
-        """Its seconds so far, then its result; an asker that hangs up ends it."""
+    def _who_holds(self) -> None:
+        """One process after the other, until nobody waits for an answer."""
+        while True:
+            with self._lock:
+                askers, self._askers = self._askers, []
+                self._asking = bool(askers)
+            if not askers:
+                return
+            try:
+                found = self._supervisor.who_holds()
+            except UnaskedError as error:
+                answer: Any = {"unasked": str(error)}
+            else:
+                answer = {pod: None if uuids is None else sorted(uuids) for pod, uuids in found.items()}
+            for connection in askers:
+                with connection, contextlib.suppress(OSError):
+                    say(connection, answer)
+
+    def _diagnose(self, level: int, gpus: tuple[str, ...], connection: socket.socket) -> None:
+        """Its seconds so far, then its result; an asker that hangs up ends it. A second one is refused meanwhile."""
         self._tell("a diagnosis is asked for", level=level, gpus=gpus)
-        try:
-            result = self._supervisor.diagnose(level, gpus, lambda elapsed_s: say({"elapsed_s": round(elapsed_s, 1)}))
-        except UndiagnosedError as error:
-            result = {"error": str(error)}
-        say(result)
+        with connection, contextlib.suppress(OSError):
+            try:
+                result = self._supervisor.diagnose(
+                    level, gpus, lambda elapsed_s: say(connection, {"elapsed_s": round(elapsed_s, 1)})
+                )
+            except UndiagnosedError as error:
+                result = {"error": str(error)}
+            say(connection, result)
 
     def _send(self, text: str) -> None:
         if self._agent is not None and text:
@@ -190,48 +216,30 @@ class Serving:
         connection.close()
 
 
-class Renewal:
-    """When this container should end because its driver was never injected, or was taken from it.
-
-    Each time the wait doubles, as the file beside the socket counts: the kernel log's source lives here too.
-    """
-
-    def __init__(self, counted: Path, first_s: float = _RENEW_S) -> None:
-        self._counted, self._first_s = counted, first_s
-        self._since, self._well = 0.0, False
-
-    def due(self, seen: Iterable[Observation]) -> bool:
-        for observation in seen:
-            if observation.source != GPUS:
-                continue
-            if observation.value in _RENEW:
-                self._since, self._well = self._since or time.monotonic(), False
-            elif not self._well:
-                self._since, self._well = 0.0, True
-                self._counted.unlink(missing_ok=True)
-        if not self._since:
-            return False
-        times = self._times()
-        if time.monotonic() - self._since < min(_LONGEST_RENEW_S, self._first_s * 2**times):
-            return False
-        with contextlib.suppress(OSError):
-            self._counted.write_text(str(times + 1), encoding="ascii")
-        return True
-
-    def _times(self) -> int:
-        try:
-            return min(10, max(0, int(self._counted.read_text(encoding="ascii"))))
-        except (OSError, ValueError):
-            return 0
+def say(connection: socket.socket, answer: Any) -> None:
+    """A line of an answer; OSError once the asker hung up."""
+    connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
 def listen(path: Path) -> socket.socket:
-    """The socket's folder is shared by the containers of one pod; the agent in the other is not root."""
-    path.unlink(missing_ok=True)
+    """The socket's folder is shared by the containers of one pod; the agent in the other is no root, and may be
+    hostile. So nothing here follows a link: the socket is made with its mode, and takes its name once it listens.
+
+    Who may reach it is decided by who mounts its folder.
+    """
+    fresh = path.with_name(f"{path.name}.new")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    os.chmod(path, 0o666)  # noqa: S103 - who may reach it is decided by who mounts its folder
-    listener.listen(_MOST_CONNECTIONS)
+    before = os.umask(0o111)
+    try:
+        fresh.unlink(missing_ok=True)
+        listener.bind(str(fresh))
+        listener.listen(_MOST_CONNECTIONS)
+        fresh.rename(path)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(before)
     return listener
 
 

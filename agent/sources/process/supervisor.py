@@ -13,8 +13,10 @@ from typing import Any, Protocol
 from agent.config.source_index import KERNEL_LOG, SOURCES, Known, hold_gpus
 from agent.model.observation import Observation
 from agent.sources.dcgm.diag_process import Diagnosing, Progress
-from agent.sources.kubelet.pod_resources import Holders, who_holds
+from agent.sources.kubelet.pod_resources import Holders, PodResources
 from agent.sources.process.source import Source, SourceStatus
+
+_MOST_GPUS = 256  # that a node may have had: they are named on a source's command line
 
 
 class Sources(Protocol):
@@ -52,7 +54,7 @@ class Supervisor:
         self, commands: Mapping[str, Sequence[str]], hung_s: float, kubelet: Path, diagnosis: Sequence[str]
     ) -> None:
         """``commands`` and ``diagnosis`` are command lines; ``kubelet`` is the socket of its PodResources API."""
-        self._commands, self._kubelet = commands, kubelet
+        self._commands, self._pods = commands, PodResources(kubelet)
         self._diagnosing = Diagnosing(diagnosis)
         self._diagnosing.may = False  # until the GPUs are wanted
         self._known = Known()
@@ -77,7 +79,9 @@ class Supervisor:
 
     def want(self, names: Set[str], known: Known) -> None:
         begin = names - self._wanted
-        self._known = replace(known if KERNEL_LOG in begin else self._known, gpus=self._known.gpus | known.gpus)
+        gpus = self._known.gpus | known.gpus
+        gpus = gpus if len(gpus) <= _MOST_GPUS else known.gpus
+        self._known = replace(known if KERNEL_LOG in begin else self._known, gpus=gpus)
         self._wanted = names
         self._diagnosing.may = names >= hold_gpus(self._sources)
         for name in self._sources.keys() - names:
@@ -97,7 +101,7 @@ class Supervisor:
         return [observation for key, _ in ready for observation in key.data()]
 
     def who_holds(self) -> Holders:
-        return who_holds(self._kubelet)
+        return self._pods.who_holds()
 
     def diagnose(self, level: int, uuids: Sequence[str], progress: Progress) -> dict[str, Any]:
         return self._diagnosing.run(level, uuids, progress)

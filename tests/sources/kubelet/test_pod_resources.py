@@ -16,7 +16,7 @@ import pytest
 from agent.model.errors import UnaskedError
 from agent.simulation.gpu import h100_8
 from agent.simulation.library import Library
-from agent.sources.kubelet.pod_resources import gpu_of, messages, who_holds
+from agent.sources.kubelet.pod_resources import PodResources, gpu_of, messages
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-aaaaaaaa-0000-0000-0000-000000000002"
 KNOWN = messages()
@@ -74,7 +74,7 @@ def test_each_pod_is_told_with_the_gpus_that_it_holds(kubelet: tuple[Kubelet, Pa
         mystery={"nvidia.com/gpu": [A, "MIG-no-such-instance"]},
         claimed={"claims": ["gpu-0"]},
     )
-    assert who_holds(socket) == {
+    assert PodResources(socket).who_holds() == {
         "a/whole": {A, B},
         "a/shared": {A},
         "a/old_mig": {B},
@@ -89,14 +89,14 @@ def test_each_pod_is_told_with_the_gpus_that_it_holds(kubelet: tuple[Kubelet, Pa
 
 def test_a_kubelet_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UnaskedError, match="is not a socket: mount the kubelet's folder"):
-        who_holds(tmp_path / "kubelet.sock")
+        PodResources(tmp_path / "kubelet.sock").who_holds()
 
 
 def test_a_kubelet_that_hangs_is_one_sentence(kubelet: tuple[Kubelet, Path]) -> None:
     played, socket = kubelet
     played.answer = lambda: time.sleep(6)
     with pytest.raises(UnaskedError, match="does not answer: DEADLINE_EXCEEDED"):
-        who_holds(socket)
+        PodResources(socket).who_holds()
 
 
 @pytest.mark.parametrize("device", ["", "0", "gpu", "MIG-", "GPU-short", "../../x"])

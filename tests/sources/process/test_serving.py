@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,19 +26,12 @@ from agent.runtime.daemon import Daemon
 from agent.simulation.simulated import inject
 from agent.sources.dcgm.diag_process import LONGEST_BYTES
 from agent.sources.process.remote import Remote
-from agent.sources.process.serving import Renewal
+from agent.sources.process.renewal import Renewal
 from tests import waiting
 
 until = partial(waiting.until, timeout_s=20.0)
 NAMES = ("nvml", "kmsg")
 ALL = frozenset(NAMES)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path: a unix socket's has 108 bytes."""
-    with tempfile.TemporaryDirectory(prefix="gha-") as name:
-        yield Path(name)
 
 
 @pytest.fixture
