@@ -236,7 +236,7 @@ class Life:
             self.last = last.planned or self.last
             if last.trouble:
                 raise last.trouble
-            if verdict and not (last.again or news):
+            if verdict and not (last.again or last.cut or news):
                 return
 
     def _wall(self) -> float:

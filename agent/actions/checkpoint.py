@@ -96,6 +96,13 @@ class Calls:
             self._asking.add(uid)
             self._queue.append((uid, (ip, port, path)))
 
+    def forget(self, uid: str) -> None:
+        """What this pod answered, or will answer to what it was asked up to now, is nobody's any more."""
+        with self._lock:
+            self._asking.discard(uid)
+            self._queue = deque(call for call in self._queue if call[0] != uid)
+            self._answers.pop(uid, None)
+
     def forget_others(self, uids: Collection[str]) -> None:
         """Only these pods are still there."""
         with self._lock:

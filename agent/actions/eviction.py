@@ -13,41 +13,47 @@ from agent.actions.api import STRATEGIC_PATCH, Api, ask
 from agent.actions.permits import Clock
 from agent.actions.rights import OURS
 from agent.config.settings import Drain
-from agent.model.errors import RefusedError
+from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import DISRUPTED
-from agent.model.text import rfc3339
+from agent.model.text import printable, rfc3339
 from agent.model.world import Pod
 
 # Answers to this very request; webhooks may choose any other, and are known by their words.
 _NO = (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY)
 _OVER = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)  # the pod is gone, or its name is another's
+_MOST_CHARS = 500  # of a webhook's sentence
 _DENIED = re.compile(r"\bdenied (the )?request\b")
 
 
 class Evictions:
-    """Ends pods, each by its UID; remembers why a budget refused, and how checkpoints ended."""
+    """Ends pods, each by its UID; remembers whom somebody refused and why, and how checkpoints ended."""
 
     def __init__(self, api: Api, settings: Drain, wall: Clock) -> None:
         self._api, self._wall, self._in_steps = api, wall, settings.eviction == "ask_then_delete"
+        # By the pod's UID: a namesake that follows it was refused nothing.
         self.blocked: dict[str, str] = {}  # by a budget: its deadline may end in a deletion
-        self.denied: dict[str, str] = {}  # by a webhook, a policy or for want of a right: never
+        self.denied: dict[str, str] = {}  # by a webhook or a policy, for want of a right or of an answer: never
+        self.refused: dict[str, None] = {}  # all whose last request was in vain, the one longest ago first
         self.checkpoints: Counter[str] = Counter()  # pods that declared one, by how it ended
         self.checkpoint_wait_s = 0.0
 
-    def forget_others(self, keys: Collection[str]) -> None:
+    def forget_others(self, uids: Collection[str]) -> None:
         """Only these pods are still there."""
-        self.blocked = {key: why for key, why in self.blocked.items() if key in keys}
-        self.denied = {key: why for key, why in self.denied.items() if key in keys}
+        for memory in (self.blocked, self.denied, self.refused):
+            for uid in memory.keys() - uids:
+                memory.pop(uid)
 
     def evict(self, pod: Pod, labels: Mapping[str, str], outcome: str) -> None:
-        """As the PodDisruptionBudgets allow; the UID keeps us from a namesake's successor."""
+        """As the PodDisruptionBudgets allow; the UID keeps us from a namesake's successor.
+
+        RefusedError, UnreachableError where nobody can tell whether it is carried out.
+        """
         body = {
             "apiVersion": "policy/v1",
             "kind": "Eviction",
             "metadata": {"name": pod.name, "namespace": pod.namespace, "labels": OURS},
             "deleteOptions": {"preconditions": {"uid": pod.uid}},
         }
-        self.denied.pop(pod.key, None)
         try:
             if self._in_steps:
                 # A dry run is answered as the eviction would be. Another agent may use up the budget in between.
@@ -55,36 +61,52 @@ class Evictions:
                 self._end(pod)
             else:
                 ask(self._api, "POST", f"{path_of(pod)}/eviction", body)
-            self.blocked.pop(pod.key, None)
-            self._left(pod, outcome)
         except RefusedError as refused:
-            # A busy or broken server answers alike, and has asked no budget: that must never lead to a deletion.
-            if refused.status == HTTPStatus.TOO_MANY_REQUESTS and "DisruptionBudget" in refused.causes:
-                self.blocked[pod.key] = refused.sentence
-            elif (
-                refused.status == HTTPStatus.INTERNAL_SERVER_ERROR
-                and "more than one PodDisruptionBudget" in refused.sentence
-            ):
-                self.blocked[pod.key] = f"{refused.sentence} {self._budgets(pod, labels)}".strip()
-            elif refused.status not in _OVER:
+            if why := self._budgets_word(pod, labels, refused):
+                self.in_vain(pod.uid)
+                self.denied.pop(pod.uid, None)
+                self.blocked[pod.uid] = printable(why)[:_MOST_CHARS]
+            else:
+                self.blocked.pop(pod.uid, None)
                 self._deny(pod, refused)
-                self.blocked.pop(pod.key, None)
+        except UnreachableError as silence:
+            self._deny(pod, silence)
+        else:
+            self._left(pod, outcome)
 
     def delete(self, pod: Pod, outcome: str) -> None:
-        """Past its budget, with its own grace period; only where the configuration says so."""
-        self.denied.pop(pod.key, None)
+        """Past its budget, with its own grace period; only where the configuration says so. Raises as ``evict``."""
         try:
             self._end(pod)
+        except (RefusedError, UnreachableError) as error:
+            self._deny(pod, error)
+        else:
             self._left(pod, outcome)
-        except RefusedError as refused:
-            if refused.status not in _OVER:
-                self._deny(pod, refused)
 
-    def _deny(self, pod: Pod, refused: RefusedError) -> None:
-        """Named, and asked again with the next round: the pods behind it may leave even so."""
-        if refused.status not in _NO and not _DENIED.search(refused.sentence):
-            raise refused  # the server's trouble, and every pod's
-        self.denied[pod.key] = refused.sentence
+    def in_vain(self, uid: str) -> None:
+        """Something was asked of this pod in vain just now: the others go first."""
+        self.refused.pop(uid, None)
+        self.refused[uid] = None
+
+    def _budgets_word(self, pod: Pod, labels: Mapping[str, str], refused: RefusedError) -> str:
+        """Why budgets refuse; empty if none did: a busy or broken server answers alike, and has asked no budget. That
+        must never lead to a deletion."""
+        if refused.status == HTTPStatus.TOO_MANY_REQUESTS and "DisruptionBudget" in refused.causes:
+            return refused.sentence
+        two = "more than one PodDisruptionBudget" in refused.sentence
+        if refused.status == HTTPStatus.INTERNAL_SERVER_ERROR and two:
+            return f"{refused.sentence} {self._budgets(pod, labels)}".strip()
+        return ""
+
+    def _deny(self, pod: Pod, error: RefusedError | UnreachableError) -> None:
+        """Named, and asked again with a later round: the pods behind it may leave even so."""
+        if isinstance(error, RefusedError) and error.status in _OVER:
+            self.denied.pop(pod.uid, None)
+            return
+        self.in_vain(pod.uid)
+        self.denied[pod.uid] = printable(str(error))[:_MOST_CHARS]
+        if isinstance(error, UnreachableError) or not (error.status in _NO or _DENIED.search(error.sentence)):
+            raise error
 
     def _end(self, pod: Pod) -> None:
         if self._in_steps:
@@ -101,6 +123,8 @@ class Evictions:
         ask(self._api, "DELETE", path_of(pod), {"preconditions": {"uid": pod.uid}})
 
     def _left(self, pod: Pod, outcome: str) -> None:
+        for memory in (self.blocked, self.denied, self.refused):
+            memory.pop(pod.uid, None)
         if pod.checkpoint:
             self.checkpoints[outcome] += 1
             self.checkpoint_wait_s += pod.asked_s or 0
@@ -109,15 +133,15 @@ class Evictions:
         """The names of the budgets over a pod, as far as they may be read."""
         try:
             path = f"/apis/policy/v1/namespaces/{quote(pod.namespace)}/poddisruptionbudgets"
-            found = ask(self._api, "GET", path).get("items", ())
-        except RefusedError:
-            return ""
-        names = [b["metadata"]["name"] for b in found if _selects((b.get("spec") or {}).get("selector"), labels)]
+            found = ask(self._api, "GET", path)["items"]
+            names = [b["metadata"]["name"] for b in found if _selects((b.get("spec") or {}).get("selector"), labels)]
+        except (RefusedError, UnreachableError, KeyError, TypeError, AttributeError):
+            return ""  # a name is worth no trouble
         return f"({', '.join(sorted(names))})" if names else ""
 
 
 def path_of(pod: Pod) -> str:
-    return f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}"
+    return f"/api/v1/namespaces/{quote(pod.namespace, safe='')}/pods/{quote(pod.name, safe='')}"
 
 
 def _selects(selector: Any, labels: Mapping[str, str]) -> bool:

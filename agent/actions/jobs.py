@@ -37,8 +37,8 @@ class Jobs:
         """Every Job ever made for the Node with this UID. RefusedError, UnreachableError."""
         if not self._repair.templates:
             return ()
-        found = ask(self._api, "GET", f"{self._path}/jobs?labelSelector={quote(f'{NODE_UID_LABEL}={uid}')}")
-        return tuple(self._job(item, ended) for item in found.get("items", ()))
+        path = f"{self._path}/jobs?labelSelector={quote(f'{NODE_UID_LABEL}={uid}')}"
+        return tuple(self._job(item, ended) for item in ask(self._api, "GET", path)["items"])
 
     def start(self, step: StartJob, uid: str) -> None:
         """Create it; one that is there already was created by us before a crash."""

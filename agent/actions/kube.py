@@ -9,13 +9,15 @@ from http import HTTPStatus
 from typing import Any, assert_never
 from urllib.parse import quote
 
+from agent.actions.answers import may_arrive, sensible, whole_node
 from agent.actions.api import JSON, JSON_PATCH, METADATA, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
 from agent.actions.event_object import event_of
 from agent.actions.jobs import Jobs
+from agent.actions.node_patch import report_body, retaint_patch
 from agent.actions.offered import offered
 from agent.actions.permits import Clock, Permits
-from agent.actions.pods import Pods, workload
+from agent.actions.pods import Pods
 from agent.actions.pool import Pool
 from agent.actions.rights import needed
 from agent.actions.trial import Trial
@@ -23,7 +25,7 @@ from agent.config.settings import Config
 from agent.model.cluster_client import Annotations, Labels
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import DISMISS_ANNOTATION, DRILL_ANNOTATION, FAULTS_ANNOTATION, HARD_TAINT, SOFT_TAINT
-from agent.model.ownership import opted_out, own_taint
+from agent.model.ownership import opted_out
 from agent.model.steps import (
     Announce,
     AskCheckpoint,
@@ -39,9 +41,7 @@ from agent.model.steps import (
     Wait,
 )
 from agent.model.text import fault_ids, rfc3339
-from agent.model.world import Condition, Job, Permit, PermitKind, Pod, World
-
-_UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on an answer doesn't tell whether the request is carried out
+from agent.model.world import Job, Permit, PermitKind, Pod, World
 
 
 class KubeClient:
@@ -72,18 +72,22 @@ class KubeClient:
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
 
     def _declared(self, api: Api) -> Api:
-        """Counts each request, and sends none that rights.py doesn't hold: its table is the whole truth."""
+        """Counts each request, and sends none that rights.py doesn't hold: its table is the whole truth. Of an answer
+        nobody sees more than makes sense."""
 
         def request(
             method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
         ) -> tuple[int, Any]:
-            right = needed(method, path, self._config.budget.namespace)
-            if right is None:
+            if (declared := needed(method, path, self._config.budget.namespace)) is None:
                 raise RefusedError(HTTPStatus.FORBIDDEN, f"{method} {path} is no right that the agent declares")
-            watches = right[1] == "watch"
+            right, verb = declared
+            watches = verb == "watch"
             self.requests["WATCH" if watches else method] += 1  # each is counted by one thread alone
             self.asked_at = self.asked_at if watches else self._clock()  # a watch is another thread's
-            return api(method, path, body, content_type, accept)
+            status, answer = api(method, path, body, content_type, accept)
+            if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES and not watches:
+                sensible(answer, f"{method} {path}", right.resource, verb == "list", accept)
+            return status, answer
 
         return request
 
@@ -103,14 +107,14 @@ class KubeClient:
         RefusedError, UnreachableError.
         """
         try:
-            self._raw = ask(self._api, "GET", self._path)
+            self._raw = whole_node(ask(self._api, "GET", self._path), f"GET {self._path}")
         except RefusedError as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 why = f"node {self._node} does not exist: check node, --node or NODE_NAME"
                 raise RefusedError(HTTPStatus.NOT_FOUND, why) from None
             raise
         metadata, spec, status = (self._raw.get(part) or {} for part in ("metadata", "spec", "status"))
-        if metadata.get("name") != self._node or not metadata.get("uid"):
+        if metadata["name"] != self._node or not metadata["uid"]:
             raise UnreachableError(f"what answers for node {self._node} is no Node: is it a proxy, or another server?")
         permits: tuple[Permit, ...] | None = None
         pods: tuple[Pod, ...] | None = None
@@ -124,13 +128,15 @@ class KubeClient:
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
             drains = any(permit.holder == self._holder and permit.kind is PermitKind.DRAINING for permit in permits)
             if tainted or idle or drains:
-                pods = self._pods.look(tainted, metadata["uid"])
+                hostname = (metadata.get("labels") or {}).get("kubernetes.io/hostname", self._node)
+                pods = self._pods.look(tainted, metadata["uid"], hostname)
                 if tainted and self._jobs.configured:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
             else:
                 self._pods.forget()
         labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
         dismissed, unread = fault_ids(annotations.get(DISMISS_ANNOTATION, ""))
+        keys, evictions = {pod.uid: pod.key for pod in pods or ()}, self._pods.evictions
         return World(
             node=self._node,
             uid=metadata["uid"],
@@ -149,8 +155,9 @@ class KubeClient:
             paused=paused,
             pods=pods,
             jobs=jobs,
-            blocked=dict(self._pods.evictions.blocked),
-            denied=dict(self._pods.evictions.denied),
+            blocked={keys[uid]: why for uid, why in evictions.blocked.items() if uid in keys},
+            denied={keys[uid]: why for uid, why in evictions.denied.items() if uid in keys},
+            refused=tuple(keys[uid] for uid in evictions.refused if uid in keys),
             untainted_s=0 if self._vainly_from is None else int(self._clock() - self._vainly_from),
             returns=dict(self._pods.returns),
             announced=self._announced,
@@ -167,15 +174,15 @@ class KubeClient:
         for event in ask(self._api, "GET", path, accept=METADATA):
             told = event["object"]
             if event["type"] == "ERROR":
-                raise RefusedError(int(told.get("code") or _UNKNOWN), str(told.get("message")))
+                raise RefusedError(int(told.get("code") or HTTPStatus.INTERNAL_SERVER_ERROR), str(told.get("message")))
             if event["type"] in ("ADDED", "MODIFIED"):
                 yield told["metadata"].get("labels") or {}, told["metadata"].get("annotations") or {}
 
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → what controls it, for the pods of this node; RefusedError, UnreachableError."""
         found = self._pods.workloads()
-        self._pod_names = {uid: (pod["namespace"], pod["name"]) for uid, pod in found.items()}
-        return {uid: workload(pod) for uid, pod in found.items()}
+        self._pod_names = {uid: (pod.namespace, pod.name) for uid, pod in found.items()}
+        return {uid: pod.workload for uid, pod in found.items()}
 
     def do(self, step: Step) -> None:
         """One step, one write. RefusedError 409 means look again; nothing is retried here."""
@@ -183,8 +190,7 @@ class KubeClient:
         try:
             self._do(step)
         except (RefusedError, UnreachableError) as error:
-            answered = isinstance(error, RefusedError) and error.status < _UNKNOWN
-            if (withdraws or isinstance(step, Evict | Delete | StartJob)) and not answered:
+            if (withdraws or isinstance(step, Evict | Delete | StartJob)) and may_arrive(error):
                 self._permits.unanswered()
             overtaken = isinstance(error, RefusedError) and error.status == HTTPStatus.CONFLICT
             if withdraws and not overtaken and self._vainly_from is None:
@@ -203,9 +209,9 @@ class KubeClient:
                 self._permits.take(kind, index, self._holder)
             case GivePermit(kind, index):
                 self._permits.give(kind, index, self._holder)
-            case AskCheckpoint(pod):
+            case AskCheckpoint(pod, drain):
                 self._permits.require(PermitKind.DRAINING)
-                self._pods.ask_checkpoint(pod)
+                self._pods.ask_checkpoint(pod, drain)
             case Evict(pod, outcome):
                 self._permits.require(PermitKind.DRAINING)
                 self._pods.evict(pod, outcome)
@@ -231,58 +237,15 @@ class KubeClient:
         return f"{self._node}/{self._raw['metadata']['uid']}"
 
     def _report(self, step: Report) -> None:
-        body: dict[str, Any] = {"metadata": {}}
-        if step.labels:
-            body["metadata"]["labels"] = dict(step.labels)
-        if step.stored is not None:
-            body["metadata"]["annotations"] = {FAULTS_ANNOTATION: step.stored}
-        if step.conditions:
-            body["status"] = {"conditions": [self._condition(c) for c in step.conditions]}
         # The status subresource takes conditions, labels and annotations in one write, and no spec.
-        self._raw = ask(self._api, "PATCH", f"{self._path}/status", body, STRATEGIC_PATCH)
-
-    def _condition(self, condition: Condition) -> dict[str, Any]:
-        now = rfc3339(self._wall(), "seconds")
-        old: dict[str, Any] = next(
-            (c for c in self._raw["status"].get("conditions") or () if c["type"] == condition.type), {}
-        )
-        # Repair controllers measure from the last flip: it must not move while the status stays.
-        flipped = old.get("status") != condition.status
-        return {
-            "type": condition.type,
-            "status": condition.status,
-            "reason": condition.reason,
-            "message": condition.message,
-            "lastHeartbeatTime": now,
-            "lastTransitionTime": now if flipped else old.get("lastTransitionTime", now),
-        }
+        path, body = f"{self._path}/status", report_body(step, self._raw, rfc3339(self._wall(), "seconds"))
+        self._raw = whole_node(ask(self._api, "PATCH", path, body, STRATEGIC_PATCH), f"PATCH {path}")
 
     def _retaint(self, step: Retaint) -> None:
-        """JSON Patch with a test on the list last seen: others write the same list, and theirs must survive."""
-        metadata, listed = self._raw["metadata"], self._raw["spec"].get("taints")
         if any(taint.withdraws for taint in step.taints):
             self._permits.require(PermitKind.WITHDRAWN)
-        ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
-        wanted = [t for t in listed or () if not own_taint(taint_of(t))] + ours
-        patch: list[dict[str, Any]] = [
-            {"op": "test", "path": "/spec/taints", "value": listed}
-            if listed
-            else {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
-            {"op": "add", "path": "/spec/taints", "value": wanted}
-            if wanted
-            else {"op": "remove", "path": "/spec/taints"},
-        ]
-        for part, items in (("labels", step.labels), ("annotations", {FAULTS_ANNOTATION: step.stored})):
-            known = metadata.get(part) or {}
-            changes = {k: v for k, v in items.items() if (v is not None or k in known) and v != known.get(k)}
-            if changes and not known:
-                patch.append({"op": "add", "path": f"/metadata/{part}", "value": {}})
-            for key, value in changes.items():
-                path = f"/metadata/{part}/{key.replace('~', '~0').replace('/', '~1')}"
-                patch.append(
-                    {"op": "remove", "path": path} if value is None else {"op": "add", "path": path, "value": value}
-                )
-        self._raw = ask(self._api, "PATCH", self._path, patch, JSON_PATCH)
+        patch = retaint_patch(step, self._raw)
+        self._raw = whole_node(ask(self._api, "PATCH", self._path, patch, JSON_PATCH), f"PATCH {self._path}")
 
     def _announce(self, step: Announce) -> None:
         namespace, event = event_of(step, self._node, self._pod_names.get(step.pod), rfc3339(self._wall(), "seconds"))

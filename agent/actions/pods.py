@@ -13,16 +13,23 @@ from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.actions.checkpoint import ANSWER_S, Calls, declared
 from agent.actions.eviction import Evictions, path_of
 from agent.actions.permits import Clock
+from agent.actions.volumes import Volumes
 from agent.config.settings import Config
-from agent.model.errors import RefusedError
+from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT, KEEP_ANNOTATION, NODE_UID_LABEL, REQUESTED_ANNOTATION, SAVED_ANNOTATION
 from agent.model.ownership import OPERANDS
-from agent.model.text import rfc3339, unix_s
+from agent.model.text import printable, rfc3339, unix_s
 from agent.model.world import Pod
 
 _KEEP = {KEEP_ANNOTATION: "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
 _MIRROR = "kubernetes.io/config.mirror"
+# HAMi and Volcano share a GPU among pods and write there which one each got; what the kubelet tells may be another.
+_SHARING = ("hami.io/", "volcano.sh/")
+_BY_INDEX = "volcano.sh/gpu-index"
+_UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+_AHEAD_S = 60.0  # by so much the clock of whoever answers for a pod may be ahead of ours
 _LONGEST_GRACE_S = 600.0  # more of a pod's grace keeps nobody else waiting
 _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ended it
 
@@ -35,96 +42,129 @@ class Pods:
     ) -> None:
         self._api, self._node, self._config, self._clock, self._wall = api, node, config, clock, wall
         self._raw: dict[str, dict[str, Any]] = {}  # by UID
-        self._pinned: dict[str, bool] = {}
-        self._asked: dict[str, float] = {}
+        self._asked: dict[str, tuple[int, float]] = {}  # UID → for which drain, and since when by our own clock
+        self._told: dict[str, int] = {}  # UID → for which drain its annotation was written
+        self._untold: dict[str, str] = {}  # UID → why it could not be
         self._going: dict[str, float] = {}  # UID → when it was first seen to terminate
+        self._node_uid = ""
+        self._ours: tuple[Pod, ...] = ()
         self._sizes: dict[str, int] = {}
         self._draining = False
         self.returns: Counter[str] = Counter()
         self.calls = Calls(answer_s)
         self.evictions = Evictions(api, config.drain, wall)
+        self.volumes = Volumes(api, node)
 
-    def look(self, draining: bool, node_uid: str) -> tuple[Pod, ...]:
+    def look(self, draining: bool, node_uid: str, hostname: str) -> tuple[Pod, ...]:
         """Every pod of the node whose object has this UID. RefusedError, UnreachableError."""
+        self.volumes.names = frozenset({self._node, hostname})
         if not draining:
             self.forget()
         known = set(self._raw)
-        self._list()
-        there = Counter(workload(raw["metadata"]) for raw in self._raw.values())
-        for name, size in there.items():
-            fresh = sum(workload(raw["metadata"]) == name for uid, raw in self._raw.items() if uid not in known)
+        self._raw = {str(item["metadata"].get("uid")): item for item in self._items()}
+        going = (uid for uid, raw in self._raw.items() if raw["metadata"].get("deletionTimestamp"))
+        self._going = {uid: self._going.get(uid, self._clock()) for uid in going}
+        self._node_uid = node_uid
+        pods = tuple(self._pod(raw) for raw in self._raw.values())
+        for name, size in Counter(pod.workload for pod in pods).items():
+            fresh = sum(pod.workload == name for pod in pods if pod.uid not in known)
             if self._draining and fresh:  # the taint keeps others away: what is new tolerates it, and came back
                 self.returns[name] += -(-fresh // max(size, self._sizes.get(name, 1)))
             self._sizes[name] = max(size, self._sizes.get(name, 1))
         self._draining = draining
-        going = (uid for uid, raw in self._raw.items() if raw["metadata"].get("deletionTimestamp"))
-        self._going = {uid: self._going.get(uid, self._clock()) for uid in going}
-        pods = tuple(self._pod(raw, node_uid) for raw in self._raw.values())
-        keys = {pod.key for pod in pods}
-        self.evictions.forget_others(keys)
+        self._ours = tuple(pod for pod in pods if pod.ours)  # a label alone makes no pod a Job's of ours
+        self.evictions.forget_others(self._raw.keys())
         self.calls.forget_others(self._raw.keys())
-        for memory in (self._pinned, self._asked):
+        self.volumes.forget_others(self._raw.keys())
+        for memory in (self._asked, self._told, self._untold):
             for uid in memory.keys() - self._raw.keys():
-                memory.pop(uid)
+                del memory[uid]
         return pods
 
     def forget(self) -> None:
         """The drain is over."""
-        self._raw, self._sizes, self._draining = {}, {}, False
+        self._raw, self._ours, self._sizes, self._draining = {}, (), {}, False
         self.returns = Counter()
-        self.evictions.forget_others(set())
+        self.evictions.forget_others(())
 
     def ended(self) -> dict[str, tuple[int, float]]:
-        """Job → exit code of its pod's container and when it ended, Unix seconds by the node's own clock."""
+        """Our Job → exit code of its pod's container and when it ended, Unix seconds by the node's own clock."""
         found = {}
-        for raw in self._raw.values():
+        for raw in (self._raw[pod.uid] for pod in self._ours):
             name = (raw["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-name", "")
             for container in (raw.get("status") or {}).get("containerStatuses") or ():
                 if ended := (container.get("state") or {}).get("terminated"):
                     found[name] = int(ended.get("exitCode") or 0), unix_s(ended.get("finishedAt")) or 0.0
         return found
 
-    def workloads(self) -> Mapping[str, dict[str, Any]]:
-        """UID → metadata, for the pods of this node."""
-        return {item["metadata"]["uid"]: item["metadata"] for item in self._items()}
+    def workloads(self) -> Mapping[str, Pod]:
+        """By UID, the pods of this node that can be read."""
+        found = (self._pod(item) for item in self._items())
+        return {pod.uid: pod for pod in found if not pod.unread}
 
     def evict(self, pod: Pod, outcome: str) -> None:
         self.evictions.evict(pod, self._raw[pod.uid]["metadata"].get("labels") or {}, outcome)
 
-    def ask_checkpoint(self, pod: Pod) -> None:
-        """Once the annotation that says since when, then the way that the pod declared; no answer is waited for."""
-        raw = self._raw[pod.uid]
+    def ask_checkpoint(self, pod: Pod, drain: int) -> None:
+        """Once the annotation that says since when, then the way that the pod declared; no answer is waited for.
+
+        ``drain`` is when that began, Unix seconds: of what was asked and answered before, nothing counts. RefusedError,
+        UnreachableError: the annotation could not be written. It is asked all the same, and its time runs.
+        """
+        raw, now = self._raw[pod.uid], self._wall()
         annotations = raw["metadata"].get("annotations") or {}
-        if REQUESTED_ANNOTATION not in annotations:
-            now = rfc3339(self._wall(), "milliseconds")
-            body = {"metadata": {"uid": pod.uid, "annotations": {REQUESTED_ANNOTATION: now}}}
-            try:
-                ask(self._api, "PATCH", path_of(pod), body, MERGE_PATCH)
-            except RefusedError as refused:
-                if refused.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
-                    raise
-                return
-            self._asked[pod.uid] = self._clock()
+        requested = unix_s(annotations.get(REQUESTED_ANNOTATION))
+        # Whoever owns the pod may write any time there: it counts only as what an earlier life of ours has written.
+        asked_s = now - requested if requested is not None and drain <= requested <= now else None
+        if self._asked.get(pod.uid, (None,))[0] != drain:
+            self._asked[pod.uid] = drain, self._clock() - (asked_s or 0.0)
+            self.calls.forget(pod.uid)
         wish = declared(annotations)
         if wish.way == "http" and not raw["spec"].get("hostNetwork"):
             self.calls.ask(pod.uid, str((raw.get("status") or {}).get("podIP") or ""), wish.port, wish.path)
+        if asked_s is None and self._told.get(pod.uid) != drain:
+            self._tell(pod, drain)
 
-    def _list(self) -> None:
-        self._raw = {item["metadata"]["uid"]: item for item in self._items()}
+    def _tell(self, pod: Pod, drain: int) -> None:
+        now = rfc3339(self._wall(), "milliseconds")
+        body = {"metadata": {"uid": pod.uid, "annotations": {REQUESTED_ANNOTATION: now}}}
+        try:
+            ask(self._api, "PATCH", path_of(pod), body, MERGE_PATCH)
+        except (RefusedError, UnreachableError) as error:
+            if isinstance(error, RefusedError) and error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                return
+            self.evictions.in_vain(pod.uid)
+            self._untold[pod.uid] = f"its annotation could not be written ({printable(str(error))[:300]})"
+            raise
+        self.evictions.refused.pop(pod.uid, None)
+        self._untold.pop(pod.uid, None)
+        self._told[pod.uid] = drain
 
     def _items(self) -> list[dict[str, Any]]:
-        selector = quote(f"spec.nodeName={self._node}", safe="")
-        return list(ask(self._api, "GET", f"/api/v1/pods?fieldSelector={selector}").get("items", ()))
+        path = f"/api/v1/pods?fieldSelector={quote(f'spec.nodeName={self._node}', safe='')}"
+        return list(ask(self._api, "GET", path)["items"])
 
-    def _pod(self, item: dict[str, Any], node_uid: str) -> Pod:
+    def _pod(self, item: dict[str, Any]) -> Pod:
+        """One that can't be read may be anything: it counts as running on any GPU, and a person must look at it."""
+        try:
+            return self._read(item)
+        except _UNREADABLE as error:
+            metadata = item["metadata"]
+            why = printable(f"{type(error).__name__}: {error}")[:100]
+            return Pod(str(metadata.get("namespace")), metadata["name"], str(metadata.get("uid")), gpu=True, unread=why)
+
+    def _read(self, item: dict[str, Any]) -> Pod:
         metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
         annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
-        asked = [
+        if not all(isinstance(metadata[key], str) for key in ("namespace", "uid")):
+            raise TypeError("a namespace or UID that is no text")
+        requests = [
             name
             for container in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
             for name in ((container.get("resources") or {}).get("limits") or {})
         ]
         wish, (saved, why) = declared(annotations), self.calls.answer(metadata["uid"])
+        why, asked = self._untold.get(metadata["uid"]) or why, self._asked.get(metadata["uid"])
         if wish.way == "http" and spec.get("hostNetwork"):
             why = "it uses the node's network, so its port may be another's"
         owner = _controller(metadata)
@@ -135,56 +175,32 @@ class Pods:
             uid=metadata["uid"],
             owner=owner["kind"] if owner else "",
             workload=workload(metadata),
-            gpu=any(name.startswith(self._config.drain.resource_prefixes) for name in asked)
+            gpu=any(name.startswith(self._config.drain.resource_prefixes) for name in requests)
             or bool(spec.get("resourceClaims")),
+            claims=_claims(annotations),
             static=_MIRROR in annotations,
             finished=status.get("phase") in ("Succeeded", "Failed"),
             terminating=metadata["uid"] in self._going,
             stuck=self._is_stuck(metadata, spec),
-            priority=spec.get("priority") or 0,
+            priority=int(spec.get("priority") or 0),
             tolerates=any(_tolerates(one) for one in spec.get("tolerations") or ()),
             protected=any(annotations.get(key) == value for key, value in _KEEP.items()),
-            pinned=self._is_pinned(metadata, spec),
+            pinned=self.volumes.pins(metadata, spec),
             checkpoint=wish.way,
             checkpoint_timeout_s=wish.timeout_s,
             checkpoint_said=wish.said or why,
-            asked_s=self._asked_s(metadata["uid"], annotations),
+            asked_for=asked[0] if asked else None,
+            asked_s=int(self._clock() - asked[1]) if asked else None,
             operand=labels.get("app") in OPERANDS.values() and owner is not None and owner["kind"] == "DaemonSet",
             ours=ours,
-            former=ours and labels[NODE_UID_LABEL] != node_uid,
-            saved=saved or (wish.way == "annotation" and _answered(annotations)),
+            former=ours and labels[NODE_UID_LABEL] != self._node_uid,
+            saved=saved or (wish.way == "annotation" and _answered(annotations, self._wall())),
         )
-
-    def _asked_s(self, uid: str, annotations: Mapping[str, str]) -> int | None:
-        """By our own clock where we asked, by the annotation's after a restart."""
-        requested = unix_s(annotations.get(REQUESTED_ANNOTATION))
-        if uid in self._asked:
-            return int(self._clock() - self._asked[uid])
-        return None if requested is None else max(0, int(self._wall() - requested))
 
     def _is_stuck(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
         """By our own clock, from when we saw it go: its times are another's words."""
         since = self._going.get(metadata["uid"])
         return since is not None and self._clock() - since > _grace_s(metadata, spec) + _STUCK_S
-
-    def _is_pinned(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
-        """Whether one of its volumes is a disk of this node: it could start nowhere else."""
-        claims = [
-            v["persistentVolumeClaim"]["claimName"] for v in spec.get("volumes") or () if "persistentVolumeClaim" in v
-        ]
-        uid = metadata["uid"]
-        if uid not in self._pinned:
-            self._pinned[uid] = any(self._is_local(metadata["namespace"], claim) for claim in claims)
-        return self._pinned[uid]
-
-    def _is_local(self, namespace: str, claim: str) -> bool:
-        try:
-            path = f"/api/v1/namespaces/{quote(namespace)}/persistentvolumeclaims/{quote(claim)}"
-            volume = (ask(self._api, "GET", path).get("spec") or {}).get("volumeName")
-            spec = ask(self._api, "GET", f"/api/v1/persistentvolumes/{quote(volume)}")["spec"] if volume else {}
-        except RefusedError:
-            return True  # in doubt a person decides
-        return "local" in spec or "hostPath" in spec
 
 
 def workload(metadata: Mapping[str, Any]) -> str:
@@ -210,12 +226,21 @@ def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), None)
 
 
+def _claims(annotations: Mapping[str, str]) -> frozenset[str] | None:
+    """GPUs that others' annotations name. Tenants can write them: they add to what a pod holds, and take nothing."""
+    if _BY_INDEX in annotations:
+        return None
+    return frozenset(
+        uuid for key, text in annotations.items() if key.startswith(_SHARING) for uuid in _UUID.findall(text)
+    )
+
+
 def _tolerates(toleration: Mapping[str, Any]) -> bool:
     key, effect = toleration.get("key") or HARD_TAINT, toleration.get("effect") or "NoSchedule"
     return bool(key == HARD_TAINT and effect == "NoSchedule")
 
 
-def _answered(annotations: Mapping[str, str]) -> bool:
-    """Saved after it was asked; both clocks are of this cluster, and both times of the pod's own object."""
+def _answered(annotations: Mapping[str, str], now: float) -> bool:
+    """Saved after it was asked, and not in a time to come: that would be an answer to whatever is asked ever after."""
     requested, saved = unix_s(annotations.get(REQUESTED_ANNOTATION)), unix_s(annotations.get(SAVED_ANNOTATION))
-    return requested is not None and saved is not None and saved >= requested
+    return requested is not None and saved is not None and requested <= saved <= now + _AHEAD_S

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from agent.actions.answers import objects, whole_node
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
 from agent.actions.rights import EKS_CONDITIONS, NODE_ANNOTATIONS, NODE_CONDITIONS, NODE_LABELS, REPAIR_CONDITIONS
 from agent.model.errors import RefusedError
@@ -32,14 +33,15 @@ def release(api: Api, namespace: str, node: str | None) -> Iterator[str]:
     RefusedError, UnreachableError.
     """
     if node is not None:
-        names = [str(ask(api, "GET", f"/api/v1/nodes/{quote(node, safe='')}")["metadata"]["name"])]
+        path = f"/api/v1/nodes/{quote(node, safe='')}"
+        names = [whole_node(ask(api, "GET", path), f"GET {path}")["metadata"]["name"]]
     else:
         names = list(_touched(api))
     for name in names:
         done = _release(api, name)
         yield f"node {name}: {', '.join(done) or 'nothing of ours'}"
     path = f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace, safe='')}/leases"
-    for lease in ask(api, "GET", f"{path}?labelSelector={quote(POOL_LABEL, safe='')}")["items"]:
+    for lease in objects(ask(api, "GET", f"{path}?labelSelector={quote(POOL_LABEL, safe='')}"), f"GET {path}"):
         holder = str((lease.get("spec") or {}).get("holderIdentity") or "")
         if node is None:
             ask(api, "DELETE", f"{path}/{lease['metadata']['name']}")
@@ -59,10 +61,11 @@ def _touched(api: Api) -> Iterator[str]:
     more = ""
     while True:
         page = ask(api, "GET", f"/api/v1/nodes?limit=100&continue={quote(more, safe='')}")
-        for node in page["items"]:
-            metadata, conditions = node["metadata"], (node.get("status") or {}).get("conditions") or ()
+        for node in objects(page, "GET /api/v1/nodes"):
+            raw = whole_node(node, "GET /api/v1/nodes")
+            metadata, conditions = raw["metadata"], (raw.get("status") or {}).get("conditions") or ()
             if (
-                any(own_taint(taint_of(t)) for t in node["spec"].get("taints") or ())
+                any(own_taint(taint_of(t)) for t in (raw.get("spec") or {}).get("taints") or ())
                 or any(key in (metadata.get("labels") or {}) for key in NODE_LABELS)
                 or any(key in (metadata.get("annotations") or {}) for key in _ANNOTATIONS)
                 or any(_ours(c) for c in conditions)
@@ -76,7 +79,7 @@ def _touched(api: Api) -> Iterator[str]:
 def _release(api: Api, name: str) -> list[str]:
     path, done = f"/api/v1/nodes/{quote(name, safe='')}", []
     for tries in range(_TRIES):
-        raw = ask(api, "GET", path)
+        raw = whole_node(ask(api, "GET", path), f"GET {path}")
         patch = list(_patch(raw))
         if not patch:
             break
@@ -95,12 +98,16 @@ def _release(api: Api, name: str) -> list[str]:
         ask(api, "PATCH", f"{path}/status", gone, STRATEGIC_PATCH)
         done += ours
     selector = quote(f"spec.nodeName={name}", safe="")
-    for pod in ask(api, "GET", f"/api/v1/pods?fieldSelector={selector}")["items"]:
+    for pod in objects(ask(api, "GET", f"/api/v1/pods?fieldSelector={selector}"), "GET /api/v1/pods"):
         metadata = pod["metadata"]
         if REQUESTED_ANNOTATION in (metadata.get("annotations") or {}):
-            body = {"metadata": {"uid": metadata["uid"], "annotations": {REQUESTED_ANNOTATION: None}}}
-            ask(api, "PATCH", f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}", body, MERGE_PATCH)
-            done.append(f"{REQUESTED_ANNOTATION} of pod {metadata['namespace']}/{metadata['name']}")
+            key = f"{metadata.get('namespace')}/{metadata['name']}"
+            body = {"metadata": {"uid": metadata.get("uid"), "annotations": {REQUESTED_ANNOTATION: None}}}
+            try:
+                ask(api, "PATCH", f"/api/v1/namespaces/{key.replace('/', '/pods/')}", body, MERGE_PATCH)
+                done.append(f"{REQUESTED_ANNOTATION} of pod {key}")
+            except RefusedError as refused:  # a webhook's, maybe: it keeps no other pod or node
+                done.append(f"not {REQUESTED_ANNOTATION} of pod {key} ({refused})")
     return done
 
 
@@ -111,7 +118,7 @@ def _ours(condition: dict[str, Any]) -> bool:
 
 def _patch(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The operations that leave nothing of ours and everything of others."""
-    metadata, taints = raw["metadata"], raw["spec"].get("taints") or []
+    metadata, taints = raw["metadata"], (raw.get("spec") or {}).get("taints") or []
     others = [taint for taint in taints if not own_taint(taint_of(taint))]
     if len(others) < len(taints):
         path = "/spec/taints"

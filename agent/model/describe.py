@@ -37,7 +37,7 @@ def describe(step: Step) -> str:
             return f"take {kind} permit {index}"
         case GivePermit(kind, index):
             return f"give {kind} permit {index} back"
-        case AskCheckpoint(pod):
+        case AskCheckpoint(pod=pod):
             return f"ask pod {pod.key} to save a checkpoint"
         case Evict(pod):
             return f"ask for the eviction of pod {pod.key}"

@@ -84,6 +84,11 @@ class Fault:
     joined: tuple[Fault, ...] = ()  # its symptoms: faults of their own that this one explains
     doubts: tuple[str, ...] = ()  # where the witnesses disagree
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of the fault and its symptoms: one incident, whichever of them leads it."""
+        return (self.finding.id, *(symptom.finding.id for symptom in self.joined))
+
 
 @dataclass(frozen=True, slots=True)
 class Reset:

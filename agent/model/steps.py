@@ -55,7 +55,10 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class AskCheckpoint:
+    """Begin to ask, or ask on. What was asked and answered before that drain began is another incident's."""
+
     pod: Pod
+    drain: int = 0  # its beginning, Unix seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class On(StrEnum):
 
     OTHER = "other"  # it passes by itself
     PERMIT = "permit"  # the budget is spent
-    EVICTION = "eviction"  # a PodDisruptionBudget refused one
+    EVICTION = "eviction"  # somebody refused one, or nobody answered
     POD = "pod"  # only a person can move it
     REPAIR = "repair"  # only a person can decide how it goes on
     REFUSED = "refused"  # the API server lets the agent not do what it is there for

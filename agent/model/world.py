@@ -39,7 +39,7 @@ class Pod:
     name: str
     uid: str
     owner: str = ""  # the controller's kind; empty for a pod that nobody would start again
-    gpu: bool = False  # it requests a GPU
+    gpu: bool = False  # it requests a GPU, or holds one all the same
     static: bool = False  # a mirror of a file on the node
     finished: bool = False  # Succeeded or Failed
     terminating: bool = False
@@ -47,16 +47,19 @@ class Pod:
     priority: int = 0
     workload: str = ""  # namespace/Kind/name of what a person knows as its controller
     gpus: frozenset[str] | None = None  # UUIDs of the GPUs that it holds; None: not known
+    claims: frozenset[str] | None = frozenset()  # those that its own annotations name; None: one that can't be told
     tolerates: bool = False  # our hard taint
     protected: bool = False  # an annotation asks to leave it alone
     pinned: bool = False  # a volume of it is this node's own disk
     checkpoint: str = ""  # how it saves when asked: http, annotation, sigterm; empty: it declares nothing
     checkpoint_timeout_s: float = 0.0
     checkpoint_said: str = ""  # what it last answered, or what is wrong with its declaration
-    asked_s: int | None = None  # seconds since it was asked to save
-    saved: bool = False
+    asked_for: int | None = None  # the drain, by its beginning, for which this life of the agent asked it to save
+    asked_s: int | None = None  # seconds since then
+    saved: bool = False  # it answered that request so
     operand: bool = False  # one of gpu-operator's clients of the GPU
     ours: bool = False  # a remedy's own
+    unread: str = ""  # why it can't be read: it may be anything
     former: bool = False  # and of a Node object of this name that is gone
 
     @property
@@ -145,7 +148,8 @@ class World:
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
     blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why a budget refused its last eviction
-    denied: Mapping[str, str] = field(default_factory=dict)  # pod → why somebody else did, a webhook or a policy
+    denied: Mapping[str, str] = field(default_factory=dict)  # pod → why somebody else did, or that nobody answered
+    refused: tuple[str, ...] = ()  # the pods of both, the one that was asked longest ago first
     jobs: tuple[Job, ...] | None = None  # None: not asked, which starts nothing
     untainted_s: int = 0  # seconds for which our taint was asked for in vain; 0: it was not
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain

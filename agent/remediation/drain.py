@@ -20,6 +20,9 @@ from agent.remediation.repair import rebooted
 
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
 _LOST = ("xid-79", "gpu-lost", "gpu-missing")  # nothing on such a GPU can be saved any more
+_STAYS = (
+    "may hold the bad GPU and would come straight back, as a DaemonSet's or the node's own: a person must keep it off"
+)
 _MOST_RETURNS = 3
 _LEAVES_S = 660  # how long a pod that was asked may take: the longest grace that counts, and a minute
 _LATE = Wait("the draining permit stays for five minutes: what was asked for in vain may still arrive")
@@ -32,22 +35,32 @@ def leaving(pods: tuple[Pod, ...], treatment: Treatment) -> tuple[Pod, ...]:
     A reset ends the work on every GPU that it names. Where it isn't known which pod holds which GPU, every pod that
     requests one; lowest priority first.
     """
-    bad = treatment.reset_set if treatment.remedy is Remedy.RESET_GPU else treatment.gpus
     whole = treatment.remedy.row.whole_node
-    found = [
-        pod
-        for pod in pods
-        if not pod.finished
-        and not pod.static
-        and pod.owner not in _NEVER
-        and not pod.ours
-        and (whole or (pod.gpu and (pod.gpus is None or not bad or bool(pod.gpus & bad))))
-    ]
-    return tuple(sorted(found, key=lambda pod: (pod.priority, pod.key)))
+    found = [pod for pod in pods if not pod.finished and not pod.ours and not _comes_back(pod)]
+    there = [pod for pod in found if whole or _holds(pod, treatment)]
+    return tuple(sorted(there, key=lambda pod: (pod.priority, pod.key)))
+
+
+def staying(pods: tuple[Pod, ...], treatment: Treatment) -> tuple[Pod, ...]:
+    """Those on the bad GPU that no eviction moves. gpu-operator's own leave by the Node's labels."""
+    if treatment.remedy.row.whole_node:
+        return ()
+    found = (pod for pod in pods if not (pod.finished or pod.ours or pod.operand) and _comes_back(pod))
+    return tuple(pod for pod in found if _holds(pod, treatment))
 
 
 def drained(world: World, treatment: Treatment) -> bool:
-    return world.pods is not None and not leaving(world.pods, treatment)
+    return world.pods is not None and not (leaving(world.pods, treatment) or staying(world.pods, treatment))
+
+
+def _comes_back(pod: Pod) -> bool:
+    return pod.static or pod.owner in _NEVER
+
+
+def _holds(pod: Pod, treatment: Treatment) -> bool:
+    """Whether it may hold a GPU that is in question."""
+    bad = treatment.reset_set if treatment.remedy is Remedy.RESET_GPU else treatment.gpus
+    return pod.gpu and (pod.gpus is None or not bad or bool(pod.gpus & bad))
 
 
 def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
@@ -57,11 +70,12 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
         return records, (Wait("the node's pods were not read yet"),)
     held = world.held(PermitKind.DRAINING)
     there = leaving(world.pods, treatment)
+    stay = tuple(Wait(f"pod {pod.key} {_STAYS}", On.POD) for pod in staying(world.pods, treatment))
     if not there:
-        return records, given(world, PermitKind.DRAINING)
+        return records, (*stay, *given(world, PermitKind.DRAINING))
     if not case.local.gathered:
         why = "the node's faults are gathered before the first eviction, so that a gang restarts once"
-        return records, (Wait(why),)
+        return records, (*stay, Wait(why))
     permit = None if held else free_permit(world, PermitKind.DRAINING, config.budget)
     lasted_s = _lasted_s(case, treatment, records)
     if lasted_s is None and (held or permit is not None):
@@ -69,27 +83,56 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
         records, lasted_s = replace(records, drain=begun), 0.0
     if records.drain and records.drain.returns != world.returns:
         records = replace(records, drain=replace(records.drain, returns=dict(world.returns)))
+    if records.drain:
+        records = replace(records, drain=_with_asked(records.drain, there, world))
     over_s = -1.0 if lasted_s is None else lasted_s - config.drain.deadline_s.of(treatment.remedy)
     overdue = over_s >= 0
-    steps = tuple(step for pod in there for step in _steps(pod, treatment, world, config.drain, overdue))
-    asks = [step for step in steps if isinstance(step, Evict | Delete | AskCheckpoint)]
+    begun = records.drain or Begun(treatment.remedy, int(case.verdict.at))
+    steps = tuple(step for pod in there for step in _steps(pod, treatment, world, config.drain, begun, overdue))
+    asks = _in_turn([step for step in steps if isinstance(step, Evict | Delete | AskCheckpoint)], world)
     # What is left waits for a person or for a budget, maybe for weeks: that must block no other node's drain. What a
     # budget refused is asked again once nobody else has wanted the permit for a while.
     no = {*world.blocked, *world.denied}
     refused = overdue and all(isinstance(step, Evict) and step.pod.key in no for step in asks)
-    waits = tuple(step for step in steps if isinstance(step, Wait))
+    waits = (*stay, *(step for step in steps if isinstance(step, Wait)))
     if held:
         idle = (refused or not asks) and not any(pod.terminating and not pod.stuck for pod in there)
         # Whatever else it is that never ends.
         endless = min(over_s, held.had_s) >= config.drain.checkpoint_s + _LEAVES_S
-        return records, (*waits, *_handed_back(world)) if idle or endless else steps
+        return records, (*waits, *(_handed_back(world) if idle or endless else asks))
     if not asks:
         return records, waits
     if permit is None:
-        return records, waits if refused else (Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT),)
+        spent_on = Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT)
+        return records, waits if refused else (*stay, spent_on)
     if overdue and lately(world, PermitKind.DRAINING, permit):
         return records, waits if refused else (*waits, _BEHIND)
-    return records, (TakePermit(PermitKind.DRAINING, permit), *steps)
+    return records, (TakePermit(PermitKind.DRAINING, permit), *waits, *asks)
+
+
+def _in_turn(asks: list[Evict | Delete | AskCheckpoint], world: World) -> list[Evict | Delete | AskCheckpoint]:
+    """Those first whom nobody refused, and of those the ones in whose namespace nobody denied anything: a webhook that
+    hangs holds each request for ten seconds. Of the others the one that was asked longest ago. Who may save begins."""
+    last = {key: number for number, key in enumerate(world.refused, 1)}
+    denying = {key.partition("/")[0] for key in world.denied}
+
+    def turn(ask: Evict | Delete | AskCheckpoint) -> tuple[int, bool, bool]:
+        return last.get(ask.pod.key, 0), ask.pod.namespace in denying, not isinstance(ask, AskCheckpoint)
+
+    return sorted(asks, key=turn)
+
+
+def _with_asked(drain: Begun, pods: tuple[Pod, ...], world: World) -> Begun:
+    """With whom this life has asked to save by now: the next life knows since when, whatever the pods say."""
+    new = {
+        pod.uid: world.clock_s - (pod.asked_s or 0)
+        for pod in pods
+        if pod.asked_for == drain.at and pod.uid not in drain.asked
+    }
+    if not new:
+        return drain
+    there = {pod.uid for pod in pods}
+    return replace(drain, asked={uid: at for uid, at in {**drain.asked, **new}.items() if uid in there})
 
 
 def ceased(world: World) -> tuple[Step, ...]:
@@ -115,12 +158,14 @@ def _lasted_s(case: Case, treatment: Treatment, records: Records) -> float | Non
     return now_s - begun.boot_s if 0 < begun.boot_s <= now_s else None
 
 
-def _steps(pod: Pod, treatment: Treatment, world: World, settings: Drain, overdue: bool) -> tuple[Step, ...]:
+def _steps(
+    pod: Pod, treatment: Treatment, world: World, settings: Drain, begun: Begun, overdue: bool
+) -> tuple[Step, ...]:
     """The step of a pod that may leave now or save its work, with a Wait for what keeps it."""
     why, on = _keeps(pod, treatment, world, settings, overdue)
     if why:
         return (Wait(f"pod {pod.key} {why}", on),)
-    outcome, saving = _checkpoint(pod, treatment, settings)
+    outcome, saving = _checkpoint(pod, treatment, world, settings, begun)
     if pod.checkpoint_said and not pod.checkpoint:
         saving = (Wait(f"pod {pod.key} is asked for no checkpoint: {pod.checkpoint_said}"),)
     if not outcome:
@@ -137,6 +182,8 @@ def _may_not(pod: Pod, why: str | None) -> tuple[Wait, ...]:
 
 def _keeps(pod: Pod, treatment: Treatment, world: World, settings: Drain, overdue: bool) -> tuple[str, On]:
     """Why this pod stays for now, in words that don't change while it does, and whether only a person can move it."""
+    if pod.unread:
+        return f"can't be read ({pod.unread}): a person must look at it", On.POD
     if pod.terminating:
         if pod.stuck:
             return "should have ended and did not: see the node's kubelet", On.POD
@@ -160,21 +207,26 @@ def _keeps(pod: Pod, treatment: Treatment, world: World, settings: Drain, overdu
     return "", On.OTHER
 
 
-def _checkpoint(pod: Pod, treatment: Treatment, settings: Drain) -> tuple[str, tuple[Step, ...]]:
+def _checkpoint(
+    pod: Pod, treatment: Treatment, world: World, settings: Drain, begun: Begun
+) -> tuple[str, tuple[Step, ...]]:
     """How its checkpoint ended, empty while it is awaited with the steps for that."""
     if not pod.checkpoint:
         return "none", ()
     if pod.checkpoint == "sigterm":
         return "unconfirmed", ()
-    if pod.saved:
+    ours = pod.asked_for == begun.at
+    if ours and pod.saved:
         return "saved", ()
     limit_s = min(pod.checkpoint_timeout_s, settings.checkpoint_s)
     lost = tuple(fault for fault in treatment.faults if fault.finding.rule in _LOST)
     gone = replace(treatment, faults=lost).gpus
     if lost and (pod.gpus is None or not gone or pod.gpus & gone):
         limit_s = 0.0
-    if (pod.asked_s is not None and pod.asked_s >= limit_s) or limit_s == 0:
+    # By our own clock, and after a restart by what was written to the Node: a pod's own words can't lengthen it.
+    asked_s = max(pod.asked_s or 0 if ours else 0, world.clock_s - begun.asked.get(pod.uid, world.clock_s))
+    if asked_s >= limit_s:
         return "expired", ()
     said = f": {pod.checkpoint_said}" if pod.checkpoint_said else ""
     wait = Wait(f"pod {pod.key} has {limit_s:.0f} s to save its checkpoint{said}")
-    return "", (AskCheckpoint(pod), wait)
+    return "", (AskCheckpoint(pod, begun.at), wait)

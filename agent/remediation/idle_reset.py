@@ -135,7 +135,8 @@ def in_use(gpus: frozenset[str], world: World, local: Local, reserved: bool = Fa
     over = {pod.key for pod in world.pods if pod.finished or pod.ours}  # the kubelet may list them for a while
     occupying = {key for key, held in local.holders.items() if held is None or gpus.intersection(held)}
     # A pod that the kubelet has yet to give its GPU may get any.
-    occupying |= {pod.key for pod in world.pods if pod.gpu and not local.holders.get(pod.key)}
+    untold = (pod for pod in world.pods if pod.gpu and not local.holders.get(pod.key))
+    occupying |= {pod.key for pod in untold if pod.gpus is None or pod.gpus & gpus}
     return f"pod {', '.join(sorted(occupying - over))} holds it" if occupying - over else ""
 
 
@@ -171,18 +172,13 @@ def _left(idle: Idle, verdict: Verdict) -> Idle:
 def _kept(idle: Idle, verdict: Verdict) -> Idle:
     """Without what is over, faults that have ended and withdrawals of days ago; what joins an incident is of it."""
     spent = ((fault, _spent(fault, idle.failed_resets)) for fault in verdict.faults)
-    failed_resets = {key: one for fault, one in spent if one for key in _ids(fault)}
+    failed_resets = {key: one for fault, one in spent if one for key in fault.ids}
     times = tuple(at for at in idle.times if abs(verdict.at - at) <= _LATELY_S)
     return replace(idle, failed_resets=failed_resets, times=times)
 
 
 def _spent(fault: Fault, failed_resets: Mapping[str, Attempt]) -> Attempt | None:
-    return next((failed_resets[key] for key in _ids(fault) if key in failed_resets), None)
-
-
-def _ids(fault: Fault) -> tuple[str, ...]:
-    """Of the fault and its symptoms: one incident, whichever of them leads it."""
-    return (fault.finding.id, *(symptom.finding.id for symptom in fault.joined))
+    return next((failed_resets[key] for key in fault.ids if key in failed_resets), None)
 
 
 def _not_now(fault: Fault, why: str) -> Wait:

@@ -1,8 +1,8 @@
 """What to do next about a verdict. Pure and level-triggered: it looks at the world and names the next safe steps.
 
 The agent may be killed after any write, an answer may be lost, and others write to the same Node, pods and Leases at
-any time. So a plan is made anew from each look, its steps are done in order, and one that fails ends the round. The
-order alone keeps these true at every moment, whatever comes in between:
+any time. So a plan is made anew from each look, its steps are done in order, and one that fails ends the round, but for
+a pod's: that is this pod's trouble. The order alone keeps these true at every moment, whatever comes in between:
 
 - The permit before the hard taint: a node keeps new pods away only while it holds its place in the budget.
 - Reserve, then act: a repair or a check is written to the Node, under the name of its Job, before that is made. Whoever

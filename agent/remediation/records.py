@@ -95,6 +95,7 @@ class Begun:
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back
     boot_id: str = ""  # the boot then; empty of a node that tells of none
     boot_s: float = 0.0  # monotonic seconds in that boot; 0: an older agent's word
+    asked: Mapping[str, int] = field(default_factory=dict)  # pod UID → when it was asked to save, monotonic seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,8 @@ def as_json(records: Records, words: int) -> dict[str, Any]:
             "boot_id": records.drain.boot_id,
             "boot_s": records.drain.boot_s,
         }
+        if records.drain.asked:
+            stored["drain"]["asked"] = dict(records.drain.asked)
     if records.idle != Idle():
         failed_resets = {key: _stored(one, words) for key, one in records.idle.failed_resets.items()}
         stored["idle"] = {
@@ -239,4 +242,5 @@ def _idle(value: object) -> Idle:
 def _begun(data: Mapping[str, object]) -> Begun:
     returns = {workload: strict.whole(times) for workload, times in strict.table(data.get("returns", {})).items()}
     boot = strict.text(data.get("boot_id", "")), strict.number(data.get("boot_s", 0.0), 0.0)
-    return Begun(Remedy(strict.text(data["remedy"])), strict.second(data["at"]), returns, *boot)
+    asked = {uid: strict.whole(at) for uid, at in strict.table(data.get("asked", {})).items()}
+    return Begun(Remedy(strict.text(data["remedy"])), strict.second(data["at"]), returns, *boot, asked)

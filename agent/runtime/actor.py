@@ -98,7 +98,7 @@ class Actor:
                 last = self._turn()
                 if last.trouble:
                     raise last.trouble
-                if not last.again:
+                if not (last.again or last.cut):
                     break
             self._learn()
             self._try()
@@ -138,8 +138,7 @@ class Actor:
             )
         finally:
             self._did(done)
-        if one.failed:
-            self._failed[one.failed] += 1
+        self._failed.update(one.failed)
         if one.again:
             self._pod_gpus.forget()
             self.exchange.acted = replace(self.exchange.acted, look_s=one.look_s)

@@ -1,7 +1,9 @@
 """One round of the act loop: look, plan, do. The agent, its tests' lives and ``replay`` are driven by this alone.
 
 A ``Cycle`` is what the loop carries from round to round, a value; ``turn`` makes the next one of it. Threads, pauses,
-logs and counters are the driver's. A round reads the judge's word once and ends at the first step that is refused.
+logs and counters are the driver's. A round reads the judge's word once. It ends at the first step that is refused, but
+for a pod's: that is this pod's trouble, and the others of the node go on. No pod is asked, and no repair is begun, on a
+look that is over a second old, so that a person's word is heard between two of them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from typing import Any
 
 from agent.config.settings import Config, Mode
 from agent.model.cluster_client import ClusterClient
@@ -18,7 +21,7 @@ from agent.model.describe import describe
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
 from agent.model.fault import Reset, Severity, Unseen, Verdict
 from agent.model.names import PERMIT_VALID_S
-from agent.model.steps import AskCheckpoint, Delete, Evict, GivePermit, On, Step, TakePermit, Wait
+from agent.model.steps import AskCheckpoint, Delete, Diagnose, Evict, GivePermit, On, StartJob, Step, TakePermit, Wait
 from agent.model.world import Claim, Local, World
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
@@ -31,10 +34,12 @@ from agent.runtime.pod_gpus import Holders, with_gpus
 from agent.runtime.watched import Watched, watched
 
 _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
+_LOOK_SERVES_S = 1.0  # so long pods are asked to leave on one look: a look is five reads or so
 _UNHEARD = Wait("every source must be heard once before anything is concluded")
 
 Clock = Callable[[], float]
 Trouble = CredentialsError | RefusedError | UnreachableError
+OfAPod = AskCheckpoint | Evict | Delete
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +102,9 @@ class Turn:
     cycle: Cycle
     waits: tuple[Wait, ...] = ()
     done: tuple[Step, ...] = ()
-    failed: str = ""  # "look", or the kind of the step that was refused
+    failed: tuple[str, ...] = ()  # "look", or the kinds of the steps that were refused
     again: bool = False  # something changed: another look may find more to do
+    cut: bool = False  # the look was too old to ask the pods that are left
     overtaken: bool = False  # somebody else wrote first
     queued: bool = False  # nothing is left to do but to wait for a permit, or for another mode
     gathers_s: float = 0.0  # until the faults had their time to gather
@@ -128,13 +134,17 @@ def turn(
     try:
         world = client.look(cycle.standing or wants)
     except (CredentialsError, RefusedError, UnreachableError) as error:
-        return Turn(cycle, failed="look", trouble=error)
+        return Turn(cycle, failed=("look",), trouble=error)
     look_s = now() - began
     cycle = _looked(replace(cycle, look_began=began, looked_at=wall()), world, verdict, now())
     cycle = replace(cycle, claim=claimed(cycle.claim, cycle.life, restored(world.stored, 0.0), client))
     looked(cycle)
     if verdict is None or (_unheard(verdict) and now() - cycle.began < _FIRST_WORDS_S):
         return Turn(cycle, (_UNHEARD,))
+    if news := (world.dismissed - verdict.dismissed) & {key for fault in verdict.faults for key in fault.ids}:
+        return Turn(
+            cycle, (Wait(f"a person dismissed {', '.join(sorted(news))}: nothing is done before that is judged"),)
+        )
     gathers_s = _gathers_s(verdict, cycle.config, now())
     planned = _planned(cycle, world, judged, verdict, ask, now(), gathers_s <= 0)
     decided(planned)
@@ -145,9 +155,9 @@ def turn(
     if cycle.dry_run:
         would = tuple(Wait(f"dry run: would {describe(step)}") for step in planned.acts)
         return replace(so_far, waits=(*would, *planned.waits))
-    ended = _done(so_far, client, did)
+    ended = _done(so_far, planned, client, now, did)
     waits_for = wants or verdict.fatal or (planned.waits and resettable(verdict.faults))
-    return replace(ended, queued=bool(waits_for) and not (ended.again or ended.failed or cycle.standing))
+    return replace(ended, queued=bool(waits_for) and not (ended.again or ended.cut or ended.failed or cycle.standing))
 
 
 def _unheard(verdict: Verdict) -> bool:
@@ -206,11 +216,11 @@ def _planned(
 ) -> Planned:
     if verdict.fatal:
         world = replace(world, returns=dict(Counter(cycle.returned) + Counter(world.returns)))
-    leave = verdict.fatal and any(pod.gpu and not pod.finished for pod in world.pods or ())
+    leave = verdict.fatal and any(not pod.finished for pod in world.pods or ())
     idle = world.pods is not None and wanted(verdict, cycle.config, cycle.failed_resets)
     # Asked for only while it decides which pods leave, or whether a GPU is idle.
     holders = ask(bool(cycle.keep_off)) if leave or idle else None
-    world = with_gpus(world, holders)
+    world = with_gpus(world, holders, judged.clients)
     closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
     up_s, stage_s = int(now - cycle.began), int(now - cycle.watched.since)
     reserved = tuple(kept(cycle.stored).reserved) if up_s < PERMIT_VALID_S else ()
@@ -219,30 +229,51 @@ def _planned(
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
 
 
-def _done(so_far: Turn, client: ClusterClient, did: Callable[[Step], object]) -> Turn:
-    """Each step in order; the first that is refused ends the round."""
+def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did: Callable[[Step], object]) -> Turn:
+    """Each step in order, as the module says."""
+    world, until = planned.world, so_far.cycle.look_began + _LOOK_SERVES_S
     done: list[Step] = []
-    again = False
-    for step in so_far.planned.acts if so_far.planned else ():
+    failed: list[str] = []
+    waits, again, left, tried = so_far.waits, False, set[str](), False
+
+    def ended(**more: Any) -> Turn:
+        # Whom somebody refused before is asked again in a while, and not at once.
+        cut = bool(left.difference(world.refused))
+        facts = {"done": tuple(done), "failed": tuple(failed), "waits": waits, "again": again, "cut": cut}
+        return replace(so_far, **{**facts, **more})
+
+    for step in planned.acts:
+        if isinstance(step, OfAPod | StartJob | Diagnose) and (left or (tried and now() > until)):
+            left.add(step.pod.key if isinstance(step, OfAPod) else step.name)
+            continue
+        tried = True
         try:
             client.do(step)
-        except (CredentialsError, UnreachableError) as error:
-            return replace(so_far, done=tuple(done), failed=kind(step), trouble=error)
-        except RefusedError as refused:
-            ended = replace(so_far, done=tuple(done), failed=kind(step))
-            if refused.status == HTTPStatus.CONFLICT:
-                return replace(ended, again=True, overtaken=True)  # look again
-            said = f"could not {describe(step)}: {refused}"
-            busy = refused.status == HTTPStatus.TOO_MANY_REQUESTS
-            if busy or refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # the server's trouble, and not the step's
-                return replace(ended, trouble=RefusedError(refused.status, said, wait_s=refused.wait_s))
-            on = On.OTHER if refused.status == HTTPStatus.NOT_FOUND else On.REFUSED  # what is missing may yet come
-            return replace(ended, waits=(*so_far.waits, Wait(said, on)))
+        except (CredentialsError, RefusedError, UnreachableError) as error:
+            failed.append(kind(step))
+            if isinstance(error, RefusedError) and error.status == HTTPStatus.CONFLICT:
+                return ended(again=True, overtaken=True)  # look again
+            if isinstance(step, OfAPod) and not isinstance(error, CredentialsError):
+                if step.pod.key not in world.refused:  # else the plan has named it
+                    waits = (*waits, Wait(f"could not {describe(step)}: {error}", On.EVICTION))
+                if isinstance(error, UnreachableError):
+                    until = float("-inf")  # whether it is the server that doesn't answer, the next look tells
+                continue
+            if not isinstance(error, RefusedError):
+                return ended(trouble=error)
+            said = f"could not {describe(step)}: {error}"
+            busy = error.status == HTTPStatus.TOO_MANY_REQUESTS
+            if busy or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # the server's trouble, and not the step's
+                return ended(trouble=RefusedError(error.status, said, wait_s=error.wait_s))
+            on = On.OTHER if error.status == HTTPStatus.NOT_FOUND else On.REFUSED  # what is missing may yet come
+            waits = (*waits, Wait(said, on))
+            return ended()
         done.append(step)
         did(step)
-        # An eviction's effect is not there at once, and a refused one is asked again in a while.
-        again = again or not isinstance(step, AskCheckpoint | Evict | Delete)
-    return replace(so_far, done=tuple(done), again=again)
+        # An eviction's effect is not there at once, and a refused one is asked again in a while. What a permit was
+        # taken for stands in the same plan.
+        again = again or not isinstance(step, OfAPod | TakePermit)
+    return ended()
 
 
 def kind(step: Step) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from agent.model.errors import UnaskedError
-from agent.model.world import World
+from agent.model.world import Clients, Pod, World
 
-_SERVES_S = 10.0  # how long an answer does
+_SERVES_S, _LONGEST_S = 10.0, 60.0  # how long an answer does: twice as long as the last one, if it was the same
 Holders = Mapping[str, frozenset[str] | None]  # pod → UUIDs of its GPUs; None where they can't be told
 Ask = Callable[[], Holders]  # UnaskedError
 
@@ -17,22 +17,23 @@ Ask = Callable[[], Holders]  # UnaskedError
 class PodGpus:
     """It is not asked while we keep off the GPUs: the answer may need NVML, for MIG devices and claims."""
 
-    def __init__(self, ask: Ask | None, tell: Callable[..., None]) -> None:
+    def __init__(self, ask: Ask | None, tell: Callable[..., None], clock: Callable[[], float] = time.monotonic) -> None:
         """``ask``: the kubelet; None where it is not to be asked."""
-        self._ask, self._tell = ask, tell
+        self._ask, self._tell, self._clock = ask, tell, clock
         self._holders: Holders | None = None
-        self._until = 0.0
+        self._until, self._serves_s = 0.0, _SERVES_S
         self._unasked = ""
 
     def forget(self) -> None:
         """The next question is asked anew."""
-        self._until = 0.0
+        self._until, self._serves_s = 0.0, _SERVES_S
 
     def now(self, keep_off: bool) -> Holders | None:
         """None where nobody's GPUs are known: then every GPU pod leaves."""
-        at = time.monotonic()
-        if self._ask and not keep_off and at >= self._until:
-            self._holders, self._until = self._answer(self._ask), at + _SERVES_S
+        if self._ask and not keep_off and self._clock() >= self._until:
+            last, self._holders = self._holders, self._answer(self._ask)
+            self._serves_s = min(_LONGEST_S, 2 * self._serves_s) if self._holders == last else _SERVES_S
+            self._until = self._clock() + self._serves_s  # a kubelet that hangs takes ten seconds to say nothing
         return self._holders
 
     def _answer(self, ask: Ask) -> Holders | None:
@@ -46,10 +47,20 @@ class PodGpus:
         return answer
 
 
-def with_gpus(world: World, holders: Holders | None) -> World:
-    """The pods with the GPUs that each holds; one that requests a GPU and for which none is told may hold any."""
+def with_gpus(world: World, holders: Holders | None, clients: Clients) -> World:
+    """The pods with the GPUs that each holds: by the kubelet, by others' annotations, by a process that NVML names.
+
+    One that requests a GPU and of which the kubelet tells none may hold any.
+    """
     known = holders or {}
-    pods = tuple(
-        replace(pod, gpus=frozenset(known.get(pod.key) or ()) or None) if pod.gpu else pod for pod in world.pods or ()
-    )
+    pods = tuple(_with_gpus(pod, known, clients) for pod in world.pods or ())
     return world if world.pods is None else replace(world, pods=pods)
+
+
+def _with_gpus(pod: Pod, known: Holders, clients: Clients) -> Pod:
+    told = known.get(pod.key, ())
+    if told is None or pod.claims is None or (pod.gpu and not told):
+        return replace(pod, gpu=True, gpus=None)
+    running = {gpu for gpu, pids in clients.items() if pod.uid in pids.values()}
+    gpus = frozenset(told) | pod.claims | running
+    return replace(pod, gpu=True, gpus=gpus) if gpus else pod

@@ -107,6 +107,8 @@ def test_nvidia_smis_exit_code_decides_whether_a_second_try_makes_sense(code: in
 def test_no_reset_while_a_process_holds_the_gpu_and_it_is_named_with_its_pod() -> None:
     life = Life(RESET)
     life.cluster.add_pod("research", "notebook", "n1", gpus=0, owner="StatefulSet")
+    path = "/api/v1/namespaces/research/pods/notebook"  # it has ended, and a process of it has not
+    life.cluster("PATCH", path, {"status": {"phase": "Failed"}}, "application/merge-patch+json")
     uid = life.cluster.read("pods", "notebook", "research")["metadata"]["uid"]
     life.clients = {UUID: {"4711": uid, "4712": ""}, "GPU-other": {"1": ""}}
     life.run(200)

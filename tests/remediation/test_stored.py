@@ -15,7 +15,6 @@ from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
 from agent.model.errors import MalformedError
 from agent.model.fault import Card, Evidence, Fault, Finding, Severity, Status, Verdict
-from agent.model.observation import Missing, parse_line
 from agent.model.remedy import Remedy
 from agent.model.steps import Wait
 from agent.model.text import fault_ids
@@ -188,15 +187,6 @@ def test_of_a_persons_words_only_faults_ids_are_obeyed_and_not_150_kilobytes_of_
     )
     waits = [s for s in plan(healthy(), World("n1", "uid", unread=others), EVICT, Local()).steps if isinstance(s, Wait)]
     assert any("gpu-health-agent/dismiss" in wait.why for wait in waits)
-
-
-def test_a_reading_that_is_no_number_is_an_unreadable_one() -> None:
-    begins = '{"at":"2026-01-01T00:00:00Z","source":"nvml","signal":'
-    for number in ("NaN", "Infinity", "-1e999"):
-        line = f'{begins}"reading","values":{{"energy_j":{number}}}}}'
-        assert parse_line(line, 0.0).values == {"energy_j": Missing.UNREADABLE}
-    with pytest.raises(ValueError, match="plain"):
-        parse_line(f'{begins}"xid","value":NaN}}', 0.0)
 
 
 @pytest.mark.parametrize("value", ["false", "False", "NO", "off", "0"])

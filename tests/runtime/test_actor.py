@@ -213,11 +213,12 @@ def test_a_round_of_many_slow_requests_is_no_act_loop_that_hangs() -> None:
 
 
 def test_what_is_no_node_is_waited_for_and_no_bug() -> None:
-    for metadata in ({}, {"name": "n1"}, {"name": "n2", "uid": "u"}):
+    unnamed, another = "a Node without a name or a UID", "what answers for node n1 is no Node"
+    for metadata, said in (({}, unnamed), ({"name": "n1"}, unnamed), ({"name": "n2", "uid": "u"}, another)):
         actor = always(200, {"metadata": metadata})
         actor.round()
         assert actor.exchange.acted.failures == 1
-        assert "what answers for node n1 is no Node" in actor.exchange.acted.waits[0].why
+        assert said in actor.exchange.acted.waits[0].why
 
 
 def test_faults_that_arrive_while_they_are_gathered_move_a_gang_once() -> None:

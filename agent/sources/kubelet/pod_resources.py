@@ -134,12 +134,15 @@ def ask(socket: Path) -> dict[str, list[str] | None]:
 
 
 def _devices(pod: Any) -> list[str]:
-    """Every NVIDIA device id of a pod, by device plugin and by claim."""
+    """Every NVIDIA device id of a pod, by device plugin and by claim.
+
+    A plugin may call its resource as it likes, as those that share GPUs do: an id that names a GPU is one.
+    """
     found = []
     for container in pod.containers:
         for device in container.devices:
-            if device.resource_name.startswith("nvidia.com/"):
-                found += device.device_ids
+            nvidia = device.resource_name.startswith("nvidia.com/")
+            found += [one for one in device.device_ids if nvidia or _UUID.match(one)]
         for claim in (one for resource in container.dynamic_resources for one in resource.claim_resources):
             if claim.driver_name == _DRA_DRIVER:
                 found.append(claim.device_name)

@@ -1,0 +1,85 @@
+"""What a successful answer must hold at least: one that makes no sense is that answer's failure, and no bug."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from agent.actions.api import JSON, TABLE
+from agent.model.errors import RefusedError, UnreachableError
+
+_UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on an answer doesn't tell whether the request is carried out
+_HOOK_FAILED = "failed calling webhook"  # the API server's words for an admission that never came: nothing was done
+_PARTS = ("metadata", "spec", "status", "data")
+
+
+def sensible(answer: Any, what: str, resource: str, listed: bool, accept: str = JSON) -> None:
+    """An answer to ``what``, as far as its kind tells what must be there. UnreachableError.
+
+    Of a pod in a list that is its name alone: what else makes no sense of it is that pod's trouble.
+    """
+    if not isinstance(answer, dict):
+        raise _nonsense(what, "no object")
+    if accept == TABLE:
+        _table(answer, what)
+        return
+    if not listed and answer.get("kind") == "Status":  # the answer to an eviction; its status is a word
+        return
+    for one in objects(answer, what) if listed else [answer]:
+        if not (listed and resource == "pods") and not all(isinstance(one.get(part), dict | None) for part in _PARTS):
+            raise _nonsense(what, "an object of another form")
+        if listed and resource == "leases" and not isinstance(one["metadata"].get("resourceVersion"), str):
+            raise _nonsense(what, "a Lease without a version")
+
+
+def may_arrive(error: RefusedError | UnreachableError) -> bool:
+    """Whether what was asked for in vain may be carried out even so."""
+    return not isinstance(error, RefusedError) or (error.status >= _UNKNOWN and _HOOK_FAILED not in error.sentence)
+
+
+def objects(answer: Any, what: str) -> list[dict[str, Any]]:
+    """The objects of a list, each with its name. UnreachableError.
+
+    A list without its items is not an empty one: a node without pods would be a drained one.
+    """
+    items = answer.get("items") if isinstance(answer, dict) else None
+    if not isinstance(items, list):
+        raise _nonsense(what, "a list without its items")
+    for item in items:
+        metadata = item.get("metadata") if isinstance(item, dict) else None
+        if not (isinstance(metadata, dict) and isinstance(metadata.get("name"), str)):
+            raise _nonsense(what, "a list of something without a name")
+    return items
+
+
+def whole_node(answer: Any, what: str) -> dict[str, Any]:
+    """A Node, as far as it is read. UnreachableError."""
+    sensible(answer, what, "nodes", listed=False)
+    metadata, spec, status = (answer.get(part) or {} for part in ("metadata", "spec", "status"))
+    if not all(isinstance(metadata.get(key), str) for key in ("name", "uid")):
+        raise _nonsense(what, "a Node without a name or a UID")
+    for texts in (metadata.get("labels") or {}, metadata.get("annotations") or {}):
+        if not (isinstance(texts, dict) and all(isinstance(one, str) for one in texts.values())):
+            raise _nonsense(what, "a Node whose labels or annotations are no texts")
+    for items, keys in ((spec.get("taints"), ("key", "effect")), (status.get("conditions"), ("type", "status"))):
+        if not _have(items or [], keys):
+            raise _nonsense(what, f"a Node with something of no {' and '.join(keys)}")
+    return dict(answer)
+
+
+def _table(answer: dict[str, Any], what: str) -> None:
+    columns, rows = answer.get("columnDefinitions"), answer.get("rows") or []
+    names = [one["name"] for one in columns] if isinstance(columns, list) and _have(columns, ("name",)) else []
+    cells = [row.get("cells") if isinstance(row, dict) else None for row in rows] if isinstance(rows, list) else [None]
+    if not {"Name", "Status"} <= {*names} or not all(isinstance(c, list) and len(c) == len(names) for c in cells):
+        raise _nonsense(what, "no table of Nodes")
+
+
+def _have(items: Any, keys: tuple[str, ...]) -> bool:
+    return isinstance(items, list) and all(
+        isinstance(item, dict) and all(isinstance(item.get(key), str) for key in keys) for item in items
+    )
+
+
+def _nonsense(what: str, why: str) -> UnreachableError:
+    return UnreachableError(f"the API server's answer to {what} makes no sense: {why}")

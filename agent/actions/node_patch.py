@@ -1,0 +1,62 @@
+"""What is written to the Node: the bodies of the two kinds of PATCH."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agent.actions.api import taint_of
+from agent.model.names import FAULTS_ANNOTATION
+from agent.model.ownership import own_taint
+from agent.model.steps import Report, Retaint
+from agent.model.world import Condition
+
+
+def report_body(step: Report, node: Mapping[str, Any], now: str) -> dict[str, Any]:
+    """A strategic merge patch of the status; ``node`` is the Node as last read, ``now`` RFC 3339."""
+    body: dict[str, Any] = {"metadata": {}}
+    if step.labels:
+        body["metadata"]["labels"] = dict(step.labels)
+    if step.stored is not None:
+        body["metadata"]["annotations"] = {FAULTS_ANNOTATION: step.stored}
+    if step.conditions:
+        known = {one["type"]: one for one in node["status"].get("conditions") or ()}
+        body["status"] = {"conditions": [_condition(one, known.get(one.type, {}), now) for one in step.conditions]}
+    return body
+
+
+def _condition(condition: Condition, old: Mapping[str, Any], now: str) -> dict[str, Any]:
+    # Repair controllers measure from the last flip: it must not move while the status stays.
+    flipped = old.get("status") != condition.status
+    return {
+        "type": condition.type,
+        "status": condition.status,
+        "reason": condition.reason,
+        "message": condition.message,
+        "lastHeartbeatTime": now,
+        "lastTransitionTime": now if flipped else old.get("lastTransitionTime", now),
+    }
+
+
+def retaint_patch(step: Retaint, node: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A JSON Patch with a test on the list last seen: others write the same list, and theirs must survive."""
+    metadata, listed = node["metadata"], node["spec"].get("taints")
+    ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
+    wanted = [t for t in listed or () if not own_taint(taint_of(t))] + ours
+    patch: list[dict[str, Any]] = [
+        {"op": "test", "path": "/spec/taints", "value": listed}
+        if listed
+        else {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
+        {"op": "add", "path": "/spec/taints", "value": wanted} if wanted else {"op": "remove", "path": "/spec/taints"},
+    ]
+    for part, items in (("labels", step.labels), ("annotations", {FAULTS_ANNOTATION: step.stored})):
+        known = metadata.get(part) or {}
+        changes = {k: v for k, v in items.items() if (v is not None or k in known) and v != known.get(k)}
+        if changes and not known:
+            patch.append({"op": "add", "path": f"/metadata/{part}", "value": {}})
+        for key, value in changes.items():
+            path = f"/metadata/{part}/{key.replace('~', '~0').replace('/', '~1')}"
+            patch.append(
+                {"op": "remove", "path": path} if value is None else {"op": "add", "path": path, "value": value}
+            )
+    return patch
