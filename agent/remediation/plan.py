@@ -35,6 +35,7 @@ from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.conditions import replacement, reported
 from agent.remediation.drain import ceased, drain, drained
 from agent.remediation.events import announcements
+from agent.remediation.ladder import yet_to_come
 from agent.remediation.other_controllers import out_by_others
 from agent.remediation.presets import error_label, spoken_for
 from agent.remediation.records import Records, Stage
@@ -128,8 +129,12 @@ def _treated(now: Now) -> Outcome:
     """What is done on a withdrawn node: its pods leave, and then it is repaired."""
     case, treatment, records = now.case, now.treatment, now.records
     assert treatment  # noqa: S101 - no node is withdrawn without one
-    records, moves = (records, ceased(case.world)) if treatment.idle else drain(case, treatment, records)
-    records, repairing = repair(case, treatment, records, drained(case.world, treatment))
+    moves: Steps = ceased(case.world)
+    coming = yet_to_come(treatment, records)
+    if coming and not treatment.idle:
+        records, moves = drain(case, coming, records)
+    gone = drained(case.world, coming or treatment) or not coming
+    records, repairing = repair(case, treatment, records, gone)
     replacing = records.live is not None and records.live.remedy is Remedy.REPLACE_NODE
     if replacing and (why := spoken_for(case.config.presets, case.world.conditions)):
         repairing = (*repairing, Wait(why, On.REPAIR))
@@ -252,7 +257,7 @@ def _state(now: Now, records: Records) -> str:
             return "degraded" if treatment.idle else "unhealthy"
         if records.live:
             return "repairing"
-        if records.attempts and records.attempts[-1].stage is Stage.DONE:
+        if not treatment.unproved or (records.attempts and records.attempts[-1].stage is Stage.DONE):
             return "validating"
         if treatment.idle:
             return "degraded"

@@ -80,6 +80,8 @@ def situation(case: Case) -> Now:
         why = f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for"
         return Now(Situation.UNEXPLAINED, (Wait(f"{why}: a person must remove the taint", On.STOPPED),), case)
     treatment, records, waits = chosen(case, stored.records if stored else Records())
+    if treatment and not (treatment.idle or treatment.unproved or world.tainted):
+        treatment = None  # cured before it was withdrawn: it only stays well for a while first
     evicts = config.mode is Mode.EVICT
     if treatment:
         records = replace(records, validation=None)  # it began too early, and comes again after the cure

@@ -201,7 +201,7 @@ duration_s: 14
 steps:
   - {at_s: 1, gpu: 2, xid: 31, pid: 4711, name: python}
   - {at_s: 1.5, gpu: 3, lost: true}
-  - {at_s: 4, gpu: 3, clear: true}
+  - {at_s: 6, gpu: 3, clear: true}
 expect:
   faults: [xid-31, gpu-lost]
   steps: {taint: 1, evict: 3, untaint: 1}

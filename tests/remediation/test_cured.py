@@ -1,0 +1,49 @@
+"""A cure that is known ends a withdrawal's reasons at once: nobody makes way any more for what is over."""
+
+from __future__ import annotations
+
+from agent.model.names import PAUSE_CONFIGMAP
+from tests.life import UUID, Life
+from tests.observe import OTHER
+from tests.remediation.test_repair import REBOOT, RESET, returned
+
+
+def test_no_pod_leaves_a_node_whose_cure_is_proved() -> None:
+    life = Life(REBOOT)
+    life.gathered = False
+    life.run(30)
+    assert life.tainted()
+    life.reboots()  # by a person, before the first pod was asked
+    life.gathered = True
+    life.run(10)
+    assert (life.tainted(), life.waits) == (
+        True,
+        ("the GPUs were cured by somebody else: they stay well for a while first",),
+    )
+    assert life.node()["metadata"]["labels"]["gpu-health-agent/state"] == "validating"
+    life.run(100)
+    assert (life.cluster.evicted, life.repairs, returned(life)) == ([], [], True)
+
+
+def test_a_node_that_is_cured_before_it_was_withdrawn_is_not_withdrawn() -> None:
+    life = Life(REBOOT)
+    body = {"metadata": {"name": PAUSE_CONFIGMAP}, "data": {"paused": "true"}}
+    life.cluster._store("configmaps", "gpu-health-agent", body)
+    life.run(30)
+    life.reboots()
+    del life.cluster._objects["configmaps", "gpu-health-agent", PAUSE_CONFIGMAP]
+    while life.cycle.world is None or life.verdict.fatal:  # it soaks
+        life.tick()
+        assert not life.tainted()
+    life.run(20)
+    assert (life.cluster.evicted, life.repairs, returned(life)) == ([], [], True)
+
+
+def test_once_a_repair_is_done_no_pod_makes_way_for_it_any_more() -> None:
+    life = Life(RESET, resources={"research/train": (f"GPU-{OTHER}",)})
+    while not life.ended:
+        life.tick()
+    life.resources = None  # an agent that can't ask the kubelet now takes every pod for one that may hold the GPU
+    life._begin()
+    life.run(100)
+    assert (life.reset, life.cluster.evicted, returned(life)) == ([UUID], [], True)
