@@ -28,15 +28,6 @@ def current(treatment: Treatment, records: Records) -> Attempt | None:
     return None if over else last
 
 
-def yet_to_come(treatment: Treatment, records: Records) -> Treatment | None:
-    """Of the faults for which a remedy is yet to come: once a cure is proved or a repair is done nobody makes way for
-    it any more."""
-    last = records.attempts[-1] if records.attempts else None
-    done = last if last and last.stage is Stage.DONE else None
-    left = tuple(fault for fault in treatment.unproved if not (done and concerns(done, fault)))
-    return replace(treatment, faults=left) if left else None
-
-
 def aimed(treatment: Treatment, records: Records, settings: Repair) -> tuple[Remedy | None, str]:
     """The remedy to take, or None and why a person must decide."""
     if attempt := current(treatment, records):

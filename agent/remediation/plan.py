@@ -35,11 +35,10 @@ from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.conditions import replacement, reported
 from agent.remediation.drain import ceased, drain, drained
 from agent.remediation.events import announcements
-from agent.remediation.ladder import yet_to_come
 from agent.remediation.other_controllers import out_by_others
 from agent.remediation.presets import error_label, spoken_for
 from agent.remediation.records import Records, Stage
-from agent.remediation.repair import awaited, operand_labels, repair, running, settled
+from agent.remediation.repair import awaited, operand_labels, repair, running, settled, yet_to_come
 from agent.remediation.situation import Now, Situation, left_out, situation
 from agent.remediation.stored import dump
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
@@ -130,7 +129,7 @@ def _treated(now: Now) -> Outcome:
     case, treatment, records = now.case, now.treatment, now.records
     assert treatment  # noqa: S101 - no node is withdrawn without one
     moves: Steps = ceased(case.world)
-    coming = yet_to_come(treatment, records)
+    coming = yet_to_come(case, treatment, records)
     if coming and not treatment.idle:
         records, moves = drain(case, coming, records)
     gone = drained(case.world, coming or treatment) or not coming

@@ -12,9 +12,9 @@ from itertools import chain
 
 from agent.config.settings import Repair
 from agent.model.describe import describe_clients
-from agent.model.fault import Verdict
+from agent.model.fault import Fault, Verdict
 from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS
-from agent.model.remedy import Remedy
+from agent.model.remedy import Proof, Remedy
 from agent.model.steps import On, StartJob, Wait
 from agent.model.world import Job, World
 from agent.remediation.case import Case, Outcome, Treatment
@@ -23,6 +23,25 @@ from agent.remediation.nvidia_smi import EXIT_CODES
 from agent.remediation.records import Attempt, Records, Stage
 
 _CURED = "the GPUs were cured by somebody else: they stay well for a while first"
+
+
+def yet_to_come(case: Case, treatment: Treatment, records: Records) -> Treatment | None:
+    """Of the faults for which a remedy is yet to come; None once nobody makes way for any of them any more.
+
+    Not of those whose cure is proved or whose repair is done, nor, for a while, of those that nobody has seen since the
+    node was rebooted.
+    """
+    last = records.attempts[-1] if records.attempts else None
+    done = last if last and last.stage is Stage.DONE else None
+    young = case.local.up_s < case.config.repair.prove_s
+
+    def over(fault: Fault) -> bool:
+        unseen = all(rebooted(one.boot_id, case.verdict) for one in (fault, *fault.joined))
+        may_be_cured = fault.finding.remedy.row.proof is not Proof.NOTHING
+        return bool((done and concerns(done, fault)) or (young and unseen and may_be_cured))
+
+    left = tuple(fault for fault in treatment.unproved if not over(fault))
+    return replace(treatment, faults=left) if left else None
 
 
 def repair(case: Case, treatment: Treatment, records: Records, drained: bool) -> Outcome:

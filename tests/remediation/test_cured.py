@@ -47,3 +47,17 @@ def test_once_a_repair_is_done_no_pod_makes_way_for_it_any_more() -> None:
     life._begin()
     life.run(100)
     assert (life.reset, life.cluster.evicted, returned(life)) == ([UUID], [], True)
+
+
+def test_no_pod_leaves_in_the_first_moments_after_a_reboot_that_may_have_cured_all() -> None:
+    """The driver asked for a reset, and whether it still does is not known before it was read twice."""
+    life = Life(RESET)
+    life.gathered = False
+    life.run(30)
+    assert life.tainted()
+    life.reboots()
+    life.gathered = True
+    life.run(10)
+    assert (life.verdict.fatal[0].proved, life.cluster.evicted) == (False, [])
+    life.run(100)
+    assert (life.cluster.evicted, life.repairs, returned(life)) == ([], [], True)
