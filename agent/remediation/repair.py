@@ -28,17 +28,18 @@ _CURED = "the GPUs were cured by somebody else: they stay well for a while first
 def yet_to_come(case: Case, treatment: Treatment, records: Records) -> Treatment | None:
     """Of the faults for which a remedy is yet to come; None once nobody makes way for any of them any more.
 
-    Not of those whose cure is proved or whose repair is done, nor, for a while, of those that nobody has seen since the
-    node was rebooted.
+    Not of those whose cure is proved or whose repair has begun, nor, for a while, of those that nobody has seen since
+    the node was rebooted.
     """
     last = records.attempts[-1] if records.attempts else None
-    done = last if last and last.stage is Stage.DONE else None
+    made = last is not None and any(job.name == last.job for job in case.world.jobs or ())
+    begun = last if last and (last.stage in (Stage.STARTED, Stage.DONE) or (made and last.stage.live)) else None
     young = case.local.up_s < case.config.repair.prove_s
 
     def over(fault: Fault) -> bool:
         unseen = all(rebooted(one.boot_id, case.verdict) for one in (fault, *fault.joined))
         may_be_cured = fault.finding.remedy.row.proof is not Proof.NOTHING
-        return bool((done and concerns(done, fault)) or (young and unseen and may_be_cured))
+        return bool((begun and concerns(begun, fault)) or (young and unseen and may_be_cured))
 
     left = tuple(fault for fault in treatment.unproved if not over(fault))
     return replace(treatment, faults=left) if left else None

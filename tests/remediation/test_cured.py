@@ -61,3 +61,20 @@ def test_no_pod_leaves_in_the_first_moments_after_a_reboot_that_may_have_cured_a
     assert (life.verdict.fatal[0].proved, life.cluster.evicted) == (False, [])
     life.run(100)
     assert (life.cluster.evicted, life.repairs, returned(life)) == ([], [], True)
+
+
+def test_what_a_late_write_says_of_a_repair_that_is_done_moves_no_pod() -> None:
+    """A report may arrive minutes after it was sent, and the Node then bears what was true before."""
+    life = Life(RESET)
+    late = ""
+    while not life.ended:
+        life.tick()
+        if life.records().live:
+            late = late or life.node()["metadata"]["annotations"]["gpu-health-agent/faults"]
+    life.tick()
+    body = {"metadata": {"annotations": {"gpu-health-agent/faults": late}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", body, "application/merge-patch+json")
+    life.cluster.add_pod("research", "tolerant", "n1")
+    life._begin()
+    life.run(200)
+    assert (life.cluster.evicted, life.repairs, returned(life)) == (["research/train"], ["reset_gpu"], True)
