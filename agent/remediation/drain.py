@@ -72,7 +72,7 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     there = leaving(world.pods, treatment)
     stay = tuple(Wait(f"pod {pod.key} {_STAYS}", On.POD) for pod in staying(world.pods, treatment))
     if not there:
-        return records, (*stay, *given(world, PermitKind.DRAINING))
+        return records, (*stay, *ceased(world))
     if not case.local.gathered:
         why = "the node's faults are gathered before the first eviction, so that a gang restarts once"
         return records, (*stay, Wait(why))
@@ -96,7 +96,7 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     refused = overdue and all(isinstance(step, Evict) and step.pod.key in no for step in asks)
     waits = (*stay, *(step for step in steps if isinstance(step, Wait)))
     if held:
-        idle = (refused or not asks) and not any(pod.terminating and not pod.stuck for pod in there)
+        idle = (refused or not asks) and not any(pod.terminating and not pod.stuck for pod in world.pods)
         # Whatever else it is that never ends.
         endless = min(over_s, held.had_s) >= config.drain.checkpoint_s + _LEAVES_S
         return records, (*waits, *(_handed_back(world) if idle or endless else asks))

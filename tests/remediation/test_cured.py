@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from agent.model.names import PAUSE_CONFIGMAP
+from agent.model.text import rfc3339
 from tests.life import UUID, Life
-from tests.observe import OTHER
-from tests.remediation.test_repair import REBOOT, RESET, returned
+from tests.observe import GPU, OTHER
+from tests.remediation.test_repair import CONTACT_SUPPORT, MERGE, REBOOT, RESET, returned
 
 
 def test_no_pod_leaves_a_node_whose_cure_is_proved() -> None:
@@ -78,3 +81,27 @@ def test_what_a_late_write_says_of_a_repair_that_is_done_moves_no_pod() -> None:
     life._begin()
     life.run(200)
     assert (life.cluster.evicted, life.repairs, returned(life)) == (["research/train"], ["reset_gpu"], True)
+
+
+def test_the_draining_permit_stays_until_whoever_was_asked_has_gone_though_the_remedy_is_another_by_then() -> None:
+    life = Life(REBOOT)
+    life.cluster.add_pod("web", "api", "n1", gpus=0)  # it makes way for the node's remedies alone
+
+    def ends_slowly(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if not path.endswith("/pods/api/eviction"):
+            return life.cluster(method, path, *rest, **more)
+        going = {"metadata": {"deletionTimestamp": rfc3339(life._wall() + 30)}}
+        return life.cluster("PATCH", path.removesuffix("/eviction"), going, MERGE)
+
+    life.api = ends_slowly
+    life.run(20)
+    life.breaks(code=CONTACT_SUPPORT)
+    life.run(20)
+    assert life.waits == (
+        "the draining permit goes back once these have gone: web/api",
+        f"a person must decide about xid-74@{GPU}",
+    )
+    assert len([one for one in life.holders() if one]) == 2
+    del life.cluster._objects["pods", "web", "api"]
+    life.run(10)
+    assert len([one for one in life.holders() if one]) == 1
