@@ -11,7 +11,7 @@ OTHERS := bench cluster dcgm gpu image kit monitoring nodes
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint plain incidents program-tests monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests \
-	cluster bench kit-bench kit-torch drill clean
+	cluster explore bench kit-bench kit-torch drill clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -69,6 +69,10 @@ gpu-tests: $(STAMP)
 
 cluster: $(STAMP)
 	$(BIN)/python -m tests.cluster
+
+# Many agents and hostile neighbours, from one seed: MINUTES of schedules, or COUNT of them, from SEED on.
+explore: $(STAMP)
+	$(BIN)/python -m tests.exploration $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT),--minutes $(or $(MINUTES),10))
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench

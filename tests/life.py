@@ -22,7 +22,7 @@ from agent.model.world import World
 from agent.remediation.plan import Plan
 from agent.remediation.records import Records
 from agent.remediation.stored import load, restored
-from agent.runtime.cycle import Cycle, Planned, turn
+from agent.runtime.cycle import Cycle, Planned, Turn, turn
 from agent.runtime.exchange import Judged
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.observe import GPU, OTHER, START, alive, fields, reading, xid
@@ -175,7 +175,7 @@ class Life:
 
     def breaks(self, pci: str = GPU, code: int = 0) -> None:
         """The kernel says so."""
-        self.log.append((self.boot, len(self.log) + 2, START + self.now, pci, code or self.fault))
+        self.log.append((self.boot, len(self.log) + 2, self.now, pci, code or self.fault))
         self.pending |= {pci} if (code or self.fault) == REMAPPED else set()
 
     def reboots(self) -> None:
@@ -234,10 +234,14 @@ class Life:
             news = last.cycle.keep_off != self.cycle.keep_off  # NVML is closed or opened within a poll
             self.cycle, self.waits = last.cycle, tuple(wait.why for wait in last.waits)
             self.last = last.planned or self.last
+            self._turned(last)
             if last.trouble:
                 raise last.trouble
             if verdict and not (last.again or last.cut or news):
                 return
+
+    def _turned(self, last: Turn) -> None:
+        """For whoever wants to see each round."""
 
     def _wall(self) -> float:
         return START + self.now + self.stepped_s
@@ -300,7 +304,7 @@ class Life:
         for boot_number, number, at, pci, code in self.log:
             if boot_number == self.boot and (boot_number, number) > self.read:
                 told = xid(code, pci, "kmsg", boot_id=boot, seq=number)
-                stamped.append(Observation(**{**fields(told), "arrived": self.now, "at": at + self.stepped_s}))
+                stamped.append(Observation(**{**fields(told), "arrived": self.now, "at": self._wall() + at - self.now}))
                 self.read = boot_number, number
         orders = Orders(resets=self.cycle.resets, dismissed=self.world.dismissed, aside=self.cycle.aside)
         self.memory, verdict = judge(
@@ -310,11 +314,11 @@ class Life:
 
     def _asks(self, pci: str) -> bool:
         """Whether the driver asks for a reset: until there was one, or a reboot, since the last Xid that takes it."""
-        return any(code in RESETS and at >= START + self.new[pci] for *_, at, gpu, code in self.log if gpu == pci)
+        return any(code in RESETS and at >= self.new[pci] for *_, at, gpu, code in self.log if gpu == pci)
 
     def _machine(self) -> None:
         """Jobs run two polls long, and only where they may."""
-        for job in self.cluster("GET", "/apis/batch/v1/namespaces/gpu-health-agent/jobs")[1]["items"]:
+        for job in self._jobs():
             name, uid = job["metadata"]["name"], job["metadata"]["uid"]
             if job.get("status"):
                 continue
@@ -323,6 +327,10 @@ class Life:
                 self._starts(name, job)
             elif self.now - self.began[uid] >= 2 * POLL_S:
                 self._ends(name, job)
+
+    def _jobs(self) -> list[dict[str, Any]]:
+        found = self.cluster("GET", "/apis/batch/v1/namespaces/gpu-health-agent/jobs")[1]["items"]
+        return [job for job in found if job["spec"]["template"]["spec"]["nodeName"] == self.name]
 
     def _starts(self, name: str, job: dict[str, Any]) -> None:
         remedy = name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_")

@@ -1,0 +1,203 @@
+"""A node of the pool: its machine and one agent, with their own two clocks; a second agent is a copy that shares the
+machine."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from agent.config.settings import Config
+from agent.model.errors import RefusedError, UnreachableError
+from agent.model.fault import Severity
+from agent.model.names import GPUS_ANNOTATION, HARD_TAINT
+from agent.model.steps import On
+from agent.model.text import rfc3339
+from agent.runtime.cycle import Turn
+from tests.life import Killed, Life
+from tests.observe import GPU, OTHER, START
+
+if TYPE_CHECKING:
+    from tests.exploration.fleet import Fleet
+
+FATAL = (95, 79, 74)  # Xids that a reset ends, a reboot, another card
+_SILENT_ROUNDS, _MOST_TURNS = 3, 18
+_RACE_S = 120.0  # what somebody else did to the machine so lately, an agent need not know yet
+
+
+class Node(Life):
+    """``now`` is its monotonic clock; its wall clock is off by ``skew`` seconds."""
+
+    __hash__ = object.__hash__
+
+    def __init__(self, fleet: Fleet, name: str, config: Config) -> None:
+        self.fleet, self.chance = fleet, fleet.chance
+        self.ahead, self.skew = fleet.chance.uniform(0, 1e6), 0.0
+        self.up = True  # the machine and its kubelet
+        self.alive = True  # its agent
+        self.busy = False  # within a round
+        self.due = 0.0  # when its agent's next round is, by the fleet's time
+        self.failures, self.silent, self.turns, self.process, self.second = 0, 0, 0, 0, False
+        self.card = self.booted = self.pardoned = 0.0  # since when its cards are in; until when a person dismissed all
+        super().__init__(0, name=name, config=config, cluster=fleet.server, now=fleet.now + self.ahead)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def _settles(self) -> None:
+        self.fleet.adds(self.name)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.process = self.fleet.next_process()
+        self.failures, self.silent = 0, 0
+        self.uses = self.config
+        self.fleet.in_force[self.process] = (self.config.budget, float("inf"))
+
+    def twin(self) -> Node:
+        """A second agent on this machine."""
+        other = copy.copy(self)
+        other.second = True
+        other._begin()
+        return other
+
+    def _wall(self) -> float:
+        return START + self.now - self.ahead + self.skew
+
+    def dies(self) -> None:
+        """Its agent does."""
+        self.alive = False
+        self.fleet.ends(self.process)
+
+    def rises(self) -> None:
+        if not self.alive:
+            self._begin()
+            self.alive, self.due = True, self.fleet.now
+
+    def reboots(self) -> None:
+        super().reboots()
+        self.booted = self.now
+        self.fleet.untwin(self.name)
+
+    def another_card(self) -> None:
+        """By a person's hand, in each slot: for that the machine is switched off."""
+        self.uuids = {pci: f"GPU-{pci}-{self.fleet.next_process()}" for pci in (GPU, OTHER)}
+        self.card = self.now
+        self.reboots()
+
+    @property
+    def raw(self) -> dict[str, Any] | None:
+        return self.cluster._objects.get(("nodes", "", self.name))
+
+    @property
+    def bad(self) -> set[str]:
+        """GPUs that nothing has cured, and that nobody calls well."""
+        return {pci for *_, at, pci, code in self.log if code in FATAL and at >= max(self.new[pci], self.pardoned)}
+
+    @property
+    def was_bad(self) -> bool:
+        """Now, or so lately that its agent need not know."""
+        cured = {95: self.new, 79: dict.fromkeys(self.new, self.booted), 74: dict.fromkeys(self.new, self.card)}
+        return any(
+            at >= cured[code][pci] or cured[code][pci] >= self.now - _RACE_S
+            for *_, at, pci, code in self.log
+            if code in FATAL
+        )
+
+    @property
+    def proved(self) -> bool:
+        """Whether its agent knows that all is cured."""
+        return all(one.proved for one in self.memory.faults.values() if one.finding.severity is Severity.FATAL)
+
+    def _request(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        answer = self.fleet.wire.ask(self, method, path, *rest, **more)
+        if method != "GET" and self.chance.random() < self.fleet.kills:
+            raise Killed
+        return answer
+
+    def tick(self) -> None:
+        """One round, and when the next one is."""
+        if not self.fleet.begun:
+            return
+        if self.up and self.raw and not self.second:
+            self._machine()
+        if not (self.up and self.alive):
+            self.due = self.fleet.now + 30
+            return
+        self.busy, self.waits, self.turns = True, (), 0
+        try:
+            self._holds()
+            self._agent()
+            self.failures = 0
+        except Killed:
+            self.dies()
+            self.fleet.later(self.chance.choice((0, 5, 60, 400)), self.rises)
+        except (RefusedError, UnreachableError) as error:
+            self.waits, self.failures = (str(error),), self.failures + 1
+        finally:
+            self.busy = False
+        self.due = self.fleet.now + self._pause_s()
+
+    def _pause_s(self) -> float:
+        """As the act loop's thread has it, but coarser where nothing is decided by it."""
+        if self.failures:
+            return float(min(30, 2**self.failures))
+        if self.waits or self.cycle.standing:
+            return self.chance.choice((5.0, 10.0, 20.0, 30.0))
+        return 60.0 if self.bad == set() else 10.0
+
+    def _holds(self) -> None:
+        """Who holds the GPUs: PodResources can't be asked now and then."""
+        pods = [one for one in self.fleet.server.all("pods") if one["spec"]["nodeName"] == self.name]
+        held = [one for one in pods if (one["metadata"].get("labels") or {}).get("work") and _gpu(one)]
+        gpus = {one["metadata"]["uid"]: (GPU, OTHER)[len(one["metadata"]["name"]) % 2] for one in held}
+        self.resources = {
+            f"{one['metadata']['namespace']}/{one['metadata']['name']}": (self.uuids[gpus[one["metadata"]["uid"]]],)
+            for one in held
+        }
+        if self.chance.random() < 0.02:
+            self.resources = None
+        self.clients = {}
+        for number, one in enumerate(held):
+            uid = one["metadata"]["uid"]
+            self.clients.setdefault(self.uuids[gpus[uid]], {})[str(number)] = uid
+
+    def _turned(self, last: Turn) -> None:
+        fleet, verdict = self.fleet, last.planned.verdict if last.planned else None
+        fleet.rounds += 1
+        mute = verdict is not None and verdict.fatal and not (last.waits or last.done or last.trouble)
+        self.silent = self.silent + 1 if mute else 0
+        faults = [fault.finding.id for fault in verdict.faults] if verdict else []
+        fleet.promises.keep("voice", self.silent < _SILENT_ROUNDS, f"{self.name} stands still with {faults}")
+        self.turns += 1
+        fleet.promises.keep(
+            "voice", self.turns < _MOST_TURNS, f"{self.name} comes to no rest: {last.done} {last.waits}"
+        )
+        if any(wait.on is On.PERMIT and "draining" in wait.why for wait in last.waits):
+            fleet.wire.watch.draining(self)
+
+    def _starts(self, name: str, job: dict[str, Any]) -> None:
+        remedy = name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_")
+        template = job["spec"]["template"]
+        gpus = set(template["metadata"]["annotations"][GPUS_ANNOTATION].split(","))
+        self._once(template["spec"]["nodeName"] == self.name, f"Job {name} is another node's")
+        tainted = any(one["key"] == HARD_TAINT for one in self.node()["spec"].get("taints") or ())
+        self._once(tainted or self.fleet.wire.watch.helped(self.name), f"Job {name} runs on a node in service")
+        self._holds()
+        if remedy == "reset_gpu":
+            since = {
+                one["metadata"]["uid"]: one["metadata"]["creationTimestamp"] for one in self.fleet.server.all("pods")
+            }
+            before = rfc3339(self.fleet.real(-_RACE_S), "seconds")  # what tolerates our taint comes at any time
+            users = {one for gpu in gpus for one in (self.clients.get(gpu) or {}).values() if since[one] < before}
+            self._once(not users, f"Job {name} resets a GPU under {users}")
+            self.reset.append(",".join(sorted(gpus)))
+        if remedy != "check":
+            self._once(self.was_bad or self.pending, f"Job {name} repairs what is well")
+            self.repairs.append(remedy)
+
+    def _once(self, so: object, said: str) -> None:
+        self.fleet.promises.keep("once", so, f"{self.name}: {said}")
+
+
+def _gpu(pod: dict[str, Any]) -> bool:
+    return bool(pod["spec"]["containers"][0]["resources"]["limits"])

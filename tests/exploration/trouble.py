@@ -1,0 +1,260 @@
+"""What comes over the fleet: each kind begins, and ends where it says ``yield``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from agent.model.names import DISMISS_ANNOTATION, MANAGED_LABEL
+from agent.model.text import rfc3339
+from tests.exploration.neighbours import (
+    Trouble,
+    endless_pods,
+    error_label,
+    labelled,
+    lease_deleted,
+    obstacle,
+    others_taint,
+    others_words,
+    pause,
+    reinstalled,
+    unlabelled,
+)
+from tests.exploration.wire import Weather
+from tests.observe import GPU, OTHER
+
+if TYPE_CHECKING:
+    from tests.exploration.fleet import Fleet
+    from tests.exploration.node import Node
+
+_XIDS = (95, 95, 95, 79, 63, 74, 31)
+
+
+def fault(fleet: Fleet) -> Trouble:
+    """GPUs break: one, or the same on many at once, as a bad driver roll-out makes it look."""
+    many = fleet.nodes if fleet.chance.random() < 0.2 else [fleet.any_node()]
+    code = fleet.chance.choice(_XIDS)
+    for node in many:
+        if node.up:
+            node.breaks(fleet.chance.choice((GPU, OTHER)), code)
+            node.due = min(node.due, fleet.now + 1)
+    fleet.say(f"Xid {code} on {', '.join(node.name for node in many)}")
+    yield
+
+
+def weather(fleet: Fleet) -> Trouble:
+    """The API server answers late, wrongly, or not at all."""
+    share = fleet.chance.choice((0.02, 0.1, 0.3))
+    for name in ("lost", "late", "mute", "refused"):
+        setattr(fleet.wire.weather, name, share * fleet.chance.random())
+    yield
+    fleet.wire.weather = Weather(cut=fleet.wire.weather.cut)
+
+
+def cut(fleet: Fleet) -> Trouble:
+    """Some nodes reach no API server."""
+    names = set(fleet.chance.sample(fleet.names, fleet.chance.randint(1, len(fleet.names))))
+    fleet.wire.weather.cut |= names
+    yield
+    fleet.wire.weather.cut -= names
+
+
+def crashes(fleet: Fleet) -> Trouble:
+    """Agents die after their writes."""
+    fleet.kills = fleet.chance.choice((0.02, 0.1))
+    yield
+    fleet.kills = 0.0
+
+
+def stalls(fleet: Fleet) -> Trouble:
+    """Agents stand still in mid-round, for longer than a permit is good for."""
+    fleet.stalls_s = 400.0
+    yield
+    fleet.stalls_s = 0.0
+
+
+def clock(fleet: Fleet) -> Trouble:
+    """A wall clock steps."""
+    node = fleet.any_node()
+    node.skew = fleet.chance.choice((-10800.0, -600.0, 600.0, 10800.0))
+    fleet.say(f"{node.name} is off by {node.skew:.0f} s")
+    yield
+    node.skew = 0.0
+
+
+def not_ready(fleet: Fleet) -> Trouble:
+    name = fleet.chance.choice(fleet.names)
+    ready = {"type": "Ready", "status": "False"}
+    fleet.server.change("nodes", name, {"status": {"conditions": [ready]}})
+    yield
+    fleet.server.change("nodes", name, {"status": {"conditions": [{**ready, "status": "True"}]}})
+
+
+def cordon(fleet: Fleet) -> Trouble:
+    name = fleet.chance.choice(fleet.names)
+    fleet.server.change("nodes", name, {"spec": {"unschedulable": True}})
+    yield
+    fleet.server.change("nodes", name, {"spec": {"unschedulable": None}})
+
+
+def death(fleet: Fleet) -> Trouble:
+    """A machine dies; its Node is NotReady, may be deleted, and then made anew with another UID and other cards."""
+    node = fleet.any_node()
+    if not node.up:
+        yield
+        return
+    fleet.say(f"{node.name} dies")
+    node.up = False
+    node.dies()
+    fleet.untwin(node.name)
+    fleet.server.change("nodes", node.name, {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}})
+    if fleet.chance.random() < 0.5:
+        fleet.later(fleet.chance.choice((10, 200, 700)), lambda: _deleted(fleet, node))
+    yield
+    new = node.raw is None
+    if new:
+        fleet.adds(node.name)
+    fleet.server.change("nodes", node.name, {"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+    node.up = node.alive = True
+    (node.another_card if new else node.reboots)()
+
+
+def _deleted(fleet: Fleet, node: Node) -> None:
+    if not node.up and node.raw:
+        fleet.say(f"Node {node.name} is deleted")
+        del fleet.server._objects["nodes", "", node.name]
+        for job in node._jobs():  # its pod went with the Node
+            ended = {"type": "Failed", "status": "True", "lastTransitionTime": rfc3339(fleet.real(), "seconds")}
+            fleet.server._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [ended]}})
+
+
+def person(fleet: Fleet) -> Trouble:
+    """Somebody reboots a node, puts other cards in, or dismisses what stands."""
+    node = fleet.any_node()
+    match fleet.chance.randrange(3):
+        case 0 if node.up:
+            node.reboots()
+        case 1 if node.up:
+            node.another_card()
+        case _:
+            node.pardoned = node.now
+            text = " ".join(f"xid-{code}@{pci}" for *_, pci, code in node.log[-3:])
+            _note(fleet, node.name, {DISMISS_ANNOTATION: text})
+    yield
+    _note(fleet, node.name, {DISMISS_ANNOTATION: None})
+
+
+def _note(fleet: Fleet, name: str, annotations: dict[str, str | None]) -> None:
+    fleet.server.change("nodes", name, {"metadata": {"annotations": annotations}})
+
+
+def restart(fleet: Fleet) -> Trouble:
+    """An agent is away for a while."""
+    node = fleet.any_node()
+    node.dies()
+    yield
+    node.rises()
+
+
+def two_agents(fleet: Fleet) -> Trouble:
+    """The old agent has not ended when the new one begins."""
+    node = fleet.any_node()
+    if node.up and node.alive and not any(one.name == node.name for one in fleet.twins):
+        fleet.twins.append(node.twin())
+    yield
+    fleet.untwin(node.name)
+
+
+def another_limit(fleet: Fleet) -> Trouble:
+    """Another configuration is rolled out, and back again: for a while both are in force."""
+    budget = fleet.config.budget.model_copy(update={"max_withdrawn": fleet.chance.choice((1, 2, 3))})
+    other = fleet.config.model_copy(update={"budget": budget})
+    changed = fleet.chance.sample(fleet.nodes, fleet.chance.randint(1, len(fleet.nodes)))
+    for node in changed:
+        _configured(node, other)
+    yield
+    for node in changed:
+        _configured(node, fleet.config)
+
+
+def _configured(node: Node, config: Any) -> None:
+    node.config = config
+    if node.alive and not node.busy:
+        node._begin()
+
+
+def late_of_the_dead(fleet: Fleet) -> Trouble:
+    """What an agent sent may arrive after its end: another life of it doesn't know of that."""
+    fleet.outlives, fleet.kills = True, 0.05
+    fleet.wire.weather.late = 0.1
+    yield
+    fleet.outlives, fleet.kills, fleet.wire.weather.late = False, 0.0, 0.0
+
+
+def renamed_pool(fleet: Fleet) -> Trouble:
+    """Another name of the pool is rolled out: for a while both are in use, and then the old one's Leases are left."""
+    name = "gpu" if fleet.config.budget.pool == "gpus" else "gpus"
+    budget = fleet.config.budget.model_copy(update={"pool": name})
+    fleet.config = fleet.config.model_copy(update={"budget": budget})
+    for node in fleet.nodes:
+        fleet.later(fleet.chance.uniform(0, 600), partial(_configured, node, fleet.config))
+    yield
+    for node in fleet.nodes:
+        _configured(node, fleet.config)
+
+
+TROUBLES: dict[str, Callable[[Fleet], Trouble]] = {
+    "fault": fault,
+    "weather": weather,
+    "cut": cut,
+    "crashes": crashes,
+    "stalls": stalls,
+    "clock": clock,
+    "not-ready": not_ready,
+    "cordon": cordon,
+    "death": death,
+    "person": person,
+    "opt-out": labelled(MANAGED_LABEL, "false"),
+    "driver-upgrade": labelled("nvidia.com/gpu-driver-upgrade-state", "pod-restart-required", "drain-required"),
+    "mig": labelled("nvidia.com/mig.config.state", "pending"),
+    "remediator": labelled("dgxc.nvidia.com/nvsentinel-state", "draining"),
+    "others-taint": others_taint,
+    "others-words": others_words,
+    "pause": pause,
+    "obstacle": obstacle,
+    "endless-pods": endless_pods,
+    "restart": restart,
+    "two-agents": two_agents,
+    "another-limit": another_limit,
+    "lease-deleted": lease_deleted,
+    "reinstalled": reinstalled,
+    "renamed-pool": renamed_pool,
+    "late-of-the-dead": late_of_the_dead,
+    "error-label": error_label,
+    "unlabelled": unlabelled,
+}
+
+
+# What the product does not bear yet, why, and the seed of a schedule that shows it.
+KNOWN = {
+    "renamed-pool": ("two names of one pool have two sets of permits: at once, each may give the last place away", 3),
+}
+BORNE = tuple(kind for kind in TROUBLES if kind not in KNOWN)
+
+
+def helps(fleet: Fleet) -> None:
+    """A person does what each wait asks for."""
+    server = fleet.server
+    for key in server.ends:
+        server.ends[key] = fleet.now
+    for node in fleet.nodes:
+        if any("a person must" in why or "it withdraws nothing" in why for why in node.waits):
+            node.another_card()
+            for raw in server.all("pods"):
+                labels = raw["metadata"].get("labels") or {}
+                if raw["spec"]["nodeName"] == node.name and "work" in labels:
+                    server._objects.pop(("pods", raw["metadata"]["namespace"], raw["metadata"]["name"]))
+        if node.pending:
+            node.reboots()
+        node.rises()
