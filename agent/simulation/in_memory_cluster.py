@@ -147,6 +147,9 @@ class InMemoryCluster:
                 if not _json_patch(new, operation):
                     return _status(HTTPStatus.UNPROCESSABLE_ENTITY, PATCH_FAILED)
         else:
+            read = (body.get("metadata") or {}).get("resourceVersion")
+            if read not in (None, old["metadata"]["resourceVersion"]):
+                return _status(HTTPStatus.CONFLICT, "the object has been modified")
             _merge(new, body)
         return 200, self._store(kind, namespace, new)
 
