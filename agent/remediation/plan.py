@@ -213,8 +213,10 @@ def _withdrawal(taints: Iterable[Taint]) -> dict[str, str | None]:
 
 def _aim(now: Now, records: Records) -> _Aim:
     """With these records; what is known of idle GPUs outlives them."""
-    verdict, world, config = now.case.verdict, now.case.world, now.case.config
-    case, error, noted = now.case, *error_label(now.case, now.stored.records.labelled if now.stored else None)
+    case, verdict, world, config = now.case, now.case.verdict, now.case.world, now.case.config
+    error, noted = error_label(case, now.stored.records.labelled if now.stored else None)
+    if now.situation is Situation.KEEP_OFF and error.get(ERROR_LABEL) and not case.forgotten:
+        error, noted = {}, False  # others act on it: an upgrade makes lines that look fatal
     records = replace(records, idle=now.records.idle, labelled=noted)
     labels: dict[str, str | None] = {
         STATE_LABEL: _state(now, records),
@@ -238,7 +240,7 @@ def _bad_news(verdict: Verdict, world: World) -> Steps:
 def _only_told(now: Now) -> Steps:
     """While the GPUs are somebody else's: what is seen, and no word on which others act."""
     aimed, tainted = _aim(now, now.records), now.case.world.tainted
-    told = {OUT_LABEL} | ({ERROR_LABEL} if now.case.forgotten else set()) | (set() if tainted else {STATE_LABEL})
+    told = {OUT_LABEL, ERROR_LABEL} | (set() if tainted else {STATE_LABEL})
     return replace(aimed, labels={key: value for key, value in aimed.labels.items() if key in told}).report()
 
 

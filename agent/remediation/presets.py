@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from agent.model.fault import Severity
 from agent.model.names import ERROR_LABEL
 from agent.model.ownership import (
     ACCELERATED,
@@ -29,7 +30,9 @@ def error_label(case: Case, noted: bool | None) -> tuple[dict[str, str | None], 
         return {ERROR_LABEL: "true"}, True
     if fatal:
         return {}, ours
-    return ({ERROR_LABEL: None} if ours else {}), None
+    # Beside a condition of ours that says unhealthy, a label that nobody noted would be an older agent's.
+    reported = any(fault.finding.severity is Severity.FATAL for fault in case.verdict.faults)
+    return ({ERROR_LABEL: None} if ours else {}), False if reported else None
 
 
 def spoken_for(presets: Iterable[str], conditions: Mapping[str, Condition]) -> str:

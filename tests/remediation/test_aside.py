@@ -11,6 +11,7 @@ from agent.model.names import ERROR_LABEL, STATE_LABEL
 from agent.model.steps import On, Wait
 from agent.remediation.stored import load
 from tests.life import CONFIG, Life, lives
+from tests.observe import GPU
 
 RESET, REPLACE = 95, 64
 LABELS = {
@@ -66,6 +67,27 @@ def test_a_fault_from_before_it_is_acted_on_after_it(state: str) -> None:
     say(life, **{"nvidia.com/gpu-driver-upgrade-state": "upgrade-done"})
     life.run(20)
     assert life.tainted()
+
+
+def test_our_label_goes_with_a_fault_that_ends_meanwhile_and_a_persons_stays() -> None:
+    """The record of whose the label is changes with the label, or not at all."""
+    life = Life(RESET)
+    life.run(20)
+    assert labels(life)[ERROR_LABEL] == "true"
+    say(life, **{"nvidia.com/mig.config.state": "rebooting"})
+    life.cluster(
+        "PATCH",
+        "/api/v1/nodes/n1",
+        {"metadata": {"annotations": {"gpu-health-agent/dismiss": f"xid-{RESET}@{GPU}"}}},
+        "application/merge-patch+json",
+    )
+    life.run(60)
+    assert ERROR_LABEL not in labels(life)
+    life.breaks(code=RESET)
+    life.run(20)
+    say(life, **{ERROR_LABEL: "true"})
+    life.run(60)
+    assert labels(life)[ERROR_LABEL] == "true", "a person's, beside our condition that says unhealthy"
 
 
 def test_what_was_seen_only_meanwhile_withdraws_nothing_whenever_the_agent_dies() -> None:
