@@ -8,15 +8,15 @@ from typing import Any
 from agent.actions.api import JSON, TABLE
 from agent.model.errors import RefusedError, UnreachableError
 
-_UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on an answer doesn't tell whether the request is carried out
-_HOOK_FAILED = "failed calling webhook"  # the API server's words for an admission that never came: nothing was done
+_UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on nobody knows whether the server carries the request out
+_HOOK_FAILED = "failed calling webhook"  # so the API server says that it could not ask a webhook, and did nothing
 _PARTS = ("metadata", "spec", "status", "data")
 
 
 def sensible(answer: Any, what: str, resource: str, listed: bool, accept: str = JSON) -> None:
-    """An answer to ``what``, as far as its kind tells what must be there. UnreachableError.
+    """Check the answer to ``what``, as far as its kind tells what must be in it. UnreachableError.
 
-    Of a pod in a list that is its name alone: what else makes no sense of it is that pod's trouble.
+    Of a pod in a list only its name is checked: whatever else makes no sense in it is that pod's trouble.
     """
     if not isinstance(answer, dict):
         raise _nonsense(what, "no object")
@@ -61,9 +61,9 @@ def whole_node(answer: Any, what: str) -> dict[str, Any]:
     for texts in (metadata.get("labels") or {}, metadata.get("annotations") or {}):
         if not (isinstance(texts, dict) and all(isinstance(one, str) for one in texts.values())):
             raise _nonsense(what, "a Node whose labels or annotations are no texts")
-    for items, keys in ((spec.get("taints"), ("key", "effect")), (status.get("conditions"), ("type", "status"))):
-        if not _have(items or [], keys):
-            raise _nonsense(what, f"a Node with something of no {' and '.join(keys)}")
+    for part, kind, keys in ((spec, "taints", ("key", "effect")), (status, "conditions", ("type", "status"))):
+        if not _have(part.get(kind) or [], keys):
+            raise _nonsense(what, f"a Node with {kind} that have no {' or no '.join(keys)}")
     return dict(answer)
 
 

@@ -16,7 +16,7 @@ from agent.model.world import Condition, Taint
 
 TIMEOUT_S = 10.0
 MOST_BYTES = 32 << 20  # of an answer: twice as much, in pieces and whole, goes into the container's 192 MiB
-# A watch is sent a bookmark each minute: one that is silent for longer is a connection that nobody holds any more.
+# A watch is sent a bookmark each minute: one that is silent for longer is a connection that has no other end any more.
 _QUIET_S = 150.0
 _LONGEST_EVENT_BYTES = 4 * 1024 * 1024
 _TYPED = re.compile(r"/apis?/(?!.*/proxy/)")  # whatever is there says its kind; a pod's own answer need not
@@ -31,7 +31,7 @@ PATCH_FAILED = "the server rejected our request due to an error in our request"
 
 
 class Api(Protocol):
-    """HTTP to an API server, real or in memory. Raises Unreachable when no answer came.
+    """HTTP to an API server, real or in memory. UnreachableError: no answer came.
 
     A watch is answered with its events, one by one as they come.
     """
@@ -95,7 +95,7 @@ def connect(
         except (HTTPError, OSError, ValueError) as error:
             raise _trouble(configuration, server, error) from error
         if len(text) > most_bytes:
-            raise UnreachableError(f"{server} answers {method} {path} by more than {most_bytes >> 20} MiB")
+            raise UnreachableError(f"{server} answers {method} {path} with more than {most_bytes >> 20} MiB")
         found = _answer(server, response.status, text, response.headers)
         if response.status < HTTPStatus.MULTIPLE_CHOICES and _TYPED.match(path) and "kind" not in found:
             raise UnreachableError(f"{server} answers {method} {path} with no API object: is it a proxy's?")
@@ -122,7 +122,7 @@ def _events(response: Any) -> Iterator[Any]:
 
 
 def _answer(server: str, status: int, text: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
-    """A JSON object; of a refusal its words at least. UnreachableError: this is no API server's answer."""
+    """The answer as a JSON object; of a refusal at least its words. UnreachableError: no API server answers so."""
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):
@@ -130,7 +130,7 @@ def _answer(server: str, status: int, text: bytes, headers: Mapping[str, str]) -
     begins = printable(" ".join(text[:300].decode(errors="replace").split()))
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         to = printable(headers.get("Location", "nowhere")[:200])
-        raise UnreachableError(f"{server} sends its callers on to {to} (HTTP {status}): name the API server itself")
+        raise UnreachableError(f"{server} redirects to {to} (HTTP {status}): name the API server itself")
     if status < HTTPStatus.MULTIPLE_CHOICES:
         if not isinstance(answer, dict):
             raise UnreachableError(
@@ -144,10 +144,10 @@ def _answer(server: str, status: int, text: bytes, headers: Mapping[str, str]) -
     return refusal
 
 
-# By OpenSSL's number of what is wrong with a certificate; what can be done about it.
-_MEND = {
+# By OpenSSL's number of what is wrong with a certificate: what it means, and what to do about it.
+_FIX = {
     9: "it is not valid yet: is this node's clock behind?",
-    10: "it has expired: renew it, or set this node's clock",
+    10: "it has expired: write a new one, or set this node's clock",
     **dict.fromkeys((18, 19, 20, 21), "no CA in {ca} has signed it: name the right one, or is a proxy in the way?"),
     **dict.fromkeys((62, 64), "it is for another name: use one that it is for, or tls-server-name in a kubeconfig"),
 }
@@ -159,8 +159,8 @@ def _trouble(configuration: Any, server: str, error: BaseException) -> Credentia
         error = inner
     if isinstance(error, ssl.SSLCertVerificationError):
         ca = configuration.ssl_ca_cert or "the system's list"
-        mend = _MEND.get(error.verify_code, "{ca} is what it is checked by").format(ca=ca)
-        return UnreachableError(f"{server} shows a certificate that is not trusted ({error.verify_message}); {mend}")
+        fix = _FIX.get(error.verify_code, "the agent checks it by {ca}").format(ca=ca)
+        return UnreachableError(f"{server} shows a certificate that is not trusted ({error.verify_message}); {fix}")
     if wrong := unusable(configuration):
         return CredentialsError(wrong)
     return UnreachableError(f"{server} does not answer: {printable(str(error) or type(error).__name__)}"[:300])

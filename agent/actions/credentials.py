@@ -39,7 +39,7 @@ def configure(kubeconfig: str | None) -> Any:
 
 
 def _token_file(kubeconfig: str) -> Path | None:
-    """Of the current context's user, if the token is in a file of its own: the library reads it once."""
+    """The file of the current user's token, if it has one: the library reads it only once."""
     data = yaml.safe_load(Path(kubeconfig).read_text(encoding="utf-8"))
     contexts = {one["name"]: one["context"] for one in data["contexts"]}
     users = {one["name"]: one["user"] for one in data.get("users") or ()}
@@ -52,7 +52,7 @@ def _read_token(path: Path, configuration: Any) -> None:
 
 
 def authorization(configuration: Any) -> str:
-    """The header's value, read anew each time: a projected token is renewed on disk every hour. CredentialsError."""
+    """The header's value, read anew each time: the kubelet changes a projected token every hour. CredentialsError."""
     from kubernetes.config.config_exception import ConfigException
 
     try:
@@ -66,7 +66,7 @@ def authorization(configuration: Any) -> str:
 
 
 def unusable(configuration: Any) -> str:
-    """What is wrong with the files that TLS needs of ours; empty where nothing is."""
+    """What is wrong with our own files for TLS, and what to do; empty where nothing is."""
     context, ca, certificate = (
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         configuration.ssl_ca_cert,
@@ -81,5 +81,5 @@ def unusable(configuration: Any) -> str:
         if certificate:
             context.load_cert_chain(certificate, configuration.key_file)
     except OSError as error:
-        return f"{certificate} holds no client certificate with its key ({error}): renew it"
+        return f"{certificate} holds no client certificate with its key ({error}): write new ones"
     return ""

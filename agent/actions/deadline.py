@@ -1,7 +1,7 @@
 """The whole time of one request. When it is over the connection is cut, whatever is still waited for on it.
 
 urllib3's own timeouts hold for each read alone: a server that sends a byte now and then, or ``100 Continue`` without
-end, would hold its caller for ever. Only the resolver of names keeps times of its own; a pod asks an address.
+end, would hold its caller for ever. Only looking up a name takes its own time; in a pod the server is an address.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _thread = threading.local()  # its deadline, while it makes a request
 
 
 class Deadline:
-    """Of the request that the thread makes within it, over the connections of a ``bound`` pool. TimeoutError."""
+    """The time of the one request that a thread makes inside it, over a ``bound`` pool's connections. TimeoutError."""
 
     def __init__(self, whole_s: float) -> None:
         self._whole_s, self._over = whole_s, False
@@ -46,7 +46,7 @@ class Deadline:
         return max(0.001, self._end - time.monotonic())
 
     def holds(self, line: int) -> None:
-        """What is to be cut, a file number; held by one of our own, whatever layers are put around that one."""
+        """``line`` is the file number of what is to be cut. We keep one of our own: TLS may take that one over."""
         self._hold(socket.fromfd(line, socket.AF_INET, socket.SOCK_STREAM))
 
     def _hold(self, line: socket.socket | None) -> None:

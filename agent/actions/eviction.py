@@ -31,8 +31,10 @@ class Evictions:
     def __init__(self, api: Api, settings: Drain, wall: Clock) -> None:
         self._api, self._wall, self._in_steps = api, wall, settings.eviction == "ask_then_delete"
         # By the pod's UID: a namesake that follows it was refused nothing.
-        self.blocked: dict[str, str] = {}  # by a budget: its deadline may end in a deletion
-        self.denied: dict[str, str] = {}  # by a webhook or a policy, for want of a right or of an answer: never
+        self.blocked: dict[str, str] = {}  # by a budget: after the deadline a deletion may follow
+        self.denied: dict[
+            str, str
+        ] = {}  # by a webhook or a policy, for want of a right or of an answer: no deletion follows
         self.refused: dict[str, None] = {}  # all whose last request was in vain, the one longest ago first
         self.checkpoints: Counter[str] = Counter()  # pods that declared one, by how it ended
         self.checkpoint_wait_s = 0.0
@@ -44,7 +46,7 @@ class Evictions:
                 memory.pop(uid)
 
     def evict(self, pod: Pod, labels: Mapping[str, str], outcome: str) -> None:
-        """As the PodDisruptionBudgets allow; the UID keeps us from a namesake's successor.
+        """Evict it, as the PodDisruptionBudgets allow. By the UID no pod of the same name is meant.
 
         RefusedError, UnreachableError where nobody can tell whether it is carried out.
         """
@@ -75,7 +77,7 @@ class Evictions:
             self._left(pod, outcome)
 
     def delete(self, pod: Pod, outcome: str) -> None:
-        """Past its budget, with its own grace period; only where the configuration says so. Raises as ``evict``."""
+        """Delete it past its budget, with its own grace period, if configured. Errors as of ``evict``."""
         try:
             self._end(pod)
         except (RefusedError, UnreachableError) as error:
@@ -84,7 +86,7 @@ class Evictions:
             self._left(pod, outcome)
 
     def in_vain(self, uid: str) -> None:
-        """Something was asked of this pod in vain just now: the others go first."""
+        """A request about this pod was in vain just now: the others go first."""
         self.refused.pop(uid, None)
         self.refused[uid] = None
 
@@ -99,7 +101,7 @@ class Evictions:
         return ""
 
     def _deny(self, pod: Pod, error: RefusedError | UnreachableError) -> None:
-        """Named, and asked again with a later round: the pods behind it may leave even so."""
+        """Remember why. A later round asks again, and the pods behind it may leave meanwhile."""
         if isinstance(error, RefusedError) and error.status in _OVER:
             self.denied.pop(pod.uid, None)
             return

@@ -75,13 +75,13 @@ class Jobs:
         }
 
     def _job(self, item: Mapping[str, Any], ended: Mapping[str, tuple[int, float]]) -> Job:
-        name, said, state = item["metadata"]["name"], "", "active"
+        name, why, state = item["metadata"]["name"], "", "active"
         for condition in (item.get("status") or {}).get("conditions") or ():
             if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
                 state = "succeeded" if condition["type"] == "Complete" else "failed"
-                said = str(condition.get("message") or condition.get("reason") or "")
-        # By our own clock: when the cluster's says that it ended is another's, and may be minutes ahead or behind.
+                why = str(condition.get("message") or condition.get("reason") or "")
+        # By our own clock: the cluster's own time for it may be minutes ahead or behind.
         now = self._clock()
         ended_s = 0 if state == "active" else int(now - self._ended.setdefault(item["metadata"]["uid"], now))
         exit_code, finished_at = ended.get(name, (None, 0.0))
-        return Job(name, state, exit_code, said, ended_s, finished_at)
+        return Job(name, state, exit_code, why, ended_s, finished_at)

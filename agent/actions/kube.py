@@ -68,12 +68,11 @@ class KubeClient:
         self._jobs = Jobs(self._api, node, config, clock)
         self.lacks = Trial(self._api, node, config, wall).lacks
         self._announced: frozenset[str] = frozenset()
-        self._vainly_from: float | None = None  # since when our taint is asked for, and never comes
+        self._vainly_from: float | None = None  # since when our taint has been asked for in vain
         self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
 
     def _declared(self, api: Api) -> Api:
-        """Counts each request, and sends none that rights.py doesn't hold: its table is the whole truth. Of an answer
-        nobody sees more than makes sense."""
+        """Counts each request, sends none that rights.py lacks, and passes on no answer that makes no sense."""
 
         def request(
             method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
@@ -172,11 +171,11 @@ class KubeClient:
         one = f"fieldSelector=metadata.name%3D{quote(self._node, safe='')}"
         path = f"/api/v1/nodes?watch=true&allowWatchBookmarks=true&resourceVersion=0&{one}"
         for event in ask(self._api, "GET", path, accept=METADATA):
-            told = event["object"]
+            node = event["object"]
             if event["type"] == "ERROR":
-                raise RefusedError(int(told.get("code") or HTTPStatus.INTERNAL_SERVER_ERROR), str(told.get("message")))
+                raise RefusedError(int(node.get("code") or HTTPStatus.INTERNAL_SERVER_ERROR), str(node.get("message")))
             if event["type"] in ("ADDED", "MODIFIED"):
-                yield told["metadata"].get("labels") or {}, told["metadata"].get("annotations") or {}
+                yield node["metadata"].get("labels") or {}, node["metadata"].get("annotations") or {}
 
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → what controls it, for the pods of this node; RefusedError, UnreachableError."""

@@ -25,10 +25,10 @@ from agent.model.world import Permit, PermitKind
 
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
 _PAUSE = "/api/v1/namespaces/{}/configmaps/" + PAUSE_CONFIGMAP
-_RENEW_S, _ABANDONED_S = 120.0, 600.0
+_CONFIRM_S, _ABANDONED_S = 120.0, 600.0
 _SILENT_S, _ASK_S = 300.0, 60.0  # from when on, and how often, the Node of a silent holder is asked for
 _ASKED_TWICE = 2  # one answer that a Node isn't there may be a mistake
-_POOL_S, _JUST_NOW_S = 15.0, 2.0  # how long a reading of the pool serves, and whoever may take a withdrawn permit
+_POOL_S, _JUST_NOW_S = 15.0, 2.0  # how old a reading of the pool may be, and for whoever may take a withdrawn permit
 
 Clock = Callable[[], float]
 
@@ -64,8 +64,8 @@ class Permits:
         self._began = clock()
         self._ours: dict[str, _Ours] = {}
         self._confirmed: dict[str, float] = {}  # our own permits: when the request was sent that confirmed them
-        self._unanswered = float("-inf")  # when something was last asked for under them in vain
-        self._clashed: set[str] = set()  # what was to be created and is there already, though it was not listed
+        self._unanswered = float("-inf")  # when a request under them was last in vain
+        self._clashed: set[str] = set()  # Leases that could not be created: they are there, and were not listed
         self._pool: tuple[float, Pool] | None = None
         self._told_at = 0.0  # the latest time by the API server's clock that was seen
 
@@ -110,8 +110,8 @@ class Permits:
                 if refused.status == HTTPStatus.NOT_FOUND
                 else f"ConfigMap gpu-health-agent-pause can't be read: {refused}"
             )
-        said = str(data.get("paused", "false")).strip().lower()
-        return "" if said in ("", "false") else "ConfigMap gpu-health-agent-pause says so"
+        answer = str(data.get("paused", "false")).strip().lower()
+        return "" if answer in ("", "false") else "ConfigMap gpu-health-agent-pause says so"
 
     def take(self, kind: PermitKind, index: int, holder: str) -> None:
         """Take a permit, or confirm our own; RefusedError 409 if another node was quicker."""
@@ -175,7 +175,7 @@ class Permits:
             kind,
             index,
             holder,
-            stale=bool(ours) and now - self._confirmed.get(name, float("-inf")) > _RENEW_S,
+            stale=bool(ours) and now - self._confirmed.get(name, float("-inf")) > _CONFIRM_S,
             pending=bool(ours) and now - self._unanswered < PERMIT_VALID_S,
             abandoned=bool(holder) and not ours and self._abandoned(name),
             hidden=self._hidden(name),
@@ -186,10 +186,10 @@ class Permits:
         )
 
     def _taken_s(self, lease: Mapping[str, Any], ours: _Ours | None, watched_s: float) -> float:
-        """Of our own, which people are told of, by our own clocks.
+        """Of our own permit, for people, by our own clocks.
 
         Of another's, which may rest for an hour, the API server's clock counts, as its last word tells, or for how
-        long we have watched it. One of several servers may be ahead: no more counts than ours has it. All delay only.
+        long we have watched it. One of several servers may be ahead: our own clock is the limit. All this only delays.
         """
         now, written = self._clock(), written_at(lease)
         if ours:
@@ -220,8 +220,10 @@ class Permits:
         watched.tainted = any(taint_of(t).withdraws for t in (node.get("spec") or {}).get("taints") or ())
 
     def _abandoned(self, name: str) -> bool:
-        """Whether its holder's Node is gone, or has not confirmed it for ten minutes; a withdrawn one stays even so
-        while the Node bears our taint."""
+        """Whether its holder's Node is gone, or has not confirmed it for ten minutes.
+
+        A withdrawn one stays even so while the Node bears our taint.
+        """
         watched = self._watched.get(name)
         if watched is None or watched.version != self._seen[name]["metadata"]["resourceVersion"]:
             return False
@@ -234,14 +236,14 @@ class Permits:
 
     def _put(self, lease: dict[str, Any], spec: Mapping[str, Any]) -> None:
         name = lease["metadata"]["name"]
-        renewed = {**lease, "spec": {**(lease.get("spec") or {}), **spec}}
-        self._seen[name] = ask(self._api, "PUT", f"{self._path}/{name}", renewed)
+        body = {**lease, "spec": {**(lease.get("spec") or {}), **spec}}
+        self._seen[name] = ask(self._api, "PUT", f"{self._path}/{name}", body)
 
     def _name(self, kind: PermitKind, index: int) -> str:
         return SLOT_LEASE.format(kind=kind, pool=self._budget.pool, index=index)
 
     def _number(self, name: str) -> tuple[PermitKind, int] | None:
-        """Which permit of this pool a Lease is by its name; none of them else."""
+        """Which permit of this pool the Lease of this name is; None: it is none."""
         index = name.rpartition("-")[2]
         numbers = ((kind, int(index)) for kind in PermitKind) if index.isdecimal() else ()
         return next((number for number in numbers if self._name(*number) == name), None)

@@ -24,12 +24,12 @@ from agent.model.world import Pod
 _KEEP = {KEEP_ANNOTATION: "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
 _MIRROR = "kubernetes.io/config.mirror"
-# HAMi and Volcano share a GPU among pods and write there which one each got; what the kubelet tells may be another.
+# HAMi and Volcano share a GPU among pods and write here which one each got; the kubelet may name another.
 _SHARING = ("hami.io/", "volcano.sh/")
 _BY_INDEX = "volcano.sh/gpu-index"
 _UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
-_AHEAD_S = 60.0  # by so much the clock of whoever answers for a pod may be ahead of ours
+_AHEAD_S = 60.0  # by so much a pod's clock may be ahead of ours
 _LONGEST_GRACE_S = 600.0  # more of a pod's grace keeps nobody else waiting
 _STUCK_S = 60.0  # after the grace period, by which the kubelet should have ended it
 
@@ -43,8 +43,8 @@ class Pods:
         self._api, self._node, self._config, self._clock, self._wall = api, node, config, clock, wall
         self._raw: dict[str, dict[str, Any]] = {}  # by UID
         self._asked: dict[str, tuple[int, float]] = {}  # UID → for which drain, and since when by our own clock
-        self._told: dict[str, int] = {}  # UID → for which drain its annotation was written
-        self._untold: dict[str, str] = {}  # UID → why it could not be
+        self._annotated: dict[str, int] = {}  # UID → for which drain its annotation was written
+        self._unwritten: dict[str, str] = {}  # UID → why that could not be written
         self._going: dict[str, float] = {}  # UID → when it was first seen to terminate
         self._node_uid = ""
         self._ours: tuple[Pod, ...] = ()
@@ -76,7 +76,7 @@ class Pods:
         self.evictions.forget_others(self._raw.keys())
         self.calls.forget_others(self._raw.keys())
         self.volumes.forget_others(self._raw.keys())
-        for memory in (self._asked, self._told, self._untold):
+        for memory in (self._asked, self._annotated, self._unwritten):
             for uid in memory.keys() - self._raw.keys():
                 del memory[uid]
         return pods
@@ -106,15 +106,15 @@ class Pods:
         self.evictions.evict(pod, self._raw[pod.uid]["metadata"].get("labels") or {}, outcome)
 
     def ask_checkpoint(self, pod: Pod, drain: int) -> None:
-        """Once the annotation that says since when, then the way that the pod declared; no answer is waited for.
+        """Ask it in the way that it declared, and write the annotation that says since when; wait for no answer.
 
-        ``drain`` is when that began, Unix seconds: of what was asked and answered before, nothing counts. RefusedError,
-        UnreachableError: the annotation could not be written. It is asked all the same, and its time runs.
+        ``drain`` is when that began, Unix seconds: nothing that was asked or answered before counts. RefusedError,
+        UnreachableError: the annotation could not be written. The pod is asked all the same, and its time runs.
         """
         raw, now = self._raw[pod.uid], self._wall()
         annotations = raw["metadata"].get("annotations") or {}
         requested = unix_s(annotations.get(REQUESTED_ANNOTATION))
-        # Whoever owns the pod may write any time there: it counts only as what an earlier life of ours has written.
+        # Whoever owns the pod may write any time there. It counts where an earlier life of ours may have written it.
         asked_s = now - requested if requested is not None and drain <= requested <= now else None
         if self._asked.get(pod.uid, (None,))[0] != drain:
             self._asked[pod.uid] = drain, self._clock() - (asked_s or 0.0)
@@ -122,10 +122,10 @@ class Pods:
         wish = declared(annotations)
         if wish.way == "http" and not raw["spec"].get("hostNetwork"):
             self.calls.ask(pod.uid, str((raw.get("status") or {}).get("podIP") or ""), wish.port, wish.path)
-        if asked_s is None and self._told.get(pod.uid) != drain:
-            self._tell(pod, drain)
+        if asked_s is None and self._annotated.get(pod.uid) != drain:
+            self._annotate(pod, drain)
 
-    def _tell(self, pod: Pod, drain: int) -> None:
+    def _annotate(self, pod: Pod, drain: int) -> None:
         now = rfc3339(self._wall(), "milliseconds")
         body = {"metadata": {"uid": pod.uid, "annotations": {REQUESTED_ANNOTATION: now}}}
         try:
@@ -134,18 +134,20 @@ class Pods:
             if isinstance(error, RefusedError) and error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                 return
             self.evictions.in_vain(pod.uid)
-            self._untold[pod.uid] = f"its annotation could not be written ({printable(str(error))[:300]})"
+            self._unwritten[pod.uid] = (
+                f"the annotation that asks it could not be written ({printable(str(error))[:300]})"
+            )
             raise
         self.evictions.refused.pop(pod.uid, None)
-        self._untold.pop(pod.uid, None)
-        self._told[pod.uid] = drain
+        self._unwritten.pop(pod.uid, None)
+        self._annotated[pod.uid] = drain
 
     def _items(self) -> list[dict[str, Any]]:
         path = f"/api/v1/pods?fieldSelector={quote(f'spec.nodeName={self._node}', safe='')}"
         return list(ask(self._api, "GET", path)["items"])
 
     def _pod(self, item: dict[str, Any]) -> Pod:
-        """One that can't be read may be anything: it counts as running on any GPU, and a person must look at it."""
+        """A pod that can't be read may be anything: it counts as running on any GPU, and a person must look at it."""
         try:
             return self._read(item)
         except _UNREADABLE as error:
@@ -157,14 +159,14 @@ class Pods:
         metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
         annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
         if not all(isinstance(metadata[key], str) for key in ("namespace", "uid")):
-            raise TypeError("a namespace or UID that is no text")
+            raise TypeError("its namespace or UID is no text")
         requests = [
             name
             for container in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
             for name in ((container.get("resources") or {}).get("limits") or {})
         ]
         wish, (saved, why) = declared(annotations), self.calls.answer(metadata["uid"])
-        why, asked = self._untold.get(metadata["uid"]) or why, self._asked.get(metadata["uid"])
+        why, asked = self._unwritten.get(metadata["uid"]) or why, self._asked.get(metadata["uid"])
         if wish.way == "http" and spec.get("hostNetwork"):
             why = "it uses the node's network, so its port may be another's"
         owner = _controller(metadata)
@@ -198,7 +200,7 @@ class Pods:
         )
 
     def _is_stuck(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
-        """By our own clock, from when we saw it go: its times are another's words."""
+        """By our own clock, from when we first saw it terminate: others write its times."""
         since = self._going.get(metadata["uid"])
         return since is not None and self._clock() - since > _grace_s(metadata, spec) + _STUCK_S
 
@@ -217,8 +219,8 @@ def workload(metadata: Mapping[str, Any]) -> str:
 
 def _grace_s(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> float:
     """A pod's grace period, as far as it counts."""
-    said = (metadata.get("deletionGracePeriodSeconds"), spec.get("terminationGracePeriodSeconds"), 30)
-    grace = next(one for one in said if isinstance(one, int | float))
+    periods = (metadata.get("deletionGracePeriodSeconds"), spec.get("terminationGracePeriodSeconds"), 30)
+    grace = next(one for one in periods if isinstance(one, int | float))
     return max(0.0, min(_LONGEST_GRACE_S, grace))  # NaN counts as the longest
 
 
@@ -241,6 +243,6 @@ def _tolerates(toleration: Mapping[str, Any]) -> bool:
 
 
 def _answered(annotations: Mapping[str, str], now: float) -> bool:
-    """Saved after it was asked, and not in a time to come: that would be an answer to whatever is asked ever after."""
+    """Saved after it was asked, and not in the future: such a time would answer every later question as well."""
     requested, saved = unix_s(annotations.get(REQUESTED_ANNOTATION)), unix_s(annotations.get(SAVED_ANNOTATION))
     return requested is not None and saved is not None and requested <= saved <= now + _AHEAD_S

@@ -18,9 +18,9 @@ class Pool:
 def read_pool(api: Api, selector: str) -> Pool:
     """RefusedError, UnreachableError."""
     every = _nodes(api, selector)
-    # A selector knows no "or": so it is asked who bears neither label.
+    # A selector knows no "or": so we ask for those that bear neither label.
     bare = ",".join(filter(None, (selector, f"{OUT_LABEL}!=true", f"{WITHDRAWN_LABEL}!=true")))
-    serving = {node for node, said in _nodes(api, bare).items() if said == "Ready"}
+    serving = {node for node, status in _nodes(api, bare).items() if status == "Ready"}
     return Pool(len(every), frozenset(every.keys() - serving))
 
 

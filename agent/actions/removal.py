@@ -106,8 +106,8 @@ def _release(api: Api, name: str) -> list[str]:
             try:
                 ask(api, "PATCH", f"/api/v1/namespaces/{key.replace('/', '/pods/')}", body, MERGE_PATCH)
                 done.append(f"{REQUESTED_ANNOTATION} of pod {key}")
-            except RefusedError as refused:  # a webhook's, maybe: it keeps no other pod or node
-                done.append(f"not {REQUESTED_ANNOTATION} of pod {key} ({refused})")
+            except RefusedError as refused:  # by a webhook, maybe: the other pods and nodes go on
+                done.append(f"{REQUESTED_ANNOTATION} of pod {key} could not be removed ({refused})")
     return done
 
 

@@ -1,9 +1,8 @@
-"""Whether the agent may do what its mode needs: each right is tried after the start, by requests that change nothing.
+"""Whether the agent may do what its mode needs: a trial of each right after the start, by requests that change nothing.
 
 Dry-run writes, and no SelfSubjectRulesReview: that one is incomplete wherever a webhook authorizes (EKS, GKE), and says
-nothing of webhooks, policies and quotas, which refuse as well. What can be written but for the dry run is: our
-Node, an Event on it, a Lease. For the rest an object is named that nobody has: who may not, is told so before it is
-looked for.
+nothing of webhooks, policies and quotas, which refuse as well. The dry runs write our Node, an Event on it and a Lease.
+Every other request names an object that nobody has: the API server refuses whoever may not before it looks for it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class Trial:
-    """Of one life of the agent. What passed is not tried again."""
+    """For one life of the agent. A right that passed has no second trial."""
 
     def __init__(self, api: Api, node: str, config: Config, wall: Callable[[], float]) -> None:
         self._api, self._node, self._config, self._wall = api, node, config, wall
@@ -62,11 +61,11 @@ class Trial:
         try:
             ask(self._api, _METHODS.get(verb, "GET"), self._path(right, verb), body, content_type)
         except RefusedError as refused:
-            # Of a body that is none only these tell; of one of ours any other means that it would not be written, but
-            # that it is there already, and that a webhook knows no dry run.
+            # Without a body only these say that the right is missing. With one, every other refusal means that it would
+            # not be written, except that it is there already, or that a webhook knows no dry run.
             passed = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.BAD_REQUEST)
-            told = refused.status not in passed if body else refused.status in (*_FORBIDDEN, *_BUSY)
-            return refused if told else None
+            lacking = refused.status not in passed if body else refused.status in (*_FORBIDDEN, *_BUSY)
+            return refused if lacking else None
         return None
 
     def _path(self, right: Right, verb: str) -> str:
@@ -85,15 +84,15 @@ class Trial:
         return path + {"get": "", "list": "?limit=1"}.get(verb, "?dryRun=All")
 
     def _body(self, right: Right, verb: str) -> tuple[Any, str]:
-        """That changes nothing, and that an API server would take from us; None where there is none of that kind."""
+        """A body that changes nothing and that an API server would take from us; None where there is no such body."""
         match right.resource, verb:
             case "nodes", "patch":
                 return [{"op": "test", "path": "/metadata/name", "value": self._node}], JSON_PATCH
             case "nodes/status", "patch":
                 return {"metadata": {"name": self._node}}, STRATEGIC_PATCH
             case "events", "create":
-                told = Announce(_NOBODY, False, "Trial", "May Events be written?")
-                return event_of(told, self._node, None, rfc3339(self._wall(), "seconds"))[1], JSON
+                announced = Announce(_NOBODY, False, "Trial", "May Events be written?")
+                return event_of(announced, self._node, None, rfc3339(self._wall(), "seconds"))[1], JSON
             case "leases", "create":
                 name = SLOT_LEASE.format(kind=PermitKind.WITHDRAWN, pool=self._config.budget.pool, index=0)
                 spec = {"holderIdentity": f"{self._node}/{_NOBODY}"}

@@ -26,7 +26,7 @@ class Volumes:
         self._pinned = {uid: pinned for uid, pinned in self._pinned.items() if uid in uids}
 
     def pins(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
-        """Of a pod. In doubt a person decides; UnreachableError."""
+        """Whether a volume binds this pod to the node. In doubt it does, and a person decides. UnreachableError."""
         uid = metadata["uid"]
         if uid not in self._pinned:
             claims = [one.get("persistentVolumeClaim") for one in spec.get("volumes") or ()]
@@ -53,6 +53,6 @@ class Volumes:
         return bool(terms) and all(self._names_us(term) for term in terms)
 
     def _names_us(self, term: Mapping[str, Any]) -> bool:
-        """Each driver has a label of its own for it, with the node's name or hostname in it."""
+        """Whether it asks for this node: each driver has a label of its own, with the node's name or hostname in it."""
         wanted = (*(term.get("matchExpressions") or ()), *(term.get("matchFields") or ()))
         return any(one["operator"] == "In" and self.names.issuperset(one["values"]) for one in wanted)

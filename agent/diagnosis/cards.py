@@ -30,8 +30,8 @@ def missing(alive: Observation) -> Iterator[tuple[str, str]]:
 
 def silent(alive: Observation | None) -> dict[str, str]:
     """The GPUs that are there and answer NVML nothing, each with the reason in NVML's words."""
-    told = str(alive.values.get("silent") or "") if alive else ""
-    return {pci: why for pci, found, why in (entry.partition("=") for entry in told.split(";")) if found}
+    text = str(alive.values.get("silent") or "") if alive else ""
+    return {pci: why for pci, found, why in (entry.partition("=") for entry in text.split(";")) if found}
 
 
 def given_away(alive: Observation) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a person's word on a fault covers: a state while it is said, a record from before, and no new event. Pure."""
+"""What a person's dismissal covers: a state while the annotation stands, a record from before, no new event. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.diagnosis.rules import ROWS, silence
 from agent.diagnosis.rules.presence import LOST
 from agent.model.fault import Finding, Reason
 
-# These are found again at each look, without a reading or a time in their row by which that could be told.
+# These are found again at each look, though their rows name no reading and no time that would show it.
 _STATES = {LOST.rule, silence.UNREAD.rule, *(row.rule for row in silence.ROWS)}
 
 
@@ -33,17 +33,17 @@ def lasts(finding: Finding) -> bool:
 
 
 def without(history: History, words: Collection[str]) -> History:
-    """Without the Xids from before the first start that a person declared ended: nothing tells them anew."""
+    """Without the Xids from before the first start that a person dismissed: they are found no more."""
     if not (history.past and words):
         return history
     past = {(pci, code): o for (pci, code), o in history.past.items() if f"xid-{code}@{pci}" not in words}
     return replace(history, past=past)
 
 
-def told(name: str, why: Reason, words: Collection[str]) -> Reason:
-    """A word on what can't be seen ends its fault, and makes nothing seen."""
+def with_dismissal(name: str, why: Reason, words: Collection[str]) -> Reason:
+    """Why it can't be seen, with the dismissal of its fault, which makes nothing seen."""
     rule = silence.UNREAD.rule if why.pci else SOURCES[name].silent if name in SOURCES else ""
     fault = f"{rule}@{why.pci or 'node'}"
     if fault not in words:
         return why
-    return replace(why, words=f"{why.words}; {fault} is dismissed, and it stays unknown until it is seen again")
+    return replace(why, words=f"{why.words}; a person dismissed {fault}, and it stays unknown until it is seen again")

@@ -10,7 +10,7 @@ from agent.config.source_index import GPUS, SECOND_WITNESS
 from agent.diagnosis import relapse
 from agent.diagnosis.aside import only_aside
 from agent.diagnosis.correlate import incidents, order, overruled
-from agent.diagnosis.dismissal import dismissed, lasts, told, without
+from agent.diagnosis.dismissal import dismissed, lasts, with_dismissal, without
 from agent.diagnosis.history import History, number
 from agent.diagnosis.linked import linked
 from agent.diagnosis.overrides import settle
@@ -60,12 +60,14 @@ def judge(
     expected: tuple[str, ...],
     orders: Orders | None = None,
 ) -> tuple[Memory, Verdict]:
-    """One round: ``now`` is monotonic seconds and decides, ``wall`` is Unix seconds and is only told."""
+    """One round: ``now`` is monotonic seconds and decides, ``wall`` is Unix seconds and only for people."""
     orders = orders or Orders()
     history = updated(memory.history, seen, now, orders.workloads)
     history = replace(history, expected=expected, offer=orders.offer)
     history, began_at = without(history, orders.dismissed), wall - (history.now - history.began)
-    unseen = {name: told(name, why, orders.dismissed) for name, why in blind(history, expected, limits.silent_s)}
+    unseen = {
+        name: with_dismissal(name, why, orders.dismissed) for name, why in blind(history, expected, limits.silent_s)
+    }
     findings = [finding for rule in RULES for finding in rule(history, limits)]
     history = history.without({finding.pci for finding in findings})
     wanted = [

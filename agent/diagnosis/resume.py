@@ -53,6 +53,6 @@ def _without_past(memory: Memory) -> Mapping[str, Fault]:
 
 
 def _judged(fault: Fault) -> Fault:
-    """With the readings by which its rule sees it, which no life hands on."""
+    """With the readings by which its rule sees it, which no life passes on."""
     row = ROWS.get(fault.finding.rule)
     return replace(fault, finding=replace(fault.finding, signals=row.signals)) if row else fault

@@ -26,7 +26,7 @@ from agent.drill.outcome import (
     Outcome,
     Part,
 )
-from agent.drill.privileged_pod import finished, privileged_pod, told
+from agent.drill.privileged_pod import finished, privileged_pod, report_of
 from agent.drill.watch import REPLICAS, Watch
 from agent.drill.withdrawal import SAVED, Withdrawal
 from agent.model.names import HARD_TAINT
@@ -271,7 +271,7 @@ class Exercise:
                 return answer.done()
 
             self._wait(f"the {what} is injected on {node}", ended, 90)
-            return told(answer.result())
+            return report_of(answer.result())
 
     def _wait(self, what: str, ready: Callable[[], Any], timeout_s: float) -> Any:
         def renewed() -> Any:

@@ -1,4 +1,4 @@
-"""A drill's hand on a node: writes marked kernel records, or kills one pod's processes.
+"""A drill's program on a node: writes marked kernel records, or kills one pod's processes.
 
 In a short-lived pod, or where the agent's GPUs are simulated in the container of its sources.
 

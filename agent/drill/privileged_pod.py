@@ -58,16 +58,18 @@ def finished(pod: Object) -> dict[str, Any] | None:
     phase = pod.get("status", {}).get("phase")
     statuses = pod.get("status", {}).get("containerStatuses") or [{}]
     ended = statuses[0].get("state", {}).get("terminated") or {}
-    said = str(ended.get("message", ""))
+    text = str(ended.get("message", ""))
     if phase == "Failed":
-        why = said or pod["status"].get("message") or ended.get("reason") or "no word"
+        why = text or pod["status"].get("message") or ended.get("reason") or "no word"
         raise MissedError(f"the drill's pod on {pod['spec']['nodeName']} failed: {str(why)[:300]}")
-    return told(said) if phase == "Succeeded" and said else None
+    return report_of(text) if phase == "Succeeded" and text else None
 
 
-def told(said: str) -> dict[str, Any]:
-    """What a program of the drill says that it did. MissedError where it says anything else."""
+def report_of(text: str) -> dict[str, Any]:
+    """What a program of the drill reports that it did. MissedError: it said something else."""
     try:
-        return dict(read_json(said))
+        return dict(read_json(text))
     except (ValueError, TypeError) as error:
-        raise MissedError(f"the drill's program on the node says no JSON object: {said!r}"[:300]) from error
+        raise MissedError(
+            f"the drill's program on the node did not answer with a JSON object: {text!r}"[:300]
+        ) from error

@@ -172,7 +172,7 @@ Sets = Mapping[str, frozenset[str]]  # GPU UUID → UUIDs of the others that mus
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What the judge of one life of the agent hands to that of the next."""
+    """What the judge of one life of the agent passes to that of the next."""
 
     boot_id: str = ""
     kernel_seq: int | None = None

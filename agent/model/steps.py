@@ -55,7 +55,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class AskCheckpoint:
-    """Begin to ask, or ask on. What was asked and answered before that drain began is another incident's."""
+    """Ask the pod to save its work, again and again. What was asked before that drain began is another incident's."""
 
     pod: Pod
     drain: int = 0  # its beginning, Unix seconds
@@ -98,7 +98,7 @@ class On(StrEnum):
     EVICTION = "eviction"  # somebody refused one, or nobody answered
     POD = "pod"  # only a person can move it
     REPAIR = "repair"  # only a person can decide how it goes on
-    REFUSED = "refused"  # the API server lets the agent not do what it is there for
+    REFUSED = "refused"  # the API server refuses what the agent's mode needs
     STOPPED = "stopped"  # somebody or something keeps the agent from acting at all
 
 

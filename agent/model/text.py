@@ -69,7 +69,7 @@ def _members(value: Any) -> Any:
 def _checked(kind: type[int] | type[float], text: str) -> int | float:
     number = kind(text)
     if not abs(number) <= _LARGEST:  # nor is NaN
-        raise ValueError(f"JSON with a number that none of ours can be: {text[:30]}")
+        raise ValueError(f"JSON with a number larger than any that the agent reads: {text[:30]}")
     return number
 
 

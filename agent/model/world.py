@@ -60,7 +60,7 @@ class Pod:
     operand: bool = False  # one of gpu-operator's clients of the GPU
     ours: bool = False  # a remedy's own
     unread: str = ""  # why it can't be read: it may be anything
-    former: bool = False  # and of a Node object of this name that is gone
+    former: bool = False  # ours, and made for a Node object of this name that is gone
 
     @property
     def key(self) -> str:
@@ -105,10 +105,12 @@ class Permit:
     index: int
     holder: str  # "<node name>/<node UID>", empty when free
     stale: bool = False  # ours, and to be confirmed before anything else is written
-    pending: bool = False  # ours, and what was asked for under it in vain may still arrive
+    pending: bool = False  # ours, and a request under it that was in vain may still arrive
     abandoned: bool = False  # another's who is gone: it may be taken over
-    hidden: bool = False  # its Lease lacks its labels: nobody holds it, and nobody can take it
-    inherited: bool = False  # ours, of an earlier life that may have asked for something a moment before this one began
+    hidden: bool = False  # its Lease lacks its labels: it counts as held, and nobody can take it
+    inherited: bool = (
+        False  # ours, from an earlier life, which may have asked for something a moment before this one began
+    )
     taken_s: int = 0  # seconds since it was last taken; of ours for people only, for it may be by the wall clock
     had_s: int = 0  # ours: seconds for which this life has had it
     unchanged_s: int = 0  # seconds since its Lease was last seen to change
@@ -138,7 +140,7 @@ class World:
     labels: Mapping[str, str] = field(default_factory=dict)
     conditions: Mapping[str, Condition] = field(default_factory=dict)
     dismissed: frozenset[str] = frozenset()  # fault ids that a person declared ended
-    unread: int = 0  # words beside them that are none, or too many
+    unread: int = 0  # how many words beside them are no fault's id, or one too many
     stored: str | None = None  # our annotation, as text; None before the first start on this node
     drill: str | None = None  # a drill's annotation, as text
     permits: tuple[Permit, ...] | None = None  # None: not asked, which allows nothing
@@ -148,10 +150,12 @@ class World:
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None
     blocked: Mapping[str, str] = field(default_factory=dict)  # pod → why a budget refused its last eviction
-    denied: Mapping[str, str] = field(default_factory=dict)  # pod → why somebody else did, or that nobody answered
-    refused: tuple[str, ...] = ()  # the pods of both, the one that was asked longest ago first
+    denied: Mapping[str, str] = field(
+        default_factory=dict
+    )  # pod → why somebody else refused it, or that nobody answered
+    refused: tuple[str, ...] = ()  # the pods of both; first the one that was asked longest ago
     jobs: tuple[Job, ...] | None = None  # None: not asked, which starts nothing
-    untainted_s: int = 0  # seconds for which our taint was asked for in vain; 0: it was not
+    untainted_s: int = 0  # for so many seconds our taint has been asked for in vain; 0: it was not
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     announced: frozenset[str] = frozenset()  # Events that were sent
     diagnosed: Diagnosed | None = None  # of this agent's own life
@@ -204,7 +208,7 @@ class Local:
     holders: Mapping[str, frozenset[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
     reserved: tuple[str, ...] = ()  # Jobs that an earlier life had written down, and may have asked for just now
     aside_s: int = 0  # for how long the GPUs have been somebody else's; 0: they are not
-    claim: Claim | None = None  # this life's; None: it makes none, and heeds none
+    claim: Claim | None = None  # this life's; None: it makes none, and obeys none
 
 
 Clients = Mapping[str, Mapping[str, str]]  # GPU UUID → pid → UID of its pod, empty where that isn't known

@@ -66,14 +66,16 @@ def spent(world: World, kind: PermitKind, budget: Budget) -> str:
     limit = allowed(world, kind, budget)
     if kind is PermitKind.HOURLY:
         return f"the budget is spent: {limit} withdrawals an hour allowed"
-    said = f"the budget is spent: {limit} {kind} of {world.pool_size} nodes allowed"
+    sentence = f"the budget is spent: {limit} {kind} of {world.pool_size} nodes allowed"
     ours = [permit for permit in world.permits if permit.kind is kind]
     holders = [permit.holder.split("/")[0] for permit in ours if permit.holder and not permit.abandoned]
     if holders:
-        said += f", held by {', '.join(holders)}"
+        sentence += f", held by {', '.join(holders)}"
     if kind is PermitKind.WITHDRAWN and world.out:
-        said += f"; out of service otherwise: {', '.join(sorted(world.out)[:5])}{' …' if len(world.out) > 5 else ''}"
-    return said
+        sentence += (
+            f"; out of service otherwise: {', '.join(sorted(world.out)[:5])}{' …' if len(world.out) > 5 else ''}"
+        )
+    return sentence
 
 
 def lately(world: World, kind: PermitKind, index: int) -> bool:
@@ -83,7 +85,7 @@ def lately(world: World, kind: PermitKind, index: int) -> bool:
 
 
 def hidden(world: World, budget: Budget) -> tuple[Wait, ...]:
-    """What nobody can take until a person sees to it."""
+    """Permits that nobody can take until a person deletes their Leases."""
     names = (SLOT_LEASE.format(kind=p.kind, pool=budget.pool, index=p.index) for p in world.permits or () if p.hidden)
     why = "lacks its labels and counts as held: a person must delete it"
     return tuple(Wait(f"Lease {name} {why}", On.PERMIT) for name in names)

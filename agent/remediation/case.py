@@ -42,7 +42,7 @@ class Treatment:
 
     @property
     def gpus(self) -> frozenset[str]:
-        """UUIDs of the GPUs that are to be mended; empty if one of them isn't known."""
+        """UUIDs of the GPUs that are to be cured; empty if one of them isn't known."""
         uuids = frozenset(fault.uuid for fault in self.faults)
         return frozenset() if "" in uuids else uuids
 

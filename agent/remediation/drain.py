@@ -1,8 +1,8 @@
 """Which pods may leave now, which save their work first, and which ones a person must decide on.
 
-Whoever drains holds a draining permit, and others wait for it. So it is held for no longer than something goes on:
+Whoever drains has a draining permit, and others wait for it. So the node keeps it only while something goes on:
 until the pods that were asked have gone or had their time, and while a budget refuses until the drain's deadline.
-Nobody waits for what is left. Only a request that was made in vain, and may still arrive, keeps it for five minutes.
+Nobody waits for what is left. Only a request that was in vain, and may still arrive, keeps it for five minutes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from agent.remediation.repair import rebooted
 _NEVER = ("DaemonSet", "Node")  # a DaemonSet's pod would come straight back; a mirror pod is a file
 _LOST = ("xid-79", "gpu-lost", "gpu-missing")  # nothing on such a GPU can be saved any more
 _STAYS = (
-    "may hold the bad GPU and would come straight back, as a DaemonSet's or the node's own: a person must keep it off"
+    "may hold the bad GPU and would come straight back, as a DaemonSet's or the node's own: "
+    "a person must keep it off the node"
 )
 _MOST_RETURNS = 3
 _LEAVES_S = 660  # how long a pod that was asked may take: the longest grace that counts, and a minute
-_LATE = Wait("the draining permit stays for five minutes: what was asked for in vain may still arrive")
+_PENDING = Wait("the draining permit stays for five minutes: the API server may still carry out a request that failed")
 _BEHIND = Wait("the drain is past its deadline: others that wait for a draining permit go first", On.PERMIT)
 
 
@@ -97,9 +98,9 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     waits = (*stay, *(step for step in steps if isinstance(step, Wait)))
     if held:
         idle = (refused or not asks) and not any(pod.terminating and not pod.stuck for pod in world.pods)
-        # Whatever else it is that never ends.
+        # However many checkpoints, refusals and pods that end without end come one after the other.
         endless = min(over_s, held.had_s) >= config.drain.checkpoint_s + _LEAVES_S
-        return records, (*waits, *(_handed_back(world) if idle or endless else asks))
+        return records, (*waits, *(_given_back(world) if idle or endless else asks))
     if not asks:
         return records, waits
     if permit is None:
@@ -111,8 +112,9 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
 
 
 def _in_turn(asks: list[Evict | Delete | AskCheckpoint], world: World) -> list[Evict | Delete | AskCheckpoint]:
-    """Those first whom nobody refused, and of those the ones in whose namespace nobody denied anything: a webhook that
-    hangs holds each request for ten seconds. Of the others the one that was asked longest ago. Who may save begins."""
+    """First the pods that nobody refused; of those, first the namespaces in which nobody denied anything, for a webhook
+    that hangs costs ten seconds a request; and there first the pods that are to save. Then the refused ones, first the
+    one that was asked longest ago."""
     last = {key: number for number, key in enumerate(world.refused, 1)}
     denying = {key.partition("/")[0] for key in world.denied}
 
@@ -123,7 +125,7 @@ def _in_turn(asks: list[Evict | Delete | AskCheckpoint], world: World) -> list[E
 
 
 def _with_asked(drain: Begun, pods: tuple[Pod, ...], world: World) -> Begun:
-    """With whom this life has asked to save by now: the next life knows since when, whatever the pods say."""
+    """With the pods that this life has asked to save: so the next life knows since when, whatever the pods say."""
     new = {
         pod.uid: world.clock_s - (pod.asked_s or 0)
         for pod in pods
@@ -136,17 +138,17 @@ def _with_asked(drain: Begun, pods: tuple[Pod, ...], world: World) -> Begun:
 
 
 def ceased(world: World) -> tuple[Step, ...]:
-    """The draining permit where nothing is evicted, for whatever reason: back once those that were asked have gone."""
+    """Where nobody is evicted any more: the draining permit goes back once the pods that were asked have gone."""
     held = world.held(PermitKind.DRAINING)
     going = sorted(pod.key for pod in world.pods or () if pod.terminating and not pod.stuck)
     if held and going and held.unchanged_s < _LEAVES_S:
         return (Wait(f"the draining permit goes back once these have gone: {', '.join(going)}"),)
-    return _handed_back(world)
+    return _given_back(world)
 
 
-def _handed_back(world: World) -> tuple[Step, ...]:
+def _given_back(world: World) -> tuple[Step, ...]:
     held = world.held(PermitKind.DRAINING)
-    return (_LATE,) if held and (held.pending or held.inherited) else given(world, PermitKind.DRAINING)
+    return (_PENDING,) if held and (held.pending or held.inherited) else given(world, PermitKind.DRAINING)
 
 
 def _lasted_s(case: Case, treatment: Treatment, records: Records) -> float | None:
@@ -227,6 +229,6 @@ def _checkpoint(
     asked_s = max(pod.asked_s or 0 if ours else 0, world.clock_s - begun.asked.get(pod.uid, world.clock_s))
     if asked_s >= limit_s:
         return "expired", ()
-    said = f": {pod.checkpoint_said}" if pod.checkpoint_said else ""
-    wait = Wait(f"pod {pod.key} has {limit_s:.0f} s to save its checkpoint{said}")
+    answer = f": {pod.checkpoint_said}" if pod.checkpoint_said else ""
+    wait = Wait(f"pod {pod.key} has {limit_s:.0f} s to save its checkpoint{answer}")
     return "", (AskCheckpoint(pod, begun.at), wait)

@@ -44,7 +44,7 @@ def upgrading(labels: Mapping[str, str]) -> str:
     if mig in ("pending", "rebooting"):
         return f"the MIG configuration is being changed ({_MIG}={mig})"
     paused = sorted(key for key, value in labels.items() if value in _PAUSED and key.startswith(_CLIENTS))
-    return f"the GPU's clients are to leave it ({paused[0]}={labels[paused[0]]})" if paused else ""
+    return f"gpu-operator's managers need the GPU for themselves ({paused[0]}={labels[paused[0]]})" if paused else ""
 
 
 def clients_paused(labels: Mapping[str, str]) -> bool:

@@ -1,19 +1,20 @@
 """What to do next about a verdict. Pure and level-triggered: it looks at the world and names the next safe steps.
 
 The agent may be killed after any write, an answer may be lost, and others write to the same Node, pods and Leases at
-any time. So a plan is made anew from each look, its steps are done in order, and one that fails ends the round, but for
-a pod's: that is this pod's trouble. The order alone keeps these true at every moment, whatever comes in between:
+any time. So a plan is made anew from each look, its steps are done in order, and one that fails ends the round. Only a
+pod's step that fails is that pod's own trouble. The order alone keeps these true at every moment, whatever comes
+between:
 
 - The permit before the hard taint: a node keeps new pods away only while it holds its place in the budget.
 - Reserve, then act: a repair or a check is written to the Node, under the name of its Job, before that is made. Whoever
   dies in between finds it again, and one incident is repaired once.
 - The taint goes before the permit is given back: between the two a crash costs a place for a moment, never the budget.
-- Nothing is given back while something that was asked for in vain may still arrive, by an earlier life of the agent
-  too: an eviction, a Job or a taint would meet a node in service.
-- Others wait for a draining permit: wherever nothing is evicted it goes back.
+- Nothing is given back while something that this life of the agent or an earlier one asked for in vain may still
+  arrive: an eviction, a Job or a taint would meet a node in service.
+- The draining permit goes back wherever nobody is evicted: others wait for it.
 - Nothing of others is undone: our own taints, labels and conditions change, and theirs stay as they are.
-- A pause takes a request for a replacement back, and so does standing aside: it is an act that another controller
-  obeys, and no report.
+- A pause and a keep-off take a request for a replacement back: it is an act that another controller obeys, and no
+  report.
 - Every standing still is a Wait: whatever doesn't go on says what it waits for.
 """
 
@@ -45,12 +46,15 @@ from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_so
 from agent.remediation.validation import validate
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
-_REFUSED_S = 600  # how long a node holds a permit for a taint that never comes
+_REFUSED_S = 600  # how long a node keeps a permit for a taint that is refused
 _REFUSED = Wait(
-    "our taint was refused for ten minutes: others that wait for a permit go first, then it is asked for again",
+    "our taint was refused for ten minutes: others that wait for a permit go first, then the agent asks again",
     On.STOPPED,
 )
-_PENDING = "for five minutes the node and its permit stay as they are: what was asked for in vain may still arrive"
+_PENDING = (
+    "for five minutes the node and its permit stay as they are: "
+    "the API server may still carry out a request that failed"
+)
 
 Steps = tuple[Step, ...]
 
@@ -101,7 +105,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
         case Situation.NEWER | Situation.UNEXPLAINED:
             return Plan((*back, *_bad_news(verdict, world), *now.stands))
         case Situation.KEEP_OFF:
-            steps = (*_only_told(now), *now.stands)
+            steps = (*_only_reported(now), *now.stands)
         case Situation.ANOTHERS:
             steps = (*_aim(now, _kept(now)[0]).report(), *now.stands)
         case Situation.OBSERVED | Situation.PAUSED | Situation.HELD | Situation.BLIND:
@@ -119,9 +123,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _in_service(now, Records())
         case _:
             assert_never(now.situation)
-    said: Steps = (*now.waits, *_unconfirmed(now), *left_out(now), *hidden(world, config.budget))
-    told: Steps = (*said, *announcements(verdict, world))
-    return Plan((*back, *steps, *told), now.treatment)
+    waits: Steps = (*now.waits, *_unconfirmed(now), *left_out(now), *hidden(world, config.budget))
+    return Plan((*back, *steps, *waits, *announcements(verdict, world)), now.treatment)
 
 
 def _treated(now: Now) -> Outcome:
@@ -237,11 +240,11 @@ def _bad_news(verdict: Verdict, world: World) -> Steps:
     return (Report(bad, labels),) if bad or labels else ()
 
 
-def _only_told(now: Now) -> Steps:
+def _only_reported(now: Now) -> Steps:
     """While the GPUs are somebody else's: what is seen, and no word on which others act."""
     aimed, tainted = _aim(now, now.records), now.case.world.tainted
-    told = {OUT_LABEL, ERROR_LABEL} | (set() if tainted else {STATE_LABEL})
-    return replace(aimed, labels={key: value for key, value in aimed.labels.items() if key in told}).report()
+    ours = {OUT_LABEL, ERROR_LABEL} | (set() if tainted else {STATE_LABEL})
+    return replace(aimed, labels={key: value for key, value in aimed.labels.items() if key in ours}).report()
 
 
 def _unconfirmed(now: Now) -> Steps:

@@ -36,7 +36,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One remedy, tried once."""
+    """One remedy, carried out once."""
 
     remedy: Remedy
     number: int  # of this remedy in this incident, from 1
@@ -71,7 +71,7 @@ class Validation:
     boot_id: str = ""  # when it was reserved
     number: int = 1  # of the run, of a diagnosis that the agent's end cut off
     stage: Stage = Stage.RESERVED
-    blocked_at: float = 0.0  # Unix seconds since when a diagnosis can't be run; 0: it can, or was not tried
+    blocked_at: float = 0.0  # Unix seconds since when a diagnosis can't be run; 0: it can, or was not asked for
     ended_at: int = 0
     said: str = ""  # how it failed
 
@@ -91,7 +91,7 @@ class Begun:
     """A drain: for which remedy, and since when pods are asked to leave for it."""
 
     remedy: Remedy
-    at: int  # Unix seconds: told
+    at: int  # Unix seconds, for people
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back
     boot_id: str = ""  # the boot then; empty of a node that tells of none
     boot_s: float = 0.0  # monotonic seconds in that boot; 0: an older agent's word
@@ -123,8 +123,8 @@ class Records:
         return replace(self, attempts=(*self.attempts[:-1], attempt))
 
     def unbegun(self) -> Records:
-        """Without the last attempt, of which no Job was made: it was no try. Should its Job come late, the next one, of
-        the same name, takes it for its own."""
+        """Without the last attempt, of which no Job was made: it was none. Should its Job come after all, the next one,
+        of the same name, takes it for its own."""
         return replace(self, attempts=self.attempts[:-1])
 
     @property

@@ -120,8 +120,8 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     failed_resets = own(due, records)
     last = failed_resets[-1] if failed_resets else None
     if last and abs(case.verdict.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(failed_resets) - 1)):
-        said = f"{last.remedy}, attempt {last.number}, failed ({last.said})"
-        return records, (Wait(f"{said}: {remedy} follows after a pause of {pause_s:.0f} s"),)
+        failed = f"{last.remedy}, attempt {last.number}, failed ({last.said})"
+        return records, (Wait(f"{failed}: {remedy} follows after a pause of {pause_s:.0f} s"),)
     if remedy is Remedy.RESET_GPU:
         records, waits = _clients(case, due, records)
         if waits:

@@ -42,7 +42,7 @@ class Situation(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What one look shows; from ANOTHERS on with all that is stored and that is to be treated.
+    """What one look shows; from ANOTHERS on with all that is stored and what is to be treated.
 
     KEEP_OFF has what is stored.
     """
@@ -59,8 +59,8 @@ class Now:
 def situation(case: Case) -> Now:
     world, config = case.world, case.config
     if not world.managed:
-        said = world.labels.get(MANAGED_LABEL, "false")
-        why = f"the node's label {MANAGED_LABEL}={said} opts it out: nothing is written to it"
+        value = world.labels.get(MANAGED_LABEL, "false")
+        why = f"the node's label {MANAGED_LABEL}={value} opts it out: nothing is written to it"
         return Now(Situation.OPTED_OUT, (Wait(f"{why}, and a draining permit goes back", On.STOPPED),), case)
     try:
         stored = load(world.stored, 0.0) if world.stored is not None else None
@@ -96,7 +96,8 @@ def _aside(why: str, case: Case) -> Wait:
     if not case.forgotten:
         return Wait(f"{why}: NVML is closed, and what the kernel log says is only reported")
     hours = case.local.aside_s / 3600
-    return Wait(f"{why} for {hours:.1f} h, which counts as forgotten: NVML stays closed, nothing is done", On.STOPPED)
+    lasts = f"{why} for {hours:.1f} h, which counts as forgotten"
+    return Wait(f"{lasts}: NVML stays closed and nothing is done until a person ends it", On.STOPPED)
 
 
 def _overtaken(writer: Claim) -> str:
@@ -104,7 +105,7 @@ def _overtaken(writer: Claim) -> str:
         who = f"another agent, started by hand ({writer.life}), acts on this node"
         return f"{who}: once it has ended, start this one anew"
     who = f"another agent acts on this node, in the pod with UID {writer.life}"
-    return f"{who}: this one writes nothing while that is there"
+    return f"{who}: this one writes nothing while that pod is there"
 
 
 def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wait, ...]]:
@@ -133,12 +134,12 @@ def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wa
 
 
 def left_out(now: Now) -> tuple[Wait, ...]:
-    """What a person said and nobody understands, and what there was no room to write down."""
+    """Words of a person that the agent does not understand, and faults that it had no room to write down."""
     waits, unread, forgotten = [], now.case.world.unread, now.stored.left_out if now.stored else 0
     if unread:
         why = f"{unread} of its words are no fault's id, or beyond the 64 that are read"
         waits.append(Wait(f"annotation {DISMISS_ANNOTATION}: {why}"))
     if forgotten:
-        why = f"{forgotten} faults found no room in it: a restart forgets them, but for the worst of each GPU"
+        why = f"{forgotten} faults found no room in it: a restart forgets them; the worst of each GPU is in it"
         waits.append(Wait(f"annotation {FAULTS_ANNOTATION}: {why}"))
     return tuple(waits)

@@ -57,7 +57,7 @@ def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records, 
 
 
 def _ranked(verdict: Verdict, bad: list[Fault]) -> list[int]:
-    """Which of them are kept first: the worst of each GPU and of the node itself, of whatever else, then the others."""
+    """Which of them are kept first: the worst of each GPU and of the node, the worst elsewhere, then the others."""
     worst: dict[str, int] = {}
     for index, fault in enumerate(bad):  # they are in that order
         worst.setdefault(fault.finding.pci, index)
@@ -71,7 +71,7 @@ def _json(data: Mapping[str, Any]) -> str:
 
 def _others(verdict: Verdict, kernel_seq: int | None, at: float, records: Records, words: int) -> dict[str, Any]:
     """All of it but the faults."""
-    position = {"boot_id": verdict.boot_id, "kernel_seq": kernel_seq, "at": int(_told(at))}
+    position = {"boot_id": verdict.boot_id, "kernel_seq": kernel_seq, "at": int(_writable(at))}
     data: dict[str, Any] = {"version": VERSION, **position}
     if verdict.onsets:
         data["onsets"] = {pci: list(times) for pci, times in verdict.onsets.items()}
@@ -98,7 +98,7 @@ def _fault(fault: Fault, words: int) -> dict[str, Any]:
         "witness": finding.witness,
         "clear_s": None if finding.clear_s is None else float(finding.clear_s),  # as it is read: 600 is not 600.0
         "instance": finding.instance,
-        "since": _told(fault.since),
+        "since": _writable(fault.since),
         "uuid": fault.uuid,
         "boot_id": fault.boot_id,
         "proved": fault.proved,
@@ -107,11 +107,11 @@ def _fault(fault: Fault, words: int) -> dict[str, Any]:
         **({"late": True} if fault.pre_start else {}),
         **({"aside": True} if fault.aside else {}),
         **({"after": fault.after} if fault.after else {}),
-        "seen_by": [[w.source, _told(w.at), cut(w.raw, words)] for w in seen_by],
+        "seen_by": [[w.source, _writable(w.at), cut(w.raw, words)] for w in seen_by],
     }
 
 
-def _told(at: float) -> float:
+def _writable(at: float) -> float:
     """A time as it can be read back, whatever the clock was."""
     return round(min(max(0.0, at), LAST_S), 3)
 

@@ -55,7 +55,7 @@ def rule(value: object) -> str:
 def pci(value: object) -> str:
     """Empty for the node's own."""
     if text(value) and normalise_pci(str(value)) != value:
-        raise ValueError(f"{_shown(value)} is not written as a PCI address is here")
+        raise ValueError(f"{_shown(value)} is no PCI address in the form 0000:1b:00.0")
     return str(value)
 
 

@@ -69,8 +69,8 @@ def _job(case: Case, check: Validation, may: bool) -> Checked:
         return None, ()
     if job and job.state == "active":
         return replace(check, stage=Stage.STARTED), (Wait(f"Job {job.name} checks the node"),)
-    said = "its Job was removed before it was seen to end" if job is None else (job.said or f"exit {job.exit_code}")
-    return _failed(case, check, said)
+    why = "its Job was removed before it was seen to end" if job is None else (job.said or f"exit {job.exit_code}")
+    return _failed(case, check, why)
 
 
 def _diagnosis(case: Case, level: int, check: Validation, may: bool) -> Checked:
@@ -99,8 +99,8 @@ def _diagnosis(case: Case, level: int, check: Validation, may: bool) -> Checked:
     if why and check.blocked_at and case.local.stage_s >= settings.deadline_s:
         return _failed(case, check, f"{what}, could not be run for {settings.deadline_s} s: {why}")
     start = () if busy or (diagnosed and diagnosed.ended_s < _AGAIN_S) else (Diagnose(check.run, level, uuids),)
-    told_why = f"can't be run yet: {why}" if why else "begins"
-    return replace(check, blocked_at=since), (*start, Wait(f"{what}, {told_why}"))
+    state = f"can't be run yet: {why}" if why else "begins"
+    return replace(check, blocked_at=since), (*start, Wait(f"{what}, {state}"))
 
 
 def _busy(level: int, uuids: tuple[str, ...], world: World, clients: Clients) -> str:
@@ -115,8 +115,8 @@ def _busy(level: int, uuids: tuple[str, ...], world: World, clients: Clients) ->
     return ""
 
 
-def _failed(case: Case, check: Validation, said: str) -> Checked:
-    failed = replace(check, stage=Stage.FAILED, said=printable(said)[:200], ended_at=int(case.verdict.at))
+def _failed(case: Case, check: Validation, why: str) -> Checked:
+    failed = replace(check, stage=Stage.FAILED, said=printable(why)[:200], ended_at=int(case.verdict.at))
     return failed, (Wait("the check before the return failed", On.REPAIR),)
 
 

@@ -22,7 +22,7 @@ from agent.runtime.pod_gpus import Ask, PodGpus
 
 _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
 _QUEUED_S = 30.0  # for a permit: a whole fleet may wait for one at once, and for weeks
-_TRIAL_S = 30.0  # what is refused is not tried again sooner
+_TRIAL_S = 30.0  # after a refusal the next trial comes no sooner
 _STEP_BACK_S = 0.1  # at most, after another was quicker: a hundred that look again at once would meet again
 _MOST_ROUNDS = 20  # in one go: a plan that never comes to rest is a bug, not a reason to flood the API server
 _MOST_WORKLOADS = 1024
@@ -53,7 +53,7 @@ class Actor:
         self._pod_gpus = PodGpus(ask, tell)
         self._watch = NodeWatch(lambda: self._client, lambda: self.exchange.news.set(), tell)
         self._cycle = Cycle(config, time.monotonic(), dry_run, life)
-        self._tried = float("-inf")
+        self._last_trial = float("-inf")
         self._asked: frozenset[str] = frozenset()  # pods of which was asked whose they are
         self._done: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
@@ -72,12 +72,12 @@ class Actor:
 
     @property
     def able(self) -> bool:
-        """Nothing that its mode needs was refused when it was tried last; a dry run needs nothing."""
+        """Whether the last trial found every right that its mode needs; a dry run needs none."""
         return self._cycle.dry_run or self.exchange.acted.lacks == ()
 
     @property
     def age_s(self) -> float:
-        """Since it last began or ended a round, or asked the API server for something; the judging thread reads it.
+        """Seconds since it began or ended a round, or asked the API server for something; the judging thread reads it.
 
         Its longest pause is a minute, a request takes 10 s and the kubelet's answer 15 s: more is no loop that turns.
         """
@@ -101,7 +101,7 @@ class Actor:
                 if not (last.again or last.cut):
                     break
             self._learn()
-            self._try()
+            self._trial()
             self._show(failures=0)
         except (CredentialsError, RefusedError, UnreachableError) as error:
             failures = self.exchange.acted.failures + 1
@@ -199,12 +199,12 @@ class Actor:
             if wait not in acted.waits:
                 self._tell("waiting", why=wait.why)
 
-    def _try(self) -> None:
-        """Whether the mode's rights are there, once everything else is done; once they all were, no more."""
+    def _trial(self) -> None:
+        """Ask whether the mode's rights are there, after everything else; once they all were, no more."""
         lacks, now = self.exchange.acted.lacks, time.monotonic()
-        if lacks == () or self._cycle.dry_run or not self._client or (lacks and now - self._tried < _TRIAL_S):
+        if lacks == () or self._cycle.dry_run or not self._client or (lacks and now - self._last_trial < _TRIAL_S):
             return
-        self._tried = now
+        self._last_trial = now
         found = self._client.lacks(lambda: not self.exchange.news.is_set())
         if found is None:
             return

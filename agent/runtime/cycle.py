@@ -1,9 +1,9 @@
 """One round of the act loop: look, plan, do. The agent, its tests' lives and ``replay`` are driven by this alone.
 
 A ``Cycle`` is what the loop carries from round to round, a value; ``turn`` makes the next one of it. Threads, pauses,
-logs and counters are the driver's. A round reads the judge's word once. It ends at the first step that is refused, but
-for a pod's: that is this pod's trouble, and the others of the node go on. No pod is asked, and no repair is begun, on a
-look that is over a second old, so that a person's word is heard between two of them.
+logs and counters are the driver's. A round reads the judge's word once. It ends at the first step that is refused.
+Only a pod's step that is refused is that pod's own trouble, and the node's other pods go on. On a look that is over a
+second old no pod is asked and no repair begun, so that a person's word is heard between two of them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Cycle:
     failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
     keep_off: str = ""  # why no process of ours may hold a GPU now
     keep_off_from: float = 0.0  # when the look began that found so first
-    standing: bool = True  # the node bears a taint that takes a permit, or holds one; so it is until a look at both
+    standing: bool = True  # the node bears a taint that takes a permit, or has one; assumed until a look at both
 
     @property
     def aside_s(self) -> float:
@@ -234,7 +234,7 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
     world, until = planned.world, so_far.cycle.look_began + _LOOK_SERVES_S
     done: list[Step] = []
     failed: list[str] = []
-    waits, again, left, tried = so_far.waits, False, set[str](), False
+    waits, again, left, begun = so_far.waits, False, set[str](), False
 
     def ended(**more: Any) -> Turn:
         # Whom somebody refused before is asked again in a while, and not at once.
@@ -243,10 +243,10 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
         return replace(so_far, **{**facts, **more})
 
     for step in planned.acts:
-        if isinstance(step, OfAPod | StartJob | Diagnose) and (left or (tried and now() > until)):
+        if isinstance(step, OfAPod | StartJob | Diagnose) and (left or (begun and now() > until)):
             left.add(step.pod.key if isinstance(step, OfAPod) else step.name)
             continue
-        tried = True
+        begun = True
         try:
             client.do(step)
         except (CredentialsError, RefusedError, UnreachableError) as error:
@@ -257,16 +257,16 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
                 if step.pod.key not in world.refused:  # else the plan has named it
                     waits = (*waits, Wait(f"could not {describe(step)}: {error}", On.EVICTION))
                 if isinstance(error, UnreachableError):
-                    until = float("-inf")  # whether it is the server that doesn't answer, the next look tells
+                    until = float("-inf")  # the next look shows whether it is the server that doesn't answer
                 continue
             if not isinstance(error, RefusedError):
                 return ended(trouble=error)
-            said = f"could not {describe(step)}: {error}"
+            sentence = f"could not {describe(step)}: {error}"
             busy = error.status == HTTPStatus.TOO_MANY_REQUESTS
             if busy or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # the server's trouble, and not the step's
-                return ended(trouble=RefusedError(error.status, said, wait_s=error.wait_s))
+                return ended(trouble=RefusedError(error.status, sentence, wait_s=error.wait_s))
             on = On.OTHER if error.status == HTTPStatus.NOT_FOUND else On.REFUSED  # what is missing may yet come
-            waits = (*waits, Wait(said, on))
+            waits = (*waits, Wait(sentence, on))
             return ended()
         done.append(step)
         did(step)

@@ -191,7 +191,9 @@ class Daemon:
         self._tell_changes(before, verdict)
         for word in sorted(self._memory.dismissed - memory.dismissed):
             stood = word in memory.faults
-            self._tell("dismissed by a person" if stood else "a person dismisses what does not stand", fault=word)
+            self._tell(
+                "a person dismissed a fault" if stood else "a person dismissed a fault that does not stand", fault=word
+            )
         self.snapshot = self._show(verdict, acted, now)
         if self.judged:
             self.judged(verdict)

@@ -31,7 +31,7 @@ class NodeWatch:
     ) -> None:
         """``heard`` is called when the Node says something else that can't wait; ``pause_s``: the first pause."""
         self._client, self._heard, self._tell = client, heard, tell
-        self._said: object = None
+        self._urgent: object = None
         self._trouble = ""
         self._stop, self._pause_s = threading.Event(), pause_s
 
@@ -58,8 +58,8 @@ class NodeWatch:
         try:
             for labels, annotations in client.words():
                 self._note("")
-                if (said := _urgent(labels, annotations)) != self._said:
-                    self._said = said
+                if (urgent := _urgent(labels, annotations)) != self._urgent:
+                    self._urgent = urgent
                     self._heard()
                 if self._stop.is_set():
                     break
@@ -74,11 +74,11 @@ class NodeWatch:
 
     def _note(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:
-            self._tell("the Node can't be watched: it is looked at once a minute", why=trouble)
+            self._tell("the Node can't be watched: the agent looks at it once a minute", why=trouble)
         self._trouble = trouble
 
 
 def _urgent(labels: Labels, annotations: Annotations) -> tuple[str | None, ...]:
-    """Whoever waits for the GPUs, and the words of a person."""
-    told = (annotations.get(key) for key in (DISMISS_ANNOTATION, DRILL_ANNOTATION))
-    return upgrading(labels), labels.get(MANAGED_LABEL), *told
+    """Who waits for the GPUs, and what a person wrote on the Node."""
+    words = (annotations.get(key) for key in (DISMISS_ANNOTATION, DRILL_ANNOTATION))
+    return upgrading(labels), labels.get(MANAGED_LABEL), *words

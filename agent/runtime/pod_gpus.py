@@ -9,7 +9,7 @@ from dataclasses import replace
 from agent.model.errors import UnaskedError
 from agent.model.world import Clients, Pod, World
 
-_SERVES_S, _LONGEST_S = 10.0, 60.0  # how long an answer does: twice as long as the last one, if it was the same
+_SERVES_S, _LONGEST_S = 10.0, 60.0  # how long an answer serves: twice as long as the last one, if it is the same
 Holders = Mapping[str, frozenset[str] | None]  # pod → UUIDs of its GPUs; None where they can't be told
 Ask = Callable[[], Holders]  # UnaskedError
 
@@ -58,9 +58,9 @@ def with_gpus(world: World, holders: Holders | None, clients: Clients) -> World:
 
 
 def _with_gpus(pod: Pod, known: Holders, clients: Clients) -> Pod:
-    told = known.get(pod.key, ())
-    if told is None or pod.claims is None or (pod.gpu and not told):
+    listed = known.get(pod.key, ())
+    if listed is None or pod.claims is None or (pod.gpu and not listed):
         return replace(pod, gpu=True, gpus=None)
     running = {gpu for gpu, pids in clients.items() if pod.uid in pids.values()}
-    gpus = frozenset(told) | pod.claims | running
+    gpus = frozenset(listed) | pod.claims | running
     return replace(pod, gpu=True, gpus=gpus) if gpus else pod

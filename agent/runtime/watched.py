@@ -49,9 +49,9 @@ def _under_way(last: Attempt, world: World) -> bool:
 
 
 def _ended(last: Attempt, unended: float, now: float, wall: float) -> float:
-    """When its container ended: what the node's clock said of it is believed between two looks that tell the same.
+    """When its container ended. The node's wall clock is believed only within what this life saw by its own.
 
     0 where this life watched nothing: then whatever it saw itself may have come after the reset.
     """
-    told = now - (wall - last.acted_at)
-    return told if unended and unended <= told <= now else unended
+    by_the_wall = now - (wall - last.acted_at)
+    return by_the_wall if unended and unended <= by_the_wall <= now else unended

@@ -113,12 +113,12 @@ class InMemoryCluster:
 
     def _events(self, name: str) -> Iterator[dict[str, Any]]:
         """A watch on one Node: as it is, then at each change."""
-        told: dict[str, Any] | None = None
+        shown: dict[str, Any] | None = None
         while True:
             with self._changed:
-                while (node := self._objects.get(("nodes", "", name))) in (told, None):
+                while (node := self._objects.get(("nodes", "", name))) in (shown, None):
                     self._changed.wait()
-                told = node
+                shown = node
             yield {"type": "MODIFIED", "object": _copy(node)}
 
     def _evict(self, namespace: str, name: str, body: dict[str, Any], dry_run: bool) -> tuple[int, Any]:

@@ -111,8 +111,8 @@ class Server:
     def _serve(self) -> None:
         while not self._stopping:
             now = time.monotonic()
-            for late in [one for one in self._connections if one.until <= now]:
-                self._hang_up(late)
+            for overdue in [one for one in self._connections if one.until <= now]:
+                self._hang_up(overdue)
             oldest = next(iter(self._connections), None)
             for key, _ in self._selector.select(oldest.until - now if oldest else None):
                 if key.data is None:
@@ -237,10 +237,14 @@ class _Request(BaseHTTPRequestHandler):
                 body = server.made(path, lambda: generate_latest(server.registry))
                 self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, body)
             case "/healthz":
-                self._probe(server.alive(), "the judge loop turns", "the judge loop or the act loop stands still")
+                self._probe(
+                    server.alive(),
+                    "the judge loop and the act loop turn",
+                    "the judge loop or the act loop stands still",
+                )
             case "/readyz":
-                said = "no verdict yet, the Node was not read yet, or see /state"
-                self._probe(server.ready(), "judging", said)
+                why = "no verdict yet, the Node was not read yet, or a right is missing: see /state"
+                self._probe(server.ready(), "judging", why)
             case "/state":
                 body = server.made(path, lambda: json.dumps(server.state(), indent=2).encode())
                 self._answer(HTTPStatus.OK, "application/json", body)

@@ -140,19 +140,19 @@ def test_an_answer_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
             line.sendall(b" " * (1 << 20))
 
     with Loopback(serve) as server:
-        fails(UnreachableError, "answers GET / by more than 32 MiB", kubeconfig(tmp_path, server.url))
+        fails(UnreachableError, "answers GET / with more than 32 MiB", kubeconfig(tmp_path, server.url))
 
 
 @pytest.mark.parametrize(
     ("certificate", "said"),
     [
-        ({"until": "20210101"}, "certificate has expired.; it has expired: renew it"),
+        ({"until": "20210101"}, "certificate has expired.; it has expired: write a new one"),
         ({"since": "20980101"}, "it is not valid yet: is this node's clock behind"),
         ({"name": "DNS:elsewhere"}, "it is for another name: use one that it is for"),
     ],
     ids=["expired", "not yet", "another name"],
 )
-def test_a_certificate_that_is_not_trusted_is_told_with_its_mend(
+def test_a_certificate_that_is_not_trusted_is_told_with_its_fix(
     certificate: dict[str, str], said: str, authority: Authority, tmp_path: Path
 ) -> None:
     with Loopback(answers(answer({})), authority.server(**certificate)) as server:
@@ -235,7 +235,7 @@ def test_a_redirect_is_told_and_not_followed(tmp_path: Path) -> None:
     away = answer(HTML, "302 Found", f"Location: {asked.url}/login\x1b[2J")
     with asked, Loopback(answers(away)) as server:
         api = connect(kubeconfig(tmp_path, server.url, token="t"))
-        with pytest.raises(UnreachableError, match=rf"sends its callers on to {asked.url}/login\?.*API server itself"):
+        with pytest.raises(UnreachableError, match=rf"redirects to {asked.url}/login\?.*API server itself"):
             ask(api, "PATCH", "/api/v1/nodes/n1", {})
         assert asked.connections == 0, "the token is for nobody else"
 

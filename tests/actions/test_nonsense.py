@@ -211,7 +211,7 @@ def test_a_pod_that_may_not_be_changed_keeps_no_other_from_its_release() -> None
         return made(method, path, *rest, **more)
 
     told = " ".join(release(api, "gpu-health-agent", "n1"))
-    assert "not gpu-health-agent/checkpoint-requested-at of pod research/guarded (hands off)" in told
+    assert "gpu-health-agent/checkpoint-requested-at of pod research/guarded could not be removed (hands off)" in told
     assert "checkpoint-requested-at" not in str(made.read("pods", "train", "research"))
 
 

@@ -45,7 +45,7 @@ def test_without_permission_it_says_so_and_goes_on_judging(site: Site, agent: St
     running = agent(kubeconfig=credentials)
     site.plane.wait("said", lambda: any("forbidden" in why for why in running.state()["waits"]))
     assert "ok" not in running.state()["status"]
-    assert running.get("/healthz") == "the judge loop turns\n"
+    assert running.get("/healthz") == "the judge loop and the act loop turn\n"
 
 
 def test_without_an_api_server_it_keeps_its_verdict_and_tries_again(site: Site, agent: StartAgent) -> None:

@@ -68,7 +68,7 @@ CASES = pytest.mark.parametrize(
     [
         (refused, "does not answer: [Errno 111] Connection refused", 1),
         (untrusted, "has signed it: name the right one", 1),
-        (expired, "it has expired: renew it", 1),
+        (expired, "it has expired: write a new one", 1),
         (another_name, "it is for another name: use one that it is for", 1),
         (login_page, "no JSON object, as no API server does", 1),
         (objects_of_others, "is it a proxy's?", 1),

@@ -77,7 +77,9 @@ def test_a_gpu_that_is_not_read_stays_unknown_though_its_fault_is_dismissed_and_
     judge.dismissed = frozenset({f"gpu-silent@{OTHER}"})
     verdict = judge.each_poll(60, alive(), reading())
     assert (ids(verdict), verdict.status) == ([], Status.UNKNOWN)
-    assert f"gpu-silent@{OTHER} is dismissed, and it stays unknown until it is seen again" in verdict.blind_lines[0]
+    assert (
+        f"a person dismissed gpu-silent@{OTHER}, and it stays unknown until it is seen again" in verdict.blind_lines[0]
+    )
     judge.after(5, alive(), reading(), reading(OTHER))
     assert judge.after(5, alive(), reading(), reading(OTHER)).status is Status.HEALTHY
 
@@ -90,7 +92,7 @@ def test_a_silent_source_whose_fault_is_dismissed_stays_unknown_and_that_is_said
     for _ in range(5):
         verdict = judge.after(5)
         assert (ids(verdict), verdict.status) == ([], Status.UNKNOWN)
-        assert "nvml-silent@node is dismissed" in verdict.blind_lines[0]
+        assert "a person dismissed nvml-silent@node" in verdict.blind_lines[0]
 
 
 CONFIRMED = Limits.model_validate({"overrides": [{"rule": "xid-63", "confirm_s": 30}], "xid_count_window_s": 100})

@@ -197,5 +197,5 @@ def test_a_persons_word_is_logged_and_one_that_names_nothing_too() -> None:
     script = Worded(stop, [*seen, replace(xid(79), arrived=now)], seen)
     daemon = Daemon(Config(), "n", None, lambda event, **more: logged.append((event, more.get("fault"))), script)
     daemon.run(stop)
-    assert ("dismissed by a person", f"xid-79@{GPU}") in logged
-    assert ("a person dismisses what does not stand", f"xid-97@{GPU}") in logged
+    assert ("a person dismissed a fault", f"xid-79@{GPU}") in logged
+    assert ("a person dismissed a fault that does not stand", f"xid-97@{GPU}") in logged

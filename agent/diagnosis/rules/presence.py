@@ -40,8 +40,8 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     elif count == 0 and history.offer.due and not dict(missing(alive)):
         yield NONE.found(alive, limits, f"{NONE.meaning} ({history.offer.due})", pci="")
     if count and history.offer.withheld:
-        told = ", ".join(f"0 of {there} {resource}" for resource, there in history.offer.withheld.items())
-        yield WITHHELD.found(alive, limits, f"the kubelet offers {told}, and NVML reads {count:.0f} GPUs", pci="")
+        offers = ", ".join(f"0 of {there} {resource}" for resource, there in history.offer.withheld.items())
+        yield WITHHELD.found(alive, limits, f"the kubelet offers {offers}, and NVML reads {count:.0f} GPUs", pci="")
 
 
 def given_up(history: History) -> set[str]:

@@ -72,13 +72,13 @@ class Diagnosing:
         except OSError as error:
             raise UndiagnosedError(f"the diagnosis can't be started: {error}") from error
         try:
-            said, complaint = self._listen(process, progress, longest_s)
+            output, complaint = self._listen(process, progress, longest_s)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_LAST_S)
         finally:
             self._end(process)
         try:
-            return result(read_json(said))
+            return result(read_json(output))
         except ValueError:
             last = (complaint.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
             why = f"the diagnosis ended without a result ({process.returncode}): {plain(last)}"
@@ -91,26 +91,26 @@ class Diagnosing:
             if pipe:
                 waited.register(pipe, selectors.EVENT_READ)
         began, progress_at = time.monotonic(), 0.0
-        said = complaint = b""
+        output = complaint = b""
         while process.stdout in waited.get_map():
             for key, _ in waited.select(_LOOK_S):
                 data = os.read(key.fd, _READ_BYTES)
                 if not data:
                     waited.unregister(key.fd)
                 elif key.fileobj is process.stdout:
-                    said += data
+                    output += data
                 else:
                     complaint = (complaint + data)[-_COMPLAINT_BYTES:]
             self._let()
             now = time.monotonic()
-            if len(said) > LONGEST_BYTES:
+            if len(output) > LONGEST_BYTES:
                 raise UndiagnosedError("the diagnosis said too much to be a result, and was ended")
             if now - began > longest_s:
                 raise UndiagnosedError(f"the diagnosis did not end within {longest_s:.0f} s, and was ended")
             if now - progress_at >= _TELL_S:
                 progress_at = now
                 progress(now - began)
-        return said, complaint
+        return output, complaint
 
     def _let(self) -> None:
         if not self.may:
@@ -164,12 +164,12 @@ def failures(answer: dict[str, Any]) -> str:
         for test, one in tests.items()
         if one == "fail"
     ]
-    said = [
+    complaints = [
         f"{one.get('test') or 'the engine'}: {one.get('message')}"
         for one in answer["errors"]
         if isinstance(one, dict) and one.get("message")
     ]
-    return plain("; ".join([*failed, *said]) or "not every GPU was tested")
+    return plain("; ".join([*failed, *complaints]) or "not every GPU was tested")
 
 
 def plain(text: str) -> str:

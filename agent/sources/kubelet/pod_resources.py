@@ -45,7 +45,7 @@ Holders = Mapping[str, frozenset[str] | None]
 
 
 class PodResources:
-    """Asks by one process at a time, which is ended; none is started beside one that the kernel won't let end."""
+    """Asks by one process at a time, and ends it; it starts none beside one that the kernel won't let end."""
 
     def __init__(self, socket: Path) -> None:
         self._command = [sys.executable, "-m", "agent.sources.kubelet.pod_resources", "--socket", str(socket)]
@@ -57,13 +57,13 @@ class PodResources:
         UnaskedError if the kubelet could not be asked.
         """
         if self._stuck is not None and self._stuck.poll() is None:
-            raise UnaskedError("the last question hangs in the kernel and can't be ended")
+            raise UnaskedError("the process that asked last hangs in the kernel and can't be ended")
         try:
             process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         except OSError as error:
-            raise UnaskedError(f"it can't be asked ({error.strerror})") from error
+            raise UnaskedError(f"the process that asks can't be started ({error.strerror})") from error
         try:
-            said, complaint = process.communicate(timeout=_LONGEST_S)
+            output, complaint = process.communicate(timeout=_LONGEST_S)
         except subprocess.TimeoutExpired:
             process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -74,7 +74,7 @@ class PodResources:
             lines = complaint.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
             raise UnaskedError(printable(lines[-1])[:200])
         try:
-            return holders(read_json(said))
+            return holders(read_json(output))
         except ValueError as error:
             raise UnaskedError(f"no answer that makes sense ({type(error).__name__})") from error
 

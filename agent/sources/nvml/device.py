@@ -72,7 +72,7 @@ class Gpu:
         return self.static.get(name, _AGAIN) is _AGAIN
 
     def _believed(self, values: dict[str, Value]) -> dict[str, Value]:
-        """What can be so; the rest is unreadable, and told."""
+        """The values that a GPU can have; the others become unreadable."""
         odd = implausible(values, self.taken, self.refused)
         for name in values:
             self.refused.pop(name, None)

@@ -48,8 +48,8 @@ _WORDS = {
 
 def words(code: int) -> str:
     """Why a GPU can't be opened."""
-    said = _WORDS.get(code) or str(nv.NVMLError(code))
-    return f"{said} (NVML error {code})" if code else said
+    sentence = _WORDS.get(code) or str(nv.NVMLError(code))
+    return f"{sentence} (NVML error {code})" if code else sentence
 
 
 def sick(pci: str, code: int) -> Observation:

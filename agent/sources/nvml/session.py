@@ -28,8 +28,8 @@ from agent.sources.process.storm import Storm
 
 _WAIT_S = 0.5  # one wait for events: short, so that SIGTERM is prompt
 _BREATH_S = 0.01  # after each wait without an event: it may come back earlier than asked, and must not spin
-_MOST_GPUS = 256  # no node has so many: what counts more is no count
-_LONGEST = 4000  # of what is told of silent GPUs in one line
+_MOST_GPUS = 256  # no node has so many: a higher count is none
+_LONGEST = 4000  # characters of one line about silent GPUs
 _NONE = 0xFFFFFFFF  # an event that belongs to no MIG instance
 _EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new process can load another library
 
@@ -85,7 +85,9 @@ class Nvml:
         gone = missing(self._ever, set(found), self._devices)
         silent: dict[str, str] = {}  # GPUs that are there and answer nothing, and why
         there = [pci for pci, driver in gone.items() if driver in (NVIDIA, UNKNOWN)]
-        if len(there) == len(unopened):  # a handle that fails is no GPU that left; of several, any may be whose it is
+        if len(there) == len(
+            unopened
+        ):  # a GPU whose handle fails did not leave; where the numbers differ nobody knows which it is
             codes = sorted(set(unopened.values()))
             for pci in there:
                 del gone[pci]

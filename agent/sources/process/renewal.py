@@ -46,7 +46,7 @@ class Renewal:
         return True
 
     def _times(self) -> int:
-        """0 where the file is not our own: no link is followed, and nothing else is waited for or read."""
+        """As the file counts; 0 where it is not our own. No link is followed, and nothing but a plain file is read."""
         try:
             file = os.open(self._counted, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
@@ -61,7 +61,7 @@ class Renewal:
             os.close(file)
 
     def _count(self, times: int) -> None:
-        """In a file that is made anew: whatever was there is not written to."""
+        """Write a new file: whatever was there in its place is not written to."""
         self._forget()
         with contextlib.suppress(OSError):
             file = os.open(self._counted, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

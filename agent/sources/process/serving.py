@@ -105,7 +105,7 @@ class Serving:
             try:
                 self._do(connection, read_json(line))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                self._tell("a request that makes no sense; its connection is closed", error=repr(error)[:200])
+                self._tell("a request makes no sense: its connection is closed", error=repr(error)[:200])
                 self._hang_up(connection)
                 break
         return ()
@@ -119,7 +119,7 @@ class Serving:
             case "diagnose":
                 level, gpus = asked(request)
                 self._forget(connection)
-                self._aside(partial(self._diagnose, level, gpus, connection))
+                self._in_a_thread(partial(self._diagnose, level, gpus, connection))
             case other:
                 raise ValueError(f"no such request: {other!r}")
 
@@ -140,8 +140,8 @@ class Serving:
         self._heard += 1
         self._status = ""
 
-    def _aside(self, work: Callable[[], None]) -> None:
-        """By a thread of its own: the kubelet may take seconds and a diagnosis hours, and nothing else waits for it."""
+    def _in_a_thread(self, work: Callable[[], None]) -> None:
+        """The kubelet may take seconds and a diagnosis hours, and nothing else waits for it."""
         threading.Thread(target=work, name="answer", daemon=True).start()
 
     def _ask(self, connection: socket.socket) -> None:
@@ -153,7 +153,7 @@ class Serving:
                 self._askers.pop(0).close()
             begin, self._asking = not self._asking, True
         if begin:
-            self._aside(self._who_holds)
+            self._in_a_thread(self._who_holds)
 
     def _who_holds(self) -> None:
         """One process after the other, until nobody waits for an answer."""
