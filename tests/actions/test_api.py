@@ -268,7 +268,7 @@ def test_a_refusal_is_told_in_the_servers_words(status: str, body: Any, said: st
         ({"message": "later", "details": {"retryAfterSeconds": -9}}, "X: y", 0),
     ],
 )
-def test_how_long_a_busy_server_wants_to_be_left_alone_is_heard(
+def test_a_busy_server_is_heard_on_how_long_it_wants_to_be_left_alone(
     body: Any, header: str, wait_s: int, tmp_path: Path
 ) -> None:
     with Loopback(answers(answer(body, "429 Too Many Requests", header))) as server:

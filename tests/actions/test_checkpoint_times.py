@@ -106,7 +106,7 @@ def test_a_request_outlives_the_agent_and_is_not_written_twice() -> None:
 
 
 @pytest.mark.parametrize("ahead_s", [61, 10**9])
-def test_an_answer_in_a_time_to_come_is_none(ahead_s: float) -> None:
+def test_a_save_that_is_dated_in_the_future_is_none(ahead_s: float) -> None:
     site = Site()
     site.later(0)
     annotate(site.made, "train", checkpoint_saved_at=rfc3339(site.wall() + ahead_s))

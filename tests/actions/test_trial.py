@@ -100,7 +100,7 @@ def test_a_webhook_that_refuses_our_node_is_told_and_one_that_knows_no_dry_run_i
     assert [said.rpartition(": ")[2] for said in lacks(Server(says))] == ["the webhook says no"] * told
 
 
-def test_what_passed_is_not_tried_again() -> None:
+def test_a_right_that_passed_has_no_second_trial() -> None:
     refuses = True
 
     def says(resource: str, verb: str) -> tuple[int, Any] | None:

@@ -86,7 +86,7 @@ def test_each_word_comes_as_soon_as_it_was_sent_however_it_was_cut(words: Any) -
     assert "PartialObjectMetadata" in asked
 
 
-def test_the_server_may_end_it_in_order(words: Any) -> None:
+def test_the_server_may_end_a_watch_in_order(words: Any) -> None:
     assert len([*words("ends", event("ADDED"), event("DELETED"))]) == 1
 
 
@@ -94,7 +94,7 @@ def test_the_server_may_end_it_in_order(words: Any) -> None:
     ("end", "chunk"),
     [("hangs up", event("ADDED")), ("ends", event("ADDED") + b"<html>\n"), ("ends", event("ADDED") + b"\xff\n")],
 )
-def test_one_that_breaks_off_or_makes_no_sense_is_no_answer(words: Any, end: str, chunk: bytes) -> None:
+def test_a_watch_that_breaks_off_or_makes_no_sense_is_no_answer(words: Any, end: str, chunk: bytes) -> None:
     told = words(end, chunk)
     assert next(told) == ({}, {})
     with pytest.raises(UnreachableError, match="the watch broke off"):
@@ -106,7 +106,7 @@ def test_an_event_without_an_end_is_not_kept(words: Any) -> None:
         next(words("hangs", *[b"x" * 1_000_000] * 5))
 
 
-def test_a_connection_that_nobody_holds_any_more_is_told_by_its_silence(words: Any) -> None:
+def test_a_watch_whose_server_is_gone_is_known_by_its_silence(words: Any) -> None:
     told = words("hangs", event("ADDED"), quiet_s=0.5)
     assert next(told) == ({}, {})
     with pytest.raises(UnreachableError, match="the watch broke off"):

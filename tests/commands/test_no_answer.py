@@ -80,7 +80,7 @@ Case = Callable[[Path, Authority], str]
 
 
 @CASES
-def test_release_explain_and_drill_say_it_in_one_sentence(
+def test_release_explain_and_drill_say_in_one_sentence_why_no_answer_came(
     case: Case, said: str, code: int, authority: Authority, tmp_path: Path
 ) -> None:
     config = case(tmp_path, authority)
@@ -92,7 +92,7 @@ def test_release_explain_and_drill_say_it_in_one_sentence(
 
 
 @CASES
-def test_the_agent_waits_and_its_circuit_is_open(
+def test_an_agent_that_gets_no_answer_waits_and_its_circuit_is_open(
     case: Case, said: str, code: int, authority: Authority, tmp_path: Path
 ) -> None:
     config = case(tmp_path, authority)
@@ -103,7 +103,7 @@ def test_the_agent_waits_and_its_circuit_is_open(
     assert (shown["api_failures"], shown["failed"]) == (1, {"look": 1})
 
 
-def test_check_says_it_of_the_agent_that_runs_here(authority: Authority, tmp_path: Path) -> None:
+def test_check_says_why_the_agent_that_runs_here_gets_no_answer(authority: Authority, tmp_path: Path) -> None:
     bad = untrusted(tmp_path, authority)
     config = Config.model_validate(
         {"poll_s": 1, "http": {"address": "127.0.0.1", "port": 0}, "sources": {"simulated": {"scenario": "idle"}}}

@@ -18,8 +18,8 @@ COMMAND = (sys.executable, "-m", "tests.exploration", "--count", "1", "--tell")
 
 
 def known(why: str, *values: object) -> object:
-    """The product does not hold it yet. Mended, it passes, and its row is to be struck off; a seed that no longer shows
-    what still fails is to be replaced."""
+    """The product does not keep it yet. Once it does the test passes, and its row goes; a seed that no longer shows
+    what still fails gives way to another."""
     return pytest.param(
         *values, marks=pytest.mark.xfail(raises=BrokenError, strict=True, reason=why), id=str(values[0])
     )

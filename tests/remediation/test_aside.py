@@ -107,7 +107,7 @@ def test_what_was_seen_only_meanwhile_withdraws_nothing_whenever_the_agent_dies(
         assert conditions(one)["GpuUnhealthy"]["status"] == "True"
 
 
-def test_until_it_is_confirmed_it_says_what_for() -> None:
+def test_a_fault_that_was_seen_only_in_an_upgrade_says_what_it_waits_for() -> None:
     life = healthy()
     say(life, **{"nvidia.com/mig.config.state": "pending"})
     life.tick()
@@ -150,7 +150,7 @@ def test_a_request_for_a_replacement_is_taken_back_meanwhile() -> None:
     assert conditions(life)["GpuReplacementRequested"]["status"] == "True"
 
 
-def test_one_that_never_ends_counts_as_forgotten_and_is_reported_as_ever() -> None:
+def test_an_upgrade_that_never_ends_counts_as_forgotten_and_faults_are_reported_as_ever() -> None:
     life = healthy()
     life.config = CONFIG.model_copy(update={"policy": Limits(aside_s=100)})
     say(life, **{"nvidia.com/mig.config.state": "pending"})

@@ -199,7 +199,7 @@ def test_a_node_that_dies_in_its_drain_keeps_others_waiting_for_ten_minutes_thou
 
 
 @pytest.mark.parametrize("what", [Situation.OPTED_OUT, Situation.PAUSED, Situation.BY_HAND])
-def test_it_goes_back_at_once_where_nothing_was_asked_in_vain_and_not_before_those_that_were_asked_have_gone(
+def test_the_draining_permit_goes_back_once_those_that_were_asked_have_gone_where_nothing_was_asked_in_vain(
     what: Situation,
 ) -> None:
     site = Site("terminating")
@@ -225,7 +225,7 @@ def test_a_draining_permit_of_the_life_before_stays_for_five_minutes_for_its_evi
     assert LATE_S <= site.waited_s(86400) <= LATE_S + STEP_S
 
 
-def test_once_its_deadline_is_over_others_go_first_and_it_goes_on_when_nobody_wants_to() -> None:
+def test_once_a_drains_deadline_is_over_others_drain_first_and_it_goes_on_when_nobody_else_wants_to() -> None:
     site = Site("swallowed")
     assert site.waited_s(86400) <= DEADLINE_S + CHECKPOINT_S + LEAVES_S + STEP_S
     while site.made.pods_on("n2"):

@@ -43,7 +43,7 @@ def test_a_label_that_a_person_set_stays_before_during_and_after_a_fault_of_ours
     assert label(made) == value
 
 
-def test_ours_comes_and_goes_with_the_fault_over_any_restart() -> None:
+def test_our_label_comes_and_goes_with_the_fault_over_any_restart() -> None:
     made = cluster()
     lives(made, healthy(), fatal(), fatal())
     assert label(made) == "true"
@@ -52,7 +52,7 @@ def test_ours_comes_and_goes_with_the_fault_over_any_restart() -> None:
     assert "labelled" not in json.loads(node(made)["metadata"]["annotations"][FAULTS_ANNOTATION])
 
 
-def test_one_that_a_person_changed_is_theirs_from_then_on() -> None:
+def test_a_label_that_a_person_changed_is_theirs_from_then_on() -> None:
     made = cluster()
     lives(made, fatal())
     says(made, "rma-4711")
@@ -60,7 +60,7 @@ def test_one_that_a_person_changed_is_theirs_from_then_on() -> None:
     assert label(made) == "rma-4711"
 
 
-def test_one_that_a_person_took_off_is_set_again_while_the_fault_stands() -> None:
+def test_a_label_that_a_person_took_off_is_set_again_while_the_fault_stands() -> None:
     made = cluster()
     lives(made, fatal())
     says(made, None)

@@ -47,7 +47,7 @@ def test_a_pod_holds_what_anybody_says_that_it_holds(
     assert (found.gpu, found.gpus) == (True, held)
 
 
-def test_a_pod_of_which_nobody_says_so_holds_none() -> None:
+def test_a_pod_of_which_nobody_says_that_it_holds_a_gpu_holds_none() -> None:
     pod = Pod("a", "b", "uid")
     assert with_gpus(World("n1", "u", pods=(pod,)), None, {GOOD: {"1": "other"}}).pods == (pod,)
 

@@ -71,7 +71,7 @@ def test_a_persons_word_is_heard_at_once() -> None:
         actor.stop()
 
 
-def test_what_is_no_word_for_it_costs_no_look() -> None:
+def test_a_change_of_the_node_that_can_wait_costs_no_look() -> None:
     cluster, rang = made(), []
     watch = NodeWatch(lambda: KubeClient(cluster, "n1", Config()), lambda: rang.append(1), lambda *_, **__: None)
     watch.start()

@@ -120,7 +120,7 @@ def test_whoever_stands_back_acts_again_once_the_other_ones_pod_is_gone() -> Non
     assert (writer(made), one.stands_back) == (one.cycle.life, False)
 
 
-def test_of_one_that_was_started_by_hand_nobody_knows_when_it_ends_and_that_is_said() -> None:
+def test_of_an_agent_that_was_started_by_hand_nobody_knows_when_it_ends_and_that_is_said() -> None:
     made = cluster()
     one = Agent(made, "one")
     one.round(healthy())
@@ -145,7 +145,7 @@ def test_a_container_that_begins_anew_in_the_same_pod_is_the_same_agent() -> Non
     assert not one.stands_back
 
 
-def test_an_older_agents_annotation_is_nobodys() -> None:
+def test_an_older_agents_annotation_claims_the_node_for_nobody() -> None:
     made = cluster()
     old = Agent(made, "old")
     old.cycle = Cycle(EVICT, 0.0)
