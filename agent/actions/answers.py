@@ -33,7 +33,7 @@ def sensible(answer: Any, what: str, resource: str, listed: bool, accept: str = 
 
 
 def may_arrive(error: RefusedError | UnreachableError) -> bool:
-    """Whether what was asked for in vain may be carried out even so."""
+    """Whether the server may carry out the request even so."""
     return not isinstance(error, RefusedError) or (error.status >= _UNKNOWN and _HOOK_FAILED not in error.sentence)
 
 
@@ -53,7 +53,7 @@ def objects(answer: Any, what: str) -> list[dict[str, Any]]:
 
 
 def whole_node(answer: Any, what: str) -> dict[str, Any]:
-    """A Node, as far as it is read. UnreachableError."""
+    """The answer as a Node, checked as far as it is read. UnreachableError."""
     sensible(answer, what, "nodes", listed=False)
     metadata, spec, status = (answer.get(part) or {} for part in ("metadata", "spec", "status"))
     if not all(isinstance(metadata.get(key), str) for key in ("name", "uid")):

@@ -1,4 +1,4 @@
-"""The whole time of one request. When it is over the connection is cut, whatever is still waited for on it.
+"""The whole time of one request. When it is over we cut the connection, whatever we still wait for on it.
 
 urllib3's own timeouts hold for each read alone: a server that sends a byte now and then, or ``100 Continue`` without
 end, would hold its caller for ever. Only looking up a name takes its own time; in a pod the server is an address.
@@ -66,7 +66,7 @@ class Deadline:
 
 class _Connection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
-        """To the first of the host's addresses that answers. OSError."""
+        """Connect to the first of the host's addresses that answers. OSError."""
         deadline, trouble = _thread.deadline, OSError("its name has no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(self._dns_host, self.port, 0, socket.SOCK_STREAM):
             line = socket.socket(family, kind, protocol)
@@ -102,6 +102,6 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 def bound(pools: PoolManager) -> PoolManager:
-    """Every request over them needs a ``Deadline`` around it."""
+    """The same pools, whose connections end with the ``Deadline`` that every request then needs around it."""
     pools.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
     return pools

@@ -8,7 +8,7 @@ from agent.model.steps import Announce
 
 
 def event_of(step: Announce, node: str, pod: tuple[str, str] | None, now: str) -> tuple[str, dict[str, Any]]:
-    """Its namespace, and the Event; ``pod``: the namespace and name of the step's pod, where it is known."""
+    """The Event's namespace, and the Event. ``pod``: the namespace and name of the step's pod, where they are known."""
     # A Node has no namespace: its Events are kept in "default". Its uid is its name, as the kubelet has it.
     namespace, about = "default", {"kind": "Node", "name": node, "uid": node}
     if pod:

@@ -164,7 +164,7 @@ class KubeClient:
         )
 
     def words(self) -> Iterator[tuple[Labels, Annotations]]:
-        """By a watch on the one Node's metadata, as each kubelet has one: from the server's cache, and no list.
+        """They come by a watch on our Node's metadata, as each kubelet has one: from the server's cache, and no list.
 
         RefusedError, UnreachableError. It begins with the Node as it is, so none is resumed.
         """

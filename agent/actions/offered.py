@@ -11,7 +11,7 @@ _PRESENT = "nvidia.com/gpu.present"
 
 
 def offered(labels: Mapping[str, str], status: Mapping[str, Any], prefixes: Iterable[str]) -> Offer:
-    """``prefixes`` are those of the extended resources that are GPUs, their MIG instances and shares among them."""
+    """The Node's offer. ``prefixes`` are those of the resources that are GPUs, their MIG instances and shares too."""
     capacity, allocatable = (_counts(status.get(part), tuple(prefixes)) for part in ("capacity", "allocatable"))
     there = {resource: count for resource, count in sorted(capacity.items()) if count > 0}
     due = f"label {_PRESENT}=true" if labels.get(_PRESENT) == "true" else ""

@@ -197,7 +197,7 @@ class Permits:
         return max(min(self._told_at, self._wall()) - written, watched_s) if written else watched_s
 
     def _age_s(self, lease: Mapping[str, Any]) -> float:
-        """Since it was taken, by the clock of the node that took it."""
+        """Seconds since somebody took it, by the clock of the node that did."""
         taken = unix_s((lease.get("spec") or {}).get("acquireTime"))
         return 0.0 if taken is None else self._wall() - taken
 

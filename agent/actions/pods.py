@@ -98,7 +98,7 @@ class Pods:
         return found
 
     def workloads(self) -> Mapping[str, Pod]:
-        """By UID, the pods of this node that can be read."""
+        """The pods of this node that can be read, by UID."""
         found = (self._pod(item) for item in self._items())
         return {pod.uid: pod for pod in found if not pod.unread}
 
@@ -200,7 +200,7 @@ class Pods:
         )
 
     def _is_stuck(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
-        """By our own clock, from when we first saw it terminate: others write its times."""
+        """Whether its time is over, by our own clock since we first saw it terminate: others write its times."""
         since = self._going.get(metadata["uid"])
         return since is not None and self._clock() - since > _grace_s(metadata, spec) + _STUCK_S
 

@@ -16,7 +16,7 @@ class Pool:
 
 
 def read_pool(api: Api, selector: str) -> Pool:
-    """RefusedError, UnreachableError."""
+    """Ask the API server how the pool is. RefusedError, UnreachableError."""
     every = _nodes(api, selector)
     # A selector knows no "or": so we ask for those that bear neither label.
     bare = ",".join(filter(None, (selector, f"{OUT_LABEL}!=true", f"{WITHDRAWN_LABEL}!=true")))

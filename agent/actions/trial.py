@@ -29,7 +29,7 @@ _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class Trial:
-    """For one life of the agent. A right that passed has no second trial."""
+    """The trials of one life of the agent. A right that passed has no second one."""
 
     def __init__(self, api: Api, node: str, config: Config, wall: Callable[[], float]) -> None:
         self._api, self._node, self._config, self._wall = api, node, config, wall

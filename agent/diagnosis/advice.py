@@ -68,9 +68,9 @@ ADVICE |= {rule: ADVICE[heads[0]] for rule, heads in EXPLAINED_BY.items() if hea
 
 
 def clears(finding: Finding, limits: Limits, joined: Iterable[Fault] = ()) -> str:
-    """What would end the fault; a person's word with all that is ``joined`` to it, or that would stand by itself."""
+    """What would end the fault. The dismissal names its ``joined`` symptoms: else they would stand by themselves."""
     ids = ",".join((finding.id, *(symptom.finding.id for symptom in joined)))
-    word = f"a person's word: annotation gpu-health-agent/dismiss={ids} on the node"
+    word = f"a person's dismissal: annotation gpu-health-agent/dismiss={ids} on the node"
     dismissal = f"or {word}"
     if finding.drill:
         return f"the drill's end: its annotation gpu-health-agent/drill goes or expires; {dismissal}"
@@ -107,5 +107,5 @@ def next_step(
         new = "" if mode == Mode.OBSERVE else _NEW_PODS.get(effect, _NEW_PODS[None])
         return f"running pods stay{new}; {'its GPU is reset once nobody uses it' if resets else to_do}"
     if fault.aside:
-        return f"seen only while the GPUs were another's, it withdraws nothing until it is seen again; {to_do}"
+        return f"seen only while the GPUs were another's: it withdraws nothing until it is seen again; {to_do}"
     return f"{_BY_ITSELF[Mode(mode)]}; {to_do}"

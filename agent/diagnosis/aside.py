@@ -9,7 +9,7 @@ from agent.model.fault import Fault
 
 
 def only_aside(fault: Fault, old: Fault | None, aside: bool, history: History) -> Fault:
-    """The fault, with whether only such a time speaks for it; ``aside``: it is one, and ``old`` is the fault before.
+    """The fault, and whether only such a time speaks for it. ``aside``: this is one; ``old``: the fault a round ago.
 
     The same again after it is a present witness, and so is NVML, once it reads that the GPU doesn't answer or that the
     driver asks for something.

@@ -16,7 +16,7 @@ _STATES = {LOST.rule, silence.UNREAD.rule, *(row.rule for row in silence.ROWS)}
 
 
 def dismissed(finding: Finding, obeyed: Collection[str], began_at: float) -> bool:
-    """Whether the word on its id, which the Node bears, means this finding too.
+    """Whether the dismissal of its id, which the Node bears, means this finding too.
 
     ``obeyed`` are the words that an earlier life obeyed; this one began at ``began_at``, Unix seconds. What the kernel
     logged before that a person may have seen, and meant by a word that is news as well.
@@ -26,7 +26,7 @@ def dismissed(finding: Finding, obeyed: Collection[str], began_at: float) -> boo
 
 
 def lasts(finding: Finding) -> bool:
-    """Whether the finding is read anew at each poll, as states are, and is no event that passed."""
+    """Whether each poll finds it anew, as it does states; an event has passed."""
     rule, row = finding.rule, ROWS.get(finding.rule)
     confirmed = row is not None and row.confirm and not row.signals
     return bool(finding.signals or confirmed) or rule in _STATES or rule.startswith("dcgm-")

@@ -46,7 +46,7 @@ def resumed(
 
 
 def _without_past(memory: Memory) -> Mapping[str, Fault]:
-    """What was called past is news, or was judged by the last life: a fault of which it alone speaks is neither's."""
+    """Without the faults for which only past records speak: these are news by now, or the last life has judged them."""
     past = {(f"xid-{code}", pci, o.at) for (pci, code), o in memory.history.past.items()}
     spoken = ((key, fault, fault.finding) for key, fault in memory.faults.items())
     return {key: fault for key, fault, of in spoken if (of.rule, of.pci, of.evidence.at) not in past}

@@ -20,7 +20,7 @@ from agent.remediation.case import Case
 
 
 def error_label(case: Case, noted: bool | None) -> tuple[dict[str, str | None], bool | None]:
-    """The label gpu-error as it is to be written, if it is, and what to note of whose it is.
+    """The label gpu-error as it is to be written, empty if it stays, and what to note of whose it is.
 
     It stands while a fatal fault does. One that is there already is another's, and so is one that another has changed.
     """

@@ -26,9 +26,9 @@ _CURED = "the GPUs were cured by somebody else: they stay well for a while first
 
 
 def yet_to_come(case: Case, treatment: Treatment, records: Records) -> Treatment | None:
-    """Of the faults for which a remedy is yet to come; None once nobody makes way for any of them any more.
+    """The treatment of the faults for which a remedy is yet to come; None once nobody makes way for any of them.
 
-    Not of those whose cure is proved or whose repair has begun, nor, for a while, of those that nobody has seen since
+    Left out are those whose cure is proved or whose repair has begun, and for a while those that nobody has seen since
     the node was rebooted.
     """
     last = records.attempts[-1] if records.attempts else None

@@ -70,7 +70,7 @@ def _json(data: Mapping[str, Any]) -> str:
 
 
 def _others(verdict: Verdict, kernel_seq: int | None, at: float, records: Records, words: int) -> dict[str, Any]:
-    """All of it but the faults."""
+    """All of the annotation but its faults."""
     position = {"boot_id": verdict.boot_id, "kernel_seq": kernel_seq, "at": int(_writable(at))}
     data: dict[str, Any] = {"version": VERSION, **position}
     if verdict.onsets:
@@ -112,7 +112,7 @@ def _fault(fault: Fault, words: int) -> dict[str, Any]:
 
 
 def _writable(at: float) -> float:
-    """A time as it can be read back, whatever the clock was."""
+    """The time as ``load`` takes it, whatever the clock was."""
     return round(min(max(0.0, at), LAST_S), 3)
 
 

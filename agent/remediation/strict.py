@@ -18,7 +18,7 @@ def text(value: object) -> str:
 
 
 def number(value: object, least: float = -_LARGEST, most: float = _LARGEST) -> float:
-    """Never NaN nor an infinity: JSON as Python reads it has both."""
+    """A number, and never NaN or an infinity: JSON as Python reads it has both."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
         raise ValueError(f"{_shown(value)} is no number from {least:g} to {most:g}")
     return float(value)
@@ -36,7 +36,7 @@ def at(value: object) -> float:
 
 
 def second(value: object) -> int:
-    """The same, whole."""
+    """Whole Unix seconds that can be told as a date."""
     return whole(value, 0, LAST_S)
 
 
@@ -53,7 +53,7 @@ def rule(value: object) -> str:
 
 
 def pci(value: object) -> str:
-    """Empty for the node's own."""
+    """A PCI address in our own form; empty for what is the node's own."""
     if text(value) and normalise_pci(str(value)) != value:
         raise ValueError(f"{_shown(value)} is no PCI address in the form 0000:1b:00.0")
     return str(value)
@@ -76,7 +76,7 @@ def table(value: object) -> Mapping[str, object]:
 
 
 def _shown(value: object) -> str:
-    """It is hostile, and of any size."""
+    """The value for a sentence, in short: it is hostile, and of any size."""
     return (
         repr(value)[:60] if isinstance(value, str | float | bool | None) else f"a value of type {type(value).__name__}"
     )

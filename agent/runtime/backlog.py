@@ -14,7 +14,7 @@ Key = tuple[int | None, Signal, str, Value]
 
 
 class Backlog:
-    """The log is read from the first second, whether or not the Node can be: its position is joined in here.
+    """The kernel log is read from the first second, whether or not the Node can be; here the stored position comes in.
 
     Each record that a source calls past is judged as past and kept until ``join``. Then what the agent's last life had
     not taken in yet is judged anew, as news.
@@ -47,7 +47,7 @@ class Backlog:
         return [one for one in placed if not one.past or one.drill]
 
     def _placed(self, o: Observation, now: float) -> Iterator[Observation]:
-        """By the stored position: nothing if the last life had taken it in. Without one it stays past."""
+        """News, or nothing where by the stored position the last life had it. Without a position it stays past."""
         stored = self._stored
         if stored is None or stored.kernel_seq is None or not (stored.boot_id and o.boot_id) or o.seq is None:
             yield o

@@ -230,7 +230,7 @@ def _planned(
 
 
 def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did: Callable[[Step], object]) -> Turn:
-    """Each step in order, as the module says."""
+    """Do each step in order, as the module says."""
     world, until = planned.world, so_far.cycle.look_began + _LOOK_SERVES_S
     done: list[Step] = []
     failed: list[str] = []

@@ -81,7 +81,7 @@ class Daemon:
             self._sources.close()
 
     def alive(self) -> bool:
-        """Both loops turn; else the kubelet starts the agent anew.
+        """Whether both loops turn; if not, the kubelet starts the agent anew.
 
         That is safe while it acts too: it is a kill after some write, and the next life goes on with what the Node and
         the Leases say, the kernel log from the stored position on. An API server that is gone or hangs stalls nothing,
@@ -91,9 +91,11 @@ class Daemon:
         return acts and time.monotonic() - self._turned < _STALLED_S
 
     def ready(self) -> bool:
-        """It judges, has read its Node once, and its mode's rights were there once: a roll-out whose agents can't act
-        stops at the first. What is refused later is told, and makes nothing unready: a webhook that fails for a while
-        must not."""
+        """Whether it judges, has read its Node once, and once had its mode's rights.
+
+        A roll-out whose agents can't act stops at the first. A later refusal is told and makes no agent unready: a
+        webhook that fails for a while must not.
+        """
         able = self._actor is None or self._actor.able
         return self.snapshot is not None and self._restored and able
 
@@ -143,7 +145,7 @@ class Daemon:
         return seen
 
     def _may_run(self, name: str, now: float, acted: Acted) -> bool:
-        """Those that hold GPUs wait for the Node, a while: a reset may be under way."""
+        """Whether it may run. Those that hold GPUs wait for the Node a while: a reset may be under way."""
         if not SOURCES[name].holds_gpus:
             return True
         if acted.keep_off:
@@ -151,7 +153,7 @@ class Daemon:
         return self._actor is None or acted.started or now - self._began > _PATIENCE_S
 
     def _restore(self, acted: Acted, now: float) -> list[Observation]:
-        """Once, when the Node was first read: the faults of our last life, and what its kernel position makes news."""
+        """Take over the last life's faults, once the Node was read; the records that its kernel position makes news."""
         if self._restored or not acted.started:
             return []
         orders, stored = acted.orders(time.time()), restored(acted.stored, now)

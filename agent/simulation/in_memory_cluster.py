@@ -112,7 +112,7 @@ class InMemoryCluster:
         return dict(_copy(stored))
 
     def _events(self, name: str) -> Iterator[dict[str, Any]]:
-        """A watch on one Node: as it is, then at each change."""
+        """A watch on one Node: first as it is, then at each change."""
         shown: dict[str, Any] | None = None
         while True:
             with self._changed:

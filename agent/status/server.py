@@ -93,7 +93,7 @@ class Server:
         self._thread.start()
 
     def shutdown(self) -> None:
-        """Everybody is hung up on."""
+        """Hang up on everybody."""
         self._stopping = True
         self._listener.shutdown(socket.SHUT_RDWR)  # which wakes the thread
         self._thread.join()
@@ -155,7 +155,7 @@ class Server:
             self._hang_up(one)
 
     def _asked(self, one: _Connection) -> bool:
-        """Take in what came: whether there is an answer to it now."""
+        """Take in what came; whether there is an answer to it now."""
         data = one.socket.recv(_LONGEST_HEAD_BYTES)
         one.read += len(data)
         if not data or one.read > _MOST_BYTES:

@@ -53,7 +53,7 @@ def words(code: int) -> str:
 
 
 def sick(pci: str, code: int) -> Observation:
-    """What one of SICK says of a GPU."""
+    """What an error code of SICK says of a GPU."""
     if code == nv.NVML_ERROR_GPU_IS_LOST:
         return Observation(time.time(), "nvml", Signal.LOST, pci, raw="NVML error 15: the GPU is lost")
     raw = "NVML error 16: the GPU requires a reset"

@@ -192,7 +192,7 @@ class Nvml:
             self._events = None
 
     def _read(self, gpu: Gpu) -> Iterator[Observation]:
-        """What it is, or its values; nothing of one that answers nothing."""
+        """The GPU's state or its values; nothing of one that answers nothing."""
         try:
             values = gpu.read()
         except nv.NVMLError as error:  # one of SICK

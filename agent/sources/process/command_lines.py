@@ -30,7 +30,7 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def commands(config: Config, simulation: Path | None) -> dict[str, list[str]]:
-    """By source; ConfigError where none is left."""
+    """The command line of each source; ConfigError where none is left."""
     asked = ((row, row.options(config, simulation)) for row in SOURCES.values())
     found = {row.name: [*_python(row, simulation), *options] for row, options in asked if options is not None}
     if not found:

@@ -87,7 +87,7 @@ class Remote:
         return self._read(self._connection)
 
     def _unreached(self, now: float) -> list[Observation]:
-        """That none of its sources can see, once it was away for a while."""
+        """One observation for each source: it can't see, once the container was away for a while."""
         if now - self._away < self._away_s:
             return []
         facts: dict[str, Any] = {"value": Failure.UNREACHED, "raw": self._why, "arrived": now}

@@ -46,7 +46,10 @@ class Renewal:
         return True
 
     def _times(self) -> int:
-        """As the file counts; 0 where it is not our own. No link is followed, and nothing but a plain file is read."""
+        """How often it ended so far, as the file counts; 0 where that is not our own.
+
+        It follows no link, and reads nothing but a plain file.
+        """
         try:
             file = os.open(self._counted, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:

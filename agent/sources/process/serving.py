@@ -174,7 +174,7 @@ class Serving:
                     say(connection, answer)
 
     def _diagnose(self, level: int, gpus: tuple[str, ...], connection: socket.socket) -> None:
-        """Its seconds so far, then its result; an asker that hangs up ends it. A second one is refused meanwhile."""
+        """Tell the seconds so far, then the result. It ends with its asker, and until then a second one is refused."""
         self._tell("a diagnosis is asked for", level=level, gpus=gpus)
         with connection, contextlib.suppress(OSError):
             try:
