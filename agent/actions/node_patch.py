@@ -15,7 +15,7 @@ from agent.model.world import Condition
 def report_body(step: Report, node: Mapping[str, Any], now: str) -> dict[str, Any]:
     """A strategic merge patch of the status; ``node`` is the Node as last read, ``now`` RFC 3339.
 
-    It names the version that was read: one that arrives late meets another, and undoes nothing.
+    It names the version that was read: one that arrives after others have written meets another, and undoes nothing.
     """
     body: dict[str, Any] = {"metadata": {"resourceVersion": node["metadata"].get("resourceVersion")}}
     if step.labels:

@@ -1,4 +1,4 @@
-"""What was seen lately, indexed for the rules: an immutable value that each round of observations renews."""
+"""What was seen lately, indexed for the rules: an immutable value; each round of observations makes the next one."""
 
 from __future__ import annotations
 

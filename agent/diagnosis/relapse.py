@@ -22,11 +22,11 @@ def counted(onsets: Onsets, old: Faults, new: Faults, wall: float, limits: Limit
 
     By the wall clock, because the count outlives agent and boot; a clock that jumps only forgets or adds nothing.
     """
-    renewed = dict(onsets)
+    times_by_gpu = dict(onsets)
     for pci in _fatal(new) - _fatal(old):
         recent = tuple(at for at in onsets.get(pci, ()) if abs(wall - at) <= limits.relapse_window_s)
-        renewed[pci] = (*recent, int(wall))[-limits.relapses :]
-    return renewed
+        times_by_gpu[pci] = (*recent, int(wall))[-limits.relapses :]
+    return times_by_gpu
 
 
 def findings(onsets: Onsets, now: float, limits: Limits) -> dict[str, Finding]:

@@ -41,7 +41,7 @@ def updated(history: History, seen: Iterable[Observation], now: float, workloads
 
 
 class _Draft:
-    """A history being renewed: mutable for one round, so that a storm costs no copies."""
+    """The next history while it is made: mutable for one round, so that a storm costs no copies."""
 
     def __init__(self, old: History) -> None:
         self._old = old
