@@ -28,6 +28,7 @@ METADATA = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 # All that the API server says of a JSON Patch whose test fails (apiserver's patch.go keeps the reason to itself).
 PATCH_FAILED = "the server rejected our request due to an error in our request"
+_DENIED = re.compile(r"\bdenied (the )?request\b")  # a webhook's or a policy's no
 
 
 class Api(Protocol):
@@ -177,6 +178,8 @@ def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = 
     reasons = tuple(str(cause.get("reason", "")) for cause in causes)
     if (status, content_type) == (HTTPStatus.UNPROCESSABLE_ENTITY, JSON_PATCH) and message.startswith(PATCH_FAILED):
         raise RefusedError(HTTPStatus.CONFLICT, "the object changed meanwhile: the JSON Patch's test failed")
+    if _DENIED.search(message):
+        status = HTTPStatus.FORBIDDEN  # whatever code it chose: 404 and 409 would tell of the object itself
     if status == HTTPStatus.UNAUTHORIZED:
         message = f"the API server does not take this token ({message}): it has expired, or is another cluster's"
     wait_s = details.get("retryAfterSeconds")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
@@ -18,11 +17,10 @@ from agent.model.names import DISRUPTED
 from agent.model.text import printable, rfc3339
 from agent.model.world import Pod
 
-# Answers to this very request; webhooks may choose any other, and are known by their words.
+# Answers to this very request.
 _NO = (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY)
 _OVER = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)  # the pod is gone, or its name is another's
 _MOST_CHARS = 500  # of a webhook's sentence
-_DENIED = re.compile(r"\bdenied (the )?request\b")
 
 
 class Evictions:
@@ -107,7 +105,7 @@ class Evictions:
             return
         self.in_vain(pod.uid)
         self.denied[pod.uid] = printable(str(error))[:_MOST_CHARS]
-        if isinstance(error, UnreachableError) or not (error.status in _NO or _DENIED.search(error.sentence)):
+        if isinstance(error, UnreachableError) or error.status not in _NO:
             raise error
 
     def _end(self, pod: Pod) -> None:

@@ -118,7 +118,7 @@ def test_a_busy_or_broken_server_has_asked_no_budget_and_leads_to_no_deletion(an
 WEBHOOK = 'admission webhook "hours.example.com" denied the request: not before six'
 
 
-@pytest.mark.parametrize("status", [403, 422, 400, 429, 500])  # a webhook chooses its own
+@pytest.mark.parametrize("status", [403, 422, 400, 429, 500, 401, 404, 409])  # a webhook chooses its own
 def test_a_pod_whose_eviction_a_webhook_or_a_policy_denies_is_named_keeps_no_other_and_is_asked_for_again(
     status: int,
 ) -> None:
