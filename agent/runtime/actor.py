@@ -13,7 +13,7 @@ from agent.config.settings import Config
 from agent.model.cluster_client import ClusterClient
 from agent.model.describe import describe
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
-from agent.model.steps import Report, Step, Wait
+from agent.model.steps import On, Report, Step, Wait
 from agent.recording.recording import Recorder
 from agent.runtime.cycle import Cycle, Planned, Turn, kind, turn
 from agent.runtime.exchange import Exchange
@@ -58,6 +58,7 @@ class Actor:
         self._done: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
         self._turned = time.monotonic()
+        self._unrest: tuple[Wait, ...] = ()  # somebody undoes what is written
         self.exchange = Exchange()
         self.did: Callable[[Step], object] | None = None  # for a narrator
 
@@ -100,6 +101,7 @@ class Actor:
                     raise last.trouble
                 if not (last.again or last.cut):
                     break
+            self._rests(last)
             self._learn()
             self._trial()
             self._show(failures=0)
@@ -116,7 +118,7 @@ class Actor:
             return _BUSY_S
         if last.gathers_s > 0:
             return min(_BUSY_S, last.gathers_s + 0.05)
-        if last.queued:
+        if last.queued or self._unrest:
             return _QUEUED_S * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
         if last.waits or last.cycle.standing:
             return _BUSY_S
@@ -142,10 +144,19 @@ class Actor:
         if one.again:
             self._pod_gpus.forget()
             self.exchange.acted = replace(self.exchange.acted, look_s=one.look_s)
-        self._show(None if one.trouble else one.waits)
+        self._show(None if one.trouble else (*one.waits, *self._unrest))
         if one.overtaken:
             self._stop.wait(random.uniform(0.0, _STEP_BACK_S))  # noqa: S311 - jitter, no secret
         return one
+
+    def _rests(self, last: Turn) -> None:
+        """Whether nothing was left to write; whoever undoes it each time, a webhook say, is told of and not raced."""
+        what = ", ".join(sorted({*map(kind, last.done), *last.failed}))
+        why = f"after {_MOST_ROUNDS} looks in a row something is still to be written ({what}): somebody undoes it"
+        unrest = (Wait(f"{why}, or writes first each time", On.REFUSED),) if last.again else ()
+        if unrest != self._unrest:
+            self._unrest = unrest
+            self._show((*last.waits, *unrest))
 
     def _did(self, done: list[Step]) -> None:
         """Told after the writes, not between them: the taint waits for no log line."""
