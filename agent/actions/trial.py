@@ -37,19 +37,19 @@ class Trial:
         self._left = [(right, verb) for right in of_mode(config) for verb in right.verbs if verb != "watch"]
 
     def lacks(self, go_on: Callable[[], bool]) -> tuple[Wait, ...] | None:
-        """What is refused, empty if nothing is; None if that isn't known yet: no answer, or more urgent work."""
+        """What is refused or got no answer, empty if nothing is; None: more urgent work came between."""
         lacks: list[Wait] = []
         for right, verb in tuple(self._left):
             if not go_on():
                 return None
             try:
                 refused = self._refused(right, verb)
-            except UnreachableError:
-                return None
+            except UnreachableError as silence:
+                return (*lacks, _untold(right, verb, silence))
             if refused is None:
                 self._left.remove((right, verb))
             elif refused.status in _BUSY:
-                return None
+                return (*lacks, _untold(right, verb, refused))
             else:
                 of = f"daemonset/{f'components/{right.overlay}' if right.overlay else 'base'}"
                 why = f"the agent may not {verb} {right.resource}, as its mode needs ({of} grants it): {refused}"
@@ -99,3 +99,9 @@ class Trial:
                 kind = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
                 return {**kind, "metadata": {"name": name}, "spec": spec}, JSON
         return None, JSON
+
+
+def _untold(right: Right, verb: str, error: RefusedError | UnreachableError) -> Wait:
+    """A server that is busy, or a webhook that hangs for longer than a request lasts. The others are tried later."""
+    why = f"whether the agent may {verb} {right.resource}, as its mode needs, is not known yet: {error}"
+    return Wait(why, On.REFUSED)

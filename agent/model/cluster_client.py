@@ -40,7 +40,7 @@ class ClusterClient(Protocol):
         """Pod UID → ``namespace/Kind/name`` of what controls it, for the pods of this node."""
 
     def lacks(self, go_on: Callable[[], bool]) -> tuple[Wait, ...] | None:
-        """What the agent's mode needs and is refused, in words, empty if nothing is; None if that isn't known yet.
+        """What the mode needs and is refused, or not answered, in words; empty if nothing is, None if not asked yet.
 
         Nothing is changed by it, and what passed once is not asked for again. ``go_on`` is asked before each request.
         """

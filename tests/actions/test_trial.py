@@ -115,13 +115,27 @@ def test_a_right_that_passed_has_no_second_trial() -> None:
     assert [(right.resource, verb) for right, verb in server.asked] == [("events", "create")]
 
 
-def test_without_an_answer_or_with_more_urgent_work_nothing_is_known_yet() -> None:
-    def gone(*_: str) -> tuple[int, Any]:
-        raise UnreachableError("no answer")
+def gone(*_: str) -> tuple[int, Any]:
+    raise UnreachableError("no answer")
 
+
+@pytest.mark.parametrize("says", [gone, lambda *_: (429, {"message": "later"}), lambda *_: (503, {"message": "later"})])
+def test_what_a_webhook_that_hangs_keeps_unknown_is_said_and_tried_again_in_a_while(says: Any) -> None:
+    server = Server(lambda resource, verb: says() if (resource, verb) == ("leases", "create") else None)
+    made = actor(server)
+    assert made.round() <= 30
+    (said,) = view(made.exchange.acted, ALL.budget, restored=True)["waits"]
+    assert said.why.startswith("whether the agent may create leases, as its mode needs, is not known yet: ")
+    assert not made.able
+    asked = len(server.asked)
+    made.round()
+    assert len(server.asked) == asked + 1, "it looks, and does not wait ten seconds in each round"
+
+
+def test_without_an_answer_the_rest_is_tried_later_and_with_more_urgent_work_nothing_is_known_yet() -> None:
     for says in (gone, lambda *_: (429, {"message": "later"}), lambda *_: (503, {"message": "later"})):
         server = Server(says)
-        assert KubeClient(server, "n1", ALL).lacks(lambda: True) is None
+        assert len(lacks(server)) == 1
         assert len(server.asked) == 1
     server, left = Server(), [True] * 3
     client = KubeClient(server, "n1", ALL)
