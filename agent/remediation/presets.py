@@ -25,6 +25,8 @@ def error_label(case: Case, noted: bool | None) -> tuple[dict[str, str | None], 
     It stands while a fatal fault does. One that is there already is another's, and so is one that another has changed.
     """
     world, fatal = case.world, case.verdict.fatal
+    if case.forgotten:  # reported as ever
+        fatal = tuple(fault for fault in case.verdict.faults if fault.finding.severity is Severity.FATAL)
     ours = own_error_label(world.labels, world.conditions, noted)
     if fatal and ERROR_LABEL not in world.labels:
         return {ERROR_LABEL: "true"}, True

@@ -72,8 +72,8 @@ class Cycle:
 
     @property
     def aside(self) -> bool:
-        """Whether they are, and that is not forgotten."""
-        return 0 < self.aside_s <= self.config.policy.aside_s
+        """Whether they are."""
+        return self.aside_s > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class Acted:
     look_began: float = 0.0  # and when it had begun, monotonic seconds
     drill: str | None = None  # the drill's annotation that may be believed
     keep_off: str = ""  # why no process of ours may hold a GPU now
-    aside: bool = False  # for others, who have not forgotten it
+    aside: bool = False  # for others
     resets: Mapping[str, Reset] = field(default_factory=dict)  # GPU UUID → our reset that is done
     failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name

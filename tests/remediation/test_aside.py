@@ -177,3 +177,18 @@ def test_a_node_that_is_well_costs_no_write_a_minute_meanwhile() -> None:
     assert life.writes == before
     stored = load(life.node()["metadata"]["annotations"]["gpu-health-agent/faults"], 0.0)
     assert stored.faults == ()
+
+
+def test_what_was_seen_only_meanwhile_withdraws_nothing_later_however_long_it_took() -> None:
+    life = healthy()
+    life.config = CONFIG.model_copy(update={"policy": Limits(aside_s=100)})
+    say(life, **{"nvidia.com/mig.config.state": "pending"})
+    life.run(150)
+    life.breaks(code=79)
+    life.run(20)
+    say(life, **{"nvidia.com/mig.config.state": "success"})
+    for _ in range(10):
+        life.tick()
+        assert (life.tainted(), life.holders()) == (False, [])
+    assert ERROR_LABEL not in labels(life)
+    assert any("seen only while the GPUs were another's" in wait.why for wait in stands(life))
