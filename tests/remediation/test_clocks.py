@@ -48,6 +48,30 @@ def test_whenever_the_clock_steps_one_incident_is_repaired_once_and_the_node_ret
         assert (life.repairs, returned(life)) == (["reset_gpu"], True), f"after write {write}: {life.waits}"
 
 
+@dataclass
+class Saving(Stepped):
+    """Its pod saves, and says nothing of it."""
+
+    def _settles(self) -> None:
+        super()._settles()
+        asks = {"gpu-health-agent/checkpoint": "annotation", "gpu-health-agent/checkpoint-timeout-s": "120"}
+        path = "/api/v1/namespaces/research/pods/train"
+        self.cluster("PATCH", path, {"metadata": {"annotations": asks}}, "application/merge-patch+json")
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("by_s", STEPS)
+def test_whenever_the_clock_steps_a_pod_has_its_time_to_save_and_the_agent_reads_what_it_wrote(
+    by_s: float, restarts: bool
+) -> None:
+    for write in range(1, WRITES + 1):
+        life = Saving(RESET, at_write=write, by_s=by_s, kills=(write,) if restarts else ())
+        life.run(100)
+        assert life.cluster.evicted == [], f"after write {write}"
+        life.run(300)
+        assert (life.repairs, life.cluster.evicted) == (["reset_gpu"], ["research/train"]), life.waits
+
+
 @pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("by_s", STEPS)
 def test_whenever_the_clock_steps_what_comes_again_after_a_reset_is_not_cured_by_that_one(
