@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from agent.config.settings import Config, Mode
+from agent.config.settings import Budget, Config, Mode
 from agent.model.fault import Severity, Verdict
 from agent.model.names import ERROR_LABEL, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.ownership import own_taint
@@ -147,22 +147,28 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
     """Under its permits and with its taint, which come first wherever one is missing."""
     world, budget, aimed = now.case.world, now.case.config.budget, _aim(now, records)
     left_free = LEFT_FREE if now.treatment and now.treatment.idle else 0
-    held = world.held(PermitKind.WITHDRAWN)
-    refused = not world.withdrawn and world.untainted_s >= _REFUSED_S
-    if refused and held and held.had_s >= _REFUSED_S:
-        back = () if held.pending else given(world, PermitKind.HOURLY, PermitKind.WITHDRAWN)
-        return (*aimed.report(), *back, _REFUSED)
+    if vain := _in_vain(world, budget, left_free):
+        return (*aimed.report(), *vain)
     steps: list[Step] = [*confirmed(world, drains=now.situation is Situation.WITHDRAWN)]
     for kind in needed(world, budget):
         permit = free_permit(world, kind, budget, left_free)
         if permit is None:
             return (*aimed.report(), Wait(spent(world, kind, budget), On.PERMIT))
-        if refused and kind is PermitKind.WITHDRAWN and lately(world, kind, permit):
-            return (*aimed.report(), _REFUSED)
         steps.append(TakePermit(kind, permit))
     used = given(world, PermitKind.HOURLY) if world.tainted else ()
     retaint = aimed.retaint()
     return (*steps, *used, *retaint, *aimed.report(with_taint=bool(retaint)), *moves)
+
+
+def _in_vain(world: World, budget: Budget, left_free: int) -> Steps:
+    """Where our taint was refused for so long that others have its permit first; empty where it is asked for."""
+    if world.withdrawn or world.untainted_s < _REFUSED_S:
+        return ()
+    if held := world.held(PermitKind.WITHDRAWN):
+        back = () if held.pending else given(world, PermitKind.HOURLY, PermitKind.WITHDRAWN)
+        return (*back, _REFUSED) if held.had_s >= _REFUSED_S else ()
+    permit = free_permit(world, PermitKind.WITHDRAWN, budget, left_free)
+    return () if permit is None or not lately(world, PermitKind.WITHDRAWN, permit) else (_REFUSED,)
 
 
 def _kept(now: Now) -> Outcome:
@@ -187,6 +193,8 @@ def _in_service(now: Now, records: Records) -> Steps:
     world, config, aimed = now.case.world, now.case.config, _aim(now, records)
     soft = kept_soft(aimed.taints, config)
     if any(taint.withdraws for taint in aimed.taints):  # degraded, and as good as withdrawn
+        if vain := _in_vain(world, config.budget, LEFT_FREE):
+            return (*aimed.report(), *vain)
         return (*permitted(world, config.budget), *aimed.retaint(), *aimed.report(), *soft)
     used = given(world, PermitKind.HOURLY)
     if _may_arrive(now):

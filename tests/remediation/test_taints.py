@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from agent.actions.kube import KubeClient
@@ -179,3 +181,22 @@ def test_a_blind_agent_aims_at_no_weaker_taint_than_the_hard_one_that_stands() -
     world, blind = client.look(closely=True), silent()
     assert aimed_taints(Case(replace(degraded(), blind=blind), world, config(), Local()), None) == world.taints
     assert aimed_taints(Case(degraded(), world, config(), Local()), None) == (Taint(SOFT_TAINT, "", "NoSchedule"),)
+
+
+def test_a_degraded_node_whose_taint_is_refused_gives_its_permit_back_to_others_and_asks_again() -> None:
+    made, clock, had = cluster(*NODES), Clock(), list[bool]()
+
+    def refuses(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if (method, path) == ("PATCH", "/api/v1/nodes/n1"):
+            return 403, {"message": "a policy says no"}
+        return made(method, path, *rest, **more)
+
+    client = KubeClient(refuses, "n1", config(), clock)
+    for _ in range(240):
+        clock.now += 30
+        with suppress(RefusedError):
+            drive(client, degraded(), config())
+        had.append(holders(made)[SLOTS[0]] == "n1")
+    spells = ["".join(group) for _, group in groupby("+" if one else "-" for one in had)]
+    assert len(spells) > 10, "it goes back, and is asked for again"
+    assert max(map(len, spells)) * 30 <= 700
