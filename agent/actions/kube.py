@@ -133,6 +133,8 @@ class KubeClient:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
             else:
                 self._pods.forget()
+        else:  # no taint of ours is wanted any more
+            self._vainly_from = None
         labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
         dismissed, unread = fault_ids(annotations.get(DISMISS_ANNOTATION, ""))
         keys, evictions = {pod.uid: pod.key for pod in pods or ()}, self._pods.evictions

@@ -125,6 +125,28 @@ def test_a_node_whose_taint_is_refused_gives_its_permit_back_to_others_and_asks_
     assert waits(one, config)[0].startswith("mode taint")
 
 
+def test_a_taint_that_was_refused_in_an_earlier_incident_lets_nobody_go_first() -> None:
+    made, clock, refuses = cluster("n1", "n2", "n3"), Clock(), [True]
+    config = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=1))
+
+    def api(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if (method, path) == ("PATCH", "/api/v1/nodes/n1") and refuses[0]:
+            return 403, {"message": "no"}
+        return made(method, path, *rest, **more)
+
+    one, two = KubeClient(api, "n1", config, clock), KubeClient(made, "n2", config, clock)
+    with suppress(RefusedError):
+        drive(one, fatal(), config, rounds=1)
+    drive(one, healthy(), config)
+    one.look(closely=False)
+    refuses[0], clock.now = False, clock.now + 86400
+    drive(two, fatal(), config)
+    drive(two, healthy(), config)
+    one.look(closely=True)
+    drive(one, fatal(), config)
+    assert taints(made) == ["gpu-health-agent/unhealthy"], waits(one, config)
+
+
 def test_others_have_five_minutes_before_a_taint_that_was_refused_is_asked_for_again() -> None:
     made, clock = cluster("n1", "n2", "n3"), Clock()
     config = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=1))
