@@ -106,7 +106,7 @@ class Turn:
     again: bool = False  # something changed: another look may find more to do
     cut: bool = False  # the look was too old to ask the pods that are left
     overtaken: bool = False  # somebody else wrote first
-    queued: bool = False  # nothing is left to do but to wait for a permit, or for another mode
+    queued: bool = False  # nothing is left to do but to wait for a permit, another mode or whoever stopped it
     gathers_s: float = 0.0  # until the faults had their time to gather
     look_s: float = 0.0
     trouble: Trouble | None = None  # no answer, or one of trouble: the next round is put off
@@ -156,7 +156,8 @@ def turn(
         would = tuple(Wait(f"dry run: would {describe(step)}") for step in planned.acts)
         return replace(so_far, waits=(*would, *planned.waits))
     ended = _done(so_far, planned, client, now, did)
-    waits_for = wants or verdict.fatal or (planned.waits and resettable(verdict.faults))
+    stopped = any(wait.on is On.STOPPED for wait in planned.waits)
+    waits_for = wants or verdict.fatal or stopped or (planned.waits and resettable(verdict.faults))
     return replace(ended, queued=bool(waits_for) and not (ended.again or ended.cut or ended.failed or cycle.standing))
 
 

@@ -1,16 +1,21 @@
-"""What somebody undoes as soon as it is written is told, and not written over and over."""
+"""A node on which nothing can be done, for as long as somebody wants or undoes it, costs the API server little."""
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 
 import pytest
 
 from agent.actions.kube import KubeClient
-from agent.model.names import FAULTS_ANNOTATION, WITHDRAWN_LABEL
+from agent.model.names import FAULTS_ANNOTATION, MANAGED_LABEL, WITHDRAWN_LABEL
 from agent.model.steps import On
 from agent.runtime.actor import Actor
+from tests.observe import Judge, alive, reading
 from tests.runtime.test_actor import CONFIG, broken, made, tell, tried
+
+WRITTEN = {"version": 1, "at": 0, "boot_id": "", "kernel_seq": None, "faults": []}
 
 
 @pytest.mark.parametrize("undone", [FAULTS_ANNOTATION, WITHDRAWN_LABEL])
@@ -41,3 +46,24 @@ def test_what_a_webhook_takes_off_again_is_told_once_and_tried_seldom(undone: st
     undoes = False
     actor.round()
     assert unrest not in actor.exchange.acted.waits
+
+
+STOPPED = {
+    "opted out": {"labels": {MANAGED_LABEL: "false"}},
+    "malformed": {"annotations": {FAULTS_ANNOTATION: "{}"}},
+    "newer": {"annotations": {FAULTS_ANNOTATION: '{"version": 2}'}},
+    "another agent": {"annotations": {FAULTS_ANNOTATION: json.dumps({**WRITTEN, "writer": [9, "by-hand-other"]})}},
+}
+
+
+@pytest.mark.parametrize("why", STOPPED)
+def test_a_healthy_node_on_which_the_agent_is_stopped_is_looked_at_seldom_and_says_why(why: str) -> None:
+    cluster, judge = made(), Judge()
+    judge.now = time.monotonic() - 60
+    actor = tried(Actor(CONFIG, lambda: KubeClient(cluster, "n1", CONFIG), False, lambda *_, **__: None, life="own"))
+    tell(actor, judge.after(0, alive(), reading()))
+    actor.round()
+    cluster("PATCH", "/api/v1/nodes/n1", {"metadata": STOPPED[why]}, "application/merge-patch+json")
+    pauses = [actor.round() for _ in range(3)]
+    assert [wait.on for wait in actor.exchange.acted.waits] == [On.STOPPED]
+    assert min(pauses) >= 15.0
