@@ -21,7 +21,19 @@ from agent.model.describe import describe
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
 from agent.model.fault import Reset, Severity, Unseen, Verdict
 from agent.model.names import PERMIT_VALID_S
-from agent.model.steps import AskCheckpoint, Delete, Diagnose, Evict, GivePermit, On, StartJob, Step, TakePermit, Wait
+from agent.model.steps import (
+    Announce,
+    AskCheckpoint,
+    Delete,
+    Diagnose,
+    Evict,
+    GivePermit,
+    On,
+    StartJob,
+    Step,
+    TakePermit,
+    Wait,
+)
 from agent.model.world import Claim, Local, World
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
@@ -260,9 +272,12 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
                 if isinstance(error, UnreachableError):
                     until = float("-inf")  # the next look shows whether it is the server that doesn't answer
                 continue
+            sentence = f"could not {describe(step)}: {error}"
+            if isinstance(step, Announce) and not isinstance(error, CredentialsError):  # the last steps of a plan
+                waits = (*waits, Wait(sentence, On.REFUSED))
+                return ended()
             if not isinstance(error, RefusedError):
                 return ended(trouble=error)
-            sentence = f"could not {describe(step)}: {error}"
             busy = error.status == HTTPStatus.TOO_MANY_REQUESTS
             if busy or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # the server's trouble, and not the step's
                 return ended(trouble=RefusedError(error.status, sentence, wait_s=error.wait_s))

@@ -9,12 +9,13 @@ import pytest
 
 from agent.actions.kube import KubeClient
 from agent.config.settings import Config, Drain, Mode
+from agent.model.errors import UnreachableError
 from agent.model.steps import On
 from agent.runtime.actor import Actor
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import cluster
 from tests.life import Life
-from tests.runtime.test_actor import broken, tell
+from tests.runtime.test_actor import broken, tell, tried
 
 CONFIG = Config(mode=Mode.EVICT, drain=Drain(gather_s=0))
 WORDS = 'admission webhook "guard.example.com" denied the request: not on my watch'
@@ -50,3 +51,23 @@ def test_a_job_that_a_webhook_denies_is_no_job_that_is_there_already(code: int) 
     life.run(100)
     assert any(WORDS in why for why in life.waits)
     assert life.repairs == []
+
+
+@pytest.mark.parametrize("status", [403, 429, 500, None])  # EventRateLimit answers 429
+def test_an_event_that_nobody_takes_holds_up_nothing_else(status: int | None) -> None:
+    made = cluster()
+
+    def api(method: str, path: str, *rest: Any, **more: Any) -> Any:
+        if method == "POST" and path.endswith("/events"):
+            if status is None:
+                raise UnreachableError("timed out")
+            return status, {"message": "no Event, please"}
+        return made(method, path, *rest, **more)
+
+    actor = Actor(CONFIG, lambda: KubeClient(api, "n1", CONFIG), False, lambda *_, **__: None)
+    tell(tried(actor), broken())
+    pauses = [actor.round() for _ in range(5)]
+    assert "research/train" in made.evicted
+    assert (actor.exchange.acted.failures, {*actor.exchange.acted.failed}) == (0, {"announce"})
+    assert [wait.on for wait in actor.exchange.acted.waits if "Event" in wait.why] == [On.REFUSED]
+    assert max(pauses) <= 5.0, "no backing off: the server does well"
