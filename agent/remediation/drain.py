@@ -26,7 +26,7 @@ _STAYS = (
 )
 _MOST_RETURNS = 3
 _LEAVES_S = 660  # how long a pod that was asked may take: the longest grace that counts, and a minute
-_PENDING = Wait("the draining permit stays for five minutes: the API server may still carry out a request that failed")
+PENDING = Wait("the draining permit stays for five minutes: the API server may still carry out a request that failed")
 _BEHIND = Wait("the drain is past its deadline: others that wait for a draining permit go first", On.PERMIT)
 
 
@@ -102,7 +102,8 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     if held:
         idle = (refused or not asks) and not any(pod.terminating and not pod.stuck for pod in world.pods)
         # However many checkpoints, refusals and pods that end without end come one after the other.
-        endless = min(over_s, held.had_s) >= config.drain.checkpoint_s + _LEAVES_S
+        had_s = over_s if held.inherited else held.had_s  # how long an earlier life had it nobody knows
+        endless = min(over_s, had_s) >= config.drain.checkpoint_s + _LEAVES_S
         return records, (*waits, *(_given_back(world) if idle or endless else asks))
     if not asks:
         return records, waits
@@ -151,7 +152,7 @@ def ceased(world: World) -> tuple[Step, ...]:
 
 def _given_back(world: World) -> tuple[Step, ...]:
     held = world.held(PermitKind.DRAINING)
-    return (_PENDING,) if held and (held.pending or held.inherited) else given(world, PermitKind.DRAINING)
+    return (PENDING,) if held and (held.pending or held.inherited) else given(world, PermitKind.DRAINING)
 
 
 def _lasted_s(case: Case, treatment: Treatment, records: Records) -> float | None:

@@ -34,7 +34,7 @@ from agent.model.world import Condition, Local, PermitKind, Taint, World
 from agent.remediation.budget import free_permit, given, hidden, lately, needed, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.conditions import replacement, reported
-from agent.remediation.drain import ceased, drain, drained
+from agent.remediation.drain import PENDING, ceased, drain, drained
 from agent.remediation.events import announcements
 from agent.remediation.other_controllers import out_by_others
 from agent.remediation.presets import error_label, spoken_for
@@ -149,7 +149,8 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
     left_free = LEFT_FREE if now.treatment and now.treatment.idle else 0
     if vain := _in_vain(world, budget, left_free):
         return (*aimed.report(), *vain)
-    steps: list[Step] = [*confirmed(world, drains=now.situation is Situation.WITHDRAWN)]
+    # One that only waits to be given back is not confirmed: an agent that never lives so long keeps nobody waiting.
+    steps: list[Step] = [*confirmed(world, drains=now.situation is Situation.WITHDRAWN and PENDING not in moves)]
     for kind in needed(world, budget):
         permit = free_permit(world, kind, budget, left_free)
         if permit is None:

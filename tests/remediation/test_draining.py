@@ -190,6 +190,16 @@ def test_no_other_node_waits_for_ever_behind_a_drain_whatever_becomes_of_it(what
 
 
 @pytest.mark.parametrize("pod", PODS)
+def test_an_agent_that_is_started_anew_again_and_again_keeps_no_other_node_waiting_for_ever(pod: str) -> None:
+    site, waited_s = Site(pod), 0.0
+    most_s = DEADLINE_S + CHECKPOINT_S + LEAVES_S + ABANDONED_S + LATE_S
+    while waited_s <= most_s and holders(site.made)[DRAINING] == "n1":
+        site.client["n1"] = site.starts("n1")
+        waited_s += site.waited_s(3 * STEP_S)
+    assert waited_s <= most_s
+
+
+@pytest.mark.parametrize("pod", PODS)
 def test_a_node_that_dies_in_its_drain_keeps_others_waiting_for_ten_minutes_though_it_bears_our_taint(pod: str) -> None:
     site = Site(pod)
     site.dead = True
