@@ -95,8 +95,7 @@ def situation(case: Case) -> Now:
 def _aside(why: str, case: Case) -> Wait:
     if not case.forgotten:
         return Wait(f"{why}: NVML is closed, and what the kernel log says is only reported")
-    hours = case.local.aside_s / 3600
-    lasts = f"{why} for {hours:.1f} h, which counts as forgotten"
+    lasts = f"{why} for over {case.config.policy.aside_s / 3600:g} h, which counts as forgotten"
     return Wait(f"{lasts}: NVML stays closed and nothing is done until a person ends it", On.STOPPED)
 
 

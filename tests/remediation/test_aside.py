@@ -158,6 +158,9 @@ def test_an_upgrade_that_never_ends_counts_as_forgotten_and_faults_are_reported_
     assert not [wait for wait in stands(life) if wait.on is On.STOPPED]
     life.run(50)
     assert [wait.on for wait in stands(life)] == [On.STOPPED]
+    said = life.waits
+    life.run(3600)
+    assert life.waits == said, "the same words, which are logged once"
     life.breaks(code=79)
     life.run(20)
     assert labels(life)[ERROR_LABEL] == "true"
