@@ -224,8 +224,10 @@ def _grace_s(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> float:
     return max(0.0, min(_LONGEST_GRACE_S, grace))  # NaN counts as the longest
 
 
-def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    return next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), None)
+def _controller(metadata: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """As long as real ones are: whoever makes a pod may write any text there, and it is stored on the Node."""
+    found = (o for o in metadata.get("ownerReferences") or () if o.get("controller"))
+    return next(({"kind": o["kind"][:63], "name": o["name"][:253]} for o in found), None)
 
 
 def _claims(annotations: Mapping[str, str]) -> frozenset[str] | None:

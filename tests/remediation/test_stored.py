@@ -25,6 +25,7 @@ from agent.remediation.records import Attempt, Begun, Idle, Kind, Records, Stage
 from agent.remediation.situation import Situation, situation
 from agent.remediation.stored import MOST_BYTES, dump, load, restored
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy
+from tests.life import Life
 from tests.observe import GPU, OTHER, START, Judge, alive, reading, xid
 
 ATTEMPT = Attempt(
@@ -264,3 +265,23 @@ def test_thirty_three_faults_outlive_the_agent_and_what_found_no_room_is_told() 
     again = resumed(Memory(), load(dump(before, 7, START, Records()), 0.0), EVICT.policy, {})
     assert {one.finding.id for one in before.standing} == set(again.faults)
     assert len(before.standing) > 33
+
+
+def test_what_a_tenant_calls_a_pods_controller_pushes_no_fault_out() -> None:
+    life = Life(95)
+    refused = {"message": "no", "details": {"causes": [{"reason": "DisruptionBudget", "message": "budget"}]}}
+
+    def api(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        return (429, refused) if path.endswith("/eviction") else life.cluster(method, path, *rest, **more)
+
+    life.api = api
+    life.run(50)
+    for number in range(6):  # each comes although the node is tainted
+        life.cluster.add_pod("tenant", f"pod-{number}", "n1", owner=f"{number}{'K' * 60_000}")
+    life.run(50)
+    text = life.node()["metadata"]["annotations"]["gpu-health-agent/faults"]
+    stored = load(text, 0.0)
+    assert (len(stored.faults) > 0, stored.left_out) == (True, 0)
+    assert stored.records.drain
+    assert len(stored.records.drain.returns) == 6
+    assert len(text) < 8192
