@@ -185,6 +185,10 @@ class KubeClient:
         self._pod_names = {uid: (pod.namespace, pod.name) for uid, pod in found.items()}
         return {uid: pod.workload for uid, pod in found.items()}
 
+    def succeeds(self) -> None:
+        """What the node holds is another life's from now on."""
+        self._permits.succeeds()
+
     def do(self, step: Step) -> None:
         """One step, one write. RefusedError 409 means look again; nothing is retried here."""
         withdraws = isinstance(step, Retaint) and any(taint.withdraws for taint in step.taints)

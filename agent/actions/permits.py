@@ -162,6 +162,10 @@ class Permits:
         """Nobody knows whether what was asked for under a permit arrives: for a while the permit stays."""
         self._unanswered = self._clock()
 
+    def succeeds(self) -> None:
+        """Whatever the node holds is another life's: as after a start, nothing of it was taken or confirmed by us."""
+        self._began, self._ours, self._confirmed = self._clock(), {}, {}
+
     def _permit(self, name: str, own: str, needed: bool) -> Permit:
         lease, (kind, index), ours, now = self._seen[name], self._numbers[name], self._ours.get(name), self._clock()
         holder = own if ours else _holder(lease)  # one of a Node of our name that is gone is ours

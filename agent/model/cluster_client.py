@@ -39,6 +39,9 @@ class ClusterClient(Protocol):
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → ``namespace/Kind/name`` of what controls it, for the pods of this node."""
 
+    def succeeds(self) -> None:
+        """What the node holds is another life's from now on: that may have asked for something a moment ago."""
+
     def lacks(self, go_on: Callable[[], bool]) -> tuple[Wait, ...] | None:
         """What the mode needs and is refused, or not answered, in words; empty if nothing is, None if not asked yet.
 

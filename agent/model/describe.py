@@ -58,3 +58,11 @@ def describe_clients(uuid: str, pids: Mapping[str, str], pods: tuple[Pod, ...]) 
     names = {pod.uid: f"pod {pod.key}" + (f" of {pod.workload}" if pod.owner else "") for pod in pods}
     listed = (f"{pid} ({names.get(uid, f'pod UID {uid}')})" if uid else pid for pid, uid in pids.items())
     return f"pids {', '.join(listed)} on {uuid}"
+
+
+def kind(step: Step) -> str:
+    """As metrics name it: outside programs count by these words."""
+    return _KINDS.get(type(step)) or type(step).__name__.lower()
+
+
+_KINDS: Mapping[type, str] = {TakePermit: "takeslot", GivePermit: "giveslot"}

@@ -82,7 +82,7 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     if lasted_s is None and (held or permit is not None):
         begun = Begun(treatment.remedy, int(case.verdict.at), {}, case.verdict.boot_id, float(world.clock_s))
         records, lasted_s = replace(records, drain=begun), 0.0
-    # How long ago an earlier life asked a pod is told by the node's clock, which may step: no longer than this drain is.
+    # How long ago an earlier life asked is told by the node's clock, which may step: no longer than this drain lasts.
     if lasted_s is not None:
         there = tuple(replace(pod, asked_s=min(pod.asked_s or 0, int(lasted_s))) for pod in there)
     if records.drain and records.drain.returns != world.returns:

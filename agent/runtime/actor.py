@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from agent.config.settings import Config
 from agent.model.cluster_client import ClusterClient
-from agent.model.describe import describe
+from agent.model.describe import describe, kind
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
 from agent.model.steps import On, Report, Step, Wait
 from agent.recording.recording import Recorder
-from agent.runtime.cycle import Cycle, Planned, Turn, kind, turn
+from agent.runtime.cycle import Cycle, Planned, Turn, turn
 from agent.runtime.exchange import Exchange
 from agent.runtime.node_watch import NodeWatch
 from agent.runtime.pod_gpus import Ask, PodGpus

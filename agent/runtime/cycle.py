@@ -17,23 +17,11 @@ from typing import Any
 
 from agent.config.settings import Config, Mode
 from agent.model.cluster_client import ClusterClient
-from agent.model.describe import describe
+from agent.model.describe import describe, kind
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
 from agent.model.fault import Reset, Severity, Unseen, Verdict
 from agent.model.names import PERMIT_VALID_S
-from agent.model.steps import (
-    Announce,
-    AskCheckpoint,
-    Delete,
-    Diagnose,
-    Evict,
-    GivePermit,
-    On,
-    StartJob,
-    Step,
-    TakePermit,
-    Wait,
-)
+from agent.model.steps import Announce, AskCheckpoint, Delete, Diagnose, Evict, On, StartJob, Step, TakePermit, Wait
 from agent.model.world import Claim, Local, World
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
@@ -149,7 +137,13 @@ def turn(
         return Turn(cycle, failed=("look",), trouble=error)
     look_s = now() - began
     cycle = _looked(replace(cycle, look_began=began, looked_at=wall()), world, verdict, now())
-    cycle = replace(cycle, claim=claimed(cycle.claim, cycle.life, restored(world.stored, 0.0), client))
+    claim = claimed(cycle.claim, cycle.life, restored(world.stored, 0.0), client)
+    if cycle.claim not in (None, claim):  # it takes over from another, as a new life does
+        client.succeeds()
+        cycle = replace(cycle, began=now(), stored=world.stored, claim=claim)
+        looked(cycle)
+        return Turn(cycle, again=True)
+    cycle = replace(cycle, claim=claim)
     looked(cycle)
     if verdict is None or (_unheard(verdict) and now() - cycle.began < _FIRST_WORDS_S):
         return Turn(cycle, (_UNHEARD,))
@@ -290,11 +284,3 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
         # taken for stands in the same plan.
         again = again or not isinstance(step, OfAPod | TakePermit)
     return ended()
-
-
-def kind(step: Step) -> str:
-    """As metrics name it: outside programs count by these words."""
-    return _KINDS.get(type(step)) or type(step).__name__.lower()
-
-
-_KINDS: Mapping[type, str] = {TakePermit: "takeslot", GivePermit: "giveslot"}

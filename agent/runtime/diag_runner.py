@@ -46,6 +46,9 @@ class DiagRunner:
     def workloads(self) -> Mapping[str, str]:
         return self._client.workloads()
 
+    def succeeds(self) -> None:
+        self._client.succeeds()
+
     def lacks(self, go_on: Callable[[], bool]) -> tuple[Wait, ...] | None:
         return self._client.lacks(go_on)
 

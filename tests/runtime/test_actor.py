@@ -10,6 +10,7 @@ from typing import Any
 from agent.actions.kube import KubeClient
 from agent.config.limits import Limits
 from agent.config.settings import Budget, Config, Drain, Mode, Repair
+from agent.model.describe import kind
 from agent.model.fault import Verdict
 from agent.model.names import HARD_TAINT
 from agent.model.observation import Failure, Observation, Signal
@@ -17,7 +18,6 @@ from agent.model.steps import GivePermit, On, Report, TakePermit, Wait
 from agent.model.world import PermitKind
 from agent.runtime.actor import Actor
 from agent.runtime.actor_view import view
-from agent.runtime.cycle import kind
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_permits import Clock
 from tests.observe import GPU, OTHER, Judge, alive, reading, xid

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from agent.actions.kube import KubeClient
+from agent.model.errors import UnreachableError
 from agent.model.fault import Verdict
 from agent.model.world import BY_HAND
 from agent.remediation.stored import load
 from agent.runtime.cycle import Cycle, turn
 from agent.runtime.exchange import Judged
 from agent.simulation.in_memory_cluster import InMemoryCluster
-from tests.actions.test_kube import EVICT, cluster, fatal, healthy, node
+from tests.actions.test_kube import EVICT, cluster, fatal, healthy, node, taints
 
 
 @dataclass
@@ -118,6 +120,33 @@ def test_whoever_stands_back_acts_again_once_the_other_ones_pod_is_gone() -> Non
     other.ends()
     assert one.round(healthy()) > 0
     assert (writer(made), one.stands_back) == (one.cycle.life, False)
+
+
+def test_whoever_takes_over_gives_nothing_back_while_what_the_other_asked_for_may_still_arrive() -> None:
+    made = cluster()
+
+    def hangs(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/eviction"):
+            raise UnreachableError("timed out")
+        return made(method, path, *rest, **more)
+
+    one = Agent(made, "one")
+    one.client = KubeClient(made, "n1", EVICT, lambda: one.now)
+    one.round(healthy())
+    one.now += 3600
+    other = Agent(made, "other")
+    other.now, other.client = one.now, KubeClient(hangs, "n1", EVICT, lambda: other.now)
+    other.round(fatal())
+    assert any("timed out" in why for why in other.waits)
+    assert one.round(fatal()) == 0
+    other.ends()
+    until = other.now + 240
+    while one.now < until:
+        one.round(healthy())
+        assert taints(made), "the eviction may still arrive"
+    one.now += 120
+    one.round(healthy())
+    assert not taints(made)
 
 
 def test_of_an_agent_that_was_started_by_hand_nobody_knows_when_it_ends_and_that_is_said() -> None:
