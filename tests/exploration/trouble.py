@@ -238,7 +238,7 @@ TROUBLES: dict[str, Callable[[Fleet], Trouble]] = {
 
 # What the product does not bear yet, why, and the seed of a schedule that shows it.
 KNOWN = {
-    "renamed-pool": ("two names of one pool have two sets of permits: at once, each may give the last place away", 3)
+    "renamed-pool": ("two names of one pool have two sets of permits: at once, each may give the last place away", 5)
 }
 BORNE = tuple(kind for kind in TROUBLES if kind not in KNOWN)
 
