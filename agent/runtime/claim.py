@@ -8,16 +8,21 @@ from agent.model.world import Claim
 from agent.remediation.stored import Stored
 
 
-def claimed(own: Claim | None, life: str, stored: Stored | None, client: ClusterClient) -> Claim | None:
+def claimed(own: Claim | None, life: str, stored: Stored | None, client: ClusterClient, observes: bool) -> Claim | None:
     """This life's claim after a look: a new one at the first, and when the pod of a later life has ended.
 
-    Whoever was there before is overtaken, alive or not: it finds that out before it acts again.
+    Whoever was there before is overtaken, alive or not: it finds that out before it acts again. But who only
+    ``observes`` keeps nobody from acting, and stands back until the other's pod has ended.
     """
     writer = stored.writer if stored else None
     if not life:
         return None
+    if own is None and writer and writer.life == life:
+        return writer
+    if own is None and writer and observes and not (writer.by_hand or _ended(writer, client)):
+        return Claim(writer.term - 1, life)
     if own is None:
-        return writer if writer and writer.life == life else _after(writer, life)
+        return _after(writer, life)
     if writer is None or writer.life == life or writer < own or not _ended(writer, client):
         return own
     return _after(writer, life)

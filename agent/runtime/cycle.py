@@ -137,7 +137,7 @@ def turn(
         return Turn(cycle, failed=("look",), trouble=error)
     look_s = now() - began
     cycle = _looked(replace(cycle, look_began=began, looked_at=wall()), world, verdict, now())
-    claim = claimed(cycle.claim, cycle.life, restored(world.stored, 0.0), client)
+    claim = claimed(cycle.claim, cycle.life, restored(world.stored, 0.0), client, cycle.config.mode is Mode.OBSERVE)
     if cycle.claim not in (None, claim):  # it takes over from another, as a new life does
         client.succeeds()
         cycle = replace(cycle, began=now(), stored=world.stored, claim=claim)

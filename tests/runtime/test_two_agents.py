@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.actions.kube import KubeClient
+from agent.config.settings import Config, Mode
 from agent.model.errors import UnreachableError
 from agent.model.fault import Verdict
 from agent.model.world import BY_HAND
@@ -203,3 +204,18 @@ def test_however_several_agents_begin_end_and_take_turns_soon_one_of_them_acts_a
     acting = [agent for agent in agents if not agent.stands_back]
     assert [agent.cycle.life for agent in acting] == [writer(made)]
     assert [agent.round(healthy()) > 0 for agent in agents] == [agent in acting for agent in agents]
+
+
+def test_an_agent_that_only_observes_keeps_no_other_from_acting() -> None:
+    made, observe = cluster(), Config(mode=Mode.OBSERVE)
+    one = Agent(made, "one")
+    one.round(healthy())
+    canary = Agent(made, "canary")
+    canary.client, canary.cycle = KubeClient(made, "n1", observe), Cycle(observe, 0.0, life=canary.cycle.life)
+    canary.round(None)
+    assert (canary.round(fatal()), canary.stands_back) == (0, True)
+    assert one.round(fatal()) > 0, one.waits
+    assert made.evicted == ["research/train"]
+    one.ends()
+    canary.round(fatal())
+    assert not canary.stands_back
