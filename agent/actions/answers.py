@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from agent.actions.api import JSON, TABLE
+from agent.actions.api import JSON, TABLE, Api, ask
 from agent.model.errors import RefusedError, UnreachableError
 
 _UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on nobody knows whether the server carries the request out
@@ -50,6 +50,11 @@ def objects(answer: Any, what: str) -> list[dict[str, Any]]:
         if not (isinstance(metadata, dict) and isinstance(metadata.get("name"), str)):
             raise _nonsense(what, "a list of something without a name")
     return items
+
+
+def ask_node(api: Api, method: str, path: str, body: Any = None, content_type: str = JSON) -> dict[str, Any]:
+    """A request that is answered with a Node, as far as it is read. RefusedError, UnreachableError."""
+    return whole_node(ask(api, method, path, body, content_type), f"{method} {path}")
 
 
 def whole_node(answer: Any, what: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any, assert_never
 from urllib.parse import quote
 
-from agent.actions.answers import may_arrive, sensible, whole_node
+from agent.actions.answers import ask_node, may_arrive, sensible
 from agent.actions.api import JSON, JSON_PATCH, METADATA, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
 from agent.actions.event_object import event_of
@@ -106,7 +106,7 @@ class KubeClient:
         RefusedError, UnreachableError.
         """
         try:
-            self._raw = whole_node(ask(self._api, "GET", self._path), f"GET {self._path}")
+            self._raw = ask_node(self._api, "GET", self._path)
         except RefusedError as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 why = f"node {self._node} does not exist: check node, --node or NODE_NAME"
@@ -243,14 +243,13 @@ class KubeClient:
 
     def _report(self, step: Report) -> None:
         # The status subresource takes conditions, labels and annotations in one write, and no spec.
-        path, body = f"{self._path}/status", report_body(step, self._raw, rfc3339(self._wall(), "seconds"))
-        self._raw = whole_node(ask(self._api, "PATCH", path, body, STRATEGIC_PATCH), f"PATCH {path}")
+        body = report_body(step, self._raw, rfc3339(self._wall(), "seconds"))
+        self._raw = ask_node(self._api, "PATCH", f"{self._path}/status", body, STRATEGIC_PATCH)
 
     def _retaint(self, step: Retaint) -> None:
         if any(taint.withdraws for taint in step.taints):
             self._permits.require(PermitKind.WITHDRAWN)
-        patch = retaint_patch(step, self._raw)
-        self._raw = whole_node(ask(self._api, "PATCH", self._path, patch, JSON_PATCH), f"PATCH {self._path}")
+        self._raw = ask_node(self._api, "PATCH", self._path, retaint_patch(step, self._raw), JSON_PATCH)
 
     def _announce(self, step: Announce) -> None:
         namespace, event = event_of(step, self._node, self._pod_names.get(step.pod), rfc3339(self._wall(), "seconds"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.answers import objects, whole_node
+from agent.actions.answers import ask_node, objects, whole_node
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
 from agent.actions.rights import EKS_CONDITIONS, NODE_ANNOTATIONS, NODE_CONDITIONS, NODE_LABELS, REPAIR_CONDITIONS
 from agent.model.errors import RefusedError
@@ -21,6 +20,7 @@ from agent.model.names import (
     REQUESTED_ANNOTATION,
 )
 from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS, own_condition, own_error_label, own_taint
+from agent.model.text import read_json
 
 _ANNOTATIONS = (*NODE_ANNOTATIONS, DISMISS_ANNOTATION, DRILL_ANNOTATION)
 _CONDITIONS = (*NODE_CONDITIONS, *REPAIR_CONDITIONS)
@@ -34,7 +34,7 @@ def release(api: Api, namespace: str, node: str | None) -> Iterator[str]:
     """
     if node is not None:
         path = f"/api/v1/nodes/{quote(node, safe='')}"
-        names = [whole_node(ask(api, "GET", path), f"GET {path}")["metadata"]["name"]]
+        names = [ask_node(api, "GET", path)["metadata"]["name"]]
     else:
         names = list(_touched(api))
     for name in names:
@@ -79,7 +79,7 @@ def _touched(api: Api) -> Iterator[str]:
 def _release(api: Api, name: str) -> list[str]:
     path, done = f"/api/v1/nodes/{quote(name, safe='')}", []
     for tries in range(_TRIES):
-        raw = whole_node(ask(api, "GET", path), f"GET {path}")
+        raw = ask_node(api, "GET", path)
         patch = list(_patch(raw))
         if not patch:
             break
@@ -139,7 +139,7 @@ def _patch(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _noted(stored: str | None) -> bool | None:
     """What the agent wrote down of the label gpu-error; None if nothing that can be read."""
     try:
-        noted = json.loads(stored or "{}")["labelled"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        noted = read_json(stored or "{}")["labelled"]
+    except (KeyError, TypeError, ValueError):
         return None
     return noted if isinstance(noted, bool) else None
