@@ -67,7 +67,7 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     for pci in unread(history, limits.silent_s):
         if _NO_PERMISSION in words.get(pci, ""):
             continue  # this container's configuration: the agent is blind there, and the GPU may be well
-        message = "; ".join(filter(None, (f"{UNREAD.meaning} for over {3 * limits.silent_s:.0f} s", words.get(pci))))
+        message = _with(words.get(pci), f"{UNREAD.meaning} for over {3 * limits.silent_s:.0f} s")
         found = UNREAD.found(history.alive[GPUS], limits, message, pci=pci)
         yield replace(found, confirm_s=2 * limits.silent_s)  # which are three since its last word
 
@@ -86,8 +86,13 @@ def blind(history: History, expected: Iterable[str], silent_s: float) -> Iterato
     if history.now - history.heard.get(GPUS, -inf) <= silent_s:  # else its own words say enough
         words = silent(history.alive.get(GPUS))
         for pci in unread(history, silent_s):
-            why = "; ".join(filter(None, (f"not read for over {silent_s:.0f} s", words.get(pci))))
+            why = _with(words.get(pci), f"not read for over {silent_s:.0f} s")
             yield f"GPU {pci}", Reason(Unseen.UNREAD, why, pci=pci)
+
+
+def _with(words: str | None, sentence: str) -> str:
+    """NVML's own words, where it said any, behind ours."""
+    return f"{sentence}; {words}" if words else sentence
 
 
 def unread(history: History, silent_s: float) -> Iterator[str]:
