@@ -25,7 +25,17 @@ TREND = (
 )
 # Values that move with the load and that no rule but those of heat looks at.
 _RESTLESS = frozenset(
-    {"temperature_c", "margin_c", "memory_temperature_c", "power_w", "energy_j", "processes", "pods", "pcie_generation"}
+    {
+        "temperature_c",
+        "margin_c",
+        "memory_temperature_c",
+        "power_w",
+        "energy_j",
+        "processes",
+        "pods",
+        "processes_left_out",
+        "pcie_generation",
+    }
 )
 UNCORRECTABLE_XID = 48
 
