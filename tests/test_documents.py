@@ -16,19 +16,14 @@ import pytest
 from agent.cli import COMMANDS
 from agent.config.settings import Config
 from agent.sources.process.command_lines import names as sources
+from tests.documents import DOCUMENTS, ROOT, blocks
 from tests.incident import play
 from tests.life import Life
-from tests.readme import TEXT as README
 
-ROOT = Path(__file__).parents[1]
-CODE, TESTS = ((ROOT / name / "README.md").read_text(encoding="utf-8") for name in ("agent", "tests"))
+CODE, TESTS = DOCUMENTS["agent/README.md"], DOCUMENTS["tests/README.md"]
 BOTH = f"{CODE}\n{TESTS}"
 MADE_UP = re.compile(r"NAME|agent/sources/psu/")  # what a recipe makes
 ENDINGS = r"py|csv|css|yaml|tpl|md|golden"
-
-
-def blocks(kind: str, text: str = BOTH) -> list[str]:
-    return re.findall(rf"^ *```{kind}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
 
 
 def quoted(text: str = BOTH) -> set[str]:
@@ -54,7 +49,8 @@ def classes() -> dict[str, set[str]]:
 
 
 def test_every_file_that_is_named_is_there() -> None:
-    named = {text for text in quoted() if re.fullmatch(rf"(agent|tests|daemonset)/[\w./-]*(/|\.({ENDINGS}))", text)}
+    path = rf"(agent|tests|daemonset)/[\w./-]*(/|\.({ENDINGS}))"
+    named = {text for text in quoted("\n".join(DOCUMENTS.values())) if re.fullmatch(path, text)}
     assert len(named) > 40
     gone = {name for name in named if not (ROOT / name).exists() and not MADE_UP.search(name)}
     assert not gone
@@ -88,7 +84,7 @@ def test_every_test_that_is_named_is_one() -> None:
     assert not {name for name in named if f"def {name}(" not in code}
 
 
-@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in map(str.strip, block.splitlines())])
+@pytest.mark.parametrize("line", [line for block in blocks("sh", BOTH) for line in map(str.strip, block.splitlines())])
 def test_every_command_is_one(line: str) -> None:
     program, *arguments = shlex.split(line)
     if program == "make":
@@ -110,11 +106,11 @@ def test_every_make_target_and_module_that_is_named_is_there() -> None:
 def test_every_command_has_its_file_and_is_in_the_readme() -> None:
     files = {path.stem for path in (ROOT / "agent" / "commands").glob("[!_]*.py")}
     assert files == {*COMMANDS, "setup"}
-    assert not {name for name in COMMANDS if f"gpu-health-agent {name}" not in README}
+    assert not {name for name in COMMANDS if f"gpu-health-agent {name}" not in DOCUMENTS["README.md"]}
 
 
 def test_every_source_is_in_the_picture() -> None:
-    (picture,) = blocks("mermaid")
+    (picture,) = blocks("mermaid", BOTH)
     assert {*sources(Config())} <= {*picture.split()}
 
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node-label", default=[], action="append", metavar="K=V", help="for overrides by node label")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
-    form.add_argument("--markdown", action="store_true", help="the table of the README")
+    form.add_argument("--markdown", action="store_true", help="the table of agent/diagnosis/README.md")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,7 +44,7 @@ def table(listed: list[Entry]) -> str:
 
 
 def markdown(listed: list[Entry]) -> str:
-    """The README's table: each rule a row, the catalogues' codes together by what is done about them."""
+    """The documents' table: each rule a row, the catalogues' codes together by what is done about them."""
     lines = ["| rule | severity | remedy | what |", "|---|---|---|---|"]
     families: dict[tuple[str, str, str], list[str]] = {}
     for e in listed:

@@ -19,7 +19,7 @@ from tests.cluster.conftest import OVERLAYS
 from tests.cluster.control_plane import ControlPlane, environment
 from tests.cluster.helm import helm
 from tests.cluster.test_monitoring import install_stubs
-from tests.readme import anchors
+from tests.documents import DOCUMENTS, ON_CALL, anchors
 
 CHART, MONITORING = (OVERLAYS.parent / name for name in ("chart", "monitoring"))
 NAMESPACE = "gpu-health-agent"
@@ -115,7 +115,7 @@ def test_with_monitoring_it_renders_what_its_folder_makes_too_and_without_nothin
 
 
 def test_the_runbooks_are_where_the_operator_keeps_them(tmp_path: Path) -> None:
-    """In both forms, and each of them an anchor of the README."""
+    """In both forms, and each of them an anchor of the document."""
     address = "https://wiki.example.com/gpu/README.md"
     own = tmp_path / "monitoring"
     shutil.copytree(MONITORING, own)
@@ -130,7 +130,7 @@ def test_the_runbooks_are_where_the_operator_keeps_them(tmp_path: Path) -> None:
     assert alerts
     for alert in alerts:
         page, _, anchor = alert["annotations"]["runbook_url"].partition("#")
-        assert (page, anchor in anchors()) == (address, True), alert["alert"]
+        assert (page, anchor in anchors(DOCUMENTS[ON_CALL])) == (address, True), alert["alert"]
     for kind in ("PodMonitor", "PrometheusRule"):
         assert made[kind, NAMESPACE]["metadata"]["labels"].items() >= {"release": "mine"}.items()
 

@@ -1,4 +1,4 @@
-"""The README's chapter on installing, command by command as it is printed, on a cluster of its own."""
+"""The document on installing, command by command as it is printed, on a cluster of its own."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS, Site, StartAgent
 from tests.cluster.control_plane import ControlPlane, environment
 from tests.cluster.helm import helm
-from tests.readme import shell_blocks
+from tests.documents import INSTALLING, MOVED, shell_blocks
 
 ROOT = OVERLAYS.parents[1]
 NAMESPACE = "/api/v1/namespaces/gpu-health-agent"
-INSTALL, HELM, UPGRADE, UNINSTALL = shell_blocks("Install")
+INSTALL, HELM, UPGRADE, UNINSTALL = shell_blocks(INSTALLING)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,8 @@ def test_installed_by_kubectl_in_three_commands_upgraded_rolled_back_and_removed
     assert "healthy" in run(look, shell)
     running.inject("--gpu", "3", "--xid", "95")
     plane.wait("withdrawn", lambda: site.taints() == ["gpu-health-agent/unhealthy"])
+    for line in shell_blocks(MOVED)[0]:
+        assert "xid-95@" in run(line.replace("NODE", site.nodes[0]), shell)
     no_agent, release, rest = UNINSTALL
     run(no_agent, shell)
     running.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS
 from tests.cluster.control_plane import ControlPlane
-from tests.readme import TEXT
+from tests.documents import DOCUMENTS, INSTALLING, blocks
 
 MERGE = "application/merge-patch+json"
 DAEMONSET = "/apis/apps/v1/namespaces/gpu-health-agent/daemonsets/gpu-health-agent"
@@ -99,8 +98,8 @@ def test_no_expression_of_its_policies_has_a_wrong_type(plane: ControlPlane, ove
 
 
 def test_the_components_go_together_in_a_folder_of_ones_own(plane: ControlPlane, tmp_path: Path) -> None:
-    """The one of the README, and all of them at once."""
-    (block,) = re.findall(r"```kustomize\n(.*?)```", TEXT, re.DOTALL)
+    """The one of the document, and all of them at once."""
+    (block,) = blocks("kustomize", DOCUMENTS[INSTALLING])
     (tmp_path / "config.yaml").write_text("mode: taint\n")
     (tmp_path / "kustomization.yaml").write_text(
         block.replace("../gpu-health-agent", os.path.relpath(OVERLAYS.parents[1], tmp_path))

@@ -16,9 +16,9 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from agent.status.metrics import families
+from tests.documents import label_names
 from tests.monitoring.programs import program
 from tests.monitoring.stack import FOLDER
-from tests.readme import label_names
 from tests.status.test_metrics import snapshot
 
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.documents import DOCUMENTS, ON_CALL, anchors
 from tests.monitoring.programs import program
 from tests.monitoring.site import ROOT
-from tests.readme import TEXT, anchors
 from tests.status.test_metrics import exported
 
 FOLDER = ROOT / "daemonset" / "monitoring"
@@ -71,11 +71,11 @@ def test_every_alert_says_what_it_means_and_has_a_runbook(alert: dict[str, Any])
     assert told["summary"]
     assert told["description"]
     assert told["runbook_url"] == f"README.md#{alert['alert'].lower()}"
-    assert alert["alert"].lower() in anchors()
+    assert alert["alert"].lower() in anchors(DOCUMENTS[ON_CALL])
 
 
 def test_every_runbook_is_one_of_an_alert() -> None:
-    runbooks = TEXT.partition("## What to do when paged\n")[2].partition("\n## ")[0]
+    runbooks = DOCUMENTS[ON_CALL].partition("## What to do when paged\n")[2].partition("\n## ")[0]
     assert re.findall(r"^### (\w+)$", runbooks, re.MULTILINE) == [alert["alert"] for alert in ALERTS]
 
 

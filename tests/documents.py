@@ -1,4 +1,4 @@
-"""The README as tests read it, and ``python -m tests.readme``, which writes each of its generated tables anew."""
+"""The documents as tests read them, and ``python -m tests.documents``, which writes each generated table anew."""
 
 from __future__ import annotations
 
@@ -23,26 +23,41 @@ from agent.model.remedy import Remedy
 from agent.status.metrics import families
 from agent.status.snapshot import Snapshot
 
-PATH = Path(__file__).parents[1] / "README.md"
-TEXT = PATH.read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+_ROOMS = ("agent", "daemonset", "tests")
+_PATHS = (*ROOT.glob("*.md"), *(path for room in _ROOMS for path in (ROOT / room).rglob("*.md")))
+DOCUMENTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted(_PATHS)}
+INSTALLING, ON_CALL = "daemonset/README.md", "daemonset/monitoring/README.md"
+MOVED = "daemonset/guide/my-pod-was-moved.md"
 
 
-def anchors() -> set[str]:
+def anchors(text: str) -> set[str]:
     """As GitHub makes them of headings."""
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def shell_blocks(chapter: str) -> list[list[str]]:
-    """The shell commands of a chapter, block by block."""
-    text = TEXT.partition(f"\n## {chapter}\n")[2].partition("\n## ")[0]
-    return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+def blocks(kind: str, text: str) -> list[str]:
+    """What stands in its blocks of this language."""
+    return re.findall(rf"^ *```{kind}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+
+
+def shell_blocks(document: str, chapter: str = "") -> list[list[str]]:
+    """The shell commands of a document, or of one chapter of it, block by block."""
+    text = DOCUMENTS[document]
+    if chapter:
+        text = text.partition(f"\n## {chapter}\n")[2].partition("\n## ")[0]
+    return [block.splitlines() for block in blocks("sh", text)]
 
 
 def label_names(family: Metric) -> tuple[str, ...]:
     """prometheus_client tells them of samples only, and a family may have none."""
     assert isinstance(family, CounterMetricFamily | GaugeMetricFamily)
     return family._labelnames
+
+
+def rules_table() -> str:
+    return markdown(list(entries(Limits(), "", {}))).rstrip()
 
 
 def metrics_table() -> str:
@@ -112,18 +127,26 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def renewed(text: str) -> str:
-    """The README with its tables as they should be."""
-    rules = markdown(list(entries(Limits(), "", {}))).rstrip()
-    for name, table in (("rules", rules), ("metrics", metrics_table()), ("settings", settings_table())):
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, _, rest = text.partition(begin)
-        _, found, after = rest.partition(end)
-        assert found, f"README.md lacks {begin} … {end}"
-        text = f"{before}{begin}\n\n{table}\n\n{end}{after}"
+def renewed(document: str) -> str:
+    """The document with its tables as they should be."""
+    text = DOCUMENTS[document]
+    for name, (home, table) in TABLES.items():
+        if home == document:
+            begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+            before, _, rest = text.partition(begin)
+            _, found, after = rest.partition(end)
+            assert found, f"{document} lacks {begin} … {end}"
+            text = f"{before}{begin}\n\n{table()}\n\n{end}{after}"
     return text
 
 
+TABLES = {
+    "rules": ("agent/diagnosis/README.md", rules_table),
+    "metrics": (ON_CALL, metrics_table),
+    "settings": ("daemonset/base/README.md", settings_table),
+}
+
 if __name__ == "__main__":
-    PATH.write_text(renewed(TEXT), encoding="utf-8")
+    for name in DOCUMENTS:
+        (ROOT / name).write_text(renewed(name), encoding="utf-8")
     sys.exit(0)

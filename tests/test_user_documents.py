@@ -1,0 +1,111 @@
+"""The documents for users are true: their commands exist, their settings load, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+from agent.actions.checkpoint import declared
+from agent.cli import parser
+from agent.config.settings import Config, Mode, load
+from agent.model import names
+from agent.model.ownership import ACCELERATED, AUTOSCALER_TAINT, OPERANDS
+from tests.documents import (
+    DOCUMENTS,
+    INSTALLING,
+    MOVED,
+    ON_CALL,
+    ROOT,
+    anchors,
+    blocks,
+    renewed,
+    settings,
+    shell_blocks,
+)
+
+USERS = {name: text for name, text in DOCUMENTS.items() if name not in ("agent/README.md", "tests/README.md")}
+# Run one after the other by tests/cluster/test_operations.py and by tests/nodes/test_end_to_end.py.
+OPERATIONS = [line for document in (INSTALLING, MOVED, ON_CALL) for block in shell_blocks(document) for line in block]
+COMMANDS = sorted({line for name in USERS for block in shell_blocks(name) for line in block if line})
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_is_one(line: str) -> None:
+    """make targets are resolved by make itself; make run and make test are what CI and the story test run."""
+    program, *arguments = shlex.split(line)
+    if program == "make":
+        subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+    elif program == "gpu-health-agent":
+        assert parser(arguments).parse_args(arguments).command
+    else:
+        for folder in (
+            one for one in arguments if one.startswith("daemonset/") and one != "daemonset/gpu-health-agent"
+        ):
+            assert (ROOT / folder).is_dir()
+        assert line in (
+            *OPERATIONS,
+            "kubectl apply -k daemonset/kit/",  # as tests/cluster/test_kit.py does
+            "kubectl annotate node NODE gpu-health-agent/dismiss=xid-79@0000:1b:00.0",  # as its test does
+        )
+
+
+def test_every_setting_that_is_shown_is_one() -> None:
+    for text in (block for document in USERS.values() for block in blocks("yaml", document)):
+        data = yaml.safe_load(text)
+        if "metadata" in data:  # a part of a pod
+            wish = declared(data["metadata"]["annotations"])
+            assert (wish.way, wish.said) == ("http", "")
+        else:
+            assert Config.model_validate(data)
+
+
+def test_the_shipped_configuration_loads() -> None:
+    base = load(ROOT / "daemonset" / "base" / "config.yaml")
+    assert base == Config(mode=Mode.EVICT), "it shows the settings with their defaults"
+    overlays = {path.parent.name: load(path) for path in ROOT.glob("daemonset/overlays/*/config.yaml")}
+    assert overlays.pop("observe") == Config()
+    assert all(config.mode == "evict" for config in overlays.values())
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {name for text in USERS.values() for name in re.findall(r"`make ([a-z0-9-]+)", text)} <= targets
+
+
+def test_every_link_leads_to_a_document_and_its_chapter() -> None:
+    for name, text in DOCUMENTS.items():
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+            path, _, anchor = link.partition("#")
+            there = (ROOT / name).parent.joinpath(path).resolve() if path else ROOT / name
+            assert there.exists(), f"{name}: {link}"
+            assert not anchor or anchor in anchors(DOCUMENTS[str(there.relative_to(ROOT))]), f"{name}: {link}"
+
+
+def test_every_name_on_the_cluster_is_described() -> None:
+    described = DOCUMENTS["daemonset/base/README.md"]
+    ours = {value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)}
+    missing = {value for value in (*ours, *OPERANDS, AUTOSCALER_TAINT.key, ACCELERATED) if not told(value, described)}
+    assert not missing
+
+
+def told(value: str, text: str) -> bool:
+    """A family of names is told by its first one and the others' ends."""
+    shown = re.sub(r"\{(\w+)\}", lambda found: found[1].upper(), value)
+    return f"`{shown}`" in text or f"`….{value.rpartition('.')[2]}`" in text
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(DOCUMENTS["README.md"].splitlines()) <= 200
+
+
+@pytest.mark.parametrize("document", sorted(DOCUMENTS))
+def test_the_generated_tables_are_true(document: str) -> None:
+    assert renewed(document) == DOCUMENTS[document], "write them anew: python -m tests.documents"
+
+
+def test_every_setting_has_a_reason() -> None:
+    assert not [name for name, _, what in settings(Config, "") if not what]
