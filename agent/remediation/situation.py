@@ -18,6 +18,11 @@ from agent.remediation.records import Records
 from agent.remediation.repair import running
 from agent.remediation.stored import Stored, load
 
+_OBSERVED = "mode observe: the node would be withdrawn, and is only reported"
+_OBSERVED_WITHDRAWN = (
+    "mode observe: the node stays withdrawn until its cure is proved; no pod is moved and nothing is repaired"
+)
+
 
 class Situation(Enum):
     OPTED_OUT = auto()  # a person wants nothing of us here
@@ -113,7 +118,7 @@ def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wa
         return Situation.ANOTHERS, (Wait(f"{why}: it is only reported on"),)
     if treatment:
         if case.config.mode is Mode.OBSERVE:
-            return Situation.OBSERVED, (Wait("mode observe: the node would be withdrawn, and is only reported"),)
+            return Situation.OBSERVED, (Wait(_OBSERVED_WITHDRAWN if world.tainted else _OBSERVED),)
         if world.paused:
             why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
             return Situation.PAUSED, (Wait(why, On.STOPPED),)

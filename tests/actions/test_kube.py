@@ -123,6 +123,24 @@ def test_observe_writes_conditions_and_labels_but_never_a_taint_or_an_eviction()
     assert node(made)["metadata"]["labels"]["node.kubernetes.io/gpu-error"] == "true"
 
 
+def test_a_fleet_that_acted_and_only_observes_now_returns_no_broken_node_and_says_what_stands() -> None:
+    """As an upgrade does that names no mode."""
+    made = cluster()
+    drive(KubeClient(made, "n1", EVICT), fatal())
+    assert made.evicted
+    gone = list(made.evicted)
+    client = KubeClient(made, "n1", Config())
+    drive(client, fatal(), Config())
+    assert (taints(made), made.evicted) == (["gpu-health-agent/unhealthy"], gone)
+    assert "gpu-health-agent-withdrawn-gpu-0" in str(holders(made)), "it counts against the budget as before"
+    waits = [s.why for s in plan(fatal(), client.look(closely=True), Config(), Local()).steps if isinstance(s, Wait)]
+    assert waits == [
+        "mode observe: the node stays withdrawn until its cure is proved; no pod is moved and nothing is repaired"
+    ]
+    drive(client, healthy(), Config())
+    assert (taints(made), {*holders(made).values()}) == ([], {""}), "its permits are free again"
+
+
 def test_taint_mode_evicts_nobody() -> None:
     made, config = cluster(), Config(mode=Mode.TAINT)
     drive(KubeClient(made, "n1", config), fatal(), config)

@@ -24,14 +24,15 @@ from tests.documents import DOCUMENTS, ON_CALL, anchors
 CHART, MONITORING = (OVERLAYS.parent / name for name in ("chart", "monitoring"))
 NAMESPACE = "gpu-health-agent"
 DAEMONSET = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/gpu-health-agent"
+ACTS = "config.mode=evict"
 VALUES = {
-    "evict": [],
-    "observe": ["config.mode=observe"],
-    "repair": ["repair.enabled=true"],
-    "hardened": ["hardened.enabled=true"],
-    "dcgm": ["dcgm.enabled=true"],
-    "cluster-autoscaler": ["presets.cluster-autoscaler=true"],
-    "eks": ["presets.eks=true"],
+    "observe": [],
+    "evict": [ACTS],
+    "repair": [ACTS, "repair.enabled=true"],
+    "hardened": [ACTS, "hardened.enabled=true"],
+    "dcgm": [ACTS, "dcgm.enabled=true"],
+    "cluster-autoscaler": [ACTS, "presets.cluster-autoscaler=true"],
+    "eks": [ACTS, "presets.eks=true"],
 }
 
 
@@ -105,7 +106,7 @@ def test_with_a_network_policy_it_renders_what_the_component_makes_for_any_names
 
 def test_with_monitoring_it_renders_what_its_folder_makes_too_and_without_nothing_of_it() -> None:
     made = objects(chart("template", "gpu-health-agent", str(CHART), values=["monitoring.enabled=true"]))
-    assert made == kustomized(OVERLAYS / "evict") | kustomized(MONITORING)
+    assert made == kustomized(OVERLAYS / "observe") | kustomized(MONITORING)
     alone = objects(chart("template", "gpu-health-agent", str(CHART)))
     assert made.keys() - alone.keys() == {
         ("PodMonitor", NAMESPACE),
@@ -190,12 +191,11 @@ def test_installed_upgraded_rolled_back_and_uninstalled(plane: ControlPlane) -> 
         return bool(seen and status.get("updatedNumberScheduled") == status.get("numberReady") == 2)
 
     release = ("gpu-health-agent", str(CHART))
-    observe = ["config.mode=observe"]
-    chart("install", *release, "--create-namespace", values=observe, kubeconfig=plane.kubeconfig)
+    chart("install", *release, "--create-namespace", kubeconfig=plane.kubeconfig)
     plane.wait("installed", rolled_out)
     assert mode() == "observe"
     install_stubs(plane)
-    more = ["repair.enabled=true", "monitoring.enabled=true", "networkPolicy.enabled=true"]
+    more = [ACTS, "repair.enabled=true", "monitoring.enabled=true", "networkPolicy.enabled=true"]
     chart("upgrade", *release, values=more, kubeconfig=plane.kubeconfig)
     plane.wait("upgraded", rolled_out)
     assert mode() == "evict"

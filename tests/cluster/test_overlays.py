@@ -20,7 +20,7 @@ from tests.documents import DOCUMENTS, INSTALLING, blocks
 MERGE = "application/merge-patch+json"
 DAEMONSET = "/apis/apps/v1/namespaces/gpu-health-agent/daemonsets/gpu-health-agent"
 COMPONENTS = OVERLAYS.parent / "components"
-BASE_FIRST = sorted((path.name for path in OVERLAYS.iterdir()), key=lambda name: (name != "evict", name))
+BASE_FIRST = sorted((path.name for path in OVERLAYS.iterdir()), key=lambda name: (name != "observe", name))
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,8 @@ def test_the_pods_outlast_all_others_and_are_replaced_a_tenth_at_a_time(plane: C
         assert {"name": "NO_PROXY", "value": "$(KUBERNETES_SERVICE_HOST)"} in agent["env"]
 
 
-def test_the_base_is_what_apply_on_the_folder_gives(plane: ControlPlane) -> None:
-    rendered = [plane.kubectl("kustomize", str(path)) for path in (OVERLAYS.parent, OVERLAYS / "evict")]
+def test_what_apply_on_the_folder_gives_only_observes(plane: ControlPlane) -> None:
+    rendered = [plane.kubectl("kustomize", str(path)) for path in (OVERLAYS.parent, OVERLAYS / "observe")]
     assert rendered[0] == rendered[1]
 
 
