@@ -10,7 +10,7 @@ OTHERS := bench cluster dcgm gpu image kit monitoring nodes
 # The tests start the agent a hundred times, and would compile it each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint plain incidents program-tests monitoring-tests screenshots cluster-tests image-tests e2e gpu-tests \
+.PHONY: run test lint plain incidents program-tests monitoring-tests screenshots chart cluster-tests image-tests e2e gpu-tests \
 	cluster explore bench kit-bench kit-torch drill clean
 
 run: $(STAMP)
@@ -45,6 +45,10 @@ screenshots: $(STAMP)
 	command -v chromium || apt-get install --yes --no-install-recommends chromium
 	command -v npm || apt-get install --yes --no-install-recommends npm
 	$(BIN)/python -m tests.screenshots
+
+# The copies in the chart, and the schema of its values.
+chart: $(STAMP)
+	$(BIN)/python -m tests.chart
 
 cluster-tests: $(STAMP)
 	$(BIN)/python -m tests.cluster.build

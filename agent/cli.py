@@ -18,6 +18,7 @@ COMMANDS = {
     "sources": "only the sources, for an agent without the host's privileges",
     "check": "this node's verdict: exit 0 healthy, 1 degraded, 2 unhealthy, 3 unknown",
     "explain": "each fault: evidence, what would clear it, what happens next",
+    "config": "the settings in force, or the schema of the configuration file",
     "policy": "the rules in force: the defaults with the configuration's overrides",
     "replay": "what was decided, or would be, from a recording or a kernel log",
     "simulate": "the main job on simulated GPUs, told live on the terminal",

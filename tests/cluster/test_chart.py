@@ -14,6 +14,7 @@ import yaml
 
 import agent
 from agent.config.settings import Config
+from tests import chart as source
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS
 from tests.cluster.control_plane import ControlPlane, environment
@@ -21,7 +22,7 @@ from tests.cluster.helm import helm
 from tests.cluster.test_monitoring import install_stubs
 from tests.documents import DOCUMENTS, ON_CALL, anchors
 
-CHART, MONITORING = (OVERLAYS.parent / name for name in ("chart", "monitoring"))
+CHART, MONITORING = source.CHART, OVERLAYS.parent / "monitoring"
 NAMESPACE = "gpu-health-agent"
 DAEMONSET = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/gpu-health-agent"
 ACTS = "config.mode=evict"
@@ -169,6 +170,64 @@ def test_values_that_an_operator_sets_reach_the_pods() -> None:
     )
 
 
+def test_its_copies_and_the_schema_of_its_values_are_current() -> None:
+    for below, text in source.made().items():
+        assert (CHART / below).read_text() == text, f"{below}: make chart"
+    assert not [path for path in CHART.rglob("*") if path.is_symlink()]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("repair.enable=true", "'enable' not allowed"),
+        ("config.budget.max_withdrawm=2", "'max_withdrawm' not allowed"),
+        ("config.mode=drain", "/config/mode"),
+        ("config.poll_s=often", "/config/poll_s"),
+    ],
+)
+def test_a_value_that_is_none_is_refused_by_its_name(value: str, said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        chart("template", "gpu-health-agent", str(CHART), values=[value])
+
+
+def test_a_word_that_looks_like_no_switches_nothing_on() -> None:
+    command = [str(helm()), "template", "gpu-health-agent", str(CHART), "--namespace", NAMESPACE]
+    ran = subprocess.run(
+        [*command, "--kube-version", "1.37.2", "--set-string", "repair.enabled=false"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert (ran.returncode, "'/repair/enabled': got string" in ran.stderr) == (1, True)
+
+
+def test_where_and_how_the_pods_run_can_be_said() -> None:
+    values = [
+        "nodeSelector.pool=a100",
+        "tolerations[0].key=gpu,tolerations[0].operator=Exists",
+        "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0]"
+        ".key=gpu,affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0]"
+        ".matchExpressions[0].operator=Exists",
+        "podLabels.team=gpu",
+        "image.pullPolicy=Always",
+        "priorityClassName=mine",
+        "kubeletRoot=/data/kubelet/",
+        "extraVolumes[0].name=tmp,extraVolumeMounts.agent[0].name=tmp,extraVolumeMounts.agent[0].mountPath=/x",
+    ]
+    made = objects(chart("template", "gpu-health-agent", str(CHART), values=values))["DaemonSet", NAMESPACE]
+    template = made["spec"]["template"]
+    pod, agent = template["spec"], template["spec"]["containers"][0]
+    assert template["metadata"]["labels"] == {"app.kubernetes.io/name": NAMESPACE, "team": "gpu"}
+    assert (pod["nodeSelector"], pod["priorityClassName"]) == ({"pool": "a100"}, "mine")
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term == {"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}
+    assert {one["imagePullPolicy"] for one in pod["containers"]} == {"Always"}
+    paths = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in pod["volumes"]}
+    assert (paths["pod-resources"], paths["tmp"]) == ("/data/kubelet/pod-resources", None)
+    assert {"name": "tmp", "mountPath": "/x"} in agent["volumeMounts"]
+
+
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     made = ControlPlane(tmp_path_factory.mktemp("chart"), assets())
@@ -191,12 +250,15 @@ def test_installed_upgraded_rolled_back_and_uninstalled(plane: ControlPlane) -> 
         return bool(seen and status.get("updatedNumberScheduled") == status.get("numberReady") == 2)
 
     release = ("gpu-health-agent", str(CHART))
-    chart("install", *release, "--create-namespace", kubeconfig=plane.kubeconfig)
+    told = chart("install", *release, "--create-namespace", kubeconfig=plane.kubeconfig)
+    assert "in mode observe" in told
+    assert "--set config.mode=evict" in told
     plane.wait("installed", rolled_out)
     assert mode() == "observe"
     install_stubs(plane)
     more = [ACTS, "repair.enabled=true", "monitoring.enabled=true", "networkPolicy.enabled=true"]
-    chart("upgrade", *release, values=more, kubeconfig=plane.kubeconfig)
+    assert "does no longer" in chart("upgrade", *release, kubeconfig=plane.kubeconfig)
+    assert "evicts the pods" in chart("upgrade", *release, values=more, kubeconfig=plane.kubeconfig)
     plane.wait("upgraded", rolled_out)
     assert mode() == "evict"
     assert plane.request("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs/gpu-reset")[0] == 200
@@ -204,7 +266,7 @@ def test_installed_upgraded_rolled_back_and_uninstalled(plane: ControlPlane) -> 
     assert plane.request("GET", monitors)[0] == 200
     policies = f"/apis/networking.k8s.io/v1/namespaces/{NAMESPACE}/networkpolicies/gpu-health-agent"
     assert plane.request("GET", policies)[0] == 200
-    chart("rollback", "gpu-health-agent", kubeconfig=plane.kubeconfig)
+    chart("rollback", "gpu-health-agent", "1", kubeconfig=plane.kubeconfig)
     plane.wait("rolled back", rolled_out)
     assert mode() == "observe"
     assert plane.request("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs/gpu-reset")[0] == 404

@@ -108,7 +108,9 @@ def test_the_components_go_together_in_a_folder_of_ones_own(plane: ControlPlane,
     for part in ("mode: taint", "name: gpu-health-agent-repair", "name: gpu-health-agent-hardened"):
         assert part in rendered
     made = yaml.safe_load(block)
-    made["components"] = [f"../gpu-health-agent/daemonset/components/{path.name}" for path in COMPONENTS.iterdir()]
+    made["components"] = [
+        f"../gpu-health-agent/daemonset/components/{path.name}" for path in COMPONENTS.iterdir() if path.is_dir()
+    ]
     text = json.dumps(made).replace("../gpu-health-agent", os.path.relpath(OVERLAYS.parents[1], tmp_path))
     (tmp_path / "kustomization.yaml").write_text(text)
     plane.install(tmp_path)

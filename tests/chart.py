@@ -1,0 +1,85 @@
+"""What in the chart is made of other files, and ``python -m tests.chart``, which makes it anew.
+
+Helm packs no file from outside of a chart, and Flux follows no link out of it: so the templates begin with copies.
+The schema of its values is that of the agent's configuration, and of what the chart adds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from agent.config.settings import Config
+
+DAEMONSET = Path(__file__).parents[1] / "daemonset"
+CHART = DAEMONSET / "chart"
+COPIED = (
+    "base/daemonset.yaml",
+    "base/namespace.yaml",
+    "base/policies.yaml",
+    "base/rbac.yaml",
+    "components/hardened/policies.yaml",
+    "components/hardened/rbac.yaml",
+    "components/network-policy/networkpolicy.yaml",
+    "components/repair/policies.yaml",
+    "components/repair/rbac.yaml",
+    "components/repair/templates.yaml",
+    "monitoring/dashboard.json",
+    "monitoring/podmonitor.yaml",
+    "monitoring/prometheusrule.yaml",
+)
+_TEXT, _YES_OR_NO, _WORDS = {"type": "string"}, {"type": "boolean"}, {"type": "array", "items": {"type": "string"}}
+_NAMED = {"type": "object", "additionalProperties": _TEXT}
+_KUBERNETES, _ALL_KUBERNETES = {"type": "object"}, {"type": "array", "items": {"type": "object"}}
+
+
+def _of(**fields: Any) -> dict[str, Any]:
+    """An object with these fields and no other."""
+    return {"type": "object", "additionalProperties": False, "properties": fields}
+
+
+def schema() -> dict[str, Any]:
+    """Of the chart's values: whatever is not a value of it, or of another type, is refused by its name."""
+    config = Config.model_json_schema()
+    switch = _of(enabled=_YES_OR_NO)
+    values = _of(
+        image=_of(repository=_TEXT, tag=_TEXT, pullPolicy={"enum": ["", "Always", "IfNotPresent", "Never"]}),
+        imagePullSecrets=_ALL_KUBERNETES,
+        config={key: value for key, value in config.items() if key != "$defs"},
+        repair=switch,
+        hardened=switch,
+        dcgm=switch,
+        presets=_of(**{"cluster-autoscaler": _YES_OR_NO, "eks": _YES_OR_NO}),
+        monitoring=_of(enabled=_YES_OR_NO, labels=_NAMED, runbooks=_TEXT),
+        networkPolicy=_of(enabled=_YES_OR_NO, namespaces=_WORDS),
+        runtimeClassName=_TEXT,
+        driverLibrary=_TEXT,
+        kubeletRoot=_TEXT,
+        maxUnavailable={"type": ["string", "integer"]},
+        priorityClassName=_TEXT,
+        nodeSelector=_NAMED,
+        affinity=_KUBERNETES,
+        tolerations=_ALL_KUBERNETES,
+        podLabels=_NAMED,
+        podAnnotations=_NAMED,
+        extraVolumes=_ALL_KUBERNETES,
+        extraVolumeMounts=_of(agent=_ALL_KUBERNETES, sources=_ALL_KUBERNETES),
+        resources=_of(agent=_KUBERNETES, sources=_KUBERNETES),
+        **{"global": _KUBERNETES},  # Helm's own, where the chart is a part of another
+    )
+    return {"$schema": "http://json-schema.org/draft-07/schema#", "$defs": config["$defs"], **values}
+
+
+def made() -> dict[str, str]:
+    """Path below the chart → its text."""
+    copied = {name: (DAEMONSET / name).read_text(encoding="utf-8") for name in COPIED}
+    return {**copied, "values.schema.json": json.dumps(schema(), indent=1) + "\n"}
+
+
+if __name__ == "__main__":
+    for below, text in made().items():
+        (CHART / below).parent.mkdir(parents=True, exist_ok=True)
+        (CHART / below).write_text(text, encoding="utf-8")
+    sys.exit(0)
