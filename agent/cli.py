@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "watch this node's GPUs and act on its Node object",
     "sources": "only the sources, for an agent without the host's privileges",
     "check": "this node's verdict: exit 0 healthy, 1 degraded, 2 unhealthy, 3 unknown",
+    "nodes": "the fleet in one table: which nodes are sick, why, and what is waited for",
     "explain": "each fault: evidence, what would clear it, what happens next",
     "config": "the settings in force, or the schema of the configuration file",
     "policy": "the rules in force: the defaults with the configuration's overrides",
@@ -40,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(error.exit_code, str(error))
     except BrokenPipeError as error:  # whoever read our output is gone
         return _say(AgentError.exit_code, str(error))
+
+
+def plugin() -> int:
+    """``kubectl gpu-health``, for kubectl runs whatever is called ``kubectl-gpu_health``."""
+    return main(["nodes", *sys.argv[1:]])
 
 
 def _say(code: int, sentence: str) -> int:

@@ -24,7 +24,7 @@ def configure(kubeconfig: str | None) -> Any:
     configuration.no_proxy = ",".join(value for name, value in os.environ.items() if name.lower() == "no_proxy")
     try:
         if kubeconfig:
-            if not os.path.isfile(kubeconfig):
+            if not any(map(os.path.isfile, kubeconfig.split(os.pathsep))):
                 raise CredentialsError(f"--kubeconfig: {kubeconfig} is not a file")
             kube_config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
             if path := _token_file(kubeconfig):
@@ -39,12 +39,20 @@ def configure(kubeconfig: str | None) -> Any:
 
 
 def _token_file(kubeconfig: str) -> Path | None:
-    """The file of the current user's token, if it has one: the library reads it only once."""
-    data = yaml.safe_load(Path(kubeconfig).read_text(encoding="utf-8"))
-    contexts = {one["name"]: one["context"] for one in data["contexts"]}
-    users = {one["name"]: one["user"] for one in data.get("users") or ()}
-    user = users.get(contexts[data["current-context"]].get("user")) or {}
-    return Path(kubeconfig).parent / user["tokenFile"] if user.get("tokenFile") else None
+    """The file of the current user's token, if it has one: the library reads it only once.
+
+    Of several files, as ``$KUBECONFIG`` may name, the first one that has a word for something counts, as in kubectl.
+    """
+    contexts: dict[str, Any] = {}
+    users: dict[str, tuple[Path, Any]] = {}
+    current = ""
+    for path in map(Path, filter(os.path.isfile, kubeconfig.split(os.pathsep))):
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        contexts = {one["name"]: one["context"] for one in data.get("contexts") or ()} | contexts
+        users = {one["name"]: (path.parent, one["user"]) for one in data.get("users") or ()} | users
+        current = current or data.get("current-context") or ""
+    folder, user = users.get(contexts[current].get("user"), (Path(), None))
+    return folder / user["tokenFile"] if user and user.get("tokenFile") else None
 
 
 def _read_token(path: Path, configuration: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.commands.check import check
-from agent.commands.setup import client, configured
+from agent.commands.setup import client, configured, persons
 from agent.config.settings import Config
 from agent.model.errors import UndiagnosedError, UsageError
 from agent.model.names import HARD_TAINT
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     gpus = chosen(state, arguments.gpu)
     out = bool(state.get("withdrawn"))
     if arguments.node and arguments.level > 1:
-        out = withdrawn(client(arguments.kubeconfig, arguments.node, config).look(closely=False))
+        out = withdrawn(client(persons(arguments.kubeconfig), arguments.node, config).look(closely=False))
     if (why := refusal(state, out, arguments.level, gpus)) and not arguments.force:
         raise RefusedDiagnosisError(why)
     cards, tell = uuids(state, gpus), on_terminal(arguments.level, gpus)

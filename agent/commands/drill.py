@@ -9,11 +9,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from agent.actions.api import connect
+from agent.actions.credentials import configure
+from agent.commands.setup import persons
 from agent.drill.cluster import Cluster
 from agent.drill.exercise import Exercise
 from agent.drill.kit import Object, Settings, load, objects
@@ -28,7 +27,7 @@ _REQUEST_S, _MOST_BYTES = 60.0, 1 << 30  # it lists every pod of the cluster, on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kubeconfig", metavar="F", required=True, help="the cluster; there is no default")
+    parser.add_argument("--kubeconfig", metavar="F", help="the cluster (default: as kubectl finds it)")
     parser.add_argument("--yes", action="store_true", help="without it nothing is done but to say what would be")
     parser.add_argument("--namespace", default="gpu-health-drill", metavar="S", help="made for it; a kit there is used")
     parser.add_argument("--node", metavar="N", help="the node to withdraw (default: the one with the training)")
@@ -56,11 +55,12 @@ def _positive(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     """0 if every target was met, 1 if not. UsageError for arguments that can't be."""
-    server = _server(arguments.kubeconfig)
+    kubeconfig = persons(arguments.kubeconfig)
+    server = configure(kubeconfig).host
     if not arguments.yes:
         raise UsageError(_warning(server, arguments))
-    execute = executor(arguments.kubeconfig) if arguments.inject else None
-    api = connect(arguments.kubeconfig, _REQUEST_S, _MOST_BYTES)
+    execute = executor(kubeconfig) if arguments.inject else None
+    api = connect(kubeconfig, _REQUEST_S, _MOST_BYTES)
     cluster = Cluster(api, arguments.namespace, arguments.agent_namespace, execute)
     outcome = Outcome(server, str(cluster.get("/version").get("gitVersion", "")), arguments.namespace, time.time())
     settings, kit = _kit(cluster, arguments)
@@ -180,16 +180,6 @@ def _warning(server: str, arguments: argparse.Namespace) -> str:
         f"({node}) by a marked kernel record {by} in namespace {arguments.agent_namespace}, kill its "
         f"training once, and remove all of that again (label and annotation {DRILL_LABEL})"
     )
-
-
-def _server(kubeconfig: str) -> str:
-    """The address of the API server that the file's current context names. UsageError."""
-    try:
-        data: dict[str, Any] = yaml.safe_load(Path(kubeconfig).read_text(encoding="utf-8"))
-        context = next(c["context"] for c in data["contexts"] if c["name"] == data["current-context"])
-        return str(next(c["cluster"]["server"] for c in data["clusters"] if c["name"] == context["cluster"]))
-    except (OSError, KeyError, TypeError, AttributeError, StopIteration, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"--kubeconfig: {kubeconfig} names no cluster ({type(error).__name__})") from error
 
 
 def _try(path: Path) -> None:

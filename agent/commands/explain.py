@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.actions.api import Api, connect
+from agent.actions.fleet import deployed
+from agent.actions.kube import KubeClient
 from agent.commands.replay import ending
-from agent.commands.setup import client, configured, opened
-from agent.config.settings import Config
+from agent.commands.setup import configured, opened, persons
+from agent.config.settings import Config, Mode
 from agent.diagnosis.linked import linked
 from agent.model.errors import MalformedError, NotRunningError, UsageError
 from agent.model.names import STATE_LABEL
@@ -29,15 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F")
     parser.add_argument("--node", metavar="N", help="from this Node's annotation, instead of the agent that runs here")
     parser.add_argument("--recording", type=Path, metavar="F", help="as a recording of 'run --record' ends")
-    parser.add_argument("--kubeconfig", metavar="F", help="credentials for --node")
+    parser.add_argument("--kubeconfig", metavar="F", help="credentials for --node (default: as kubectl finds them)")
     parser.add_argument("--json", action="store_true")
 
 
 def run(arguments: argparse.Namespace) -> int:
     config = configured(arguments.config)
     if arguments.node:
-        world = client(arguments.kubeconfig, arguments.node, config).look(closely=False)
-        state = stored(world, config)
+        api = connect(persons(arguments.kubeconfig))
+        state = of_node(api, arguments.node, config if arguments.config else deployed(api, config.budget.namespace))
     elif arguments.recording:
         state = recorded(arguments.recording, config if arguments.config else None)
     elif (answer := running(config)) is not None:
@@ -48,6 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
     faults = [fault for fault in state["faults"] if arguments.fault in (None, fault["id"])]
     sys.stdout.write(json.dumps(faults, indent=2) + "\n" if arguments.json else text)
     return 0
+
+
+def of_node(api: Api, node: str, config: Config | None) -> dict[str, Any]:
+    """What a Node's annotation knows. UsageError, RefusedError, UnreachableError."""
+    config = config or Config(mode=Mode.EVICT)
+    return stored(KubeClient(api, node, config).look(closely=False), config)
 
 
 def stored(world: World, config: Config) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "node": world.node,
         "status": world.labels.get(STATE_LABEL, "unknown"),
         "at": rfc3339(kept.at),
-        "faults": [fault(one, config.policy, linked=together, effect=effect) for one in kept.faults],
+        "faults": [fault(one, config.policy, config.mode, together, effect) for one in kept.faults],
         "waits": [
             *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.begun),
             *(

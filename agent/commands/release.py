@@ -7,7 +7,7 @@ import sys
 
 from agent.actions.api import connect
 from agent.actions.removal import release
-from agent.commands.setup import configured
+from agent.commands.setup import configured, persons
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whose.add_argument("--node", metavar="N")
     whose.add_argument("--all", action="store_true", help="every node, and the permits")
     parser.add_argument("--config", metavar="F", help="for budget.namespace")
-    parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: the pod's service account)")
+    parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: as kubectl finds them)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     config = configured(arguments.config)
-    for sentence in release(connect(arguments.kubeconfig), config.budget.namespace, arguments.node):
+    for sentence in release(connect(persons(arguments.kubeconfig)), config.budget.namespace, arguments.node):
         sys.stdout.write(sentence + "\n")
     return 0

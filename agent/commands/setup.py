@@ -25,6 +25,19 @@ def configured(path: str | None) -> Config:
     return config
 
 
+def persons(kubeconfig: str | None) -> str | None:
+    """A person's credentials as kubectl finds them: the file that is named, $KUBECONFIG, ~/.kube/config.
+
+    None where there is none of them: then those of the pod. The agent never asks so.
+    """
+    if kubeconfig:
+        return kubeconfig
+    if exported := os.environ.get("KUBECONFIG"):
+        return exported
+    default = Path.home() / ".kube" / "config"
+    return str(default) if default.is_file() else None
+
+
 def client(kubeconfig: str | None, node: str, config: Config) -> ClusterClient:
     """Credentials from a kubeconfig file, else from the pod's service account."""
     from agent.actions.api import connect

@@ -15,6 +15,7 @@ _BY_ITSELF = {
     Mode.TAINT: "the node is withdrawn under a permit; mode taint: its pods stay",
     Mode.EVICT: "the node is withdrawn under a permit and its pods are evicted as their budgets allow",
 }
+_STAYS_WITHDRAWN = "mode observe: new pods stay away until the cure is proved, and no pod is moved"
 # By the effect of the degraded node's taint: empty while there is none, None where it isn't known.
 _NEW_PODS: dict[str | None, str] = {
     "": "",
@@ -91,7 +92,7 @@ def next_step(
 ) -> str:
     """What happens by itself, and what a person does.
 
-    ``along`` are the GPUs that a reset must name as well, ``effect`` is that of the degraded node's taint; ``resets``:
+    ``along`` are the GPUs that a reset must name as well, ``effect`` is that of our taint; ``resets``:
     its GPU is reset once nobody uses it.
     """
     finding = fault.finding
@@ -104,8 +105,9 @@ def next_step(
     if finding.severity is Severity.NOTICE:
         return f"no pod is moved; {to_do}"
     if finding.severity is Severity.DEGRADED:
-        new = "" if mode == Mode.OBSERVE else _NEW_PODS.get(effect, _NEW_PODS[None])
+        new = "" if mode == Mode.OBSERVE and effect is None else _NEW_PODS.get(effect, _NEW_PODS[None])
         return f"running pods stay{new}; {'its GPU is reset once nobody uses it' if resets else to_do}"
     if fault.aside:
         return f"seen only while the GPUs were another's: it withdraws nothing until it is seen again; {to_do}"
-    return f"{_BY_ITSELF[Mode(mode)]}; {to_do}"
+    by_itself = _STAYS_WITHDRAWN if mode == Mode.OBSERVE and effect == "NoSchedule" else _BY_ITSELF[Mode(mode)]
+    return f"{by_itself}; {to_do}"

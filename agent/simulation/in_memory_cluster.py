@@ -68,7 +68,7 @@ class InMemoryCluster:
                 return 200, self._events(query["fieldSelector"].partition("metadata.name=")[2])
             if not rest:
                 found = self._select(kind, namespace, query)
-                return 200, _table(found) if accept == TABLE else {"items": _copy(found)}
+                return 200, _table(kind, found) if accept == TABLE else {"items": _copy(found)}
             old = self._objects.get((kind, namespace, rest[0]))
             if old is None:
                 return _status(HTTPStatus.NOT_FOUND, f'{kind} "{rest[0]}" not found')
@@ -177,14 +177,24 @@ def _copy(value: Any) -> Any:
     return marshal.loads(marshal.dumps(value))  # noqa: S302 - its own words of a moment ago
 
 
-def _table(nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Nodes as kubectl shows them."""
-    rows = []
-    for node in nodes:
-        ready = next((c["status"] for c in node["status"]["conditions"] if c["type"] == "Ready"), "True")
-        cordoned = ",SchedulingDisabled" if node["spec"].get("unschedulable") else ""
-        rows.append({"cells": [node["metadata"]["name"], ("Ready" if ready == "True" else "NotReady") + cordoned]})
-    return {"columnDefinitions": [{"name": "Name"}, {"name": "Status"}], "rows": rows}
+def _table(kind: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Nodes and pods as kubectl shows them, each with its metadata."""
+    columns, cells = (("Name", "Status"), _node_cells) if kind == "nodes" else (_POD_COLUMNS, _pod_cells)
+    rows = [{"cells": cells(one), "object": {"metadata": _copy(one["metadata"])}} for one in found]
+    return {"columnDefinitions": [{"name": name} for name in columns], "rows": rows}
+
+
+def _node_cells(node: dict[str, Any]) -> list[str]:
+    ready = next((c["status"] for c in node["status"]["conditions"] if c["type"] == "Ready"), "True")
+    cordoned = ",SchedulingDisabled" if node["spec"].get("unschedulable") else ""
+    return [node["metadata"]["name"], ("Ready" if ready == "True" else "NotReady") + cordoned]
+
+
+_POD_COLUMNS = ("Name", "Ready", "Status", "Node")
+
+
+def _pod_cells(pod: dict[str, Any]) -> list[str]:
+    return [pod["metadata"]["name"], "1/1", pod["status"]["phase"], pod["spec"]["nodeName"]]
 
 
 def _status(code: int, message: str) -> tuple[int, Any]:

@@ -52,10 +52,8 @@ def page(state: Mapping[str, Any], now: float, refreshing: bool = True) -> str:
         if refreshing
         else 'It is held: it does not refresh itself (<a href="/">refresh it</a>).'
     )
-    return "".join(
+    body = "".join(
         (
-            f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{refresh}'
-            f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head><body>'
             f'<a class="skip" href="#faults">Skip to the faults</a><header><h1>GPUs of node {node}</h1>',
             _banner(state, now),
             f'<p class="soft">As of <time>{_time(state.get("at"))}</time>. {hold}</p></header><main>',
@@ -67,8 +65,17 @@ def page(state: Mapping[str, Any], now: float, refreshing: bool = True) -> str:
             _sources(state),
             _list("Done last", state.get("steps", ())),
             '</main><footer><p class="soft">The same as text: <code>gpu-health-agent explain</code>; as data: '
-            '<a href="/state">/state</a>, <a href="/metrics">/metrics</a>.</p></footer></body></html>\n',
+            '<a href="/state">/state</a>, <a href="/metrics">/metrics</a>.</p></footer>',
         )
+    )
+    return document(title, body, refresh)
+
+
+def document(title: str, body: str, head: str = "") -> str:
+    """A whole HTML document; what is given is HTML already."""
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{head}'
+        f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head><body>{body}</body></html>\n'
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from agent.actions.api import ask, connect
+from agent.commands.setup import persons
 from agent.model.errors import AgentError, CredentialsError, RefusedError, UnreachableError
 from tests.authority import Authority
 from tests.loopback import Loopback, answer, answers, head, kubeconfig
@@ -307,6 +309,32 @@ def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
         with pytest.raises(CredentialsError, match=f"can't be read: .*{token}"):
             api("GET", "/")
         assert len(heard) == 2
+
+
+def test_a_person_is_known_by_the_files_that_kubectl_takes_and_an_agent_by_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    for name in ("HOME", "KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert persons(None) is None
+    with Loopback(tokens(heard)) as server:
+        for folder in ("home", "named", "given"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "token").write_text(folder)
+            kubeconfig(tmp_path / folder, server.url, tokenFile="token")
+        home, named, given = (next((tmp_path / one).glob("*config*")) for one in ("home", "named", "given"))
+        (tmp_path / ".kube").mkdir()
+        (tmp_path / ".kube" / "config").write_text(home.read_text())
+        (tmp_path / ".kube" / "token").write_text("home")
+        connect(persons(None))("GET", "/")
+        monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'none'}{os.pathsep}{named}{os.pathsep}{home}")
+        connect(persons(None))("GET", "/")
+        connect(persons(str(given)))("GET", "/")
+        with pytest.raises(CredentialsError, match="the pod's service account"):
+            connect(None)
+    assert heard == [f"Authorization: Bearer {who}" for who in ("home", "named", "given")]
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,11 @@ def test_installed_by_kubectl_in_three_commands_upgraded_rolled_back_and_removed
     assert "healthy" in run(look, shell)
     running.inject("--gpu", "3", "--xid", "95")
     plane.wait("withdrawn", lambda: site.taints() == ["gpu-health-agent/unhealthy"])
+    told = run("gpu-health-agent nodes", shell)
+    assert f"{site.nodes[0]} " in told
+    assert "xid-95" in told
+    assert run("kubectl gpu-health", shell).splitlines()[0] == told.splitlines()[0]
+    assert "xid-95@" in run(f"gpu-health-agent nodes {site.nodes[0]}", shell)
     for line in shell_blocks(MOVED)[0]:
         assert "xid-95@" in run(line.replace("NODE", site.nodes[0]), shell)
     no_agent, release, rest = UNINSTALL

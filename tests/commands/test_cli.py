@@ -113,7 +113,7 @@ sys.exit(cli.main(["odd"]))
         (("explain", "--recording", "/"), 64, "/: can't be read (Is a directory)"),
         (("explain", "--node", "n", "--kubeconfig", "/none"), 78, "/none is not a file"),
         (("release", "--all", "--kubeconfig", "/none"), 78, "/none is not a file"),
-        (("drill", "--kubeconfig", "/none"), 64, "--kubeconfig: /none names no cluster"),
+        (("drill", "--kubeconfig", "/none"), 78, "/none is not a file"),
         (("policy", "--config", "/none"), 78, "/none: can't be read"),
         (("check", "--config", "/none"), 78, "/none: can't be read"),
         (("diagnose", "--level", "1", "--config", "/none"), 78, "/none: can't be read"),
@@ -138,7 +138,6 @@ def test_wrong_arguments_end_with_a_sentence(arguments: tuple[str, ...], code: i
         (("replay",), b'{"at": "today"}', "line 1: at must be a time of RFC 3339, not 'today'"),
         (("explain", "--recording"), b"\xff", "line 1: not the head of a recording"),
         (("explain", "--recording"), b'{"recording": 1, "config": {}, "sources": []}', "ends before its first round"),
-        (("drill", "--kubeconfig"), b"a: 2001-99-99", "names no cluster (ValueError)"),
     ],
 )
 def test_a_wrong_file_is_a_wrong_argument(

@@ -6,7 +6,7 @@ import pytest
 
 from agent.commands.explain import in_words, stored
 from agent.config.limits import Limits
-from agent.config.settings import Config
+from agent.config.settings import Config, Mode
 from agent.diagnosis.advice import ADVICE, clears, next_step
 from agent.diagnosis.rules import ROWS
 from agent.model.errors import UsageError
@@ -112,5 +112,5 @@ def test_what_becomes_of_new_pods_on_a_degraded_node_is_what_its_taint_does(
     assert fault(degraded, Limits(), mode, effect=effect)["next"].startswith(words)
     kept = dump(judge.after(0), 1, 0.0, Records())
     taints = (Taint("gpu-health-agent/degraded", "", effect),) if effect else ()
-    told = stored(World("n", "uid", stored=kept, taints=taints), Config())["faults"][0]["next"]
+    told = stored(World("n", "uid", stored=kept, taints=taints), Config(mode=Mode.EVICT))["faults"][0]["next"]
     assert told.startswith(words) if effect else told.startswith("running pods stay; ")

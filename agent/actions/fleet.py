@@ -1,0 +1,134 @@
+"""The fleet as a person asks for it: its Nodes, permits, agents and their configuration. It only reads.
+
+What it reads is the person's own to read: none of it is in ``rights.py``, for no agent asks so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+from pydantic import ValidationError
+
+from agent.actions.answers import sensible
+from agent.actions.api import TABLE, Api, ask
+from agent.actions.permits import Permits
+from agent.actions.pool import Pool
+from agent.config.settings import Budget, Config
+from agent.model.errors import RefusedError
+from agent.model.text import unix_s
+from agent.model.world import Permit
+
+_AT_ONCE = 500
+_NAME = "gpu-health-agent"  # of the DaemonSet, and the value of its pods' label
+_VERSION_LABEL = "app.kubernetes.io/version"
+_NOBODY = "-"  # whose permits none are
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A Node, or a pod, as a table shows it."""
+
+    name: str
+    cells: Mapping[str, str]  # column → what kubectl prints there
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    created: float  # Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The agent's pod on a node."""
+
+    pod: str
+    ready: bool
+    version: str  # of its manifests; empty where an older one says none
+    since: float  # Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    nodes: tuple[Listed, ...]
+    pool: Pool
+    permits: tuple[Permit, ...]
+    paused: str  # why all agents are to pause
+    agents: Mapping[str, Agent]  # by node
+
+
+def read_fleet(api: Api, budget: Budget, selector: str = "") -> Fleet:
+    """The pool's nodes, of which ``selector`` chooses some. RefusedError, UnreachableError."""
+    chosen = ",".join(filter(None, (budget.pool_selector, selector)))
+    permits = Permits(api, budget, time.monotonic, time.time)
+    held = permits.look(_NOBODY)
+    return Fleet(
+        nodes=tuple(_listed(api, f"/api/v1/nodes?labelSelector={quote(chosen, safe='')}")),
+        pool=permits.pool(_NOBODY, held),
+        permits=held,
+        paused=permits.paused(),
+        agents=_agents(api, budget.namespace),
+    )
+
+
+def deployed(api: Api, namespace: str) -> Config | None:
+    """What the agents of this cluster run with; None where the DaemonSet isn't there, may not be read, or says nothing.
+
+    UnreachableError.
+    """
+    try:
+        made = ask(api, "GET", f"/apis/apps/v1/namespaces/{quote(namespace, safe='')}/daemonsets/{_NAME}")
+        volumes = made["spec"]["template"]["spec"]["volumes"]
+        name = next(volume["configMap"]["name"] for volume in volumes if volume["name"] == "config")
+        path = f"/api/v1/namespaces/{quote(namespace, safe='')}/configmaps/{quote(name, safe='')}"
+        return Config.model_validate(yaml.safe_load(ask(api, "GET", path)["data"]["config.yaml"]) or {})
+    except RefusedError as refused:
+        if refused.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
+            return None
+        raise
+    except (LookupError, TypeError, StopIteration, yaml.YAMLError, ValidationError):
+        return None
+
+
+def _agents(api: Api, namespace: str) -> dict[str, Agent]:
+    label = quote(f"app.kubernetes.io/name={_NAME}", safe="")
+    pods = _listed(api, f"/api/v1/namespaces/{quote(namespace, safe='')}/pods?labelSelector={label}")
+    return {
+        pod.cells.get("Node", ""): Agent(
+            pod.name, _ready(pod.cells.get("Ready", "")), pod.labels.get(_VERSION_LABEL, ""), pod.created
+        )
+        for pod in pods
+    }
+
+
+def _ready(shown: str) -> bool:
+    """``2/2``"""
+    ready, _, of = shown.partition("/")
+    return bool(of) and ready == of
+
+
+def _listed(api: Api, path: str) -> Iterator[Listed]:
+    """As tables with each object's metadata: whole Nodes are 24 kB each, of which 20 are not looked at."""
+    more = ""
+    while True:
+        page = ask(
+            api, "GET", f"{path}&includeObject=Metadata&limit={_AT_ONCE}&continue={quote(more, safe='')}", accept=TABLE
+        )
+        sensible(page, f"GET {path}", "", listed=True, accept=TABLE)
+        columns = [str(column["name"]) for column in page["columnDefinitions"]]
+        for row in page.get("rows") or ():
+            cells = dict(zip(columns, map(str, row["cells"]), strict=True))
+            metadata: Mapping[str, Any] = (row.get("object") or {}).get("metadata") or {}
+            yield Listed(
+                cells["Name"],
+                cells,
+                metadata.get("labels") or {},
+                metadata.get("annotations") or {},
+                unix_s(metadata.get("creationTimestamp")) or 0.0,
+            )
+        more = str((page.get("metadata") or {}).get("continue") or "")
+        if not more:
+            return

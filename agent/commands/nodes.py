@@ -1,0 +1,52 @@
+"""``nodes``: the fleet in one table, or one of its nodes as ``explain`` tells it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+from agent.actions.api import connect
+from agent.actions.fleet import deployed, read_fleet
+from agent.commands.explain import in_words, of_node
+from agent.commands.setup import configured, persons
+from agent.status.fleet_view import as_html, as_text, fleet_state
+
+_AGAIN_S = 5.0
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("node", nargs="?", metavar="NODE", help="this one, with evidence and what happens next")
+    parser.add_argument("-l", "--selector", default="", metavar="K=V", help="only nodes with these labels")
+    parser.add_argument("-o", "--output", choices=("wide", "json", "html"), help="the default cuts long cells")
+    parser.add_argument("-w", "--watch", action="store_true", help="again each 5 s")
+    parser.add_argument("--config", metavar="F", help="the agents' (default: as the cluster has it)")
+    parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: as kubectl finds them)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    api, given = connect(persons(arguments.kubeconfig)), configured(arguments.config)
+    config = given if arguments.config else deployed(api, given.budget.namespace)
+    if arguments.node:
+        state = of_node(api, arguments.node, config)
+        sys.stdout.write(json.dumps(state, indent=2) + "\n" if arguments.output == "json" else in_words(state, None))
+        return 0
+    if config is None:
+        sys.stderr.write("The agents' configuration can't be read, so defaults are shown: name it with --config.\n")
+        config = given
+    while True:
+        now = time.time()
+        state = fleet_state(read_fleet(api, config.budget, arguments.selector), config, now)
+        if arguments.output == "json":
+            text = json.dumps(state, indent=2) + "\n"
+        elif arguments.output == "html":
+            text = as_html(state, now)
+        else:
+            text = as_text(state, now, wide=arguments.output == "wide")
+        sys.stdout.write((_CLEAR if arguments.watch and sys.stdout.isatty() else "") + text)
+        sys.stdout.flush()
+        if not arguments.watch:
+            return 0
+        time.sleep(_AGAIN_S)

@@ -1,0 +1,227 @@
+"""A fleet as plain data, as a table for a terminal, and as one HTML page without a script."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from html import escape
+from statistics import median_low
+from typing import Any
+
+from agent.actions.fleet import Agent, Fleet, Listed
+from agent.config.settings import Config, Mode
+from agent.model.errors import MalformedError
+from agent.model.fault import Fault, Severity
+from agent.model.names import FAULTS_ANNOTATION, STATE_LABEL, WITHDRAWN_LABEL
+from agent.model.ownership import opted_out
+from agent.model.text import printable, rfc3339, unix_s
+from agent.model.world import PermitKind, World
+from agent.remediation.budget import allowed, spent
+from agent.remediation.other_controllers import upgrading
+from agent.remediation.stored import Stored, load
+from agent.status.page import document
+
+_WORST_FIRST = ("unhealthy", "draining", "drained", "repairing", "validating", "degraded", "unknown", "", "healthy")
+_ALIKE, _ALIKE_S = 3, 600.0  # so many nodes with one fault that began so close together look like a roll-out
+_COLUMNS = ("NODE", "STATE", "SINCE", "GPU", "FAULT", "WHY", "WAITS FOR", "AGENT")
+_CELL_CHARS = 48
+
+
+def fleet_state(fleet: Fleet, config: Config, now: float) -> dict[str, Any]:
+    """Plain data, times RFC 3339 in UTC; the worst nodes first. ``now``: Unix seconds."""
+    world = World(node="", uid="", permits=fleet.permits, pool_size=fleet.pool.size, out=fleet.pool.out)
+    nodes = [_node(one, fleet, world, config) for one in fleet.nodes]
+    nodes.sort(key=lambda one: (_rank(one), one["node"]))
+    kinds = [kind for kind in PermitKind if kind is not PermitKind.HOURLY or config.budget.per_hour]
+    return {
+        "at": rfc3339(now, "seconds"),
+        "mode": str(config.mode),
+        "paused": fleet.paused,
+        "pool": {"nodes": fleet.pool.size, "out_of_service": sorted(fleet.pool.out)},
+        "permits": {
+            str(kind): {
+                "allowed": allowed(world, kind, config.budget),
+                "taken": len(_holders(fleet, kind)),
+                "by": _holders(fleet, kind),
+            }
+            for kind in kinds
+        },
+        "alike": _alike(nodes),
+        "nodes": nodes,
+    }
+
+
+def _holders(fleet: Fleet, kind: PermitKind) -> list[str]:
+    taken = (permit for permit in fleet.permits if permit.kind is kind and permit.holder and not permit.abandoned)
+    return sorted(permit.holder.partition("/")[0] for permit in taken)
+
+
+def _rank(one: Mapping[str, Any]) -> int:
+    return _WORST_FIRST.index(one["state"]) if one["state"] in _WORST_FIRST else len(_WORST_FIRST)
+
+
+def _node(listed: Listed, fleet: Fleet, world: World, config: Config) -> dict[str, Any]:
+    stored, waits = None, []
+    try:
+        text = listed.annotations.get(FAULTS_ANNOTATION)
+        stored = load(text, 0.0) if text is not None else None
+    except MalformedError as error:
+        waits.append(f"a person: annotation {FAULTS_ANNOTATION}: {error}")
+    faults = stored.faults if stored else ()
+    agent = fleet.agents.get(listed.name)
+    waits += _waits(listed, stored, fleet, world, config)
+    return {
+        "node": listed.name,
+        "state": listed.labels.get(STATE_LABEL, ""),
+        "kubernetes": listed.cells.get("Status", ""),
+        "since": rfc3339(faults[0].since, "seconds") if faults else None,
+        "withdrawn": listed.labels.get(WITHDRAWN_LABEL) == "true",
+        "faults": [_fault(fault) for fault in faults],
+        "waits": waits,
+        "agent": _agent(agent),
+    }
+
+
+def _fault(fault: Fault) -> dict[str, Any]:
+    finding = fault.finding
+    return {
+        "id": finding.id,
+        "rule": finding.rule,
+        "pci": finding.pci,
+        "uuid": fault.uuid,
+        "severity": finding.severity.name.lower(),
+        "remedy": str(finding.remedy),
+        "message": finding.message,
+        "since": rfc3339(fault.since, "seconds"),
+        "cure_proved": fault.proved,
+    }
+
+
+def _agent(agent: Agent | None) -> dict[str, Any] | None:
+    if agent is None:
+        return None
+    return {"pod": agent.pod, "ready": agent.ready, "version": agent.version, "since": rfc3339(agent.since, "seconds")}
+
+
+def _waits(listed: Listed, stored: Stored | None, fleet: Fleet, world: World, config: Config) -> list[str]:
+    """Why nothing goes on, as far as the cluster shows it; the agent's own page knows more."""
+    fatal = [f for f in stored.faults if f.finding.severity is Severity.FATAL and not f.proved] if stored else []
+    withdrawn, state = listed.labels.get(WITHDRAWN_LABEL) == "true", listed.labels.get(STATE_LABEL, "")
+    waits = []
+    if listed.name not in fleet.agents:
+        waits.append("an agent: none runs there")
+    if opted_out(listed.labels):
+        return [*waits, "a person: the node is opted out"]
+    if why := upgrading(listed.labels):
+        return [*waits, why]
+    if fleet.paused and (fatal or withdrawn):
+        return [*waits, f"a person: {fleet.paused}"]
+    if fatal and not withdrawn:
+        if config.mode is Mode.OBSERVE:
+            waits.append("a person: mode observe only reports")
+        else:
+            waits.append(_permit(world, config))
+    if withdrawn and config.mode is not Mode.EVICT:
+        waits.append(f"a person: mode {config.mode} moves no pod and repairs nothing")
+    elif state == "draining":
+        waits.append("its pods to leave")
+    elif state == "drained":
+        waits.append("its repair, or a person where none is configured")
+    elif state == "validating":
+        waits.append("the proof that it stays well")
+    begun = stored.records.begun if stored else ()
+    return [*waits, *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in begun)]
+
+
+def _permit(world: World, config: Config) -> str:
+    taken = sum(1 for p in world.permits or () if p.kind is PermitKind.WITHDRAWN and p.holder and not p.abandoned)
+    full = taken + len(world.out) >= allowed(world, PermitKind.WITHDRAWN, config.budget)
+    return f"a permit: {spent(world, PermitKind.WITHDRAWN, config.budget)}" if full else "a permit, which is free"
+
+
+def _alike(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Faults of one rule that began on several nodes at once: a roll-out looks so, and broken cards don't."""
+    begun: dict[str, dict[str, float]] = defaultdict(dict)
+    for node in nodes:
+        for fault in node["faults"]:
+            begun[fault["rule"]].setdefault(node["node"], unix_s(fault["since"]) or 0.0)
+    found = []
+    for rule, since in begun.items():
+        middle = median_low(since.values())
+        near = {node: at for node, at in since.items() if abs(at - middle) <= _ALIKE_S / 2}
+        if len(near) >= _ALIKE:
+            found.append({"rule": rule, "nodes": sorted(near), "since": rfc3339(min(near.values()), "seconds")})
+    return found
+
+
+def as_text(state: Mapping[str, Any], now: float, wide: bool = False) -> str:
+    """For a terminal: a row for each node, the budget, and what looks alike."""
+    rows = [_COLUMNS, *(_row(one, now, wide) for one in state["nodes"])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "".join(f"{line}\n" for line in [*lines, "", *_sentences(state)])
+
+
+def _sentences(state: Mapping[str, Any]) -> list[str]:
+    sentences = [f"The agents stand still: {state['paused']}."] if state["paused"] else []
+    for kind, permits in state["permits"].items():
+        by = f": {', '.join(permits['by'])}" if permits["by"] else ""
+        sentences.append(f"Permits, {kind}: {permits['taken']} of {permits['allowed']} taken{by}.")
+    if others := state["pool"]["out_of_service"]:
+        sentences.append(f"Out of service, of {state['pool']['nodes']} nodes of the pool: {', '.join(others)}.")
+    sentences += [
+        f"{one['rule']} on {len(one['nodes'])} nodes within ten minutes, first at {one['since']}: a roll-out looks so."
+        for one in state["alike"]
+    ]
+    return [printable(sentence) for sentence in sentences]
+
+
+def _row(one: Mapping[str, Any], now: float, wide: bool) -> tuple[str, ...]:
+    fault = one["faults"][0] if one["faults"] else None
+    more = f" and {len(one['faults']) - 1} more" if len(one["faults"]) > 1 else ""
+    state = one["state"] or "no state"
+    if one["kubernetes"] != "Ready":
+        state += f" ({one['kubernetes']})"
+    cells = (
+        one["node"],
+        state,
+        _age(one["since"], now),
+        fault["pci"] or "the node" if fault else "",
+        f"{fault['rule']}{more}" if fault else "",
+        fault["message"] if fault else "",
+        "; ".join(one["waits"]),
+        _who(one["agent"], now),
+    )
+    return tuple(_cut(printable(cell), wide) for cell in cells)
+
+
+def _cut(text: str, wide: bool) -> str:
+    return text if wide or len(text) <= _CELL_CHARS else f"{text[: _CELL_CHARS - 1]}…"
+
+
+def _who(agent: Mapping[str, Any] | None, now: float) -> str:
+    if agent is None:
+        return "none"
+    ready = "" if agent["ready"] else ", not ready"
+    return f"{agent['version'] or 'unknown version'}, {_age(agent['since'], now)}{ready}"
+
+
+def _age(since: str | None, now: float) -> str:
+    """As kubectl writes ages."""
+    at = unix_s(since)
+    if at is None:
+        return ""
+    for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60)):
+        if now - at >= 2 * seconds:
+            return f"{int((now - at) // seconds)}{unit}"
+    return f"{max(0, int(now - at))}s"
+
+
+def as_html(state: Mapping[str, Any], now: float) -> str:
+    """One page without a script, to be kept or sent."""
+    rows = (_row(one, now, wide=True) for one in state["nodes"])
+    head = "".join(f"<th>{name.capitalize()}</th>" for name in _COLUMNS)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in _sentences(state))
+    table = f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'
+    return document("GPU nodes", f"<h1>GPU nodes, as of {escape(state['at'])}</h1><ul>{said}</ul>{table}")

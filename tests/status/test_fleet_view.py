@@ -1,0 +1,137 @@
+"""``gpu-health-agent nodes``: which nodes are sick, why, what is waited for, and that hostile text stays text."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from agent.actions.fleet import deployed, read_fleet
+from agent.actions.kube import KubeClient
+from agent.config.settings import Budget, Config, Mode
+from agent.model.text import rfc3339
+from agent.simulation.in_memory_cluster import InMemoryCluster
+from agent.status.fleet_view import as_html, as_text, fleet_state
+from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy
+from tests.observe import GPU
+
+ONE = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=1))
+NOW = time.time()
+
+
+def with_agents(made: InMemoryCluster) -> InMemoryCluster:
+    for name in ("n1", "n2", "n3"):
+        made.add_pod("gpu-health-agent", f"agent-{name}", name, gpus=0, owner="DaemonSet")
+        path = f"/api/v1/namespaces/gpu-health-agent/pods/agent-{name}"
+        labels = {"app.kubernetes.io/name": "gpu-health-agent", "app.kubernetes.io/version": "1.2.3"}
+        made(
+            "PATCH", path, {"metadata": {"labels": labels, "creationTimestamp": rfc3339(NOW - 7200, "seconds")}}, MERGE
+        )
+    return made
+
+
+def state(made: InMemoryCluster, config: Config = ONE, selector: str = "") -> dict[str, Any]:
+    return fleet_state(read_fleet(made, config.budget, selector), config, NOW)
+
+
+def test_it_names_the_sick_first_with_what_is_waited_for_and_who_holds_the_permits() -> None:
+    made = with_agents(cluster("n1", "n2", "n3"))
+    for name in ("n1", "n2"):
+        drive(KubeClient(made, name, ONE), fatal(), ONE)
+    drive(KubeClient(made, "n3", ONE), healthy(), ONE)
+    told = state(made)
+    rows = {one["node"]: one for one in told["nodes"]}
+    assert [one["node"] for one in told["nodes"]] == ["n2", "n1", "n3"]
+    assert rows["n2"]["waits"] == ["a permit: the budget is spent: 1 withdrawn of 3 nodes allowed, held by n1"]
+    assert (rows["n1"]["withdrawn"], rows["n1"]["faults"][0]["id"]) == (True, f"xid-79@{GPU}")
+    assert (rows["n3"]["state"], rows["n3"]["waits"], rows["n3"]["faults"]) == ("healthy", [], [])
+    assert told["permits"]["withdrawn"] == {"allowed": 1, "taken": 1, "by": ["n1"]}
+    lines = as_text(told, NOW).splitlines()
+    assert lines[0].split() == ["NODE", "STATE", "SINCE", "GPU", "FAULT", "WHY", "WAITS", "FOR", "AGENT"]
+    assert lines[1].startswith("n2")
+    assert lines[3].split() == ["n3", "healthy", "1.2.3,", "2h"]
+    assert "Permits, withdrawn: 1 of 1 taken: n1." in lines
+
+
+def test_a_node_without_an_agent_is_told() -> None:
+    made = with_agents(cluster("n1", "n2"))
+    del made._objects["pods", "gpu-health-agent", "agent-n2"]
+    rows = {one["node"]: one for one in state(made)["nodes"]}
+    assert (rows["n1"]["waits"], rows["n2"]["waits"]) == ([], ["an agent: none runs there"])
+    assert rows["n2"]["agent"] is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "waits"),
+    [
+        ({"gpu-health-agent/managed": "off"}, "a person: the node is opted out"),
+        (
+            {"nvidia.com/gpu-driver-upgrade-state": "drain-required"},
+            "the GPU driver is being upgraded (nvidia.com/gpu-driver-upgrade-state=drain-required)",
+        ),
+    ],
+)
+def test_who_keeps_the_agent_off_is_told(labels: dict[str, str], waits: str) -> None:
+    made = with_agents(cluster("n1"))
+    drive(KubeClient(made, "n1", EVICT), fatal())
+    made("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": labels}}, MERGE)
+    (row,) = state(made)["nodes"]
+    assert row["waits"] == [waits]
+
+
+def test_in_another_mode_it_says_that_nothing_is_done() -> None:
+    made = with_agents(cluster("n1"))
+    drive(KubeClient(made, "n1", Config()), fatal(), Config())
+    (row,) = state(made, Config())["nodes"]
+    assert row["waits"] == ["a person: mode observe only reports"]
+
+
+def test_the_same_fault_on_many_nodes_at_once_is_told_as_what_a_roll_out_looks_like() -> None:
+    names = tuple(f"n{n}" for n in range(1, 5))
+    made = cluster(*names)
+    for name in names[:2]:
+        drive(KubeClient(made, name, ONE), fatal(), ONE)
+    assert state(made)["alike"] == []
+    drive(KubeClient(made, names[2], ONE), fatal(), ONE)
+    told = state(made)
+    assert [(one["rule"], one["nodes"]) for one in told["alike"]] == [("xid-79", ["n1", "n2", "n3"])]
+    assert "xid-79 on 3 nodes within ten minutes" in as_text(told, NOW)
+
+
+def test_a_selector_chooses_nodes_and_leaves_the_budget_as_it_is() -> None:
+    made = cluster("n1", "n2")
+    drive(KubeClient(made, "n1", ONE), fatal(), ONE)
+    made("PATCH", "/api/v1/nodes/n2", {"metadata": {"labels": {"team": "a"}}}, MERGE)
+    told = state(made, selector="team=a")
+    assert ([one["node"] for one in told["nodes"]], told["pool"]["nodes"]) == (["n2"], 2)
+    assert told["permits"]["withdrawn"]["by"] == ["n1"]
+
+
+def test_hostile_text_stays_text() -> None:
+    made = cluster("n1")
+    drive(KubeClient(made, "n1", ONE), fatal(), ONE)
+    path, key = "/api/v1/nodes/n1", "gpu-health-agent/faults"
+    text = made.read("nodes", "n1")["metadata"]["annotations"][key]
+    bad = text.replace('message":"', 'message":"<script>\\u001b[2J')
+    assert bad != text
+    made("PATCH", path, {"metadata": {"annotations": {key: bad}}}, MERGE)
+    told = state(made)
+    assert "\x1b" not in as_text(told, NOW)
+    assert "<script>" not in as_html(told, NOW)
+    made("PATCH", path, {"metadata": {"annotations": {key: "{}"}}}, MERGE)
+    (row,) = state(made)["nodes"]
+    assert row["waits"][0].startswith("a person: annotation gpu-health-agent/faults:")
+
+
+def test_what_the_agents_run_with_is_read_from_the_cluster_where_it_may_be() -> None:
+    def api(method: str, path: str, *_: Any, **__: Any) -> tuple[int, Any]:
+        if path.endswith("/daemonsets/gpu-health-agent"):
+            volumes = [{"name": "socket"}, {"name": "config", "configMap": {"name": "gpu-health-agent-abc"}}]
+            return 200, {"spec": {"template": {"spec": {"volumes": volumes}}}}
+        assert path.endswith("/configmaps/gpu-health-agent-abc")
+        return 200, {"data": {"config.yaml": "mode: taint\nbudget: {max_withdrawn: 3}"}}
+
+    assert deployed(api, "gpu-health-agent") == Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=3))
+    assert deployed(lambda *_, **__: (403, {"message": "no"}), "gpu-health-agent") is None
+    assert deployed(lambda *_, **__: (200, {"spec": {}}), "gpu-health-agent") is None
