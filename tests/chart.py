@@ -17,6 +17,7 @@ DAEMONSET = Path(__file__).parents[1] / "daemonset"
 CHART = DAEMONSET / "chart"
 COPIED = (
     "base/daemonset.yaml",
+    "base/flowcontrol.yaml",
     "base/namespace.yaml",
     "base/policies.yaml",
     "base/rbac.yaml",

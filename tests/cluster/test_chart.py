@@ -274,5 +274,8 @@ def test_installed_upgraded_rolled_back_and_uninstalled(plane: ControlPlane) -> 
     assert plane.request("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs/gpu-reset")[0] == 404
     assert plane.request("GET", monitors)[0] == 404
     chart("uninstall", "gpu-health-agent", kubeconfig=plane.kubeconfig)
-    kinds = "validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings"
+    kinds = (
+        "validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings,"
+        "flowschemas,prioritylevelconfigurations"
+    )
     assert "gpu-health-agent" not in plane.kubectl("get", kinds, "-o", "name")

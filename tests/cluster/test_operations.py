@@ -65,7 +65,10 @@ def mode(plane: ControlPlane) -> str:
 
 def left(plane: ControlPlane) -> list[str]:
     """What is ours in the cluster, namespace apart."""
-    kinds = "validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings"
+    kinds = (
+        "validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings,"
+        "flowschemas,prioritylevelconfigurations"
+    )
     return [name for name in plane.kubectl("get", kinds, "-o", "name").splitlines() if "gpu-health-agent" in name]
 
 

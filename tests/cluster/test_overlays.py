@@ -151,7 +151,10 @@ def test_without_the_repair_overlay_no_operand_label_and_no_replacement_is_ours(
 def test_removed_by_its_overlay_it_leaves_nothing_in_the_cluster(plane: ControlPlane) -> None:
     plane.install(OVERLAYS / "repair")
     plane.kubectl("delete", "-k", str(OVERLAYS / "repair"), "--wait=false")
-    kinds = "validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings"
+    kinds = (
+        "validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings,"
+        "flowschemas,prioritylevelconfigurations"
+    )
     left = plane.kubectl("get", kinds, "-o", "name").splitlines()
     ours = {name for name in left if "gpu-health-agent" in name}
     assert ours <= {
