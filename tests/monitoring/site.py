@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,24 @@ class _Requests(BaseHTTPRequestHandler):
         kind = str(self.headers.get("Content-Type", "application/json"))
         accept = str(self.headers.get("Accept", "application/json"))
         status, answer = self.server.answer(self.command, self.path, json.loads(text) if text else None, kind, accept)
+        if not isinstance(answer, dict):
+            self._watched(answer)
+            return
         body = json.dumps({"kind": "Any", **answer}).encode()  # as the real one's have
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _watched(self, events: Iterator[Any]) -> None:
+        """For as long as whoever watches listens."""
+        self.close_connection = True
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for event in events:
+                self.wfile.write(json.dumps(event).encode() + b"\n")
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _any  # noqa: N815 - http.server names them
 

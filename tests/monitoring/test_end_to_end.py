@@ -21,7 +21,7 @@ def site(tmp_path: Path) -> Iterator[Fleet]:
         yield made
 
 
-def test_a_fault_reaches_the_webhook_grouped_and_inhibited_and_is_resolved_after_the_cure(
+def test_a_fault_reaches_the_webhook_grouped_and_is_resolved_after_the_cure(
     site: Fleet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stack, told = site.stack, site.stack.receiver.told
@@ -34,10 +34,7 @@ def test_a_fault_reaches_the_webhook_grouped_and_inhibited_and_is_resolved_after
     said = withdrawn["alerts"][0]["annotations"]["description"]
     assert "GPU 0000:61:00.0: xid-79, remedy reboot_node" in said
 
-    inhibited = [a for a in stack.alerts() if a["labels"]["alertname"] == "GpuUnhealthy"]
-    assert [(a["labels"]["node"], a["status"]["state"]) for a in inhibited] == [("node-1", "suppressed")]
-    assert inhibited[0]["status"]["inhibitedBy"]
-    assert not told("pager", "node-1", "GpuUnhealthy"), "the withdrawn node silences its GPUs' alerts"
+    assert not [a for a in stack.alerts() if a["labels"]["alertname"] == "GpuUnhealthy"], "the agent has acted"
 
     assert stack.query('gpu_health_fault{node="node-1",gpu="3"}') == []
     assert len(stack.query('gpu_health_fault{node="node-1",pci_bus_id="0000:61:00.0",rule="xid-79"}')) == 1
@@ -49,7 +46,7 @@ def test_a_fault_reaches_the_webhook_grouped_and_inhibited_and_is_resolved_after
     second_began = time.monotonic()
     second.inject("--gpu", "1", "--xid", "95")
     second.inject("--gpu", "2", "--xid", "95")
-    paged_at, paged = until("the pager", lambda: told("pager", "node-2", "GpuUnhealthy"))
+    paged_at, paged = until("the pager", lambda: told("pager", "node-2", "GpuUnhealthy"), 120)
     assert paged["groupLabels"] == {"node": "node-2"}
     assert sorted(a["labels"]["gpu"] for a in paged["alerts"]) == ["1", "2"], "one notification for the node"
     assert stack.query('gpu_health_waits{node="node-2",kind="permit"}')[0]["value"][1] == "1"
