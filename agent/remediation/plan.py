@@ -43,6 +43,7 @@ from agent.remediation.repair import awaited, operand_labels, repair, running, s
 from agent.remediation.situation import Now, Situation, left_out, situation
 from agent.remediation.stored import dump
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
+from agent.remediation.told import acts
 from agent.remediation.validation import validate
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
@@ -124,7 +125,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
         case _:
             assert_never(now.situation)
     waits: Steps = (*now.waits, *_unconfirmed(now), *left_out(now), *hidden(world, config.budget))
-    return Plan((*back, *steps, *waits, *announcements(verdict, world)), now.treatment)
+    return Plan((*back, *steps, *waits, *announcements(verdict, world), *acts(now, steps)), now.treatment)
 
 
 def _treated(now: Now) -> Outcome:

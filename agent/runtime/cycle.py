@@ -253,6 +253,8 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
         if isinstance(step, OfAPod | StartJob | Diagnose) and (left or (begun and now() > until)):
             left.add(step.pod.key if isinstance(step, OfAPod) else step.name)
             continue
+        if isinstance(step, Announce) and until == float("-inf"):
+            continue  # it is told once somebody answers
         begun = True
         try:
             client.do(step)
@@ -281,6 +283,6 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
         done.append(step)
         did(step)
         # An eviction's effect is not there at once, and a refused one is asked again in a while. What a permit was
-        # taken for stands in the same plan.
-        again = again or not isinstance(step, OfAPod | TakePermit)
+        # taken for stands in the same plan, and an Event changes none.
+        again = again or not isinstance(step, OfAPod | TakePermit | Announce)
     return ended()

@@ -351,7 +351,7 @@ def test_an_event_is_told_once_even_by_a_restarted_agent() -> None:
     for _ in range(3):
         drive(KubeClient(made, "n1", EVICT), verdict)
     events = made("GET", "/api/v1/namespaces/default/events")[1]["items"]
-    assert [e["reason"] for e in events] == ["Xid79"]
+    assert [e["reason"] for e in events] == ["Xid79", "Withdrawn"]
 
 
 def test_kernel_text_reaches_the_api_server_printable_and_bounded() -> None:

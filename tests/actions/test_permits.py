@@ -118,7 +118,7 @@ def test_nothing_is_tainted_or_evicted_on_a_permit_that_was_not_confirmed_lately
     assert taints(made) == []
     client.do(steps[0])
     drive(client, fatal(), rounds=1)
-    permit, eviction = plan(fatal(), client.look(closely=True), EVICT, Local()).steps[-2:]
+    *_, permit, eviction, _ = plan(fatal(), client.look(closely=True), EVICT, Local()).steps
     assert isinstance(eviction, Evict)
     client.do(permit)
     clock.now += 301
