@@ -208,7 +208,7 @@ def test_without_yes_nothing_is_asked_and_the_cluster_is_named(
 def test_a_kubeconfig_that_names_no_cluster_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "k"
     path.write_text(content)
-    assert main(["drill", "--kubeconfig", str(path), "--yes"]) == 64
+    assert main(["drill", "--kubeconfig", str(path), "--yes"]) == 78  # of credentials, as with every command
 
 
 def test_the_kit_is_applied_in_one_namespace_each_object_labelled_and_short_of_time() -> None:
