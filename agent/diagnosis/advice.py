@@ -39,7 +39,16 @@ _PLUGIN = "look at the device plugin's pod on the node: does it run, and what do
 _COMPARE = (
     "compare 'dcgmi discovery -l' and 'dcgmi health -c' with 'nvidia-smi -q': restart the engine if it is the odd one"
 )
+_CABLE = "power the node off and connect the GPU's power cables: a reboot alone cures nothing"
+_MODULES = "install the driver with NVIDIA's open kernel modules: no reboot makes this one work with the GPU"
+_REFUSED = (
+    "look at 'dmesg' and 'lspci -vv -d 10de:' on the node: does this driver release know the GPU, and did the BIOS map "
+    "its memory?"
+)
 _ADDRESS = "let sources.dcgm.address lead to this node's engine: a Service for it needs internalTrafficPolicy: Local"
+_WHICH = "ask 'nvidia-smi' on the node which GPU it is, and run nvidia-bug-report.sh there if it knows of none"
+# Of a GPU that the driver's words do not name.
+OF_SOME_GPU = dict.fromkeys(("gpu-lost", "gpu-reset-required", "gpu-init-failed"), _WHICH)
 ADVICE = {
     **dict.fromkeys(
         (
@@ -59,6 +68,9 @@ ADVICE = {
     **dict.fromkeys(("gpu-silent", *(row.silent for row in SOURCES.values())), _PROBE),
     **dict.fromkeys(("dcgm-dropped", "dcgm-disagrees"), _COMPARE),
     SOURCES[SECOND_WITNESS].silent: _ENGINE,
+    **dict.fromkeys(("gpu-power-cable", "xid-54"), _CABLE),
+    "gpu-needs-open-modules": _MODULES,
+    "gpu-unusable": _REFUSED,
     "gpu-none": _UNUSED,
     "gpu-withheld": _PLUGIN,
     "dcgm-elsewhere": _ADDRESS,
@@ -99,7 +111,8 @@ def next_step(
     if fault.proved:
         return "the cure is proved; the node returns to service by itself after the soak"
     gpu = ",".join((fault.uuid or finding.pci or "GPU", *sorted(along)))
-    to_do = ADVICE.get(finding.rule) or finding.remedy.row.to_do.format(gpu=gpu)
+    known = ADVICE if finding.pci else {**OF_SOME_GPU, **ADVICE}
+    to_do = known.get(finding.rule) or finding.remedy.row.to_do.format(gpu=gpu)
     if finding.drill:
         to_do = "it is a drill: nothing has to be done"
     if finding.severity is Severity.NOTICE:

@@ -15,19 +15,30 @@ from agent.model.fault import Fault, Finding, Severity
 from agent.model.remedy import Remedy
 
 _MEMORY_XIDS = ("xid-48", "xid-140", "xid-95", "xid-94", "xid-64", "xid-63")
+_DRIVER_REFUSES = ("gpu-power-cable", "gpu-needs-open-modules", "gpu-unusable")
 # A symptom → what may explain it, the best explanation first.
 _EXPLAINED_BY = {
     "gpu-lost": ("xid-79",),
-    "gpu-missing": ("xid-79", "gpu-lost"),
-    "gpu-init-failed": ("xid-79", "gpu-lost", "gpu-missing"),
+    "gpu-missing": ("xid-79", "gpu-lost", *_DRIVER_REFUSES),
+    "gpu-needs-open-modules": ("xid-79", "gpu-lost"),
+    "gpu-power-cable": ("xid-54",),
+    "gpu-unusable": ("xid-79", "gpu-lost", *_DRIVER_REFUSES[:-1]),
+    "gpu-init-failed": ("xid-79", "gpu-lost", "xid-54", *_DRIVER_REFUSES, "gpu-missing", "xid-143"),
+    "pcie-link-gone": ("xid-79", "gpu-lost", "gpu-missing"),
     "ecc-uncorrected": _MEMORY_XIDS,
-    "row-remap-pending": ("xid-63", *_MEMORY_XIDS),
+    "row-remap-pending": ("xid-63", "xid-177", *_MEMORY_XIDS),
     "row-remap-failure": ("xid-64",),
     "xid-171": ("xid-48",),
     "xid-172": ("xid-48",),
     "driver-hung": (SOURCES[GPUS].silent,),
     "gpu-silent": ("xid-79", "gpu-lost", "gpu-missing", "gpu-reset-required"),
     **dcgm.EXPLAINED_BY,
+}
+# What the driver said of some GPU, and not which → how the rules begin that name the GPU.
+_OF_SOME_GPU = {
+    "gpu-lost": ("gpu-lost", "xid-79", "gpu-missing", "pcie-link-gone"),
+    "gpu-reset-required": ("gpu-reset-required", RECOVERY.rule, "gpu-lost", "xid-"),
+    **dict.fromkeys((*_DRIVER_REFUSES, "gpu-init-failed"), ("gpu-lost", *_DRIVER_REFUSES, "gpu-init-failed", "xid-")),
 }
 # These follow from almost anything: the worst fault of the GPU explains them.
 _FOLLOW_ANY = (RECOVERY.rule, "gpu-reset-required")
@@ -89,6 +100,8 @@ def order(fault: Fault) -> tuple[float, float, float, float, str]:
 
 def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:
     finding = fault.finding
+    if meant := [other for other in by_id.values() if _may_be_meant(other.finding, finding)]:
+        return min(meant, key=order).finding.id
     for rule in _EXPLAINED_BY.get(finding.rule, ()):
         if explaining := [other for other in by_id.values() if _explains(rule, other.finding, finding)]:
             return min(explaining, key=order).finding.id
@@ -105,6 +118,13 @@ def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:
         if others:
             return min(others, key=order).finding.id
     return finding.id
+
+
+def _may_be_meant(other: Finding, symptom: Finding) -> bool:
+    """Whether it names the GPU of which the driver said only that there is one."""
+    if symptom.pci or not other.pci or other.drill or other.severity < symptom.severity:
+        return False
+    return other.rule.startswith(_OF_SOME_GPU.get(symptom.rule, ()))
 
 
 def _explains(rule: str, other: Finding, symptom: Finding) -> bool:

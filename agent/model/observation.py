@@ -31,6 +31,13 @@ class Words(StrEnum):
 
     UVM_FATAL = "uvm_fatal"  # unified memory met an error that only a reboot ends
     INIT_FAILED = "init_failed"  # a GPU's adapter could not be initialised
+    POWER_CABLE = "power_cable"  # a GPU lacks its power cable
+    UNUSABLE = "unusable"  # the driver can't use a GPU that is on the bus
+    OPEN_MODULES = "open_modules"  # a GPU works with the open kernel modules only
+    LINK_GONE = "link_gone"  # the PCIe link to a GPU met an error that it does not recover from
+    RESET_REQUIRED = "reset_required"  # some GPU needs a reset; which one, NVML says
+    GPU_LOST = "gpu_lost"  # some GPU left the bus; which one, NVML says
+    DISPLAY_HUNG = "display_hung"  # the display driver waits for a GPU in vain
     API_MISMATCH = "api_mismatch"  # a client's library is of another version than the module
     LOADED = "loaded"  # the module was loaded: no fault, the driver is a fresh one
 

@@ -23,7 +23,7 @@ from agent.simulation.library import Library
 from agent.simulation.scenario import PROFILES, Scenario, load_scenario, numbers, wrong
 from agent.sources.nvml import session as nvml
 
-_REBOOT_XIDS, _RESET_XIDS = (79,), (46, 48, 62, 64, 95, 110, 119, 120, 140, 143, 158, 169)
+_REBOOT_XIDS, _RESET_XIDS = (79,), (46, 48, 62, 64, 95, 110, 119, 120, 140, 143, 158, 169, 175)
 _REBOOT_ACTIONS = (2, 7)
 _REPLY_S = 3.0
 _DRIVER, _USER = 3, 12  # priorities: the kernel's own error, a warning that user space wrote (facility 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.resources import files
 
 from agent.config.limits import Limits
@@ -37,12 +38,21 @@ def _row(code: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
 CATALOG = _catalog()
 ROWS = tuple(CATALOG.values())
 UVM_FATAL = TABLE["uvm-fatal"]
-INIT_FAILED = TABLE["gpu-init-failed"]
 API_MISMATCH = TABLE["api-mismatch"]
-_WORDS: Mapping[str, Row] = {
+DISPLAY_HUNG = TABLE["display-hung"]
+_NODES_OWN: Mapping[str, Row] = {
     Words.UVM_FATAL: UVM_FATAL,
-    Words.INIT_FAILED: INIT_FAILED,
     Words.API_MISMATCH: API_MISMATCH,
+    Words.DISPLAY_HUNG: DISPLAY_HUNG,
+}
+_OF_A_GPU: Mapping[str, Row] = {
+    Words.INIT_FAILED: TABLE["gpu-init-failed"],
+    Words.POWER_CABLE: TABLE["gpu-power-cable"],
+    Words.OPEN_MODULES: TABLE["gpu-needs-open-modules"],
+    Words.UNUSABLE: TABLE["gpu-unusable"],
+    Words.LINK_GONE: TABLE["pcie-link-gone"],
+    Words.GPU_LOST: TABLE["gpu-lost"],
+    Words.RESET_REQUIRED: TABLE["gpu-reset-required"],
 }
 
 
@@ -50,8 +60,27 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     for observation in history.fresh:
         if observation.signal is Signal.SXID and isinstance(observation.value, int):
             yield _switch(history, observation, observation.value, limits)
-        elif observation.signal is Signal.DRIVER and (row := _WORDS.get(str(observation.value))):
-            yield row.found(observation, limits)
+        elif observation.signal is Signal.DRIVER:
+            words = str(observation.value)
+            if row := _NODES_OWN.get(words) or _OF_A_GPU.get(words):
+                named = observation.pci or words in _NODES_OWN
+                yield (row if named else _of_some_gpu(row)).found(observation, limits)
+
+
+def _of_some_gpu(row: Row) -> Row:
+    """What the driver says of a GPU without naming it: the node's fault, and short, until NVML says which GPU it is.
+
+    NVML's word on that GPU is a fault of its own, which explains this one.
+    """
+    meaning = f"{row.meaning}; the driver does not say which GPU, and NVML is asked"
+    return replace(
+        row,
+        severity=min(row.severity, Severity.DEGRADED),
+        remedy=Remedy.CONTACT_SUPPORT,
+        meaning=meaning,
+        confirm="",
+        clear="notice_clear_s",
+    )
 
 
 def _switch(history: History, observation: Observation, code: int, limits: Limits) -> Finding:

@@ -82,6 +82,8 @@ def _finding(history: History, limits: Limits, observation: Observation, code: i
         severity = Severity.FATAL if fatal else Severity.NOTICE
         remedy = Remedy.RESET_GPU if fatal else row.remedy
         row = replace(row, severity=severity, remedy=remedy, clear=_clear(severity, remedy))
+    elif number(observation, "reboot"):  # its own words ask for more than the table knows
+        row = replace(row, remedy=Remedy.REBOOT_NODE)
     elif code == _UNCORRECTABLE and _may_be_contained(history, observation):
         severity = Severity.DEGRADED
     elif entry.count > 1 and history.within(observation.pci, code, limits.xid_count_window_s) < entry.count:

@@ -39,8 +39,8 @@ _FAILURES: dict[int, tuple[Failure, str]] = {
     -56: (Failure.UNREADABLE, "the DCGM engine could not load NVML"),
     -57: (
         Failure.UNREADABLE,
-        "the DCGM engine has stopped asking the driver until it is restarted: look for Xid 119 "
-        "or 120 in the kernel log",
+        "the DCGM engine has stopped asking the driver until it is restarted: look for Xid 119, "
+        "120 or 175 in the kernel log",
     ),
     -67: (Failure.UNREADABLE, "the DCGM engine has let go of its GPUs"),
 }

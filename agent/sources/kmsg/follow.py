@@ -15,6 +15,7 @@ from pathlib import Path
 from agent.model.names import DRILL_ANNOTATION
 from agent.model.observation import Failure, Observation, Signal, Value
 from agent.sources.kmsg.lines import Facts, Record, parse_record
+from agent.sources.nvml.pci_bus import behind
 from agent.sources.process.storm import Storm
 
 _RECORD_BYTES = 16 * 1024  # /dev/kmsg answers EINVAL to a buffer smaller than its record
@@ -92,7 +93,7 @@ class Reader:
         self._skip_to = after_seq if resumed and after_boot_id == boot_id else None
         self._first_time = not resumed and not fifo
         self._userspace = userspace
-        self._facts = Facts()
+        self._facts = Facts(behind)
         self._marked = 0
         self.backlog = not fifo  # still reading what was there when the log was opened
         self.seq: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 SYSFS = Path("/sys/bus/pci/devices")
@@ -18,6 +18,13 @@ def holders(devices: Path) -> Mapping[str, str] | None:
     except OSError:
         return None
     return {device.name: _driver(device) for device in found if _is_gpu(device)}
+
+
+def behind(address: str, devices: Path = SYSFS) -> Iterator[str]:
+    """The NVIDIA GPUs at a PCI address, or behind the port that is there."""
+    for pci in holders(devices) or ():
+        if address in (devices / pci).resolve().parts:
+            yield pci
 
 
 def _is_gpu(device: Path) -> bool:

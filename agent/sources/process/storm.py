@@ -14,7 +14,7 @@ Key = tuple[str, Value, Value, Value]
 
 
 class Storm:
-    """Lets the first of each kind of Xid pass at once and gathers its repeats. ``now`` is monotonic seconds."""
+    """Lets the first of each kind of Xid or other word pass and gathers its repeats. ``now`` is monotonic seconds."""
 
     def __init__(self) -> None:
         self._said: dict[Key, float] = {}
@@ -27,7 +27,7 @@ class Storm:
     def passes(self, observation: Observation, now: float) -> bool:
         """Whether to say it now; otherwise it is gathered. Old records are told one by one."""
         # An error of a drill must swallow no real one.
-        if observation.signal is not Signal.XID or observation.past or observation.drill:
+        if observation.signal not in (Signal.XID, Signal.DRIVER) or observation.past or observation.drill:
             return True
         values = observation.values
         pid = values.get("pid")

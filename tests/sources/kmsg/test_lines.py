@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.model.observation import Signal, Value, Words
+from agent.model.observation import Signal, Words
 from agent.sources.kmsg.lines import Facts, parse_record
 
 G, NINE = "0000:3b:00.0", "0009:01:00.0"
@@ -88,30 +88,6 @@ def test_every_known_form_of_an_xid_is_understood(text: str, pci: str, code: int
     assert list(Facts().of(text)) == [(Signal.XID, pci, code, values)]
 
 
-def test_a_gpu_off_the_bus_without_an_xid_is_a_lost_gpu() -> None:
-    one = "NVRM: GPU 0000:29:00.0: GPU has fallen off the bus."
-    assert list(Facts().of(one)) == [(Signal.LOST, "0000:29:00.0", None, {})]
-
-
-PROBE = (
-    "NVRM: The NVIDIA GPU 0000:b3:00.0",
-    "NVRM: (PCI ID: 10de:26b5) installed in this system has",
-    "NVRM: fallen off the bus and is not responding to commands.",
-)
-
-
-def test_a_failed_probe_is_a_lost_gpu_as_one_record_or_as_three() -> None:
-    lost: tuple[Signal, str, Value, dict[str, Value]] = (Signal.LOST, "0000:b3:00.0", None, {})
-    assert list(Facts().of("\n".join(PROBE))) == [lost]
-    facts = Facts()
-    assert [fact for line in PROBE for fact in facts.of(line)] == [lost]
-
-
-def test_a_failed_probe_is_not_joined_over_other_news() -> None:
-    facts, other = Facts(), ["something else"] * 5
-    assert [fact for line in (PROBE[0], *other, PROBE[2]) for fact in facts.of(line)] == []
-
-
 @pytest.mark.parametrize(
     "text", ["", "Xid 79", "NVRM: Xid", "NVRM: Xid (PCI:): 79", "NVRM: Xid (PCI:0000:3b:00): seven"]
 )
@@ -153,13 +129,6 @@ def test_of_a_switch_errors_three_records_one_counts() -> None:
 
 
 DRIVER = (
-    ("NVRM: GPU 0000:0a:00.0: RmInitAdapter failed! (0x24:0x72:1568)", "0000:0a:00.0", Words.INIT_FAILED),
-    ("NVRM: GPU 0000:0a:00.0: rm_init_adapter failed, device minor number 5", "0000:0a:00.0", Words.INIT_FAILED),
-    (
-        "NVRM: nvGpuOpsReportFatalError: uvm encountered global fatal error 0x60, requiring os reboot to recover.",
-        "",
-        Words.UVM_FATAL,
-    ),
     (
         "NVRM: API mismatch: the client has the version 580.95.05, but this kernel module has 570.1.",
         "",

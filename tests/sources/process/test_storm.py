@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from agent.model.observation import Observation, Signal
+from dataclasses import replace
+
+from agent.model.observation import Observation, Signal, Words
 from agent.sources.process.storm import Storm
 
 
@@ -54,3 +56,14 @@ def test_memory_stays_bounded_however_many_kinds_there_are() -> None:
 def test_old_records_are_told_one_by_one() -> None:
     storm = Storm()
     assert all(storm.passes(xid(13, past=True), 0.0) for _ in range(10))
+
+
+def test_a_storm_of_the_drivers_other_words_is_a_line_a_second_too() -> None:
+    storm, said = Storm(), []
+    lost = Observation(0.0, "kmsg", Signal.DRIVER, value=Words.GPU_LOST)
+    for number in range(40_000):
+        now = number / 20_000
+        said += storm.gathered(now)
+        said += [one for one in (lost, replace(lost, value=Words.UVM_FATAL)) if storm.passes(one, now)]
+    assert len(said) < 10
+    assert {one.value for one in said} == {Words.GPU_LOST, Words.UVM_FATAL}
