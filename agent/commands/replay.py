@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
-import re
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
+from typing import cast
 
 from agent.actions.kube import KubeClient
-from agent.commands.setup import configured, opened
+from agent.commands.setup import as_text, configured, opened, undamaged
 from agent.config.settings import Config
 from agent.config.source_index import GPUS, KERNEL_LOG
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
 from agent.model.describe import describe
-from agent.model.errors import UsageError
+from agent.model.errors import UnreadableError, UsageError
 from agent.model.fault import Verdict
 from agent.model.observation import Observation, Signal, Value, parse_line
 from agent.model.text import printable
@@ -32,15 +32,13 @@ from agent.runtime.exchange import Judged
 from agent.simulation.gpu import SimulatedGpu
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.simulation.scenario import PROFILES
-from agent.sources.kmsg.lines import Facts, parse_record
+from agent.sources.kmsg.lines import Facts, names
+from agent.sources.kmsg.pasted import Paste
 
 _LATEST_VERDICTS = 64
 _NODE = "node"
 _POLL_S, _WATCHED_S, _SELDOM_S, _SETTLED_S = 5.0, 30.0, 60.0, 4 * 3600.0
 _MOST_ROUNDS = 20
-_RECORD = re.compile(rb"^\d+,\d+,\d+,[^;]*;")
-_SYSLOG = re.compile(r"^\S.{0,80}? kernel: (.*)")  # syslog's or journalctl's header
-_DMESG = re.compile(r"^\s*(?:<\d+>)?\[\s*(\d+(?:\.\d+)?)\]\s?(.*)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,13 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
     config = configured(arguments.config) if arguments.config else None
     with contextlib.ExitStack() as stack:
         if arguments.file == "-":
-            lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")
+            text = as_text(cast(BufferedReader, sys.stdin.buffer))
         else:
             path = Path(arguments.file)
             if not path.is_file():
                 raise UsageError(f"{path}: no such file")
-            lines = stack.enter_context(opened(path))
-        for decision in replay(lines, config, arguments.profile):
+            text = stack.enter_context(opened(path))
+        for decision in replay(undamaged(text), config, arguments.profile):
             sys.stdout.write(decision + "\n")
     return 0
 
@@ -76,7 +74,7 @@ def replay(lines: Iterable[str], config: Config | None, profile: str) -> Iterato
         yield from _recorded(Recording.open(together), config)
         return
     config = config or Config.model_validate({"mode": "evict"})
-    if first.lstrip().startswith("{"):
+    if first.lstrip().startswith("{") and '"__REALTIME_TIMESTAMP"' not in first:  # which a journal's lines have
         yield from _Alone(config, ()).play(_said(together))
     else:
         yield from _Alone(config, PROFILES[profile]()).play(_logged(together, config.sources.kmsg.accept_userspace))
@@ -151,31 +149,29 @@ def _said(lines: Iterable[str]) -> Iterator[Observation]:
 
 
 def _logged(lines: Iterable[str], userspace: bool) -> Iterator[Observation]:
-    """A kernel log as /dev/kmsg, dmesg or a file has it, its own seconds since boot as Unix time."""
-    facts, at, seq = Facts(), 0.0, 0
-    for line in lines:
-        seq += 1
-        text = line.rstrip("\n")
-        if _RECORD.match(raw := text.encode(errors="replace")):
-            try:
-                record = parse_record(raw)
-            except ValueError:
-                continue
-            at, text = max(at, record.usec / 1e6), record.text
-            if record.facility != 0 and not userspace:
-                continue
-        elif syslog := _SYSLOG.match(text):
-            text = syslog[1]
-            if stamped := _DMESG.match(text):
-                at, text = max(at, float(stamped[1])), stamped[2]
-        elif stamped := _DMESG.match(text):
-            at, text = max(at, float(stamped[1])), stamped[2]
+    """A kernel log as people paste it, by its own clock. Says on standard error how much of it was understood."""
+    paste, facts = Paste(), Facts()
+    for number, record in enumerate(paste.records(lines), 1):
         try:
-            found = list(facts.of(text))
+            found = list(facts.of(record.text)) if record.kernel or userspace else []
         except ValueError:
-            continue
+            found = []
+        if not found and names(record.text):
+            paste.unclear += 1
         for signal, pci, value, values in found:
-            yield Observation(at, KERNEL_LOG, signal, pci, value, values, text[:500], "replay", seq, arrived=at)
+            raw = record.text[:500]
+            yield Observation(
+                record.at, KERNEL_LOG, signal, pci, value, values, raw, "replay", number, arrived=record.at
+            )
+    if not paste.taken:
+        raise UnreadableError(
+            f"none of {paste.lines} lines could be read as a kernel log record, so nothing is known of the GPUs: "
+            "give what dmesg, journalctl -k, syslog or /dev/kmsg prints"
+        )
+    sys.stderr.write(
+        f"gpu-health-agent: {paste.taken} of {paste.lines} lines were read as a kernel log; "
+        f"{paste.unclear} that name NVRM, nvswitch or Xid were not understood\n"
+    )
 
 
 class _Alone:

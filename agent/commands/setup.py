@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
 import signal
 import threading
-from io import TextIOWrapper
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 
 from agent.config.settings import Config, load
 from agent.model.cluster_client import ClusterClient
-from agent.model.errors import ConfigError, UsageError
+from agent.model.errors import ConfigError, UnreadableError, UsageError
 from agent.simulation.folder import simulation_directory
 
 
@@ -46,12 +50,29 @@ def client(kubeconfig: str | None, node: str, config: Config) -> ClusterClient:
     return KubeClient(connect(kubeconfig), node, config)
 
 
-def opened(path: Path) -> TextIOWrapper:
-    """A text of any bytes that was named on the command line; UsageError if it can't be read."""
+@contextmanager
+def opened(path: Path) -> Iterator[TextIOWrapper]:
+    """A text of any bytes that was named on the command line, gzip or plain; UsageError if it can't be read."""
     try:
-        return path.open(encoding="utf-8", errors="replace")
+        stream = path.open("rb")
     except OSError as error:
         raise UsageError(f"{path}: can't be read ({error.strerror}): name another file") from error
+    with stream:
+        yield as_text(stream)
+
+
+def as_text(stream: BufferedReader) -> TextIOWrapper:
+    """A text of any bytes, gzip or plain."""
+    plain = stream if stream.peek(2)[:2] != b"\x1f\x8b" else gzip.GzipFile(fileobj=stream)
+    return TextIOWrapper(plain, encoding="utf-8", errors="replace")
+
+
+def undamaged(lines: Iterable[str]) -> Iterator[str]:
+    """The same lines; UnreadableError where a gzip is damaged or ends too early."""
+    try:
+        yield from lines
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UnreadableError(f"the gzip is damaged or cut off ({error}): copy the file anew") from error
 
 
 def simulated(arguments: argparse.Namespace, config: Config) -> tuple[Config, Path | None]:

@@ -1,10 +1,12 @@
 """Whatever can go wrong and is no bug: one tree, each error one sentence for a person.
 
 What nobody catches before, the command line says on standard error, and ends with the exit code that stands first here
-(sysexits: 64 usage, 75 not now, 78 configuration). An error outside the tree is a bug, and ends with its traceback (1).
+(sysexits: 64 usage, 65 data, 75 not now, 78 configuration). An error outside the tree is a bug, and ends with its
+traceback (1).
 
     AgentError                        1  the tree itself; raised by nobody, caught by the command line and by the drill
     |-- UsageError                   64  what was typed is wrong: commands, simulation, recording, drill -> command line
+    |-- UnreadableError              65  what was given to read is not what it should be: commands -> command line
     |-- ConfigError                  78  a setting is wrong: config, recording, status, commands -> command line
     |-- CredentialsError             78  no way into the API server: actions -> act loop, which tries again
     |-- NotRunningError               1  no agent or simulation runs here: commands, simulation -> command line
@@ -38,6 +40,12 @@ class UsageError(AgentError):
     """An argument, or a file that it names, is wrong."""
 
     exit_code = 64
+
+
+class UnreadableError(AgentError):
+    """What was given to be read can't be read as what it should be."""
+
+    exit_code = 65
 
 
 class ConfigError(AgentError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import threading
@@ -17,6 +18,7 @@ from agent.cli import main
 from agent.commands.replay import replay
 from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
+from agent.model.errors import UnreadableError
 from agent.model.fault import Status
 from agent.model.steps import GivePermit
 from agent.model.world import Local, PermitKind, World
@@ -56,6 +58,68 @@ def test_a_raw_kernel_log_in_any_form_is_judged_as_if_watched_live(form: str) ->
     assert "taint the node gpu-health-agent/unhealthy=reboot_node:NoSchedule" in last["steps"]
 
 
+def asked(tmp_path: Path, log: str | bytes) -> int:
+    path = tmp_path / "log"
+    path.write_bytes(log if isinstance(log, bytes) else log.encode())
+    return main(["replay", str(path)])
+
+
+def test_a_log_is_never_called_healthy_where_no_line_of_it_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in (
+        "",
+        "\n\n",
+        "hello\nworld\n",
+        "-- No entries --\n",
+        "Xid 79 says the ticket, NVRM too\n",
+        "\0\xff\n" * 9,
+    ):
+        assert asked(tmp_path, text) == 65
+        told = capsys.readouterr()
+        assert (told.out, told.err.count("\n")) == ("", 1)
+        assert "could be read as a kernel log record" in told.err
+    assert asked(tmp_path, "[ 1.0] usb 1-1: new device\n") == 0, "readable, and without a GPU"
+    assert json.loads(capsys.readouterr().out)["status"] == "healthy"
+
+
+def test_it_is_said_how_much_of_a_log_was_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (
+        "Sep 14 04:48:45 node1 kernel: " + APP,
+        "Sep 14 04:48:45 node1 python[7]: " + LOST,  # not the kernel's
+        "Sep 14 04:48:45 node1 kernel: NVRM: a sentence that nobody knows",
+        "Sep 14 04:48:46 node1 kernel: NVRM: GPU Board Serial Number: 1652522002411",  # known to say nothing
+        "Sep 14 04:48:47 node1 kernel: usb 1-1: new device",
+        "",
+        "and then the Xid came",
+    )
+    assert asked(tmp_path, "\n".join(lines)) == 0
+    told = capsys.readouterr()
+    assert "5 of 6 lines were read as a kernel log; 3 that name NVRM, nvswitch or Xid were not understood" in told.err
+    assert not any(json.loads(line)["withdraw"] for line in told.out.splitlines())
+
+
+def test_a_gzip_is_read_and_a_damaged_one_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = gzip.compress(f"[ 1.0] {LOST}\n".encode() * 3)
+    assert asked(tmp_path, packed) == 0
+    file = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(packed))))
+    assert main(["replay", "-"]) == 0
+    assert capsys.readouterr().out == file
+    assert json.loads(file.splitlines()[-1])["withdraw"]
+    for damaged in (packed[:-9], packed[:20], packed[:12] + b"xxxxxxxx" + packed[20:]):
+        assert asked(tmp_path, damaged) == 65
+        assert "the gzip is damaged or cut off" in capsys.readouterr().err
+
+
+def test_a_journal_as_json_is_a_log_and_no_sources_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = {"__REALTIME_TIMESTAMP": "1757825325123456", "_TRANSPORT": "kernel", "MESSAGE": LOST}
+    assert asked(tmp_path, json.dumps(entry) + "\n") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["withdraw"]
+
+
 def test_user_space_records_of_a_raw_log_are_not_believed() -> None:
     assert all(not one["withdraw"] for one in decisions(f"11,1,1,-;{LOST}\n"))
 
@@ -81,7 +145,8 @@ def test_a_year_between_two_lines_is_no_year_of_judging() -> None:
 
 
 def test_an_empty_log_and_a_broken_recording_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert decisions("") == [] or decisions("")[0]["status"] == "healthy"
+    with pytest.raises(UnreadableError, match="none of 0 lines"):
+        decisions("")
     broken = tmp_path / "broken"
     broken.write_text('{"recording":1,"config":{},"sources":["nvml"]}\n{"t":1}\n')
     assert main(["replay", str(broken)]) == 64
