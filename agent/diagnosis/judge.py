@@ -207,7 +207,7 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
             witnesses=(finding.evidence,),
         )
     fresh = finding.arrived > old.last  # a reading that is judged again is no new evidence
-    if old.confirmed and finding.severity < old.finding.severity:
+    if old.confirmed and _milder(finding, old.finding):
         finding = old.finding  # a milder repeat never lowers a standing fault
     return replace(
         old,
@@ -223,6 +223,13 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
         confirmed=old.confirmed or finding.arrived - old.began >= finding.confirm_s,
         witnesses=_joined(old.witnesses, finding.evidence),
     )
+
+
+def _milder(finding: Finding, before: Finding) -> bool:
+    """Of an Xid also by its remedy: the other witness of the same error may not have the words that ask for more."""
+    if finding.severity == before.severity and finding.rule.startswith("xid-"):
+        return finding.remedy.rank < before.remedy.rank
+    return finding.severity < before.severity
 
 
 def _joined(witnesses: tuple[Evidence, ...], new: Evidence) -> tuple[Evidence, ...]:
