@@ -29,3 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         waiting = [item for item in items if any(name in item.nodeid for name in names)]
         others = [item for item in items if not any(name in item.nodeid for name in names)]
         items[:] = [*others[: part * size], *waiting, *others[part * size :]]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much a sweep went through: what it recorded as ``counts``."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "counts":
+                terminalreporter.write_line(str(value))

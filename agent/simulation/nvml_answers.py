@@ -122,7 +122,8 @@ def _inforom(gpu: SimulatedGpu) -> int:
 def _fabric(gpu: SimulatedGpu, out: Any) -> int:
     out._obj.state, out._obj.status = gpu.number("fabric_state", 3), 0
     out._obj.healthMask = gpu.number("fabric_health_mask", 0x1AA)  # a healthy mask: every field says no
-    out._obj.healthSummary = gpu.number("fabric_health_summary", 1)
+    if out._obj.version == nv.nvmlGpuFabricInfo_v3:  # the second version has no summary
+        out._obj.healthSummary = gpu.number("fabric_health_summary", 1)
     return 0
 
 

@@ -27,11 +27,18 @@ def _threshold(which: int) -> Read:
     return lambda h: nv.nvmlDeviceGetTemperatureThreshold(h, which)
 
 
-def _temperature(h: Handle) -> Any:
-    try:
-        return nv.nvmlDeviceGetTemperatureV(h, nv.NVML_TEMPERATURE_GPU)
-    except nv.NVMLError_FunctionNotFound:  # an older driver
-        return nv.nvmlDeviceGetTemperature(h, nv.NVML_TEMPERATURE_GPU)
+def _either(newer: Read, older: Read) -> Read:
+    """The second where the driver lacks the first, or the form of its structure."""
+
+    def read(h: Handle) -> Any:
+        try:
+            return newer(h)
+        except nv.NVMLError as error:
+            if error.value not in (nv.NVML_ERROR_FUNCTION_NOT_FOUND, nv.NVML_ERROR_ARGUMENT_VERSION_MISMATCH):
+                raise
+        return older(h)
+
+    return read
 
 
 def _sram(h: Handle) -> tuple[Any, ...]:
@@ -49,10 +56,13 @@ def _inforom(h: Handle) -> int:
     return 0
 
 
-def _fabric(h: Handle) -> tuple[Any, ...]:
-    info = nv.c_nvmlGpuFabricInfo_v3_t()
-    nv.nvmlDeviceGetGpuFabricInfoV(h, nv.byref(info))
-    return info.state, info.status, info.healthMask, info.healthSummary
+def _fabric(structure: Callable[[], Any]) -> Read:
+    def read(h: Handle) -> tuple[Any, ...]:
+        info = structure()
+        nv.nvmlDeviceGetGpuFabricInfoV(h, nv.byref(info))
+        return info.state, info.status, info.healthMask, getattr(info, "healthSummary", Missing.UNSUPPORTED)
+
+    return read
 
 
 def _link_count(h: Handle) -> int:
@@ -96,12 +106,16 @@ def _remote_type(h: Handle, link: int) -> int:
         return int(nv.NVML_NVLINK_DEVICE_TYPE_UNKNOWN)
 
 
+# By their versions: the binding's unversioned call raises no NVMLError where the driver lacks it.
+_PIDS = _either(nv.nvmlDeviceGetComputeRunningProcesses_v3, nv.nvmlDeviceGetComputeRunningProcesses_v2)  # before R510
+
+
 def _processes(h: Handle) -> tuple[str, str, int]:
     """The pids on the GPU, and those whose pod is known as ``pid=pod UID``: by the time of an Xid it may be gone.
 
     A source's line has its limit: of thousands of processes some are left out, and how many is told.
     """
-    pids = [p.pid for p in nv.nvmlDeviceGetComputeRunningProcesses(h)]
+    pids = [p.pid for p in _PIDS(h)]
     shown = pids[:_MOST_PIDS]
     pods = [f"{pid}={pod}" for pid in shown if (pod := pod_of(pid))]
     return ",".join(map(str, shown)), ",".join(pods[:_MOST_PODS]), len(pids) - len(shown)
@@ -127,9 +141,18 @@ STATIC: tuple[tuple[str, Read], ...] = (
 )
 # One row per signal, read at each poll; a row with several names is one call with several results.
 CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (
-    (("temperature_c",), _temperature),
+    (
+        ("temperature_c",),
+        _either(  # before R570
+            lambda h: nv.nvmlDeviceGetTemperatureV(h, nv.NVML_TEMPERATURE_GPU),
+            lambda h: nv.nvmlDeviceGetTemperature(h, nv.NVML_TEMPERATURE_GPU),
+        ),
+    ),
     (("margin_c",), nv.nvmlDeviceGetMarginTemperature),
-    (("clocks_event_reasons",), nv.nvmlDeviceGetCurrentClocksEventReasons),
+    (
+        ("clocks_event_reasons",),
+        _either(nv.nvmlDeviceGetCurrentClocksEventReasons, nv.nvmlDeviceGetCurrentClocksThrottleReasons),  # before R535
+    ),
     (("ecc_mode", "ecc_mode_pending"), nv.nvmlDeviceGetEccMode),
     (("ecc_corrected_volatile",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_CORRECTED, nv.NVML_VOLATILE_ECC)),
     (("ecc_uncorrected_volatile",), _ecc(nv.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nv.NVML_VOLATILE_ECC)),
@@ -143,7 +166,10 @@ CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (
     (("remap_banks_without_spares",), lambda h: nv.nvmlDeviceGetRowRemapperHistogram(h).none),
     (("channel_repair_pending", "tpc_repair_pending"), nv.nvmlDeviceGetRepairStatus),
     (("memory_unrepairable",), nv.nvmlDeviceGetUnrepairableMemoryFlag_v1),
-    (("fabric_state", "fabric_status", "fabric_health_mask", "fabric_health_summary"), _fabric),
+    (
+        ("fabric_state", "fabric_status", "fabric_health_mask", "fabric_health_summary"),
+        _either(_fabric(nv.c_nvmlGpuFabricInfo_v3_t), _fabric(nv.c_nvmlGpuFabricInfo_v2_t)),  # before R580
+    ),
     (("retired_pages_sbe",), lambda h: len(nv.nvmlDeviceGetRetiredPages(h, 0))),
     (("retired_pages_dbe",), lambda h: len(nv.nvmlDeviceGetRetiredPages(h, 1))),
     (("retired_pages_pending",), nv.nvmlDeviceGetRetiredPagesPendingStatus),

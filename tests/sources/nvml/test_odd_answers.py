@@ -10,25 +10,75 @@ from typing import Any
 import pynvml as nv
 import pytest
 
-from agent.model.observation import Missing, Observation, Signal, Value
+from agent.model.observation import Missing, Signal, Value
 from agent.simulation.gpu import SimulatedGpu, h100_8, v100_8
 from agent.simulation.library import Library
 from agent.simulation.nvml_answers import SYMBOLS
 from agent.sources.nvml.readings import FIELDS, LINK_FIELDS
 from agent.sources.nvml.session import Nvml
+from tests.nvml.drivers import BRANCHES, FABRIC_V3_SINCE, OLDER, lacking, without_fields
+from tests.nvml.promise import CODES, counts, others_are_read_as_ever, seen
 
 Answer = Callable[..., int]
 ODD = 1  # the GPU that answers oddly, of three
-CODES = (999, 3, 4, 15, 16, 17)  # unknown, unsupported, no permission, lost, reset required, no operating system
 BYTES = {"ones": 0xFF, "zeros": 0x00, "sevens": 0x77}
+OLDEST, NEWEST = BRANCHES[0], BRANCHES[-1]  # with all that any branch asks; the library in C is swept in each
 
 
 @pytest.fixture(params=[h100_8, v100_8], ids=["h100", "v100"])
 def library(request: pytest.FixtureRequest) -> Iterator[Library]:
-    made = Library(request.param()[:3])
+    yield from installed(request.param()[:3])
+
+
+@pytest.fixture
+def two_kinds() -> Iterator[Library]:
+    """One board of each regime."""
+    boards = [h100_8()[0], v100_8()[1]]
+    for board in boards:
+        board.nvlinks, board.peers = 2, board.peers[:2]
+    yield from installed(boards)
+
+
+def installed(gpus: list[SimulatedGpu]) -> Iterator[Library]:
+    made = Library(gpus)
     made.install()
     yield made
     nv.nvmlLib = None
+    nv._nvmlGetFunctionPointer_cache.clear()
+
+
+def of_branch(library: Library, branch: int) -> None:
+    """The library as a driver of this branch has it."""
+    library.install()
+    calls, absent = nv.nvmlLib, without_fields(branch)
+    newer, fields, fabric = (
+        getattr(calls, f"nvmlDevice{name}") for name in ("GetTemperatureV", "GetFieldValues", "GetGpuFabricInfoV")
+    )
+    for call, older in OLDER.items():
+        setattr(calls, older, getattr(calls, call))
+
+    def temperature(handle: Any, _sensor: Any, out: Any) -> int:
+        heat = nv.c_nvmlTemperature_v1_t()
+        code: int = newer(handle, nv.byref(heat))
+        out._obj.value = heat.temperature
+        return code
+
+    def field_values(handle: Any, count: Any, out: Any) -> int:
+        code: int = fields(handle, count, out)
+        for entry in out._obj:
+            if entry.fieldId in absent:
+                entry.nvmlReturn = nv.NVML_ERROR_INVALID_ARGUMENT
+        return code
+
+    def fabric_info(handle: Any, out: Any) -> int:
+        unknown = branch < FABRIC_V3_SINCE and out._obj.version != nv.nvmlGpuFabricInfo_v2
+        code: int = nv.NVML_ERROR_ARGUMENT_VERSION_MISMATCH if unknown else fabric(handle, out)
+        return code
+
+    calls.nvmlDeviceGetTemperature = temperature
+    calls.nvmlDeviceGetFieldValues, calls.nvmlDeviceGetGpuFabricInfoV = field_values, fabric_info
+    for call in lacking(branch) & set(vars(calls)):
+        delattr(calls, call)
     nv._nvmlGetFunctionPointer_cache.clear()
 
 
@@ -37,14 +87,19 @@ def opened(*known: SimulatedGpu) -> Nvml:
     return Nvml({gpu.address for gpu in known}, Path("/nonexistent"))
 
 
-def answers(symbol: str, odd: Callable[[Answer], Answer], gpu: int = ODD) -> None:
-    """One GPU's answers to a call become odd."""
-    right = getattr(nv.nvmlLib, symbol)
+def answers(symbol: str, odd: Callable[[Answer], Answer], gpu: int = ODD) -> Answer:
+    """One GPU's answers to a call become odd; the right ones, to be put back."""
+    right: Answer = getattr(nv.nvmlLib, symbol)
 
     def call(handle: Any, *arguments: Any) -> int:
         its = ctypes.cast(handle, ctypes.c_void_p).value == 0x10000 + gpu
         return (odd(right) if its else right)(handle, *arguments)
 
+    give(symbol, call)
+    return right
+
+
+def give(symbol: str, call: Answer) -> None:
     setattr(nv.nvmlLib, symbol, call)
     nv._nvmlGetFunctionPointer_cache.clear()
 
@@ -70,46 +125,66 @@ def filled(byte: int) -> Callable[[Answer], Answer]:
     return odd
 
 
-def seen(session: Nvml) -> tuple[dict[str, dict[str, Value]], list[Observation]]:
-    """What a whole poll read of each GPU, but for what time moves."""
-    told = list(session.poll())
-    assert told[-1].signal is Signal.ALIVE
-    read = {o.pci: dict(o.values) for o in told if o.signal is Signal.READING}
-    for values in read.values():
-        values.pop("energy_j")
-    return read, told
+@pytest.mark.parametrize("branch", [OLDEST, NEWEST])
+@pytest.mark.parametrize("odd", [0, 1], ids=["h100", "v100"])
+def test_nothing_that_one_gpu_answers_changes_what_is_said_of_another(
+    two_kinds: Library, branch: int, odd: int, record_property: Callable[[str, object], None]
+) -> None:
+    of_branch(two_kinds, branch)
+    other = two_kinds.gpus[1 - odd].address
+    right = {other: seen(opened())[0][other]}
+    odd_answers = {f"error {code}": failing(code) for code in CODES} | {
+        name: filled(byte) for name, byte in BYTES.items()
+    }
+    calls = sorted((SYMBOLS | set(OLDER.values())) & set(vars(nv.nvmlLib)))
+    for symbol in calls:
+        for name, answer in odd_answers.items():
+            usual = answers(symbol, answer, odd)
+            others_are_read_as_ever(opened(*two_kinds.gpus), right, f"{symbol}: {name}")
+            give(symbol, usual)
+    record_property(
+        "counts", counts(f"in Python, R{branch}, GPU {odd} of 2", len(calls), len(calls) * len(odd_answers))
+    )
 
 
-@pytest.mark.parametrize("symbol", sorted(SYMBOLS))
-def test_nothing_that_one_gpu_answers_changes_what_is_said_of_another(library: Library, symbol: str) -> None:
-    others = [gpu.address for gpu in library.gpus if gpu.index != ODD]
-    right = {pci: values for pci, values in seen(Nvml())[0].items() if pci in others}
-    assert set(right) == set(others)
-    odd = {f"error {code}": failing(code) for code in CODES} | {name: filled(byte) for name, byte in BYTES.items()}
-    for name, answer in odd.items():
-        library.install()
-        session = opened(*library.gpus)
-        answers(symbol, answer)
-        for _ in range(2):
-            read, told = seen(session)
-            assert {pci: values for pci, values in read.items() if pci in others} == right, name
-            assert all(len(o.to_json()) < 16 * 1024 for o in told), name
-            assert not [o for o in told if o.pci in others and o.signal is not Signal.READING], name
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_driver_without_a_call_has_every_other_value(two_kinds: Library, branch: int) -> None:
+    of_branch(two_kinds, branch)
+    right, _ = seen(opened())
+    for symbol in sorted(SYMBOLS & set(vars(nv.nvmlLib))):
+        usual = getattr(nv.nvmlLib, symbol)
+        delattr(nv.nvmlLib, symbol)
+        nv._nvmlGetFunctionPointer_cache.clear()
+        read, told = seen(opened())
+        give(symbol, usual)
+        if symbol == "nvmlDeviceGetPciInfo_v3":
+            assert told[-1].values["unopened"] == "0:13,1:13"
+            continue
+        for pci, values in right.items():
+            absent = {name for name, value in values.items() if read[pci].get(name) != value}
+            assert symbol not in OLDER or not absent, "an older form of the call gives the same"
+            assert len(absent) <= len(FIELDS) + len(LINK_FIELDS) + 1, "all that one call gives"
+            assert all(isinstance(read[pci].get(name), Missing | None) for name in absent), absent
 
 
-@pytest.mark.parametrize("symbol", sorted(SYMBOLS))
-def test_a_driver_without_a_call_has_every_other_value(library: Library, symbol: str) -> None:
-    right, _ = seen(Nvml())
-    delattr(nv.nvmlLib, symbol)
-    nv._nvmlGetFunctionPointer_cache.clear()
-    read, told = seen(Nvml())
-    if symbol == "nvmlDeviceGetPciInfo_v3":
-        assert told[-1].values["unopened"] == "0:13,1:13,2:13"
-        return
-    for pci, values in right.items():
-        absent = {name for name, value in values.items() if read[pci].get(name) != value}
-        assert len(absent) <= len(FIELDS) + len(LINK_FIELDS) + 1, "all that one call gives"
-        assert all(isinstance(read[pci].get(name), Missing | None) for name in absent), absent
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_every_driver_from_470_on_gives_all_that_it_has(two_kinds: Library, branch: int) -> None:
+    of_branch(two_kinds, branch)
+    read, _ = seen(opened())
+    hopper = read[two_kinds.gpus[0].address]
+    assert (hopper["temperature_c"], hopper["clocks_event_reasons"], hopper["processes"]) == (34, 1, "")
+    assert not [name for name, value in hopper.items() if value is Missing.UNREADABLE], "unsupported, and asked no more"
+    since = {
+        "fabric_health_mask": 550,
+        "recovery_action": 565,
+        "margin_c": 570,
+        "fabric_health_summary": FABRIC_V3_SINCE,
+        "channel_repair_pending": 580,
+        "memory_unrepairable": 590,
+    }
+    has = {name for name in since if hopper[name] is not Missing.UNSUPPORTED}
+    assert has <= {name for name, first in since.items() if branch >= first}
+    assert branch < 550 or "fabric_health_mask" in has, "in the structure's second version"
 
 
 @pytest.mark.parametrize("name", ["nvmlSystemGetDriverVersion", "nvmlSystemGetNVMLVersion", "nvmlEventSetWait_v2"])

@@ -1,0 +1,1 @@
+"""NVML's real binding over a library of ours, written in C."""
