@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SCENARIO ?= demo
 # Tests that need more than Python.
-OTHERS := bench cluster dcgm gpu image kit monitoring nodes
+OTHERS := bench cluster dcgm gpu image kit monitoring nodes nvml
 
 # The tests start the agent a hundred times, and would compile it each time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -34,9 +34,9 @@ plain: $(STAMP)
 incidents: $(STAMP)
 	$(BIN)/python -m tests.incident
 
-# The kit's programs on loopback, and DCGM's bindings over a library of ours: each waits more than it computes.
+# The kit's programs on loopback, NVML's and DCGM's bindings over libraries of ours in C: they wait more than they compute.
 program-tests: $(STAMP)
-	$(BIN)/pytest -n 4 --dist worksteal tests/dcgm tests/kit
+	$(BIN)/pytest -n 4 --dist worksteal tests/dcgm tests/kit tests/nvml
 
 monitoring-tests: $(STAMP)
 	$(BIN)/pytest tests/monitoring

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent.model.observation import Observation, parse_line
+from tests.compiler import shared_library
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu-health-agent"
@@ -76,8 +77,7 @@ def library(folder: Path, where: Path) -> Path:
         text=True,
     )
     (where / "layout.h").write_text(layout.stdout)
-    compiler = ["gcc", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", f"-I{where}"]
-    subprocess.run([*compiler, "-o", str(where / "libdcgm.so.4"), str(HERE / "standin.c")], check=True)
+    shared_library(where / "libdcgm.so.4", HERE / "standin.c", options=[f"-I{where}"])
     return where
 
 
