@@ -198,7 +198,7 @@ class Machine:
             else:
                 yield Observation(0, "nvml", Signal.READING, GPUS[i], values=dict(self.values[i]))
         missing = ",".join(f"{GPUS[i]}={driver}" for i, driver in self.missing.items() if i not in self.forgotten)
-        heartbeat: dict[str, Value] = {"gpu_count": len(here), "missing": missing}
+        heartbeat: dict[str, Value] = {"gpu_count": len(here), "on_bus": len(here), "missing": missing}
         yield Observation(0, "nvml", Signal.ALIVE, boot_id=self.boot, values=heartbeat)
 
     def _witnessed(self) -> Iterator[Observation]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from agent.diagnosis.linked import peers_of
 from agent.model.fault import Card
 from agent.model.observation import Missing, Observation
 
-HELD_BY_NOBODY_ELSE = ("absent", "nvidia", "none", "unknown")  # the last: the kernel's word can't be had
+ABSENT = "absent"
+HELD_BY_NOBODY_ELSE = (ABSENT, "nvidia", "none", "unknown")  # the last: the kernel's word can't be had
 
 
 def card_of(reading: Observation, before: Card | None) -> Card | None:
@@ -32,6 +33,18 @@ def silent(alive: Observation | None) -> dict[str, str]:
     """The GPUs that are there and answer NVML nothing, each with the reason in NVML's words."""
     text = str(alive.values.get("silent") or "") if alive else ""
     return {pci: why for pci, found, why in (entry.partition("=") for entry in text.split(";")) if found}
+
+
+def off_the_bus(alive: Observation | None, read: Container[str], pci: str) -> bool:
+    """Whether a poll read other GPUs, and this one is on the PCI bus no more, if it ever was since we began.
+
+    The kernel's word on the bus counts only if it names at least as many GPUs as NVML: a sandbox has no bus.
+    """
+    if alive is None or pci in read or pci in silent(alive):
+        return False
+    count, on_bus = alive.values.get("gpu_count"), alive.values.get("on_bus")
+    sees = isinstance(count, int) and isinstance(on_bus, int) and 0 < count <= on_bus
+    return sees and dict(missing(alive)).get(pci, ABSENT) == ABSENT
 
 
 def given_away(alive: Observation) -> Iterator[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agent.config.source_index import KERNEL_LOG
+from agent.config.source_index import GPUS, KERNEL_LOG
+from agent.diagnosis.cards import off_the_bus
 from agent.diagnosis.history import History
 from agent.model.fault import Fault
 
@@ -19,6 +20,7 @@ def doubted(fault: Fault, old: Fault | None, history: History, began_at: float) 
     """
     pci, evidence = fault.finding.pci, fault.finding.evidence
     asks = pci in history.lost or pci in history.resets or bool(history.number(pci, "recovery_action"))
+    asks = asks or off_the_bus(history.alive.get(GPUS), history.readings, pci)
     before = evidence.source == KERNEL_LOG and evidence.at < began_at
     if old:
         before = old.pre_start and (before or evidence == old.finding.evidence)

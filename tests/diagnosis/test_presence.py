@@ -12,7 +12,7 @@ from agent.model.fault import Severity, Status, Unseen
 from agent.model.observation import Failure, Observation, Signal
 from agent.model.world import Offer, World
 from agent.runtime.exchange import Acted
-from agent.sources.nvml.pci_bus import missing
+from agent.sources.nvml.pci_bus import holders, missing
 from tests.observe import GPU, OTHER, Judge, alive, ids, reading
 
 PREFIXES = ("nvidia.com/",)
@@ -81,7 +81,7 @@ def test_a_gpu_that_no_driver_is_bound_to_is_missing_though_nobody_ever_read_it(
         (tmp_path / pci / "class").write_text(f"{kind}\n")
         if driver:
             os.symlink(f"/sys/bus/pci/drivers/{driver}", tmp_path / pci / "driver")
-    gone = missing(set(), {GPU}, tmp_path)
+    gone = missing(set(), {GPU}, holders(tmp_path))
     assert gone == {OTHER: "none", GUEST: "vfio-pci"}
     judge = Judge()
     polls = alive(gpu_count=1, missing=f"{OTHER}=none,{GUEST}=vfio-pci"), reading()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 
 from agent.config.limits import Limits
+from agent.config.source_index import GPUS
+from agent.diagnosis.cards import off_the_bus
 from agent.diagnosis.history import UNCORRECTABLE_XID, History, number
 from agent.diagnosis.row import Row
 from agent.diagnosis.rules.memory import contains_errors
@@ -70,9 +72,9 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             and not contained(history, observation.pci)
         ):
             yield _finding(history, limits, observation, _UNCORRECTABLE)
-    for (pci, code), observation in history.past.items():
-        if code in CATALOG and CATALOG[code].row.severity is Severity.FATAL and _present_evidence(history, pci):
-            yield _finding(history, limits, observation, code)
+    for (_, code), observation in history.past.items():
+        if code in CATALOG and CATALOG[code].row.severity is Severity.FATAL:
+            yield from _still(history, limits, _finding(history, limits, observation, code))
 
 
 def _finding(history: History, limits: Limits, observation: Observation, code: int) -> Finding:
@@ -113,10 +115,14 @@ def _may_be_contained(history: History, observation: Observation) -> bool:
     return history.now - observation.arrived < _WORD_S or contained(history, observation.pci)
 
 
-def _present_evidence(history: History, pci: str) -> bool:
-    """Whether NVML itself says today that this GPU is bad; old kernel records alone withdraw nothing."""
-    return (
+def _still(history: History, limits: Limits, past: Finding) -> Iterator[Finding]:
+    """What an old kernel record says, if NVML says today that this GPU is bad, or the bus that it is gone."""
+    pci, alive = past.pci, history.alive.get(GPUS)
+    if (
         pci in history.lost
         or (history.number(pci, "recovery_action") or 0) > 0
         or (history.number(pci, "ecc_uncorrected_volatile") or 0) > 0
-    )
+    ):
+        yield past
+    elif alive and off_the_bus(alive, history.readings, pci):
+        yield replace(past, arrived=alive.arrived, confirm_s=limits.missing_confirm_s)

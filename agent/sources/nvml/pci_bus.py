@@ -42,9 +42,8 @@ def _driver(device: Path) -> str:
         return UNBOUND
 
 
-def missing(ever: set[str], found: set[str], devices: Path) -> dict[str, str]:
+def missing(ever: set[str], found: set[str], held: Mapping[str, str] | None) -> dict[str, str]:
     """Each GPU that NVML doesn't enumerate, and did before or that is on the bus, with the driver that holds it."""
-    held = holders(devices)
     if held is None:
         return dict.fromkeys(sorted(ever - found), UNKNOWN)
     return {pci: held.get(pci, ABSENT) for pci in sorted((ever | held.keys()) - found)}

@@ -17,10 +17,10 @@ from typing import Any
 
 import pynvml as nv
 
-from agent.model.observation import Failure, Observation, Signal, Value
+from agent.model.observation import Failure, Missing, Observation, Signal, Value
 from agent.model.text import normalise_pci
 from agent.sources.nvml.device import Gpu
-from agent.sources.nvml.pci_bus import NVIDIA, SYSFS, UNKNOWN, missing
+from agent.sources.nvml.pci_bus import NVIDIA, SYSFS, UNKNOWN, holders, missing
 from agent.sources.nvml.readings import Handle, versions
 from agent.sources.nvml.return_codes import ENDED, NO_ADDRESS, SICK, failure, sick, words
 from agent.sources.process.progress import SLOW_S, CurrentCall
@@ -82,7 +82,8 @@ class Nvml:
                 if observation.signal is not Signal.READING:
                     lost.add(gpu.pci)
                     yield observation
-        gone = missing(self._ever, set(found), self._devices)
+        on_bus = holders(self._devices)
+        gone = missing(self._ever, set(found), on_bus)
         silent: dict[str, str] = {}  # GPUs that are there and answer nothing, and why
         there = [pci for pci, driver in gone.items() if driver in (NVIDIA, UNKNOWN)]
         if len(there) == len(
@@ -101,6 +102,7 @@ class Nvml:
         values: dict[str, Value] = {
             **self._versions,
             "gpu_count": len(found),
+            "on_bus": Missing.UNREADABLE if on_bus is None else len(on_bus),
             "missing": ",".join(f"{pci}={driver}" for pci, driver in gone.items()),
             "unopened": ",".join(f"{index}:{code}" for index, code in unopened.items()),  # NVML's, 0: of no address
             "silent": ";".join(f"{pci}={why}" for pci, why in sorted(silent.items()))[:_LONGEST],
