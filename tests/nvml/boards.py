@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from agent.model.text import normalise_pci
 from tests.nvml.standin import Board
+
+A, B = "00000000:1B:00.0", "00000000:43:00.0"
+ADDRESSES = (normalise_pci(A), normalise_pci(B))
 
 _OLD = [  # before Ampere
     *(

@@ -12,24 +12,16 @@ import pynvml as nv
 import pytest
 
 from agent.model.observation import Missing, Observation, Signal
-from agent.model.text import normalise_pci
-from agent.sources.nvml.session import Nvml, follow
-from tests.nvml.boards import h100, v100
+from agent.sources.nvml.session import follow
+from tests.nvml.boards import ADDRESSES, A, B, h100, v100
 from tests.nvml.drivers import BRANCHES, OLDER, lacking
-from tests.nvml.promise import CODES, counts, others_are_read_as_ever, seen
+from tests.nvml.promise import CODES, counts, opened, others_are_read_as_ever, seen
 from tests.nvml.standin import OF_A_GPU, SYSTEM, Driver, script, text
 
-A, B = "00000000:1B:00.0", "00000000:43:00.0"
 BOARDS = {0: h100(A), 1: v100(B, "00000000:52:00.0")}
-ADDRESSES = {0: normalise_pci(A), 1: normalise_pci(B)}
 TEXTS = (b"", b"\xff\xfe\x80", b"x" * 400, b"a\tb\x1b[2J", "GPU-\u2028\u202e".encode())
 ALL_ONES = 2**64 - 1
 EVENTS = {"nvmlDeviceRegisterEvents", "nvmlDeviceGetSupportedEventTypes"}  # whose failure costs events, and no reading
-
-
-def opened(known: tuple[str, ...] = tuple(ADDRESSES.values())) -> Nvml:
-    """A session where nobody can ask the bus, of a process that knows these GPUs."""
-    return Nvml(set(known), Path("/nonexistent"))
 
 
 def odd_answers(call: str, gpu: int) -> Iterator[str]:
@@ -55,12 +47,12 @@ def test_nothing_that_one_gpu_answers_changes_what_is_said_of_another(
     cases, felt = 0, set[str]()
     for odd, other in ((0, 1), (1, 0)):
         driver.answers(script(BOARDS, branch=branch))
-        usual = seen(opened())[0]
+        usual = seen(opened(*ADDRESSES))[0]
         right = {ADDRESSES[other]: usual[ADDRESSES[other]]}
         for call in calls:
             for line in odd_answers(call, odd):
                 driver.answers(script(BOARDS, line, branch=branch))
-                read = others_are_read_as_ever(opened(), right, line)
+                read = others_are_read_as_ever(opened(*ADDRESSES), right, line)
                 if read.get(ADDRESSES[odd]) != usual[ADDRESSES[odd]]:
                     felt.add(call)
                 cases += 1
@@ -84,12 +76,12 @@ class Without(ctypes.CDLL):
 def test_a_driver_without_a_call_has_every_other_value(loaded: Callable[[int], Driver], branch: int) -> None:
     driver = loaded(branch)
     driver.answers(script(BOARDS, branch=branch))
-    usual = seen(opened())[0]
+    usual = seen(opened(*ADDRESSES))[0]
     for call in sorted({*OF_A_GPU} - lacking(branch)):
         nv.nvmlLib = Without(str(driver.library))
         nv.nvmlLib.absent = call
         nv._nvmlGetFunctionPointer_cache.clear()
-        read, told = seen(opened())
+        read, told = seen(opened(*ADDRESSES))
         if call == "nvmlDeviceGetPciInfo_v3":
             assert told[-1].values["unopened"] == "0:13,1:13"
             continue

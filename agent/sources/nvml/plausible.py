@@ -71,7 +71,7 @@ RANGES: Mapping[str, Range] = {
 }
 
 
-_TEXTS = ("uuid", "name", "serial")  # of which none is empty
+_TEXTS = {"uuid": "GPU-", "name": "", "serial": ""}  # how each begins; none is empty
 
 
 def implausible(values: Mapping[str, Value], taken: Mapping[str, Value], refused: Mapping[str, Value]) -> list[str]:
@@ -86,8 +86,9 @@ def _odd(
     name: str, value: Value, values: Mapping[str, Value], taken: Mapping[str, Value], refused: Mapping[str, Value]
 ) -> bool:
     if isinstance(value, str):
-        plain = value.isprintable() and len(value) <= _LONGEST
-        return not isinstance(value, Missing) and name in _TEXTS and not (value and plain)
+        if isinstance(value, Missing) or name not in _TEXTS:
+            return False
+        return not (value and value.startswith(_TEXTS[name]) and value.isprintable() and len(value) <= _LONGEST)
     now, row = _number(value), RANGES.get(name)
     if now is None or row is None:
         return now is not None and not math.isfinite(now)

@@ -86,9 +86,7 @@ class Nvml:
         gone = missing(self._ever, set(found), on_bus)
         silent: dict[str, str] = {}  # GPUs that are there and answer nothing, and why
         there = [pci for pci, driver in gone.items() if driver in (NVIDIA, UNKNOWN)]
-        if len(there) == len(
-            unopened
-        ):  # a GPU whose handle fails did not leave; where the numbers differ nobody knows which it is
+        if len(there) == len(unopened):  # their handles fail: they did not leave. Else nobody knows which it is
             codes = sorted(set(unopened.values()))
             for pci in there:
                 del gone[pci]
@@ -114,6 +112,7 @@ class Nvml:
     def _enumerated(self) -> tuple[dict[str, Gpu], dict[int, int]]:
         """The GPUs by address; by index NVML's error of those that can't be opened, or have no address of their own."""
         found: dict[str, Gpu] = {}
+        indices: dict[str, int] = {}  # whose address it is by its own word
         unopened: dict[int, int] = {}
         for index in range(min(nv.nvmlDeviceGetCount(), _MOST_GPUS)):
             try:
@@ -126,9 +125,11 @@ class Nvml:
             except Exception:  # noqa: BLE001 - what the binding makes of an odd answer
                 unopened[index] = NO_ADDRESS
             else:
-                if pci in found:
-                    unopened[index] = NO_ADDRESS
+                if pci in indices:  # two say so: nobody knows which of them it is
+                    unopened[index] = unopened[indices[pci]] = NO_ADDRESS
+                    found.pop(pci, None)
                     continue
+                indices[pci] = index
                 old = self._present.get(pci)
                 found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else Gpu(pci, handle, self._call)
         return found, unopened

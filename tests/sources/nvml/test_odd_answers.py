@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pynvml as nv
@@ -17,7 +16,7 @@ from agent.simulation.nvml_answers import SYMBOLS
 from agent.sources.nvml.readings import FIELDS, LINK_FIELDS
 from agent.sources.nvml.session import Nvml
 from tests.nvml.drivers import BRANCHES, FABRIC_V3_SINCE, OLDER, lacking, without_fields
-from tests.nvml.promise import CODES, counts, others_are_read_as_ever, seen
+from tests.nvml.promise import CODES, counts, opened, others_are_read_as_ever, seen
 
 Answer = Callable[..., int]
 ODD = 1  # the GPU that answers oddly, of three
@@ -82,11 +81,6 @@ def of_branch(library: Library, branch: int) -> None:
     nv._nvmlGetFunctionPointer_cache.clear()
 
 
-def opened(*known: SimulatedGpu) -> Nvml:
-    """A session where nobody can ask the bus, of a process that knows these GPUs."""
-    return Nvml({gpu.address for gpu in known}, Path("/nonexistent"))
-
-
 def answers(symbol: str, odd: Callable[[Answer], Answer], gpu: int = ODD) -> Answer:
     """One GPU's answers to a call become odd; the right ones, to be put back."""
     right: Answer = getattr(nv.nvmlLib, symbol)
@@ -140,7 +134,7 @@ def test_nothing_that_one_gpu_answers_changes_what_is_said_of_another(
     for symbol in calls:
         for name, answer in odd_answers.items():
             usual = answers(symbol, answer, odd)
-            others_are_read_as_ever(opened(*two_kinds.gpus), right, f"{symbol}: {name}")
+            others_are_read_as_ever(opened(*(gpu.address for gpu in two_kinds.gpus)), right, f"{symbol}: {name}")
             give(symbol, usual)
     record_property(
         "counts", counts(f"in Python, R{branch}, GPU {odd} of 2", len(calls), len(calls) * len(odd_answers))
@@ -265,7 +259,7 @@ def test_a_handle_that_names_the_gpus_state_is_that_state_even_of_a_gpu_never_op
     library: Library, code: int, signal: Signal
 ) -> None:
     library.unopenable[ODD] = code
-    _, told = seen(opened(library.gpus[ODD]))
+    _, told = seen(opened(library.gpus[ODD].address))
     assert [(o.pci, o.signal) for o in told if o.signal in (Signal.LOST, Signal.RESET_REQUIRED)] == [
         (library.gpus[ODD].address, signal)
     ]
