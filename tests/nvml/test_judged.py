@@ -9,7 +9,7 @@ import pytest
 from agent.model.fault import Status
 from agent.model.observation import Missing, Signal
 from agent.model.remedy import Remedy
-from tests.nvml.boards import ADDRESSES, FORMS, A, B, h100
+from tests.nvml.boards import ADDRESSES, FORMS, A, B, h100, v100
 from tests.nvml.promise import opened
 from tests.nvml.standin import Board, Driver, script, text
 from tests.observe import Judge, ids, xid
@@ -154,3 +154,17 @@ def test_a_uuid_that_is_none_is_no_other_card(node: Node) -> None:
     node.answers(text("nvmlDeviceGetUUID", 1, "GPU-c0de0000-0000-4000-8000-00000000beef"))
     node.lives(10)
     assert ids(node.verdict) == []
+
+
+def test_heat_is_told_in_the_scale_by_which_it_was_judged(loaded: Callable[[], Driver]) -> None:
+    node = Node(loaded(), v100(A), h100(B))
+    node.answers("numbers nvmlDeviceGetTemperatureV 0 91", "numbers nvmlDeviceGetMarginTemperature 1 -3")
+    node.lives(120)
+    told = {fault.finding.pci: (fault.finding.message, fault.finding.evidence.raw) for fault in node.verdict.faults}
+    assert told == {
+        OTHER: ("hotter than its slowdown limit", "91 °C, slowdown limit 89 °C"),
+        BAD: (
+            "the thermal margin (T.Limit) is down to its slowdown offset of -2 °C",
+            "margin -3 °C, slowdown offset -2 °C (T.Limit)",
+        ),
+    }

@@ -36,21 +36,34 @@ def headroom(reading: Observation) -> tuple[float | None, float | None]:
 
     The fields *_tlimit_c are offsets in the margin's own scale and are never compared with °C.
     """
-    margin, slow, shut = (number(reading, s) for s in ("margin_c", "slowdown_tlimit_c", "shutdown_tlimit_c"))
-    if margin is not None and slow is not None:
-        return margin - slow, None if shut is None else margin - shut - _NEAR_SHUTDOWN_MARGIN_C
+    if by_margin(reading):
+        margin, slow, shut = (number(reading, s) for s in ("margin_c", "slowdown_tlimit_c", "shutdown_tlimit_c"))
+        return _between(margin, slow), _between(margin, shut, _NEAR_SHUTDOWN_MARGIN_C)
     heat, slow, shut = (
         number(reading, s) for s in ("temperature_c", "temperature_slowdown_c", "temperature_shutdown_c")
     )
-    if heat is None:
-        return None, None
-    return None if not slow else slow - heat, None if not shut else shut - _NEAR_SHUTDOWN_C - heat
+    return _between(slow or None, heat), _between(shut or None, heat, _NEAR_SHUTDOWN_C)
+
+
+def by_margin(reading: Observation) -> bool:
+    """Whether this GPU's heat is judged by its margin: it gives one, and the offset at which it slows down."""
+    return None not in (number(reading, "margin_c"), number(reading, "slowdown_tlimit_c"))
+
+
+def _between(more: float | None, less: float | None, near: int = 0) -> float | None:
+    return None if more is None or less is None else more - less - near
 
 
 def _hot(row: Row, reading: Observation, limits: Limits, holds_only: bool = False) -> Finding:
     """The heat itself belongs to the evidence: a message that changed with each degree would be written each time."""
-    heat = number(reading, "temperature_c")
-    said = row.found(reading, limits, holds_only=holds_only)
-    if heat is None:
-        return said
-    return replace(said, evidence=replace(said.evidence, raw=f"{heat:.0f} °C, {row.meaning}"))
+    what, message, signals = "shutdown" if row is SHUTDOWN else "slowdown", row.meaning, row.signals
+    if by_margin(reading):
+        margin, offset = number(reading, "margin_c"), number(reading, f"{what}_tlimit_c")
+        message = f"the thermal margin (T.Limit) is down to its {what} offset of {offset:.0f} °C"
+        raw = f"margin {margin:.0f} °C, {what} offset {offset:.0f} °C (T.Limit)"
+        signals = ("margin_c",)
+    else:
+        heat, limit = number(reading, "temperature_c"), number(reading, f"temperature_{what}_c")
+        raw = f"{heat:.0f} °C, {what} limit {limit:.0f} °C"
+    said = row.found(reading, limits, message, holds_only=holds_only)
+    return replace(said, evidence=replace(said.evidence, raw=raw), signals=signals)
