@@ -102,6 +102,7 @@ class History:
     heard: Mapping[str, float] = field(default_factory=dict)  # when each source last finished a poll, or first spoke
     epochs: Mapping[str, Epoch] = field(default_factory=dict)  # the last of each GPU
     fallen: Mapping[str, Collection[str]] = field(default_factory=dict)  # counters that fell in this round
+    replaced: Mapping[str, str] = field(default_factory=dict)  # in this round by another card: its UUID before
     loaded: Observation | None = None  # when the kernel last loaded the driver, as its log says
     tallies: Mapping[tuple[str, int], Tally] = field(default_factory=dict)
     trends: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)  # since a counter fell, oldest first

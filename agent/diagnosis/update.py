@@ -55,6 +55,7 @@ class _Draft:
         self._trends, self._blames, self._pods = dict(old.trends), list(old.blames), dict(old.pods)
         self._witnessed, self._incidents = dict(old.witnessed), dict(old.incidents)
         self._fallen: dict[str, set[str]] = {}
+        self._replaced: dict[str, str] = {}
         self._loaded = old.loaded
 
     def add(self, o: Observation) -> None:
@@ -107,7 +108,10 @@ class _Draft:
         for pid, pod in _pods(o):
             self._pods.pop(pid, None)  # the youngest last
             self._pods[pid] = pod
-        if card := card_of(o, self._cards.get(o.pci)):
+        known = self._cards.get(o.pci)
+        if card := card_of(o, known):
+            if known and known.uuid != card.uuid:
+                self._replaced[o.pci] = known.uuid
             self._cards[o.pci] = card
         earlier = self._before.get(o.pci)
         self._before[o.pci] = before or o
@@ -182,6 +186,7 @@ class _Draft:
             self._heard,
             self._epochs,
             self._fallen,
+            self._replaced,
             self._loaded,
             self._tallies,
             self._trends,

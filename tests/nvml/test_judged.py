@@ -153,7 +153,13 @@ def test_a_uuid_that_is_none_is_no_other_card(node: Node) -> None:
     assert ids(node.verdict) == [f"xid-95@{BAD}"]
     node.answers(text("nvmlDeviceGetUUID", 1, "GPU-c0de0000-0000-4000-8000-00000000beef"))
     node.lives(10)
-    assert ids(node.verdict) == []
+    assert [(fault.finding.id, fault.finding.message) for fault in node.verdict.faults] == [
+        (
+            f"gpu-replaced@{BAD}",
+            "another card is in the slot: GPU-c0de0000-0000-4000-8000-00000000beef"
+            " where GPU-c0de0000-0000-4000-8000-000000000001 was",
+        )
+    ]
 
 
 def test_heat_is_told_in_the_scale_by_which_it_was_judged(loaded: Callable[[], Driver]) -> None:

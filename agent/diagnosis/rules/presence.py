@@ -15,6 +15,7 @@ from agent.model.observation import Observation, Signal
 LOST = TABLE["gpu-lost"]
 RESET_REQUIRED = TABLE["gpu-reset-required"]
 MISSING = TABLE["gpu-missing"]
+REPLACED = TABLE["gpu-replaced"]
 COUNT = TABLE["gpu-count"]
 NONE = TABLE["gpu-none"]
 WITHHELD = TABLE["gpu-withheld"]
@@ -30,6 +31,9 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     for observation in history.fresh:
         if observation.signal is Signal.LOST and observation.pci not in history.lost:
             yield LOST.found(observation, limits)
+    for pci, before in history.replaced.items():
+        message = f"{REPLACED.meaning}: {history.uuid(pci)} where {before} was"
+        yield REPLACED.found(history.readings[pci], limits, message)
     alive = history.alive.get(GPUS)
     if alive is None or GPUS in history.failed:
         return
