@@ -23,6 +23,7 @@ from agent.runtime.actor_view import view
 from agent.runtime.backlog import Backlog
 from agent.runtime.drill_marks import DrillMarks
 from agent.runtime.exchange import Acted, Exchange
+from agent.runtime.unsupported import Unsupported
 from agent.sources.process.source import SourceStatus
 from agent.sources.process.supervisor import Sources
 from agent.status.metrics import registry
@@ -62,7 +63,7 @@ class Daemon:
         self.listener: Callable[[Observation], None] | None = None  # for a narrator
         self.judged: Callable[[Verdict], object] | None = None  # for one that waits for a verdict
         self._second = ""
-        self._drill_marks, self._backlog = DrillMarks(), Backlog()
+        self._drill_marks, self._backlog, self._unsupported = DrillMarks(), Backlog(), Unsupported(tell)
         if actor is None:
             self._backlog.join(None, self._began)
         self.snapshot: Snapshot | None = None
@@ -226,6 +227,7 @@ class Daemon:
         for key in new.keys() & old.keys():
             if new[key].proved and not old[key].proved:
                 self._tell("cure proved, soaking", fault=key, soak_s=self._config.policy.soak_s)
+        self._unsupported.look(self._memory.history)
         failed = self._memory.history.failed.get(SECOND_WITNESS)
         why = failed.raw if failed else ""
         if why != self._second:
