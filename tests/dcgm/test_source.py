@@ -17,7 +17,8 @@ from agent.model.errors import ConfigError
 from agent.model.observation import Failure, Missing, Observation, Signal
 from agent.sources.dcgm.fields import FIELDS, XID
 from agent.sources.dcgm.poll import USUAL, answers, failure
-from tests.dcgm.standin import Engine, Watched
+from tests.dcgm.standin import Engine
+from tests.watched import Watched
 
 A, B = "0000:1b:00.0", "0000:43:00.0"
 BLANK = 0x7FFFFFFFFFFFFFF0

@@ -14,8 +14,8 @@ from pathlib import Path
 from urllib.parse import quote_from_bytes
 
 from tests.compiler import shared_library
-from tests.dcgm.standin import Watched
 from tests.nvml.drivers import BRANCHES, FABRIC_V3_SINCE, lacking, without_fields
+from tests.watched import Watched
 
 SOURCE = Path(__file__).parent / "standin.c"
 CALLS = tuple(re.findall(r"^(?:int |const char \*|\w+\()(nvml\w+)", SOURCE.read_text(), re.MULTILINE))
