@@ -119,8 +119,6 @@ class Nvml:
                 handle = nv.nvmlDeviceGetHandleByIndex(index)
                 pci = normalise_pci(nv.nvmlDeviceGetPciInfo(handle).busId)
             except nv.NVMLError as error:
-                if error.value in ENDED:
-                    raise
                 unopened[index] = error.value
             except Exception:  # noqa: BLE001 - what the binding makes of an odd answer
                 unopened[index] = NO_ADDRESS
@@ -132,6 +130,8 @@ class Nvml:
                 indices[pci] = index
                 old = self._present.get(pci)
                 found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else Gpu(pci, handle, self._call)
+        if not found and (codes := {*unopened.values()}) and codes <= {*ENDED}:  # from one of several it ends nothing
+            raise nv.NVMLError(min(codes))
         return found, unopened
 
     def events(self, wait_s: float, sleep: Callable[[float], object]) -> Iterator[Observation]:
