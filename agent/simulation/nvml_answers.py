@@ -40,7 +40,6 @@ def _several(*values: int) -> Callable[..., int]:
 
 # Calls with one number out.
 VALUES: dict[str, Callable[..., int]] = {
-    "nvmlDeviceGetIndex": _one(lambda gpu: gpu.index),
     "nvmlDeviceGetArchitecture": _one(lambda gpu: gpu.architecture),
     "nvmlDeviceGetMinorNumber": _one(lambda gpu: gpu.index),
     "nvmlDeviceGetMaxPcieLinkGeneration": _one(lambda _: 5),

@@ -244,16 +244,6 @@ ONE(nvmlDeviceGetMinorNumber, u32, (u64)d->gpu)
 ONE(nvmlDeviceGetMaxPcieLinkGeneration, u32, 5)
 ONE(nvmlDeviceGetMaxPcieLinkWidth, u32, 16)
 
-int nvmlDeviceGetIndex(device_t d, u32 *out)
-{
-    u32 index = 0;
-    BEGIN(d->gpu, 0);
-    while (board(index) && atoi(board(index)->call) != d->gpu)
-        index++;
-    *out = said("numbers", __func__, d->gpu) ? (u32)it.numbers[0] : index;
-    return OK;
-}
-
 typedef struct { char legacy[16]; u32 domain, bus, device, id, subsystem; char address[32]; } pci_t;
 
 int nvmlDeviceGetPciInfo_v3(device_t d, pci_t *out)

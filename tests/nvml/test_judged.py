@@ -174,3 +174,12 @@ def test_heat_is_told_in_the_scale_by_which_it_was_judged(loaded: Callable[[], D
             "margin -3 °C, slowdown offset -2 °C (T.Limit)",
         ),
     }
+
+
+def test_the_index_is_nvmls_also_when_gpus_close_up(node: Node) -> None:
+    node.lives(10)
+    assert node.value("index") == 1
+    del node.boards[0]
+    node.answers()
+    node.lives(5)
+    assert node.value("index") == 0

@@ -66,7 +66,6 @@ RANGES: Mapping[str, Range] = {
     "pcie_max_width": Range(0, 64),
     "pcie_replays": Range(0, 2**32 - 2, step=1e8),
     "nvlink_count": Range(0, 64),  # each is asked for: a board has eighteen
-    "index": Range(0, 255),
     "recovery_action": Range(0, 255),
 }
 

@@ -126,7 +126,6 @@ STATIC: tuple[tuple[str, Read], ...] = (
     ("uuid", nv.nvmlDeviceGetUUID),
     ("name", nv.nvmlDeviceGetName),
     ("serial", nv.nvmlDeviceGetSerial),
-    ("index", nv.nvmlDeviceGetIndex),
     ("architecture", nv.nvmlDeviceGetArchitecture),
     ("minor_number", nv.nvmlDeviceGetMinorNumber),
     ("temperature_shutdown_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)),

@@ -130,6 +130,7 @@ class Nvml:
                 indices[pci] = index
                 old = self._present.get(pci)
                 found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else Gpu(pci, handle, self._call)
+                found[pci].static["index"] = index  # others move up when one is gone
         if not found and (codes := {*unopened.values()}) and codes <= {*ENDED}:  # from one of several it ends nothing
             raise nv.NVMLError(min(codes))
         return found, unopened
