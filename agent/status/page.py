@@ -56,7 +56,7 @@ def page(state: Mapping[str, Any], now: float, refreshing: bool = True) -> str:
         (
             f'<a class="skip" href="#faults">Skip to the faults</a><header><h1>GPUs of node {node}</h1>',
             _banner(state, now),
-            f'<p class="soft">As of <time>{_time(state.get("at"))}</time>. {hold}</p></header><main>',
+            f'<p class="soft">As of <time>{_time(state.get("at"))}</time>. {hold}{_who(state)}</p></header><main>',
             _waits(state.get("waits", ())),
             f'<section id="faults"><h2>Faults ({len(faults)})</h2>',
             "".join(_fault(fault, state.get("gpus", {})) for fault in faults) or "<p>No fault stands.</p>",
@@ -77,6 +77,11 @@ def document(title: str, body: str, head: str = "") -> str:
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{head}'
         f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head><body>{body}</body></html>\n'
     )
+
+
+def _who(state: Mapping[str, Any]) -> str:
+    version, mode = state.get("version"), state.get("mode")
+    return f" gpu-health-agent {_text(version)}, mode {_text(mode)}." if version and mode else ""
 
 
 def _banner(state: Mapping[str, Any], now: float) -> str:
@@ -112,7 +117,7 @@ def _sentence(state: Mapping[str, Any]) -> str:
     broken = f"{bad} of {known} GPUs {'is' if bad == 1 else 'are'} {word}." if bad else f"The node itself is {word}."
     if status == "degraded":
         return f"{broken} Running pods stay{_NEW_PODS.get(str(state.get('degraded_effect')), '')}."
-    if state.get("mode") == "observe":
+    if state.get("mode") == "observe" and not state.get("withdrawn"):
         return f"{broken} The agent only observes (mode observe): nothing keeps pods away."
     if not state.get("withdrawn_since") and state.get("stage") not in _STAGES:
         return f"{broken} The node is not withdrawn yet: see what is waited for."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from agent import __version__
 from agent.config.limits import Limits
 from agent.config.settings import Mode
 from agent.diagnosis.advice import clears, next_step
@@ -19,6 +20,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
     verdict = shot.verdict
     return {
         "node": shot.node,
+        "version": __version__,
         "mode": shot.mode,
         "at": rfc3339(verdict.at),
         "status": verdict.status,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from agent import __version__
 from agent.config.limits import Limits
 from agent.config.settings import Http
 from agent.model.fault import Status
@@ -87,6 +88,7 @@ def words(outline: Outline) -> str:
 def test_a_broken_gpu_is_named_with_evidence_what_is_next_and_what_is_waited_for() -> None:
     text = words(seen(told()))
     assert "✖ unhealthy" in text
+    assert f"gpu-health-agent {__version__}, mode evict." in text
     assert "1 of 2 GPUs is broken. The node is withdrawn: new pods stay away, and the pods that must leave" in text
     assert "GPU 0 (0000:1b:00.0): " in text
     assert "Happens next the node is withdrawn under a permit" in text
@@ -144,7 +146,11 @@ def test_an_old_verdict_is_told_as_old_and_not_as_healthy() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"mode": "observe", "withdrawn_since": None}, "only observes (mode observe): nothing keeps pods away"),
+        ({"mode": "observe", "withdrawn": False}, "only observes (mode observe): nothing keeps pods away"),
+        (
+            {"mode": "observe", "withdrawn": True, "stage": "unhealthy"},
+            "is broken. The node is withdrawn: new pods stay away",
+        ),
         ({"stage": "unhealthy", "withdrawn_since": None}, "not withdrawn yet: see what is waited for"),
         ({"stage": "drained"}, "the pods that had to leave have left"),
         ({"stage": "repairing"}, "a repair is under way"),
