@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise RefusedDiagnosisError(why)
     cards, tell = uuids(state, gpus), on_terminal(arguments.level, gpus)
     result = diagnose(config, arguments.sources, arguments.level, cards, tell)
+    if not arguments.gpu:
+        result = with_missing(result, state)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     return 0 if result["passed"] else 1
 
@@ -75,6 +77,14 @@ def chosen(state: Mapping[str, Any], names: list[str]) -> list[str]:
     if not (found or gpus):
         raise RefusedDiagnosisError("no GPU is read on this node")
     return sorted(found or gpus)
+
+
+def with_missing(result: dict[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing is passed for a node of which a GPU is not read: it was not tested."""
+    named = [one["pci"] for one in (*state.get("faults", ()), *state.get("unseen", {}).values())]
+    missing = sorted({*state.get("cards", ()), *filter(None, named)} - state["gpus"].keys())
+    untested = [*result.get("untested", ()), *missing]
+    return {**result, "untested": untested, "passed": result["passed"] and not missing}
 
 
 def withdrawn(world: World) -> bool:

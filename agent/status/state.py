@@ -47,6 +47,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "checkpoints": dict(shot.checkpoints),
         "look_s": shot.look_s,
         "act_age_s": shot.act_age_s,
+        "cards": {pci: card.uuid for pci, card in sorted(verdict.cards.items())},
         "gpus": {pci: {"at": rfc3339(o.at), **o.values} for pci, o in sorted(shot.readings.items())},
         "xids": [
             {"pci": pci, "code": code, "count": count, "last": rfc3339(at)}

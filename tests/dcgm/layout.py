@@ -1,6 +1,7 @@
 """Prints where the bindings on PYTHONPATH expect each field, as C macros for the stand-in library."""
 
 import ctypes
+from typing import Any
 
 import dcgm_fields
 import dcgm_structs as s
@@ -67,7 +68,13 @@ macros = {
     "DIAG_BY_GPU": int(hasattr(diagnosis, "perGpuResponses")),
 }
 if macros["DIAG_BY_GPU"]:
-    result, gpu = s.c_dcgmDiagTestResult_v2, s.c_dcgmDiagResponsePerGpu_v4
+    fields: dict[str, dict[str, Any]] = {
+        kind.__name__: dict(kind._fields_) for kind in vars(s).values() if hasattr(kind, "_fields_")
+    }
+    gpu = fields[diagnosis.__name__]["perGpuResponses"]._type_
+    result = fields[gpu.__name__]["results"]._type_
+    errors = fields[result.__name__]["error"]
+    error = getattr(errors, "_type_", errors)  # one up to DCGM 3.2, a list of them from 3.3 on
     macros |= {
         "DIAG_LEVEL_ONE": offset(diagnosis, "levelOneResults"),
         "DIAG_GPUS": offset(diagnosis, "perGpuResponses"),
@@ -75,7 +82,8 @@ if macros["DIAG_BY_GPU"]:
         "DIAG_GPU_RESULTS": offset(gpu, "results"),
         "DIAG_GPU_TESTS": dict(gpu._fields_)["results"]._length_,
         "DIAG_RESULT_SIZE": ctypes.sizeof(result),
-        "DIAG_RESULT_CODE": offset(result, "error", "code"),
+        "DIAG_RESULT_TEXT": result.error.offset,
+        "DIAG_RESULT_CODE": result.error.offset + offset(error, "code"),
     }
 else:
     test, error = s.c_dcgmDiagTestRun_v2, s.c_dcgmDiagError_v1

@@ -10,6 +10,7 @@
  *   incident SYSTEM HEALTH CODE GROUP ENTITY TEXT
  *   error CALL STATUS | hang CALL | slow CALL SECONDS | crash CALL       CALL may be "*"
  *   test NAME RESULT GROUP ENTITY CODE SEVERITY TEXT       of a diagnosis; CODE 0: no error
+ *   whole NAME RESULT                   of DCGM 4's: a test's own result, where it is worse than those of the GPUs
  * The layout of each structure comes from the bindings in use (layout.h), so that 3.x and 4.x ones are served alike.
  */
 #include "layout.h"
@@ -415,7 +416,7 @@ static int diagnosis(char *response)
         char *one = test < 3 ? response + DIAG_GPUS + entity * DIAG_GPU_SIZE + DIAG_GPU_RESULTS + test * DIAG_RESULT_SIZE
                              : response + DIAG_LEVEL_ONE + tests++ * DIAG_RESULT_SIZE;
         put32(one, 0, result);
-        strncpy(one + 4, lines[i] + at, 1023);
+        strncpy(one + DIAG_RESULT_TEXT, lines[i] + at, 511);
         put32(one, DIAG_RESULT_CODE, code);
         if (test < 3) {
             put32(response, 4, entity + 1);
@@ -434,6 +435,11 @@ static int diagnosis(char *response)
         }
         if (result > get32(one, TEST_RESULT))
             put32(one, TEST_RESULT, result);
+        char of[32];
+        for (int j = 0; j < count; j++)
+            if (sscanf(lines[j], "whole %31s %u", of, &result) == 2 && !strcmp(of, name))
+                put32(one, TEST_RESULT, result);
+        sscanf(lines[i], "test %31s %u", name, &result);
         char *entry = response + DIAG_RESULTS + results++ * DIAG_RESULT_SIZE;
         put32(entry, 0, group);
         put32(entry, 4, entity);

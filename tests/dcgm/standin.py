@@ -77,6 +77,7 @@ def library(folder: Path, where: Path) -> Path:
     )
     (where / "layout.h").write_text(layout.stdout)
     shared_library(where / "libdcgm.so.4", HERE / "standin.c", options=[f"-I{where}"])
+    (where / "libdcgm.so.3").symlink_to("libdcgm.so.4")  # as bindings of 3.3 look for it
     return where
 
 

@@ -16,12 +16,13 @@ import pytest
 import yaml
 
 from agent import cli
-from agent.commands.diagnose import RefusedDiagnosisError, chosen, refusal, uuids
+from agent.commands.diagnose import RefusedDiagnosisError, chosen, refusal, uuids, with_missing
 from agent.config.settings import Config
 from agent.model.errors import UsageError
 from agent.model.fault import Verdict
 from agent.runtime.daemon import Daemon, serve
 from agent.simulation.gpu import h100_8
+from agent.sources.dcgm.diag_process import failures
 from agent.sources.process.command_lines import names, supervisor
 from agent.sources.process.remote import Remote
 from agent.sources.process.supervisor import Sources
@@ -57,7 +58,8 @@ def test_a_diagnosis_that_passes_says_what_was_tested_on_which_gpu(engine: Engin
 
 def test_one_gpu_alone_can_be_diagnosed(engine: Engine) -> None:
     engine.answers("test memory 0 1 1 0 0\n")
-    assert diagnosed(engine, 1, "GPU-b")[1]["gpus"] == [B]
+    told = diagnosed(engine, 1, "GPU-b")[1]
+    assert (told["gpus"], told["passed"]) == ([B], True)
     assert "dcgmActionValidate_v2 level=1 gpus=1" in engine.calls()
 
 
@@ -69,20 +71,55 @@ def test_a_failed_test_names_the_gpu_by_its_entity_and_the_reason(engine: Engine
     assert [(e["gpu"], e["test"], e["code"]) for e in told["errors"]] == [(B, "memory", 58)]
 
 
-def test_a_warning_is_told_and_fails_nothing(engine: Engine) -> None:
-    engine.answers(f"{WELL}test persistence_mode 2 0 0 29 5 it is off\n")
-    code, told = diagnosed(engine, 1, "GPU-a")
-    assert (code, told["passed"], [e["code"] for e in told["errors"]]) == (0, True, [29])
+# As a real engine was seen to answer: of one GPU's error, or of the node's configuration, all GPUs are warned, the test
+# as a whole fails, and one error says why.
+SRAM = "test software 2 1 0 0 0\ntest software 2 1 1 118 2 the SRAM threshold was passed\nwhole software 3\n"
+PERSISTENCE = "test software 2 1 0 29 5 it is off\ntest software 2 1 1 0 0\nwhole software 3\n"
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4])
+def test_an_error_fails_its_test_at_every_level_whatever_result_stands_beside_it(engine: Engine, level: int) -> None:
+    engine.answers(WELL + SRAM)
+    code, told = diagnosed(engine, level, "GPU-a", "GPU-b")
+    assert (code, told["passed"], [e["code"] for e in told["errors"]]) == (1, False, [118])
+    assert "the SRAM threshold was passed" in failures(told)
+    if told["results"][B].get("software"):  # DCGM 3 tests the software of the node, not of each GPU
+        assert told["errors"][0]["gpu"] == B
+        assert (told["results"][A]["software"], told["results"][B]["software"]) == ("warn", "fail")
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4])
+def test_how_the_node_is_set_up_is_told_and_holds_no_gpu_that_is_well(engine: Engine, level: int) -> None:
+    engine.answers((WELL if level > 1 else "") + PERSISTENCE)
+    code, told = diagnosed(engine, level, "GPU-a", "GPU-b")
+    assert (code, told["passed"], told["untested"], [e["code"] for e in told["errors"]]) == (0, True, [], [29])
+
+
+def test_a_test_that_failed_and_says_no_more_has_failed(engine: Engine, built: tuple[Path, Path]) -> None:
+    engine.answers(WELL + "whole memory 3\n")
+    by_test = "numTests" in (built[0] / "dcgm_structs.py").read_text()
+    assert diagnosed(engine, 2, "GPU-a")[1]["passed"] is not by_test, "DCGM 3 has no such word"
+
+
+def test_a_warning_without_an_error_is_told_and_fails_nothing(engine: Engine) -> None:
+    engine.answers("test memory 2 1 0 0 0\ntest environment 0 0 0 0 0\n")
+    code, told = diagnosed(engine, 2, "GPU-a")
+    assert (code, told["results"][A]["memory"]) == (0, "warn")
 
 
 def test_a_diagnosis_in_which_nothing_was_run_is_not_passed(engine: Engine) -> None:
     assert diagnosed(engine, 1, "GPU-a")[1]["passed"] is False
 
 
-def test_a_gpu_on_which_nothing_was_run_is_not_passed_by_its_neighbour(engine: Engine) -> None:
-    engine.answers("test memory 0 1 0 0 0\ntest environment 0 0 0 0 0\n")
+@pytest.mark.parametrize("more", ["", "test memory 1 1 1 0 0\n"])
+def test_a_gpu_that_was_skipped_or_is_in_no_result_is_named_and_passed_by_no_neighbour(
+    engine: Engine, more: str
+) -> None:
+    engine.answers(f"test memory 0 1 0 0 0\n{more}test environment 0 0 0 0 0\n")
     assert diagnosed(engine, 2, "GPU-a")[1]["passed"] is True
-    assert diagnosed(engine, 2, "GPU-a", "GPU-b")[1]["passed"] is False
+    told = diagnosed(engine, 2, "GPU-a", "GPU-b")[1]
+    assert (told["passed"], told["untested"]) == (False, [B])
+    assert f"{B} was not tested" in failures(told)
 
 
 def test_an_engine_of_dcgm_4_is_told_that_somebody_still_waits(engine: Engine, built: tuple[Path, Path]) -> None:
@@ -153,6 +190,20 @@ def test_a_gpu_without_a_uuid_is_none_that_dcgm_would_know() -> None:
         uuids({"gpus": {A: {"uuid": "unreadable"}}}, [A])
 
 
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"cards": {A: "GPU-a", B: "GPU-b"}},
+        {"faults": [{"pci": B}, {"pci": ""}]},  # missing since before the agent's first start, say
+        {"unseen": {"kmsg": {"pci": ""}, f"GPU {B}": {"pci": B}}},
+    ],
+)
+def test_a_node_of_which_a_gpu_is_not_read_is_not_passed(known: dict[str, Any]) -> None:
+    passed = {"passed": True, "untested": []}
+    assert with_missing(passed, {**IDLE, **known}) == passed
+    assert with_missing(passed, {"gpus": {A: IDLE["gpus"][A]}, **known}) == {"passed": False, "untested": [B]}
+
+
 @pytest.fixture(params=["in one container", "in two"])
 def running(
     request: pytest.FixtureRequest, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -220,6 +271,11 @@ def test_the_command_asks_the_running_agent_and_prints_json(
     engine.answers("test memory 3 1 0 58 2 bad\n", SAME)
     assert cli.main(["diagnose", "--level", "1", *asked]) == 1
     assert cli.main(["diagnose", "--level", "1", "--gpu", "99", *running]) == 64
+    capsys.readouterr()
+    each = enumerate(h100_8())
+    engine.answers("test memory 0 1 0 0 0\n", "".join(f"gpu {i} {gpu.address} {gpu.uuid}\n" for i, gpu in each))
+    assert cli.main(["diagnose", "--level", "2", "--force", *running]) == 1, "all GPUs of which one alone was tested"
+    assert len(json.loads(capsys.readouterr().out)["untested"]) == 7
 
 
 def test_whoever_asked_and_is_gone_leaves_no_diagnosis_behind_and_the_engine_is_told_to_stop(

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from agent.sources.dcgm.fields import text
 from agent.sources.dcgm.poll import AUTO, EMBEDDED, USUAL, answers, error_number, failure
 
 _RESULTS = {0: "pass", 1: "skip", 2: "warn", 3: "fail", 4: "not run"}
-_PASS, _FAIL, _NOT_RUN = 0, 3, 4
+_PASS, _WARN, _FAIL, _NOT_RUN = 0, 2, 3, 4
+# PERSISTENCE_MODE, ECC_DISABLED, ECC_UNSUPPORTED: how the node is set up, and no fault of its GPUs.
+_CONFIGURATION = (29, 55, 60)
 _GPU, _NODE = 1, "node"
 _BEAT_S = 8.0  # as dcgmi; the engine's patience is 10 minutes
 _ISOLATE = -51  # NVVS_ISOLATE_ERROR: it ran, and found a GPU that should be taken out of service
@@ -66,8 +69,35 @@ _SOFTWARE = (
 )
 
 
-Result = tuple[str, str, int]  # GPU or node, test, result
 Error = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a diagnosis found, whichever generation of the bindings says so."""
+
+    results: dict[tuple[str, str], int]  # of each GPU (or the node) and test
+    errors: list[Error]
+    tests: dict[str, int]  # each test's own result, where it has one beside those of the GPUs
+    by_gpu: bool  # at level 1, too, each tested GPU has a result
+
+    def judged(self) -> dict[tuple[str, str], int]:
+        """The results as dcgmi reads them: an error fails its test, whatever result stands beside it.
+
+        Of a limit that one GPU passed all GPUs are warned; the error alone names the one. Configuration fails nothing.
+        """
+        results, told = dict(self.results), {error["test"] for error in self.errors}
+        for error in self.errors:
+            if error["code"] not in _CONFIGURATION:
+                results[error["gpu"], error["test"]] = _FAIL
+        told |= {test for (_, test), result in results.items() if result == _FAIL}
+        alone = [test for test, result in self.tests.items() if result == _FAIL and test not in told]
+        return {**results, **{(_NODE, test): _FAIL for test in alone}}
+
+    def untested(self, gpus: set[str], level: int) -> set[str]:
+        """GPUs that were skipped, or are in no result."""
+        seen = {place for (place, _), result in self.results.items() if result in (_PASS, _WARN, _FAIL)}
+        return gpus - seen if self.by_gpu or level > 1 else set()
 
 
 def diagnose(bindings: Bindings, address: str, level: int, wanted: set[str]) -> dict[str, Any]:
@@ -93,26 +123,26 @@ def diagnose(bindings: Bindings, address: str, level: int, wanted: set[str]) -> 
         threading.Thread(target=_beat, args=(bindings, session.handle, over), name="heartbeat", daemon=True).start()
     try:
         response = diag.Execute(session.handle)
-        results, errors = (_by_gpu if hasattr(response, "perGpuResponses") else _by_test)(response, places)
+        found = (_by_gpu if hasattr(response, "perGpuResponses") else _by_test)(response, places)
     except bindings.structs.DCGMError as error:
         if error.value != _ISOLATE:
             raise
-        results, errors = [], [_error(_NODE, "", _ISOLATE, str(error))]
+        found = Found({}, [_error(_NODE, "", _ISOLATE, str(error))], {}, by_gpu=False)
     over.set()
     session.Shutdown()
-    found: dict[str, dict[str, str]] = {}
-    for place, test, result in results:
-        found.setdefault(place, {})[test] = _RESULTS.get(result, str(result))
-    each = {result for *_, result in results}
-    # From level 2 on every GPU has tests of its own: one on which none was run is not found well.
-    proved = {place for place, _, result in results if result == _PASS} >= {places[number] for number in chosen}
+    gpus, results = {places[number] for number in chosen}, found.judged()
+    each, untested = set(results.values()), found.untested(gpus, level)
+    told: dict[str, dict[str, str]] = {}
+    for (place, test), result in results.items():
+        told.setdefault(place, {})[test] = _RESULTS.get(result, str(result))
     return {
         "level": level,
-        "gpus": sorted(places[number] for number in chosen),
-        "passed": _PASS in each and _FAIL not in each and (proved or level < 2),  # a warning is told, and fails nothing
+        "gpus": sorted(gpus),
+        "passed": bool(each & {_PASS, _WARN}) and _FAIL not in each and not untested,
+        "untested": sorted(untested),
         "seconds": round(time.monotonic() - began, 1),
-        "results": found,
-        "errors": errors,
+        "results": told,
+        "errors": found.errors,
     }
 
 
@@ -139,32 +169,38 @@ def _end_with_whoever_asked() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _by_test(response: Any, places: dict[int, str]) -> tuple[list[Result], list[Error]]:
-    """DCGM 4: a list of results, each of an entity and a test."""
-    named = {number: text(test, "name") for number, test in enumerate(response.tests[: response.numTests])}
-    results = [
-        (_place(one.entity, places), named.get(int(one.testId), ""), int(one.result))
+def _by_test(response: Any, places: dict[int, str]) -> Found:
+    """DCGM 4: a list of results, each of an entity and a test. An error of no test is the engine's own."""
+    tests = response.tests[: response.numTests]
+    named = {number: text(test, "name") for number, test in enumerate(tests)}
+    results = {
+        (_place(one.entity, places), named.get(int(one.testId), "")): int(one.result)
         for one in response.results[: response.numResults]
-    ]
+    }
     errors = [
         _error(_place(one.entity, places), named.get(int(one.testId), ""), int(one.code), text(one, "msg"))
         for one in response.errors[: response.numErrors]
     ]
-    return results, errors
+    return Found(results, errors, {text(test, "name"): int(test.result) for test in tests}, by_gpu=True)
 
 
-def _by_gpu(response: Any, places: dict[int, str]) -> tuple[list[Result], list[Error]]:
+def _by_gpu(response: Any, places: dict[int, str]) -> Found:
     """DCGM 3: a table of tests for each GPU, and one for the node's software."""
     tests = list(zip(cycle([_NODE]), _SOFTWARE, response.levelOneResults[: response.levelOneTestCount], strict=False))
     for gpu in response.perGpuResponses[: response.gpuCount]:
         if place := places.get(int(gpu.gpuId), ""):
             tests += zip(cycle([place]), _BY_GPU, gpu.results, strict=False)
     ran = [(place, test, one) for place, test, one in tests if one.result != _NOT_RUN]
-    results = [(place, test, int(one.result)) for place, test, one in ran]
-    errors = [
-        _error(place, test, int(one.error.code), text(one.error, "msg")) for place, test, one in ran if one.error.code
-    ]
-    return results, errors
+    results = {(place, test): int(one.result) for place, test, one in ran}
+    said = [(place, test, error) for place, test, one in ran for error in _each(one.error)]
+    said += [(_NODE, "", error) for error in _each(response.systemError)]
+    errors = [_error(place, test, int(error.code), text(error, "msg")) for place, test, error in said if error.code]
+    return Found(results, errors, {}, by_gpu=False)
+
+
+def _each(error: Any) -> list[Any]:
+    """A test has one error up to DCGM 3.2, and a list of them from 3.3 on."""
+    return [error] if hasattr(error, "code") else list(error)
 
 
 def _error(gpu: str, test: str, code: int, message: str) -> Error:

@@ -162,14 +162,16 @@ def failures(answer: dict[str, Any]) -> str:
         for gpu, tests in answer["results"].items()
         if isinstance(tests, dict)
         for test, one in tests.items()
-        if one == "fail"
+        if one == "fail" and test
     ]
+    skipped = answer.get("untested")
+    failed += [f"{gpu} was not tested" for gpu in skipped] if isinstance(skipped, list) else []
     complaints = [
         f"{one.get('test') or 'the engine'}: {one.get('message')}"
         for one in answer["errors"]
         if isinstance(one, dict) and one.get("message")
     ]
-    return plain("; ".join([*failed, *complaints]) or "not every GPU was tested")
+    return plain("; ".join([*failed, *complaints]) or "nothing was tested")
 
 
 def plain(text: str) -> str:

@@ -177,5 +177,7 @@ def test_failures_name_test_gpu_and_reason_and_nothing_that_can_not_be_printed()
     results = {"0000:1b:00.0": {"memory": "fail", "pcie": "pass"}, "node": 7}
     told = {"passed": False, "results": results, "errors": [said, 3]}
     assert failures(result(told)) == "memory failed on 0000:1b:00.0; memory: a mis?[1mmatch"
-    assert failures(result({"passed": False, "results": {}, "errors": []})) == "not every GPU was tested"
+    assert failures(result({"passed": False, "results": {}, "errors": []})) == "nothing was tested"
+    skipped = {"passed": False, "results": {"node": {"": "fail"}}, "errors": [], "untested": ["0000:43:00.0"]}
+    assert failures(result(skipped)) == "0000:43:00.0 was not tested"
     assert len(failures({"results": {"x" * 1000: {"y": "fail"}}, "errors": []})) == 300
