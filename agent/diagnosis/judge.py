@@ -77,7 +77,7 @@ def judge(
         and not (finding.id in orders.dismissed and dismissed(finding, memory.obeyed, began_at))
         and as_wanted.drill in ("", orders.drill)
     ]
-    found = _strongest(wanted)
+    found = _strongest(finding for finding in wanted if _renews(finding, memory.faults))
     over = {f"{ENDS[f.rule]}@{f.pci or 'node'}" for f in wanted if f.rule in ENDS} - found.keys()
     released = (orders.dismissed - memory.dismissed) | over | given_up(history)
     # What a drill said is true as long as the Node bears it: it ends with it, however the drill ended.
@@ -88,7 +88,8 @@ def judge(
     }
     # A state that its last reading showed stood until this round, whether or not anybody asked meanwhile.
     if gone := old.keys() - found.keys():
-        gone -= {finding.id for rule in RULES for finding in rule(replace(memory.history, fresh=()), limits)}
+        was = (finding for rule in RULES for finding in rule(replace(memory.history, fresh=()), limits))
+        gone -= {finding.id for finding in was if _renews(finding, memory.faults)}
     absent = {key: _watched_s(old[key], memory.history, history.now, limits) for key in gone}
     faults: dict[str, Fault] = {}
     for key in {**old, **found}:
@@ -110,6 +111,16 @@ def judge(
             faults.setdefault(key, _found(None, settled, history))
     memory = Memory(history, faults, onsets, orders.dismissed, memory.obeyed)
     return memory, _verdict(memory, unseen, wall, frozenset(orders.resets))
+
+
+def _renews(finding: Finding, faults: Mapping[str, Fault]) -> bool:
+    """Whether it keeps its fault as it stands. A milder word of DCGM's own does not: the graver one runs out.
+
+    DCGM repeats an incident for ever, and it means less once NVML reads the same value.
+    """
+    old = faults.get(finding.id)
+    milder = old is not None and old.confirmed and finding.severity < old.finding.severity
+    return not (milder and finding.rule.startswith(f"{SECOND_WITNESS}-"))
 
 
 def _strongest(findings: Iterable[Finding]) -> dict[str, Finding]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from agent.model.text import normalise_pci, read_json, rfc3339, unix_s
+from agent.model.text import is_number, normalise_pci, read_json, rfc3339, unix_s
 
 
 class Signal(StrEnum):
@@ -85,22 +85,30 @@ class Observation:
     arrived: float = 0.0
 
     def to_json(self) -> str:
-        """The line a source prints; absent values travel apart from real ones."""
+        """The line a source prints; absent values travel apart from real ones.
+
+        A number that no reader takes is unreadable, and costs no other value of its line.
+        """
+        values = {k: Missing.UNREADABLE if _is_none(v) else v for k, v in self.values.items()}
         line: dict[str, Any] = {"at": rfc3339(self.at), "source": self.source, "signal": self.signal}
         if self.pci:
             line["pci"] = self.pci
         if self.value is not None:
             line["value"] = self.value
-        if self.values:
-            line["values"] = {k: v for k, v in self.values.items() if not isinstance(v, Missing)}
+        if values:
+            line["values"] = {k: v for k, v in values.items() if not isinstance(v, Missing)}
         for missing in Missing:
-            names = [k for k, v in self.values.items() if v is missing]
+            names = [k for k, v in values.items() if v is missing]
             if names:
                 line[missing] = names
         for key in ("raw", "boot_id", "seq", "past", "drill"):
             if value := getattr(self, key):
                 line[key] = value
         return json.dumps(line, separators=(",", ":"))
+
+
+def _is_none(value: Value) -> bool:
+    return isinstance(value, int | float) and not is_number(value)
 
 
 def parse_line(line: bytes | str, arrived: float) -> Observation:

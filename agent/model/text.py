@@ -62,13 +62,18 @@ def read_json(text: str | bytes) -> Any:
     return value
 
 
+def is_number(value: float) -> bool:
+    """Whether ``read_json`` reads it: neither NaN nor endless, and no larger than any that we read."""
+    return abs(value) <= _LARGEST
+
+
 def _members(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _checked(kind: type[int] | type[float], text: str) -> int | float:
     number = kind(text)
-    if not abs(number) <= _LARGEST:  # nor is NaN
+    if not is_number(number):
         raise ValueError(f"JSON with a number larger than any that the agent reads: {text[:30]}")
     return number
 

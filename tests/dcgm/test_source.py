@@ -71,6 +71,16 @@ def test_a_blank_is_no_number_even_with_a_fresh_time_stamp(engine: Engine) -> No
     assert values["temperature_c"] == 44
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_a_value_that_is_no_number_is_unreadable_and_the_others_of_its_gpu_are_read(
+    engine: Engine, number: str
+) -> None:
+    engine.answers(f"value 1 0 155 d {number}\n")
+    with engine.source() as source:
+        values = reading(source.polls(1), A).values
+    assert (values["power_w"], values["temperature_c"]) == (Missing.UNREADABLE, 44)
+
+
 def test_unsupported_unreadable_and_not_yet_read_are_told_apart_by_status(engine: Engine) -> None:
     engine.answers("value 1 0 310 i 1 -6\nvalue 1 0 311 i 1 -3\nvalue 1 0 312 i 1 -14\nvalue 1 0 313 i 1 -16\n")
     with engine.source() as source:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from agent.model.observation import Missing, Observation, Signal, parse_line
 from agent.model.text import read_json, rfc3339, unix_s
 
 AT = 1795694400.987654
@@ -78,3 +79,10 @@ def test_all_that_we_write_is_read_as_it_was() -> None:
     value: dict[str, Any] = {"a": [2**64, -(2**64), 1.5, 1e-12, True, None, "\U0001f600 [[[", {"b": [[[]]]}]}
     assert read_json(json.dumps(value)) == read_json(json.dumps(value).encode()) == value
     assert read_json("[" * 60 + "]" * 60) == json.loads("[" * 60 + "]" * 60)
+
+
+@pytest.mark.parametrize("source", ["nvml", "dcgm"])
+def test_a_value_that_is_no_number_costs_itself_and_no_line(source: str) -> None:
+    odd = {"power_w": math.nan, "energy_j": math.inf, "margin_c": -math.inf, "pcie_replays": 2**64 + 1}
+    line = Observation(AT, source, Signal.READING, "0000:1b:00.0", values={**odd, "temperature_c": 44}).to_json()
+    assert parse_line(line, 0).values == {**dict.fromkeys(odd, Missing.UNREADABLE), "temperature_c": 44}
