@@ -21,7 +21,6 @@ class Watched:
 
     def until(self, wanted: Callable[[Observation], bool], timeout_s: float = 30.0) -> Observation:
         """The first that is wanted among what it says from now on; what it says later is not looked at."""
-        assert self.process.stdout
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             while self._lines:
@@ -29,7 +28,7 @@ class Watched:
                 if wanted(self.said[-1]):
                     return self.said[-1]
             time.sleep(0.01)
-            *self._lines, self._rest = (self._rest + (self.process.stdout.read() or b"")).split(b"\n")
+            self._take()
         raise AssertionError(f"it said only: {self.said[-5:]}; standard error: {self.complaint()}")
 
     def polls(self, count: int) -> list[Observation]:
@@ -38,6 +37,18 @@ class Watched:
         for _ in range(count):
             self.until(lambda seen: seen.signal == "alive")
         return self.said[before:]
+
+    def to_the_end(self) -> list[Observation]:
+        """All that an ended process had said."""
+        self._take()
+        self.said += [parse_line(line, time.monotonic()) for line in self._lines]
+        self._lines.clear()
+        return self.said
+
+    def _take(self) -> None:
+        assert self.process.stdout
+        *lines, self._rest = (self._rest + (self.process.stdout.read() or b"")).split(b"\n")
+        self._lines += lines
 
     def complaint(self) -> str:
         if self.process.poll() is None or not self.process.stderr:

@@ -33,7 +33,10 @@ _PROBE = "look at the agent's pod: the log of its container 'sources' says why, 
 _DRIVER = (
     "look at 'dmesg' and 'nvidia-smi' on the node: a driver that was upgraded under running programs wants a reboot"
 )
-_ENGINE = "look at DCGM's engine, nv-hostengine or the pod nvidia-dcgm: does 'dcgmi discovery -l' answer on the node?"
+_ENGINE = (
+    "look at DCGM's engine, nv-hostengine or the pod nvidia-dcgm: does 'dcgmi discovery -l' answer on the node? An "
+    "nvvs that a killed engine left holds its port and answers nothing until SIGKILL ends it"
+)
 _UNUSED = "look at 'lspci -d 10de:' and 'dmesg' on the node, and at what the agent's container 'sources' may open"
 _PLUGIN = "look at the device plugin's pod on the node: does it run, and what does its log say of the GPUs?"
 _COMPARE = (

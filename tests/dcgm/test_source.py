@@ -382,6 +382,23 @@ def test_an_engine_that_never_answers_is_named_while_it_does_not_and_read_when_i
 
 
 @pytest.mark.parametrize(
+    ("call", "status", "what"), [("dcgmHealthCheck", -11, "checking health"), ("dcgmConnect_v3", -21, "connecting")]
+)
+def test_a_frozen_engine_is_one_word_though_the_library_gives_up_after_a_while(
+    engine: Engine, call: str, status: int, what: str
+) -> None:
+    """The real one does after 60 or 120 s, with TIMEOUT or CONNECTION_NOT_VALID."""
+    frozen = "".join(f"slow {one} 3\nerror {one} {status}\n" for one in (call, call.replace("_v3", "_v2")))
+    engine.answers(frozen)
+    with engine.source() as source:
+        source.until(failed)
+        assert source.ended() == 75
+        words = [(o.value, o.raw) for o in source.to_the_end() if failed(o)]
+    assert set(words) == {(Failure.HUNG, f"the DCGM engine does not answer: {what} has not returned")}
+    assert len(words) >= 2, "while it hangs, and when the library gives up"
+
+
+@pytest.mark.parametrize(
     "call",
     [
         "dcgmInit",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import inf
 
 from agent.config.limits import Limits
-from agent.config.source_index import GPUS, SOURCES, SourceRow
+from agent.config.source_index import GPUS, SECOND_WITNESS, SOURCES, SourceRow
 from agent.diagnosis.cards import missing, silent
 from agent.diagnosis.history import History
 from agent.diagnosis.row import TABLE, Row
@@ -56,6 +56,7 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
         silent_s = history.now - history.heard.get(source, history.began)
         hung = failed is not None and failed.value == Failure.HUNG
         quiet = hung or failed is None or failed.value == Failure.UNREACHED
+        quiet = quiet or source == SECOND_WITNESS  # whose words change as its library gives up, and no driver is meant
         limit_s = 3 * limits.silent_s if quiet else limits.driver_confirm_s
         if silent_s > limit_s:
             row = _FAILED.get(str(failed.value)) if failed and source == GPUS else None

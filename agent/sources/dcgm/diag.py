@@ -25,7 +25,7 @@ from agent.model.text import normalise_pci
 from agent.sources.dcgm.bindings import Bindings, NoBindingsError, load
 from agent.sources.dcgm.engine import EngineError, where
 from agent.sources.dcgm.fields import text
-from agent.sources.dcgm.poll import AUTO, EMBEDDED, USUAL, answers, error_number, failure
+from agent.sources.dcgm.poll import AUTO, EMBEDDED, UNREACHABLE, USUAL, answers, error_number, failure
 
 _RESULTS = {0: "pass", 1: "skip", 2: "warn", 3: "fail", 4: "not run"}
 _PASS, _WARN, _FAIL, _NOT_RUN = 0, 2, 3, 4
@@ -39,6 +39,7 @@ _SENTENCES = {
     -39: "another diagnosis runs on this engine",  # DIAG_ALREADY_RUNNING
     -52: "the engine has no diagnosis: install DCGM's CUDA packages beside it",
 }
+_LEFT_BEHIND = "; an nvvs that a killed engine left holds its port and answers nothing until SIGKILL ends it"
 # DCGM 3 has no names in its answer: the order of its tests (dcgm_structs.py, DCGM_*_INDEX and DCGM_SWTEST_*).
 _BY_GPU = (
     "memory",
@@ -235,6 +236,8 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - the bindings' own error class is not importable here
         number = error_number(error)
         result = {"error": _SENTENCES.get(number or 0) or failure(error, address).raw}
+        if number in UNREACHABLE:
+            result["error"] += _LEFT_BEHIND
     sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
     os._exit(0 if result.get("passed") else 1)  # without the bindings' destructors, which call into dead connections

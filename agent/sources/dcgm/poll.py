@@ -31,7 +31,7 @@ _LASTING_S = 60.0  # before another try, where only a person can mend it
 _WAIT_S, _CONNECT_S = 0.5, 1.0
 _EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: a new process connects anew, with nothing left of a dead connection
 
-_UNREACHABLE = (-7, -11, -21)  # INIT_ERROR, TIMEOUT, CONNECTION_NOT_VALID
+UNREACHABLE = (-7, -11, -21)  # INIT_ERROR, TIMEOUT, CONNECTION_NOT_VALID
 _FAILURES: dict[int, tuple[Failure, str]] = {
     -12: (Failure.LIBRARY_MISMATCH, "the DCGM engine and the DCGM library here are of versions that don't go together"),
     -25: (Failure.NO_LIBRARY, "libdcgm is not in this container: mount the host's, or build the image with it"),
@@ -57,7 +57,8 @@ def follow(
 ) -> int:
     """Read the engine until ``stop``; the exit code. Nothing waits on ``stop`` itself, as in the NVML source."""
     call, found = CurrentCall("dcgm", "the DCGM engine"), USUAL if address == AUTO else address
-    threading.Thread(target=call.watch, args=(max(poll_s, SLOW_S), stop, say), name="stuck", daemon=True).start()
+    limit_s = max(poll_s, SLOW_S)
+    threading.Thread(target=call.watch, args=(limit_s, stop, say), name="stuck", daemon=True).start()
     engine: Engine | None = None
     while not stop.is_set():
         due = time.monotonic() + poll_s
@@ -73,9 +74,10 @@ def follow(
             except ChangedError:
                 return _EXIT_RENEW
             except Exception as error:  # noqa: BLE001 - the bindings' own error class is not importable here
-                failed = failure(error, found)
-                say(failed)
-                if error_number(error) not in _UNREACHABLE:
+                unreachable = error_number(error) in UNREACHABLE
+                what = call.stuck(limit_s) if unreachable else ""  # the library waits for a minute and gives up
+                say(call.hung(what) if what else failure(error, found))
+                if not unreachable:
                     _wait(time.monotonic() + _LASTING_S, stop, call)
                 return _EXIT_RENEW
         _wait(due, stop, call)
@@ -121,7 +123,7 @@ def failure(error: Exception, address: str) -> Observation:
         return observe(Signal.FAILED, value=Failure.NO_LIBRARY, raw=sentence)
     if number is None:
         raise error
-    if number in _UNREACHABLE:
+    if number in UNREACHABLE:
         sentence = f"the DCGM engine at {address} ended the connection (DCGM error {number})"
         return observe(Signal.FAILED, value=Failure.UNREADABLE, raw=sentence)
     value, sentence = _FAILURES.get(number, (Failure.UNREADABLE, "the DCGM engine can't be used"))

@@ -27,10 +27,14 @@ class CurrentCall:
         what, since = self._what, self._since
         return what if what and time.monotonic() - since > limit_s else ""
 
+    def hung(self, what: str) -> Observation:
+        """That ``what`` has not returned, in the same words whoever finds it out."""
+        sentence = f"{self._whose} does not answer: {what} has not returned"
+        return Observation(time.time(), self._source, Signal.FAILED, value=Failure.HUNG, raw=sentence)
+
     def watch(self, limit_s: float, stop: threading.Event, say: Callable[[Observation], None]) -> None:
         """Say, once every ``limit_s``, what hangs. It runs while the call holds its thread."""
         while not stop.wait(limit_s / 4):
             if what := self.stuck(limit_s):
-                sentence = f"{self._whose} does not answer: {what} has not returned"
-                say(Observation(time.time(), self._source, Signal.FAILED, value=Failure.HUNG, raw=sentence))
+                say(self.hung(what))
                 stop.wait(limit_s * 3 / 4)
