@@ -7,7 +7,8 @@ Each step of the timeline has ``at`` (seconds) and any of:
   set {gpu: {signal: value}} · kernel [lines] · old [lines that were there at the first start] ·
   xid {gpu: code} by NVML's event · dcgm {gpu: [codes that its health check names], node: [...]} ·
   dcgm_xid {gpu: code} by DCGM's history, and in its health check for ever · dcgm_set {gpu: {signal: value}} ·
-  dcgm_drops [gpus] · lost [gpus] · needs_reset [gpus] · back [gpus] · missing {gpu: driver} ·
+  dcgm_drops [gpus] · dcgm_says {name: value} of its engine · lost [gpus] · needs_reset [gpus] · back [gpus] ·
+  missing {gpu: driver} ·
   forgotten [gpus that NVML lists no more as missing] · unread [gpus of which its polls say nothing, until back] ·
   stops_at the gpu at which NVML's polls end, or null · silent [sources] · speaks [sources] ·
   failed {source: failure} · boot id · reset [gpus] · card {gpu: uuid} ·
@@ -149,6 +150,7 @@ class Machine:
         self.by_xid: list[tuple[int, int]] = []
         self.otherwise: dict[int, dict[str, Value]] = {}
         self.dropped: set[int] = set()
+        self.of_the_engine: dict[str, Value] = {}
 
     @property
     def wall(self) -> float:
@@ -214,7 +216,7 @@ class Machine:
         for i, xid in self.by_xid:
             latched = {**check, "system": 0xFFFFFFFF, "xid": xid}
             yield Observation(0, "dcgm", Signal.HEALTH, GPUS[i], 120 if xid == 79 else 101, latched, raw=f"XID {xid}")
-        yield Observation(0, "dcgm", Signal.ALIVE, values={"check": self.now})
+        yield Observation(0, "dcgm", Signal.ALIVE, values={"check": self.now, **self.of_the_engine})
 
     def kernel(self, text: str, past: bool = False) -> Iterator[Observation]:
         self.seq += 1
@@ -255,6 +257,7 @@ class Machine:
         self.by_xid += [(gpu, code) for gpu, code in (step.get("dcgm_xid") or {}).items()]
         for gpu, values in (step.get("dcgm_set") or {}).items():
             self.otherwise.setdefault(gpu, {}).update(values)
+        self.of_the_engine = step.get("dcgm_says", self.of_the_engine)
         self.dropped = (self.dropped | set(step.get("dcgm_drops", ()))) - set(step.get("back", ()))
         if "boot" in step:
             self.boot, self.seq = step["boot"], 0

@@ -52,6 +52,8 @@ _ADDRESS = "let sources.dcgm.address lead to this node's engine: a Service for i
 _WHICH = "ask 'nvidia-smi' on the node which GPU it is, and run nvidia-bug-report.sh there if it knows of none"
 # Of a GPU that the driver's words do not name.
 OF_SOME_GPU = dict.fromkeys(("gpu-lost", "gpu-reset-required", "gpu-init-failed"), _WHICH)
+_RELEASE = "take bindings and library of the engine's release: by the image's DCGM, or the host's that the node mounts"
+_NO_HEALTH = "look at 'dcgmi modules --list': the module Health is on the engine's denylist, or could not be loaded"
 ADVICE = {
     **dict.fromkeys(
         (
@@ -77,6 +79,8 @@ ADVICE = {
     "gpu-none": _UNUSED,
     "gpu-withheld": _PLUGIN,
     "dcgm-elsewhere": _ADDRESS,
+    "dcgm-mismatch": _RELEASE,
+    "dcgm-no-health": _NO_HEALTH,
     **dict.fromkeys(("driver-not-loaded", "driver-mismatch", "driver-hung"), _DRIVER),
 }
 # An incident of DCGM's is looked at like the fault whose symptom it is.

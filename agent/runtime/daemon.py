@@ -23,12 +23,12 @@ from agent.runtime.actor_view import view
 from agent.runtime.backlog import Backlog
 from agent.runtime.drill_marks import DrillMarks
 from agent.runtime.exchange import Acted, Exchange
+from agent.runtime.source_view import source_view
 from agent.runtime.unsupported import Unsupported
-from agent.sources.process.source import SourceStatus
 from agent.sources.process.supervisor import Sources
 from agent.status.metrics import registry
 from agent.status.server import Server
-from agent.status.snapshot import Snapshot, SourceView
+from agent.status.snapshot import Snapshot
 from agent.status.state import state
 
 _TICK_S = 1.0
@@ -254,7 +254,7 @@ class Daemon:
             resets=frozenset(one.finding.id for one in wanted(verdict, self._config, acted.failed_resets))
             if self._actor
             else frozenset(),
-            sources=tuple(_view(one, verdict, history.failed.get(one.name), now) for one in self._sources.statuses),
+            sources=tuple(source_view(one, verdict, history, now) for one in self._sources.statuses),
             act_age_s=self._actor.age_s if self._actor else None,
             **(view(acted, self._config.budget, self._restored) if self._actor else {}),
         )
@@ -273,20 +273,6 @@ def serve(config: Config, daemon: Daemon) -> Server:
     )
     server.start()
     return server
-
-
-def _view(status: SourceStatus, verdict: Verdict, failed: Observation | None, now: float) -> SourceView:
-    reason = verdict.blind.get(status.name)
-    blind = reason.sentence(status.name) if reason else failed.raw if failed else ""
-    return SourceView(
-        name=status.name,
-        up=status.running and status.last_seen is not None and not blind,
-        age_s=None if status.last_seen is None else now - status.last_seen,
-        starts=status.starts,
-        garbage=status.garbage,
-        pid=status.pid,
-        trouble=(failed.raw if failed else "") or status.trouble or blind,  # its own words before its library's
-    )
 
 
 def _facts(fault: Fault) -> dict[str, str]:

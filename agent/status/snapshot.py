@@ -23,6 +23,7 @@ class SourceView:
     garbage: int  # lines that were no source lines
     pid: int | None
     trouble: str
+    version: str = ""  # of DCGM's engine
 
 
 @dataclass(frozen=True, slots=True)

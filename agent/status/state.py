@@ -62,6 +62,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
                 "garbage": s.garbage,
                 "pid": s.pid,
                 "trouble": s.trouble,
+                "version": s.version,
             }
             for s in shot.sources
         ],

@@ -4,6 +4,7 @@
  *   gpu ID PCI UUID                     a GPU; "dropped ID": it is no longer among the supported ones
  *   mig ENTITY GPU INSTANCE             a GPU instance
  *   value GROUP ENTITY FIELD TYPE VALUE [STATUS [AGE_S]]   TYPE is i, d or s; FIELD 0 is every field
+ *   version TEXT                        the engine's own; the library's is "stand-in"
  *   switch ID                           an NVSwitch; its address is in values of fields 866 to 869
  *   xid GROUP ENTITY CODE TIMESTAMP_US  one value of field 230; each is told to a client once
  *   sxid ENTITY FIELD CODE TIMESTAMP_US one value of field 856 or 857 of a switch; TIMESTAMP_US 0: renewed at each look
@@ -273,6 +274,17 @@ int dcgmVersionInfo(void *info)
 {
     BEGIN("");
     strcpy((char *)info + 4, "version:stand-in;arch:x86_64");
+    return 0;
+}
+
+int dcgmHostengineVersionInfo(handle_t handle, void *info)
+{
+    char version[64] = "stand-in";
+    (void)handle;
+    BEGIN("");
+    for (int i = 0; i < count; i++)
+        sscanf(lines[i], "version %63s", version);
+    sprintf((char *)info + 4, "arch:x86_64;version:%s", version);
     return 0;
 }
 

@@ -122,6 +122,7 @@ def test_an_engine_that_comes_back_is_read_again_and_told_in_the_log(
 ) -> None:
     with agent(engine, tmp_path, monkeypatch) as one:
         one.until(lambda: one.dcgm().up)
+        assert one.dcgm().version == "stand-in"
         engine.answers("error * -21\n", SAME)
         one.until(lambda: not one.dcgm().up)
         engine.answers(gpus=SAME)

@@ -286,6 +286,34 @@ def test_the_first_checks_have_no_samples_and_end_no_incident(engine: Engine) ->
     assert checks >= 3, "two intervals passed before a check counted"
 
 
+@pytest.mark.parametrize(
+    ("call", "status"), [("dcgmHealthSet_v2", -33), ("dcgmHealthCheck", -33), ("dcgmHealthSet_v2", -6)]
+)
+def test_an_engine_without_its_health_check_loses_nothing_else(engine: Engine, call: str, status: int) -> None:
+    """As one whose health module is on its denylist."""
+    engine.answers(f"error {call} {status}\nincident 10 20 80 1 1 x\n")
+    with engine.source() as source:
+        source.polls(3)
+        engine.answers(f"error {call} {status}\nxid 1 1 79 {int(time.time() * 1e6)}\n")
+        source.until(lambda seen: seen.signal is Signal.XID)
+        seen = source.polls(3)
+    assert reading(seen, A).values["temperature_c"] == 44
+    assert not [o for o in source.said if o.signal in (Signal.FAILED, Signal.HEALTH)]
+    beats = [o.values for o in source.said if o.signal is Signal.ALIVE]
+    assert all(f"(DCGM error {status})" in str(values["no_health"]) and "check" not in values for values in beats)
+    assert engine.calls().count("dcgmHealthCheck ") == (call == "dcgmHealthCheck"), "it is not asked again"
+
+
+def test_the_engines_version_is_told_and_the_librarys_apart(engine: Engine) -> None:
+    engine.answers("version 4.6.0\n")
+    with engine.source() as source:
+        told = source.until(lambda seen: seen.signal is Signal.ALIVE).values
+        assert (told["dcgm_version"], told["dcgm_library"]) == ("4.6.0", "stand-in")
+    engine.answers("error dcgmHostengineVersionInfo -12\n")
+    with engine.source() as source:
+        assert "dcgm_version" not in source.until(lambda seen: seen.signal is Signal.ALIVE).values
+
+
 def test_groups_are_our_own_by_name_and_no_policy_is_touched(engine: Engine) -> None:
     with engine.source() as source:
         source.polls(3)

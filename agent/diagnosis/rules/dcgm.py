@@ -63,6 +63,8 @@ _BY_SEVERITY = {
 ROWS = tuple(code.row for code in CODES.values())
 DROPPED = TABLE["dcgm-dropped"]
 ELSEWHERE = TABLE["dcgm-elsewhere"]
+MISMATCH = TABLE["dcgm-mismatch"]
+NO_HEALTH = TABLE["dcgm-no-health"]
 EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
     **{code.row.rule: code.explained_by for code in CODES.values()},
     DROPPED.rule: ("xid-79", "gpu-lost", "gpu-missing", "gpu-reset-required"),
@@ -75,6 +77,8 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
         if alive:
             yield ELSEWHERE.found(alive, limits, pci="")
         return
+    if alive:
+        yield from _of_the_engine(alive, limits)
     for incident in history.incidents.values():
         if isinstance(incident.value, int) and "xid" not in incident.values and incident.value != 12:  # any full load
             yield _incident(history, limits, incident, incident.value)
@@ -84,6 +88,14 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             well = nvml is not None and pci not in history.lost and history.now - nvml.arrived <= limits.silent_s
             message = f"{DROPPED.meaning}{', and NVML reads it' if well else ''}"
             yield DROPPED.found(alive, limits, message, severity=_NOTICE if well else None, pci=pci)
+
+
+def _of_the_engine(alive: Observation, limits: Limits) -> Iterator[Finding]:
+    engine, library, why = (str(alive.values.get(name) or "") for name in ("dcgm_version", "dcgm_library", "no_health"))
+    if engine and library and engine != library:
+        yield MISMATCH.found(alive, limits, f"{MISMATCH.meaning}: {engine} and {library}")
+    if why:
+        yield NO_HEALTH.found(alive, limits, f"{NO_HEALTH.meaning}; {why}")
 
 
 def _incident(history: History, limits: Limits, observation: Observation, code: int) -> Finding:

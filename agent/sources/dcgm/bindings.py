@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from agent.model.errors import AgentError
+from agent.model.text import printable
 
 # Where NVIDIA's packages put them: DCGM 4 (datacenter-gpu-manager-4-core), then DCGM 3.
 FOLDERS = (Path("/usr/share/datacenter-gpu-manager-4/bindings/python3"), Path("/usr/local/dcgm/bindings/python3"))
@@ -28,6 +32,23 @@ class Bindings:
     structs: ModuleType
     fields: ModuleType
     errors: ModuleType
+
+
+def versions(bindings: Bindings, handle: Any) -> Iterator[tuple[str, str]]:
+    """The engine's own, and the library's that is loaded here: each may be upgraded without the other."""
+    structs = bindings.structs
+    for name, call, *of in (("dcgm_version", "dcgmHostengineVersionInfo", handle), ("dcgm_library", "dcgmVersionInfo")):
+        info = structs.c_dcgmVersionInfo_v2()
+        info.version = structs.dcgmVersionInfo_version2
+        with suppress(structs.DCGMError):  # one that has no word for it
+            structs._dcgmCheckReturn(structs._dcgmGetFunctionPointer(call)(*of, ctypes.byref(info)))
+            parts = str(info.rawBuildInfoString).split(";")
+            yield name, next((printable(part[8:40]) for part in parts if part.startswith("version:")), "")
+
+
+def said(error: Exception) -> str:
+    """What an exception of the bindings says: the engine's own words, where it has some."""
+    return printable(str(getattr(error, "info", None) or error))[:200]
 
 
 def load(folder: Path | None = None, library: Path | None = None) -> Bindings:

@@ -7,7 +7,6 @@ slot for it that all of the engine's clients share.
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -18,21 +17,20 @@ from agent.model.errors import AgentError
 from agent.model.observation import Failure, Missing, Observation, Signal, Value
 from agent.model.text import normalise_pci
 from agent.sources.dcgm import switches as dcgm_switches
-from agent.sources.dcgm.bindings import Bindings
+from agent.sources.dcgm.bindings import Bindings, versions
 from agent.sources.dcgm.fields import FIELDS, XID, decoded, text
+from agent.sources.dcgm.health import Health
 from agent.sources.dcgm.switches import OVERLAP_US, SWITCH, SXIDS
 from agent.sources.process.progress import CurrentCall
 
 _GPU, _LINK = 1, 6  # DCGM_FE_*
-_EMPTY_GROUP, _EVERY_SYSTEM, _LIVE = 1, 0xFFFFFFFF, 1
+_EMPTY_GROUP, _LIVE = 1, 1
 _UNSUPPORTED, _DRIVER_TIMEOUT = -6, -57
 _KEEP_S, _XIDS_KEPT_S, _XIDS_KEPT = 300.0, 3600.0, 1000  # so that two Xids of one interval both show
 _STALE_POLLS = 6  # the engine no longer reads a watched value that is older
 _A_DAY_S = 86400.0
 _FIRST_POLLS = 2  # of the engine, until it has looked at what it was asked to watch
 _SESSIONS: list[Any] = []  # kept to the end: their destructors call into dead connections
-_TRIGGERED = re.compile(r"[Tt]riggered by XID (\d+)")
-_XID_CODES = (81, 101, 120, 131)  # UNCONTAINED_ERROR, XID_ERROR, FALLEN_OFF_BUS, CONTAINED_ERROR
 
 
 class EngineError(AgentError):
@@ -61,12 +59,12 @@ class Engine:
 
     def __init__(self, bindings: Bindings, address: str, poll_s: float, health_s: float, call: CurrentCall) -> None:
         self._b, self._call = bindings, call
-        self._poll_s, self._health_s = poll_s, health_s
+        self._poll_s = poll_s
         self._call.begins("connecting")
         self._session = bindings.pydcgm.DcgmHandle(**where(address))
         _SESSIONS.append(self._session)
         self._handle = self._session.handle
-        self._version = self._asked_version()
+        self._versions: dict[str, Value] = dict(versions(bindings, self._handle))
         self._call.begins("listing the GPUs")
         self._known = {number: self._place(number) for number in self._listed()}
         self._instances = self._hierarchy()
@@ -81,8 +79,7 @@ class Engine:
         if self._switches:
             self._follow("sxids", [(SWITCH, number) for number in self._switches], list(SXIDS))
         self._news = dcgm_switches.News(time.monotonic() + _FIRST_POLLS * poll_s)
-        bindings.agent.dcgmHealthSet_v2(self._handle, group, _EVERY_SYSTEM, int(health_s * 1e6), _KEEP_S)
-        self._health, self._set_at, self._check_due = group, time.monotonic(), 0.0
+        self._health = Health(bindings, self._handle, group, health_s, _KEEP_S)
         self._call.begins("reading fields")
         bindings.agent.dcgmUpdateAllFields(self._handle, 1)  # else the first poll would find nothing read yet
 
@@ -105,14 +102,14 @@ class Engine:
         yield from self._readings(sorted(listed))
         yield from self._xids()
         yield from self._sxids()
-        values: dict[str, Value] = {"gpu_count": len(listed), "dcgm_version": self._version}
-        if began >= self._check_due:
-            self._check_due = began + self._health_s
+        values: dict[str, Value] = {"gpu_count": len(listed), **self._versions}
+        if self._health.due(began):
             check = time.time()
             yield from self._incidents(check)
-            # The first checks have no samples to judge yet: that they say nothing ends no incident.
-            if began - self._set_at >= 2 * self._health_s:
+            if self._health.counts(began):
                 values["check"] = check
+        if self._health.lacks:
+            values["no_health"] = self._health.lacks
         values["poll_ms"] = round(1000 * (time.monotonic() - began), 3)
         yield observe(Signal.ALIVE, values=values)
 
@@ -193,24 +190,12 @@ class Engine:
 
     def _incidents(self, check: float) -> Iterator[Observation]:
         self._call.begins("checking health")
-        response = self._b.agent.dcgmHealthCheck(self._handle, self._health)
-        for incident in response.incidents[: response.incidentCount]:
-            code, said = int(incident.error.code), text(incident.error, "msg")
-            entity = incident.entityInfo
-            place = self._at(int(entity.entityGroupId), int(entity.entityId))
-            values: dict[str, Value] = {
-                "check": check,
-                "system": int(incident.system),  # 0xFFFFFFFF for some Xids: no single bit
-                "health": int(incident.health),
-                "severity": int(self._b.errors.dcgmErrorGetPriorityByCode(code)),
-                **_instance(place),
-            }
-            by = _TRIGGERED.search(said)
-            if by or code in _XID_CODES or incident.system == _EVERY_SYSTEM:
-                values["xid"] = int(by[1]) if by else 0
+        for group, entity, code, found, raw in self._health.check():
+            place = self._at(group, entity)
+            values: dict[str, Value] = {"check": check, **found, **_instance(place)}
             if not place.pci:
-                values["entity"] = f"{entity.entityGroupId}:{entity.entityId}"
-            yield observe(Signal.HEALTH, place.pci, value=code, values=values, raw=said[:500])
+                values["entity"] = f"{group}:{entity}"
+            yield observe(Signal.HEALTH, place.pci, value=code, values=values, raw=raw)
 
     def _at(self, group: int, entity: int) -> Place:
         """By the entity, never by an incident's text: some texts name a GPU that was never filled in."""
@@ -263,13 +248,6 @@ class Engine:
         watched = self._watch(group, name, fields, _XIDS_KEPT_S, _XIDS_KEPT)
         began = int(time.time() * 1e6)  # what was there before is the kernel log's to tell
         self._histories[name] = group, watched, began
-
-    def _asked_version(self) -> str:
-        try:
-            build = text(self._b.agent.dcgmVersionInfo(), "rawBuildInfoString")
-        except self._b.structs.DCGMError:
-            return ""
-        return next((part[8:] for part in build.split(";") if part.startswith("version:")), "")[:32]
 
 
 def where(address: str) -> dict[str, Any]:
