@@ -4,6 +4,8 @@
  *   gpu ID PCI UUID                     a GPU; "dropped ID": it is no longer among the supported ones
  *   mig ENTITY GPU INSTANCE             a GPU instance
  *   value GROUP ENTITY FIELD TYPE VALUE [STATUS [AGE_S]]   TYPE is i, d or s; FIELD 0 is every field
+ *   skips                               as after Xid 119: every value is blank, with status 0, live ones too
+ *   detached                            as after dcgmDetachDriver: no GPU is supported, what asks NVML fails with -56
  *   version TEXT                        the engine's own; the library's is "stand-in"
  *   switch ID                           an NVSwitch; its address is in values of fields 866 to 869
  *   xid GROUP ENTITY CODE TIMESTAMP_US  one value of field 230; each is told to a client once
@@ -25,7 +27,7 @@
 typedef void *handle_t;
 typedef int (*entity_callback)(uint32_t, uint32_t, void *, int, void *);
 
-enum { VERSION_MISMATCH = -12, BAD_PARAMETER = -1 };
+enum { VERSION_MISMATCH = -12, BAD_PARAMETER = -1, NVML_NOT_LOADED = -56 };
 
 static handle_t sxids; /* the group of the fields 856 and 857 */
 static __thread char lines[512][768]; /* a diagnosis has its heartbeat in a thread of its own */
@@ -94,6 +96,14 @@ static int called(const char *call, const char *with)
     if (status)                                                                                                        \
     return status
 
+static int is(const char *state)
+{
+    for (int i = 0; i < count; i++)
+        if (!strcmp(lines[i], state))
+            return 1;
+    return 0;
+}
+
 static void put32(void *at, size_t offset, uint32_t value)
 {
     memcpy((char *)at + offset, &value, sizeof value);
@@ -135,7 +145,7 @@ static int devices(uint32_t *ids, int *found, int all)
     unsigned id, other;
     *found = 0;
     for (int i = 0; i < count; i++) {
-        int dropped = 0;
+        int dropped = !all && is("detached");
         if (sscanf(lines[i], "gpu %u", &id) != 1)
             continue;
         for (int j = 0; j < count; j++)
@@ -194,6 +204,8 @@ int dcgmGetGpuInstanceHierarchy(handle_t handle, void *hierarchy)
     unsigned entity, gpu, instance, found = 0;
     (void)handle;
     BEGIN("");
+    if (is("detached"))
+        return NVML_NOT_LOADED;
     for (int i = 0; i < count; i++)
         if (sscanf(lines[i], "mig %u %u %u", &entity, &gpu, &instance) == 3) {
             char *entry = (char *)hierarchy + MIG_LIST + found++ * MIG_SIZE;
@@ -313,6 +325,8 @@ int dcgmEntitiesGetLatestValues(handle_t handle, uint32_t *entities, unsigned en
     (void)handle;
     snprintf(with, sizeof with, "flags=%u", flags);
     BEGIN(with);
+    if (flags && is("detached"))
+        return NVML_NOT_LOADED;
     for (unsigned e = 0; e < entity_count; e++)
         for (unsigned f = 0; f < field_count; f++, values += VALUE2_SIZE) {
             unsigned group, entity, field;
@@ -330,6 +344,9 @@ int dcgmEntitiesGetLatestValues(handle_t handle, uint32_t *entities, unsigned en
                     put_value(values, type, text, now_us() - age_s * (int64_t)1000000, one, VALUE2_TYPE, VALUE2_STATUS,
                               VALUE2_TS, VALUE2_VALUE);
             }
+            if (is("skips"))
+                put_value(values, 'i', "0x7ffffffffffffff0", now_us(), 0, VALUE2_TYPE, VALUE2_STATUS, VALUE2_TS,
+                          VALUE2_VALUE);
         }
     return 0;
 }

@@ -118,19 +118,22 @@ def test_a_gpu_that_left_the_list_has_no_reading_though_it_answers_fresh_blanks_
     assert not [o for o in seen if o.signal in (Signal.HEALTH, Signal.FAILED)]
 
 
-def test_all_blank_with_57_is_the_engine_that_skips_the_driver_and_names_xid_119(engine: Engine) -> None:
+def test_an_engine_that_skips_the_driver_is_told_with_the_xid_that_made_it_so(engine: Engine) -> None:
     with engine.source() as source:
-        source.polls(1)
-        engine.answers(values=f"value 1 0 0 i {BLANK} -57\nvalue 1 1 0 i {BLANK} -57\n")
+        source.polls(2)
+        engine.answers(f"skips\nxid 1 1 119 {int(time.time() * 1e6)}\n")
         seen = source.until(failed)
-    assert (seen.value, "Xid 119, 120 or 175" in seen.raw) == (Failure.UNREADABLE, True)
+    assert (seen.value, "every value of every GPU is blank: after an Xid 119" in seen.raw) == (Failure.UNREADABLE, True)
+    assert [o.value for o in source.said if o.signal is Signal.XID] == [119]
 
 
-def test_all_blank_without_57_is_said_otherwise(engine: Engine) -> None:
+def test_an_engine_that_is_detached_from_the_driver_says_so_and_drops_no_gpu(engine: Engine) -> None:
     with engine.source() as source:
         source.polls(1)
-        engine.answers(values=f"value 1 0 0 i {BLANK}\nvalue 1 1 0 i {BLANK}\n")
-        assert "every value of every GPU is blank" in source.until(failed).raw
+        engine.answers("detached\n")
+        seen = source.until(failed)
+        assert (seen.value, "it was detached from it" in seen.raw) == (Failure.UNREADABLE, True)
+        assert {o.values["gpu_count"] for o in source.said if o.signal is Signal.ALIVE} == {2}
 
 
 def test_two_xids_of_one_interval_both_show_and_each_once(engine: Engine) -> None:
@@ -487,7 +490,7 @@ def test_the_engines_own_words_are_passed_on() -> None:
         value, info = -56, "NVML: driver\x1b[31m not loaded"
 
     said = failure(DCGMError(), "localhost:5555").raw
-    assert said == "the DCGM engine could not load NVML (DCGM error -56: NVML: driver?[31m not loaded)"
+    assert said.endswith(" (DCGM error -56: NVML: driver?[31m not loaded)")
 
 
 def test_two_agents_of_one_process_id_have_groups_of_their_own_names(engine: Engine) -> None:

@@ -24,12 +24,16 @@ from agent.sources.dcgm.switches import OVERLAP_US, SWITCH, SXIDS
 from agent.sources.process.progress import CurrentCall
 
 _GPU, _LINK = 1, 6  # DCGM_FE_*
-_EMPTY_GROUP, _LIVE = 1, 1
-_UNSUPPORTED, _DRIVER_TIMEOUT = -6, -57
+_EMPTY_GROUP, _UNSUPPORTED = 1, -6
 _KEEP_S, _XIDS_KEPT_S, _XIDS_KEPT = 300.0, 3600.0, 1000  # so that two Xids of one interval both show
 _STALE_POLLS = 6  # the engine no longer reads a watched value that is older
 _A_DAY_S = 86400.0
 _FIRST_POLLS = 2  # of the engine, until it has looked at what it was asked to watch
+# As a real one was seen to do: with status 0, live values too, and never with -57, NVML_DRIVER_TIMEOUT.
+_BLANK = (
+    "the DCGM engine answers, and every value of every GPU is blank: after an Xid 119 in the kernel log it asks the "
+    "driver nothing until it is restarted"
+)
 _SESSIONS: list[Any] = []  # kept to the end: their destructors call into dead connections
 
 
@@ -99,9 +103,9 @@ class Engine:
         switches = dcgm_switches.listed(self._b, self._handle)
         if listed - self._known.keys() or self._hierarchy() != self._instances or switches - self._switches.keys():
             raise ChangedError
-        yield from self._readings(sorted(listed))
         yield from self._xids()
         yield from self._sxids()
+        yield from self._readings(sorted(listed))
         values: dict[str, Value] = {"gpu_count": len(listed), **self._versions}
         if self._health.due(began):
             check = time.time()
@@ -120,7 +124,12 @@ class Engine:
         if not listed:
             return
         self._call.begins("reading fields")
-        entries = self._latest(listed, self._fields, 0)
+        pairs = []
+        for number in listed:
+            pair = self._b.structs.c_dcgmGroupEntityPair_t()
+            pair.entityGroupId, pair.entityId = _GPU, number
+            pairs.append(pair)
+        entries = self._b.agent.dcgmEntitiesGetLatestValues(self._handle, pairs, self._fields, 0)
         now, stale_s = time.time(), max(_STALE_POLLS * self._poll_s, 60.0)
         read: dict[int, dict[str, Value]] = {number: {} for number in listed}
         for entry in entries:
@@ -129,25 +138,10 @@ class Engine:
                 read[entry.entityId][FIELDS[entry.fieldId]] = value
         every = [value for values in read.values() for value in values.values()]
         if Missing.UNREADABLE in every and all(isinstance(value, Missing) for value in every):
-            self._blank(listed)
+            raise EngineError(Failure.UNREADABLE, _BLANK)
         for number in listed:
             place = self._known[number]
             yield observe(Signal.READING, place.pci, values={"uuid": place.uuid, **read[number]})
-
-    def _blank(self, listed: list[int]) -> None:
-        """Nothing is read of any GPU: whether the engine no longer asks the driver is known by asking it to."""
-        statuses = {entry.status for entry in self._latest(listed, [150], _LIVE)}
-        if _DRIVER_TIMEOUT in statuses:
-            raise self._b.structs.DCGMError(_DRIVER_TIMEOUT)
-        raise EngineError(Failure.UNREADABLE, "the DCGM engine answers, and every value of every GPU is blank")
-
-    def _latest(self, listed: list[int], fields: list[int], flags: int) -> Any:
-        pairs = []
-        for number in listed:
-            pair = self._b.structs.c_dcgmGroupEntityPair_t()
-            pair.entityGroupId, pair.entityId = _GPU, number
-            pairs.append(pair)
-        return self._b.agent.dcgmEntitiesGetLatestValues(self._handle, pairs, fields, flags)
 
     def _xids(self) -> Iterator[Observation]:
         self._call.begins("reading Xids")

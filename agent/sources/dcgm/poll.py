@@ -36,12 +36,7 @@ _FAILURES: dict[int, tuple[Failure, str]] = {
     -12: (Failure.LIBRARY_MISMATCH, "the DCGM engine and the DCGM library here are of versions that don't go together"),
     -25: (Failure.NO_LIBRARY, "libdcgm is not in this container: mount the host's, or build the image with it"),
     -54: (Failure.UNREADABLE, "the DCGM engine is paused"),
-    -56: (Failure.UNREADABLE, "the DCGM engine could not load NVML"),
-    -57: (
-        Failure.UNREADABLE,
-        "the DCGM engine has stopped asking the driver until it is restarted: look for Xid 119, "
-        "120 or 175 in the kernel log",
-    ),
+    -56: (Failure.UNREADABLE, "the DCGM engine has no driver: it was detached from it, or could not load NVML"),
     -67: (Failure.UNREADABLE, "the DCGM engine has let go of its GPUs"),
 }
 
@@ -127,9 +122,7 @@ def failure(error: Exception, address: str) -> Observation:
         sentence = f"the DCGM engine at {address} ended the connection (DCGM error {number})"
         return observe(Signal.FAILED, value=Failure.UNREADABLE, raw=sentence)
     value, sentence = _FAILURES.get(number, (Failure.UNREADABLE, "the DCGM engine can't be used"))
-    own = printable(str(getattr(error, "info", None) or ""))[
-        :200
-    ]  # the bindings' exception may carry the engine's words
+    own = printable(str(getattr(error, "info", None) or ""))[:200]  # the engine's words, where it has some
     return observe(Signal.FAILED, value=value, raw=f"{sentence} (DCGM error {number}{': ' if own else ''}{own})")
 
 
