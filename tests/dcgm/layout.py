@@ -37,6 +37,7 @@ macros = {
     if hasattr(s, "c_dcgmConnectV3Params_version")
     else s.c_dcgmConnectV2Params_version,
     "HEALTH_VERSION": getattr(s, health.__name__.replace("c_", "").replace("_v", "_version")),
+    "HEALTH_SIZE": ctypes.sizeof(health),
     "HEALTH_LIST": offset(health, "incidents"),
     "HEALTH_SET_INTERVAL": offset(s.c_dcgmHealthSetParams_v2, "updateInterval"),
     "INCIDENT_SIZE": ctypes.sizeof(incident),

@@ -11,6 +11,7 @@
  *   xid GROUP ENTITY CODE TIMESTAMP_US  one value of field 230; each is told to a client once
  *   sxid ENTITY FIELD CODE TIMESTAMP_US one value of field 856 or 857 of a switch; TIMESTAMP_US 0: renewed at each look
  *   incident SYSTEM HEALTH CODE GROUP ENTITY TEXT
+ *   health PATH                         the health check's answer as bytes, from behind its version on
  *   error CALL STATUS | hang CALL | slow CALL SECONDS | crash CALL       CALL may be "*"
  *   test NAME RESULT GROUP ENTITY CODE SEVERITY TEXT       of a diagnosis; CODE 0: no error
  *   whole NAME RESULT                   of DCGM 4's: a test's own result, where it is worse than those of the GPUs
@@ -270,15 +271,16 @@ void *DcgmFieldGetById(int field)
     return newest && field > atoi(newest) ? NULL : meta;
 }
 
-int dcgmErrorGetPriorityByCode(int code)
+int dcgmErrorGetPriorityByCode(int code) /* of DCGM 4.6.0, for its health check's codes */
 {
     switch (code) {
-    case 5: case 10: case 12: return 1;
-    case 6: case 80: case 85: case 125: return 6;
-    case 9: case 101: case 132: return 4;
-    case 29: case 46: case 55: return 5;
-    case 3: case 4: case 120: case 118: case 301: return 2;
-    default: return 3;
+    case 5: case 10: case 11: case 12: case 16: case 123: case 131: return 1; /* MONITOR */
+    case 3: case 4: case 7: case 8: case 13: case 15: case 52: case 70: case 71: case 81: case 109: case 118: case 119:
+    case 120: case 121: case 122: case 126: case 301: return 2; /* ISOLATE; 301 is none of DCGM's */
+    case 9: case 14: case 101: case 132: return 4; /* TRIAGE */
+    case 29: case 46: case 55: return 5; /* CONFIG */
+    case 6: case 80: case 83: case 84: case 85: case 125: case 127: case 128: return 6; /* RESET */
+    default: return 3; /* UNKNOWN */
     }
 }
 
@@ -396,6 +398,15 @@ int dcgmHealthCheck(handle_t handle, handle_t group, char *response)
     BEGIN("");
     if (get32(response, 0) != HEALTH_VERSION)
         return VERSION_MISMATCH;
+    for (int i = 0; i < count; i++) {
+        char path[512];
+        FILE *bytes = sscanf(lines[i], "health %511s", path) == 1 ? fopen(path, "rb") : NULL;
+        if (bytes) {
+            size_t read = fread(response + 4, 1, HEALTH_SIZE - 4, bytes);
+            fclose(bytes);
+            return read ? 0 : BAD_PARAMETER;
+        }
+    }
     for (int i = 0; i < count; i++) {
         int at = 0;
         if (sscanf(lines[i], "incident %x %u %u %u %u %n", &system, &health, &code, &entity_group, &entity, &at) < 5)
