@@ -137,7 +137,7 @@ def test_an_engine_of_dcgm_4_is_told_that_somebody_still_waits(engine: Engine, b
         (-52, "has no diagnosis"),
         (-21, "ended the connection"),
         (-21, "an nvvs that a killed engine left holds its port"),
-        (-11, "an nvvs that a killed engine left holds its port"),
+        (-11, "does not answer (DCGM error -11); an nvvs that a killed engine left holds its port"),
         (-12, "versions"),
     ],
 )

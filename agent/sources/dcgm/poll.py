@@ -33,6 +33,7 @@ _EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: a new process connects anew, with noth
 
 UNREACHABLE = (-7, -11, -21)  # INIT_ERROR, TIMEOUT, CONNECTION_NOT_VALID
 _FAILURES: dict[int, tuple[Failure, str]] = {
+    -11: (Failure.HUNG, "the DCGM engine does not answer"),
     -12: (Failure.LIBRARY_MISMATCH, "the DCGM engine and the DCGM library here are of versions that don't go together"),
     -25: (Failure.NO_LIBRARY, "libdcgm is not in this container: mount the host's, or build the image with it"),
     -54: (Failure.UNREADABLE, "the DCGM engine is paused"),
@@ -118,7 +119,7 @@ def failure(error: Exception, address: str) -> Observation:
         return observe(Signal.FAILED, value=Failure.NO_LIBRARY, raw=sentence)
     if number is None:
         raise error
-    if number in UNREACHABLE:
+    if number in UNREACHABLE and number not in _FAILURES:
         sentence = f"the DCGM engine at {address} ended the connection (DCGM error {number})"
         return observe(Signal.FAILED, value=Failure.UNREADABLE, raw=sentence)
     value, sentence = _FAILURES.get(number, (Failure.UNREADABLE, "the DCGM engine can't be used"))
