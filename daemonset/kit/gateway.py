@@ -277,6 +277,13 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(self._linger_s, setattr, self, "should_exit", True)
 
 
+def listening(port: int) -> socket.socket:
+    """A listener whose connections send at once. asyncio sees to that itself only for sockets that it has made."""
+    listener = socket.create_server(("", port), backlog=1024)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is accepted inherits it
+    return listener
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
@@ -307,7 +314,7 @@ def main() -> int:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=options.drain_s
     )
-    listener = socket.create_server(("", options.port), backlog=1024)
+    listener = listening(options.port)
     _log.info("listening on port %d", listener.getsockname()[1])
     Server(config, gateway, options.linger_s).run(sockets=[listener])
     return 0

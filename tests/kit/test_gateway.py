@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from checkpoint import Folder
-from gateway import passed
+from gateway import listening, passed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model import FEATURES, model
@@ -418,3 +418,12 @@ assert not {"aiohttp", "starlette", "uvicorn", "prometheus_client"} & sys.module
 """
     done = subprocess.run([sys.executable, "-c", use], cwd=KIT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_waits_for_a_clients_word_on_a_kept_connection() -> None:
+    with (
+        listening(0) as listener,
+        socket.create_connection(listener.getsockname()[:2]),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint import Folder
+from inference import Handler, Server
 from model import FEATURES, model
 
 from tests.kit.conftest import Program, Start, until
@@ -167,3 +168,19 @@ def test_more_requests_than_it_can_hold_are_refused_at_once(start: Start, traine
     for connection in held:
         connection.close()
     until(lambda: replica.request("POST", "/infer", {"inputs": [ROW]})[0] == 200)
+
+
+def test_an_answers_body_does_not_wait_for_the_clients_word_on_its_head() -> None:
+    seen: list[int] = []
+
+    class Seen(Handler):
+        def do_GET(self) -> None:  # noqa: N802 - http.server names it
+            seen.append(self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    with Server(("127.0.0.1", 0), Seen) as server:
+        threading.Thread(target=server.handle_request).start()
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
+        connection.request("GET", "/")
+        until(lambda: seen)
+        connection.close()
+    assert seen[0]
