@@ -20,6 +20,7 @@ from agent.actions.permits import Clock, Permits
 from agent.actions.pods import Pods
 from agent.actions.pool import Pool
 from agent.actions.rights import needed
+from agent.actions.slices import Slices
 from agent.actions.trial import Trial
 from agent.config.settings import Config
 from agent.model.cluster_client import Annotations, Labels
@@ -66,6 +67,7 @@ class KubeClient:
         self._raw: dict[str, Any] = {}
         self._pods = Pods(self._api, node, config, clock, wall, answer_s)
         self._jobs = Jobs(self._api, node, config, clock)
+        self._slices = Slices(self._api, node, clock)
         self.lacks = Trial(self._api, node, config, wall).lacks
         self._announced: frozenset[str] = frozenset()
         self._vainly_from: float | None = None  # since when our taint has been asked for in vain
@@ -162,7 +164,7 @@ class KubeClient:
             untainted_s=0 if self._vainly_from is None else int(self._clock() - self._vainly_from),
             returns=dict(self._pods.returns),
             announced=self._announced,
-            offer=offered(labels, status, self._config.drain.resource_prefixes),
+            offer=offered(labels, status, self._config.drain.resource_prefixes, self._slices),
         )
 
     def words(self) -> Iterator[tuple[Labels, Annotations]]:

@@ -56,10 +56,12 @@ class Right:
     name: str = ""  # of the one object that it is for
     overlay: Literal["", "repair", "hardened"] = ""  # which must be applied; empty: the base grants it
     mode: Mode = Mode.EVICT  # from which on the agent needs it
+    optional: bool = False  # without it the agent does as well as it can, and says itself what it is refused
 
 
 RIGHTS = (
-    Right("", "nodes", ("get", "watch", "patch"), mode=Mode.OBSERVE),
+    Right("", "nodes", ("get", "patch"), mode=Mode.OBSERVE),
+    Right("", "nodes", ("watch",), mode=Mode.OBSERVE, optional=True),  # makes it quicker
     Right("", "nodes", ("list",), mode=Mode.TAINT),
     Right("", "nodes/status", ("patch",), mode=Mode.OBSERVE),
     Right("", "pods", ("list",), mode=Mode.TAINT),
@@ -69,6 +71,7 @@ RIGHTS = (
     Right("", "persistentvolumeclaims", ("get",)),
     Right("", "persistentvolumes", ("get",)),
     Right("", "events", ("create",), mode=Mode.OBSERVE),
+    Right("resource.k8s.io", "resourceslices", ("list",), mode=Mode.OBSERVE, optional=True),  # what DRA drivers offer
     Right("policy", "poddisruptionbudgets", ("list",)),
     Right("coordination.k8s.io", "leases", ("list", "create", "update"), own=True, mode=Mode.TAINT),
     Right("", "configmaps", ("get",), own=True, name=PAUSE_CONFIGMAP, mode=Mode.TAINT),
@@ -82,7 +85,7 @@ def of_mode(config: Config) -> Iterator[Right]:
     modes = list(Mode)
     overlays = {"": True, "repair": bool(config.repair.templates), "hardened": config.drain.eviction != "api"}
     for right in RIGHTS:
-        if modes.index(right.mode) <= modes.index(config.mode) and overlays[right.overlay]:
+        if modes.index(right.mode) <= modes.index(config.mode) and overlays[right.overlay] and not right.optional:
             yield right
 
 

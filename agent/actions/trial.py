@@ -33,8 +33,7 @@ class Trial:
 
     def __init__(self, api: Api, node: str, config: Config, wall: Callable[[], float]) -> None:
         self._api, self._node, self._config, self._wall = api, node, config, wall
-        # The watch only makes the agent quicker, and says itself what it is refused.
-        self._left = [(right, verb) for right in of_mode(config) for verb in right.verbs if verb != "watch"]
+        self._left = [(right, verb) for right in of_mode(config) for verb in right.verbs]
 
     def lacks(self, go_on: Callable[[], bool]) -> tuple[Wait, ...] | None:
         """What is refused or got no answer, empty if nothing is; None: more urgent work came between."""

@@ -38,7 +38,7 @@ _ENGINE = (
     "nvvs that a killed engine left holds its port and answers nothing until SIGKILL ends it"
 )
 _UNUSED = "look at 'lspci -d 10de:' and 'dmesg' on the node, and at what the agent's container 'sources' may open"
-_PLUGIN = "look at the device plugin's pod on the node: does it run, and what does its log say of the GPUs?"
+_PLUGIN = "look at the device plugin's or DRA driver's pod on the node: does it run, and what does its log say of GPUs?"
 _COMPARE = (
     "compare 'dcgmi discovery -l' and 'dcgmi health -c' with 'nvidia-smi -q': restart the engine if it is the odd one"
 )

@@ -33,6 +33,10 @@ OPERANDS = {
 }
 
 
+# NVIDIA's driver of whole GPUs and MIG instances by DRA; its other one, compute-domain.nvidia.com, has none.
+GPU_DRIVER = "gpu.nvidia.com"
+
+
 OPERAND_ON, OPERAND_PAUSED = "true", "paused-for-gpu-reset"
 
 

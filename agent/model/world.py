@@ -123,10 +123,11 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What the Node says of its GPUs."""
+    """What the Node and a DRA driver's ResourceSlices say of its GPUs."""
 
     due: str = ""  # why there should be some; empty: nobody says so
     withheld: Mapping[str, int] = field(default_factory=dict)  # resource → how many, where pods can have none of any
+    trouble: str = ""  # why the ResourceSlices could not be read; a node whose kubelet offers GPUs needs none
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class Actor:
         self._failed: Counter[str] = Counter()
         self._turned = time.monotonic()
         self._unrest: tuple[Wait, ...] = ()  # somebody undoes what is written
+        self._unoffered = ""  # why what DRA drivers offer is not known, as last told
         self.exchange = Exchange()
         self.did: Callable[[Step], object] | None = None  # for a narrator
 
@@ -186,6 +187,10 @@ class Actor:
             resets=cycle.resets,
             failed_resets=cycle.failed_resets,
         )
+        trouble = cycle.world.offer.trouble if cycle.world else ""
+        if trouble and trouble != self._unoffered:
+            self._tell("the node's ResourceSlices can't be read: what DRA drivers offer is not known", why=trouble)
+        self._unoffered = trouble
 
     def _decided(self, one: Planned) -> None:
         self.exchange.acted = replace(self.exchange.acted, treatment=one.plan.treatment)

@@ -29,7 +29,9 @@ class InMemoryCluster:
 
     def add_node(self, name: str) -> None:
         labels = {"nvidia.com/gpu.present": "true"}
-        body = {"metadata": {"name": name, "labels": labels}, "spec": {}, "status": {"conditions": []}}
+        gpus = {"nvidia.com/gpu": "8"}
+        status = {"conditions": [], "capacity": {**gpus}, "allocatable": {**gpus}}
+        body = {"metadata": {"name": name, "labels": labels}, "spec": {}, "status": status}
         self._store("nodes", "", body)
 
     def add_pod(self, namespace: str, name: str, node: str, gpus: int = 1, owner: str = "ReplicaSet") -> None:

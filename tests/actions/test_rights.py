@@ -17,7 +17,7 @@ from agent.model import names
 from agent.model.errors import RefusedError
 from agent.model.ownership import ASKED, AUTOSCALER_TAINT, NOT_ASKED, OPERANDS
 from agent.simulation.in_memory_cluster import InMemoryCluster
-from tests.actions.test_kube import EVICT, cluster, drive
+from tests.actions.test_kube import EVICT, MERGE, cluster, drive
 from tests.actions.test_permits import Clock
 from tests.actions.test_pods import annotate, change, config, reset
 from tests.life import Life
@@ -69,6 +69,14 @@ def repaired() -> set[tuple[Right, str]]:
     return watched.used
 
 
+def offered() -> set[tuple[Right, str]]:
+    """By DRA, which is asked for where the kubelet offers no GPU."""
+    made = Watched(cluster())
+    made.made("PATCH", "/api/v1/nodes/n1", {"status": {"allocatable": None}}, MERGE)
+    KubeClient(made, "n1", EVICT).look(closely=False)
+    return made.used
+
+
 def watched() -> set[tuple[Right, str]]:
     made = Watched(cluster())
     assert next(KubeClient(made, "n1", EVICT).words())
@@ -77,7 +85,7 @@ def watched() -> set[tuple[Right, str]]:
 
 def test_every_declared_right_is_used_and_nothing_else_is_asked_for() -> None:
     declared = {(right, verb) for right in RIGHTS for verb in right.verbs}
-    assert drained() | drained(eviction="ask_then_delete") | repaired() | watched() == declared
+    assert drained() | drained(eviction="ask_then_delete") | repaired() | watched() | offered() == declared
 
 
 @pytest.mark.parametrize(

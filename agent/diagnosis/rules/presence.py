@@ -45,7 +45,7 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
         yield NONE.found(alive, limits, f"{NONE.meaning} ({history.offer.due})", pci="")
     if count and history.offer.withheld:
         offers = ", ".join(f"0 of {there} {resource}" for resource, there in history.offer.withheld.items())
-        yield WITHHELD.found(alive, limits, f"the kubelet offers {offers}, and NVML reads {count:.0f} GPUs", pci="")
+        yield WITHHELD.found(alive, limits, f"pods are offered {offers}, and NVML reads {count:.0f} GPUs", pci="")
 
 
 def given_up(history: History) -> set[str]:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.model.errors import UnaskedError
+from agent.model.ownership import GPU_DRIVER
 from agent.model.text import printable, read_json
 
 _METHOD = "/v1.PodResourcesLister/List"
 _ANSWER_S, _LONGEST_S, _LAST_S = 5.0, 10.0, 1.0  # for an answer, in all, and to be gone after SIGKILL
 _MOST_BYTES = 16 * 1024 * 1024
 _UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_DRA_DRIVER = "gpu.nvidia.com"
 _DRA_GPU = re.compile(r"gpu-(\d+)(?:-mig-.*)?")
 
 # k8s.io/kubelet/pkg/apis/podresources/v1, as far as it is read: message → field → (number, repeated, type).
@@ -144,7 +144,7 @@ def _devices(pod: Any) -> list[str]:
             nvidia = device.resource_name.startswith("nvidia.com/")
             found += [one for one in device.device_ids if nvidia or _UUID.match(one)]
         for claim in (one for resource in container.dynamic_resources for one in resource.claim_resources):
-            if claim.driver_name == _DRA_DRIVER:
+            if claim.driver_name == GPU_DRIVER:
                 found.append(claim.device_name)
     return found
 
