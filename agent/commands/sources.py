@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from agent.commands.setup import add_directory, configured, simulated
-from agent.sources.process.command_lines import commands, diagnosis, hung_s
+from agent.sources.process.command_lines import commands, diagnosis, hung_s, pods
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
         (directory / "kmsg").touch()
     facts = {
         "socket": arguments.socket,
-        "kubelet": config.sources.pods.socket,
         "hung-s": hung_s(config),
         "commands": json.dumps(commands(config, directory)),
+        "pods": json.dumps(pods(config)),
         "diagnosis": json.dumps(diagnosis(config)),
     }
     options = [text for name, fact in facts.items() for text in (f"--{name}", str(fact))]

@@ -122,7 +122,8 @@ class Drain(Section):
     """The longest wait for a pod's checkpoint, whatever it declares; on a lost GPU nobody waits."""
     exclude_namespaces: tuple[str, ...] = ("kube-system",)  # whose pods leave for a node's remedy only
     resource_prefixes: tuple[str, ...] = ("nvidia.com/",)
-    """A pod that requests an extended resource with one of these prefixes holds a GPU."""
+    """An extended resource with one of these prefixes is a GPU: in what a pod requests, in what the kubelet says that
+    it holds, and in what the Node offers."""
 
 
 class Repair(Section):

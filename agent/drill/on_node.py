@@ -19,7 +19,7 @@ from pathlib import Path
 from agent.model.errors import UnaskedError
 from agent.model.names import DRILL_ANNOTATION
 from agent.simulation.folder import simulation_directory
-from agent.sources.kubelet.pod_resources import PodResources
+from agent.sources.kubelet.pod_resources import PodResources, command_line
 from agent.sources.nvml.pod_of_process import PROC, pod_of
 
 XID = 74  # fatal, and for a person: pods leave, and nothing is repaired
@@ -37,7 +37,7 @@ def addresses(pods: list[str], cards: dict[str, str], kubelet: Path) -> list[str
     The agent can't ask it either then, and moves every pod that may hold a GPU.
     """
     try:
-        held = PodResources(kubelet).who_holds()
+        held = PodResources(command_line(kubelet)).who_holds()
     except UnaskedError:
         held = {}
     uuids = [uuid for pod in pods for uuid in sorted(held.get(pod) or ())]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.sources.kubelet.pod_resources import PodResources
+from agent.sources.kubelet.pod_resources import PodResources, command_line
 from tests.documents import ON_CALL, shell_blocks
 from tests.nodes.conftest import NAMESPACE, UUIDS, Site, serves
 
@@ -20,7 +20,7 @@ HARD = "gpu-health-agent/unhealthy"
 def index(site: Site, pod: dict[str, Any]) -> str:
     """Which GPU a pod holds, as the real kubelet tells."""
     node = site.rig.nodes[pod["spec"]["nodeName"]]
-    held = PodResources(node.pod_resources).who_holds()[f"{site.name}/{pod['metadata']['name']}"]
+    held = PodResources(command_line(node.pod_resources)).who_holds()[f"{site.name}/{pod['metadata']['name']}"]
     assert held
     (uuid,) = held
     return str(UUIDS.index(uuid))

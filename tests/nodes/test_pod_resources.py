@@ -6,13 +6,13 @@ import re
 from typing import Any
 
 from agent.model.errors import UnaskedError
-from agent.sources.kubelet.pod_resources import PodResources
+from agent.sources.kubelet.pod_resources import PodResources, command_line
 from tests.nodes.conftest import UUIDS, Site
 
 
 def holders(site: Site, node: str = "n1") -> dict[str, Any]:
     """The test's own pods."""
-    found = PodResources(site.rig.nodes[node].pod_resources).who_holds()
+    found = PodResources(command_line(site.rig.nodes[node].pod_resources)).who_holds()
     return {pod: uuids for pod, uuids in found.items() if pod.startswith(f"{site.name}/")}
 
 

@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,17 @@ _MESSAGES: Messages = {
 Holders = Mapping[str, frozenset[str] | None]
 
 
+def command_line(socket: Path, prefixes: Iterable[str] = ("nvidia.com/",)) -> list[str]:
+    """Of the process that asks at the kubelet's socket. ``prefixes`` are those of the resources that are GPUs."""
+    options = ["--socket", str(socket), "--prefixes", *prefixes]
+    return [sys.executable, "-m", "agent.sources.kubelet.pod_resources", *options]
+
+
 class PodResources:
     """Asks by one process at a time, and ends it; it starts none beside one that the kernel won't let end."""
 
-    def __init__(self, socket: Path) -> None:
-        self._command = [sys.executable, "-m", "agent.sources.kubelet.pod_resources", "--socket", str(socket)]
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
         self._stuck: subprocess.Popen[bytes] | None = None
 
     def who_holds(self) -> Holders:
@@ -117,7 +123,7 @@ def messages(package: str = "v1", described: Messages = _MESSAGES) -> dict[str, 
     }
 
 
-def ask(socket: Path) -> dict[str, list[str] | None]:
+def ask(socket: Path, prefixes: tuple[str, ...]) -> dict[str, list[str] | None]:
     """One List call; OSError or grpc.RpcError where there is no answer."""
     import grpc
 
@@ -130,19 +136,19 @@ def ask(socket: Path) -> dict[str, list[str] | None]:
             response_deserializer=known["ListPodResourcesResponse"].FromString,
         )
         answer = call(known["ListPodResourcesRequest"](), timeout=_ANSWER_S)
-    return {f"{pod.namespace}/{pod.name}": _gpus(_devices(pod)) for pod in answer.pod_resources}
+    return {f"{pod.namespace}/{pod.name}": _gpus(_devices(pod, prefixes)) for pod in answer.pod_resources}
 
 
-def _devices(pod: Any) -> list[str]:
-    """Every NVIDIA device id of a pod, by device plugin and by claim.
+def _devices(pod: Any, prefixes: tuple[str, ...]) -> list[str]:
+    """Every device id of a pod that is a GPU's, by device plugin and by claim.
 
     A plugin may call its resource as it likes, as those that share GPUs do: an id that names a GPU is one.
     """
     found = []
     for container in pod.containers:
         for device in container.devices:
-            nvidia = device.resource_name.startswith("nvidia.com/")
-            found += [one for one in device.device_ids if nvidia or _UUID.match(one)]
+            gpu = device.resource_name.startswith(prefixes)
+            found += [one for one in device.device_ids if gpu or _UUID.match(one)]
         for claim in (one for resource in container.dynamic_resources for one in resource.claim_resources):
             if claim.driver_name == GPU_DRIVER:
                 found.append(claim.device_name)
@@ -186,13 +192,15 @@ def _by_nvml(device: str) -> str | None:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m agent.sources.kubelet.pod_resources", description=__doc__)
     parser.add_argument("--socket", type=Path, required=True)
-    socket = parser.parse_args(arguments).socket
+    parser.add_argument("--prefixes", nargs="*", default=(), help="of the resources that are GPUs")
+    options = parser.parse_args(arguments)
+    socket = options.socket
     if not socket.is_socket():
         sys.exit(f"{socket} is not a socket: mount the kubelet's folder pod-resources into the agent")
     import grpc
 
     try:
-        sys.stdout.write(json.dumps(ask(socket.absolute())) + "\n")
+        sys.stdout.write(json.dumps(ask(socket.absolute(), tuple(options.prefixes))) + "\n")
     except grpc.RpcError as error:
         code = getattr(error, "code", lambda: "no answer")()
         sys.exit(f"the kubelet's PodResources API does not answer: {getattr(code, 'name', code)}")

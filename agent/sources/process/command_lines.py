@@ -8,6 +8,7 @@ from pathlib import Path
 from agent.config.settings import Config
 from agent.config.source_index import SOURCES, SourceRow, as_options
 from agent.model.errors import ConfigError
+from agent.sources.kubelet.pod_resources import command_line
 from agent.sources.process.supervisor import Supervisor
 
 _HUNG_POLLS = 12  # a source that said nothing for so many polls is ended: 60 s at the default poll
@@ -17,7 +18,7 @@ def supervisor(config: Config, simulation: Path | None = None) -> Supervisor:
     """Of all the sources; ``simulation`` is the folder of simulated GPUs."""
     if simulation is not None:
         (simulation / "kmsg").touch()  # the kernel log's source may be quicker than the simulation
-    return Supervisor(commands(config, simulation), hung_s(config), config.sources.pods.socket, diagnosis(config))
+    return Supervisor(commands(config, simulation), hung_s(config), pods(config), diagnosis(config))
 
 
 def hung_s(config: Config) -> float:
@@ -41,6 +42,11 @@ def commands(config: Config, simulation: Path | None) -> dict[str, list[str]]:
 
 def _python(row: SourceRow, simulation: Path | None) -> list[str]:
     return [sys.executable, "-m", row.module if simulation is None else row.stand_in or row.module]
+
+
+def pods(config: Config) -> list[str]:
+    """The command line that asks the kubelet which pod holds which GPU."""
+    return command_line(config.sources.pods.socket, config.drain.resource_prefixes)
 
 
 def diagnosis(config: Config) -> list[str]:

@@ -252,16 +252,16 @@ def tell(event: str, **facts: object) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m agent.sources.process.serving", description=__doc__)
     parser.add_argument("--socket", type=Path, required=True)
-    parser.add_argument("--kubelet", type=Path, required=True, help="the socket of its PodResources API")
     parser.add_argument("--hung-s", type=float, required=True)
     parser.add_argument("--commands", type=json.loads, required=True, help="source → command line, as JSON")
+    parser.add_argument("--pods", type=json.loads, required=True, help="the command line that asks for them, as JSON")
     parser.add_argument("--diagnosis", type=json.loads, required=True, help="its command line, as JSON")
     options = parser.parse_args()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        supervisor = Supervisor(options.commands, options.hung_s, options.kubelet, options.diagnosis)
+        supervisor = Supervisor(options.commands, options.hung_s, options.pods, options.diagnosis)
         serving = Serving(options.socket, supervisor, tell)
     except OSError as error:
         sys.stderr.write(f"gpu-health-agent: --socket: {options.socket} can't be made ({error.strerror or error})\n")

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from agent.config.source_index import KERNEL_LOG, SOURCES, Known, hold_gpus
@@ -51,10 +50,10 @@ class Supervisor:
     """Sources as processes of our own."""
 
     def __init__(
-        self, commands: Mapping[str, Sequence[str]], hung_s: float, kubelet: Path, diagnosis: Sequence[str]
+        self, commands: Mapping[str, Sequence[str]], hung_s: float, pods: Sequence[str], diagnosis: Sequence[str]
     ) -> None:
-        """``commands`` and ``diagnosis`` are command lines; ``kubelet`` is the socket of its PodResources API."""
-        self._commands, self._pods = commands, PodResources(kubelet)
+        """All but ``hung_s`` are command lines; that of ``pods`` asks the kubelet which pod holds which GPU."""
+        self._commands, self._pods = commands, PodResources(pods)
         self._diagnosing = Diagnosing(diagnosis)
         self._diagnosing.may = False  # until the GPUs are wanted
         self._known = Known()

@@ -109,7 +109,7 @@ def gone_if_it_began(path: Path) -> bool:
 def test_never_two_at_once_and_the_gpus_are_not_let_go_of_before_it_has_ended(tmp_path: Path) -> None:
     source = process("import time; time.sleep(60)")
     every = frozenset({"nvml", "dcgm"})
-    one = Supervisor({"nvml": source, "dcgm": source}, 60, tmp_path / "k", process(WAITS, tmp_path / "pid"))
+    one = Supervisor({"nvml": source, "dcgm": source}, 60, (), process(WAITS, tmp_path / "pid"))
     with pytest.raises(UndiagnosedError, match="let go of"):
         one.diagnose(1, ["GPU-a"], ignore)
     one.want(every, Known())
@@ -141,7 +141,7 @@ def test_one_that_nobody_waits_for_any_more_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_supervisor_that_closes_leaves_no_diagnosis_behind(tmp_path: Path) -> None:
-    one = Supervisor({}, 60, tmp_path / "k", process(WAITS, tmp_path / "pid"))
+    one = Supervisor({}, 60, (), process(WAITS, tmp_path / "pid"))
     one.want(frozenset(), Known())
     asking = Asking(one)
     pid = started(tmp_path / "pid")

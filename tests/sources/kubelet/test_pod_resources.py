@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +16,14 @@ import grpc
 import pynvml as nv
 import pytest
 
+from agent.config.settings import load
 from agent.model.errors import UnaskedError
 from agent.simulation.gpu import h100_8
 from agent.simulation.library import Library
-from agent.sources.kubelet.pod_resources import PodResources, gpu_of, messages
+from agent.sources.kubelet.pod_resources import PodResources, command_line, gpu_of, messages
+from agent.sources.process.command_lines import supervisor
+from agent.sources.process.remote import Remote
+from tests import waiting
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-aaaaaaaa-0000-0000-0000-000000000002"
 KNOWN = messages()
@@ -74,7 +81,7 @@ def test_each_pod_is_told_with_the_gpus_that_it_holds(kubelet: tuple[Kubelet, Pa
         mystery={"nvidia.com/gpu": [A, "MIG-no-such-instance"]},
         claimed={"claims": ["gpu-0"]},
     )
-    assert PodResources(socket).who_holds() == {
+    assert PodResources(command_line(socket)).who_holds() == {
         "a/whole": {A, B},
         "a/shared": {A},
         "a/old_mig": {B},
@@ -87,16 +94,41 @@ def test_each_pod_is_told_with_the_gpus_that_it_holds(kubelet: tuple[Kubelet, Pa
     }
 
 
+@pytest.mark.parametrize("containers", [1, 2])
+def test_the_prefixes_of_the_configuration_tell_what_is_a_gpu_in_one_container_and_in_two(
+    kubelet: tuple[Kubelet, Path], folder: Path, containers: int
+) -> None:
+    played, socket = kubelet
+    played.answer = lambda: listing(
+        ours={"vendor.example/slice": ["7"]}, mixed={"vendor.example/slice": [A]}, theirs={"nvidia.com/x": ["0"]}
+    )
+    settings = {"drain": {"resource_prefixes": ["vendor.example/"]}, "sources": {"pods": {"socket": str(socket)}}}
+    made = folder / "config.yaml"
+    made.write_text(json.dumps(settings))
+    held = {"a/ours": None, "a/mixed": {A}, "a/theirs": set()}
+    if containers == 1:
+        assert supervisor(load(made)).who_holds() == held
+        return
+    options = ["--config", str(made), "--socket", str(folder / "s"), "--simulate", "--simulation-dir", str(folder)]
+    other = subprocess.Popen([sys.executable, "-m", "agent", "sources", *options], stderr=subprocess.DEVNULL)
+    try:
+        waiting.until((folder / "s").is_socket, timeout_s=20.0)
+        assert Remote(folder / "s", ()).who_holds() == held
+    finally:
+        other.terminate()
+        other.wait(10)
+
+
 def test_a_kubelet_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UnaskedError, match="is not a socket: mount the kubelet's folder"):
-        PodResources(tmp_path / "kubelet.sock").who_holds()
+        PodResources(command_line(tmp_path / "kubelet.sock")).who_holds()
 
 
 def test_a_kubelet_that_hangs_is_one_sentence(kubelet: tuple[Kubelet, Path]) -> None:
     played, socket = kubelet
     played.answer = lambda: time.sleep(6)
     with pytest.raises(UnaskedError, match="does not answer: DEADLINE_EXCEEDED"):
-        PodResources(socket).who_holds()
+        PodResources(command_line(socket)).who_holds()
 
 
 @pytest.mark.parametrize("device", ["", "0", "gpu", "MIG-", "GPU-short", "../../x"])

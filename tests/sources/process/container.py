@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from agent.model.observation import Observation, Signal
+from agent.sources.kubelet.pod_resources import command_line
 from agent.sources.process.serving import Serving
 from agent.sources.process.supervisor import Supervisor
 
 GOOD = Observation(0, "nvml", Signal.ALIVE).to_json().encode() + b"\n"
 _BEATS = f"import time\nwhile True: print({GOOD.decode().strip()!r}, flush=True); time.sleep(0.05)"
-Made = Callable[[dict[str, list[str]], float, Path, Sequence[str]], Supervisor]
+Made = Callable[[dict[str, list[str]], float, Sequence[str], Sequence[str]], Supervisor]
 
 
 @contextlib.contextmanager
@@ -25,7 +26,7 @@ def serving(
 ) -> Iterator[tuple[Serving, Supervisor]]:
     """At the socket ``s`` of the folder; ``diagnosis`` is the program of one. It must live to the end."""
     commands = {"nvml": [sys.executable, "-c", _BEATS]}
-    supervisor = made(commands, 30.0, folder / "kubelet.sock", [sys.executable, "-c", diagnosis])
+    supervisor = made(commands, 30.0, command_line(folder / "kubelet.sock"), [sys.executable, "-c", diagnosis])
     stop = threading.Event()
     served = Serving(folder / "s", supervisor, lambda event, **_: told.append(event))
     thread = threading.Thread(target=served.run, args=(stop,))

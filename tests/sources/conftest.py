@@ -1,4 +1,4 @@
-"""What every test of the socket between the containers begins with."""
+"""What every test of the socket between the containers begins with: a folder for it."""
 
 from __future__ import annotations
 
