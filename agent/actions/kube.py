@@ -187,6 +187,10 @@ class KubeClient:
         self._pod_names = {uid: (pod.namespace, pod.name) for uid, pod in found.items()}
         return {uid: pod.workload for uid, pod in found.items()}
 
+    def running(self) -> frozenset[str]:
+        """The UIDs of this node's pods that have not ended; RefusedError, UnreachableError."""
+        return self._pods.running()
+
     def succeeds(self) -> None:
         """What the node holds is another life's from now on."""
         self._permits.succeeds()

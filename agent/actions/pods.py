@@ -23,6 +23,8 @@ from agent.model.world import Pod
 
 _KEEP = {KEEP_ANNOTATION: "true", "karpenter.sh/do-not-disrupt": "true"}
 _SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
+_AGENT = "agent"  # the container, in daemonset/
+_OVER = ("Succeeded", "Failed")
 _MIRROR = "kubernetes.io/config.mirror"
 # HAMi and Volcano share a GPU among pods and write here which one each got; the kubelet may name another.
 _SHARING = ("hami.io/", "volcano.sh/")
@@ -101,6 +103,10 @@ class Pods:
         """The pods of this node that can be read, by UID."""
         found = (self._pod(item) for item in self._items())
         return {pod.uid: pod for pod in found if not pod.unread}
+
+    def running(self) -> frozenset[str]:
+        """The UIDs of this node's pods that have not ended. The agent may have ended before its pod has."""
+        return frozenset(str(item["metadata"].get("uid")) for item in self._items() if not _ended(item))
 
     def evict(self, pod: Pod, outcome: str) -> None:
         self.evictions.evict(pod, self._raw[pod.uid]["metadata"].get("labels") or {}, outcome)
@@ -181,7 +187,7 @@ class Pods:
             or bool(spec.get("resourceClaims")),
             claims=_claims(annotations),
             static=_MIRROR in annotations,
-            finished=status.get("phase") in ("Succeeded", "Failed"),
+            finished=status.get("phase") in _OVER,
             terminating=metadata["uid"] in self._going,
             stuck=self._is_stuck(metadata, spec),
             priority=int(spec.get("priority") or 0),
@@ -228,6 +234,21 @@ def _controller(metadata: Mapping[str, Any]) -> Mapping[str, str] | None:
     """As long as real ones are: whoever makes a pod may write any text there, and it is stored on the Node."""
     found = (o for o in metadata.get("ownerReferences") or () if o.get("controller"))
     return next(({"kind": o["kind"][:63], "name": o["name"][:253]} for o in found), None)
+
+
+def _ended(item: Mapping[str, Any]) -> bool:
+    """Whether a pod has ended, or its container of the agent has for good; one that can't be read has not.
+
+    A pod that the kubelet evicted, or that failed at its start, stays in the API server until somebody removes it.
+    """
+    try:
+        status, policy = item.get("status") or {}, (item.get("spec") or {}).get("restartPolicy")
+        agents = [one for one in status.get("containerStatuses") or () if one["name"] == _AGENT]
+        codes = [ended.get("exitCode") for one in agents if (ended := (one.get("state") or {}).get("terminated"))]
+        for_good = policy == "Never" or (policy == "OnFailure" and codes == [0])
+        return status.get("phase") in _OVER or bool(codes and for_good)
+    except _UNREADABLE:
+        return False
 
 
 def _claims(annotations: Mapping[str, str]) -> frozenset[str] | None:

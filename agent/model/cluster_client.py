@@ -39,6 +39,9 @@ class ClusterClient(Protocol):
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → ``namespace/Kind/name`` of what controls it, for the pods of this node."""
 
+    def running(self) -> frozenset[str]:
+        """The UIDs of the node's pods that have not ended, nor the agent in them, if it is an agent's."""
+
     def succeeds(self) -> None:
         """What the node holds is another life's from now on: that may have asked for something a moment ago."""
 

@@ -33,10 +33,10 @@ def _after(writer: Claim | None, life: str) -> Claim:
 
 
 def _ended(writer: Claim, client: ClusterClient) -> bool:
-    """Whether its pod is no longer on the node. Of one that was started by hand nobody can tell."""
+    """Whether its pod is no longer on the node, or has ended there. Of one that was started by hand nobody can tell."""
     if writer.by_hand:
         return False
     try:
-        return writer.life not in client.workloads()
+        return writer.life not in client.running()
     except (RefusedError, UnreachableError):
         return False

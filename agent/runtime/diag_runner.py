@@ -46,6 +46,9 @@ class DiagRunner:
     def workloads(self) -> Mapping[str, str]:
         return self._client.workloads()
 
+    def running(self) -> frozenset[str]:
+        return self._client.running()
+
     def succeeds(self) -> None:
         self._client.succeeds()
 

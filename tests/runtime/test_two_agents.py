@@ -17,7 +17,7 @@ from agent.remediation.stored import load
 from agent.runtime.cycle import Cycle, turn
 from agent.runtime.exchange import Judged
 from agent.simulation.in_memory_cluster import InMemoryCluster
-from tests.actions.test_kube import EVICT, cluster, fatal, healthy, node, taints
+from tests.actions.test_kube import EVICT, MERGE, cluster, fatal, healthy, node, taints
 
 
 @dataclass
@@ -121,6 +121,42 @@ def test_whoever_stands_back_acts_again_once_the_other_ones_pod_is_gone() -> Non
     other.ends()
     assert one.round(healthy()) > 0
     assert (writer(made), one.stands_back) == (one.cycle.life, False)
+
+
+def ended(code: int) -> list[dict[str, Any]]:
+    return [
+        {"name": "sources", "state": {"running": {}}},
+        {"name": "agent", "state": {"terminated": {"exitCode": code}}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "status", "over"),
+    [
+        ("Always", {"phase": "Failed", "reason": "Evicted"}, True),
+        ("Always", {"phase": "Succeeded"}, True),
+        ("Never", {"phase": "Running", "containerStatuses": ended(1)}, True),
+        ("OnFailure", {"phase": "Running", "containerStatuses": ended(0)}, True),
+        ("OnFailure", {"phase": "Running", "containerStatuses": ended(1)}, False),
+        ("Always", {"phase": "Running", "containerStatuses": ended(0)}, False),  # it begins anew
+        ("Never", {"phase": "Running", "containerStatuses": ended(1)[:1]}, False),
+        ("Never", {"phase": "Running", "containerStatuses": 7}, False),  # what can't be read may still run
+        ("Never", {"phase": "Running", "containerStatuses": [{"state": "terminated"}]}, False),
+        ("Never", {"phase": "Unknown"}, False),
+    ],
+)
+def test_an_agent_whose_pod_has_ended_is_no_second_agent_though_its_object_stays(
+    policy: str, status: dict[str, Any], over: bool
+) -> None:
+    made = cluster()
+    one = Agent(made, "one")
+    one.round(healthy())
+    other = Agent(made, "other")
+    other.round(fatal())
+    assert (one.round(fatal()), one.stands_back) == (0, True)
+    path = "/api/v1/namespaces/gpu-health-agent/pods/other"
+    made("PATCH", path, {"spec": {"restartPolicy": policy}, "status": status}, MERGE)
+    assert (one.round(healthy()) > 0, not one.stands_back) == (over, over)
 
 
 def test_whoever_takes_over_gives_nothing_back_while_what_the_other_asked_for_may_still_arrive() -> None:
