@@ -21,12 +21,16 @@ class Loopback:
         self.port = int(self._listener.getsockname()[1])
         self.connections = 0
         self.url = f"{'https' if context else 'http'}://127.0.0.1:{self.port}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # The thread ends first: it would accept at this file number, which the next test's server may have.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
         self._listener.close()
 
     def _accept(self) -> None:

@@ -94,8 +94,8 @@ class Server:
 
     def shutdown(self) -> None:
         """Hang up on everybody."""
+        self._listener.shutdown(socket.SHUT_RDWR)  # which wakes the thread; it closes the socket once it is to stop
         self._stopping = True
-        self._listener.shutdown(socket.SHUT_RDWR)  # which wakes the thread
         self._thread.join()
 
     def made(self, path: str, make: Callable[[], bytes]) -> bytes:

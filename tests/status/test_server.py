@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -77,6 +77,25 @@ def test_a_client_that_hangs_up_leaves_no_word_in_the_log(capfd: pytest.CaptureF
         assert healthy(server)
         until(lambda: server.connections == (0, 0))
     assert capfd.readouterr().err == ""
+
+
+def test_a_client_that_comes_while_the_server_stops_is_no_trouble() -> None:
+    class Slow:
+        """Its thread gets a turn before the listener is shut down."""
+
+        def __init__(self, server: Server) -> None:
+            self._server, self._listener = server, server._listener
+
+        def shutdown(self, how: int) -> None:
+            connected(self._server).close()
+            self._server._thread.join(0.2)
+            self._listener.shutdown(how)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._listener, name)
+
+    with listening() as server:
+        server._listener = cast("socket.socket", Slow(server))
 
 
 def test_any_number_of_idle_clients_keeps_no_probe_out_and_costs_no_more_than_a_few() -> None:
