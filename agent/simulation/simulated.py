@@ -17,7 +17,7 @@ from typing import Any
 import pynvml as nv
 
 from agent.model.errors import AgentError, NotRunningError, UsageError
-from agent.model.text import normalise_pci
+from agent.model.text import normalise_pci, read_json
 from agent.simulation.gpu import SimulatedGpu
 from agent.simulation.library import Library
 from agent.simulation.scenario import PROFILES, Scenario, load_scenario, numbers, wrong
@@ -26,6 +26,7 @@ from agent.sources.nvml import session as nvml
 _REBOOT_XIDS, _RESET_XIDS = (79,), (46, 48, 62, 64, 95, 110, 119, 120, 140, 143, 158, 169, 175)
 _REBOOT_ACTIONS = (2, 7)
 _REPLY_S = 3.0
+_LONGEST = 64 * 1024  # of a request
 _DRIVER, _USER = 3, 12  # priorities: the kernel's own error, a warning that user space wrote (facility 1)
 
 
@@ -181,7 +182,7 @@ class Simulation:
                 with connection:
                     connection.settimeout(_REPLY_S)
                     try:
-                        request = json.loads(connection.makefile().readline())
+                        request = read_json(connection.makefile().readline(_LONGEST))
                         reply = self.request(request) if isinstance(request, dict) else {"error": "not an object"}
                     except (OSError, ValueError) as error:
                         reply = {"error": str(error)}

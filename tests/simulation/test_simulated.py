@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -130,6 +132,17 @@ def test_the_program_reads_an_injection_at_once_and_leaves_no_socket(tmp_path: P
         process.terminate()
         assert process.wait(5) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boot_id", "bus", "gpus", "kmsg"]
+
+
+def test_a_request_of_any_depth_or_length_ends_no_simulation(simulation: Simulation, tmp_path: Path) -> None:
+    threading.Thread(target=simulation.serve, args=(simulation.listen(),), daemon=True).start()
+    for said in (b"[" * 60_000 + b"\n", b"[" * 200_000 + b"\n", b'{"gpu": 1e999}\n', b"\xff\n", b"7\n"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "control"))
+            with contextlib.suppress(ConnectionError):  # it has read enough
+                client.sendall(said)
+                assert b'"error"' in client.recv(4096)
+    assert inject(tmp_path, {"gpu": 3, "xid": 95})
 
 
 def test_an_unknown_scenario_ends_the_program_in_a_sentence(tmp_path: Path) -> None:
