@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Protocol
 from urllib.parse import quote
 
@@ -19,14 +21,31 @@ class Execute(Protocol):
     def __call__(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> str: ...
 
 
-def executor(kubeconfig: str | None, timeout_s: float = 30.0) -> Execute:
-    """Credentials as for ``connect``."""
+def executor(kubeconfig: str | None, timeout_s: float = 30.0, connect_s: float = 10.0) -> Execute:
+    """Credentials as for ``connect``. A command may take ``timeout_s``, the way to it ``connect_s``."""
     from kubernetes.stream.ws_client import WSClient, get_websocket_url
     from websocket import WebSocketBadStatusException, WebSocketException
 
     configuration = configure(kubeconfig)
 
     def execute(namespace: str, pod: str, container: str, command: Sequence[str]) -> str:
+        # The library bounds no handshake, nor a frame that breaks off: what hangs there is left behind.
+        said: Future[str] = Future()
+
+        def work() -> None:
+            try:
+                said.set_result(run(namespace, pod, container, command))
+            except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+                said.set_exception(error)
+
+        threading.Thread(target=work, name="exec", daemon=True).start()
+        try:
+            return said.result(connect_s + timeout_s)
+        except TimeoutError:
+            whole_s = connect_s + timeout_s
+            raise UnreachableError(f"{configuration.host} does not answer an exec within {whole_s:g} s") from None
+
+    def run(namespace: str, pod: str, container: str, command: Sequence[str]) -> str:
         path = f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(pod, safe='')}/exec"
         asked = [("container", container), ("stdout", "true"), ("stderr", "true"), ("command", list(command))]
         headers = {"sec-websocket-protocol": "v4.channel.k8s.io"}
