@@ -13,7 +13,7 @@ from agent.actions.api import Api, connect
 from agent.actions.fleet import deployed
 from agent.actions.kube import KubeClient
 from agent.commands.replay import ending
-from agent.commands.setup import configured, opened, persons
+from agent.commands.setup import configured, lines_of, opened, persons
 from agent.config.settings import Config, Mode
 from agent.diagnosis.linked import linked
 from agent.model.errors import MalformedError, NotRunningError, UsageError
@@ -87,7 +87,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
 def recorded(path: Path, other: Config | None) -> dict[str, Any]:
     """How a recording ends. UsageError for a file that is none."""
     with opened(path) as lines:
-        verdict, config = ending(lines, other)
+        verdict, config = ending(lines_of(lines), other)
     return {
         "node": path.name,
         "status": str(verdict.status),

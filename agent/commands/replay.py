@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from agent.actions.kube import KubeClient
-from agent.commands.setup import as_text, configured, opened, undamaged
+from agent.commands.setup import as_text, configured, lines_of, opened, undamaged
 from agent.config.settings import Config
 from agent.config.source_index import GPUS, KERNEL_LOG
 from agent.diagnosis.judge import Memory, Orders, judge
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             if not path.is_file():
                 raise UsageError(f"{path}: no such file")
             text = stack.enter_context(opened(path))
-        for decision in replay(undamaged(text), config, arguments.profile):
+        for decision in replay(undamaged(lines_of(text)), config, arguments.profile):
             sys.stdout.write(decision + "\n")
     return 0
 

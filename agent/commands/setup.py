@@ -11,12 +11,16 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader, TextIOWrapper
+from itertools import count
 from pathlib import Path
+from typing import TextIO
 
 from agent.config.settings import Config, load
 from agent.model.cluster_client import ClusterClient
 from agent.model.errors import ConfigError, UnreadableError, UsageError
 from agent.simulation.folder import simulation_directory
+
+_LONGEST_LINE = 16 << 20  # characters; what a Node and its pods hold is a thirtieth of it
 
 
 def configured(path: str | None) -> Config:
@@ -73,6 +77,17 @@ def undamaged(lines: Iterable[str]) -> Iterator[str]:
         yield from lines
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UnreadableError(f"the gzip is damaged or cut off ({error}): copy the file anew") from error
+
+
+def lines_of(text: TextIO) -> Iterator[str]:
+    """The lines of a recording or a log; UsageError for one that is longer than any that an agent writes."""
+    for number in count(1):
+        line = text.readline(_LONGEST_LINE + 1)
+        if not line:
+            return
+        if len(line) > _LONGEST_LINE:
+            raise UsageError(f"line {number}: longer than {_LONGEST_LINE >> 20} MiB, as no line of a recording is")
+        yield line
 
 
 def simulated(arguments: argparse.Namespace, config: Config) -> tuple[Config, Path | None]:

@@ -155,6 +155,18 @@ def test_an_empty_log_and_a_broken_recording_are_said(tmp_path: Path, capsys: py
     assert main(["replay", "-", "--profile", "x"]) == 64
 
 
+@pytest.mark.parametrize("command", [["replay"], ["explain", "--recording"]])
+def test_a_recordings_line_without_an_end_is_not_read_to_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    endless = tmp_path / "endless"
+    with endless.open("w") as out:
+        out.write('{"recording":1,"config":{},"sources":["nvml"]}\n{"t":1,"wall":1,"seen":[')
+        out.truncate(1 << 40)  # a hole takes no room
+    assert main([*command, str(endless)]) == 64
+    assert "line 2: longer than 16 MiB, as no line of a recording is" in capsys.readouterr().err
+
+
 def plan(**changes: object) -> str:
     world: dict[str, object] = {"node": "n", "uid": "u", "taints": [], "slots": None, "pods": None, "jobs": None}
     return json.dumps({"plan": 1, "world": {**world, **changes}, "local": {"holders": changes.pop("holders", None)}})
