@@ -189,7 +189,8 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
     waited = now - cycle.began >= config.repair.prove_s
     heard = verdict.heard if verdict else frozenset()
     keep_off = released(world.labels, records, None if waited else heard) if acts else upgrading(world.labels)
-    standing = world.withdrawn or any(permit.holder == world.holder for permit in world.permits or ())
+    # A hidden permit can't be given back: nothing of it is done here, and who needs one is told of it.
+    standing = world.withdrawn or any(p.holder == world.holder and not p.hidden for p in world.permits or ())
     seen = watched(cycle.watched, records, world, cycle.look_began, now, cycle.looked_at)
     cycle = replace(
         cycle,

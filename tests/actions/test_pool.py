@@ -17,6 +17,8 @@ from agent.model.steps import TakePermit, Wait
 from agent.model.text import rfc3339
 from agent.model.world import Local, PermitKind
 from agent.remediation.plan import plan
+from agent.runtime.cycle import Cycle, turn
+from agent.runtime.exchange import Judged
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, holders, node, taints
 from tests.actions.test_permits import Clock, Fleet, waits
@@ -176,6 +178,20 @@ def test_a_permit_whose_labels_somebody_took_off_is_named_and_counts_as_held(hel
     del made._objects["leases", "gpu-health-agent", name]
     drive(client, fatal(), config)
     assert withdrawn(made) == {"n2"}
+
+
+def test_a_healthy_node_that_a_permit_without_labels_names_is_looked_at_as_seldom_as_others() -> None:
+    made, config = cluster("n1", "n2", "n3"), tainting()
+    client = KubeClient(made, "n1", config)
+    drive(client, fatal(), config)
+    strip(made, "gpu-health-agent-withdrawn-gpu-0")
+    drive(client, fatal(), config)
+    cycle = Cycle(config, 0.0)
+    for verdict in (fatal(), *[healthy()] * 6):
+        cycle = turn(cycle, Judged(verdict), client, lambda _: None).cycle
+    assert client.look(closely=True).permits, "it is listed since it was found taken"
+    assert withdrawn(made) == set()
+    assert not cycle.standing
 
 
 def test_of_two_permits_the_one_without_labels_keeps_nobody_from_the_other() -> None:
