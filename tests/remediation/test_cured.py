@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from agent.config.settings import Repair
 from agent.model.names import PAUSE_CONFIGMAP
 from agent.model.text import rfc3339
-from tests.life import UUID, Life
+from tests.life import CONFIG, UUID, Life
 from tests.observe import GPU, OTHER
 from tests.remediation.test_repair import CONTACT_SUPPORT, MERGE, REBOOT, RESET, returned
 
@@ -26,6 +27,15 @@ def test_no_pod_leaves_a_node_whose_cure_is_proved() -> None:
     assert life.node()["metadata"]["labels"]["gpu-health-agent/state"] == "validating"
     life.run(100)
     assert (life.cluster.evicted, life.repairs, returned(life)) == ([], [], True)
+
+
+def test_a_cured_node_whose_drain_was_over_when_its_agent_was_started_anew_does_not_wait() -> None:
+    life = Life(REBOOT, CONFIG.model_copy(update={"repair": Repair()}))
+    life.run(60)
+    assert (life.cluster.evicted, sorted(life.holders())) == (["research/train"], ["", "n1/uid-1"])
+    life.reboots()  # a new life of the agent, which knows nothing of what the last one asked for
+    life.run(120)
+    assert (returned(life), any(life.holders())) == (True, False)
 
 
 def test_a_node_that_is_cured_before_it_was_withdrawn_is_not_withdrawn() -> None:
