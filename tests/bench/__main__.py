@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
 import ssl
 import statistics
 import subprocess
@@ -27,7 +26,8 @@ from tests.bench.judging import judging
 from tests.bench.usage import cpu_s, rollup
 from tests.bench.witness import witness
 from tests.cluster.build import assets
-from tests.cluster.control_plane import ControlPlane, environment
+from tests.cluster.control_plane import ControlPlane
+from tests.running import Running
 
 TRIALS, IDLE_S = 50, 65
 XID = "NVRM: Xid (PCI:0000:1b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
@@ -140,7 +140,7 @@ def latency(plane: ControlPlane, folder: Path) -> None:
         look_s = agent.until(lambda state: "taint the node" in " ".join(state["steps"]))["look_s"]
         whole.append(took - look_s)
         reads.append(look_s)
-        agent.kill()
+        agent.end()
         forget(plane)
         time.sleep(0.3)
         for _ in range(5):  # spread over the run, so that both meet the same machine
@@ -190,7 +190,7 @@ def footprint(plane: ControlPlane, folder: Path, profile: str, split: bool) -> N
     asked = sum(after.values()) - sum(sent.values())
     written = asked - sum(after.get(verb, 0) - sent.get(verb, 0) for verb in ("GET", "WATCH"))
     print(f"  API requests                  {60 * asked / elapsed:.2f} a minute, {written} of them writes", flush=True)
-    agent.kill()
+    agent.end()
     if other:
         other.terminate()
         other.wait(10)
@@ -203,43 +203,14 @@ def requested_mib(container: str) -> int:
     return int(memory.removesuffix("Mi"))
 
 
-class Agent:
+class Agent(Running):
     """``gpu-health-agent run`` with the ServiceAccount's own credentials."""
 
     def __init__(self, plane: ControlPlane, folder: Path, config: Path, *extra: str) -> None:
-        credentials = plane.agent_kubeconfig(NODE)
-        self._log = folder / "agent.log"
-        with self._log.open("wb") as out:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "agent",
-                    "run",
-                    "--config",
-                    str(config),
-                    "--node",
-                    NODE,
-                    "--kubeconfig",
-                    str(credentials),
-                    *extra,
-                ],
-                stderr=out,
-                env=environment(),
-            )
-        self.pid = self._process.pid
-        self._port = 0
+        super().__init__(folder / "agent.log", config, NODE, plane.agent_kubeconfig(NODE), *extra)
 
     def state(self) -> dict[str, Any]:
-        for line in self._log.read_text().splitlines():
-            if '"event": "started"' in line:
-                self._port = json.loads(line)["port"]
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
-        try:
-            connection.request("GET", "/state")
-            return dict(json.loads(connection.getresponse().read()))
-        finally:
-            connection.close()
+        return dict(json.loads(self.get("/state")))
 
     def until(self, wanted: Any, timeout_s: float = 60) -> dict[str, Any]:
         end = time.monotonic() + timeout_s
@@ -252,10 +223,6 @@ class Agent:
                 pass
             time.sleep(0.02)
         raise RuntimeError(f"the agent did not get there:\n{self._log.read_text()[-3000:]}")
-
-    def kill(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(10)
 
 
 def forget(plane: ControlPlane) -> None:

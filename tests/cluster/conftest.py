@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +20,8 @@ import pytest
 import yaml
 
 from tests.cluster.build import assets
-from tests.cluster.control_plane import ControlPlane, environment
+from tests.cluster.control_plane import ControlPlane
+from tests.running import Running
 
 _NUMBERS = itertools.count(1)
 OVERLAYS = Path(__file__).parents[2] / "daemonset" / "overlays"
@@ -148,7 +148,6 @@ class AgentProcess:
         self.kernel_log.touch()
         self._sequence = itertools.count(100)
         self.simulation = folder / "simulation"
-        self.port = 0
         config: dict[str, Any] = {
             "mode": mode,
             "poll_s": 0.5,
@@ -164,49 +163,23 @@ class AgentProcess:
         self.config.write_text(yaml.safe_dump(config))
         self._simulate = ["--simulate", simulate] if simulate else []
         self.log = folder / "agent.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._life: Running | None = None
         self._pod_uid = str(uuid.uuid4())
 
     def start(self, *extra: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "agent",
-            "run",
-            "--config",
-            str(self.config),
-            "--node",
-            self.site.nodes[0],
-            "--kubeconfig",
-            str(self.kubeconfig),
-            "--simulation-dir",
-            str(self.simulation),
-            *self._simulate,
-            *extra,
-        ]
-        with self.log.open("ab") as out:
-            began = out.tell()
-            own = {**environment(), "POD_UID": self._pod_uid}  # a container that begins anew is in the same pod
-            self._process = subprocess.Popen(command, stdout=out, stderr=out, env=own)
-        self.site.plane.wait("the agent listens", lambda: self._listens(began))
-
-    def _listens(self, began: int) -> bool:
-        for line in self.log.read_bytes()[began:].splitlines():
-            if b'"event": "started"' in line:
-                self.port = json.loads(line)["port"]
-                return True
-        return False
+        options = ("--simulation-dir", str(self.simulation), *self._simulate, *extra)
+        own = {"POD_UID": self._pod_uid}  # a container that begins anew is in the same pod
+        self._life = Running(self.log, self.config, self.site.nodes[0], self.kubeconfig, *options, **own)
+        self.site.plane.wait("the agent listens", lambda: self._life and self._life.port)
 
     def kill(self) -> None:
         """As the kernel's out-of-memory killer would."""
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGKILL)
-        self._process.wait(10)
+        assert self._life
+        self._life.end(signal.SIGKILL)
 
     def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait(10)
+        if self._life:
+            self._life.end()
 
     def kernel(self, text: str) -> None:
         """The kernel says something."""
@@ -214,8 +187,8 @@ class AgentProcess:
             log.write(f"3,{next(self._sequence)},{int(time.monotonic() * 1e6)},-;{text}\n".encode())
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
-            return str(answer.read().decode())
+        assert self._life
+        return self._life.get(path)
 
     def state(self) -> dict[str, Any]:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import secrets
 import signal
 import socket
@@ -371,8 +370,3 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
-
-
-def environment() -> dict[str, str]:
-    """The environment for programs under test: no cluster of the person's own may leak in."""
-    return {k: v for k, v in os.environ.items() if k not in ("KUBECONFIG", "NODE_NAME", "POD_UID")}

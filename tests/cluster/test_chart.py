@@ -17,10 +17,11 @@ from agent.config.settings import Config
 from tests import chart as source
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS
-from tests.cluster.control_plane import ControlPlane, environment
+from tests.cluster.control_plane import ControlPlane
 from tests.cluster.helm import helm
 from tests.cluster.test_monitoring import install_stubs
 from tests.documents import DOCUMENTS, ON_CALL, anchors
+from tests.running import environment
 
 CHART, MONITORING = source.CHART, OVERLAYS.parent / "monitoring"
 NAMESPACE = "gpu-health-agent"

@@ -15,9 +15,10 @@ import yaml
 
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS, Site, StartAgent
-from tests.cluster.control_plane import ControlPlane, environment
+from tests.cluster.control_plane import ControlPlane
 from tests.cluster.helm import helm
 from tests.documents import INSTALLING, MOVED, shell_blocks
+from tests.running import environment
 
 ROOT = OVERLAYS.parents[1]
 NAMESPACE = "/api/v1/namespaces/gpu-health-agent"

@@ -16,8 +16,8 @@ from agent.model.names import SOFT_TAINT
 from agent.model.steps import Retaint
 from agent.model.world import Taint
 from tests.cluster.conftest import Site, StartAgent
-from tests.cluster.control_plane import environment
 from tests.cluster.test_spine import UNHEALTHY, XID_79
+from tests.running import environment
 
 
 def test_a_node_that_does_not_exist_is_said_and_waited_for(site: Site, agent: StartAgent) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.cluster.conftest import Site, StartAgent
-from tests.cluster.control_plane import environment
+from tests.running import environment
 
 XID_79 = "NVRM: Xid (PCI:0000:1b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 UNHEALTHY = "gpu-health-agent/unhealthy"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -18,8 +17,8 @@ from typing import Any
 import yaml
 
 from agent.simulation.in_memory_cluster import InMemoryCluster
+from tests.running import ROOT, Running
 
-ROOT = Path(__file__).parents[2]
 LONG_S = 60.0  # for what takes a second on a quiet machine
 
 
@@ -133,33 +132,10 @@ class Agent:
             )
         )
         self.log = folder / f"{node}.log"
-        command = [
-            sys.executable,
-            "-m",
-            "agent",
-            "run",
-            "--config",
-            str(config),
-            "--node",
-            node,
-            "--simulate",
-            "--kubeconfig",
-            str(api.kubeconfig),
-            "--simulation-dir",
-            str(self.simulation),
-        ]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
-        with self.log.open("wb") as out:
-            self._process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-        self.port = until(f"the agent of {node} listens", self._port)
+        simulated = ("--simulate", "--simulation-dir", str(self.simulation))
+        self._life = Running(self.log, config, node, api.kubeconfig, *simulated, NO_PROXY="127.0.0.1")
+        self.port = until(f"the agent of {node} listens", lambda: self._life.port)
         until(f"the GPUs of {node} are read", lambda: self.state().get("status") == "healthy")
-
-    def _port(self) -> int:
-        assert self._process.poll() is None, self.log.read_text()
-        for line in self.log.read_text().splitlines():
-            if '"event": "started"' in line:
-                return int(json.loads(line)["port"])
-        return 0
 
     def state(self) -> dict[str, Any]:
         return get(f"http://127.0.0.1:{self.port}/state") or {}
@@ -169,6 +145,4 @@ class Agent:
         subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
 
     def stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait(20)
+        self._life.end()

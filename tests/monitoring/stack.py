@@ -19,7 +19,8 @@ from urllib.parse import quote
 import yaml
 
 from tests.monitoring.programs import at_home, program
-from tests.monitoring.site import ROOT, Agent, ApiServer, get, until
+from tests.monitoring.site import Agent, ApiServer, get, until
+from tests.running import ROOT
 
 FOLDER = ROOT / "daemonset" / "monitoring"
 SCRAPE_S = 1

@@ -12,7 +12,7 @@ import yaml
 
 from tests.documents import DOCUMENTS, ON_CALL, anchors
 from tests.monitoring.programs import program
-from tests.monitoring.site import ROOT
+from tests.running import ROOT
 from tests.status.test_metrics import exported
 
 FOLDER = ROOT / "daemonset" / "monitoring"

@@ -8,8 +8,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.monitoring.site import ROOT, Agent, ApiServer, until
+from tests.monitoring.site import Agent, ApiServer, until
 from tests.monitoring.stack import Stack
+from tests.running import ROOT
 from tests.screenshots.panels import served
 
 TAKEN = ROOT / "build" / "screenshots"
