@@ -22,7 +22,7 @@ from agent.remediation.ladder import aimed, concerns, current, own, possible
 from agent.remediation.nvidia_smi import EXIT_CODES
 from agent.remediation.records import Attempt, Records, Stage
 
-_CURED = "the GPUs were cured by somebody else: they stay well for a while first"
+CURED = "the GPUs were cured by somebody else: they stay well for a while first"
 
 
 def yet_to_come(case: Case, treatment: Treatment, records: Records) -> Treatment | None:
@@ -103,7 +103,7 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
             return _restored(records), ()
         if records.attempts or possible(settings, treatment):
             return _restored(records), (Wait(why, On.REPAIR),)
-        return _restored(records), (Wait(why if treatment.unproved else _CURED),)  # who repairs by hand is not alerted
+        return _restored(records), (Wait(why if treatment.unproved else CURED),)  # who repairs by hand is not alerted
     if not drained:
         return records, ()
     if not local.gathered:
@@ -113,7 +113,7 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     if name := running(world):  # of an incident whose records are lost
         return records, (Wait(f"{name} runs: nothing else is begun"),)
     if not treatment.unproved:
-        return records, (Wait(_CURED),)
+        return records, (Wait(CURED),)
     if local.up_s < settings.prove_s and any(rebooted(f.boot_id, case.verdict) for f in case.verdict.faults):
         return records, (Wait("the node was rebooted since its fault was seen: whether that cured it is awaited"),)
     due = treatment.outstanding

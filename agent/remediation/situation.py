@@ -15,7 +15,7 @@ from agent.remediation.idle_reset import chosen
 from agent.remediation.ladder import effective
 from agent.remediation.other_controllers import another, upgrading
 from agent.remediation.records import Records
-from agent.remediation.repair import running
+from agent.remediation.repair import CURED, running
 from agent.remediation.stored import Stored, load
 
 _OBSERVED = "mode observe: the node would be withdrawn, and is only reported"
@@ -86,7 +86,7 @@ def situation(case: Case) -> Now:
         return Now(Situation.UNEXPLAINED, (Wait(f"{why}: a person must remove the taint", On.STOPPED),), case)
     treatment, records, waits = chosen(case, stored.records if stored else Records())
     if treatment and not (treatment.idle or treatment.unproved or world.tainted):
-        treatment = None  # cured before it was withdrawn: it only stays well for a while first
+        treatment, waits = None, (*waits, Wait(CURED))  # before it was withdrawn
     evicts = config.mode is Mode.EVICT
     if treatment:
         records = replace(records, validation=None)  # it began too early, and comes again after the cure

@@ -102,13 +102,13 @@ def _without(fleet: Fleet, lease: str) -> None:
 def error_label(fleet: Fleet) -> Trouble:
     """A person says of a node that its GPUs are bad, by the label that we write as well."""
     node = fleet.any_node()
-    mine = node.raw is not None and ERROR_LABEL not in node.raw["metadata"]["labels"]
-    if mine:
+    uid = node.raw["metadata"]["uid"] if node.raw and ERROR_LABEL not in node.raw["metadata"]["labels"] else ""
+    if uid:
         fleet.server.change("nodes", node.name, {"metadata": {"labels": {ERROR_LABEL: "true"}}})
-        fleet.wire.watch.persons.add(node.name)
+        fleet.wire.watch.persons.add(uid)
     yield
-    if mine:
-        fleet.wire.watch.persons.discard(node.name)
+    fleet.wire.watch.persons.discard(uid)
+    if node.raw and node.raw["metadata"]["uid"] == uid:  # a Node made anew lost it
         fleet.server.change("nodes", node.name, {"metadata": {"labels": {ERROR_LABEL: None}}})
 
 

@@ -42,7 +42,7 @@ class Watch:
         self.drains: dict[str, tuple[str, float]] = {}  # Lease → its holder, and since when
         self.meddled: dict[str, float] = {}  # node → when somebody took its permits away
         self.reserved: set[str] = set()  # the Jobs that were written down before they were made
-        self.persons: set[str] = set()  # nodes that bear a person's label of a GPU error
+        self.persons: set[str] = set()  # UIDs of Nodes that bear a person's label of a GPU error
         self.out: dict[str, float] = {}  # node → since when it is out of service otherwise
 
     def written(self, node: Node, what: str, kind: str, before: Any, after: Any) -> None:
@@ -101,13 +101,14 @@ class Watch:
         self._others(was == now, node, f"{was} became {now}")
         begun = kept(after["metadata"].get("annotations", {}).get(FAULTS_ANNOTATION)).begun
         self.reserved |= {one.job if isinstance(one, Attempt) else one.name for one in begun}
-        theirs = node.name not in self.persons or after["metadata"]["labels"].get(ERROR_LABEL) == "true"
+        theirs = after["metadata"]["uid"] not in self.persons or after["metadata"]["labels"].get(ERROR_LABEL) == "true"
         self._others(theirs, node, f"label {ERROR_LABEL} of a person went")
         if not withdraws(before) and withdraws(after):
             self._withdrawn(node, after)
 
     def _withdrawn(self, node: Node, raw: Any) -> None:
         """A taint of ours has come to a node just now."""
+        self.seen()  # whoever came back a moment ago is not out
         fleet, keep = self.fleet, self.fleet.promises.keep
         holder = f"{node.name}/{raw['metadata']['uid']}"
         held = any(_holder(lease) == holder and _kind(lease) == "withdrawn" for lease in self.server.all("leases"))

@@ -38,16 +38,19 @@ def test_a_cured_node_whose_drain_was_over_when_its_agent_was_started_anew_does_
     assert (returned(life), any(life.holders())) == (True, False)
 
 
-def test_a_node_that_is_cured_before_it_was_withdrawn_is_not_withdrawn() -> None:
+def test_a_node_that_is_cured_before_it_was_withdrawn_is_not_withdrawn_and_says_what_it_waits_for() -> None:
     life = Life(REBOOT)
     body = {"metadata": {"name": PAUSE_CONFIGMAP}, "data": {"paused": "true"}}
     life.cluster._store("configmaps", "gpu-health-agent", body)
     life.run(30)
     life.reboots()
     del life.cluster._objects["configmaps", "gpu-health-agent", PAUSE_CONFIGMAP]
-    while life.cycle.world is None or life.verdict.fatal:  # it soaks
+    soaked = []
+    while life.cycle.world is None or life.verdict.fatal:
         life.tick()
         assert not life.tainted()
+        soaked += [life.waits] if life.last and life.verdict.fatal else []
+    assert set(soaked) == {("the GPUs were cured by somebody else: they stay well for a while first",)}
     life.run(20)
     assert (life.cluster.evicted, life.repairs, returned(life)) == ([], [], True)
 
