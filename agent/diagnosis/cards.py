@@ -12,13 +12,14 @@ ABSENT = "absent"
 HELD_BY_NOBODY_ELSE = (ABSENT, "nvidia", "none", "unknown")  # the last: the kernel's word can't be had
 
 
-def card_of(reading: Observation, before: Card | None) -> Card | None:
-    """The card that was read, with the most NVLinks it ever had up; None if it can't be told."""
+def card_of(reading: Observation, before: Card | None, boot_id: str) -> Card | None:
+    """The card that was read in this boot, with the most NVLinks it ever had up; None if it can't be told."""
     uuid, links = reading.values.get("uuid"), reading.values.get("nvlink_active")
     if not isinstance(uuid, str) or isinstance(uuid, Missing):
         return None
     most = before.nvlinks if before and before.uuid == uuid else 0
-    return Card(uuid, max(most, int(links) if isinstance(links, int | float) else 0), peers_of(reading, before))
+    most = max(most, int(links) if isinstance(links, int | float) else 0)
+    return Card(uuid, most, peers_of(reading, before), boot_id)
 
 
 def missing(alive: Observation) -> Iterator[tuple[str, str]]:

@@ -144,8 +144,8 @@ def _age(
 ) -> Fault | None:
     if old and _another_card(old, history):
         old = None
-    if old and not old.uuid and old.boot_id == history.boots.get(GPUS):
-        old = replace(old, uuid=history.uuid(old.finding.pci))  # no card was changed without a reboot
+    if old and not old.uuid:
+        old = replace(old, uuid=_card(old.finding.pci, old.boot_id, history))
     passed = old is not None and not lasts(old.finding)
     if old and passed and not old.confirmed and history.now - old.last > limits.xid_count_window_s:
         old = None  # an event waits for another one that confirms it, however often it is judged, and not for ever
@@ -206,13 +206,14 @@ def _could_be_seen(fault: Fault, history: History, unseen: Mapping[str, Reason],
 
 def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
     if old is None:
+        boot_id = history.boots.get(finding.witness, history.boot_id)
         return Fault(
             finding,
             since=finding.evidence.at,
             began=finding.arrived,
             last=finding.arrived,
-            uuid=history.uuid(finding.pci),
-            boot_id=history.boots.get(finding.witness, history.boot_id),
+            uuid=history.uuid(finding.pci) or _card(finding.pci, boot_id, history),
+            boot_id=boot_id,
             confirmed=finding.confirm_s <= 0,
             counters=counted(None, history, finding.pci),
             witnesses=(finding.evidence,),
@@ -251,6 +252,12 @@ def _joined(witnesses: tuple[Evidence, ...], new: Evidence) -> tuple[Evidence, .
 def _also(fault: Fault, evidence: Evidence) -> Fault:
     witnesses = _joined(fault.witnesses, evidence)
     return fault if witnesses is fault.witnesses else replace(fault, witnesses=witnesses)
+
+
+def _card(pci: str, boot_id: str, history: History) -> str:
+    """UUID of the card that was there in this boot, whoever read it; empty: not known."""
+    card = history.cards.get(pci)
+    return card.uuid if card and card.there(boot_id) else ""
 
 
 def _another_card(fault: Fault, history: History) -> bool:

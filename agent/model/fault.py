@@ -17,6 +17,11 @@ class Card:
     uuid: str
     nvlinks: int = 0  # the most that were ever seen up
     peers: frozenset[str] | None = frozenset()  # addresses that its links bind it to in a reset; None: not known
+    boot_id: str = ""  # of the boot in which it was last read
+
+    def there(self, boot_id: str) -> bool:
+        """Whether it is known to have been in its slot in this boot: no card is changed without a reboot."""
+        return bool(boot_id) and self.boot_id == boot_id
 
 
 class Severity(IntEnum):

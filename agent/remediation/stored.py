@@ -78,6 +78,8 @@ def _others(verdict: Verdict, kernel_seq: int | None, at: float, records: Record
     data |= as_json(records, words)
     if verdict.cards:
         data["cards"] = {pci: [card.uuid, card.nvlinks] for pci, card in verdict.cards.items()}
+    if read := sorted(pci for pci, card in verdict.cards.items() if card.there(verdict.boot_id)):
+        data["read"] = read
     if bound := {pci: c.peers for pci, c in verdict.cards.items() if c.peers is None or c.peers}:
         data["links"] = {pci: None if peers is None else sorted(peers) for pci, peers in bound.items()}
     if verdict.dismissed:
@@ -147,13 +149,14 @@ def load(text: str, now: float) -> Stored:
 
 
 def _whole(data: Mapping[str, object], now: float) -> Stored:
-    seq, links = data["kernel_seq"], strict.table(data.get("links", {}))
+    seq, boot_id, links = data["kernel_seq"], strict.text(data["boot_id"]), strict.table(data.get("links", {}))
     faults = tuple(_restore(strict.table(fault), now) for fault in strict.each(data["faults"]))
     if len({fault.finding.id for fault in faults}) < len(faults):
         raise ValueError("a fault stands in it twice")
     onsets, cards = (strict.table(data.get(name, {})) for name in ("onsets", "cards"))
+    read = dict.fromkeys(strict.texts(data.get("read", [])), boot_id)
     return Stored(
-        boot_id=strict.text(data["boot_id"]),
+        boot_id=boot_id,
         kernel_seq=None if seq is None else strict.whole(seq, -1),
         at=strict.at(data["at"]),
         faults=faults,
@@ -162,7 +165,7 @@ def _whole(data: Mapping[str, object], now: float) -> Stored:
         records=from_json(data),
         writer=_claim(data["writer"]) if "writer" in data else None,
         left_out=strict.whole(data.get("left_out", 0)),
-        cards={strict.pci(pci): _card(card, links.get(pci, [])) for pci, card in cards.items()},
+        cards={strict.pci(pci): _card(card, links.get(pci, []), read.get(pci, "")) for pci, card in cards.items()},
     )
 
 
@@ -171,10 +174,10 @@ def _claim(writer: object) -> Claim:
     return Claim(strict.whole(term, 1, 2**53), strict.text(life))
 
 
-def _card(card: object, peers: object) -> Card:
+def _card(card: object, peers: object, boot_id: str) -> Card:
     uuid, nvlinks = strict.each(card)
     bound = None if peers is None else frozenset(map(strict.pci, strict.each(peers)))
-    return Card(strict.text(uuid), strict.whole(nvlinks), bound)
+    return Card(strict.text(uuid), strict.whole(nvlinks), bound, boot_id)
 
 
 def restored(text: str | None, now: float) -> Stored | None:

@@ -71,7 +71,7 @@ def fault(rule: str = "xid-94", pci: str = GPU, severity: Severity = Severity.FA
 
 
 def verdict(*faults: Fault) -> Verdict:
-    cards = {GPU: Card("GPU-1", 18, frozenset({OTHER})), OTHER: Card("GPU-2", 18, None)}
+    cards = {GPU: Card("GPU-1", 18, frozenset({OTHER}), "boot-1"), OTHER: Card("GPU-2", 18, None)}
     return Verdict(
         START,
         Status.UNHEALTHY,
