@@ -121,7 +121,9 @@ class KubeClient:
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None
         pool, paused, clock_s = Pool(), "", 0
-        if closely:
+        if not closely:  # no taint of ours is wanted any more
+            self._vainly_from = None
+        if closely or self._permits.awaited:
             permits = self._permits.look(self._holder, written_at(self._raw))
             pool, paused = self._permits.pool(self._holder, permits), self._permits.paused()
             clock_s = int(self._clock())
@@ -135,8 +137,6 @@ class KubeClient:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
             else:
                 self._pods.forget()
-        else:  # no taint of ours is wanted any more
-            self._vainly_from = None
         labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
         dismissed, unread = fault_ids(annotations.get(DISMISS_ANNOTATION, ""))
         keys, evictions = {pod.uid: pod.key for pod in pods or ()}, self._pods.evictions
@@ -203,6 +203,8 @@ class KubeClient:
         except (RefusedError, UnreachableError) as error:
             if (withdraws or isinstance(step, Evict | Delete | StartJob)) and may_arrive(error):
                 self._permits.unanswered()
+            if isinstance(step, TakePermit) and may_arrive(error):
+                self._permits.unheard()
             overtaken = isinstance(error, RefusedError) and error.status == HTTPStatus.CONFLICT
             if withdraws and not overtaken and self._vainly_from is None:
                 self._vainly_from = self._clock()

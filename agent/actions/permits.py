@@ -65,6 +65,7 @@ class Permits:
         self._ours: dict[str, _Ours] = {}
         self._confirmed: dict[str, float] = {}  # our own permits: when the request was sent that confirmed them
         self._unanswered = float("-inf")  # when a request under them was last in vain
+        self._asked: float | None = None  # when one was last asked for in vain, and may yet come
         self._clashed: set[str] = set()  # Leases that could not be created: they are there, and were not listed
         self._pool: tuple[float, Pool] | None = None
         self._told_at = 0.0  # the latest time by the API server's clock that was seen
@@ -75,14 +76,15 @@ class Permits:
         ``told_at``: a time by the API server's clock that has passed, Unix seconds.
         """
         selector = "" if self._clashed else f"?labelSelector={POOL_LABEL}%3D{self._budget.pool}"
-        answer = ask(self._api, "GET", self._path + selector)
+        answer, now = ask(self._api, "GET", self._path + selector), self._clock()
+        self._asked = None if self._asked is None or now - self._asked >= PERMIT_VALID_S else self._asked
         found = {str(lease["metadata"]["name"]): lease for lease in answer.get("items", ())}
         self._numbers = {name: number for name in found if (number := self._number(name))}
         self._seen = {name: found[name] for name in self._numbers}  # what only looks like a permit is none
         self._watched = {name: watched for name, watched in self._watched.items() if name in self._seen}
         self._clashed = {name for name in self._clashed if name in self._seen and self._hidden(name)}
         ours = {n: lease for n, lease in self._seen.items() if _mine(lease, own) and not self._hidden(n)}
-        self._ours = {name: self._ours.get(name, _Ours(self._clock())) for name in ours}
+        self._ours = {name: self._ours.get(name, _Ours(now)) for name in ours}
         self._confirmed = {n: at for n, at in self._confirmed.items() if n in ours and _holder(ours[n]) == own}
         self._told_at = max(told_at, self._told_at, *(written_at(lease) for lease in self._seen.values()), 0.0)
         has = {self._numbers[name][0] for name in ours}
@@ -161,6 +163,15 @@ class Permits:
     def unanswered(self) -> None:
         """Nobody knows whether what was asked for under a permit arrives: for a while the permit stays."""
         self._unanswered = self._clock()
+
+    def unheard(self) -> None:
+        """Nobody knows whether a permit that was asked for comes to be ours."""
+        self._asked = self._clock()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether one may yet come: it is looked for until then, for whoever doesn't know of it never gives it back."""
+        return self._asked is not None
 
     def succeeds(self) -> None:
         """Whatever the node holds is another life's: as after a start, nothing of it was taken or confirmed by us."""

@@ -22,6 +22,7 @@ from agent.remediation.situation import Situation
 from tests.actions.test_kube import MERGE, cluster, drive, fatal, healthy, holders, taints
 from tests.actions.test_permits import Clock, waits
 from tests.life import CONFIG, Life, lives
+from tests.observe import GPU
 from tests.remediation.test_draining import CHECKPOINT_S, DEADLINE_S, HAPPENS, LATE_S, LEAVES_S, PODS, STEP_S, Site
 from tests.remediation.test_repair import RESET
 
@@ -84,6 +85,33 @@ def test_killed_after_any_write_of_a_drain_that_never_ends_it_lets_others_drain(
         held = {name for name, holder in holders(one.cluster).items() if holder}
         assert held == {WITHDRAWN}, (one.kills, one.waits)
         assert one.tainted()
+
+
+@pytest.mark.parametrize("late_s", [40, 280])
+def test_a_permit_that_comes_once_nobody_wants_it_any_more_goes_back(late_s: int) -> None:
+    """The API server may carry a request out five minutes after it was sent."""
+    life = Life(119)  # the driver asks for nothing
+    sent: list[tuple[Any, ...]] = []
+
+    def api(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if method == "POST" and path.endswith("/leases") and not sent:
+            sent.append((method, path, *rest))
+            words = {"metadata": {"annotations": {"gpu-health-agent/dismiss": f"xid-119@{GPU}"}}}
+            life.cluster("PATCH", "/api/v1/nodes/n1", words, MERGE)
+            raise UnreachableError("timed out")
+        return life.cluster(method, path, *rest, **more)
+
+    life.api = api
+    life.run(late_s)
+    assert sent
+    assert not life.verdict.fatal
+    life.cluster(*sent[0])
+    life.run(300)  # as long as nobody knows whether it was this life that asked
+    assert (life.holders(), life.tainted()) == ([""], False)
+    life.run(60)
+    life.cluster.requests.clear()
+    life.run(60)
+    assert not any("configmaps" in path for _, path in life.cluster.requests), "it is looked for no longer"
 
 
 @pytest.mark.parametrize("answer", [(403, {"message": "no"}), (500, {"message": "webhook"}), None])
