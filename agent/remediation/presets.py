@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from agent.model.fault import Severity
-from agent.model.names import ERROR_LABEL
+from agent.model.names import ERROR_LABEL, UNHEALTHY
 from agent.model.ownership import (
     ACCELERATED,
     ASKED,
@@ -34,6 +34,8 @@ def error_label(case: Case, noted: bool | None) -> tuple[dict[str, str | None], 
         return {}, ours
     # Beside a condition of ours that says unhealthy, a label that nobody noted would be an older agent's.
     reported = any(fault.finding.severity is Severity.FATAL for fault in case.verdict.faults)
+    if case.verdict.blind and UNHEALTHY in world.conditions:  # which stays as it is
+        reported |= world.conditions[UNHEALTHY].status == "True"
     return ({ERROR_LABEL: None} if ours else {}), False if reported else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from agent.actions.removal import release
 from agent.model.names import ERROR_LABEL, FAULTS_ANNOTATION
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, node
+from tests.observe import silent
 
 
 def says(made: InMemoryCluster, value: str | None) -> None:
@@ -65,6 +67,16 @@ def test_a_label_that_a_person_took_off_is_set_again_while_the_fault_stands() ->
     lives(made, fatal())
     says(made, None)
     lives(made, fatal())
+    assert label(made) == "true"
+
+
+def test_a_label_that_a_person_set_while_a_blind_agent_keeps_its_condition_stays() -> None:
+    """What stood was dismissed, and whether the node is well can't be seen: so it still says unhealthy."""
+    made, blind = cluster(), replace(healthy(), blind=silent())
+    lives(made, fatal(), blind)
+    assert label(made) is None
+    says(made, "true")
+    lives(made, blind, healthy())
     assert label(made) == "true"
 
 
