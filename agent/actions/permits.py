@@ -63,7 +63,8 @@ class Permits:
         self._watched: dict[str, _Watched] = {}
         self._began = clock()
         self._ours: dict[str, _Ours] = {}
-        self._confirmed: dict[str, float] = {}  # our own permits: when the request was sent that confirmed them
+        # Our own permits: when the request was sent that confirmed them, by our two clocks.
+        self._confirmed: dict[str, tuple[float, float]] = {}
         self._unanswered = float("-inf")  # when a request under them was last in vain
         self._asked: float | None = None  # when one was last asked for in vain, and may yet come
         self._clashed: set[str] = set()  # Leases that could not be created: they are there, and were not listed
@@ -117,8 +118,8 @@ class Permits:
 
     def take(self, kind: PermitKind, index: int, holder: str) -> None:
         """Take a permit, or confirm our own; RefusedError 409 if another node was quicker."""
-        name, sent = self._name(kind, index), self._clock()
-        lease, now = self._seen.get(name), rfc3339(self._wall())
+        name, sent, wall = self._name(kind, index), self._clock(), self._wall()
+        lease, now = self._seen.get(name), rfc3339(wall)
         if lease is None or not _mine(lease, holder):
             self._ours[name] = _Ours(sent, taken=True)
         if lease is None:
@@ -141,7 +142,7 @@ class Permits:
             self._put(lease, {"holderIdentity": holder, "acquireTime": now, "renewTime": now})
         else:
             raise RefusedError(HTTPStatus.CONFLICT, f"permit {name} is held")
-        self._confirmed[name] = sent
+        self._confirmed[name] = sent, wall
 
     def give(self, kind: PermitKind, index: int, holder: str) -> None:
         """Free our own permit; one that is another's by now is left alone."""
@@ -156,8 +157,8 @@ class Permits:
 
     def require(self, kind: PermitKind) -> None:
         """RefusedError 409 unless a permit of this kind was confirmed to be ours within five minutes."""
-        prefix, now = self._name(kind, 0)[:-1], self._clock()
-        if not any(n.startswith(prefix) and now - at < PERMIT_VALID_S for n, at in self._confirmed.items()):
+        prefix = self._name(kind, 0)[:-1]
+        if not any(n.startswith(prefix) and self._confirmed_s(n) < PERMIT_VALID_S for n in self._confirmed):
             raise RefusedError(HTTPStatus.CONFLICT, f"no {kind} permit was confirmed lately: it is asked for again")
 
     def unanswered(self) -> None:
@@ -190,7 +191,7 @@ class Permits:
             kind,
             index,
             holder,
-            stale=bool(ours) and now - self._confirmed.get(name, float("-inf")) > _CONFIRM_S,
+            stale=bool(ours) and self._confirmed_s(name) > _CONFIRM_S,
             pending=bool(ours) and now - self._unanswered < PERMIT_VALID_S,
             abandoned=bool(holder) and not ours and self._abandoned(name),
             hidden=self._hidden(name),
@@ -199,6 +200,14 @@ class Permits:
             had_s=int(now - ours.since) if ours else 0,
             unchanged_s=int(now - watched.since),
         )
+
+    def _confirmed_s(self, name: str) -> float:
+        """Seconds since it was confirmed, by the clock that tells more: the monotonic one stands in a sleep.
+
+        A wall clock that steps only makes the agent confirm once more.
+        """
+        at, wall = self._confirmed.get(name, (float("-inf"), 0.0))
+        return max(self._clock() - at, self._wall() - wall)
 
     def _taken_s(self, lease: Mapping[str, Any], ours: _Ours | None, watched_s: float) -> float:
         """Of our own permit, for people, by our own clocks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -10,12 +11,13 @@ from agent.actions.kube import KubeClient
 from agent.remediation.records import Stage
 from tests.life import CONFIG, Life
 from tests.observe import GPU, Judge, alive, reading, xid
-from tests.remediation.test_repair import RESET, returned
+from tests.remediation.test_repair import MERGE, RESET, returned
 from tests.remediation.test_validation import IDLE, Diagnosed, demanding
 
 STEPS = (-10800, -600, 660, 10800)
 SILENT = 119  # a fault after which the driver asks for nothing: only a proof ends it
 WRITES = 14  # of one repair
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
 
 
 @dataclass
@@ -118,6 +120,84 @@ def test_a_paused_agent_remembers_over_a_restart_that_it_came_again(by_s: float)
     del life.cluster._objects["configmaps", "gpu-health-agent", "gpu-health-agent-pause"]
     life.run(400, rests=True)
     assert (life.repairs, returned(life)) == (["reset_gpu"] * 2, True), life.waits
+
+
+@dataclass
+class Asleep(Life):
+    """Its machine sleeps for three hours right after this request: its monotonic clock stands still, and others go on.
+
+    They take over what it holds, but for the withdrawn permit of a Node that bears our taint, and give it back later.
+    """
+
+    after_request: int = 0
+    asked: int = 0
+
+    def _request(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        held = {kind for kind in ("withdrawn", "draining") if self._holds(kind)}
+        if path.endswith("/eviction"):
+            assert held == {"withdrawn", "draining"}, "an eviction under a permit of another's"
+        if method == "PATCH" and path == "/api/v1/nodes/n1" and not self.tainted():
+            assert "withdrawn" in held, "a taint under a permit of another's"
+        answer = super()._request(method, path, *rest, **more)
+        self.asked += 1
+        if self.asked == self.after_request:
+            self.stepped_s = 10_800
+            self._hand("n1", "n2")
+        return answer
+
+    def _holds(self, kind: str) -> bool:
+        leases = self.cluster("GET", LEASES)[1]["items"]
+        return any(
+            kind in lease["metadata"]["name"] and lease["spec"]["holderIdentity"].startswith("n1/") for lease in leases
+        )
+
+    def _hand(self, old: str, new: str) -> None:
+        for (kind, _, name), lease in [*self.cluster._objects.items()]:
+            holder = str(lease["spec"]["holderIdentity"]) if kind == "leases" else ""
+            if holder.startswith(f"{old}/") and not ("withdrawn" in name and self.tainted()):
+                uid = self.cluster.read("nodes", new)["metadata"]["uid"] if new else ""
+                spec = {**lease["spec"], "holderIdentity": f"{new}/{uid}" if new else ""}
+                self.cluster._store("leases", "gpu-health-agent", {**lease, "spec": spec})
+
+
+@pytest.mark.parametrize("first", range(2, 6))
+def test_after_a_sleep_no_permit_is_used_on_a_word_from_before(first: int) -> None:
+    awake = Asleep(SILENT)
+    awake.run(60)
+    assert awake.cluster.evicted
+    for request in range(first, awake.asked, 4):
+        life = Asleep(SILENT, after_request=request)
+        life.run(60)
+        life._hand("n2", "")
+        life.run(100)
+        assert (life.repairs, life.cluster.evicted) == (["reset_gpu"], ["research/train"]), f"{request}: {life.waits}"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_after_a_sleep_no_protected_pod_leaves_early(restarts: bool) -> None:
+    drain = {"deadline_s": {"reset_gpu": 300}}
+    life = Life(SILENT, CONFIG.model_copy(update={"drain": type(CONFIG.drain).model_validate(drain)}))
+    body = {"metadata": {"annotations": {"gpu-health-agent/do-not-evict": "true"}}}
+    life.cluster("PATCH", "/api/v1/namespaces/research/pods/train", body, MERGE)
+    life.run(100)
+    life.stepped_s = 10_800  # its monotonic clock stood still
+    if restarts:
+        life._begin()
+    life.run(150)
+    assert (life.cluster.evicted, life.tainted()) == ([], True)
+    life.run(150)
+    assert life.cluster.evicted == ["research/train"]
+
+
+def test_after_a_sleep_nothing_that_was_read_before_counts_as_fresh() -> None:
+    """A fault that ends by its absence, and one whose cure must be proved, end by readings of after it alone."""
+    life = Judge(expected=("nvml", "kmsg"))
+    life.after(0, alive(), alive("kmsg"), reading(remapped_rows_pending=1))
+    life.after(5, alive(), alive("kmsg"), reading(remapped_rows_pending=1), xid(SILENT, source="kmsg"))
+    before = life.after(5, alive(), alive("kmsg"), reading(remapped_rows_pending=0)).standing
+    life.wall += 10_800
+    for _ in range(10):
+        assert {fault.finding.id for fault in life.after(0.1).standing} == {fault.finding.id for fault in before}
 
 
 @dataclass
