@@ -66,7 +66,8 @@ class Permits:
         # Our own permits: when the request was sent that confirmed them, by our two clocks.
         self._confirmed: dict[str, tuple[float, float]] = {}
         self._unanswered = float("-inf")  # when a request under them was last in vain
-        self._asked: float | None = None  # when one was last asked for in vain, and may yet come
+        # When one was last asked for in vain, and may yet come: by an earlier life before this one began.
+        self._asked: float | None = self._began
         self._clashed: set[str] = set()  # Leases that could not be created: they are there, and were not listed
         self._pool: tuple[float, Pool] | None = None
         self._told_at = 0.0  # the latest time by the API server's clock that was seen
@@ -78,7 +79,7 @@ class Permits:
         """
         selector = "" if self._clashed else f"?labelSelector={POOL_LABEL}%3D{self._budget.pool}"
         answer, now = ask(self._api, "GET", self._path + selector), self._clock()
-        self._asked = None if self._asked is None or now - self._asked >= PERMIT_VALID_S else self._asked
+        self._asked = None if self.awaited else self._asked
         found = {str(lease["metadata"]["name"]): lease for lease in answer.get("items", ())}
         self._numbers = {name: number for name in found if (number := self._number(name))}
         self._seen = {name: found[name] for name in self._numbers}  # what only looks like a permit is none
@@ -171,12 +172,13 @@ class Permits:
 
     @property
     def awaited(self) -> bool:
-        """Whether one may yet come: it is looked for until then, for whoever doesn't know of it never gives it back."""
-        return self._asked is not None
+        """Whether such a one has come by now or never will: whoever doesn't look for it never gives it back."""
+        return self._asked is not None and self._clock() - self._asked >= PERMIT_VALID_S
 
     def succeeds(self) -> None:
         """Whatever the node holds is another life's: as after a start, nothing of it was taken or confirmed by us."""
         self._began, self._ours, self._confirmed = self._clock(), {}, {}
+        self._asked = self._began
 
     def _permit(self, name: str, own: str, needed: bool) -> Permit:
         lease, (kind, index), ours, now = self._seen[name], self._numbers[name], self._ours.get(name), self._clock()

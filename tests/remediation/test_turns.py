@@ -87,8 +87,8 @@ def test_killed_after_any_write_of_a_drain_that_never_ends_it_lets_others_drain(
         assert one.tainted()
 
 
-@pytest.mark.parametrize("late_s", [40, 280])
-def test_a_permit_that_comes_once_nobody_wants_it_any_more_goes_back(late_s: int) -> None:
+@pytest.mark.parametrize(("late_s", "killed"), [(40, False), (280, False), (280, True)])
+def test_a_permit_that_comes_once_nobody_wants_it_any_more_goes_back(late_s: int, killed: bool) -> None:
     """The API server may carry a request out five minutes after it was sent."""
     life = Life(119)  # the driver asks for nothing
     sent: list[tuple[Any, ...]] = []
@@ -105,6 +105,9 @@ def test_a_permit_that_comes_once_nobody_wants_it_any_more_goes_back(late_s: int
     life.run(late_s)
     assert sent
     assert not life.verdict.fatal
+    if killed:
+        life._begin()
+        life.run(60)
     life.cluster(*sent[0])
     life.run(300)  # as long as nobody knows whether it was this life that asked
     assert (life.holders(), life.tainted()) == ([""], False)
