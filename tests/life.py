@@ -292,7 +292,7 @@ class Life:
                 reading(
                     pci,
                     uuid=self.uuids[pci],
-                    energy_j=self.now - since,
+                    energy_j=max(0.0, self.now - since),
                     persistence_mode=1,
                     remapped_rows_pending=pci in self.pending,
                     recovery_action=int(self._asks(pci)),

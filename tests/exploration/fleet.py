@@ -47,6 +47,7 @@ class Fleet:
         self.in_force: dict[int, tuple[Budget, float]] = {}  # process → its budget, and until when it lived
         self.kills, self.outlives = 0.0, False  # chance of dying after a write; whether late requests outlive that
         self.stalls_s = 0.0  # for how long an agent may stand still in mid-round
+        self.sleeps = False  # with its machine, whose monotonic clock stands still
         self.deadline_s = 120.0
         self.told: list[str] = []  # what came, for whoever reads a schedule that failed
         self._later: list[tuple[float, int, Callable[[], None]]] = []
@@ -71,14 +72,18 @@ class Fleet:
             {
                 "mode": "evict",
                 "policy": {"soak_s": 20, "relapses": 1000},
-                "budget": {"max_withdrawn": chance.choice((1, 2, 3, "40%")), "max_draining": chance.choice((1, 1, 2))},
+                "budget": {
+                    "max_withdrawn": chance.choice((1, 2, 3, "40%")),
+                    "max_draining": chance.choice((1, 1, 2)),
+                    "per_hour": chance.choice((0, 0, 8)),
+                },
                 "drain": {
                     "deadline_s": deadlines,
                     "checkpoint_s": 60,
                     "on_deadline": chance.choice(("wait", "delete")),
                     "eviction": chance.choice(("api", "ask_then_delete")),
                 },
-                "repair": {**TEMPLATES, "pause_s": 10, "prove_s": 60},
+                "repair": {**TEMPLATES, "pause_s": 10, "prove_s": 60, "reset_when_idle": chance.random() < 0.3},
             }
         )
 
@@ -122,7 +127,7 @@ class Fleet:
         node.tick()
 
     def _next(self) -> Node:
-        return min((one for one in (*self.nodes, *self.twins) if not one.busy), key=lambda one: one.due)
+        return min((one for one in (*self.nodes, *self.twins) if not (one.busy or one.asleep)), key=lambda one: one.due)
 
     def real(self, later_s: float = 0.0) -> float:
         """Unix seconds, as the API server has them."""
@@ -136,31 +141,40 @@ class Fleet:
             self._set(max(at, self.now))
             happens()
         self._set(max(until, self.now))
-        self.server.kubelets({node.name for node in self.nodes if not node.up})
+        self.server.kubelets({node.name for node in self.nodes if node.asleep or not node.up})
         self.wire.watch.seen()
 
     def _set(self, now: float) -> None:
         self.now = now
         for node in (*self.nodes, *self.twins):
+            if node.asleep:
+                node.ahead = node.now - now
             node.now = now + node.ahead
 
     def later(self, seconds: float, happens: Callable[[], None]) -> None:
         self._number += 1
         heappush(self._later, (self.now + seconds, self._number, happens))
 
-    def between(self, reads: bool) -> None:
+    def between(self, node: Node, reads: bool) -> None:
         """Before any request of one agent others may have their rounds, and one more right now.
 
-        It stands still for long before it reads alone: a write would be one that arrives later than any may.
+        It stands still for long before it reads alone: a write would be one that arrives later than any may. Whoever
+        holds nothing does no harm by it.
         """
-        if self.depth < _DEEPEST and self.chance.random() < 0.02:
+        stalls_s = self.stalls_s if reads and self.wire.watch.held(node) else 0.0
+        if self.depth < _DEEPEST and self.chance.random() < (0.1 if stalls_s else 0.02):
             self.depth += 1
-            until = self.now + self.chance.choice((0.1, 1.0, 15.0, self.stalls_s if reads else 0.0))
+            until = self.now + self.chance.choice((0.1, 1.0, 15.0, stalls_s))
+            asleep = [one for one in (*self.nodes, *self.twins) if one.name == node.name and stalls_s and self.sleeps]
+            for one in asleep:
+                one.asleep = True
             while self._next().due < until:
                 self._step()
             self.passes(max(0.0, until - self.now))
+            for one in asleep:
+                one.asleep = False
             other = self.any_node()
-            if not other.busy:
+            if not (other.busy or other.asleep):
                 other.tick()
             self.depth -= 1
 

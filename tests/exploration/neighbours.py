@@ -94,9 +94,9 @@ def reinstalled(fleet: Fleet) -> Trouble:
 
 def _without(fleet: Fleet, lease: str) -> None:
     raw = fleet.server._objects.pop(("leases", "gpu-health-agent", lease))
-    if holder := raw["spec"].get("holderIdentity"):
-        fleet.say(f"{lease} of {holder} is deleted")
-        fleet.wire.watch.meddled[holder.partition("/")[0]] = fleet.now
+    holder = str(raw["spec"].get("holderIdentity") or "")
+    fleet.say(f"{lease} of {holder or 'nobody'} is deleted")
+    fleet.wire.watch.meddled[holder.partition("/")[0]] = fleet.now
 
 
 def error_label(fleet: Fleet) -> Trouble:

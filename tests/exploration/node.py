@@ -35,10 +35,12 @@ class Node(Life):
         self.up = True  # the machine and its kubelet
         self.alive = True  # its agent
         self.busy = False  # within a round
+        self.asleep = False  # and its clock stands still
         self.due = 0.0  # when its agent's next round is, by the fleet's time
         self.failures, self.silent, self.turns, self.process, self.second = 0, 0, 0, 0, False
         self.card = self.booted = self.pardoned = 0.0  # since when its cards are in; until when a person dismissed all
-        super().__init__(0, name=name, config=config, cluster=fleet.server, now=fleet.now + self.ahead)
+        linked = fleet.chance.random() < 0.2
+        super().__init__(0, name=name, config=config, cluster=fleet.server, now=fleet.now + self.ahead, linked=linked)
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -147,8 +149,7 @@ class Node(Life):
 
     def _holds(self) -> None:
         """Who holds the GPUs: PodResources can't be asked now and then."""
-        pods = [one for one in self.fleet.server.all("pods") if one["spec"]["nodeName"] == self.name]
-        held = [one for one in pods if (one["metadata"].get("labels") or {}).get("work") and _gpu(one)]
+        held = [one for one in self._pods() if _gpu(one)]
         gpus = {one["metadata"]["uid"]: (GPU, OTHER)[len(one["metadata"]["name"]) % 2] for one in held}
         self.resources = {
             f"{one['metadata']['namespace']}/{one['metadata']['name']}": (self.uuids[gpus[one["metadata"]["uid"]]],)
@@ -160,6 +161,11 @@ class Node(Life):
         for number, one in enumerate(held):
             uid = one["metadata"]["uid"]
             self.clients.setdefault(self.uuids[gpus[uid]], {})[str(number)] = uid
+
+    def _pods(self) -> list[dict[str, Any]]:
+        """Of workloads."""
+        pods = (one for one in self.fleet.server.all("pods") if one["spec"]["nodeName"] == self.name)
+        return [one for one in pods if (one["metadata"].get("labels") or {}).get("work")]
 
     def _turned(self, last: Turn) -> None:
         fleet, verdict = self.fleet, last.planned.verdict if last.planned else None
@@ -183,13 +189,13 @@ class Node(Life):
         tainted = any(one["key"] == HARD_TAINT for one in self.node()["spec"].get("taints") or ())
         self._once(tainted or self.fleet.wire.watch.helped(self.name), f"Job {name} runs on a node in service")
         self._holds()
-        if remedy == "reset_gpu":
-            since = {
-                one["metadata"]["uid"]: one["metadata"]["creationTimestamp"] for one in self.fleet.server.all("pods")
-            }
+        if remedy != "check":
             before = rfc3339(self.fleet.real(-_RACE_S), "seconds")  # what tolerates our taint comes at any time
-            users = {one for gpu in gpus for one in (self.clients.get(gpu) or {}).values() if since[one] < before}
-            self._once(not users, f"Job {name} resets a GPU under {users}")
+            there = {one["metadata"]["uid"] for one in self._pods() if one["metadata"]["creationTimestamp"] < before}
+            users = {one for gpu in gpus for one in (self.clients.get(gpu) or {}).values()}
+            under = there & users if remedy == "reset_gpu" else there
+            self._once(not under, f"Job {name} begins under {under}")
+        if remedy == "reset_gpu":
             self.reset.append(",".join(sorted(gpus)))
         if remedy != "check":
             self._once(self.was_bad or self.pending, f"Job {name} repairs what is well")

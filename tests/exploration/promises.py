@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 PROMISES = {
     "budget": "no taint of ours comes to a node beyond the most generous limit in force",
+    "hourly": "no more nodes are withdrawn within an hour than the most generous limit in force allows",
     "permit": "no node bears a withdrawing taint of ours without a permit",
     "evict": "no pod is asked to leave a node without a fatal fault, our taint and both permits",
     "drains": "no more nodes have pods leaving at once than the most generous limit in force allows",

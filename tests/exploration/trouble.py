@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from agent.config.settings import Mode
 from agent.model.names import DISMISS_ANNOTATION, MANAGED_LABEL
 from agent.model.text import rfc3339
 from tests.exploration.neighbours import (
@@ -36,7 +37,7 @@ def fault(fleet: Fleet) -> Trouble:
     many = fleet.nodes if fleet.chance.random() < 0.2 else [fleet.any_node()]
     code = fleet.chance.choice(_XIDS)
     for node in many:
-        if node.up:
+        if node.up and not node.asleep:
             node.breaks(fleet.chance.choice((GPU, OTHER)), code)
             node.due = min(node.due, fleet.now + 1)
     fleet.say(f"Xid {code} on {', '.join(node.name for node in many)}")
@@ -69,9 +70,16 @@ def crashes(fleet: Fleet) -> Trouble:
 
 def stalls(fleet: Fleet) -> Trouble:
     """Agents stand still in mid-round, for longer than a permit is good for."""
-    fleet.stalls_s = 400.0
+    fleet.stalls_s = fleet.chance.choice((400.0, 1500.0))
     yield
     fleet.stalls_s = 0.0
+
+
+def sleep(fleet: Fleet) -> Trouble:
+    """Machines sleep, or virtual ones are paused, with their agents in mid-round."""
+    fleet.stalls_s, fleet.sleeps = fleet.chance.choice((400.0, 1500.0)), True
+    yield
+    fleet.stalls_s, fleet.sleeps = 0.0, False
 
 
 def clock(fleet: Fleet) -> Trouble:
@@ -138,11 +146,15 @@ def person(fleet: Fleet) -> Trouble:
         case 1 if node.up:
             node.another_card()
         case _:
-            node.pardoned = node.now
-            text = " ".join(f"xid-{code}@{pci}" for *_, pci, code in node.log[-3:])
-            _note(fleet, node.name, {DISMISS_ANNOTATION: text})
+            _dismisses(fleet, node)
     yield
     _note(fleet, node.name, {DISMISS_ANNOTATION: None})
+
+
+def _dismisses(fleet: Fleet, node: Node) -> None:
+    node.pardoned = node.now
+    text = " ".join(f"xid-{code}@{pci}" for *_, pci, code in node.log[-3:])
+    _note(fleet, node.name, {DISMISS_ANNOTATION: text})
 
 
 def _note(fleet: Fleet, name: str, annotations: dict[str, str | None]) -> None:
@@ -168,8 +180,17 @@ def two_agents(fleet: Fleet) -> Trouble:
 
 def another_limit(fleet: Fleet) -> Trouble:
     """Another configuration is rolled out, and back again: for a while both are in force."""
-    budget = fleet.config.budget.model_copy(update={"max_withdrawn": fleet.chance.choice((1, 2, 3))})
-    other = fleet.config.model_copy(update={"budget": budget})
+    limits = {"max_withdrawn": fleet.chance.choice((1, 2, 3)), "per_hour": fleet.chance.choice((0, 8))}
+    return _rolled_out(fleet, {"budget": fleet.config.budget.model_copy(update=limits)})
+
+
+def another_mode(fleet: Fleet) -> Trouble:
+    """The same with a milder mode."""
+    return _rolled_out(fleet, {"mode": fleet.chance.choice((Mode.OBSERVE, Mode.TAINT))})
+
+
+def _rolled_out(fleet: Fleet, update: dict[str, Any]) -> Trouble:
+    other = fleet.config.model_copy(update=update)
     changed = fleet.chance.sample(fleet.nodes, fleet.chance.randint(1, len(fleet.nodes)))
     for node in changed:
         _configured(node, other)
@@ -192,6 +213,16 @@ def late_of_the_dead(fleet: Fleet) -> Trouble:
     fleet.outlives, fleet.kills, fleet.wire.weather.late = False, 0.0, 0.0
 
 
+def overtaken(fleet: Fleet) -> Trouble:
+    """A person ends what a write is for while that is on its way."""
+    fleet.wire.weather.late = 0.2
+    fleet.wire.when_late = lambda node: fleet.later(1.0, partial(_dismisses, fleet, node))
+    yield
+    fleet.wire.weather.late, fleet.wire.when_late = 0.0, bool
+    for name in fleet.names:
+        _note(fleet, name, {DISMISS_ANNOTATION: None})
+
+
 def renamed_pool(fleet: Fleet) -> Trouble:
     """Another name of the pool is rolled out: for a while both are in use, and then the old one's Leases are left."""
     name = "gpu" if fleet.config.budget.pool == "gpus" else "gpus"
@@ -210,6 +241,7 @@ TROUBLES: dict[str, Callable[[Fleet], Trouble]] = {
     "cut": cut,
     "crashes": crashes,
     "stalls": stalls,
+    "sleep": sleep,
     "clock": clock,
     "not-ready": not_ready,
     "cordon": cordon,
@@ -227,10 +259,12 @@ TROUBLES: dict[str, Callable[[Fleet], Trouble]] = {
     "restart": restart,
     "two-agents": two_agents,
     "another-limit": another_limit,
+    "another-mode": another_mode,
     "lease-deleted": lease_deleted,
     "reinstalled": reinstalled,
     "renamed-pool": renamed_pool,
     "late-of-the-dead": late_of_the_dead,
+    "overtaken": overtaken,
     "error-label": error_label,
     "unlabelled": unlabelled,
 }
@@ -238,7 +272,7 @@ TROUBLES: dict[str, Callable[[Fleet], Trouble]] = {
 
 # What the product does not bear yet, why, and the seed of a schedule that shows it.
 KNOWN = {
-    "renamed-pool": ("two names of one pool have two sets of permits: at once, each may give the last place away", 5)
+    "renamed-pool": ("two names of one pool have two sets of permits: at once, each may give the last place away", 1)
 }
 BORNE = tuple(kind for kind in TROUBLES if kind not in KNOWN)
 

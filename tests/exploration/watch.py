@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agent.actions.api import taint_of
+from agent.config.settings import Mode
 from agent.model.names import (
     DEGRADED,
     ERROR_LABEL,
@@ -12,7 +13,6 @@ from agent.model.names import (
     HARD_TAINT,
     MANAGED_LABEL,
     OUT_LABEL,
-    PERMIT_KIND_LABEL,
     REPLACEMENT,
     REQUESTED_ANNOTATION,
     UNHEALTHY,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _FORGOTTEN_S = 600.0  # for how long what was in force may still show
 _RACE_S = 60.0  # from a look at the pool to the permit, at the most
+_UNWANTED_S = 120.0  # whoever could not ask for so long did not wait
 _NOTICED_S = 15.0  # a permit that somebody deletes just after its taint came may be taken by another
 _DRAIN_S = (
     60.0 + 660.0 + 300.0 + 600.0 + 120.0
@@ -39,7 +40,9 @@ class Watch:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet, self.server = fleet, fleet.server
         self.taken: dict[str, float] = {}  # holder → when it took its withdrawn permit
-        self.drains: dict[str, tuple[str, float]] = {}  # Lease → its holder, and since when
+        # Lease → its holder, since when somebody has waited behind that without a gap, and when last.
+        self.drains: dict[str, tuple[str, float, float]] = {}
+        self.came: list[float] = []  # when nodes were withdrawn in the last hour
         self.meddled: dict[str, float] = {}  # node → when somebody took its permits away
         self.reserved: set[str] = set()  # the Jobs that were written down before they were made
         self.persons: set[str] = set()  # UIDs of Nodes that bear a person's label of a GPU error
@@ -64,8 +67,9 @@ class Watch:
     def sent(self, node: Node, method: str, path: str) -> None:
         """What must be true when a pod is asked to leave."""
         if method == "DELETE" or (path.endswith("/eviction") and method == "POST"):
-            held = {_kind(lease) for lease in self._held(node)}
+            held = {_kind(lease) for lease in self.held(node)}
             keep, said = self.fleet.promises.keep, f"{node.name} sends {method} {path}"
+            keep("evict", node.uses.mode is Mode.EVICT, f"{said} in mode {node.uses.mode}")
             keep("evict", node.was_bad and not node.proved, f"{said} while its GPUs are well")
             keep("evict", self._tainted(node.name) or self.helped(node.name), f"{said} without a taint")
             self._drains(node)
@@ -118,15 +122,24 @@ class Watch:
         taken = self.taken.get(holder, fleet.now)
         out = {name for name, since in self.out.items() if since < taken - _RACE_S} - names
         limit = self._most("max_withdrawn")
+        self._hourly(node)
         said = f"{node.name} makes it {sorted(tainted)} withdrawn, {sorted(out)} out otherwise, {limit} allowed"
         keep("budget", len(tainted) + len(out) <= limit, said)
+
+    def _hourly(self, node: Node) -> None:
+        now, hour = self.fleet.now, 3600.0
+        self.came = [at for at in (*self.came, now) if at > now - hour]
+        limits = {one.per_hour for one, until in self.fleet.in_force.values() if until > now - hour}
+        if 0 not in limits and not any(now - at < hour + _FORGOTTEN_S for at in self.meddled.values()):
+            said = f"{node.name} makes it {len(self.came)} within an hour, {max(limits)} allowed"
+            self.fleet.promises.keep("hourly", len(self.came) <= max(limits), said)
 
     def _lease_changed(self, node: Node, before: Any, after: Any) -> None:
         was, now = _holder(before), _holder(after)
         name = after["metadata"]["name"]
         self._others(node.name == now.partition("/")[0] or not now, node, f"Lease {name} is given to {now}")
         if _kind(after) == "draining" and was != now:
-            self.drains[name] = now, self.fleet.now
+            self.drains[name] = now, self.fleet.now, self.fleet.now
         if was == now or _kind(after) != "withdrawn":
             return
         name, _, uid = was.partition("/")
@@ -138,11 +151,17 @@ class Watch:
 
     def draining(self, node: Node) -> None:
         """A node waits for such a permit: nobody's drain may take so long."""
-        for lease, (holder, since) in self.drains.items():
-            if holder and any(one["metadata"]["name"] == lease for one in self.server.all("leases")):
-                held_s = self.fleet.now - since
-                said = f"{node.name} waits behind {holder}, which has held {lease} for {held_s:.0f} s"
-                self.fleet.promises.keep("draining", held_s <= self.fleet.deadline_s + _DRAIN_S, said)
+        now, its = self.fleet.now, f"gpu-health-agent-draining-{node.uses.budget.pool}-"
+        for lease, (holder, since, last) in self.drains.items():
+            if (
+                holder
+                and lease.startswith(its)
+                and any(one["metadata"]["name"] == lease for one in self.server.all("leases"))
+            ):
+                began = since if now - last < _UNWANTED_S else now
+                self.drains[lease] = holder, began, now
+                said = f"{node.name} waits behind {holder} for {lease}, wanted for {now - began:.0f} s"
+                self.fleet.promises.keep("draining", now - began <= self.fleet.deadline_s + _DRAIN_S, said)
 
     def seen(self) -> None:
         """Which nodes are out of service by no doing of ours, as agents can know it."""
@@ -157,7 +176,7 @@ class Watch:
         """Whether somebody took away lately what the agent holds."""
         return self.fleet.now - self.meddled.get(name, float("-inf")) < within_s
 
-    def _held(self, node: Node) -> list[Any]:
+    def held(self, node: Node) -> list[Any]:
         raw = node.raw
         holder = f"{node.name}/{raw['metadata']['uid']}" if raw else ""
         return [lease for lease in self.server.all("leases") if holder and _holder(lease) == holder]
@@ -199,7 +218,8 @@ def _out(raw: Any) -> bool:
 
 
 def _kind(lease: Any) -> str:
-    return str((lease["metadata"].get("labels") or {}).get(PERMIT_KIND_LABEL))
+    """By its name, which nobody takes off."""
+    return str(lease["metadata"]["name"]).removeprefix("gpu-health-agent-").partition("-")[0]
 
 
 def _holder(lease: Any) -> str:

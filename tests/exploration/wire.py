@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.model.errors import UnreachableError
 from tests.exploration.watch import Watch
+from tests.life import Killed
 
 if TYPE_CHECKING:
     from tests.exploration.fleet import Fleet
@@ -34,12 +36,16 @@ class Wire:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet, self.server, self.weather = fleet, fleet.server, Weather()
         self.watch = Watch(fleet)
+        self.when_late: Callable[[Node], object] = bool  # what else happens while a write is on its way
         self._cached: dict[str, tuple[float, tuple[int, Any]]] = {}
 
     def ask(self, node: Node, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         """UnreachableError."""
         fleet, chance, weather = self.fleet, self.fleet.chance, self.weather
-        fleet.between(reads=method == "GET")
+        process = node.process
+        fleet.between(node, reads=method == "GET")
+        if node.process != process or not fleet.lives(process):  # its agent ended meanwhile
+            raise Killed
         luck = chance.random()
         if node.name in weather.cut or luck < weather.lost:
             return self._silence()
@@ -52,6 +58,7 @@ class Wire:
                     self._arrive(node, method, path, *rest, **more)
 
             fleet.later(chance.uniform(TIMEOUT_S, LATEST_S), arrives)
+            self.when_late(node)
             return self._silence()
         if luck > 1 - weather.refused:
             if chance.random() < 0.3:

@@ -1,0 +1,48 @@
+"""The exploration notices a broken product: each guard taken out, and a schedule that shows what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agent.actions.permits import Permits
+from agent.model.world import Permit
+from agent.remediation import plan
+from tests.exploration.fleet import Fleet
+from tests.exploration.promises import BrokenError
+
+_permit = Permits._permit
+
+
+def _nothing_may_still_arrive(patch: pytest.MonkeyPatch) -> None:
+    def permit(self: Permits, *rest: Any) -> Permit:
+        return replace(_permit(self, *rest), pending=False)
+
+    patch.setattr(Permits, "_permit", permit)
+
+
+def _every_node_is_drained(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(plan, "drained", lambda *_: True)
+
+
+def _broken(kinds: str, seed: int) -> str:
+    try:
+        Fleet(seed, (kinds,)).explore()
+    except BrokenError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("mutant", "kinds"), [(_nothing_may_still_arrive, "overtaken"), (_every_node_is_drained, "endless-pods")]
+)
+def test_a_guard_that_is_taken_out_breaks_a_promise(
+    mutant: Callable[[pytest.MonkeyPatch], None], kinds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first of a few seeds that meets it: the whole schedules are for the product as it is."""
+    mutant(monkeypatch)
+    said = next((said for seed in range(30) if (said := _broken(kinds, seed))), "")
+    assert said.startswith(("once: ", "evict: ", "permit: "))
