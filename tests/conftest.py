@@ -17,6 +17,7 @@ _WAITING = (
         "test_daemon.py",
         "test_replay.py",
         "test_whichever_call_hangs",
+        "test_hung_gpu.py",
     ),
     ("test_drill_marks.py", "test_serving.py"),
 )

@@ -10,6 +10,7 @@ Each step of the timeline has ``at`` (seconds) and any of:
   dcgm_drops [gpus] · dcgm_says {name: value} of its engine · lost [gpus] · needs_reset [gpus] · back [gpus] ·
   missing {gpu: driver} ·
   forgotten [gpus that NVML lists no more as missing] · unread [gpus of which its polls say nothing, until back] ·
+  hangs [gpus that polls leave out because a call into them hangs, until back] ·
   stops_at the gpu at which NVML's polls end, or null · silent [sources] · speaks [sources] ·
   failed {source: failure} · boot id · reset [gpus] · card {gpu: uuid} ·
   clock seconds to jump · restart true · dismiss [ids] ·
@@ -138,6 +139,7 @@ class Machine:
         self.missing: dict[int, str] = {}
         self.forgotten: set[int] = set()
         self.unread: set[int] = set()
+        self.hangs: set[int] = set()
         self.stops_at: int | None = None
         self.silent: set[str] = set()
         self.failed: dict[str, str] = {}
@@ -189,7 +191,10 @@ class Machine:
         for i in here:
             if i == self.stops_at:
                 return
-            if i in self.unread:
+            if i in self.hangs:
+                raw = f"the driver does not answer: reading name of GPU {GPUS[i]} has not returned"
+                yield Observation(0, "nvml", Signal.FAILED, GPUS[i], Failure.HUNG, raw=raw)
+            if i in self.unread | self.hangs:
                 continue
             if not isinstance(used := self.values[i]["energy_j"], Missing):
                 self.values[i]["energy_j"] = float(str(used)) + 1
@@ -238,9 +243,11 @@ class Machine:
         for gpu in step.get("back", ()):
             self.missing.pop(gpu, None)
             self.unread.discard(gpu)
+            self.hangs.discard(gpu)
         self.missing.update(step.get("missing") or {})
         self.forgotten |= set(step.get("forgotten", ()))
         self.unread |= set(step.get("unread", ()))
+        self.hangs |= set(step.get("hangs", ()))
         self.stops_at = step.get("stops_at", self.stops_at)
         self.silent = (self.silent | set(step.get("silent", ()))) - set(step.get("speaks", ()))
         for source in step.get("speaks", ()):

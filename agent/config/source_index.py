@@ -34,6 +34,7 @@ class Known:
     boot_id: str = ""
     seq: int | None = None
     gpus: frozenset[str] = frozenset()  # PCI addresses, of those that are gone too
+    left_out: str = ""  # the address of one at which an earlier process of the same source hangs
 
     def after(self, observation: Observation) -> Known:
         """What is known once this was taken in; each boot counts its records anew."""
@@ -109,6 +110,10 @@ def _position(known: Known) -> list[str]:
     return [] if known.seq is None else ["--after-boot-id", known.boot_id, "--after-seq", str(known.seq)]
 
 
+def _gpus(known: Known) -> list[str]:
+    return ["--known", *sorted(known.gpus), *(["--leave-out", known.left_out] if known.left_out else [])]
+
+
 SOURCES: Mapping[str, SourceRow] = {
     row.name: row
     for row in (
@@ -119,7 +124,7 @@ SOURCES: Mapping[str, SourceRow] = {
             options=_nvml,
             role=Role.GPUS,
             stand_in="agent.simulation.simulated",
-            past=lambda known: ["--known", *sorted(known.gpus)],
+            past=_gpus,
             holds_gpus=True,
         ),
         SourceRow(

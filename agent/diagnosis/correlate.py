@@ -30,7 +30,7 @@ _EXPLAINED_BY = {
     "row-remap-failure": ("xid-64",),
     "xid-171": ("xid-48",),
     "xid-172": ("xid-48",),
-    "driver-hung": (SOURCES[GPUS].silent,),
+    "driver-hung": (SOURCES[GPUS].silent, "xid-79", "xid-119", "xid-120", "gpu-lost", "gpu-missing"),
     "gpu-silent": ("xid-79", "gpu-lost", "gpu-missing", "gpu-reset-required"),
     **dcgm.EXPLAINED_BY,
 }

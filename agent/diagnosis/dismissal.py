@@ -10,6 +10,7 @@ from agent.diagnosis.history import History
 from agent.diagnosis.rules import ROWS, silence
 from agent.diagnosis.rules.presence import LOST
 from agent.model.fault import Finding, Reason
+from agent.model.observation import Failure
 
 # These are found again at each look, though their rows name no reading and no time that would show it.
 _STATES = {LOST.rule, silence.UNREAD.rule, *(row.rule for row in silence.ROWS)}
@@ -42,7 +43,8 @@ def without(history: History, words: Collection[str]) -> History:
 
 def with_dismissal(name: str, why: Reason, words: Collection[str]) -> Reason:
     """Why it can't be seen, with the dismissal of its fault, which makes nothing seen."""
-    rule = silence.UNREAD.rule if why.pci else SOURCES[name].silent if name in SOURCES else ""
+    gpu = silence.HUNG if why.failure is Failure.HUNG else silence.UNREAD
+    rule = gpu.rule if why.pci else SOURCES[name].silent if name in SOURCES else ""
     fault = f"{rule}@{why.pci or 'node'}"
     if fault not in words:
         return why

@@ -99,6 +99,7 @@ class History:
     incidents: Mapping[tuple[str, Value, Value], Observation] = field(default_factory=dict)  # DCGM's, that stand
     alive: Mapping[str, Observation] = field(default_factory=dict)  # the last heartbeat of each source
     failed: Mapping[str, Observation] = field(default_factory=dict)  # sources that say they can't see
+    hung: Mapping[str, Observation] = field(default_factory=dict)  # GPUs at which a call hangs, until one answers again
     heard: Mapping[str, float] = field(default_factory=dict)  # when each source last finished a poll, or first spoke
     epochs: Mapping[str, Epoch] = field(default_factory=dict)  # the last of each GPU
     fallen: Mapping[str, Collection[str]] = field(default_factory=dict)  # counters that fell in this round

@@ -21,7 +21,7 @@ from agent.diagnosis.history import (
     number,
     settled,
 )
-from agent.model.observation import Observation, Signal, Words
+from agent.model.observation import Failure, Observation, Signal, Words
 
 # One Xid reaches us by the kernel log and by NVML: the same code on the same GPU from the other
 # witness within this many seconds is the same error.
@@ -51,6 +51,7 @@ class _Draft:
         self._before, self._cards = dict(old.before), dict(old.cards)
         self._resets, self._uncorrectable = dict(old.resets), dict(old.uncorrectable)
         self._lost, self._alive, self._failed = dict(old.lost), dict(old.alive), dict(old.failed)
+        self._hung = dict(old.hung)
         self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
         self._trends, self._blames, self._pods = dict(old.trends), list(old.blames), dict(old.pods)
         self._witnessed, self._incidents = dict(old.witnessed), dict(old.incidents)
@@ -64,7 +65,10 @@ class _Draft:
             if o.source == KERNEL_LOG:
                 self._seq = None  # each boot counts its records anew
         if o.signal is Signal.FAILED:
-            self._failed[o.source] = o
+            if o.pci and o.value == Failure.HUNG:
+                self._hung.setdefault(o.pci, o)  # the first word names the call
+            else:
+                self._failed[o.source] = o
             return
         self._heard.setdefault(o.source, o.arrived)
         second, event = o.source == SECOND_WITNESS, o.signal in (Signal.XID, Signal.SXID)
@@ -77,6 +81,7 @@ class _Draft:
                 self._failed.pop(o.source, None)
                 for pci in given_away(o):
                     self._cards.pop(pci, None)
+                    self._hung.pop(pci, None)
                 if self._seq is None and o.source == KERNEL_LOG:
                     self._seq = o.seq  # what was there when the log was opened is taken in
                 if "check" in o.values:  # a health check that counts is over: what it did not name has ended
@@ -93,6 +98,8 @@ class _Draft:
             case Signal.LOST | Signal.RESET_REQUIRED | Signal.SXID | Signal.DRIVER:
                 if o.signal is Signal.LOST and o.source == GPUS:
                     self._lost[o.pci] = o
+                if o.source == GPUS:
+                    self._hung.pop(o.pci, None)  # it answered
                 if o.signal is Signal.RESET_REQUIRED:
                     self._resets[o.pci] = o
                 if not o.past:
@@ -105,6 +112,7 @@ class _Draft:
     def _read(self, o: Observation) -> None:
         before = self._readings.get(o.pci)
         silent = (self._lost.pop(o.pci, None), self._resets.pop(o.pci, None))
+        self._hung.pop(o.pci, None)
         for pid, pod in _pods(o):
             self._pods.pop(pid, None)  # the youngest last
             self._pods[pid] = pod
@@ -183,6 +191,7 @@ class _Draft:
             self._incidents,
             self._alive,
             self._failed,
+            self._hung,
             self._heard,
             self._epochs,
             self._fallen,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pynvml as nv
 
+from agent.model.text import normalise_pci
 from agent.simulation.gpu import SimulatedGpu
 from agent.simulation.nvml_answers import SHAPED, SUPPORTED_EVENTS, VALUES, put, put_text
 
@@ -28,6 +29,7 @@ class Library:
         self.init_error = 0  # an NVML error code that nvmlInit answers
         self.cuda_error = self.count_error = self.wait_error = 0  # and that one system call answers
         self.unopenable: dict[int, int] = {}  # index → the error code that opening that GPU answers
+        self.opened: set[str] = set()  # addresses of the GPUs that were attached
         self._events: deque[tuple[int, int, int]] = deque()  # handle, type, data
         self._wanted: dict[int, int] = {}  # handle → the event types registered for it
         self._news = threading.Condition()
@@ -53,18 +55,29 @@ class Library:
             "nvmlSystemGetNVMLVersion": lambda out, _: put_text(out, f"13.{self.driver}"),
             "nvmlSystemGetCudaDriverVersion_v2": lambda out: self.cuda_error or put(out, 13000),
             "nvmlDeviceGetCount_v2": lambda out: self.count_error or put(out, len(self.gpus)),
-            "nvmlDeviceGetHandleByIndex_v2": self._handle,
+            "nvmlDeviceGetHandleByIndex_v2": self._by_index,
+            "nvmlDeviceGetHandleByPciBusId_v2": self._by_address,
             "nvmlEventSetCreate": self._event_set,
             "nvmlEventSetFree": self._event_set,
             "nvmlDeviceRegisterEvents": self._register,
             "nvmlEventSetWait_v2": self._wait,
         }
 
-    def _handle(self, index: Any, out: Any) -> int:
-        number = int(getattr(index, "value", index))
-        if number in self.unopenable:
-            return self.unopenable[number]
-        ctypes.c_void_p.from_buffer(out._obj).value = _HANDLE_BASE + number
+    def _by_index(self, index: Any, out: Any) -> int:
+        return self._handle(int(getattr(index, "value", index)), out)
+
+    def _by_address(self, bus_id: Any, out: Any) -> int:
+        pci = normalise_pci(bus_id.value.decode())
+        index = next((i for i, gpu in enumerate(self.gpus) if gpu.address == pci), None)
+        return int(nv.NVML_ERROR_NOT_FOUND) if index is None else self._handle(index, out)
+
+    def _handle(self, index: int, out: Any) -> int:
+        if index in self.unopenable:
+            return self.unopenable[index]
+        gpu = self.gpus[index]
+        _wait_while(gpu, "nvmlDeviceGetHandleByIndex_v2")
+        self.opened.add(gpu.address)
+        ctypes.c_void_p.from_buffer(out._obj).value = _HANDLE_BASE + gpu.index
         return 0
 
     def _event_set(self, _: Any) -> int:
@@ -102,11 +115,10 @@ class Library:
     def _guarded(self, symbol: str, answer: Callable[..., int]) -> Callable[..., int]:
         def call(handle: Any, *arguments: Any) -> int:
             number = (ctypes.cast(handle, ctypes.c_void_p).value or 0) - _HANDLE_BASE
-            if number >= len(self.gpus):  # it was there when the handle was given
+            gpu = next((gpu for gpu in self.gpus if gpu.index == number), None)
+            if gpu is None:  # it was there when the handle was given
                 return int(nv.NVML_ERROR_INVALID_ARGUMENT)
-            gpu = self.gpus[number]
-            while symbol in gpu.hanging:
-                time.sleep(_BREATH_S)  # like ctypes, it lets other threads run
+            _wait_while(gpu, symbol)
             if symbol != "nvmlDeviceGetPciInfo_v3":
                 if gpu.lost:
                     return int(nv.NVML_ERROR_GPU_IS_LOST)
@@ -117,3 +129,8 @@ class Library:
             return int(nv.NVML_ERROR_UNKNOWN) if symbol in gpu.unreadable else answer(gpu, *arguments)
 
         return call
+
+
+def _wait_while(gpu: SimulatedGpu, hangs: str) -> None:
+    while hangs in gpu.hanging:
+        time.sleep(_BREATH_S)  # like ctypes, it lets other threads run

@@ -238,6 +238,7 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, required=True, help="where kmsg, boot_id and control are kept")
     parser.add_argument("--poll-s", type=float, default=5.0)
     parser.add_argument("--known", nargs="*", default=[], metavar="PCI", help="GPUs that this node is known to have")
+    parser.add_argument("--leave-out", default="", metavar="PCI", help="a GPU at which another process hangs")
     options = parser.parse_args()
     try:
         simulation = Simulation(load_scenario(options.scenario), options.dir)
@@ -247,7 +248,7 @@ def main() -> int:
     simulation.library.install()
     threading.Thread(target=simulation.serve, args=(server,), name="control", daemon=True).start()
     threading.Thread(target=simulation.play, name="scenario", daemon=True).start()
-    code = nvml.run(options.poll_s, options.dir / "boot_id", options.dir / "bus", options.known)
+    code = nvml.run(options.poll_s, options.dir / "boot_id", options.dir / "bus", options.known, options.leave_out)
     (options.dir / "control").unlink(missing_ok=True)
     return code
 

@@ -72,7 +72,7 @@ def test_a_hung_driver_is_named_and_hides_nothing_and_withdraws_nothing(running:
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as answer:
         text = answer.read().decode()
     assert time.monotonic() - began < 1.0
-    assert 'gpu_health_source_up{node="n",source="nvml"} 0.0' in text
+    assert 'gpu_health_blind{node="n"} 1.0' in text
     with (folder / "kmsg").open("a") as log:
         log.write("3,5000,1,-;NVRM: Xid (PCI:0000:43:00): 79, GPU has fallen off the bus.\n")
     until(lambda: status(daemon) is Status.UNHEALTHY)

@@ -22,6 +22,7 @@ def _silent(source: SourceRow) -> Row:
 
 
 UNREAD = TABLE["gpu-silent"]
+HUNG = Row("driver-hung", Severity.DEGRADED, Remedy.REBOOT_NODE, "a call into the driver does not come back")
 # What the driver says to the witness that reads it.
 _FAILED: dict[str, Row] = {
     Failure.DRIVER_NOT_LOADED: Row(
@@ -33,9 +34,7 @@ _FAILED: dict[str, Row] = {
         Remedy.REBOOT_NODE,
         "the driver's library and kernel module are of different versions",
     ),
-    Failure.HUNG: Row(
-        "driver-hung", Severity.DEGRADED, Remedy.REBOOT_NODE, "a call into the driver does not come back"
-    ),
+    Failure.HUNG: HUNG,
 }
 ROWS = (*map(_silent, SOURCES.values()), *_FAILED.values())
 # A library that was never injected is this pod's configuration, not the node's health; nor is keeping off the GPUs.
@@ -65,8 +64,14 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             evidence = Evidence(failed.at if failed else 0.0, source, failed.raw if failed else message)
             yield Finding(row.rule, "", row.severity, row.remedy, message, evidence, history.now, "", clear_s=0.0)
     words = silent(history.alive.get(GPUS))
+    for pci, word in _hung(history):
+        if history.now - word.arrived > 3 * limits.silent_s:
+            message = _with(word.raw, f"{HUNG.meaning} for over {3 * limits.silent_s:.0f} s")
+            evidence = Evidence(word.at, GPUS, word.raw)
+            found = Finding(HUNG.rule, pci, HUNG.severity, HUNG.remedy, message, evidence, history.now, GPUS)
+            yield replace(found, clear_s=limits.silent_s)
     for pci in unread(history, limits.silent_s):
-        if _NO_PERMISSION in words.get(pci, ""):
+        if pci in history.hung or _NO_PERMISSION in words.get(pci, ""):
             continue  # this container's configuration: the agent is blind there, and the GPU may be well
         message = _with(words.get(pci), f"{UNREAD.meaning} for over {3 * limits.silent_s:.0f} s")
         found = UNREAD.found(history.alive[GPUS], limits, message, pci=pci)
@@ -84,9 +89,13 @@ def blind(history: History, expected: Iterable[str], silent_s: float) -> Iterato
             yield source, Reason(Unseen.UNHEARD, "not heard yet")
         elif history.now - history.heard[source] > silent_s:
             yield source, Reason(Unseen.SILENT, f"no poll finished for over {silent_s:.0f} s")
+    for pci, hung in _hung(history):
+        yield f"GPU {pci}", Reason(Unseen.UNREAD, hung.raw, Failure.HUNG, pci)
     if history.now - history.heard.get(GPUS, -inf) <= silent_s:  # else its own words say enough
         words = silent(history.alive.get(GPUS))
         for pci in unread(history, silent_s):
+            if pci in history.hung:
+                continue
             why = _with(words.get(pci), f"not read for over {silent_s:.0f} s")
             yield f"GPU {pci}", Reason(Unseen.UNREAD, why, pci=pci)
 
@@ -94,6 +103,11 @@ def blind(history: History, expected: Iterable[str], silent_s: float) -> Iterato
 def _with(words: str | None, sentence: str) -> str:
     """NVML's own words, where it said any, behind ours."""
     return f"{sentence}; {words}" if words else sentence
+
+
+def _hung(history: History) -> Iterator[tuple[str, Observation]]:
+    """GPUs at which a call into the driver hangs, with the word that said so; not of one that left meanwhile."""
+    return ((pci, hung) for pci, hung in history.hung.items() if read_until(history, pci, 0.0) < inf)
 
 
 def unread(history: History, silent_s: float) -> Iterator[str]:
@@ -117,7 +131,7 @@ def read_until(history: History, pci: str, silent_s: float) -> float:
     """
     card, reading, alive = history.cards.get(pci), history.readings.get(pci), history.alive.get(GPUS)
     known = card is not None or (reading is not None and not history.uuid(pci))  # without its card it was given away
-    known = known or pci in silent(alive)
+    known = known or pci in silent(alive) or pci in history.hung
     if not known or pci in history.lost or pci in history.resets or (alive and pci in dict(missing(alive))):
         return inf
     if reading is None and card and card.uuid in {history.uuid(other) for other in history.readings}:

@@ -89,7 +89,7 @@ class Gpu:
             yield from zip(names, several, strict=False)
 
     def _value(self, name: str, read: Callable[[], Any]) -> Any:
-        self.call.begins(f"reading {name} of GPU {self.pci}")
+        self.call.begins(f"reading {name} of GPU {self.pci}", self.pci)
         self.asked += 1
         try:
             return read()

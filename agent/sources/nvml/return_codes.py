@@ -60,6 +60,12 @@ def sick(pci: str, code: int) -> Observation:
     return Observation(time.time(), "nvml", Signal.RESET_REQUIRED, pci, raw=raw)
 
 
+def left_alone(pci: str) -> Observation:
+    """A GPU that is there and is not read, for another process hangs at it."""
+    raw = "the driver does not answer: a call into this GPU has not returned, and until then it is left alone"
+    return Observation(time.time(), "nvml", Signal.FAILED, pci, Failure.HUNG, raw=raw)
+
+
 def failure(error: Exception, control: Path = Path("/dev/nvidiactl")) -> Observation:
     """Why the whole session can't go on, as a fact; never a GPU's fault by itself."""
     if not isinstance(error, nv.NVMLError):

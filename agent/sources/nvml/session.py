@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -18,17 +17,16 @@ from typing import Any
 import pynvml as nv
 
 from agent.model.observation import Failure, Missing, Observation, Signal, Value
-from agent.model.text import normalise_pci
 from agent.sources.nvml.device import Gpu
+from agent.sources.nvml.enumeration import enumerated, pointer
 from agent.sources.nvml.pci_bus import NVIDIA, SYSFS, UNKNOWN, holders, missing
 from agent.sources.nvml.readings import Handle, versions
-from agent.sources.nvml.return_codes import ENDED, NO_ADDRESS, SICK, failure, sick, words
+from agent.sources.nvml.return_codes import ENDED, SICK, failure, left_alone, sick, words
 from agent.sources.process.progress import SLOW_S, CurrentCall
 from agent.sources.process.storm import Storm
 
 _WAIT_S = 0.5  # one wait for events: short, so that SIGTERM is prompt
 _BREATH_S = 0.01  # after each wait without an event: it may come back earlier than asked, and must not spin
-_MOST_GPUS = 256  # no node has so many: a higher count is none
 _LONGEST = 4000  # characters of one line about silent GPUs
 _NONE = 0xFFFFFFFF  # an event that belongs to no MIG instance
 _EXIT_RENEW = 75  # sysexits EX_TEMPFAIL: only a new process can load another library
@@ -48,9 +46,14 @@ _EVENTS = (
 class Nvml:
     """One NVML session; ``poll`` and ``events`` raise only what ends it: an error of the whole library."""
 
-    def __init__(self, ever: set[str] | None = None, devices: Path = SYSFS, call: CurrentCall | None = None) -> None:
-        """``ever`` holds the addresses that earlier sessions of this process saw, and takes in this one's."""
-        self._devices, self._call = devices, call or CurrentCall()
+    def __init__(
+        self, ever: set[str] | None = None, devices: Path = SYSFS, call: CurrentCall | None = None, left_out: str = ""
+    ) -> None:
+        """``ever`` holds the addresses that earlier sessions of this process saw, and takes in this one's.
+
+        ``left_out`` is the address of a GPU at which another process hangs: nothing here touches it.
+        """
+        self._devices, self._call, self._left_out = devices, call or CurrentCall(), left_out
         self._storm = Storm()
         self._call.begins("initialising NVML")
         nv.nvmlInit()
@@ -68,9 +71,9 @@ class Nvml:
     def poll(self) -> Iterator[Observation]:
         """Every GPU's reading, or that it is lost, then the heartbeat."""
         began, cpu_began = time.monotonic(), time.thread_time()
-        self._call.begins("enumerating the GPUs")
         yield from self._storm.gathered(began, all_of_them=True)
-        found, unopened = self._enumerated()
+        known = self._expected() if self._left_out or not self._present else ()
+        found, unopened = enumerated(self._present, known, self._left_out, self._call)
         self._gone = {pci: gpu for pci, gpu in {**self._gone, **self._present}.items() if pci not in found}
         changed, self._present = found != self._present, found
         self._ever.update(found)
@@ -86,6 +89,11 @@ class Nvml:
         gone = missing(self._ever, set(found), on_bus)
         silent: dict[str, str] = {}  # GPUs that are there and answer nothing, and why
         there = [pci for pci, driver in gone.items() if driver in (NVIDIA, UNKNOWN)]
+        left_out = self._left_out in there
+        if left_out:
+            there.remove(self._left_out)
+            del gone[self._left_out]
+            yield left_alone(self._left_out)
         if len(there) == len(unopened):  # their handles fail: they did not leave. Else nobody knows which it is
             codes = sorted(set(unopened.values()))
             for pci in there:
@@ -99,41 +107,20 @@ class Nvml:
                 silent[gpu.pci] = gpu.silence
         values: dict[str, Value] = {
             **self._versions,
-            "gpu_count": len(found),
+            "gpu_count": len(found) + left_out,
             "on_bus": Missing.UNREADABLE if on_bus is None else len(on_bus),
             "missing": ",".join(f"{pci}={driver}" for pci, driver in gone.items()),
-            "unopened": ",".join(f"{index}:{code}" for index, code in unopened.items()),  # NVML's, 0: of no address
+            "unopened": ",".join(f"{name}:{code}" for name, code in unopened.items()),  # NVML's, 0: of no address
             "silent": ";".join(f"{pci}={why}" for pci, why in sorted(silent.items()))[:_LONGEST],
             "poll_ms": round(1000 * (time.monotonic() - began), 3),
             "poll_cpu_ms": round(1000 * (time.thread_time() - cpu_began), 3),
         }
         yield _observe(Signal.ALIVE, values=values)
 
-    def _enumerated(self) -> tuple[dict[str, Gpu], dict[int, int]]:
-        """The GPUs by address; by index NVML's error of those that can't be opened, or have no address of their own."""
-        found: dict[str, Gpu] = {}
-        indices: dict[str, int] = {}  # whose address it is by its own word
-        unopened: dict[int, int] = {}
-        for index in range(min(nv.nvmlDeviceGetCount(), _MOST_GPUS)):
-            try:
-                handle = nv.nvmlDeviceGetHandleByIndex(index)
-                pci = normalise_pci(nv.nvmlDeviceGetPciInfo(handle).busId)
-            except nv.NVMLError as error:
-                unopened[index] = error.value
-            except Exception:  # noqa: BLE001 - what the binding makes of an odd answer
-                unopened[index] = NO_ADDRESS
-            else:
-                if pci in indices:  # two say so: nobody knows which of them it is
-                    unopened[index] = unopened[indices[pci]] = NO_ADDRESS
-                    found.pop(pci, None)
-                    continue
-                indices[pci] = index
-                old = self._present.get(pci)
-                found[pci] = old if old and _pointer(old.handle) == _pointer(handle) else Gpu(pci, handle, self._call)
-                found[pci].static["index"] = index  # others move up when one is gone
-        if not found and (codes := {*unopened.values()}) and codes <= {*ENDED}:  # from one of several it ends nothing
-            raise nv.NVMLError(min(codes))
-        return found, unopened
+    def _expected(self) -> set[str]:
+        """Where GPUs of NVML's may be: those of earlier sessions, and those that the kernel says its driver holds."""
+        bus = holders(self._devices) or {}
+        return {pci for pci in self._ever | bus.keys() if bus.get(pci, NVIDIA) == NVIDIA}
 
     def events(self, wait_s: float, sleep: Callable[[float], object]) -> Iterator[Observation]:
         """Wait at most so long; for an event its Xid, and that GPU's reading at once."""
@@ -172,8 +159,8 @@ class Nvml:
         yield from self._read(gpu)
 
     def _gpu_of(self, handle: Handle) -> Gpu | None:
-        address = _pointer(handle)
-        return next((g for g in self._present.values() if _pointer(g.handle) == address), None)
+        address = pointer(handle)
+        return next((g for g in self._present.values() if pointer(g.handle) == address), None)
 
     def _register(self) -> None:
         """A new event set for the GPUs of this enumeration; one unsupported bit would fail them all."""
@@ -182,6 +169,7 @@ class Nvml:
         with contextlib.suppress(Exception):  # without events there are the polls
             self._events = nv.nvmlEventSetCreate()
             for gpu in self._present.values():
+                self._call.begins(f"registering for events of GPU {gpu.pci}", gpu.pci)
                 with contextlib.suppress(Exception):
                     if wanted := sum(_EVENTS) & nv.nvmlDeviceGetSupportedEventTypes(gpu.handle):
                         nv.nvmlDeviceRegisterEvents(gpu.handle, wanted, self._events)
@@ -206,10 +194,6 @@ class Nvml:
                 yield _observe(Signal.READING, gpu.pci, values=values)
 
 
-def _pointer(handle: Handle) -> int | None:
-    return ctypes.cast(handle, ctypes.c_void_p).value
-
-
 def _observe(signal_: Signal, pci: str = "", **fields: Any) -> Observation:
     return Observation(time.time(), "nvml", signal_, pci, **fields)
 
@@ -222,8 +206,10 @@ def follow(
     devices: Path = SYSFS,
     known: Iterable[str] = (),
     slow_s: float = SLOW_S,
+    left_out: str = "",
 ) -> int:
-    """Poll and wait for events until ``stop``; the exit code. ``known`` are addresses that an earlier process saw.
+    """Poll and wait for events until ``stop``; the exit code. ``known`` are addresses that an earlier process saw,
+    ``left_out`` is that of a GPU at which it hangs.
 
     A call is said to hang that has not returned for a poll, and for ``slow_s``. Nothing waits on ``stop`` itself: a
     signal's handler sets it in this very thread, and would then wait for a lock that the thread already holds."""
@@ -235,7 +221,7 @@ def follow(
     while not stop.is_set() and not code:
         due = time.monotonic() + poll_s
         try:
-            session = session or Nvml(ever, devices, call)
+            session = session or Nvml(ever, devices, call, left_out)
             boot = _boot_id(boot_id)  # before the GPUs: what is read after it can't be older than this boot
             seen = session.poll()
             while not stop.is_set():
@@ -268,12 +254,12 @@ def _boot_id(path: Path) -> str:
     return ""
 
 
-def run(poll_s: float, boot_id_file: Path, devices: Path = SYSFS, known: Iterable[str] = ()) -> int:
+def run(poll_s: float, boot_id_file: Path, devices: Path = SYSFS, known: Iterable[str] = (), left_out: str = "") -> int:
     """The program behind its options; the exit code."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        return follow(poll_s, boot_id_file, stop, _say, devices, known)
+        return follow(poll_s, boot_id_file, stop, _say, devices, known, left_out=left_out)
     except BrokenPipeError:  # nobody reads any more; nor must the last flush of the interpreter fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -291,8 +277,9 @@ def main() -> int:
     parser.add_argument("--poll-s", type=float, default=5.0)
     parser.add_argument("--boot-id-file", type=Path, default=Path("/proc/sys/kernel/random/boot_id"))
     parser.add_argument("--known", nargs="*", default=[], metavar="PCI", help="GPUs that this node is known to have")
+    parser.add_argument("--leave-out", default="", metavar="PCI", help="a GPU at which another process hangs")
     options = parser.parse_args()
-    return run(options.poll_s, options.boot_id_file, known=options.known)
+    return run(options.poll_s, options.boot_id_file, known=options.known, left_out=options.leave_out)
 
 
 if __name__ == "__main__":

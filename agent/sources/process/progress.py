@@ -16,25 +16,26 @@ class CurrentCall:
 
     def __init__(self, source: str = "nvml", whose: str = "the driver") -> None:
         self._source, self._whose = source, whose
-        self._what, self._since = "", 0.0
+        self._current = ("", "", 0.0)  # what, the GPU that it is about, since when: one value, for another thread
 
-    def begins(self, what: str) -> None:
-        """``what`` begins; empty: nothing that could hang."""
-        self._what, self._since = what, time.monotonic()
+    def begins(self, what: str, pci: str = "") -> None:
+        """``what`` begins, about this GPU or about none; empty: nothing that could hang."""
+        self._current = (what, pci, time.monotonic())
 
-    def stuck(self, limit_s: float) -> str:
-        """What has not returned for so long; empty if nothing hangs."""
-        what, since = self._what, self._since
-        return what if what and time.monotonic() - since > limit_s else ""
+    def stuck(self, limit_s: float) -> tuple[str, str]:
+        """What has not returned for so long, and the GPU that it is about; empty if nothing hangs."""
+        what, pci, since = self._current
+        return (what, pci) if what and time.monotonic() - since > limit_s else ("", "")
 
-    def hung(self, what: str) -> Observation:
+    def hung(self, what: str, pci: str = "") -> Observation:
         """That ``what`` has not returned, in the same words whoever finds it out."""
         sentence = f"{self._whose} does not answer: {what} has not returned"
-        return Observation(time.time(), self._source, Signal.FAILED, value=Failure.HUNG, raw=sentence)
+        return Observation(time.time(), self._source, Signal.FAILED, pci, Failure.HUNG, raw=sentence)
 
     def watch(self, limit_s: float, stop: threading.Event, say: Callable[[Observation], None]) -> None:
         """Say, once every ``limit_s``, what hangs. It runs while the call holds its thread."""
         while not stop.wait(limit_s / 4):
-            if what := self.stuck(limit_s):
-                say(self.hung(what))
+            what, pci = self.stuck(limit_s)
+            if what:
+                say(self.hung(what, pci))
                 stop.wait(limit_s * 3 / 4)

@@ -16,8 +16,10 @@ _READ_BYTES = 64 * 1024  # a call; the pipe holds the rest back in the source
 _LONGEST_LINE_BYTES = 16 * 1024
 _LONGEST_PAUSE_S = 60.0
 _GOOD_S = 60.0  # a process that still finishes polls after so long starts the pauses anew
+_LEFT_OUT_S, _LONGEST_LEFT_OUT_S = 60.0, 600.0  # a GPU at which a process hung is tried again no sooner
 _STDERR_BYTES = 4096
 _LAST_WORDS_S = 1.0
+_UNENDING = "hangs in the kernel and can't be ended; no other one is started beside it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +35,23 @@ class SourceStatus:
 
 
 class Source:
-    """One source process at a time: never a second while the first still lives, even stuck in the kernel.
+    """One source process at a time, and beside it at most one that is stuck in the kernel.
+
+    A process that says at which GPU it hangs is killed once, and a fresh one leaves that GPU out until the stuck one
+    has ended. One that hangs elsewhere, or beside a stuck one, is killed too, and nothing is started while it lives.
 
     ``now`` is monotonic seconds throughout. Nothing here blocks but ``close``.
     """
 
-    def __init__(self, name: str, argv: Callable[[], Sequence[str]], hung_s: float) -> None:
+    def __init__(self, name: str, argv: Callable[[str], Sequence[str]], hung_s: float) -> None:
+        """``argv`` is asked with the address of the GPU to leave out, or with nothing."""
         self._name, self._argv, self._hung_s = name, argv, hung_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._stuck: subprocess.Popen[bytes] | None = None  # ended by us, and still in the kernel
+        self._stuck: list[subprocess.Popen[bytes]] = []  # ended by us, and still in the kernel
+        self._hung_at = ""  # the GPU at which the process hangs, by its own word
+        self._left_out, self._left_out_until = "", 0.0
+        self._left_out_s: dict[str, float] = {}  # how long each was left out the last time
+        self._replaced = False  # ended because the GPU that it leaves out is to be tried again
         self._buffer = b""
         self._skipping = False  # inside an overlong line
         self._starts, self._garbage = 0, 0
@@ -61,8 +71,8 @@ class Source:
             self._starts,
             self._garbage,
             self._last_seen,
-            self._trouble,
-            process is None and (self._stuck is None or self._stuck.poll() is not None),
+            self._trouble or (f"a process hangs at GPU {self._left_out}: it is left out" if self._left_out else ""),
+            process is None and not self._lives_stuck(),
         )
 
     def fileno(self) -> int | None:
@@ -72,23 +82,30 @@ class Source:
 
     def tick(self, now: float) -> None:
         """Start the process when due, notice its end, end it when it hangs."""
+        stuck = self._lives_stuck()
         if self._process is None:
-            if self._stuck is not None and self._stuck.poll() is None:
-                self._trouble = "hangs in the kernel and can't be ended; no second one is started beside it"
+            if stuck > bool(self._left_out):
+                self._trouble = _UNENDING
             elif now >= self._due:
-                self._start(now)
+                self._start(now, stuck)
             return
         code = self._process.poll()
+        quiet_s = now - max(self._spoke, self._started)
         if code is not None:
             if self.fileno() is None or now - self._spoke > _LAST_WORDS_S:  # what it said last is read first
                 self._ended(code, now)
-        elif now - max(self._spoke, self._started) > self._hung_s:
+        elif self._hung_at and not stuck and not self._killed and quiet_s > self._hung_s / 2:
+            self._set_aside(self._process, now)
+        elif quiet_s > self._hung_s:
             if not self._killed:
                 self._trouble = f"said nothing for {self._hung_s:.0f} s and was ended"
                 self._signal(signal.SIGKILL)
                 self._killed = True
-            elif now - max(self._spoke, self._started) > 2 * self._hung_s:
-                self._trouble = "hangs in the kernel and can't be ended; no second one is started beside it"
+            elif quiet_s > 2 * self._hung_s:
+                self._trouble = _UNENDING
+        elif self._may_try_again(now, stuck):
+            self._left_out, self._replaced = "", True
+            self._signal(signal.SIGTERM)
 
     def read(self, now: float) -> tuple[Observation, ...]:
         """What it said since the last call, as far as it makes sense."""
@@ -120,34 +137,61 @@ class Source:
                 seen.append(observation)
             except ValueError:
                 self._garbage += 1
-        # A source that only says that it hangs is ended like one that says nothing.
-        if any(o.value != Failure.HUNG for o in seen):
-            self._spoke = self._last_seen = now
+        for observation in seen:
+            if observation.value != Failure.HUNG:
+                self._spoke = self._last_seen = now
+                self._hung_at = ""
+            elif observation.pci != self._left_out:  # one that only says that it hangs is ended like one that is quiet
+                self._hung_at = observation.pci
         if any(o.signal is Signal.ALIVE for o in seen) and now - self._started > _GOOD_S:
             self._pause_s, self._trouble = 1.0, ""
         return tuple(seen)
 
     def close(self, timeout_s: float = 2.0) -> None:
         """End it: politely, then by force. One that is stuck in the kernel is left behind, as its status says."""
-        process = self._process
-        if process is None:
-            return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            self._signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout_s)
-                break
-        self._stuck = None if process.poll() is not None else process
-        self._release(process)
-        self._due = 0.0  # to be started again at once, when it may
+        if process := self._process:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                self._signal(number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout_s)
+                    break
+            if process.poll() is None:
+                self._stuck.append(process)
+                self._left_out = self._left_out or self._hung_at
+            self._release(process)
+            self._due = 0.0  # to be started again at once, when it may
+        if not self._lives_stuck():
+            self._left_out = ""  # whoever closes it may cure the GPU meanwhile
 
-    def _start(self, now: float) -> None:
+    def _lives_stuck(self) -> int:
+        """How many processes that were ended are still in the kernel."""
+        self._stuck = [process for process in self._stuck if process.poll() is None]
+        return len(self._stuck)
+
+    def _set_aside(self, process: subprocess.Popen[bytes], now: float) -> None:
+        """End it, and leave it alone if that is in vain: a fresh one reads the other GPUs at once."""
+        pci = self._left_out = self._hung_at
+        self._left_out_s[pci] = min(_LONGEST_LEFT_OUT_S, 2 * self._left_out_s.get(pci, _LEFT_OUT_S / 2))
+        self._left_out_until = now + self._left_out_s[pci]
+        self._trouble = f"hung at GPU {pci} and was ended: another process leaves that GPU out"
+        self._signal(signal.SIGKILL)
+        self._stuck.append(process)
+        self._release(process)
+        self._due = now
+
+    def _may_try_again(self, now: float, stuck: int) -> bool:
+        return bool(self._left_out) and not stuck and now >= self._left_out_until
+
+    def _start(self, now: float, stuck: int) -> None:
+        if self._may_try_again(now, stuck):
+            self._left_out = ""
         self._starts += 1
         self._started = self._spoke = now
-        self._buffer, self._skipping, self._killed = b"", False, False
+        self._buffer, self._skipping, self._killed, self._replaced = b"", False, False, False
+        self._hung_at = ""
         try:
             self._process = subprocess.Popen(
-                self._argv(),
+                self._argv(self._left_out),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -166,6 +210,10 @@ class Source:
         process = self._process
         self._note_complaint()
         if process is None:
+            return
+        if self._replaced:
+            self._release(process)
+            self._due = now
             return
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if not self._killed:

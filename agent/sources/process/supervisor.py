@@ -110,9 +110,9 @@ class Supervisor:
         for source in self._sources.values():
             source.close()
 
-    def _command(self, name: str) -> Sequence[str]:
+    def _command(self, name: str, left_out: str) -> Sequence[str]:
         """Asked anew at each start, so that it goes on from there."""
-        return [*self._commands[name], *SOURCES[name].past(self._known)]
+        return [*self._commands[name], *SOURCES[name].past(replace(self._known, left_out=left_out))]
 
     def _read(self, source: Source) -> Iterable[Observation]:
         for observation in source.read(time.monotonic()):

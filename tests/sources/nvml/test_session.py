@@ -150,6 +150,30 @@ def test_a_gpu_that_cannot_be_opened_is_lost_if_it_was_known_and_else_counted_ou
     assert (anew["node"].values["gpu_count"], anew["node"].values["unopened"]) == (7, "3:15")
 
 
+def test_a_gpu_that_is_left_out_is_not_opened_and_every_other_is_as_ever(library: Library, tmp_path: Path) -> None:
+    """Not even when those before it leave: an index is another GPU's by then."""
+    pci = "0000:9d:00.0"
+    library.gpus[4].hanging = set(SYMBOLS) | {"nvmlDeviceGetHandleByIndex_v2"}
+    ever = {gpu.address for gpu in library.gpus}
+    session = Nvml(ever, tmp_path / "nothing", left_out=pci)
+    seen = poll(session)
+    assert (seen[pci].signal, seen[pci].value) == (Signal.FAILED, Failure.HUNG)
+    assert sum(o.signal is Signal.READING for o in seen.values()) == 7
+    assert (seen["node"].values["gpu_count"], seen["node"].values["missing"]) == (8, "")
+    library.gpus[6].lost = True
+    library.gpus.pop(2)
+    seen = poll(session)
+    assert (seen["0000:d1:00.0"].signal, seen["node"].values["missing"]) == (Signal.LOST, "0000:52:00.0=unknown")
+    assert library.opened == ever - {pci}
+    library.event(library.gpus[0], nv.nvmlEventTypeXidCriticalError, 13)
+    assert next(session.events(0.1, time.sleep)).value == 13
+
+
+def test_a_gpu_that_is_left_out_and_leaves_the_bus_is_missing(library: Library, tmp_path: Path) -> None:
+    seen = poll(Nvml({gpu.address for gpu in library.gpus}, tmp_path, left_out="0000:9d:00.0"))
+    assert ("0000:9d:00.0" in seen, seen["node"].values["missing"]) == (False, "0000:9d:00.0=absent")
+
+
 def test_a_gpu_that_came_back_is_asked_again_for_all_it_has(library: Library) -> None:
     session = Nvml()
     library.gpus[7].unsupported = frozenset({"nvmlDeviceGetEccMode"})
@@ -355,7 +379,7 @@ def test_without_the_library_the_program_says_so_and_ends_for_a_new_one() -> Non
         assert process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("symbol", sorted(SYMBOLS))
+@pytest.mark.parametrize("symbol", sorted({*SYMBOLS, "nvmlDeviceGetHandleByIndex_v2"}))
 def test_whichever_call_hangs_is_named_while_it_hangs_and_read_again_when_it_returns(
     library: Library, tmp_path: Path, symbol: str
 ) -> None:
@@ -363,7 +387,9 @@ def test_whichever_call_hangs_is_named_while_it_hangs_and_read_again_when_it_ret
     stop = threading.Event()
     library.gpus = library.gpus[:2]
     poll_s = 0.04
-    reader = threading.Thread(target=follow, args=(poll_s, tmp_path / "none", stop, said.append), kwargs={"slow_s": 0})
+    known = [gpu.address for gpu in library.gpus]
+    options = {"slow_s": 0, "known": known, "devices": tmp_path / "nothing"}
+    reader = threading.Thread(target=follow, args=(poll_s, tmp_path / "none", stop, said.append), kwargs=options)
     if symbol in {"nvmlDeviceGetRetiredPagesPendingStatus", "nvmlDeviceGetTemperatureThreshold"}:
         library.gpus[1].thresholds = True
     if "NvLink" in symbol:
@@ -374,6 +400,7 @@ def test_whichever_call_hangs_is_named_while_it_hangs_and_read_again_when_it_ret
         assert _until(lambda: any(o.value == Failure.HUNG for o in said)), symbol
         hung = next(o for o in said if o.value == Failure.HUNG)
         assert "does not answer: " in hung.raw
+        assert hung.pci == library.gpus[1].address, "it names the GPU, so that the others can be read without it"
         library.gpus[1].hanging.clear()
         came = len(said)
         assert _until(lambda: any(o.signal is Signal.ALIVE for o in said[came:]))

@@ -27,7 +27,7 @@ def source() -> Iterator[list[Source]]:
 
 
 def made(holder: list[Source], code: str, hung_s: float = 60.0) -> Source:
-    holder.append(Source("x", lambda: [sys.executable, "-c", "import os,sys,time,signal\n" + code], hung_s))
+    holder.append(Source("x", lambda _: [sys.executable, "-c", "import os,sys,time,signal\n" + code], hung_s))
     return holder[0]
 
 
@@ -131,7 +131,7 @@ def test_rubbish_between_good_lines_is_counted_and_costs_none_of_them(source: li
 
 
 def test_a_program_that_is_not_there_is_said(source: list[Source]) -> None:
-    source.append(Source("x", lambda: ["/no/such/program"], 60))
+    source.append(Source("x", lambda _: ["/no/such/program"], 60))
     source[0].tick(time.monotonic())
     assert "No such file" in source[0].status.trouble
 
@@ -149,7 +149,7 @@ def test_closing_ends_even_a_process_that_ignores_sigterm(source: list[Source]) 
 def test_a_killed_agent_leaves_no_source_behind() -> None:
     code = (
         "import sys,time\nfrom agent.sources.process.source import Source\n"
-        "s=Source('kmsg',lambda:[sys.executable,'-m','agent.sources.kmsg','--path','/dev/null'],60)\n"
+        "s=Source('kmsg',lambda _:[sys.executable,'-m','agent.sources.kmsg','--path','/dev/null'],60)\n"
         "s.tick(time.monotonic())\nprint(s.status.pid,flush=True)\ntime.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as agent:
