@@ -10,6 +10,7 @@ Each step of the timeline has ``at`` (seconds) and any of:
   dcgm_drops [gpus] · dcgm_says {name: value} of its engine · lost [gpus] · needs_reset [gpus] · back [gpus] ·
   missing {gpu: driver} ·
   forgotten [gpus that NVML lists no more as missing] · unread [gpus of which its polls say nothing, until back] ·
+  slow seconds that a poll of NVML's takes ·
   hangs [gpus that polls leave out because a call into them hangs, until back] ·
   stops_at the gpu at which NVML's polls end, or null · silent [sources] · speaks [sources] ·
   failed {source: failure} · boot id · reset [gpus] · card {gpu: uuid} ·
@@ -140,6 +141,7 @@ class Machine:
         self.forgotten: set[int] = set()
         self.unread: set[int] = set()
         self.hangs: set[int] = set()
+        self.slow_s = 0.1
         self.stops_at: int | None = None
         self.silent: set[str] = set()
         self.failed: dict[str, str] = {}
@@ -206,6 +208,7 @@ class Machine:
                 yield Observation(0, "nvml", Signal.READING, GPUS[i], values=dict(self.values[i]))
         missing = ",".join(f"{GPUS[i]}={driver}" for i, driver in self.missing.items() if i not in self.forgotten)
         heartbeat: dict[str, Value] = {"gpu_count": len(here), "on_bus": len(here), "missing": missing}
+        heartbeat["poll_ms"] = 1000 * self.slow_s
         yield Observation(0, "nvml", Signal.ALIVE, boot_id=self.boot, values=heartbeat)
 
     def _witnessed(self) -> Iterator[Observation]:
@@ -247,6 +250,7 @@ class Machine:
         self.missing.update(step.get("missing") or {})
         self.forgotten |= set(step.get("forgotten", ()))
         self.unread |= set(step.get("unread", ()))
+        self.slow_s = step.get("slow", self.slow_s)
         self.hangs |= set(step.get("hangs", ()))
         self.stops_at = step.get("stops_at", self.stops_at)
         self.silent = (self.silent | set(step.get("silent", ()))) - set(step.get("speaks", ()))

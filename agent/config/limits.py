@@ -45,6 +45,8 @@ class Limits(Section):
 
     silent_s: Seconds = 60
     """A source that finished no poll, or a GPU that was not read, for so long is unknown; for three times, degraded."""
+    slow_poll_s: Positive = 10
+    """A poll of the GPUs that takes longer, for silent_s, is told as a notice: calls into the driver take long."""
     missing_confirm_s: Seconds = 60
     """How long a GPU must be missing from NVML's enumeration: driver roll-outs pass sooner."""
     withheld_confirm_s: Seconds = 300

@@ -99,6 +99,7 @@ class History:
     incidents: Mapping[tuple[str, Value, Value], Observation] = field(default_factory=dict)  # DCGM's, that stand
     alive: Mapping[str, Observation] = field(default_factory=dict)  # the last heartbeat of each source
     failed: Mapping[str, Observation] = field(default_factory=dict)  # sources that say they can't see
+    slow: Mapping[str, Observation] = field(default_factory=dict)  # the last word of polls that take long, by source
     hung: Mapping[str, Observation] = field(default_factory=dict)  # GPUs at which a call hangs, until one answers again
     heard: Mapping[str, float] = field(default_factory=dict)  # when each source last finished a poll, or first spoke
     epochs: Mapping[str, Epoch] = field(default_factory=dict)  # the last of each GPU
@@ -124,6 +125,13 @@ class History:
     def elsewhere(self) -> bool:
         """Whether the second witness speaks of another node's GPUs."""
         return elsewhere(self.readings, self.witnessed)
+
+    def poll_s(self, source: str) -> float | None:
+        """How long a source's poll takes: the last, or the one that is under way; None where it doesn't say."""
+        alive, slow = self.alive.get(source), self.slow.get(source)
+        last_ms = number(alive, "poll_ms")
+        took = [last_ms / 1000] if last_ms is not None else []
+        return max([*took, under_way_s(slow)] if slow else took, default=None)
 
     def number(self, pci: str, signal: str) -> float | None:
         """A GPU's last value; None if unsupported, unreadable or not yet read."""
@@ -201,6 +209,11 @@ def uuid_of(reading: Observation | None) -> str:
 def number(reading: Observation | None, signal: str) -> float | None:
     value = reading.values.get(signal) if reading else None
     return float(value) if isinstance(value, int | float) else None
+
+
+def under_way_s(slow: Observation) -> float:
+    """The seconds so far of a poll that takes long."""
+    return float(slow.value) if isinstance(slow.value, int | float) else 0.0
 
 
 def settled(reading: Observation) -> tuple[Value, ...]:

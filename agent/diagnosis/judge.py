@@ -19,7 +19,8 @@ from agent.diagnosis.proof import counted, outlived, proved, watched
 from agent.diagnosis.rules import RULES
 from agent.diagnosis.rules.kernel import ENDS
 from agent.diagnosis.rules.presence import given_up
-from agent.diagnosis.rules.silence import blind, read_until
+from agent.diagnosis.rules.silence import blind
+from agent.diagnosis.seen import heard_until, read_until
 from agent.diagnosis.update import updated
 from agent.model.fault import Evidence, Fault, Finding, Reason, Reset, Severity, Status, Verdict
 from agent.model.observation import Observation
@@ -176,7 +177,7 @@ def _watched_s(fault: Fault, was: History, now: float, limits: Limits) -> float:
     if finding.witness:
         if finding.witness in was.failed:
             return 0.0
-        until = min(until, was.heard.get(finding.witness, 0.0) + limits.silent_s)
+        until = min(until, heard_until(was, finding.witness, limits.silent_s) + limits.silent_s)
     if finding.witness == GPUS:
         until = min(until, read_until(was, finding.pci, limits.silent_s))
     if finding.signals and finding.pci:

@@ -51,7 +51,7 @@ class _Draft:
         self._before, self._cards = dict(old.before), dict(old.cards)
         self._resets, self._uncorrectable = dict(old.resets), dict(old.uncorrectable)
         self._lost, self._alive, self._failed = dict(old.lost), dict(old.alive), dict(old.failed)
-        self._hung = dict(old.hung)
+        self._hung, self._slow = dict(old.hung), dict(old.slow)
         self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
         self._trends, self._blames, self._pods = dict(old.trends), list(old.blames), dict(old.pods)
         self._witnessed, self._incidents = dict(old.witnessed), dict(old.incidents)
@@ -79,6 +79,7 @@ class _Draft:
                 self._alive[o.source] = o
                 self._heard[o.source] = o.arrived
                 self._failed.pop(o.source, None)
+                self._slow.pop(o.source, None)
                 for pci in given_away(o):
                     self._cards.pop(pci, None)
                     self._hung.pop(pci, None)
@@ -87,6 +88,8 @@ class _Draft:
                 if "check" in o.values:  # a health check that counts is over: what it did not name has ended
                     same = o.values["check"]
                     self._incidents = {k: i for k, i in self._incidents.items() if i.values.get("check") == same}
+            case Signal.SLOW:
+                self._slow[o.source] = o
             case Signal.READING if second:
                 self._witnessed[o.pci] = o
             case Signal.READING if o.source == GPUS:
@@ -191,6 +194,7 @@ class _Draft:
             self._incidents,
             self._alive,
             self._failed,
+            self._slow,
             self._hung,
             self._heard,
             self._epochs,

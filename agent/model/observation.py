@@ -23,6 +23,7 @@ class Signal(StrEnum):
     RESET_REQUIRED = "reset_required"  # NVML error 16
     HEALTH = "health"  # an incident of DCGM's health check; value is its code
     FAILED = "failed"  # the source as a whole can't see; value is a Failure
+    SLOW = "slow"  # a poll is under way for long, and its calls come back; value is its seconds so far
     GAP = "gap"  # records were overwritten before they were read; value is how many
 
 

@@ -10,9 +10,11 @@ from dataclasses import replace
 from agent.config.settings import Config
 from agent.config.source_index import SECOND_WITNESS, SOURCES, Known, hold_gpus
 from agent.diagnosis.gpu_processes import clients
+from agent.diagnosis.history import History
 from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
 from agent.diagnosis.rules.disagreement import disagreements
+from agent.diagnosis.seen import lately_s
 from agent.model.fault import Fault, Reason, Status, Unseen, Verdict
 from agent.model.observation import Failure, Observation, Signal
 from agent.recording.recording import Recorder
@@ -129,7 +131,7 @@ class Daemon:
         self._exchange.judged = replace(
             self._exchange.judged,
             released=acted.look_began if closed else None,
-            clients=clients(history, now, self._config.policy.silent_s),
+            clients=clients(history, now, lately_s(history, self._config.policy.silent_s)),
         )
 
     def _admitted(self, seen: list[Observation], acted: Acted, now: float) -> list[Observation]:
@@ -149,9 +151,7 @@ class Daemon:
         """Whether it may run. Those that hold GPUs wait for the Node a while: a reset may be under way."""
         if not SOURCES[name].holds_gpus:
             return True
-        if acted.keep_off:
-            return False
-        return self._actor is None or acted.started or now - self._began > _PATIENCE_S
+        return not acted.keep_off and (self._actor is None or acted.started or now - self._began > _PATIENCE_S)
 
     def _restore(self, acted: Acted, now: float) -> list[Observation]:
         """Take over the last life's faults, once the Node was read; the records that its kernel position makes news."""
@@ -193,10 +193,8 @@ class Daemon:
         self._key = key
         self._tell_changes(before, verdict)
         for word in sorted(self._memory.dismissed - memory.dismissed):
-            stood = word in memory.faults
-            self._tell(
-                "a person dismissed a fault" if stood else "a person dismissed a fault that does not stand", fault=word
-            )
+            stands = "" if word in memory.faults else " that does not stand"
+            self._tell(f"a person dismissed a fault{stands}", fault=word)
         self.snapshot = self._show(verdict, acted, now)
         if self.judged:
             self.judged(verdict)
@@ -247,7 +245,7 @@ class Daemon:
                 # What is lost or was not read lately has no value now, and must leave no stale series.
                 pci: reading
                 for pci, reading in history.readings.items()
-                if pci not in history.lost and now - reading.arrived <= silent_s
+                if pci not in history.lost and now - reading.arrived <= lately_s(history, silent_s)
             },
             disagreements=tuple((pci, signal) for pci, signal, *_ in disagreements(history, silent_s)),
             xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},

@@ -21,5 +21,6 @@ def source_view(status: SourceStatus, verdict: Verdict, history: History, now: f
         garbage=status.garbage,
         pid=status.pid,
         trouble=(failed.raw if failed else "") or status.trouble or blind,  # its own words before its library's
+        poll_s=history.poll_s(status.name),
         version=str(alive.values.get("dcgm_version", "")) if alive else "",
     )

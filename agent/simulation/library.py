@@ -29,6 +29,7 @@ class Library:
         self.init_error = 0  # an NVML error code that nvmlInit answers
         self.cuda_error = self.count_error = self.wait_error = 0  # and that one system call answers
         self.unopenable: dict[int, int] = {}  # index → the error code that opening that GPU answers
+        self.call_s = 0.0  # how long each call about a GPU takes
         self.opened: set[str] = set()  # addresses of the GPUs that were attached
         self._events: deque[tuple[int, int, int]] = deque()  # handle, type, data
         self._wanted: dict[int, int] = {}  # handle → the event types registered for it
@@ -109,7 +110,8 @@ class Library:
 
     def _devices(self) -> dict[str, Callable[..., int]]:
         """Every call about one GPU, behind the answers that a sick one gives."""
-        calls = {**VALUES, **SHAPED}
+        calls: dict[str, Callable[..., int]] = {**VALUES, **SHAPED}
+        calls["nvmlDeviceGetIndex"] = lambda gpu, out: put(out, self.gpus.index(gpu))
         return {symbol: self._guarded(symbol, answer) for symbol, answer in calls.items()}
 
     def _guarded(self, symbol: str, answer: Callable[..., int]) -> Callable[..., int]:
@@ -119,6 +121,8 @@ class Library:
             if gpu is None:  # it was there when the handle was given
                 return int(nv.NVML_ERROR_INVALID_ARGUMENT)
             _wait_while(gpu, symbol)
+            if self.call_s:
+                time.sleep(self.call_s)
             if symbol != "nvmlDeviceGetPciInfo_v3":
                 if gpu.lost:
                     return int(nv.NVML_ERROR_GPU_IS_LOST)

@@ -145,6 +145,9 @@ def _sources(shot: Snapshot) -> Iterator[Metric]:
     labels = ["node", "source"]
     up = GaugeMetricFamily("gpu_health_source_up", "1 while the source can see.", labels=labels)
     age = GaugeMetricFamily("gpu_health_source_age_seconds", "Since the source last spoke.", labels=labels)
+    polls = GaugeMetricFamily(
+        "gpu_health_source_poll_seconds", "How long the source's last poll took, or the one under way.", labels=labels
+    )
     starts = CounterMetricFamily("gpu_health_source_starts", "Starts of the source's process.", labels=labels)
     garbage = CounterMetricFamily("gpu_health_source_garbage_lines", "Lines that made no sense.", labels=labels)
     for source in shot.sources:
@@ -152,9 +155,11 @@ def _sources(shot: Snapshot) -> Iterator[Metric]:
         up.add_metric(key, float(source.up))
         if source.age_s is not None:
             age.add_metric(key, source.age_s)
+        if source.poll_s is not None:
+            polls.add_metric(key, source.poll_s)
         starts.add_metric(key, source.starts)
         garbage.add_metric(key, source.garbage)
-    yield from (up, age, starts, garbage)
+    yield from (up, age, polls, starts, garbage)
 
 
 def _standing(shot: Snapshot) -> Iterator[Metric]:

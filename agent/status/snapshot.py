@@ -24,6 +24,7 @@ class SourceView:
     pid: int | None
     trouble: str
     version: str = ""  # of DCGM's engine
+    poll_s: float | None = None  # how long its polls take, one that is under way counted so far; None: it doesn't say
 
 
 @dataclass(frozen=True, slots=True)

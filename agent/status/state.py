@@ -63,6 +63,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
                 "pid": s.pid,
                 "trouble": s.trouble,
                 "version": s.version,
+                "poll_s": s.poll_s,
             }
             for s in shot.sources
         ],

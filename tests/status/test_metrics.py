@@ -40,7 +40,7 @@ def snapshot() -> Snapshot:
         readings=history.readings,
         xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
         sources=(
-            SourceView("nvml", True, 1.5, 1, 0, 42, ""),
+            SourceView("nvml", True, 1.5, 1, 0, 42, "", poll_s=0.125),
             SourceView("kmsg", False, None, 3, 2, None, "gone"),
             SourceView("dcgm", False, None, 1, 0, 43, "no DCGM engine answers"),
         ),

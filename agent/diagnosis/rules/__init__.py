@@ -18,6 +18,7 @@ from agent.diagnosis.rules import (
     presence,
     recovery,
     silence,
+    slowness,
     temperature,
     xid,
 )
@@ -37,6 +38,7 @@ RULES: tuple[Rule, ...] = (
     disagreement.find,
     blame.find,
     silence.find,
+    slowness.find,
 )
 ROWS: Mapping[str, Row] = {
     **TABLE,

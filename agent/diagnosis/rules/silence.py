@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from math import inf
 
 from agent.config.limits import Limits
 from agent.config.source_index import GPUS, SECOND_WITNESS, SOURCES, SourceRow
 from agent.diagnosis.cards import missing, silent
 from agent.diagnosis.history import History
 from agent.diagnosis.row import TABLE, Row
+from agent.diagnosis.seen import heard_until, hung, unread
 from agent.model.fault import Evidence, Finding, Reason, Severity, Unseen
 from agent.model.observation import Failure, Observation
 from agent.model.remedy import Remedy
@@ -52,19 +52,19 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             continue
         if failed and failed.value == Failure.ABSENT and source not in history.heard:
             continue  # it never was there
-        silent_s = history.now - history.heard.get(source, history.began)
-        hung = failed is not None and failed.value == Failure.HUNG
-        quiet = hung or failed is None or failed.value == Failure.UNREACHED
+        silent_s = history.now - heard_until(history, source, limits.silent_s)
+        hangs = failed is not None and failed.value == Failure.HUNG
+        quiet = hangs or failed is None or failed.value == Failure.UNREACHED
         quiet = quiet or source == SECOND_WITNESS  # whose words change as its library gives up, and no driver is meant
         limit_s = 3 * limits.silent_s if quiet else limits.driver_confirm_s
         if silent_s > limit_s:
             row = _FAILED.get(str(failed.value)) if failed and source == GPUS else None
             row = row or _silent(SOURCES[source])
-            message = failed.raw if failed and not hung else f"{row.meaning} for over {limit_s:.0f} s"
+            message = failed.raw if failed and not hangs else f"{row.meaning} for over {limit_s:.0f} s"
             evidence = Evidence(failed.at if failed else 0.0, source, failed.raw if failed else message)
             yield Finding(row.rule, "", row.severity, row.remedy, message, evidence, history.now, "", clear_s=0.0)
     words = silent(history.alive.get(GPUS))
-    for pci, word in _hung(history):
+    for pci, word in hung(history):
         if history.now - word.arrived > 3 * limits.silent_s:
             message = _with(word.raw, f"{HUNG.meaning} for over {3 * limits.silent_s:.0f} s")
             evidence = Evidence(word.at, GPUS, word.raw)
@@ -87,11 +87,11 @@ def blind(history: History, expected: Iterable[str], silent_s: float) -> Iterato
             yield source, Reason(Unseen.FAILED, failed.raw or str(failed.value), what)
         elif source not in history.alive:  # which ends a poll: by then each GPU was read
             yield source, Reason(Unseen.UNHEARD, "not heard yet")
-        elif history.now - history.heard[source] > silent_s:
+        elif history.now - heard_until(history, source, silent_s) > silent_s:
             yield source, Reason(Unseen.SILENT, f"no poll finished for over {silent_s:.0f} s")
-    for pci, hung in _hung(history):
-        yield f"GPU {pci}", Reason(Unseen.UNREAD, hung.raw, Failure.HUNG, pci)
-    if history.now - history.heard.get(GPUS, -inf) <= silent_s:  # else its own words say enough
+    for pci, word in hung(history):
+        yield f"GPU {pci}", Reason(Unseen.UNREAD, word.raw, Failure.HUNG, pci)
+    if history.now - heard_until(history, GPUS, silent_s) <= silent_s:  # else its own words say enough
         words = silent(history.alive.get(GPUS))
         for pci in unread(history, silent_s):
             if pci in history.hung:
@@ -103,40 +103,6 @@ def blind(history: History, expected: Iterable[str], silent_s: float) -> Iterato
 def _with(words: str | None, sentence: str) -> str:
     """NVML's own words, where it said any, behind ours."""
     return f"{sentence}; {words}" if words else sentence
-
-
-def _hung(history: History) -> Iterator[tuple[str, Observation]]:
-    """GPUs at which a call into the driver hangs, with the word that said so; not of one that left meanwhile."""
-    return ((pci, hung) for pci, hung in history.hung.items() if read_until(history, pci, 0.0) < inf)
-
-
-def unread(history: History, silent_s: float) -> Iterator[str]:
-    """GPUs that were silent for so long when NVML's last poll finished; none while it says that it can't see."""
-    alive = history.alive.get(GPUS)
-    if alive is None or GPUS in history.failed:
-        return
-    for pci in {**history.cards, **history.readings, **silent(alive)}:
-        reading = history.readings.get(pci)
-        if reading and alive.arrived - reading.arrived <= silent_s:  # as nearly always
-            continue
-        if max(read_until(history, pci, silent_s), history.began + silent_s) < alive.arrived:
-            yield pci
-
-
-def read_until(history: History, pci: str, silent_s: float) -> float:
-    """Until when (monotonic seconds) a GPU counts as read; one that was never read doesn't count so at any time.
-
-    Without end where nobody waits for a reading: of the node itself, and of a GPU that is lost, asks for nothing but a
-    reset, is missing from the enumeration, was given away, or is read in another slot.
-    """
-    card, reading, alive = history.cards.get(pci), history.readings.get(pci), history.alive.get(GPUS)
-    known = card is not None or (reading is not None and not history.uuid(pci))  # without its card it was given away
-    known = known or pci in silent(alive) or pci in history.hung
-    if not known or pci in history.lost or pci in history.resets or (alive and pci in dict(missing(alive))):
-        return inf
-    if reading is None and card and card.uuid in {history.uuid(other) for other in history.readings}:
-        return inf
-    return reading.arrived + silent_s if reading else -inf
 
 
 def _failure(history: History, source: str) -> Observation | None:

@@ -7,18 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any
 
 import pynvml as nv
 
 from agent.model.observation import Missing, Value
 from agent.sources.nvml.plausible import RANGES, implausible
-from agent.sources.nvml.readings import CALLS, FIELDS, LINK_FIELDS, STATIC, UNION, Handle, Read
+from agent.sources.nvml.readings import CALLS, FIELDS, IDENTITY, LINK_FIELDS, STATIC, UNION, Handle, Read, nvlink_peers
 from agent.sources.nvml.return_codes import SICK, UNSUPPORTED
 from agent.sources.process.progress import CurrentCall
 
 _AGAIN = Missing.UNREADABLE  # also for what was never read
 _ASKED_ANEW_S = 600.0  # what was unsupported may have been so for a while only: the driver's, not the board's
+_PROMPT_S = 1.0  # a reading that takes longer is told without what can wait: of that one call is made at each poll
 _AMPERE = 7  # from which on no GPU is bound to its NVLink peers in a reset
 _ALL_LINKS = 0xFFFFFFFF  # NVLink 5's totals over the links of a GPU
 
@@ -41,14 +43,16 @@ class Gpu:
 
     def read(self) -> dict[str, Value]:
         """All values, none of a GPU that opens and answers nothing; NVMLError for one that is lost or needs a reset."""
+        prompt = time.monotonic() + _PROMPT_S
         self.errors.clear()
         self.asked = 0
-        for name, read in STATIC:
-            if self._wanted(name):
-                self.static.update(self._believed(dict(self._values([((name,), read)]))))
-        answers = {**dict(self._values(CALLS)), **self._fields(), **self._links()}
+        self._read_once(IDENTITY, inf)
+        answers = {**dict(self._values(CALLS)), **self._fields()}
         if all(isinstance(value, Missing) for value in answers.values()) and self.errors:
             return {}
+        peers = ("nvlink_peers", partial(nvlink_peers, goes_on=self.call.goes_on))
+        self._read_once(sorted([*STATIC, peers], key=lambda row: row[0] in self.static), prompt)
+        answers |= self._links()
         values = {**self.static, **self._believed(answers)}
         modes = tuple(values.get(name) for name in ("mig_mode", "ecc_mode"))
         if self.modes not in ((), modes) or time.monotonic() - self.asked_anew > _ASKED_ANEW_S:
@@ -63,6 +67,14 @@ class Gpu:
         """Why the last ``read`` was empty, in NVML's words."""
         words, times = self.errors.most_common(1)[0]
         return f"{words} to {times} of {self.asked} calls"
+
+    def _read_once(self, rows: Iterable[tuple[str, Read]], until: float) -> None:
+        """What stays and was not read yet; past ``until`` (monotonic seconds) the rest waits for the next polls."""
+        for name, read in rows:
+            if self._wanted(name):
+                self.static.update(self._believed(dict(self._values([((name,), read)]))))
+                if time.monotonic() > until:
+                    return
 
     def _wanted(self, name: str) -> bool:
         """Whether what stays is still to be read; peers only where they decide something."""

@@ -72,13 +72,15 @@ def _link_count(h: Handle) -> int:
     return int(entry.value.uiVal)
 
 
-def _nvlink_peers(h: Handle) -> str:
+def nvlink_peers(h: Handle, goes_on: Callable[[], None]) -> str:
     """Addresses of the GPUs and switches at the other ends of its NVLinks; NOT_SUPPORTED if it has no NVLink.
 
     A link that is down may not tell where it leads: nothing is joined through it then, as far as NVML can say.
+    ``goes_on`` is called between the calls, of which there are a hundred.
     """
     peers, there = set(), False
     for link in range(nv.NVML_NVLINK_MAX_LINKS):
+        goes_on()
         try:
             up = nv.nvmlDeviceGetNvLinkState(h, link)
         except nv.NVMLError as error:
@@ -86,6 +88,7 @@ def _nvlink_peers(h: Handle) -> str:
                 raise
             continue  # the board has no such link
         there = True
+        goes_on()
         try:
             if _remote_type(h, link) != nv.NVML_NVLINK_DEVICE_TYPE_IBMNPU:  # the processor's end
                 peers.add(normalise_pci(nv.nvmlDeviceGetNvLinkRemotePciInfo(h, link).busId))
@@ -121,12 +124,15 @@ def _processes(h: Handle) -> tuple[str, str, int]:
     return ",".join(map(str, shown)), ",".join(pods[:_MOST_PODS]), len(pids) - len(shown)
 
 
-# What stays while a GPU is enumerated: read once.
-STATIC: tuple[tuple[str, Read], ...] = (
+# Which GPU it is: read once, before all else.
+IDENTITY: tuple[tuple[str, Read], ...] = (
     ("uuid", nv.nvmlDeviceGetUUID),
     ("name", nv.nvmlDeviceGetName),
-    ("serial", nv.nvmlDeviceGetSerial),
     ("architecture", nv.nvmlDeviceGetArchitecture),
+)
+# What else stays while a GPU is enumerated: read once, after what is read at each poll.
+STATIC: tuple[tuple[str, Read], ...] = (
+    ("serial", nv.nvmlDeviceGetSerial),
     ("minor_number", nv.nvmlDeviceGetMinorNumber),
     ("temperature_shutdown_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)),
     ("temperature_slowdown_c", _threshold(nv.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)),
@@ -136,7 +142,6 @@ STATIC: tuple[tuple[str, Read], ...] = (
     ("pcie_max_width", nv.nvmlDeviceGetMaxPcieLinkWidth),
     ("inforom_corrupt", _inforom),
     ("nvlink_count", _link_count),
-    ("nvlink_peers", _nvlink_peers),
 )
 # One row per signal, read at each poll; a row with several names is one call with several results.
 CALLS: tuple[tuple[tuple[str, ...], Read], ...] = (

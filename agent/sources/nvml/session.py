@@ -64,6 +64,7 @@ class Nvml:
         self._versions = versions()
 
     def close(self) -> None:
+        self._call.polls(under_way=False)
         self._release()
         with contextlib.suppress(nv.NVMLError):
             nv.nvmlShutdown()
@@ -71,6 +72,7 @@ class Nvml:
     def poll(self) -> Iterator[Observation]:
         """Every GPU's reading, or that it is lost, then the heartbeat."""
         began, cpu_began = time.monotonic(), time.thread_time()
+        self._call.polls(under_way=True)
         yield from self._storm.gathered(began, all_of_them=True)
         known = self._expected() if self._left_out or not self._present else ()
         found, unopened = enumerated(self._present, known, self._left_out, self._call)
@@ -115,6 +117,7 @@ class Nvml:
             "poll_ms": round(1000 * (time.monotonic() - began), 3),
             "poll_cpu_ms": round(1000 * (time.thread_time() - cpu_began), 3),
         }
+        self._call.polls(under_way=False)
         yield _observe(Signal.ALIVE, values=values)
 
     def _expected(self) -> set[str]:
@@ -218,18 +221,22 @@ def follow(
     code = 0
     call = CurrentCall()
     threading.Thread(target=call.watch, args=(max(poll_s, slow_s), stop, say), name="stuck", daemon=True).start()
+
+    def tell(seen: Iterable[Observation], boot: str) -> None:
+        for observation in seen:
+            say(replace(observation, boot_id=boot) if observation.signal is Signal.ALIVE else observation)
+            if stop.is_set():
+                return
+
     while not stop.is_set() and not code:
         due = time.monotonic() + poll_s
         try:
             session = session or Nvml(ever, devices, call, left_out)
             boot = _boot_id(boot_id)  # before the GPUs: what is read after it can't be older than this boot
-            seen = session.poll()
-            while not stop.is_set():
-                for observation in seen:
-                    say(replace(observation, boot_id=boot) if observation.signal is Signal.ALIVE else observation)
-                if (left := due - time.monotonic()) <= 0:
-                    break
-                seen = session.events(min(_WAIT_S, left), time.sleep)
+            tell(session.poll(), boot)
+            due = max(due, time.monotonic() + min(_WAIT_S, poll_s))  # events are heard after a slow poll too
+            while not stop.is_set() and (left := due - time.monotonic()) > 0:
+                tell(session.events(min(_WAIT_S, left), time.sleep), boot)
         except BrokenPipeError:
             raise
         except Exception as error:  # noqa: BLE001 - NVML's own, or what the binding makes of an odd answer

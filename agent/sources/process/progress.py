@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 
 from agent.model.observation import Failure, Observation, Signal
 
@@ -17,10 +18,20 @@ class CurrentCall:
     def __init__(self, source: str = "nvml", whose: str = "the driver") -> None:
         self._source, self._whose = source, whose
         self._current = ("", "", 0.0)  # what, the GPU that it is about, since when: one value, for another thread
+        self._polls_since: float | None = None
 
     def begins(self, what: str, pci: str = "") -> None:
         """``what`` begins, about this GPU or about none; empty: nothing that could hang."""
         self._current = (what, pci, time.monotonic())
+
+    def goes_on(self) -> None:
+        """The first of several calls that are one to whoever began it has returned."""
+        what, pci, _ = self._current
+        self.begins(what, pci)
+
+    def polls(self, under_way: bool) -> None:
+        """A poll begins, or is over."""
+        self._polls_since = time.monotonic() if under_way else None
 
     def stuck(self, limit_s: float) -> tuple[str, str]:
         """What has not returned for so long, and the GPU that it is about; empty if nothing hangs."""
@@ -33,9 +44,14 @@ class CurrentCall:
         return Observation(time.time(), self._source, Signal.FAILED, pci, Failure.HUNG, raw=sentence)
 
     def watch(self, limit_s: float, stop: threading.Event, say: Callable[[Observation], None]) -> None:
-        """Say, once every ``limit_s``, what hangs. It runs while the call holds its thread."""
+        """Say, each ``limit_s``, what hangs, or that a poll takes so long. It runs while a call holds its thread."""
         while not stop.wait(limit_s / 4):
             what, pci = self.stuck(limit_s)
+            polled_s = time.monotonic() - (self._polls_since or inf)
             if what:
                 say(self.hung(what, pci))
-                stop.wait(limit_s * 3 / 4)
+            elif polled_s > limit_s:
+                say(Observation(time.time(), self._source, Signal.SLOW, value=round(polled_s, 1)))
+            else:
+                continue
+            stop.wait(limit_s * 3 / 4)

@@ -140,6 +140,17 @@ def test_a_gpu_that_left_the_enumeration_has_no_reading_and_is_named(library: Li
         assert (seen["node"].values["gpu_count"], seen["node"].values["missing"]) == (7, "0000:df:00.0=absent")
 
 
+def test_the_gpus_behind_one_that_left_move_up_as_nvml_counts_them_and_stay_themselves(library: Library) -> None:
+    session = Nvml()
+    before = poll(session)
+    library.gpus.pop(2)
+    after = poll(session)
+    assert [after[gpu.address].values["index"] for gpu in library.gpus] == list(range(7))
+    assert {pci: o.values["uuid"] for pci, o in after.items() if pci != "node"} == {
+        gpu.address: before[gpu.address].values["uuid"] for gpu in library.gpus
+    }
+
+
 def test_a_gpu_that_cannot_be_opened_is_lost_if_it_was_known_and_else_counted_out(library: Library) -> None:
     session = Nvml()
     poll(session)

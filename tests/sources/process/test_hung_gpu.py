@@ -34,14 +34,16 @@ def hung(pci: str) -> str:
     return Observation(0, "nvml", Signal.FAILED, pci, Failure.HUNG, raw="it hangs").to_json()
 
 
-def says(*lines: str, then: str = "while True: time.sleep(9)") -> list[str]:
-    """A program that says these lines."""
-    return [sys.executable, "-c", f"import time\nfor line in {lines!r}: print(line, flush=True)\n{then}"]
+def says(*lines: str) -> list[str]:
+    """A program that says these lines, and then hangs: SIGTERM is nothing to it."""
+    stays = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    return [sys.executable, "-c", f"{stays}for line in {lines!r}: print(line, flush=True)\nwhile True: time.sleep(9)"]
 
 
 def beats(*lines: str) -> list[str]:
     """One that says them over and over, as polls do."""
-    return says(then=f"while True:\n  for line in {lines!r}: print(line, flush=True)\n  time.sleep(0.01)")
+    said = f"  for line in {lines!r}: print(line, flush=True)\n"
+    return [sys.executable, "-c", f"import time\nwhile True:\n{said}  time.sleep(0.01)"]
 
 
 class InTheKernel(Source):
@@ -161,6 +163,14 @@ def test_who_keeps_off_ends_them_all_and_is_told_what_is_left(runs: list[Run], w
     for _ in range(300):
         run.turn(1)
     assert run.asked == (["", GPU] if where else [""]), "what hangs in nvmlInit has nothing beside it"
+
+
+def test_a_poll_that_takes_ten_minutes_and_says_so_is_not_ended(runs: list[Run]) -> None:
+    runs.append(run := Run(lambda _: beats(Observation(0, "nvml", Signal.SLOW, value=9.0).to_json())))
+    for _ in range(15):
+        run.hears(lambda o: o.signal is Signal.SLOW)
+        run.turn(50)
+    assert (run.asked, run.source.killed) == ([""], [])
 
 
 SIMULATED = """
