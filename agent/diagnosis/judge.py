@@ -12,6 +12,7 @@ from agent.diagnosis.aside import only_aside
 from agent.diagnosis.correlate import incidents, order, overruled
 from agent.diagnosis.dismissal import dismissed, lasts, with_dismissal, without
 from agent.diagnosis.history import History, number
+from agent.diagnosis.lapses import Lapse, holds, lapses
 from agent.diagnosis.linked import linked
 from agent.diagnosis.overrides import settle
 from agent.diagnosis.pre_start import doubted
@@ -50,6 +51,7 @@ class Memory:
     onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
     dismissed: frozenset[str] = frozenset()  # the operator's words that were obeyed
     obeyed: frozenset[str] = frozenset()  # of them those that an earlier life obeyed
+    lapses: Mapping[str, Lapse] = field(default_factory=dict)  # what can't be seen, or couldn't lately
 
 
 def judge(
@@ -66,9 +68,10 @@ def judge(
     history = updated(memory.history, seen, now, orders.workloads)
     history = replace(history, expected=expected, offer=orders.offer)
     history, began_at = without(history, orders.dismissed), wall - (history.now - history.began)
-    unseen = {
-        name: with_dismissal(name, why, orders.dismissed) for name, why in blind(history, expected, limits.silent_s)
-    }
+    unseen = dict(blind(history, expected, limits.silent_s))
+    # What only the second witness saw is held while it is silent; with a first one the node is not unknown for that.
+    told = {name: why for name, why in unseen.items() if name != SECOND_WITNESS or expected == (SECOND_WITNESS,)}
+    lapsed = lapses(memory.lapses, told, history.now, 5 * limits.silent_s)
     findings = [finding for rule in RULES for finding in rule(history, limits)]
     history = history.without({finding.pci for finding in findings})
     wanted = [
@@ -94,6 +97,9 @@ def judge(
     absent = {key: _watched_s(old[key], memory.history, history.now, limits) for key in gone}
     faults: dict[str, Fault] = {}
     for key in {**old, **found}:
+        if key in old and key not in found and holds(lapsed, old[key]):
+            faults[key] = old[key]
+            continue
         fault = _age(old.get(key), found.get(key), absent.get(key, 0.0), history, unseen, limits, orders.resets)
         if fault:
             faults[key] = fault
@@ -110,8 +116,8 @@ def judge(
     for key, finding in relapse.findings(onsets, history.now, limits).items():
         if settled := settle(finding, history, limits, orders.labels):
             faults.setdefault(key, _found(None, settled, history))
-    memory = Memory(history, faults, onsets, orders.dismissed, memory.obeyed)
-    return memory, _verdict(memory, unseen, wall, frozenset(orders.resets))
+    memory = Memory(history, faults, onsets, orders.dismissed, memory.obeyed, lapsed)
+    return memory, _verdict(memory, wall, frozenset(orders.resets))
 
 
 def _renews(finding: Finding, faults: Mapping[str, Fault]) -> bool:
@@ -266,13 +272,15 @@ def _another_card(fault: Fault, history: History) -> bool:
     return bool(fault.uuid and uuid and fault.uuid != uuid)
 
 
-def _verdict(memory: Memory, unseen: Mapping[str, Reason], wall: float, resets: frozenset[str]) -> Verdict:
+def _verdict(memory: Memory, wall: float, resets: frozenset[str]) -> Verdict:
     history = memory.history
     standing = tuple(sorted((f for f in memory.faults.values() if f.confirmed), key=order))
     whole = incidents(standing, history)
-    # What only the second witness saw is held while it is silent; with a first one the node is not unknown for that.
-    alone = history.expected == (SECOND_WITNESS,)
-    blind_now = {name: unseen[name] for name in sorted(unseen) if alone or name != SECOND_WITNESS}
+    blind_now = {
+        name: with_dismissal(name, lapse.told, memory.dismissed)
+        for name, lapse in sorted(memory.lapses.items())
+        if lapse.counts
+    }
     worst = whole[0].finding.severity if whole else Severity.NOTICE
     if worst is Severity.FATAL:
         status = Status.UNHEALTHY
