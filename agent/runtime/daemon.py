@@ -10,7 +10,6 @@ from dataclasses import replace
 from agent.config.settings import Config
 from agent.config.source_index import SECOND_WITNESS, SOURCES, Known, hold_gpus
 from agent.diagnosis.gpu_processes import clients
-from agent.diagnosis.history import History
 from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
 from agent.diagnosis.rules.disagreement import disagreements

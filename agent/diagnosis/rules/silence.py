@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from agent.config.limits import Limits
 from agent.config.source_index import GPUS, SECOND_WITNESS, SOURCES, SourceRow
-from agent.diagnosis.cards import missing, silent
+from agent.diagnosis.cards import silent
 from agent.diagnosis.history import History
 from agent.diagnosis.row import TABLE, Row
 from agent.diagnosis.seen import heard_until, hung, unread

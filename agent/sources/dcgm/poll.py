@@ -71,7 +71,9 @@ def follow(
                 return _EXIT_RENEW
             except Exception as error:  # noqa: BLE001 - the bindings' own error class is not importable here
                 unreachable = error_number(error) in UNREACHABLE
-                what = call.stuck(limit_s) if unreachable else ""  # the library waits for a minute and gives up
+                what, _ = (
+                    call.stuck(limit_s) if unreachable else ("", "")
+                )  # the library waits for a minute and gives up
                 say(call.hung(what) if what else failure(error, found))
                 if not unreachable:
                     _wait(time.monotonic() + _LASTING_S, stop, call)

@@ -201,7 +201,7 @@ class OfGpus(Supervisor):
     """Processes over simulated GPUs in which GPU 4 hangs, and GPU 6 is lost, while the folder says so."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__({"nvml": []}, 1.5, folder / "kubelet.sock", [])
+        super().__init__({"nvml": []}, 1.5, (), [])
         self._folder = folder
 
     def _command(self, name: str, left_out: str) -> list[str]:
