@@ -8,6 +8,7 @@ from dataclasses import replace
 from agent.config.source_index import KERNEL_LOG, SOURCES
 from agent.diagnosis.history import History
 from agent.diagnosis.rules import ROWS, silence
+from agent.diagnosis.rules.old_records import fault_ids
 from agent.diagnosis.rules.presence import LOST
 from agent.model.fault import Finding, Reason
 from agent.model.observation import Failure
@@ -34,10 +35,10 @@ def lasts(finding: Finding) -> bool:
 
 
 def without(history: History, words: Collection[str]) -> History:
-    """Without the Xids from before the first start that a person dismissed: they are found no more."""
+    """Without the records from before the first start whose faults a person dismissed: they are found no more."""
     if not (history.past and words):
         return history
-    past = {(pci, code): o for (pci, code), o in history.past.items() if f"xid-{code}@{pci}" not in words}
+    past = {said: record for said, record in history.past.items() if not fault_ids(record).intersection(words)}
     return replace(history, past=past)
 
 

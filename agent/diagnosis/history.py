@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from agent.config.source_index import GPUS, KERNEL_LOG
 from agent.model.fault import Card
-from agent.model.observation import Missing, Observation, Value
+from agent.model.observation import Missing, Observation, Signal, Value
 from agent.model.world import Offer
 
 SECOND_LATE_S = 90.0  # the second witness is late: DCGM is asked each 10 s, and its engine may need 45 s to answer
@@ -38,6 +38,7 @@ _RESTLESS = frozenset(
     }
 )
 UNCORRECTABLE_XID = 48
+Said = tuple[Signal, str, Value]  # what a record says of which address
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class History:
     boots: Mapping[str, str] = field(default_factory=dict)  # the boot that each source last named
     kernel_seq: int | None = None  # in the boot that the kernel log last named
     fresh: tuple[Observation, ...] = ()  # events of this round
-    past: Mapping[tuple[str, int], Observation] = field(default_factory=dict)  # Xids older than our first start
+    past: Mapping[Said, Observation] = field(default_factory=dict)  # the kernel's records from before our first start
     readings: Mapping[str, Observation] = field(default_factory=dict)  # the last of each GPU
     before: Mapping[str, Observation] = field(default_factory=dict)  # the one before the last, if no counter fell
     first: Mapping[str, Observation] = field(default_factory=dict)  # of each GPU, or since a counter fell

@@ -7,6 +7,7 @@ from dataclasses import replace
 from agent.config.source_index import GPUS, KERNEL_LOG
 from agent.diagnosis.cards import off_the_bus
 from agent.diagnosis.history import History
+from agent.diagnosis.rules.recovery import asks
 from agent.model.fault import Fault
 
 
@@ -19,10 +20,9 @@ def doubted(fault: Fault, old: Fault | None, history: History, began_at: float) 
     or the GPU does not answer.
     """
     pci, evidence = fault.finding.pci, fault.finding.evidence
-    asks = pci in history.lost or pci in history.resets or bool(history.number(pci, "recovery_action"))
-    asks = asks or off_the_bus(history.alive.get(GPUS), history.readings, pci)
+    asked = asks(history, pci) is not None or off_the_bus(history.alive.get(GPUS), history.readings, pci)
     before = evidence.source == KERNEL_LOG and evidence.at < began_at
     if old:
         before = old.pre_start and (before or evidence == old.finding.evidence)
-    pre_start = bool(pci) and before and not asks
+    pre_start = bool(pci) and before and not asked
     return fault if pre_start is fault.pre_start else replace(fault, pre_start=pre_start)

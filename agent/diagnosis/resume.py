@@ -47,9 +47,9 @@ def resumed(
 
 def _without_past(memory: Memory) -> Mapping[str, Fault]:
     """Without the faults for which only past records speak: these are news by now, or the last life has judged them."""
-    past = {(f"xid-{code}", pci, o.at) for (pci, code), o in memory.history.past.items()}
-    spoken = ((key, fault, fault.finding) for key, fault in memory.faults.items())
-    return {key: fault for key, fault, of in spoken if (of.rule, of.pci, of.evidence.at) not in past}
+    past = {(o.source, o.at, o.raw) for o in memory.history.past.values()}
+    spoken = ((key, fault, fault.finding.evidence) for key, fault in memory.faults.items())
+    return {key: fault for key, fault, by in spoken if (by.source, by.at, by.raw) not in past}
 
 
 def _judged(fault: Fault) -> Fault:

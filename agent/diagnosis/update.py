@@ -74,6 +74,11 @@ class _Draft:
         second, event = o.source == SECOND_WITNESS, o.signal in (Signal.XID, Signal.SXID)
         if second and event and elsewhere(self._readings, self._witnessed):
             return  # of another node
+        if o.past:
+            said = o.signal, o.pci, o.value
+            if o.signal is Signal.XID or said not in self._past:  # of the driver's words the first say the most
+                self._past[said] = o
+            return
         match o.signal:
             case Signal.ALIVE:  # only a whole poll is one: a library that crashes at GPU 4 has read those before it
                 self._alive[o.source] = o
@@ -105,11 +110,10 @@ class _Draft:
                     self._hung.pop(o.pci, None)  # it answered
                 if o.signal is Signal.RESET_REQUIRED:
                     self._resets[o.pci] = o
-                if not o.past:
-                    self._fresh.append(o)
-                    if o.value == Words.LOADED and o.source == KERNEL_LOG:
-                        self._loaded = o
-        if o.seq is not None and o.signal is not Signal.ALIVE and o.source == KERNEL_LOG and not o.past:
+                self._fresh.append(o)
+                if o.value == Words.LOADED and o.source == KERNEL_LOG:
+                    self._loaded = o
+        if o.seq is not None and o.signal is not Signal.ALIVE and o.source == KERNEL_LOG:
             self._seq = o.seq if self._seq is None else max(self._seq, o.seq)
 
     def _read(self, o: Observation) -> None:
@@ -145,9 +149,6 @@ class _Draft:
             self._trends[o.pci] = (*trend[-_TREND_SAMPLES + 1 :], sample)
 
     def _xid(self, o: Observation, code: int) -> None:
-        if o.past:
-            self._past[o.pci, code] = o
-            return
         if o.drill:  # counts nowhere
             self._fresh.append(o)
             return

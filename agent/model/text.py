@@ -11,6 +11,7 @@ from typing import Any, Literal
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?", re.IGNORECASE)
 _FAULT_ID = re.compile(r"[a-z0-9-]{1,24}@[0-9a-z:./]{1,28}")  # xid-79@0000:1b:00.0/gi5
 _MOST_IDS = 64
+_QUOTED = 160
 _FIRST_S, LAST_S = -62135596800.0, 253402300799.0  # the years 1 to 9999
 _LARGEST = 2**64  # NVML's largest counters; no number that we read is longer
 _DEEPEST = 64  # lists and objects in one another; what we read and write has a dozen
@@ -39,6 +40,11 @@ def fault_ids(text: str) -> tuple[frozenset[str], int]:
 def printable(text: str) -> str:
     """Text of a kernel, a process or an API object for people: one line, and nothing that a terminal obeys."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def quoted(raw: str) -> str:
+    """A kernel record as a sentence may quote it: one line without the driver's mark, at most 160 characters."""
+    return f"“{printable(' '.join(raw.replace('NVRM:', ' ').split()))[:_QUOTED]}”"
 
 
 def read_json(text: str | bytes) -> Any:

@@ -11,14 +11,14 @@ import pytest
 from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
-from agent.model.fault import Verdict
-from agent.model.observation import Missing, Observation
+from agent.model.fault import Severity, Verdict
+from agent.model.observation import Missing, Observation, Signal, Value, Words
 from agent.model.remedy import Remedy
 from agent.remediation.other_controllers import released
 from agent.remediation.records import Attempt, Records, Stage
 from agent.remediation.stored import dump, restored
 from tests.life import Life
-from tests.observe import Judge, alive, lost, reading, xid
+from tests.observe import OTHER, Judge, alive, lost, reading, xid
 from tests.remediation.test_repair import returned
 
 RESET = 95
@@ -137,3 +137,48 @@ def test_a_reset_that_an_earlier_life_reserved_waits_until_its_gpus_were_heard()
     assert released({}, records(Stage.RESERVED), frozenset({"GPU-a"})) == "the GPU is being reset"
     assert released({}, records(Stage.RESERVED), None) == "the GPU is being reset"
     assert released({}, records(Stage.STARTED), frozenset()) == "the GPU is being reset"
+
+
+def record(signal: Signal, pci: str, raw: str, value: Value = None) -> Observation:
+    """As the kernel log's source tells what was there before the agent's first start."""
+    return Observation(0, "kmsg", signal, pci, value, raw=raw, boot_id="boot-1", seq=7, past=True)
+
+
+@pytest.mark.parametrize(
+    ("bus", "where"),
+    [
+        (f"{OTHER}=none", "an NVIDIA GPU is bound to no driver"),
+        ("", "an NVIDIA GPU is not in NVML's enumeration"),  # nor on the bus: only the record tells of it
+    ],
+)
+def test_a_gpu_that_was_unusable_before_the_agent_came_is_named_by_address_and_the_kernels_words(
+    bus: str, where: str
+) -> None:
+    old = record(Signal.DRIVER, OTHER, f"NVRM: GPU {OTHER}: RmInitAdapter failed! (0x22:0x56:894)", Words.INIT_FAILED)
+    life = Judge(expected=("nvml", "kmsg"))
+    life.after(0, alive("kmsg"), old)
+    fault = life.each_poll(60, alive("kmsg"), alive(missing=bus), reading()).faults[0]
+    assert (fault.finding.id, fault.finding.severity) == (f"gpu-missing@{OTHER}", Severity.DEGRADED)
+    assert fault.finding.message == (
+        f"{where} at {OTHER}; before the agent's start the kernel said: "
+        f"“GPU {OTHER}: RmInitAdapter failed! (0x22:0x56:894)”"
+    )
+    assert {word.source for word in fault.witnesses} == {"kmsg", "nvml"}
+
+
+def test_records_from_before_the_agent_withdraw_nothing_whatever_is_missing_beside_them() -> None:
+    """In each order, with each thing that a bus can say of the GPU."""
+    records = [
+        record(Signal.LOST, OTHER, "GPU has fallen off the bus."),
+        record(Signal.DRIVER, OTHER, "RmInitAdapter failed!", Words.INIT_FAILED),
+        record(Signal.DRIVER, "", "uvm encountered global fatal error 0x60", Words.UVM_FATAL),
+        replace(record(Signal.SXID, "0000:05:00.0", "SXid 20034, Fatal", 20034), values={"fatal": 1}),
+        record(Signal.XID, OTHER, "Xid 79", 79),
+    ]
+    for driver in ("none", "absent", "nvidia", "vfio-pci", "nouveau"):
+        for first in range(len(records)):
+            life = Judge(expected=("nvml", "kmsg"))
+            life.after(0, alive("kmsg"), *records[first:], *records[:first])
+            verdict = life.each_poll(120, alive("kmsg"), alive(missing=f"{OTHER}={driver}"), reading())
+            theirs = driver in ("vfio-pci", "nouveau")
+            assert (not verdict.withdraw, bool(verdict.faults)) == (True, not theirs), driver

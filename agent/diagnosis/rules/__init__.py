@@ -15,6 +15,7 @@ from agent.diagnosis.rules import (
     kernel,
     links,
     memory,
+    old_records,
     presence,
     recovery,
     silence,
@@ -26,6 +27,7 @@ from agent.model.fault import Finding
 
 Rule = Callable[[History, Limits], Iterable[Finding]]
 RULES: tuple[Rule, ...] = (
+    old_records.find,  # before what is seen now, whose word on the same fault is the later one
     presence.find,
     xid.find,
     recovery.find,

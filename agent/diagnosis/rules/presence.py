@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from agent.config.limits import Limits
 from agent.config.source_index import GPUS
-from agent.diagnosis.cards import HELD_BY_NOBODY_ELSE, given_away, missing
+from agent.diagnosis.cards import HELD_BY_NOBODY_ELSE, given_away, missing, silent
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import TABLE
-from agent.model.fault import Finding, Severity
+from agent.diagnosis.rules import xid
+from agent.model.fault import Evidence, Finding, Severity
 from agent.model.observation import Observation, Signal
+from agent.model.text import quoted
 
 LOST = TABLE["gpu-lost"]
 RESET_REQUIRED = TABLE["gpu-reset-required"]
@@ -54,21 +57,48 @@ def given_up(history: History) -> set[str]:
     return {f"{MISSING.rule}@{pci}" for pci in given_away(alive)} if alive else set()
 
 
-def _missing(history: History, alive: Observation, count: float, limits: Limits) -> Iterator[Finding]:
-    """Each address that NVML doesn't enumerate and that holds no card that is read elsewhere.
+def gone(history: History) -> dict[str, str]:
+    """Each address that NVML should enumerate and doesn't, with what holds it by the kernel's word.
 
-    A GPU that was given to vfio or another driver isn't missing. Withdrawn for is only one that we
-    read before and that the NVIDIA driver still holds or the bus lost, while others are read: if all
-    are gone at once it is more likely our own access to them.
+    A GPU that was given to vfio or another driver isn't missing, nor one that is read elsewhere. One that was never
+    read is known by the bus, or by what the kernel logged of its address before the agent's first start.
     """
+    alive = history.alive.get(GPUS)
+    if alive is None or GPUS in history.failed:
+        return {}
+    answering = {*history.readings, *history.lost, *history.resets, *silent(alive)}
+    named = {record.pci: _ABSENT for record in history.past.values() if _of_a_gpu(record)}
+    there = {pci: driver for pci, driver in named.items() if pci not in answering} | dict(missing(alive))
     read = {history.uuid(pci) for pci in history.readings}
-    for pci, driver in missing(alive):
-        card = history.cards.get(pci)
-        moved = card is not None and card.uuid in read and pci not in history.readings
-        if driver not in HELD_BY_NOBODY_ELSE or moved:
-            continue
-        ours = pci in history.readings and count > 0 and driver in (_ABSENT, _NVIDIA)
-        where = {_ABSENT: "and the PCI bus", _UNBOUND: "and is bound to no driver"}.get(driver, "")
-        never = driver == _UNBOUND and card is None and pci not in history.readings
-        message = "an NVIDIA GPU is bound to no driver" if never else f"{MISSING.meaning} {where}".strip()
-        yield MISSING.found(alive, limits, message, severity=None if ours else Severity.DEGRADED, pci=pci)
+    moved = {pci for pci, card in history.cards.items() if card.uuid in read and pci not in history.readings}
+    return {pci: driver for pci, driver in there.items() if driver in HELD_BY_NOBODY_ELSE and pci not in moved}
+
+
+def _of_a_gpu(record: Observation) -> bool:
+    """Whether it says of a GPU that it can't be used."""
+    if record.signal is Signal.XID:
+        code = xid.CATALOG.get(record.value) if isinstance(record.value, int) else None
+        return code is not None and code.row.severity is Severity.FATAL
+    return bool(record.pci) and record.signal in (Signal.LOST, Signal.DRIVER)
+
+
+def _missing(history: History, alive: Observation, count: float, limits: Limits) -> Iterator[Finding]:
+    """Withdrawn for is only a GPU that we read before and that the NVIDIA driver still holds or the bus lost, while
+    others are read: if all are gone at once it is more likely our own access to them.
+    """
+    for pci, driver in gone(history).items():
+        read = pci in history.readings
+        ours = read and count > 0 and driver in (_ABSENT, _NVIDIA)
+        if read or pci in history.cards:
+            where = {_ABSENT: "and the PCI bus", _UNBOUND: "and is bound to no driver"}.get(driver, "")
+            message = f"{MISSING.meaning} {where}".strip()
+        else:
+            where = {_UNBOUND: "is bound to no driver"}.get(driver, "is not in NVML's enumeration")
+            message = f"an NVIDIA GPU {where}"
+        records = [record for record in history.past.values() if record.pci == pci and _of_a_gpu(record)]
+        if records:
+            message += f" at {pci}; before the agent's start the kernel said: {quoted(records[-1].raw)}"
+        found = MISSING.found(alive, limits, message, severity=None if ours else Severity.DEGRADED, pci=pci)
+        for record in records:
+            yield replace(found, evidence=Evidence(record.at, record.source, record.raw))
+        yield found

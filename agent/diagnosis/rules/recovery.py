@@ -28,6 +28,14 @@ ROW = TABLE["recovery-action"]
 _LOGGED = Row(ROW.rule, ROW.severity, ROW.remedy, ROW.meaning)  # by the kernel log alone: latched
 
 
+def asks(history: History, pci: str) -> Severity | None:
+    """How bad the GPU is by NVML's word of now: it doesn't answer, or the driver asks for something; else None."""
+    if pci in history.lost or pci in history.resets:
+        return Severity.FATAL
+    action = int(history.number(pci, "recovery_action") or 0)
+    return ACTIONS.get(action, OTHER)[0] if action else None
+
+
 def find(history: History, limits: Limits) -> Iterator[Finding]:
     for reading in history.suspects.values():
         if action := int(number(reading, "recovery_action") or 0):

@@ -72,8 +72,9 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             and not contained(history, observation.pci)
         ):
             yield _finding(history, limits, observation, _UNCORRECTABLE)
-    for (_, code), observation in history.past.items():
-        if code in CATALOG and CATALOG[code].row.severity is Severity.FATAL:
+    for (signal, _, code), observation in history.past.items():
+        known = CATALOG.get(code) if signal is Signal.XID and isinstance(code, int) else None
+        if known and isinstance(code, int) and known.row.severity is Severity.FATAL:
             yield from _still(history, limits, _finding(history, limits, observation, code))
 
 
