@@ -17,6 +17,7 @@ from agent.commands.setup import configured, lines_of, opened, persons
 from agent.config.settings import Config, Mode
 from agent.diagnosis.linked import linked
 from agent.model.errors import MalformedError, NotRunningError, UsageError
+from agent.model.fault import Identity
 from agent.model.names import STATE_LABEL
 from agent.model.text import printable, rfc3339
 from agent.model.world import World
@@ -72,7 +73,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "node": world.node,
         "status": world.labels.get(STATE_LABEL, "unknown"),
         "at": rfc3339(kept.at),
-        "faults": [fault(one, config.policy, config.mode, together, effect) for one in kept.faults],
+        "faults": [fault(one, config.policy, config.mode, together, effect, cards=kept.cards) for one in kept.faults],
         "waits": [
             *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.begun),
             *(
@@ -92,7 +93,9 @@ def recorded(path: Path, other: Config | None) -> dict[str, Any]:
         "node": path.name,
         "status": str(verdict.status),
         "at": rfc3339(verdict.at),
-        "faults": [fault(one, config.policy, config.mode, verdict.linked) for one in verdict.faults],
+        "faults": [
+            fault(one, config.policy, config.mode, verdict.linked, cards=verdict.cards) for one in verdict.faults
+        ],
         "waits": [],
         "blind": list(verdict.blind_lines),
     }
@@ -117,6 +120,7 @@ def _fault(one: Mapping[str, Any]) -> list[str]:
     times = "once" if one["count"] == 1 else f"{one['count']} times"
     rows = [
         ("what", plain(one["message"])),
+        *(("card", words) for words in [Identity(**one.get("card", {})).words] if words),
         ("seen", f"{times}, first {one['since']}, last {one['last']}"),
         *(("evidence", f"{w['source']} {w['at']}: {w['raw']}") for w in one["evidence"]),
         *(("explains", other) for other in one["explains"]),

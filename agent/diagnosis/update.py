@@ -124,7 +124,7 @@ class _Draft:
             self._pods.pop(pid, None)  # the youngest last
             self._pods[pid] = pod
         known = self._cards.get(o.pci)
-        if card := card_of(o, known, self._boots.get(GPUS, "")):
+        if card := card_of(o, known, self._boots.get(GPUS, ""), self._alive.get(GPUS)):
             if known and known.uuid != card.uuid:
                 self._replaced[o.pci] = known.uuid
             self._cards[o.pci] = card

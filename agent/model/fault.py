@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum, StrEnum
 
 from agent.model.observation import Failure
 from agent.model.remedy import Remedy
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """By what a vendor knows a card; empty: it was never read."""
+
+    index: str = ""  # NVML's
+    model: str = ""
+    serial: str = ""
+    driver: str = ""  # the version that read it last
+    slot: str = ""  # the board's, as the firmware names it
+
+    def __bool__(self) -> bool:
+        return any(asdict(self).values())
+
+    @property
+    def words(self) -> str:
+        """``GPU 3, NVIDIA H100 80GB HBM3, serial 1650323000003, driver 580.65.06, slot 7``."""
+        named = (("GPU", self.index), ("", self.model), ("serial", self.serial), ("driver", self.driver))
+        return ", ".join(f"{name} {value}".strip() for name, value in (*named, ("slot", self.slot)) if value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +38,7 @@ class Card:
     nvlinks: int = 0  # the most that were ever seen up
     peers: frozenset[str] | None = frozenset()  # addresses that its links bind it to in a reset; None: not known
     boot_id: str = ""  # of the boot in which it was last read
+    identity: Identity = Identity()
 
     def there(self, boot_id: str) -> bool:
         """Whether it is known to have been in its slot in this boot: no card is changed without a reboot."""
@@ -93,6 +114,12 @@ class Fault:
     def ids(self) -> tuple[str, ...]:
         """Of the fault and its symptoms: one incident, whichever of them leads it."""
         return (self.finding.id, *(symptom.finding.id for symptom in self.joined))
+
+
+def identity(fault: Fault, cards: Mapping[str, Card]) -> Identity:
+    """Of the card that the fault is of, whether or not it is there; empty for the node's own faults."""
+    card = cards.get(fault.finding.pci)
+    return card.identity if card and fault.uuid in ("", card.uuid) else Identity()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.config.settings import Mode
-from agent.model.fault import Fault, Severity, Verdict
+from agent.model.fault import Fault, Severity, Verdict, identity
 from agent.model.names import DEGRADED, REPLACEMENT, UNHEALTHY
 from agent.model.remedy import Remedy
 from agent.model.world import Condition, PermitKind, World
@@ -39,7 +39,9 @@ def reported(verdict: Verdict, world: World, failed_resets: Mapping[str, Attempt
     for kind, severity in ((UNHEALTHY, Severity.FATAL), (DEGRADED, Severity.DEGRADED)):
         faults = [f for f in verdict.faults if f.finding.severity is severity]
         if faults:
-            message = "; ".join(f"{f.finding.id}: {f.finding.message}{_beside(f, failed_resets)}" for f in faults)
+            said = [f"{f.finding.id}: {f.finding.message}{_beside(f, failed_resets)}" for f in faults]
+            cards = {f.finding.pci: card for f in faults if (card := identity(f, verdict.cards))}
+            message = "; ".join([*said, *(f"{pci} is {card.words}" for pci, card in cards.items())])
             wanted.append(Condition(kind, "True", camel(faults[0].finding.rule), plain(message)))
         elif not verdict.blind:
             wanted.append(Condition(kind, "False", "NoGpuFault", "no GPU fault of this severity stands"))

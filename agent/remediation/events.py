@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 
-from agent.model.fault import Fault, Severity, Verdict
+from agent.model.fault import Fault, Identity, Severity, Verdict, identity
 from agent.model.steps import Announce
 from agent.model.text import printable
 from agent.model.world import World
@@ -16,20 +16,23 @@ _MESSAGE_CHARS = 512
 def announcements(verdict: Verdict, world: World) -> tuple[Announce, ...]:
     """One Event an incident: whichever of its symptoms came first has told it already."""
     return tuple(
-        _announcement(fault, world)
+        _announcement(fault, identity(fault, verdict.cards), world)
         for fault in verdict.faults
         if not any(_name(part, world) in world.announced for part in (fault, *fault.joined))
     )
 
 
-def _announcement(fault: Fault, world: World) -> Announce:
+def _announcement(fault: Fault, card: Identity, world: World) -> Announce:
     """The one Event of a fault; the same fault after a restart has the same name and is not told twice."""
     finding = fault.finding
     return Announce(
         name=_name(fault, world),
         warning=finding.severity > Severity.NOTICE or finding.rule.startswith("xid-"),
         reason=camel(finding.rule),
-        message=plain(f"{finding.id} ({finding.severity.name.lower()}, remedy {finding.remedy}): {finding.message}"),
+        message=plain(
+            f"{finding.id} ({finding.severity.name.lower()}, remedy {finding.remedy}): {finding.message}"
+            + (f" ({card.words})" if card else "")
+        ),
         pod=finding.pod,
     )
 

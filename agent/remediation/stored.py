@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
 from agent.model.errors import MalformedError, NewerError
-from agent.model.fault import Card, Evidence, Fault, Finding, Remembered, Severity, Verdict
+from agent.model.fault import Card, Evidence, Fault, Finding, Identity, Remembered, Severity, Verdict
 from agent.model.remedy import Remedy
 from agent.model.text import LAST_S, read_json
 from agent.model.world import Claim
@@ -42,6 +42,9 @@ def dump(verdict: Verdict, kernel_seq: int | None, at: float, records: Records, 
         others = _others(verdict, kernel_seq, at, records, words)
         if writer:
             others["writer"] = [writer.term, writer.life]
+        whose = verdict.cards if words == _WORDS[0] else {fault.finding.pci for fault in bad}
+        if known := {pci: _known(card, words) for pci, card in verdict.cards.items() if card.identity and pci in whose}:
+            others["identity"] = known
         faults = [_fault(fault, words) for fault in bad]
         if len(text := _json({**others, "faults": faults})) <= MOST_BYTES:
             return text
@@ -85,6 +88,10 @@ def _others(verdict: Verdict, kernel_seq: int | None, at: float, records: Record
     if verdict.dismissed:
         data["dismissed"] = sorted(verdict.dismissed)
     return data
+
+
+def _known(card: Card, words: int) -> dict[str, str]:
+    return {name: cut(value, min(words, 64) or 24) for name, value in asdict(card.identity).items() if value}
 
 
 def _fault(fault: Fault, words: int) -> dict[str, Any]:
@@ -153,7 +160,7 @@ def _whole(data: Mapping[str, object], now: float) -> Stored:
     faults = tuple(_restore(strict.table(fault), now) for fault in strict.each(data["faults"]))
     if len({fault.finding.id for fault in faults}) < len(faults):
         raise ValueError("a fault stands in it twice")
-    onsets, cards = (strict.table(data.get(name, {})) for name in ("onsets", "cards"))
+    onsets, cards, known = (strict.table(data.get(name, {})) for name in ("onsets", "cards", "identity"))
     read = dict.fromkeys(strict.texts(data.get("read", [])), boot_id)
     return Stored(
         boot_id=boot_id,
@@ -165,7 +172,10 @@ def _whole(data: Mapping[str, object], now: float) -> Stored:
         records=from_json(data),
         writer=_claim(data["writer"]) if "writer" in data else None,
         left_out=strict.whole(data.get("left_out", 0)),
-        cards={strict.pci(pci): _card(card, links.get(pci, []), read.get(pci, "")) for pci, card in cards.items()},
+        cards={
+            strict.pci(pci): _card(card, links.get(pci, []), read.get(pci, ""), known.get(pci, {}))
+            for pci, card in cards.items()
+        },
     )
 
 
@@ -174,10 +184,12 @@ def _claim(writer: object) -> Claim:
     return Claim(strict.whole(term, 1, 2**53), strict.text(life))
 
 
-def _card(card: object, peers: object, boot_id: str) -> Card:
+def _card(card: object, peers: object, boot_id: str, known: object) -> Card:
     uuid, nvlinks = strict.each(card)
     bound = None if peers is None else frozenset(map(strict.pci, strict.each(peers)))
-    return Card(strict.text(uuid), strict.whole(nvlinks), bound, boot_id)
+    names = {name: strict.text(value) for name, value in strict.table(known).items()}
+    identity = Identity(**{one.name: names[one.name] for one in fields(Identity) if one.name in names})
+    return Card(strict.text(uuid), strict.whole(nvlinks), bound, boot_id, identity)
 
 
 def restored(text: str | None, now: float) -> Stored | None:

@@ -78,7 +78,7 @@ class Simulation:
         )
 
     def _bus(self) -> None:
-        """The PCI bus as sysfs shows it, with every GPU held by the NVIDIA driver."""
+        """The PCI bus as sysfs shows it, with every GPU held by the NVIDIA driver, each in a slot of its own."""
         for gpu in self.library.gpus:
             device = self.directory / "bus" / normalise_pci(gpu.pci)
             device.mkdir(parents=True, exist_ok=True)
@@ -86,6 +86,9 @@ class Simulation:
             (device / "class").write_text("0x030200\n")
             (device / "driver").unlink(missing_ok=True)
             (device / "driver").symlink_to("../../drivers/nvidia")
+            slot = self.directory / "slots" / f"{gpu.index + 1}"
+            slot.mkdir(parents=True, exist_ok=True)
+            (slot / "address").write_text(normalise_pci(gpu.pci).partition(".")[0] + "\n")
 
     def request(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Change the simulation; the reply says what was done or what is wrong."""

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from agent import __version__
 from agent.model.fault import Status
-from agent.model.observation import Missing, Observation
+from agent.model.observation import Missing
 from agent.model.steps import On
 from agent.status.snapshot import Snapshot
 
@@ -85,6 +85,15 @@ def families(shot: Snapshot) -> Iterator[Metric]:
     gpus = GaugeMetricFamily("gpu_health_gpus", "GPUs that were read lately.", labels=["node"])
     gpus.add_metric([node], len(shot.readings))
     yield gpus
+    known = GaugeMetricFamily(
+        "gpu_health_gpu_info",
+        "1 for each GPU that the node is known to have, those that are gone too.",
+        labels=[*_GPU, "model", "serial", "driver", "slot"],
+    )
+    for pci, card in sorted(verdict.cards.items()):
+        of = card.identity
+        known.add_metric([node, pci, card.uuid, of.index, of.model, of.serial, of.driver, of.slot], 1)
+    yield known
     faults = GaugeMetricFamily(
         "gpu_health_fault", "1 for each fault that stands.", labels=[*_GPU, "rule", "severity", "remedy"]
     )
@@ -93,7 +102,7 @@ def families(shot: Snapshot) -> Iterator[Metric]:
     )
     for fault in verdict.faults:
         found = fault.finding
-        gpu = _gpu(node, found.pci, shot.readings.get(found.pci), fault.uuid)
+        gpu = _gpu(shot, found.pci, fault.uuid)
         faults.add_metric([*gpu, found.rule, found.severity.name.lower(), found.remedy], 1)
         doubts.add_metric([*gpu, found.rule], len(fault.doubts))
     yield faults
@@ -102,7 +111,7 @@ def families(shot: Snapshot) -> Iterator[Metric]:
         "gpu_health_fatal_onsets", "Times the GPU turned fatal, as counted for a relapse.", labels=_GPU
     )
     for pci, times in sorted(verdict.onsets.items()):
-        onsets.add_metric(_gpu(node, pci, shot.readings.get(pci)), len(times))
+        onsets.add_metric(_gpu(shot, pci), len(times))
     yield onsets
     yield from _xids(shot)
     for signal, name, said in _GAUGES:
@@ -114,14 +123,14 @@ def families(shot: Snapshot) -> Iterator[Metric]:
     )
     for pci, signal in shot.disagreements:
         if pci in shot.readings:
-            apart.add_metric([*_gpu(node, pci, shot.readings[pci]), signal], 1)
+            apart.add_metric([*_gpu(shot, pci), signal], 1)
     yield apart
     unreadable = GaugeMetricFamily(
         "gpu_health_unreadable", "1 while a value can't be read, or is what no GPU can have.", labels=[*_GPU, "signal"]
     )
     for pci, reading in sorted(shot.readings.items()):
         for signal in (name for name, value in reading.values.items() if value is Missing.UNREADABLE):
-            unreadable.add_metric([*_gpu(node, pci, reading), signal], 1)
+            unreadable.add_metric([*_gpu(shot, pci), signal], 1)
     yield unreadable
     yield from _sources(shot)
     yield from _standing(shot)
@@ -134,7 +143,7 @@ def _xids(shot: Snapshot) -> Iterator[Metric]:
         "gpu_health_xid_last_timestamp_seconds", "When the last one was seen.", labels=[*_GPU, "xid"]
     )
     for (pci, code), (number, at) in sorted(shot.xids.items()):
-        labels = [*_gpu(shot.node, pci, shot.readings.get(pci)), str(code)]
+        labels = [*_gpu(shot, pci), str(code)]
         count.add_metric(labels, number)
         last.add_metric(labels, at)
     yield count
@@ -244,10 +253,12 @@ def _readings(shot: Snapshot, family: GaugeMetricFamily | CounterMetricFamily, s
     for pci, reading in sorted(shot.readings.items()):
         value = reading.values.get(signal)
         if isinstance(value, int | float):
-            family.add_metric(_gpu(shot.node, pci, reading), float(value))
+            family.add_metric(_gpu(shot, pci), float(value))
     return family
 
 
-def _gpu(node: str, pci: str, reading: Observation | None, uuid: str = "") -> list[str]:
-    values = reading.values if reading else {}
-    return [node, pci, uuid or str(values.get("uuid", "")), str(values.get("index", ""))]
+def _gpu(shot: Snapshot, pci: str, uuid: str = "") -> list[str]:
+    """As it reads, or as it was known when it last did."""
+    reading, card = shot.readings.get(pci), shot.verdict.cards.get(pci)
+    values = reading.values if reading else {"uuid": card.uuid, "index": card.identity.index} if card else {}
+    return [shot.node, pci, uuid or str(values.get("uuid", "")), str(values.get("index", ""))]

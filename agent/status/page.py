@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from agent.model.fault import Identity
 from agent.model.text import printable, unix_s
 
 _REFRESH_S = 5
@@ -130,13 +131,15 @@ def _waits(waits: Iterable[str]) -> str:
 
 def _fault(fault: Mapping[str, Any], gpus: Mapping[str, Any]) -> str:
     state = _STATE_OF.get(str(fault["severity"]), "unknown")
-    where = _gpu_name(str(fault["pci"]), gpus) if fault["pci"] else "the node itself"
+    card = Identity(**fault.get("card", {}))
+    where = _gpu_name(str(fault["pci"]), gpus, card) if fault["pci"] else "the node itself"
     times = "once" if fault["count"] == 1 else f"{int(fault['count'])} times"
     evidence = "".join(
         f"<li>{_time(one['at'])} {_text(one['source'])}: <code>{_text(one['raw'])}</code></li>"
         for one in fault["evidence"]
     )
     rows = [
+        *((("Card", _text(card.words)),) if card else ()),
         ("Happens next", _text(fault["next"])),
         ("Ends by", _text(fault["clears"])),
         ("Seen", f"{times}, first {_time(fault['since'])}, last {_time(fault['last'])}"),
@@ -223,9 +226,9 @@ def _unread(state: Mapping[str, Any]) -> set[str]:
     return {reason["pci"] for reason in state.get("unseen", {}).values() if reason["pci"]}
 
 
-def _gpu_name(pci: str, gpus: Mapping[str, Any]) -> str:
-    index = gpus.get(pci, {}).get("index")
-    return f"GPU {pci}" if index is None else f"GPU {index} ({pci})"
+def _gpu_name(pci: str, gpus: Mapping[str, Any], card: Identity) -> str:
+    index = gpus.get(pci, {}).get("index", card.index)
+    return f"GPU {pci}" if index == "" else f"GPU {index} ({pci})"
 
 
 def _badge(state: str, word: str) -> str:

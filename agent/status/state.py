@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from agent import __version__
 from agent.config.limits import Limits
 from agent.config.settings import Mode
 from agent.diagnosis.advice import clears, next_step
-from agent.model.fault import Fault, Sets
+from agent.model.fault import Card, Fault, Sets, identity
 from agent.model.remedy import Remedy
 from agent.model.text import rfc3339
 from agent.remediation.case import Treatment
@@ -34,7 +36,9 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
             for name, reason in verdict.blind.items()
         },
         "faults": [
-            fault(f, limits, shot.mode, verdict.linked, shot.degraded_effect, f.finding.id in shot.resets)
+            fault(
+                f, limits, shot.mode, verdict.linked, shot.degraded_effect, f.finding.id in shot.resets, verdict.cards
+            )
             for f in verdict.faults
         ],
         "steps": list(shot.steps),
@@ -86,6 +90,7 @@ def fault(
     linked: Sets | None = None,
     effect: str | None = None,
     resets: bool = False,
+    cards: Mapping[str, Card] | None = None,
 ) -> dict[str, Any]:
     """``linked``: which GPUs must be reset together; ``effect``: of the degraded node's taint, where that is known;
     ``resets``: its GPU is reset by itself once nobody uses it."""
@@ -95,6 +100,7 @@ def fault(
         "id": finding.id,
         "pci": finding.pci,
         "uuid": one.uuid,
+        "card": asdict(identity(one, cards or {})),
         "severity": finding.severity.name.lower(),
         "remedy": finding.remedy,
         "message": finding.message,

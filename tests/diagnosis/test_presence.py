@@ -14,7 +14,7 @@ from agent.model.fault import Severity, Status, Unseen
 from agent.model.observation import Failure, Observation, Signal
 from agent.model.world import Offer, World
 from agent.runtime.exchange import Acted
-from agent.sources.nvml.pci_bus import holders, missing
+from agent.sources.nvml.pci_bus import holders, missing, slots
 from tests.observe import GPU, OTHER, Judge, alive, ids, reading
 
 PREFIXES = ("nvidia.com/",)
@@ -70,6 +70,18 @@ def test_what_the_kubelet_offers_counts_only_while_nobody_took_the_device_plugin
     assert Acted(world=world, keep_off="the GPU is being reset").orders(0.0).offer == Offer()
     paused = World("n1", "uid", labels={"nvidia.com/gpu.deploy.device-plugin": "paused-for-gpu-reset"}, offer=offer)
     assert Acted(world=paused).orders(0.0).offer == Offer()
+
+
+def test_a_boards_slot_is_known_by_what_the_firmware_names_it(tmp_path: Path) -> None:
+    for pci in (GPU, OTHER):
+        (tmp_path / "devices" / pci).mkdir(parents=True)
+        (tmp_path / "devices" / pci / "vendor").write_text("0x10de\n")
+        (tmp_path / "devices" / pci / "class").write_text("0x030200\n")
+    for name, address in (("7", GPU[:-2]), ("11-1", OTHER[:-2]), ("2", "0000:05:00"), ("odd", "nonsense")):
+        (tmp_path / "slots" / name).mkdir(parents=True)
+        (tmp_path / "slots" / name / "address").write_text(f"{address}\n")
+    assert slots(tmp_path / "devices") == f"{GPU}=7,{OTHER}=11-1"
+    assert slots(tmp_path / "no" / "devices") == ""
 
 
 def test_a_gpu_that_no_driver_is_bound_to_is_missing_though_nobody_ever_read_it(tmp_path: Path) -> None:

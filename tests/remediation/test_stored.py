@@ -14,7 +14,7 @@ from agent.actions.kube import KubeClient
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
 from agent.model.errors import MalformedError
-from agent.model.fault import Card, Evidence, Fault, Finding, Severity, Status, Verdict
+from agent.model.fault import Card, Evidence, Fault, Finding, Identity, Severity, Status, Verdict
 from agent.model.remedy import Remedy
 from agent.model.steps import Wait
 from agent.model.text import fault_ids
@@ -71,7 +71,8 @@ def fault(rule: str = "xid-94", pci: str = GPU, severity: Severity = Severity.FA
 
 
 def verdict(*faults: Fault) -> Verdict:
-    cards = {GPU: Card("GPU-1", 18, frozenset({OTHER}), "boot-1"), OTHER: Card("GPU-2", 18, None)}
+    who = Identity("0", "NVIDIA H100 80GB HBM3", "1650323000000", "580.65.06", "7")
+    cards = {GPU: Card("GPU-1", 18, frozenset({OTHER}), "boot-1", who), OTHER: Card("GPU-2", 18, None)}
     return Verdict(
         START,
         Status.UNHEALTHY,
@@ -209,7 +210,8 @@ def crowd(gpus: int, each: int, words: str = "NVRM: Xid") -> Verdict:
     pcis = [f"0000:{0x10 + gpu:02x}:00.0" for gpu in range(gpus)]
     bad = [fault(f"xid-{90 + number}", pci, words=words) for pci in pcis[:-1] for number in range(each)]
     bad.append(fault("xid-63", pcis[-1], Severity.DEGRADED, words))
-    cards = {pci: Card(f"GPU-{pci}-0000-0000-0000-000000000000", 18, frozenset(pcis) - {pci}) for pci in pcis}
+    who = Identity("7", words[:64], words[:64], words[:64], words[:64])
+    cards = {pci: Card(f"GPU-{pci}-0000-0000-0000-000000000000", 18, frozenset(pcis) - {pci}, who) for pci in pcis}
     return replace(verdict(*bad), cards=cards)
 
 

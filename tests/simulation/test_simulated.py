@@ -131,7 +131,7 @@ def test_the_program_reads_an_injection_at_once_and_leaves_no_socket(tmp_path: P
         assert (xid["value"], reading["pci"], reading["values"]["recovery_action"]) == (95, "0000:61:00.0", 1)
         process.terminate()
         assert process.wait(5) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["boot_id", "bus", "gpus", "kmsg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boot_id", "bus", "gpus", "kmsg", "slots"]
 
 
 def test_a_request_of_any_depth_or_length_ends_no_simulation(simulation: Simulation, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from agent.actions.kube import KubeClient
 from agent.config.limits import Limits
 from agent.config.settings import Config
-from agent.model.observation import Missing
+from agent.model.observation import Missing, Value
 from agent.model.steps import On, Wait
 from agent.model.world import PermitKind
 from agent.status.metrics import families
@@ -30,7 +30,9 @@ GOLDEN = Path(__file__).parent / "metrics.golden"
 
 def snapshot() -> Snapshot:
     judge = Judge()
-    judge.after(0, alive(), reading(index=0, temperature_c=41, margin_c=46, power_w=96.0), reading(OTHER, index=1))
+    named: dict[str, Value] = {"index": 0, "name": "NVIDIA H100 80GB HBM3", "serial": "1650323000000"}
+    there = alive(driver_version="580.65.06", slots=f"{GPU}=7")
+    judge.after(0, there, reading(**named, temperature_c=41, margin_c=46, power_w=96.0), reading(OTHER, index=1))
     verdict = judge.after(1, xid(79), lost(), reading(OTHER, index=1, **UNREAD))
     history = judge.memory.history
     return Snapshot(
@@ -87,10 +89,11 @@ def test_metrics_are_what_the_golden_file_says() -> None:
     assert text == GOLDEN.read_text()
 
 
-def test_a_gpu_that_is_gone_leaves_no_series() -> None:
+def test_a_gpu_that_is_gone_leaves_no_series_but_who_it_is() -> None:
     shot = snapshot()
     assert OTHER in render(shot)
-    assert OTHER not in render(replace(shot, readings={GPU: shot.readings[GPU]}))
+    left = render(replace(shot, readings={GPU: shot.readings[GPU]}))
+    assert {line.partition("{")[0] for line in left.splitlines() if OTHER in line} == {"gpu_health_gpu_info"}
 
 
 @pytest.mark.parametrize("code", [None, 109, 63, 79])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from agent.model.text import normalise_pci
 
 SYSFS = Path("/sys/bus/pci/devices")
 ABSENT, NVIDIA, UNBOUND, UNKNOWN = "absent", "nvidia", "none", "unknown"
@@ -40,6 +43,15 @@ def _driver(device: Path) -> str:
         return (device / "driver").readlink().name
     except OSError:
         return UNBOUND
+
+
+def slots(devices: Path) -> str:
+    """The slots of boards as the firmware names them: ``0000:1b:00.0=7,…``; empty where it names none."""
+    named = dict[str, str]()
+    for slot in sorted(devices.parent.glob("slots/*")):
+        with contextlib.suppress(OSError, ValueError):
+            named[normalise_pci((slot / "address").read_text(encoding="ascii"))] = slot.name
+    return ",".join(f"{pci}={named[pci]}" for pci in sorted(holders(devices) or ()) if pci in named)
 
 
 def missing(ever: set[str], found: set[str], held: Mapping[str, str] | None) -> dict[str, str]:

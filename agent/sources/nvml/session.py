@@ -19,7 +19,7 @@ import pynvml as nv
 from agent.model.observation import Failure, Missing, Observation, Signal, Value
 from agent.sources.nvml.device import Gpu
 from agent.sources.nvml.enumeration import enumerated, pointer
-from agent.sources.nvml.pci_bus import NVIDIA, SYSFS, UNKNOWN, holders, missing
+from agent.sources.nvml.pci_bus import NVIDIA, SYSFS, UNKNOWN, holders, missing, slots
 from agent.sources.nvml.readings import Handle, versions
 from agent.sources.nvml.return_codes import ENDED, SICK, failure, left_alone, sick, words
 from agent.sources.process.progress import SLOW_S, CurrentCall
@@ -61,7 +61,7 @@ class Nvml:
         self._present: dict[str, Gpu] = {}
         self._gone: dict[str, Gpu] = {}  # of this session: their old handles may still tell why
         self._events: Any = None
-        self._versions = versions()
+        self._lasting = {**versions(), "slots": slots(devices)}
 
     def close(self) -> None:
         self._call.polls(under_way=False)
@@ -108,7 +108,7 @@ class Nvml:
             if not seen:
                 silent[gpu.pci] = gpu.silence
         values: dict[str, Value] = {
-            **self._versions,
+            **self._lasting,
             "gpu_count": len(found) + left_out,
             "on_bus": Missing.UNREADABLE if on_bus is None else len(on_bus),
             "missing": ",".join(f"{pci}={driver}" for pci, driver in gone.items()),
