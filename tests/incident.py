@@ -23,6 +23,7 @@ GPUs are numbers; polls of every source happen each ``poll_s`` in between.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from typing import Any
 import yaml
 
 from agent.config.limits import Limits
+from agent.diagnosis.advice import next_step
 from agent.diagnosis.epoch import COUNTERS
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
@@ -45,6 +47,8 @@ from agent.sources.kmsg.lines import Facts
 FOLDER = Path(__file__).parent / "incidents"
 GPUS = ("0000:1b:00.0", "0000:43:00.0")
 SOURCES = ("kmsg", "nvml")
+# A name that was not filled in; a state that another fault beside it makes untrue; a line that can't be.
+UNTRUE = re.compile(r"-i (?!GPU-\w|[0-9a-f]{4}:)|[{}]|\bNone\b|nothing has to be done|no pod is moved;|not produced")
 _START = 1_760_000_000.0
 _MARGIN: dict[str, Value] = {"margin_c": 40, "slowdown_tlimit_c": -2, "shutdown_tlimit_c": -9, "temperature_c": 45}
 _DEGREES: dict[str, Value] = {
@@ -334,6 +338,8 @@ def _compare(at: float, expect: Mapping[str, Any], verdict: Verdict, withdrawn: 
     for key, wanted in expect.items():
         if got[key] != wanted:
             outcome.wrong.append(f"at {at} s: {key}: expected {wanted}, got {got[key]}")
+    told = (text for f in verdict.faults for text in (f.finding.message, next_step(f), *f.doubts))
+    outcome.wrong += [f"at {at} s: untrue or unfinished: {text}" for text in told if UNTRUE.search(text)]
     stored = dump(verdict, 1, 0.0, Records())
     read = load(stored, 0.0)
     if dump(replace(verdict, standing=read.faults, onsets=read.onsets, cards=read.cards), 1, 0.0, Records()) != stored:

@@ -117,13 +117,14 @@ def next_step(
     finding = fault.finding
     if fault.proved:
         return "the cure is proved; the node returns to service by itself after the soak"
-    gpu = ",".join((fault.uuid or finding.pci or "GPU", *sorted(along)))
+    gpu = fault.uuid or finding.pci
+    target = f" -i {','.join((gpu, *sorted(along)))}" if gpu else ", which names no GPU and so resets them all"
     known = ADVICE if finding.pci else {**OF_SOME_GPU, **ADVICE}
-    to_do = known.get(finding.rule) or finding.remedy.row.to_do.format(gpu=gpu)
+    to_do = known.get(finding.rule) or finding.remedy.row.to_do.format(target=target)
     if finding.drill:
-        to_do = "it is a drill: nothing has to be done"
+        to_do = "it is a drill, and asks for nothing"
     if finding.severity is Severity.NOTICE:
-        return f"no pod is moved; {to_do}"
+        return f"no pod is moved for it; {to_do}"
     if finding.severity is Severity.DEGRADED:
         new = "" if mode == Mode.OBSERVE and effect is None else _NEW_PODS.get(effect, _NEW_PODS[None])
         return f"running pods stay{new}; {'its GPU is reset once nobody uses it' if resets else to_do}"

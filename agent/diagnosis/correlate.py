@@ -8,7 +8,7 @@ from dataclasses import replace
 from agent.config.source_index import GPUS, SOURCES
 from agent.diagnosis.epoch import COUNTERS
 from agent.diagnosis.history import History, number
-from agent.diagnosis.rules import dcgm
+from agent.diagnosis.rules import dcgm, kernel
 from agent.diagnosis.rules.recovery import ROW as RECOVERY
 from agent.diagnosis.rules.xid import contained
 from agent.model.fault import Fault, Finding, Severity
@@ -40,6 +40,9 @@ _OF_SOME_GPU = {
     "gpu-reset-required": ("gpu-reset-required", RECOVERY.rule, "gpu-lost", "xid-"),
     **dict.fromkeys((*_DRIVER_REFUSES, "gpu-init-failed"), ("gpu-lost", *_DRIVER_REFUSES, "gpu-init-failed", "xid-")),
 }
+# Accesses that were refused: what they end may look like an error of memory.
+_PRIV = {"xid-137", *(row.rule for row in kernel.ROWS if "priv " in row.meaning.lower())}
+_TOGETHER_S = 60.0
 # These follow from almost anything: the worst fault of the GPU explains them.
 _FOLLOW_ANY = (RECOVERY.rule, "gpu-reset-required")
 _EXPLAIN_NONE = (*_FOLLOW_ANY, "gpu-silent")
@@ -88,7 +91,7 @@ def incidents(faults: tuple[Fault, ...], history: History) -> tuple[Fault, ...]:
         if heads[key] != key:
             joined.setdefault(_root(key, heads), []).append(fault)
     whole = (_joined(by_id[key], joined.get(key, [])) for key, head in heads.items() if head == key)
-    doubted = (replace(fault, doubts=why) if (why := _doubts(fault, history)) else fault for fault in whole)
+    doubted = (replace(fault, doubts=why) if (why := _doubts(fault, faults, history)) else fault for fault in whole)
     return tuple(sorted(doubted, key=order))
 
 
@@ -102,6 +105,10 @@ def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:
     finding = fault.finding
     if meant := [other for other in by_id.values() if _may_be_meant(other.finding, finding)]:
         return min(meant, key=order).finding.id
+    # An engine that doesn't know where its switches are tells what one of them told.
+    placed = [f for f in by_id.values() if f.finding.switch and f.finding.rule == finding.rule]
+    if placed and not finding.switch:
+        return min(placed, key=order).finding.id
     for rule in _EXPLAINED_BY.get(finding.rule, ()):
         if explaining := [other for other in by_id.values() if _explains(rule, other.finding, finding)]:
             return min(explaining, key=order).finding.id
@@ -167,7 +174,7 @@ def _joined(head: Fault, symptoms: list[Fault]) -> Fault:
     )
 
 
-def _doubts(fault: Fault, history: History) -> tuple[str, ...]:
+def _doubts(fault: Fault, standing: tuple[Fault, ...], history: History) -> tuple[str, ...]:
     """What another witness says against the fault, in sentences."""
     finding = fault.finding
     reading = history.readings.get(finding.pci)
@@ -180,6 +187,14 @@ def _doubts(fault: Fault, history: History) -> tuple[str, ...]:
     action = history.number(finding.pci, "recovery_action")
     if action == 0 and finding.severity is Severity.FATAL and rules & {RECOVERY.rule, *_xids(rules)}:
         doubts.append("NVML's recovery action is none")
+    refused = [one for one in standing if one.finding.rule in _PRIV and abs(one.last - fault.last) <= _TOGETHER_S]
+    if "xid-94" in rules and refused and history.number(finding.pci, "ecc_uncorrected_volatile") == 0:
+        count = sum(one.count for one in refused)
+        names = ", ".join(sorted({one.finding.rule for one in refused}))
+        doubts.append(
+            f"its uncorrectable ECC errors read zero, and {count} PRIV errors came within a minute ({names}): look at "
+            "what was refused on the NVLink fabric before the memory"
+        )
     fallen = {name for one in (fault, *fault.joined) for name in one.fell}
     if finding.remedy is Remedy.RESET_GPU and (names := ", ".join(name for name in COUNTERS if name in fallen)):
         counters = "counters" if "," in names else "counter"

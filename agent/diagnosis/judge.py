@@ -82,7 +82,7 @@ def judge(
         and as_wanted.drill in ("", orders.drill)
     ]
     found = _strongest(finding for finding in wanted if _renews(finding, memory.faults))
-    over = {f"{ENDS[f.rule]}@{f.pci or 'node'}" for f in wanted if f.rule in ENDS} - found.keys()
+    over = {replace(f, rule=ENDS[f.rule]).id for f in wanted if f.rule in ENDS} - found.keys()
     released = (orders.dismissed - memory.dismissed) | over | given_up(history)
     # What a drill said is true as long as the Node bears it: it ends with it, however the drill ended.
     old = {

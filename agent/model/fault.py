@@ -79,12 +79,17 @@ class Finding:
     instance: int | None = None  # the MIG GPU instance that it stays on
     pod: str = ""  # the UID of the pod whose fault it is
     drill: str = ""  # the nonce of the drill whose word it is; a real fault beside it is another fault
+    switch: str = ""  # the address of the NVSwitch, which is the node's: each switch's fault is one of its own
 
     @property
     def id(self) -> str:
-        """``xid-79@0000:1b:00.0``, ``/gi5`` on MIG instance 5, ``/drill`` in a drill, ``rule@node`` of a node's own."""
-        instance = "" if self.instance is None else f"/gi{self.instance}"
-        return f"{self.rule}@{self.pci or 'node'}{instance}{'/drill' if self.drill else ''}"
+        """``xid-79@0000:1b:00.0``, ``/gi5`` on MIG instance 5, ``/drill`` in a drill, ``rule@node`` of a node's own.
+
+        ``sxid-20034@node/0000:05:00.0`` of one of its NVSwitches.
+        """
+        part = "" if self.instance is None else f"/gi{self.instance}"
+        part += f"/{self.switch}" if self.switch else ""
+        return f"{self.rule}@{self.pci or 'node'}{part}{'/drill' if self.drill else ''}"
 
 
 @dataclass(frozen=True, slots=True)

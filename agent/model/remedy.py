@@ -43,7 +43,9 @@ class Row:
     deadline: str  # the setting under drain.deadline_s
     proof: Proof
     ends: str  # what that is in words; empty: nothing but another card or a person's word ends such a fault
-    to_do: str  # what a person does, where the fault's rule knows nothing better; {gpu} is what to name to nvidia-smi
+    to_do: (
+        str  # what a person does, where the fault's rule knows nothing better; {target} says to nvidia-smi which GPUs
+    )
 
 
 ROWS: Mapping[Remedy, Row] = {
@@ -55,7 +57,7 @@ ROWS: Mapping[Remedy, Row] = {
         deadline="contact_support",
         proof=Proof.BOOT,
         ends="a reboot",
-        to_do="nothing has to be done",
+        to_do="it asks for nothing by itself",
     ),
     Remedy.RESTART_WORKLOAD: Row(
         rank=1,
@@ -87,7 +89,7 @@ ROWS: Mapping[Remedy, Row] = {
         ends="a GPU reset (by a Job of ours, or seen in all of its counters with persistence mode on), a reload of the "
         "driver or a reboot",
         to_do="when its pods have left, stop what else holds the GPU (device plugin, DCGM, persistence daemon) "
-        "and run: nvidia-smi --gpu-reset -i {gpu}",
+        "and run: nvidia-smi --gpu-reset{target}",
     ),
     Remedy.REBOOT_NODE: Row(
         rank=4,

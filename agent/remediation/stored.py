@@ -99,6 +99,7 @@ def _fault(fault: Fault, words: int) -> dict[str, Any]:
     seen_by = fault.witnesses if words else fault.witnesses[-1:]
     return {
         **({"drill": finding.drill} if finding.drill else {}),
+        **({"switch": finding.switch} if finding.switch else {}),
         "rule": finding.rule,
         "pci": finding.pci,
         "severity": finding.severity.name.lower(),
@@ -223,6 +224,7 @@ def _restore(data: Mapping[str, object], now: float) -> Fault:
         clear_s=None if clear_s is None else strict.number(clear_s, 0.0),
         instance=None if instance is None else strict.whole(instance),
         drill=strict.text(data.get("drill", "")),
+        switch=strict.pci(data.get("switch", "")),
     )
     return Fault(
         finding=finding,

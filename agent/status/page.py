@@ -26,10 +26,7 @@ _STAGES = {
     "repairing": "The node is withdrawn and drained, and a repair is under way.",
     "validating": "The repair is done; the GPUs must stay well for a while before the node returns.",
 }
-_STATUS = {
-    "healthy": "Every GPU is well. There is nothing to do.",
-    "unknown": "The agent can't see everything. This does not mean healthy.",
-}
+_STATUS = {"healthy": "Every GPU is well.", "unknown": "The agent can't see everything. This does not mean healthy."}
 
 _CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 _HASH = base64.b64encode(hashlib.sha256(_CSS.encode()).digest()).decode()
@@ -109,6 +106,8 @@ _NEW_PODS = {"PreferNoSchedule": "; new ones prefer other nodes", "NoSchedule": 
 
 def _sentence(state: Mapping[str, Any]) -> str:
     status = str(state["status"])
+    if status == "healthy" and not state["faults"]:
+        return f"{_STATUS[status]} There is nothing to do."
     if status not in ("degraded", "unhealthy"):
         return _STATUS.get(status, _STATUS["unknown"])
     severity, word = ("fatal", "broken") if status == "unhealthy" else ("degraded", "degraded")

@@ -67,11 +67,11 @@ def test_a_switchs_error_by_dcgm_joins_the_kernels_line_and_is_judged_by_the_sam
     one.after(0, alive(), alive("kmsg"), reading(), *second())
     one.after(1, sxid(11001))
     verdict = one.after(10, sxid(11001, "dcgm"))
-    assert (ids(verdict), verdict.status) == (["sxid-11001@node"], Status.UNHEALTHY)
+    assert (ids(verdict), verdict.status) == (["sxid-11001@node/0000:05:00.0"], Status.UNHEALTHY)
     assert {witness.source for witness in verdict.faults[0].witnesses} == {"kmsg", "dcgm"}
     alone = judge_of_three()
     alone.after(0, alive(), alive("kmsg"), reading(), *second())
-    assert ids(alone.after(1, sxid(11001, "dcgm"))) == ["sxid-11001@node"], "without the kernel log too"
+    assert ids(alone.after(1, sxid(11001, "dcgm"))) == ["sxid-11001@node/0000:05:00.0"], "without the kernel log too"
     assert [f.finding.severity for f in alone.after(1, sxid(99999, "dcgm", fatal=0)).faults][1:] == [Severity.NOTICE]
 
 
@@ -88,7 +88,7 @@ def test_a_link_fault_that_dcgm_tells_late_after_a_reset_withdraws_nothing() -> 
 def test_a_switchs_error_by_the_engine_of_another_node_is_believed_in_nothing() -> None:
     one = judge_of_three()
     one.each_poll(60, alive(), alive("kmsg"), reading(uuid="GPU-ours"), *second(uuid="GPU-theirs"))
-    assert "sxid-11001@node" not in ids(one.after(1, sxid(11001, "dcgm")))
+    assert "sxid-11001@node/0000:05:00.0" not in ids(one.after(1, sxid(11001, "dcgm")))
 
 
 def test_dcgms_readings_never_stand_in_for_nvmls() -> None:

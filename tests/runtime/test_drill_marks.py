@@ -123,7 +123,7 @@ def test_the_judge_believes_nothing_of_a_drill_but_the_nodes_own_and_only_while_
     assert (ids(verdict), verdict.withdraw) == ([f"xid-74@{GPU}/drill"], True)
     (fault,) = verdict.faults
     assert fault.finding.message.endswith("(a drill)")
-    assert next_step(fault).endswith("it is a drill: nothing has to be done")
+    assert next_step(fault).endswith("it is a drill, and asks for nothing")
     assert clears(fault.finding, limits).startswith("the drill's end")
     memory, verdict = judge(memory, [], 102.0, NOW, limits, ("nvml",), orders)
     assert verdict.withdraw

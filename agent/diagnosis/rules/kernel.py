@@ -94,9 +94,14 @@ def _switch(history: History, observation: Observation, code: int, limits: Limit
     late_s = SECOND_LATE_S if observation.source == SECOND_WITNESS else 0
     if code == _LINK_FAULT and _a_gpu_left(history, _SECONDARY_S + late_s):
         row = _row(code, Severity.NOTICE, Remedy.NONE, "link fault after a GPU at its other end was reset or lost")
-    return row.found(
-        observation, limits, f"{row.meaning} (NVSwitch {observation.pci or 'at an unknown address'})", pci=""
+    link, word = number(observation, "link"), number(observation, "fatal")
+    said = (
+        f"NVSwitch {observation.pci or 'at an unknown address'}",
+        f"link {link:.0f}" if link is not None else "",
+        f"{'Fatal' if fatal else 'Non-fatal'} by the driver's word" if word is not None else "",
     )
+    found = row.found(observation, limits, f"{row.meaning} ({', '.join(part for part in said if part)})", pci="")
+    return replace(found, switch=observation.pci)
 
 
 def _a_gpu_left(history: History, within_s: float) -> bool:
