@@ -1,12 +1,13 @@
 """An incident: what a node with GPUs shows over time, and what the judge must make of it at each point.
 
 A file's keys: ``story`` (one sentence), ``complaint`` (what it answers, where users of other agents asked),
-``card`` (one of CARDS, h100), ``dcgm`` (true: a second witness), ``poll_s`` (5), ``policy`` (limits), ``labels``,
-``workloads`` ({pid: namespace/Kind/name}), ``timeline``.
+``card`` (one of CARDS, h100), ``dcgm`` and ``trace`` (true: one more witness), ``poll_s`` (5), ``policy`` (limits),
+``labels``, ``workloads`` ({pid: namespace/Kind/name}), ``timeline``.
 Each step of the timeline has ``at`` (seconds) and any of:
   set {gpu: {signal: value}} · kernel [lines] · old [lines that were there at the first start] ·
   xid {gpu: code} by NVML's event · dcgm {gpu: [codes that its health check names], node: [...]} ·
   dcgm_xid {gpu: code} by DCGM's history, and in its health check for ever · dcgm_set {gpu: {signal: value}} ·
+  trace [lines] by the driver's tracepoints ·
   dcgm_drops [gpus] · dcgm_says {name: value} of its engine · lost [gpus] · needs_reset [gpus] · back [gpus] ·
   missing {gpu: driver} ·
   forgotten [gpus that NVML lists no more as missing] · unread [gpus of which its polls say nothing, until back] ·
@@ -43,6 +44,7 @@ from agent.model.world import Offer
 from agent.remediation.records import Records
 from agent.remediation.stored import dump, load, restored
 from agent.sources.kmsg.lines import Facts
+from agent.sources.trace.tracepoints import Reader
 
 FOLDER = Path(__file__).parent / "incidents"
 GPUS = ("0000:1b:00.0", "0000:43:00.0")
@@ -153,7 +155,8 @@ class Machine:
         self.aside = False
         self.offer = Offer()
         self.facts = Facts()
-        self.sources = (*SOURCES, "dcgm") if data.get("dcgm") else SOURCES
+        self.sources = (*SOURCES, *(more for more in ("dcgm", "trace") if data.get(more)))
+        self.trace = Reader()
         self.incidents: dict[Any, list[Any]] = {}
         self.by_xid: list[tuple[int, int]] = []
         self.otherwise: dict[int, dict[str, Value]] = {}
@@ -192,6 +195,9 @@ class Machine:
             return
         if source == "dcgm":
             yield from self._witnessed()
+            return
+        if source == "trace":
+            yield Observation(0, "trace", Signal.ALIVE)
             return
         here = [i for i in self.values if i not in self.missing]
         for i in here:
@@ -283,6 +289,7 @@ class Machine:
             self._restart()
         events = [o for text in step.get("old", ()) for o in self.kernel(text, past=True)]
         events += [o for text in step.get("kernel", ()) for o in self.kernel(text)]
+        events += [o for line in step.get("trace", ()) for o in self.trace.take(line)]
         events += [
             Observation(0, "nvml", Signal.XID, GPUS[gpu], value=code, raw=f"NVML event: Xid {code}")
             for gpu, code in (step.get("xid") or {}).items()
@@ -339,7 +346,9 @@ def _compare(at: float, expect: Mapping[str, Any], verdict: Verdict, withdrawn: 
         if got[key] != wanted:
             outcome.wrong.append(f"at {at} s: {key}: expected {wanted}, got {got[key]}")
     told = (text for f in verdict.faults for text in (f.finding.message, next_step(f), *f.doubts))
-    outcome.wrong += [f"at {at} s: untrue or unfinished: {text}" for text in told if UNTRUE.search(text)]
+    outcome.wrong += [
+        f"at {at} s: untrue or unfinished: {text}" for text in told if UNTRUE.search(re.sub("“[^”]*”", "", text))
+    ]
     stored = dump(verdict, 1, 0.0, Records())
     read = load(stored, 0.0)
     if dump(replace(verdict, standing=read.faults, onsets=read.onsets, cards=read.cards), 1, 0.0, Records()) != stored:

@@ -94,6 +94,14 @@ def test_what_the_sources_open_by_default_is_mounted() -> None:
     assert mounts(SOURCES)["pod-resources"] == str(Config().sources.pods.socket.parent)
 
 
+def test_the_components_mount_is_where_the_trace_is_looked_for() -> None:
+    component = yaml.safe_load((BASE.parent / "components" / "trace" / "kustomization.yaml").read_text())
+    container, mount, volume = (step["value"] for step in yaml.safe_load(component["patches"][0]["patch"]))
+    there = str(Config().sources.trace.path)
+    assert (container, mount["mountPath"], volume["hostPath"]["path"]) == ("sources", there, there)
+    assert (mount["name"], mount.get("readOnly", False)) == (volume["name"], False)
+
+
 @pytest.mark.parametrize("host", ["10.96.0.1", "fd00::1"])
 def test_no_proxy_stands_between_the_agent_and_the_api_server(host: str) -> None:
     (value,) = (one["value"] for one in AGENT["env"] if one["name"] == "NO_PROXY")

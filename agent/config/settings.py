@@ -63,6 +63,12 @@ class DcgmSource(Section):
     """Between two health checks: each is over a megabyte, and judges the samples of a minute."""
 
 
+class TraceSource(Section):
+    enabled: bool = False  # the driver's tracepoints as one more witness of Xids; they need release 575 or later
+    path: Path = Path("/sys/kernel/tracing")
+    """tracefs, in which the agent makes a trace instance of its own; or a FIFO that says the same as its trace_pipe."""
+
+
 class SimulatedSource(Section):
     scenario: str | None = None
     """A scenario's name or file: simulated GPUs stand in for NVML. Off by default."""
@@ -74,6 +80,7 @@ class Sources(Section):
     nvml: NvmlSource = NvmlSource()
     kmsg: KmsgSource = KmsgSource()
     dcgm: DcgmSource = DcgmSource()
+    trace: TraceSource = TraceSource()
     pods: PodsSource = PodsSource()
     simulated: SimulatedSource = SimulatedSource()
 

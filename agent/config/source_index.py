@@ -24,6 +24,7 @@ class Role(Enum):
     GPUS = auto()  # the first witness of GPUs: whether they are there, and what they read
     KERNEL_LOG = auto()
     SECOND_WITNESS = auto()  # says what the first says as well, later, and nobody is blind without it
+    TRACE = auto()  # confirms what the kernel log tells, or vetoes it; nobody is blind without it
     OTHER = auto()  # its silence makes the agent blind
 
 
@@ -100,6 +101,12 @@ def _dcgm(config: Config, simulation: Path | None) -> list[str] | None:
     return as_options(dcgm.model_dump(exclude={"enabled"})) if dcgm.enabled and not elsewhere else None
 
 
+def _trace(config: Config, simulation: Path | None) -> list[str] | None:
+    trace = config.sources.trace
+    elsewhere = simulation is not None and trace.path.is_dir()  # tracefs here has this machine's GPUs
+    return ["--path", str(trace.path)] if trace.enabled and not elsewhere else None
+
+
 def as_options(facts: Mapping[str, object]) -> list[str]:
     """Settings as the options of a command line; one that is unset is left out."""
     given = {name.replace("_", "-"): str(value) for name, value in facts.items() if value is not None}
@@ -144,6 +151,7 @@ SOURCES: Mapping[str, SourceRow] = {
             holds_gpus=True,  # an embedded engine does
             least_hung_s=120.0,  # engines were seen to need 45 s for an answer, in a storm of correctable errors
         ),
+        SourceRow(name="trace", module="agent.sources.trace", silence=Severity.NOTICE, options=_trace, role=Role.TRACE),
     )
 }
 
@@ -154,3 +162,5 @@ def _the(role: Role) -> str:
 
 
 GPUS, KERNEL_LOG, SECOND_WITNESS = _the(Role.GPUS), _the(Role.KERNEL_LOG), _the(Role.SECOND_WITNESS)
+TRACE = _the(Role.TRACE)
+SPARE = frozenset({SECOND_WITNESS, TRACE})  # without which nobody is blind

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import inf
 
 from agent.config.source_index import GPUS, KERNEL_LOG
 from agent.model.fault import Card
@@ -106,6 +107,11 @@ class History:
     epochs: Mapping[str, Epoch] = field(default_factory=dict)  # the last of each GPU
     fallen: Mapping[str, Collection[str]] = field(default_factory=dict)  # counters that fell in this round
     replaced: Mapping[str, str] = field(default_factory=dict)  # in this round by another card: its UUID before
+    heard_of: Mapping[tuple[str, Said], float] = field(default_factory=dict)  # when each source last told each error
+    trusted: str = ""  # the boot in which the driver's trace told an error that the kernel log told too
+    trace_gap: float = -inf  # when the trace last lost events, monotonic seconds
+    waiting: tuple[Observation, ...] = ()  # the kernel log's errors that the trusted trace has not told yet
+    vetoed: tuple[Observation, ...] = ()  # those of this round that it did not tell
     loaded: Observation | None = None  # when the kernel last loaded the driver, as its log says
     tallies: Mapping[tuple[str, int], Tally] = field(default_factory=dict)
     trends: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)  # since a counter fell, oldest first
@@ -121,6 +127,12 @@ class History:
     def boot_id(self) -> str:
         """The boot that ``kernel_seq`` counts in; without the kernel log, NVML's."""
         return self.boots.get(KERNEL_LOG) or self.boots.get(GPUS, "")
+
+    @property
+    def taken_in(self) -> int | None:
+        """The last kernel record whose errors are judged: a life that ends while one waits must not forget it."""
+        open_ = [record.seq - 1 for record in self.waiting if record.seq is not None]
+        return None if self.kernel_seq is None else min(self.kernel_seq, *open_, self.kernel_seq)
 
     @property
     def elsewhere(self) -> bool:

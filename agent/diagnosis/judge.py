@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from agent.config.limits import Limits
-from agent.config.source_index import GPUS, SECOND_WITNESS
+from agent.config.source_index import GPUS, SECOND_WITNESS, SPARE
 from agent.diagnosis import relapse
 from agent.diagnosis.aside import only_aside
 from agent.diagnosis.correlate import incidents, order, overruled
@@ -70,7 +70,7 @@ def judge(
     history, began_at = without(history, orders.dismissed), wall - (history.now - history.began)
     unseen = dict(blind(history, expected, limits.silent_s))
     # What only the second witness saw is held while it is silent; with a first one the node is not unknown for that.
-    told = {name: why for name, why in unseen.items() if name != SECOND_WITNESS or expected == (SECOND_WITNESS,)}
+    told = {name: why for name, why in unseen.items() if name not in SPARE or expected == (SECOND_WITNESS,)}
     lapsed = lapses(memory.lapses, told, history.now, 5 * limits.silent_s)
     findings = [finding for rule in RULES for finding in rule(history, limits)]
     history = history.without({finding.pci for finding in findings})
@@ -297,7 +297,7 @@ def _verdict(memory: Memory, wall: float, resets: frozenset[str]) -> Verdict:
         faults=whole,
         blind=blind_now,
         boot_id=history.boot_id,
-        kernel_seq=history.kernel_seq,
+        kernel_seq=history.taken_in,
         standing=standing,
         onsets=memory.onsets,
         dismissed=memory.dismissed,

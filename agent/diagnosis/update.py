@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from agent.config.source_index import GPUS, KERNEL_LOG, SECOND_WITNESS
+from agent.config.source_index import GPUS, KERNEL_LOG, SECOND_WITNESS, TRACE
+from agent.diagnosis import trace
 from agent.diagnosis.cards import card_of, given_away
 from agent.diagnosis.epoch import any_fell, began_anew, counters, fell, sober
 from agent.diagnosis.history import (
@@ -58,6 +59,8 @@ class _Draft:
         self._fallen: dict[str, set[str]] = {}
         self._replaced: dict[str, str] = {}
         self._loaded = old.loaded
+        self._heard_of, self._trusted, self._trace_gap = dict(old.heard_of), old.trusted, old.trace_gap
+        self._waiting = list(old.waiting)
 
     def add(self, o: Observation) -> None:
         if o.boot_id and o.boot_id != self._boots.get(o.source):
@@ -79,6 +82,19 @@ class _Draft:
             if o.signal is Signal.XID or said not in self._past:  # of the driver's words the first say the most
                 self._past[said] = o
             return
+        if o.seq is not None and o.signal is not Signal.ALIVE and o.source == KERNEL_LOG:
+            self._seq = o.seq if self._seq is None else max(self._seq, o.seq)
+        if trace.told(o):
+            if trace.confirms(o, self._heard_of):
+                self._trusted = self._boots.get(KERNEL_LOG, "")
+            self._heard_of[o.source, trace.said(o)] = o.arrived
+            if o.source == KERNEL_LOG and self._trusted:  # judged by what this whole round tells
+                self._waiting.append(o)
+                return
+        self._take(o)
+
+    def _take(self, o: Observation) -> None:
+        second = o.source == SECOND_WITNESS
         match o.signal:
             case Signal.ALIVE:  # only a whole poll is one: a library that crashes at GPU 4 has read those before it
                 self._alive[o.source] = o
@@ -113,8 +129,29 @@ class _Draft:
                 self._fresh.append(o)
                 if o.value == Words.LOADED and o.source == KERNEL_LOG:
                     self._loaded = o
-        if o.seq is not None and o.signal is not Signal.ALIVE and o.source == KERNEL_LOG:
-            self._seq = o.seq if self._seq is None else max(self._seq, o.seq)
+            case Signal.GAP if o.source == TRACE:
+                self._trace_gap = o.arrived
+
+    def _waited(self, now: float) -> dict[trace.Word, list[Observation]]:
+        """The kernel log's errors that waited for the trace, by what became of them; what is believed is taken in."""
+        became: dict[trace.Word, list[Observation]] = {word: [] for word in trace.Word}
+        seen = replace(
+            self._old,
+            now=now,
+            boots=self._boots,
+            alive=self._alive,
+            failed=self._failed,
+            lost=self._lost,
+            resets=self._resets,
+            heard_of=self._heard_of,
+            trusted=self._trusted,
+            trace_gap=self._trace_gap,
+        )
+        for o in self._waiting:
+            became[trace.word(o, seen)].append(o)
+        for o in became[trace.Word.BELIEVED]:
+            self._take(o)
+        return became
 
     def _read(self, o: Observation) -> None:
         before = self._readings.get(o.pci)
@@ -177,6 +214,7 @@ class _Draft:
         return replace(blame, pod=self._pods.get(blame.pid, "")) if recent else blame
 
     def finish(self, now: float, workloads: Mapping[str, str]) -> History:
+        became = self._waited(now) if self._waiting else {}
         return History(
             now,
             self._boots,
@@ -201,6 +239,11 @@ class _Draft:
             self._epochs,
             self._fallen,
             self._replaced,
+            self._heard_of,
+            self._trusted,
+            self._trace_gap,
+            tuple(became.get(trace.Word.WAITS, ())),
+            tuple(became.get(trace.Word.VETOED, ())),
             self._loaded,
             self._tallies,
             self._trends,

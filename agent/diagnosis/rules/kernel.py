@@ -14,6 +14,7 @@ from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation, Signal, Words
 from agent.model.remedy import Remedy
+from agent.model.text import quoted
 
 _LINK_FAULT = 20034  # also what a switch says when the GPU at the link's other end was reset or lost
 _SECONDARY_S = 60.0
@@ -39,6 +40,7 @@ CATALOG = _catalog()
 ROWS = tuple(CATALOG.values())
 UVM_FATAL = TABLE["uvm-fatal"]
 API_MISMATCH = TABLE["api-mismatch"]
+VETOED = TABLE["kernel-log-doubted"]
 DISPLAY_HUNG = TABLE["display-hung"]
 _NODES_OWN: Mapping[str, Row] = {
     Words.UVM_FATAL: UVM_FATAL,
@@ -65,6 +67,9 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             if row := _NODES_OWN.get(words) or _OF_A_GPU.get(words):
                 named = observation.pci or words in _NODES_OWN
                 yield (row if named else _of_some_gpu(row)).found(observation, limits)
+    for observation in history.vetoed:
+        words = f"{VETOED.meaning}: {quoted(observation.raw)}"
+        yield VETOED.found(observation, limits, words, pci=observation.pci if observation.signal is Signal.XID else "")
 
 
 def _of_some_gpu(row: Row) -> Row:
