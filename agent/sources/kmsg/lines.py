@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from agent.model.observation import Signal, Value, Words
 from agent.model.text import normalise_pci
+from agent.sources.kmsg.xid_details import details
 
 # A record speaks for the driver, or for the bus about a GPU, only if it begins so: audit and other records quote paths
 # and names that anyone can choose, and bear facility 0 too.
@@ -18,10 +19,6 @@ _BEGIN = re.compile(
 _XID = re.compile(
     r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?)([^)]*)\): (\d{1,6})\b"
 )
-_INSTANCE = re.compile(r"GPU-I:([0-9a-fA-F]+)(?:\s+GPU-CI:([0-9a-fA-F]+))?")
-_PID = re.compile(r"\bpid='?(\d{1,10})'?")
-_NAME = re.compile(r"\bname=(.*?), ")
-_ACTION = re.compile(r"recovery action changed from 0x[0-9a-fA-F]+ \([^)]*\) to 0x([0-9a-fA-F]{1,8})")
 _ADDRESS = r"([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?)"
 # Of an SXid's three records only the first says how bad it is; the two others bear details of the same error.
 _SXID = re.compile(
@@ -77,9 +74,6 @@ _STATES_NOTHING = re.compile(
     r"|GPU at PCI:\S+: GPU-|Board Serial Number|has software scheduler|This PCI I/O region assigned"
     r"|None of the NVIDIA devices were initialized|heartbeat 0 since boot|BAR1 out of memory|Persistence mode"
 )
-_NVLINK5 = range(144, 151)
-_CHANNEL_REPAIR = 160  # it says itself whether a reset activates it or only a reboot
-_NVLINK5_WORD = re.compile(r"\b(Nonfatal|Fatal)\s+XC\d")  # the last: a process may be named like it
 _ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
 Fact = tuple[Signal, str, Value, dict[str, Value]]
@@ -137,7 +131,7 @@ class Facts:
         text = text[spoken.end() :]
         if xid := _XID.match(text):
             code = int(xid[3])
-            yield Signal.XID, normalise_pci(xid[1]), code, _details(xid[2], text[xid.end() :], code)
+            yield Signal.XID, normalise_pci(xid[1]), code, details(xid[2], text[xid.end() :], code)
             return
         for line in _NEW_LINE.split(text):
             yield from self._said(line.strip())
@@ -164,22 +158,3 @@ class Facts:
                 if end in line:
                     yield (Signal.DRIVER if why else Signal.LOST), self._address, why, {}
                     self._left = 0
-
-
-def _details(instance: str, rest: str, code: int) -> dict[str, Value]:
-    values: dict[str, Value] = {}
-    if found := _INSTANCE.search(instance):
-        values["gpu_instance"] = int(found[1], 16)
-        if found[2]:
-            values["compute_instance"] = int(found[2], 16)
-    if found := _PID.search(rest):
-        values["pid"] = int(found[1])
-    if (found := _NAME.search(rest)) and found[1] != "<unknown>":
-        values["name"] = found[1][:64]
-    if code == 154 and (found := _ACTION.search(rest)):
-        values["recovery_action"] = int(found[1], 16)
-    if code in _NVLINK5 and (words := _NVLINK5_WORD.findall(rest)):
-        values["fatal"] = int(words[-1] == "Fatal")
-    if code == _CHANNEL_REPAIR and "node reboot" in rest:
-        values["reboot"] = 1
-    return values
