@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 from agent.config.source_index import GPUS, SOURCES
@@ -46,20 +46,31 @@ _TOGETHER_S = 60.0
 # These follow from almost anything: the worst fault of the GPU explains them.
 _FOLLOW_ANY = (RECOVERY.rule, "gpu-reset-required")
 _EXPLAIN_NONE = (*_FOLLOW_ANY, "gpu-silent")
+_HEADS = ("xid-", "gpu-", "ecc-")
+_LOST = ("xid-79",)  # no reset reaches such a GPU, though the driver asks for one
+_SEVERAL = 2
 
 
 def overruled(faults: Mapping[str, Fault], history: History) -> dict[str, Fault]:
     """The catalogue's word on Xids gives way to the driver's recovery action, and 48 to a 94 beside it.
 
     What is changed stays changed: an action that goes back to 0 never lowers a FATAL Xid, nor lifts one. Nor does an
-    action lower one that only asks for a person, or that nobody knows: it doesn't say that the GPU can be used.
+    action lower one that only asks for a person, or that nobody knows: it doesn't say that the GPU can be used. Nor
+    one that reaches no GPU that is lost. One that asks for a reboot of the system says nothing of a GPU beside which
+    another one is to blame.
     """
+    accused, neighbours = _accused(faults.values())
     ruled = dict(faults)
     for key, fault in faults.items():
         finding = fault.finding
+        if accused and key in neighbours and finding.severity > Severity.NOTICE:
+            why = f"{finding.message}, as {accused.finding.id} has it: this GPU shows no fault of its own"
+            ruled[key] = replace(fault, finding=replace(finding, severity=Severity.NOTICE, message=why))
         if not finding.rule.startswith("xid-") or finding.severity is Severity.NOTICE or fault.proved or finding.drill:
             continue
-        action = faults.get(f"{RECOVERY.rule}@{finding.pci}")
+        action = faults.get(asked := f"{RECOVERY.rule}@{finding.pci}")
+        if asked in neighbours:
+            continue
         if action and action.confirmed and not _is_over(action, history) and _speaks(action.finding, finding):
             finding = replace(finding, severity=action.finding.severity, remedy=action.finding.remedy)
         elif finding.rule == "xid-48" and finding.severity is Severity.FATAL and contained(history, finding.pci):
@@ -77,9 +88,35 @@ def _is_over(action: Fault, history: History) -> bool:
 
 def _speaks(action: Finding, xid: Finding) -> bool:
     """An action that was made a notice by an override overrules nothing."""
-    if action.severity is Severity.NOTICE:
+    if action.severity is Severity.NOTICE or (xid.rule in _LOST and action.remedy.rank < xid.remedy.rank):
         return False
     return action.severity >= xid.severity or action.remedy is not Remedy.CONTACT_SUPPORT
+
+
+def _accused(faults: Iterable[Fault]) -> tuple[Fault | None, Set[str]]:
+    """The fault for which the driver asks for a reboot, and the ids of the faults of GPUs that only ask along.
+
+    The driver may ask it of every GPU for one that is broken. To blame are those with evidence of their own, the
+    gravest; where none has any, the first that asked.
+    """
+    real = [f for f in faults if f.confirmed and not (f.proved or f.finding.drill)]
+    asking = {f.finding.pci: f for f in real if f.finding.rule == RECOVERY.rule and f.finding.remedy.row.whole_node}
+    evidence = sorted((f for f in real if asking and _may_be_why(f, asking.keys())), key=order)
+    own = [f for f in evidence if f.finding.severity is evidence[0].finding.severity]
+    if len(asking) < _SEVERAL and not any(f.finding.pci for f in own):
+        return None, frozenset()
+    accused = own[0] if own else min(asking.values(), key=order)
+    innocent = asking.keys() - {accused.finding.pci, *(f.finding.pci for f in own)}
+    return accused, {asking[pci].finding.id for pci in innocent}
+
+
+def _may_be_why(fault: Fault, asking: Set[str]) -> bool:
+    """Whether it may be why the driver asks for a reboot: a fault of a GPU that asks, or one that wants that itself."""
+    finding = fault.finding
+    wants = finding.severity is Severity.FATAL and finding.remedy.row.whole_node
+    named = not finding.pci or (finding.rule.startswith(_HEADS) and finding.rule not in _EXPLAIN_NONE)
+    here = finding.pci in asking and finding.severity > Severity.NOTICE
+    return named and not fault.aside and (here or wants)
 
 
 def incidents(faults: tuple[Fault, ...], history: History) -> tuple[Fault, ...]:
@@ -112,7 +149,10 @@ def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:
     for rule in _EXPLAINED_BY.get(finding.rule, ()):
         if explaining := [other for other in by_id.values() if _explains(rule, other.finding, finding)]:
             return min(explaining, key=order).finding.id
-    if finding.rule in _FOLLOW_ANY:
+    if finding.rule == RECOVERY.rule and finding.severity is Severity.NOTICE:
+        accused, _ = _accused(by_id.values())
+        return accused.finding.id if accused and finding.remedy.row.whole_node else finding.id
+    if finding.rule in _FOLLOW_ANY or (finding.rule == "xid-74" and finding.severity is Severity.NOTICE):
         others = [
             other
             for other in by_id.values()
@@ -120,7 +160,7 @@ def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:
             and other.finding.rule not in _EXPLAIN_NONE
             and other.finding.severity > Severity.NOTICE
             and not other.finding.drill  # explains nothing that is real
-            and (other.finding.rule.startswith(("xid-", "gpu-", "ecc-")))
+            and other.finding.rule.startswith(_HEADS)
         ]
         if others:
             return min(others, key=order).finding.id

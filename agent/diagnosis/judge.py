@@ -226,8 +226,10 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
             witnesses=(finding.evidence,),
         )
     fresh = finding.arrived > old.last  # a reading that is judged again is no new evidence
-    if old.confirmed and _milder(finding, old.finding):
+    if old.confirmed and finding.severity < old.finding.severity:
         finding = old.finding  # a milder repeat never lowers a standing fault
+    elif old.confirmed and not old.proved and _asks_less(finding, old.finding):
+        finding = replace(finding, remedy=old.finding.remedy, message=old.finding.message)
     return replace(
         old,
         finding=finding,
@@ -244,11 +246,9 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
     )
 
 
-def _milder(finding: Finding, before: Finding) -> bool:
-    """Of an Xid also by its remedy: the other witness of the same error may not have the words that ask for more."""
-    if finding.severity == before.severity and finding.rule.startswith("xid-"):
-        return finding.remedy.rank < before.remedy.rank
-    return finding.severity < before.severity
+def _asks_less(finding: Finding, old: Finding) -> bool:
+    """As another witness of the same error does that lacks the words which ask for more, or a milder recovery action."""
+    return finding.severity is old.severity and finding.remedy.rank < old.remedy.rank
 
 
 def _joined(witnesses: tuple[Evidence, ...], new: Evidence) -> tuple[Evidence, ...]:
