@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from agent.commands.policy import markdown
 from agent.config.limits import Limits, Override
 from agent.config.settings import Config
-from agent.diagnosis.effective import entries
+from agent.diagnosis.effective import entries, parts
 from agent.model.fault import Status, Verdict
 from agent.model.remedy import Remedy
 from agent.status.metrics import families
@@ -57,7 +57,7 @@ def label_names(family: Metric) -> tuple[str, ...]:
 
 
 def rules_table() -> str:
-    return markdown(list(entries(Limits(), "", {}))).rstrip()
+    return markdown(list(entries(Limits(), "", {})), list(parts(Limits(), "", {}))).rstrip()
 
 
 def metrics_table() -> str:

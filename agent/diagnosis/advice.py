@@ -98,7 +98,7 @@ def clears(finding: Finding, limits: Limits, joined: Iterable[Fault] = ()) -> st
         witness = f", as {finding.witness} sees it" if finding.witness else ""
         return f"{finding.clear_s:g} s without it{witness}; {dismissal}"
     card = "another card in the slot" if finding.pci else ""
-    ends = finding.remedy.row.ends
+    ends = finding.cure.row.ends
     if not ends or finding.rule == "gpu-relapsing":
         return f"{card}; {dismissal}" if card else word
     seen = "with every GPU answering" if not finding.pci else "with the GPU answering"

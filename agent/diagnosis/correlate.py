@@ -10,7 +10,7 @@ from agent.diagnosis.epoch import COUNTERS
 from agent.diagnosis.history import History, number
 from agent.diagnosis.rules import dcgm, kernel
 from agent.diagnosis.rules.recovery import ROW as RECOVERY
-from agent.diagnosis.rules.xid import contained
+from agent.diagnosis.second_word import contained
 from agent.model.fault import Fault, Finding, Severity
 from agent.model.remedy import Remedy
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 
 from agent.config.limits import Limits
+from agent.diagnosis import nvlink4, nvlink5
+from agent.diagnosis.history import NVLINK4_XID, NVLINK5_XIDS
 from agent.diagnosis.overrides import in_scope
 from agent.diagnosis.row import Row
 from agent.diagnosis.rules import ROWS
@@ -54,6 +56,14 @@ def entries(limits: Limits, model: str, labels: Mapping[str, str]) -> Iterator[E
     )
     for row in (*ROWS.values(), *extra):
         yield _entry(row, limits, model, labels)
+
+
+def parts(limits: Limits, model: str, labels: Mapping[str, str]) -> Iterator[Entry]:
+    """What the details of a line make of a link's Xid: ``xid-74, register 1, bits 1, 20``."""
+    for code in (NVLINK4_XID, *NVLINK5_XIDS):
+        row = XIDS[code].row
+        for name, part, count in nvlink4.listed(row) if code == NVLINK4_XID else nvlink5.listed(code, row):
+            yield replace(_entry(part, limits, model, labels), rule=f"{row.rule}, {name}", count=count)
 
 
 def _entry(row: Row, limits: Limits, model: str, labels: Mapping[str, str]) -> Entry:

@@ -39,6 +39,10 @@ _RESTLESS = frozenset(
     }
 )
 UNCORRECTABLE_XID = 48
+NVLINK4_XID, NVLINK5_XIDS, ACTION_XID = 74, range(144, 151), 154
+SAME_EVENT_S = 5.0  # the same Xid on the same GPU from another witness within so long is the same error
+SECOND_WORD_S = 2.0  # so long the driver may take for a second word that decides how grave a first one is
+LOOKED_AGAIN_S = 10.0  # two polls: time enough for one more round of the judge
 Said = tuple[Signal, str, Value]  # what a record says of which address
 
 
@@ -116,6 +120,10 @@ class History:
     tallies: Mapping[tuple[str, int], Tally] = field(default_factory=dict)
     trends: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)  # since a counter fell, oldest first
     uncorrectable: Mapping[str, Observation] = field(default_factory=dict)  # the last Xid 48 of each GPU
+    detailed: Mapping[tuple[str, int], tuple[Observation, ...]] = field(default_factory=dict)
+    """The last Xids of each GPU and code whose lines say more than the code, oldest first."""
+    awaiting: Mapping[tuple[Value, ...], Observation] = field(default_factory=dict)
+    """Xids on which a second word may come, or should have come lately."""
     blames: tuple[Blame, ...] = ()  # the last Xids with a process
     pods: Mapping[int, str] = field(default_factory=dict)  # pid → pod UID, as the last polls had it
     workloads: Mapping[str, str] = field(default_factory=dict)  # pod UID → namespace/Kind/name, as the cluster has it
@@ -198,6 +206,14 @@ class History:
     def _latest(self, pci: str, counter: str) -> tuple[float, float] | None:
         value, reading = self.number(pci, counter), self.readings.get(pci)
         return None if value is None or reading is None else (reading.arrived, value)
+
+    def with_details(self, xid: Observation, code: int) -> Observation:
+        """An Xid that another witness told, with what the kernel's line of that moment says of it."""
+        if xid.source == KERNEL_LOG:
+            return xid
+        lines = self.detailed.get((xid.pci, code), ())
+        near = [line for line in lines if abs(line.arrived - xid.arrived) <= SAME_EVENT_S]
+        return replace(xid, values={**near[-1].values, **xid.values}) if near else xid
 
     def times(self, pci: str, code: int) -> tuple[float, ...]:
         """When this GPU had this Xid lately, monotonic seconds."""

@@ -247,7 +247,7 @@ def _found(old: Fault | None, finding: Finding, history: History) -> Fault:
 
 
 def _asks_less(finding: Finding, old: Finding) -> bool:
-    """As another witness of the same error does that lacks the words which ask for more, or a milder recovery action."""
+    """As another witness does that lacks the words which ask for more, or a recovery action that is milder."""
     return finding.severity is old.severity and finding.remedy.rank < old.remedy.rank
 
 

@@ -22,7 +22,7 @@ def proved(fault: Fault, history: History, resets: Mapping[str, Reset]) -> bool:
 
     Of GPUs that were reset together each must be well again, and the node's own fault is cured when all of them are.
     """
-    pci, proof = fault.finding.pci, fault.finding.remedy.row.proof
+    pci, proof = fault.finding.pci, fault.finding.cure.row.proof
     along = [gpu for gpu, card in history.cards.items() if card.uuid in resets] if history.uuid(pci) in resets else []
     gpus = {pci, *along} if pci else set(history.readings)
     if not gpus or any(not _is_well(gpu, fault.last, history) for gpu in gpus):

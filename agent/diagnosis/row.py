@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 from agent.config.limits import Limits
 from agent.model.fault import Evidence, Finding, Severity
 from agent.model.observation import Observation
-from agent.model.remedy import Remedy
+from agent.model.remedy import LADDER, Remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,17 @@ class Row:
             signals=self.signals,
             drill=observation.drill,
         )
+
+    def said(self, severity: Severity, remedy: Remedy, meaning: str) -> Row:
+        """This row of an error code, as its line says it."""
+        return replace(self, severity=severity, remedy=remedy, meaning=meaning, clear=code_clear(severity, remedy))
+
+
+def code_clear(severity: Severity, remedy: Remedy) -> str:
+    """The setting that says for how long an Xid must not have come again; latched where a remedy must end it."""
+    if severity is Severity.FATAL or (severity is Severity.DEGRADED and remedy in LADDER):
+        return ""
+    return "degraded_xid_clear_s" if severity is Severity.DEGRADED else "notice_clear_s"
 
 
 def _table() -> Mapping[str, Row]:

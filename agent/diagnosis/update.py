@@ -10,7 +10,12 @@ from agent.diagnosis import trace
 from agent.diagnosis.cards import card_of, given_away
 from agent.diagnosis.epoch import any_fell, began_anew, counters, fell, sober
 from agent.diagnosis.history import (
+    LOOKED_AGAIN_S,
+    NVLINK4_XID,
+    NVLINK5_XIDS,
+    SAME_EVENT_S,
     SECOND_LATE_S,
+    SECOND_WORD_S,
     TREND,
     UNCORRECTABLE_XID,
     Blame,
@@ -22,15 +27,14 @@ from agent.diagnosis.history import (
     number,
     settled,
 )
-from agent.model.observation import Failure, Observation, Signal, Words
+from agent.model.observation import DECISIVE, Failure, Observation, Signal, Value, Words
 
-# One Xid reaches us by the kernel log and by NVML: the same code on the same GPU from the other
-# witness within this many seconds is the same error.
-_SAME_EVENT_S = 5.0
 _TREND_EVERY_S, _TREND_SAMPLES = 60.0, 121
 _MOST_REPEATS = 10_000_000  # of one error in one second: more is no count
 _MOST_BLAMES, _MOST_PIDS = 512, 1024
 _WINDOW_EVENTS = 64  # per GPU and code: enough for any count that a rule asks for, bounded in a storm
+_MOST_AWAITED = 1024
+_DETAILS = ("place", "engine", "registers", "fatal", "recovery_action")  # an Xid's line with one of these says more
 
 
 def updated(history: History, seen: Iterable[Observation], now: float, workloads: Mapping[str, str]) -> History:
@@ -55,6 +59,7 @@ class _Draft:
         self._hung, self._slow = dict(old.hung), dict(old.slow)
         self._heard, self._epochs, self._tallies = dict(old.heard), dict(old.epochs), dict(old.tallies)
         self._trends, self._blames, self._pods = dict(old.trends), list(old.blames), dict(old.pods)
+        self._detailed, self._awaiting = dict(old.detailed), dict(old.awaiting)
         self._witnessed, self._incidents = dict(old.witnessed), dict(old.incidents)
         self._fallen: dict[str, set[str]] = {}
         self._replaced: dict[str, str] = {}
@@ -195,9 +200,11 @@ class _Draft:
         old = self._tallies.get((o.pci, code)) or Tally(0, o.at, (), {})
         repeats = min(max(int(number(o, "repeats") or 1), 1), _MOST_REPEATS)
         by = {**old.by, o.source: old.by.get(o.source, 0) + repeats}
-        within_s = SECOND_LATE_S if o.source == SECOND_WITNESS else _SAME_EVENT_S
+        within_s = SECOND_LATE_S if o.source == SECOND_WITNESS else SAME_EVENT_S
         counted = bool(old.times) and by[o.source] <= old.count and o.arrived - old.times[-1] <= within_s
-        self._fresh.append(replace(o, arrived=old.times[-1]) if counted else o)  # who tells it later saw it no later
+        fresh = replace(o, arrived=old.times[-1]) if counted else o  # who tells it later saw it no later
+        self._fresh.append(fresh)
+        self._words(fresh, code)
         if code == UNCORRECTABLE_XID and not (counted and o.source == SECOND_WITNESS):
             self._uncorrectable[o.pci] = o
         if counted:  # the other witness of an error that is counted already
@@ -208,9 +215,25 @@ class _Draft:
             times = (*old.times, *(o.arrived for _ in range(min(count - old.count, _WINDOW_EVENTS))))[-_WINDOW_EVENTS:]
             self._tallies[o.pci, code] = Tally(count, o.at, times, by)
 
+    def _words(self, o: Observation, code: int) -> None:
+        """What the line says beyond its code, and whether a second word is due: the kernel's line, or a 154."""
+        if o.source == KERNEL_LOG and any(name in o.values for name in _DETAILS):
+            self._detailed[o.pci, code] = (*self._detailed.get((o.pci, code), ())[-_WINDOW_EVENTS + 1 :], o)
+        due = ("fatal" in o.values) is (o.source == KERNEL_LOG)
+        if due and (code == NVLINK4_XID or code in NVLINK5_XIDS) and len(self._awaiting) < _MOST_AWAITED:
+            key = (o.pci, code, o.source, *(o.values.get(name) for name in DECISIVE))
+            first = self._awaiting.get(key)
+            # A storm of repeats must not put the end of the wait off.
+            if first is None or o.arrived - first.arrived > SECOND_WORD_S + LOOKED_AGAIN_S / 2:
+                self._awaiting[key] = o
+
+    def _awaited(self, now: float) -> dict[tuple[Value, ...], Observation]:
+        lately = SECOND_WORD_S + LOOKED_AGAIN_S
+        return {key: o for key, o in self._awaiting.items() if now - o.arrived <= lately} if self._awaiting else {}
+
     def _named(self, blame: Blame, now: float) -> Blame:
         """A process younger than the last poll is told by the next, if it still runs."""
-        recent = not blame.pod and now - blame.arrived <= _SAME_EVENT_S
+        recent = not blame.pod and now - blame.arrived <= SAME_EVENT_S
         return replace(blame, pod=self._pods.get(blame.pid, "")) if recent else blame
 
     def finish(self, now: float, workloads: Mapping[str, str]) -> History:
@@ -248,6 +271,8 @@ class _Draft:
             self._tallies,
             self._trends,
             self._uncorrectable,
+            self._detailed,
+            self._awaited(now),
             tuple(self._named(blame, now) for blame in self._blames),
             dict(list(self._pods.items())[-_MOST_PIDS:]) if len(self._pods) > _MOST_PIDS else self._pods,
             workloads,

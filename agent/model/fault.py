@@ -45,6 +45,9 @@ class Card:
         return bool(boot_id) and self.boot_id == boot_id
 
 
+_OVER_WITH_A_RESET = ("xid-74",)  # a link's error: what a person does about it ends in a reset or a reboot
+
+
 class Severity(IntEnum):
     NOTICE = 0
     DEGRADED = 1
@@ -90,6 +93,12 @@ class Finding:
         part = "" if self.instance is None else f"/gi{self.instance}"
         part += f"/{self.switch}" if self.switch else ""
         return f"{self.rule}@{self.pci or 'node'}{part}{'/drill' if self.drill else ''}"
+
+    @property
+    def cure(self) -> Remedy:
+        """The remedy that is to be proved, also where a person decides what is done."""
+        theirs = self.remedy is Remedy.CONTACT_SUPPORT and self.rule in _OVER_WITH_A_RESET
+        return Remedy.RESET_GPU if theirs else self.remedy
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ class Signal(StrEnum):
     GAP = "gap"  # records were overwritten before they were read; value is how many
 
 
+# Of an Xid's values those that tell one word from another: how grave it is, on which link and why.
+DECISIVE = ("registers", "link", "fatal", "intrinfo", "error_status", "recovery_action", "reboot")
+
+
 class Words(StrEnum):
     """What the kernel module says besides Xids."""
 

@@ -38,7 +38,7 @@ def yet_to_come(case: Case, treatment: Treatment, records: Records) -> Treatment
 
     def over(fault: Fault) -> bool:
         unseen = all(rebooted(one.boot_id, case.verdict) for one in (fault, *fault.joined))
-        may_be_cured = fault.finding.remedy.row.proof is not Proof.NOTHING
+        may_be_cured = fault.finding.cure.row.proof is not Proof.NOTHING
         return bool((begun and concerns(begun, fault)) or (young and unseen and may_be_cured))
 
     left = tuple(fault for fault in treatment.unproved if not over(fault))

@@ -224,6 +224,16 @@ def test_the_policy_in_force_shows_overrides_in_their_scope(tmp_path: Path) -> N
     assert "disabled" in cli("policy", "--config", str(path), "--node-label", "a=b")[1]
 
 
+def test_the_policy_of_one_rule_shows_what_details_make_of_it() -> None:
+    code, out, _ = cli("policy", "xid-74")
+    assert (code, len(out.splitlines())) == (0, 1 + 1 + 14)
+    assert "xid-74, register 5, bits 20, 23, 26, 29" in out
+    assert len(cli("policy", "xid-150")[1].splitlines()) == 1 + 1 + 1
+    assert len(cli("policy", "xid-79")[1].splitlines()) == 1 + 1
+    code, _, said = cli("policy", "xid-7a")
+    assert (code, "no rule 'xid-7a'" in said) == (64, True)
+
+
 def test_explain_without_an_agent_says_what_else_to_ask(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("http: {address: 127.0.0.1, port: 1}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.diagnosis.rules.xid import CATALOG
 from agent.model.fault import Severity, Verdict
-from agent.model.observation import Observation, Signal
+from agent.model.observation import Observation, Signal, Value
 from tests.observe import GPU, OTHER, Judge, alive, lost, reading, xid
 
 EXAMPLES = settings(max_examples=40, deadline=None)
@@ -171,3 +172,56 @@ def test_judging_more_often_concludes_nothing_else(events: list[tuple[float, Obs
         verdicts = [judge.after(0, alive(), alive("kmsg"), seen) for judge in (seldom, often)]
         assert held(verdicts[0]) == held(verdicts[1])
         last = held(verdicts[1])
+
+
+def _told(code: int, **values: Value) -> Observation:
+    return xid(code, source="kmsg", values=values)
+
+
+# A GPU's words that come within moments, as an incident has them.
+_WORDS = (
+    _told(79),
+    _told(119),
+    _told(48),
+    _told(94),
+    _told(63),
+    _told(13, place="GPC 1, TPC 3"),
+    _told(74, link=3, registers="0x1 0x0 0x0 0x0 0x0 0x0 0x0"),
+    _told(74, link=3, registers="0x200000 0x0 0x0 0x0 0x0 0x0 0x0"),
+    _told(74, link=3, registers="0x0 0x0 0x0 0x40000 0x0 0x0 0x0"),
+    _told(74, link=5, registers="0x0 0x0 0x10000 0x0 0x0 0x0 0x0"),
+    _told(145, fatal=0, unit="RLW_REMAP", link=2, intrinfo=4, error_status=4),
+    _told(149, fatal=1, unit="NETIR_LINK_EVT", link=2, intrinfo=0x2000011, error_status=0),
+    _told(149, fatal=1, unit="NETIR_LINK_EVT", link=2, intrinfo=0x2800011, error_status=0),
+    _told(154, recovery_action=1),
+    _told(154, recovery_action=2),
+    lost(source="kmsg"),
+)
+_DRAINS = _told(154, recovery_action=4)
+
+
+def _gathered(*words: Observation, gap_s: float = 0.01) -> tuple[int, int]:
+    """The severity and the rank of the remedy that stand when the words had their time."""
+    judge = Judge(expected=SOURCES)
+    judge.after(0, *healthy())
+    for word in words:
+        judge.after(gap_s, word)
+    for _ in range(3):
+        verdict = judge.after(1)
+    severity = verdict.faults[0].finding.severity if verdict.faults else 0
+    return severity, verdict.remedy.rank if severity else 0
+
+
+@EXAMPLES
+@given(st.lists(st.sampled_from(_WORDS), min_size=1, max_size=6, unique_by=id), st.randoms(), st.booleans())
+def test_the_gravest_of_several_words_wins_whatever_their_order(
+    words: list[Observation], chance: Random, d: bool
+) -> None:
+    gravest = max(_gathered(word) for word in words)
+    shuffled = list(words)
+    chance.shuffle(shuffled)
+    assert _gathered(*words) == _gathered(*shuffled, gap_s=0.3) == gravest
+    if d:  # an action that only drains makes a catalogue's word milder, and in any order to the same
+        together = [*words, _DRAINS]
+        chance.shuffle(together)
+        assert _gathered(*together) == _gathered(*words, _DRAINS)

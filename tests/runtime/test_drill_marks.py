@@ -142,7 +142,7 @@ def test_a_real_fault_during_a_drill_stands_beside_it_and_outlives_it() -> None:
     real = Observation(0, "nvml", xid(74).signal, GPU, 74, raw="NVML event: Xid 74", arrived=102.0)
     memory, verdict = judge(memory, [real], 102.0, NOW, limits, ("nvml",), orders)
     assert sorted(ids(verdict)) == [f"xid-74@{GPU}", f"xid-74@{GPU}/drill"]
-    _, verdict = judge(memory, [], 103.0, NOW, limits, ("nvml",), Orders())
+    _, verdict = judge(memory, [], 104.0, NOW, limits, ("nvml",), Orders())
     assert (ids(verdict), verdict.withdraw) == ([f"xid-74@{GPU}"], True)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from agent.config.limits import Limits
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import TABLE
+from agent.diagnosis.second_word import contains_errors
 from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation
 
@@ -41,8 +42,6 @@ _STATES: Mapping[str, Test] = {
 UNCORRECTED = TABLE["ecc-uncorrected"]
 CORRECTED = TABLE["ecc-corrected-rate"]
 PAGES = TABLE["page-retirement-limit"]
-# NVML's architecture → product names; Hopper has no other chip, and a name may be a vendor's own.
-_CONTAIN = {7: ("A100", "A800", "A30"), 9: ("",), 10: ("B100", "B200", "B300")}
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
@@ -89,9 +88,3 @@ def _too_many_pages(history: History, reading: Observation, limits: Limits) -> b
     before = number(history.first.get(reading.pci), "retired_pages_dbe")
     grows = before is not None and dbe > before
     return 0 < limits.retired_pages <= sbe + dbe or (grows and dbe > limits.retired_pages_dbe)
-
-
-def contains_errors(reading: Observation | None) -> bool:
-    """Error containment exists on GA100, GH100 and Blackwell data-centre chips, not on GA10x, Ada and workstations."""
-    architecture, name = number(reading, "architecture"), str(reading.values.get("name") or "") if reading else ""
-    return any(model in name for model in _CONTAIN.get(int(architecture or 0), ()))

@@ -8,22 +8,26 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 
 from agent.config.limits import Limits
-from agent.config.source_index import GPUS
+from agent.config.source_index import GPUS, KERNEL_LOG
+from agent.diagnosis import nvlink4, nvlink5
 from agent.diagnosis.cards import off_the_bus
-from agent.diagnosis.history import UNCORRECTABLE_XID, History, number
-from agent.diagnosis.row import Row
-from agent.diagnosis.rules.memory import contains_errors
+from agent.diagnosis.history import NVLINK4_XID, NVLINK5_XIDS, UNCORRECTABLE_XID, History, number
+from agent.diagnosis.row import Row, code_clear
+from agent.diagnosis.second_word import (
+    contained,
+    contains_errors,
+    is_due,
+    may_be_contained,
+    may_only_drain,
+    should_have_come,
+)
 from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation, Signal
-from agent.model.remedy import LADDER, Remedy
+from agent.model.remedy import Remedy
 
-# NVLink 5 errors are as bad as their own line says; NVML's event has no line, and the table speaks.
-_SPEAK_FOR_THEMSELVES = range(144, 151)
 # With MIG these stay on the instance that they name; every other error is the whole GPU's.
 _ON_INSTANCE = (13, 31, 43, 45, 68, 94)
-_UNCORRECTABLE, _CONTAINED, _UNCONTAINED, _TOGETHER_S = UNCORRECTABLE_XID, 94, 95, 60.0
-_LOOKED_AGAIN_S = 10.0  # two polls: time enough for one more round of the judge
-_WORD_S = 2.0  # so long a GPU that contains errors may take to say whether it contained this one
+_TOGETHER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +50,7 @@ def _catalog() -> Mapping[int, Code]:
 
 
 def _row(code: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
-    return Row(f"xid-{code}", severity, remedy, f"Xid {code}: {meaning}", "", _clear(severity, remedy))
-
-
-def _clear(severity: Severity, remedy: Remedy) -> str:
-    if severity is Severity.FATAL or (severity is Severity.DEGRADED and remedy in LADDER):
-        return ""
-    return "degraded_xid_clear_s" if severity is Severity.DEGRADED else "notice_clear_s"
+    return Row(f"xid-{code}", severity, remedy, f"Xid {code}: {meaning}", "", code_clear(severity, remedy))
 
 
 CATALOG = _catalog()
@@ -65,29 +63,33 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
         if observation.signal is Signal.XID and isinstance(observation.value, int):
             yield _finding(history, limits, observation, observation.value)
     for observation in history.uncorrectable.values():
-        had_time = _WORD_S <= history.now - observation.arrived <= _WORD_S + _LOOKED_AGAIN_S
         if (
-            had_time
+            should_have_come(history, observation)
             and contains_errors(history.readings.get(observation.pci))
             and not contained(history, observation.pci)
         ):
-            yield _finding(history, limits, observation, _UNCORRECTABLE)
+            yield _finding(history, limits, observation, UNCORRECTABLE_XID)
+    for observation in history.awaiting.values():
+        if isinstance(observation.value, int) and should_have_come(history, observation):
+            yield _finding(history, limits, observation, observation.value)
     for (signal, _, code), observation in history.past.items():
         known = CATALOG.get(code) if signal is Signal.XID and isinstance(code, int) else None
         if known and isinstance(code, int) and known.row.severity is Severity.FATAL:
-            yield from _still(history, limits, _finding(history, limits, observation, code))
+            finding = _finding(history, limits, observation, code)
+            if finding.severity > Severity.NOTICE:
+                yield from _still(history, limits, finding)
 
 
 def _finding(history: History, limits: Limits, observation: Observation, code: int) -> Finding:
     entry = CATALOG.get(code) or Code(_row(code, Severity.NOTICE, Remedy.CONTACT_SUPPORT, _NOT_LISTED))
-    severity, row = entry.row.severity, entry.row
-    if code in _SPEAK_FOR_THEMSELVES and (fatal := number(observation, "fatal")) is not None:
-        severity = Severity.FATAL if fatal else Severity.NOTICE
-        remedy = Remedy.RESET_GPU if fatal else row.remedy
-        row = replace(row, severity=severity, remedy=remedy, clear=_clear(severity, remedy))
+    observation = history.with_details(observation, code)
+    severity, row = entry.row.severity, _with_place(entry.row, observation)
+    if code == NVLINK4_XID or code in NVLINK5_XIDS:
+        row = _of_a_link(history, observation, code, row)
+        severity = Severity.DEGRADED if may_only_drain(history, observation, row) else row.severity
     elif number(observation, "reboot"):  # its own words ask for more than the table knows
         row = replace(row, remedy=Remedy.REBOOT_NODE)
-    elif code == _UNCORRECTABLE and _may_be_contained(history, observation):
+    elif code == UNCORRECTABLE_XID and may_be_contained(history, observation):
         severity = Severity.DEGRADED
     elif entry.count > 1 and history.within(observation.pci, code, limits.xid_count_window_s) < entry.count:
         return replace(row.found(observation, limits, severity=Severity.NOTICE), clear_s=limits.notice_clear_s)
@@ -97,23 +99,31 @@ def _finding(history: History, limits: Limits, observation: Observation, code: i
     )
 
 
-def contained(history: History, pci: str) -> bool:
-    """Whether the GPU's last uncorrectable error was kept to its victim: Xid 94 and no 95 about that time."""
-    error = history.uncorrectable.get(pci)
-    if error is None or not contains_errors(history.readings.get(pci)):
-        return False
-    near = {
-        code: any(abs(at - error.arrived) <= _TOGETHER_S for at in history.times(pci, code))
-        for code in (_CONTAINED, _UNCONTAINED)
-    }
-    return near[_CONTAINED] and not near[_UNCONTAINED]
+def _with_place(row: Row, xid: Observation) -> Row:
+    """With where on the GPU a program failed, which NVIDIA's support asks for."""
+    place, engine, values = "", xid.values.get("engine"), xid.values
+    if engine:
+        place = f"by engine {engine}: {values.get('access')}"
+    elif values.get("place"):
+        place = f"at {values['place']}" + (f", SM {values['sm']}" if "sm" in values else "")
+    return replace(row, meaning=f"{row.meaning}, {place}") if place else row
 
 
-def _may_be_contained(history: History, observation: Observation) -> bool:
-    """It was, or the GPU had no time yet to say so: a node is not withdrawn for want of two seconds."""
-    if history.times(observation.pci, _UNCONTAINED) or not contains_errors(history.readings.get(observation.pci)):
-        return contained(history, observation.pci)
-    return history.now - observation.arrived < _WORD_S or contained(history, observation.pci)
+def _of_a_link(history: History, xid: Observation, code: int, row: Row) -> Row:
+    """As the details say, for which a witness that tells none waits a moment; the table speaks where none come."""
+    if code == NVLINK4_XID:
+        said = nvlink4.judged(history, xid, row, _fatal_beside(history, xid))
+    else:
+        said = nvlink5.judged(xid, code, row)
+    if said or xid.source == KERNEL_LOG or not is_due(history, xid):
+        return said or row
+    return row.said(Severity.NOTICE, row.remedy, f"{row.meaning} (the kernel's line on it is waited for)")
+
+
+def _fatal_beside(history: History, xid: Observation) -> bool:
+    """Whether the GPU had another Xid about that time that the catalogue calls fatal."""
+    fatal = (code for code, entry in CATALOG.items() if entry.row.severity is Severity.FATAL and code != xid.value)
+    return any(abs(at - xid.arrived) <= _TOGETHER_S for code in fatal for at in history.times(xid.pci, code))
 
 
 def _still(history: History, limits: Limits, past: Finding) -> Iterator[Finding]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agent.model.observation import Observation, Signal, Value
+from agent.model.observation import DECISIVE, Observation, Signal, Value
 
 _WINDOW_S = 1.0
 _MOST_PIDS = 64  # processes told apart at a time; the errors of all others on a GPU are one kind
 _MOST = 1024  # different errors at a time; what is beyond is said as it comes, and no driver has so many codes
 
-Key = tuple[str, Value, Value, Value]
+Key = tuple[str, Value, Value, tuple[Value, ...]]
 
 
 class Storm:
@@ -30,10 +30,10 @@ class Storm:
         if observation.signal not in (Signal.XID, Signal.DRIVER) or observation.past or observation.drill:
             return True
         values = observation.values
-        pid = values.get("pid")
-        if pid is not None and (observation.pci, observation.value, pid, values.get("gpu_instance")) not in self._said:
+        pid, words = values.get("pid"), tuple(values.get(name) for name in ("gpu_instance", *DECISIVE))
+        if pid is not None and (observation.pci, observation.value, pid, words) not in self._said:
             pid = pid if len(self._said) < _MOST_PIDS else None
-        key = (observation.pci, observation.value, pid, values.get("gpu_instance"))
+        key = (observation.pci, observation.value, pid, words)
         before = self._said.get(key)
         if before is None or now - before >= _WINDOW_S:
             if before is None and len(self._said) >= _MOST:

@@ -36,13 +36,20 @@ FORMS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
         "NVRM: Xid (PCI:0009:01:00): 149, NETIR_LINK_EVT  Fatal   XC0 i0 Link 01 (0x021425c6 0x00000000)",
         NINE,
         149,
-        {"fatal": 1},
+        {
+            "fatal": 1,
+            "severity": "Fatal",
+            "unit": "NETIR_LINK_EVT",
+            "link": 1,
+            "intrinfo": 0x021425C6,
+            "error_status": 0,
+        },
     ),
     (
         "NVRM: Xid (PCI:0009:01:00): 145, pid=876767, name=ray::WorkerDict, RLW_RXPIPE Nonfatal XC0 i0",
         NINE,
         145,
-        {"pid": 876767, "name": "ray::WorkerDict", "fatal": 0},
+        {"pid": 876767, "name": "ray::WorkerDict", "fatal": 0, "severity": "Nonfatal", "unit": "RLW_RXPIPE"},
     ),
     (
         "NVRM: Xid (PCI:0009:01:00): 154, GPU recovery action changed from 0x0 (None) to 0x4 (Drain and Reset)",

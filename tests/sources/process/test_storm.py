@@ -67,3 +67,11 @@ def test_a_storm_of_the_drivers_other_words_is_a_line_a_second_too() -> None:
         said += [one for one in (lost, replace(lost, value=Words.UVM_FATAL)) if storm.passes(one, now)]
     assert len(said) < 10
     assert {one.value for one in said} == {Words.GPU_LOST, Words.UVM_FATAL}
+
+
+def test_errors_of_one_code_that_differ_in_what_they_decide_are_each_told_at_once() -> None:
+    storm, words = Storm(), ({"recovery_action": 4}, {"recovery_action": 1}, {"link": 3}, {"link": 4}, {"fatal": 1})
+    for values in words:
+        told = Observation(0, "kmsg", Signal.XID, "0000:1b:00.0", 154, values=dict(values))
+        assert storm.passes(told, 1.0)
+        assert not storm.passes(told, 1.0)
