@@ -90,6 +90,8 @@ class Limits(Section):
     app_window_s: Seconds = 86400
     app_workloads: Annotated[int, Field(ge=2)] = 3
     """So many distinct workloads that failed alike on one GPU within the window, and not elsewhere, suspect it."""
+    app_workloads_in_place: Annotated[int, Field(ge=2)] = 2
+    """So many suffice where each of them failed at the same unit of the GPU (Xid 13: GPC and TPC) and at no other."""
     relapse_window_s: Seconds = 86400
     relapses: Annotated[int, Field(ge=2)] = 3
     """A GPU that turned fatal so often within the window waits for a person."""

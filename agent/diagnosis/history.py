@@ -82,6 +82,7 @@ class Blame:
     code: int
     pid: int
     pod: str = ""  # its UID, as a poll of that time had it: pids are used again
+    place: str = ""  # the unit of the GPU at which it failed
 
 
 @dataclass(frozen=True, slots=True)

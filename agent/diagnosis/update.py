@@ -195,7 +195,8 @@ class _Draft:
             self._fresh.append(o)
             return
         if (pid := number(o, "pid")) is not None:
-            blame = Blame(o.arrived, o.pci, code, int(pid), self._pods.get(int(pid), ""))
+            place = str(o.values.get("place") or "")
+            blame = Blame(o.arrived, o.pci, code, int(pid), self._pods.get(int(pid), ""), place)
             self._blames = [*self._blames[-_MOST_BLAMES + 1 :], blame]
         old = self._tallies.get((o.pci, code)) or Tally(0, o.at, (), {})
         repeats = min(max(int(number(o, "repeats") or 1), 1), _MOST_REPEATS)
