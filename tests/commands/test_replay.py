@@ -124,6 +124,16 @@ def test_user_space_records_of_a_raw_log_are_not_believed() -> None:
     assert all(not one["withdraw"] for one in decisions(f"11,1,1,-;{LOST}\n"))
 
 
+def test_a_permit_is_not_taken_for_an_error_that_is_only_drained_a_millisecond_later() -> None:
+    error = "NVRM: Xid (PCI:0000:1b:00): 149, NETIR_LINK_EVT  Fatal   XC0 i0 Link 01 (0x021425c6 0x00000000 0x0)"
+    action = "NVRM: Xid (PCI:0000:1b:00): 154, GPU recovery action changed from 0x0 (None) to 0x{} (x)"
+    for action_is, permits in ((4, 0), (1, 1)):
+        made = decisions(f"[ 10.000] {error}\n[ 10.001] {action.format(action_is)}\n[ 30.0] {APP}\n")
+        steps = [step for one in made for step in one["steps"] if "permit" in step]
+        assert len([step for step in steps if "take" in step]) == permits, steps
+        assert not [step for step in steps if "give" in step], steps
+
+
 def test_a_log_of_a_gpu_that_the_profile_lacks_is_judged_all_the_same() -> None:
     last = decisions("NVRM: Xid (PCI:0000:ab:00): 95, pid=3, name=x, Uncontained\n", profile="t4-1")[-1]
     assert (last["withdraw"], last["remedy"]) == (True, "reset_gpu")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from agent.config.limits import Limits
 from agent.diagnosis import nvlink4
+from agent.diagnosis.advice import clears
 from agent.model.fault import Severity
 from agent.model.observation import Observation
 from agent.model.remedy import Remedy
+from tests.life import Life
 from tests.observe import GPU, Judge, alive, ids, reading, xid
 
 NOTICE, FATAL = Severity.NOTICE, Severity.FATAL
@@ -131,3 +134,18 @@ def test_what_only_follows_another_error_joins_it() -> None:
 def test_the_table_is_as_it_is_read() -> None:
     text = (Path(nvlink4.__file__).with_suffix(".csv")).read_text(encoding="utf-8")
     assert all(row["meaning"] and row["register"] in "1345" for row in csv.DictReader(text.splitlines()))
+
+
+def test_a_person_who_resets_the_gpu_returns_the_node_and_the_agent_resets_none() -> None:
+    life = Life(74)
+    life.run(200)
+    assert life.tainted()
+    assert life.waits == (f"a person must decide about xid-74@{GPU}",)
+    life.new[GPU] = life.now  # as a reset leaves it
+    life.run(100)
+    assert (life.tainted(), life.repairs) == (False, [])
+
+
+def test_it_is_said_that_a_reset_ends_it() -> None:
+    (fault,) = healthy().after(1, error((1, 16))).faults
+    assert clears(fault.finding, Limits()).startswith("a GPU reset (")

@@ -26,15 +26,13 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
             continue
         here = {w for b in alike if b.pci == pci and (w := workload(b, history))}
         elsewhere = {w for b in alike if b.pci != pci and (w := workload(b, history))}
-        only, place, there = here - elsewhere, *_at_one_place(history, alike, pci, here - elsewhere)
-        if len(only) >= limits.app_workloads:
-            message = f"Xid {code} in {len(only)} workloads on this GPU and no other"
+        only = here - elsewhere
+        place, there = _at_one_place(history, alike, pci, only)
+        if len(only) >= limits.app_workloads or there >= limits.app_workloads_in_place:
+            where = f", in {there} of them always at {place}" if there > 1 else ""
             yield SUSPECT.found(
-                observation, limits, message + (f", in {there} of them always at {place}" * (there > 1))
+                observation, limits, f"Xid {code} in {len(only)} workloads on this GPU and no other{where}"
             )
-        elif there >= limits.app_workloads_in_place:
-            message = f"Xid {code} in {there} workloads on this GPU and no other, and always at {place}"
-            yield SUSPECT.found(observation, limits, message)
         for one in sorted(here):
             gpus = {b.pci for b in alike if workload(b, history) == one}
             if len(gpus) >= _SEVERAL_GPUS:
