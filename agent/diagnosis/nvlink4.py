@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,6 +16,7 @@ from agent.model.remedy import Remedy
 
 _JUDGED = (1, 3, 4, 5)  # of the registers, counted from 1
 _A_DAY_S = 86400.0
+_REGISTERS = re.compile(" ".join(["0x([0-9a-f]{1,8})"] * 7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def judged(history: History, xid: Observation, row: Row, beside: bool) -> Row | 
     raised = _raised(xid)
     if raised is None:
         return None
-    on = f"Xid {NVLINK4_XID}: NVLink {number(xid, 'link'):.0f}"
+    on = f"Xid {NVLINK4_XID}: NVLink {number(xid, 'link') or 0:.0f}"
     found = [_of_class(history, xid, row, one, beside, on) for one in CLASSES if one.bits & raised[one.register]]
     strange = [_named(n, bits) for n in _JUDGED if (bits := raised[n] - _KNOWN[n])]
     if strange or not found:
@@ -104,8 +106,8 @@ def _times(history: History, xid: Observation, one: Class) -> int:
 
 
 def _raised(xid: Observation) -> dict[int, frozenset[int]] | None:
-    """Register → its bits that are 1."""
-    words = str(xid.values.get("registers") or "").split()
-    if len(words) < max(_JUDGED):
+    """Register → its bits that are 1; None where a source says none, or what are none."""
+    words = _REGISTERS.fullmatch(str(xid.values.get("registers") or ""))
+    if words is None:
         return None
-    return {n: frozenset(bit for bit in range(32) if int(words[n - 1], 16) >> bit & 1) for n in _JUDGED}
+    return {n: frozenset(bit for bit in range(32) if int(words[n], 16) >> bit & 1) for n in _JUDGED}

@@ -62,7 +62,7 @@ class Known:
 
 
 def _fits(pattern: str, word: int) -> bool:
-    return all(wanted in ("-", bit) for wanted, bit in zip(pattern, f"{word:032b}", strict=True))
+    return all(wanted in ("-", bit) for wanted, bit in zip(pattern, f"{word & 0xFFFFFFFF:032b}", strict=True))
 
 
 def _table() -> Iterator[Known]:

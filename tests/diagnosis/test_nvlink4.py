@@ -149,3 +149,13 @@ def test_a_person_who_resets_the_gpu_returns_the_node_and_the_agent_resets_none(
 def test_it_is_said_that_a_reset_ends_it() -> None:
     (fault,) = healthy().after(1, error((1, 16))).faults
     assert clears(fault.finding, Limits()).startswith("a GPU reset (")
+
+
+def test_a_source_that_says_nonsense_is_as_one_that_tells_no_registers() -> None:
+    zeros = "0x0 0x0 0x0 0x0 0x0 0x0 0x0"
+    for words in ("zz", "0x1 0x2", 7, "1 1 1 1 1 1 1", f"{zeros} 0x0", zeros.upper()):
+        assert judged(xid(74, source="kmsg", values={"registers": words, "link": "x"})) == (
+            FATAL,
+            Remedy.CONTACT_SUPPORT,
+        )
+    assert judged(xid(74, source="kmsg", values={"registers": zeros.replace("0x0", "0x1", 1)}))[0] is NOTICE

@@ -8,7 +8,7 @@ from agent.diagnosis import nvlink5
 from agent.diagnosis.nvlink5 import Known
 from agent.diagnosis.rules import ROWS
 from agent.model.fault import Finding, Severity
-from agent.model.observation import Missing, Observation
+from agent.model.observation import Missing, Observation, Value
 from agent.model.remedy import Remedy
 from tests.observe import Judge, alive, reading, xid
 
@@ -104,3 +104,17 @@ def test_a_driver_that_tells_no_recovery_action_is_not_waited_for() -> None:
         judge.after(0, alive(), alive("kmsg"), reading(recovery_action=action))
         assert judge.after(1, line(known, known.patterns[0])).withdraw is at_once
         assert judge.after(3).withdraw
+
+
+def test_a_source_that_says_nonsense_breaks_no_verdict() -> None:
+    trex = next(known for known in nvlink5.ROWS if known.units == ("TREX",))
+    too_long = int(trex.patterns[1].replace("-", "1"), 2) << 4
+    for intrinfo, status in ((-1, -1), (too_long, 1), (0.5, 1e300), ("x", "y")):
+        values: dict[str, Value] = {
+            "fatal": 1,
+            "unit": "TREX",
+            "intrinfo": intrinfo,
+            "error_status": status,
+            "link": "x",
+        }
+        assert judged(xid(147, source="kmsg", values=values)).severity is Severity.FATAL
