@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from agent.config.limits import Limits
-from agent.config.source_index import GPUS, SECOND_WITNESS, SPARE
+from agent.config.source_index import SECOND_WITNESS, SPARE
 from agent.diagnosis import relapse
 from agent.diagnosis.aside import only_aside
 from agent.diagnosis.correlate import incidents, order, overruled
 from agent.diagnosis.dismissal import dismissed, lasts, with_dismissal, without
-from agent.diagnosis.history import History, number
+from agent.diagnosis.history import History
 from agent.diagnosis.lapses import Lapse, holds, lapses
 from agent.diagnosis.linked import linked
 from agent.diagnosis.overrides import settle
@@ -21,7 +21,7 @@ from agent.diagnosis.rules import RULES
 from agent.diagnosis.rules.kernel import ENDS
 from agent.diagnosis.rules.presence import given_up
 from agent.diagnosis.rules.silence import blind
-from agent.diagnosis.seen import heard_until, read_until
+from agent.diagnosis.seen import could_show, could_show_s
 from agent.diagnosis.update import updated
 from agent.model.fault import Evidence, Fault, Finding, Reason, Reset, Severity, Status, Verdict
 from agent.model.observation import Observation
@@ -94,7 +94,7 @@ def judge(
     if gone := old.keys() - found.keys():
         was = (finding for rule in RULES for finding in rule(replace(memory.history, fresh=()), limits))
         gone -= {finding.id for finding in was if _renews(finding, memory.faults)}
-    absent = {key: _watched_s(old[key], memory.history, history.now, limits) for key in gone}
+    absent = {key: could_show_s(old[key], memory.history, history.now, limits) for key in gone}
     faults: dict[str, Fault] = {}
     for key in {**old, **found}:
         if key in old and key not in found and holds(lapsed, old[key]):
@@ -162,7 +162,7 @@ def _age(
         return None
     if not old.confirmed:
         return old
-    clear_s, blind_now = old.finding.clear_s, not _could_be_seen(old, history, unseen, limits)
+    clear_s, blind_now = old.finding.clear_s, not could_show(old, history, unseen, limits)
     if clear_s is None:
         if not old.proved:  # absence proves nothing here, and nothing at all while we are blind
             if not blind_now and proved(old, history, resets):
@@ -174,41 +174,6 @@ def _age(
         return None  # it is of before the reset; what still is will be said again
     absent_s += old.absent_s
     return None if absent_s >= clear_s and not blind_now else replace(old, absent_s=absent_s)
-
-
-def _watched_s(fault: Fault, was: History, now: float, limits: Limits) -> float:
-    """Seconds since the last round in which the fault would have shown, however many rounds there were."""
-    finding = fault.finding
-    until = now
-    if finding.witness:
-        if finding.witness in was.failed:
-            return 0.0
-        until = min(until, heard_until(was, finding.witness, limits.silent_s) + limits.silent_s)
-    if finding.witness == GPUS:
-        until = min(until, read_until(was, finding.pci, limits.silent_s))
-    if finding.signals and finding.pci:
-        reading = was.readings.get(finding.pci)
-        if reading is None or finding.pci in was.lost or any(number(reading, s) is None for s in finding.signals):
-            return 0.0
-        if reading.arrived <= fault.last:
-            return 0.0  # what was read before an event says nothing about it
-        until = min(until, reading.arrived + limits.silent_s)
-    return max(0.0, until - was.now) if was.now else 0.0
-
-
-def _could_be_seen(fault: Fault, history: History, unseen: Mapping[str, Reason], limits: Limits) -> bool:
-    """Whether the fault would show if it still were: its witness speaks, and the GPU gives the very readings."""
-    finding = fault.finding
-    if finding.witness in unseen:
-        return False
-    if finding.witness == GPUS and history.now > read_until(history, finding.pci, limits.silent_s):
-        return False
-    if not (finding.signals and finding.pci):
-        return True
-    reading = history.readings.get(finding.pci)
-    if reading is None or finding.pci in history.lost or history.now - reading.arrived > limits.silent_s:
-        return False
-    return all(number(reading, signal) is not None for signal in finding.signals)
 
 
 def _found(old: Fault | None, finding: Finding, history: History) -> Fault:

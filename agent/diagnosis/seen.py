@@ -1,13 +1,15 @@
-"""Until when a source counts as heard and a GPU as read, and which GPUs are not read. Pure."""
+"""Until when a source counts as heard and a GPU as read, and whether a fault could have shown. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf
 
+from agent.config.limits import Limits
 from agent.config.source_index import GPUS
 from agent.diagnosis.cards import missing, silent
 from agent.diagnosis.history import History, number, under_way_s
+from agent.model.fault import Fault, Reason
 from agent.model.observation import Observation
 
 
@@ -58,3 +60,38 @@ def read_until(history: History, pci: str, silent_s: float) -> float:
     if reading is None and card and card.uuid in {history.uuid(other) for other in history.readings}:
         return inf
     return reading.arrived + silent_s if reading else -inf
+
+
+def could_show_s(fault: Fault, was: History, now: float, limits: Limits) -> float:
+    """Seconds since the last round in which the fault would have shown, however many rounds there were."""
+    finding = fault.finding
+    until = now
+    if finding.witness:
+        if finding.witness in was.failed:
+            return 0.0
+        until = min(until, heard_until(was, finding.witness, limits.silent_s) + limits.silent_s)
+    if finding.witness == GPUS:
+        until = min(until, read_until(was, finding.pci, limits.silent_s))
+    if finding.signals and finding.pci:
+        reading = was.readings.get(finding.pci)
+        if reading is None or finding.pci in was.lost or any(number(reading, s) is None for s in finding.signals):
+            return 0.0
+        if reading.arrived <= fault.last:
+            return 0.0  # what was read before an event says nothing about it
+        until = min(until, reading.arrived + limits.silent_s)
+    return max(0.0, until - was.now) if was.now else 0.0
+
+
+def could_show(fault: Fault, history: History, unseen: Mapping[str, Reason], limits: Limits) -> bool:
+    """Whether the fault would show if it still were: its witness speaks, and the GPU gives the very readings."""
+    finding = fault.finding
+    if finding.witness in unseen:
+        return False
+    if finding.witness == GPUS and history.now > read_until(history, finding.pci, limits.silent_s):
+        return False
+    if not (finding.signals and finding.pci):
+        return True
+    reading = history.readings.get(finding.pci)
+    if reading is None or finding.pci in history.lost or history.now - reading.arrived > limits.silent_s:
+        return False
+    return all(number(reading, signal) is not None for signal in finding.signals)

@@ -211,7 +211,9 @@ def crowd(gpus: int, each: int, words: str = "NVRM: Xid") -> Verdict:
     bad = [fault(f"xid-{90 + number}", pci, words=words) for pci in pcis[:-1] for number in range(each)]
     bad.append(fault("xid-63", pcis[-1], Severity.DEGRADED, words))
     who = Identity("7", words[:64], words[:64], words[:64], words[:64])
-    cards = {pci: Card(f"GPU-{pci}-0000-0000-0000-000000000000", 18, frozenset(pcis) - {pci}, who) for pci in pcis}
+    cards = {
+        pci: Card(f"GPU-{pci}-0000-0000-0000-000000000000", 18, frozenset(pcis) - {pci}, identity=who) for pci in pcis
+    }
     return replace(verdict(*bad), cards=cards)
 
 
