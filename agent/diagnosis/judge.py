@@ -21,7 +21,7 @@ from agent.diagnosis.rules import RULES
 from agent.diagnosis.rules.kernel import ENDS
 from agent.diagnosis.rules.presence import given_up
 from agent.diagnosis.rules.silence import blind
-from agent.diagnosis.seen import could_show, could_show_s
+from agent.diagnosis.seen import could_show, could_show_s, ended
 from agent.diagnosis.update import updated
 from agent.model.fault import Evidence, Fault, Finding, Reason, Reset, Severity, Status, Verdict
 from agent.model.observation import Observation
@@ -69,9 +69,16 @@ def judge(
     history = replace(history, expected=expected, offer=orders.offer)
     history, began_at = without(history, orders.dismissed), wall - (history.now - history.began)
     unseen = dict(blind(history, expected, limits.silent_s))
-    # What only the second witness saw is held while it is silent; with a first one the node is not unknown for that.
-    told = {name: why for name, why in unseen.items() if name not in SPARE or expected == (SECOND_WITNESS,)}
-    lapsed = lapses(memory.lapses, told, history.now, 5 * limits.silent_s)
+    lapsed = memory.lapses
+    # What lapsed since the last round did so whether or not anybody asked before it was seen again in this one.
+    for known in (replace(memory.history, now=history.now), history):
+        # What only the second witness saw is held while it is silent; with a first one the node isn't unknown for that.
+        told = {
+            name: (why, ended(known, name, why, limits.silent_s))
+            for name, why in blind(known, expected, limits.silent_s)
+            if name not in SPARE or expected == (SECOND_WITNESS,)
+        }
+        lapsed = lapses(lapsed, told, history.now, 5 * limits.silent_s)
     findings = [finding for rule in RULES for finding in rule(history, limits)]
     history = history.without({finding.pci for finding in findings})
     wanted = [

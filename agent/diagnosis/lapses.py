@@ -13,6 +13,9 @@ from agent.model.observation import Failure
 _RULES = {silence.UNREAD.rule, *(row.rule for row in silence.ROWS)}
 
 
+Came = tuple[Reason, float]  # why it can't be seen, and since when, monotonic seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Lapse:
     """Something that can't be seen, or couldn't lately."""
@@ -30,15 +33,15 @@ class Lapse:
         return replace(self.reason, words=f"{self.reason.words}; this comes and goes") if self.again else self.reason
 
 
-def lapses(before: Mapping[str, Lapse], unseen: Mapping[str, Reason], now: float, settled_s: float) -> dict[str, Lapse]:
+def lapses(before: Mapping[str, Lapse], unseen: Mapping[str, Came], now: float, settled_s: float) -> dict[str, Lapse]:
     """The lapses after one more round: each is forgotten once it was over for so long.
 
     What was never seen yet, and what is closed on purpose, lapses only while it is so.
     """
     found: dict[str, Lapse] = {}
     for name in {**before, **unseen}:
-        old, reason = before.get(name), unseen.get(name)
-        if old and old.over is not None and now - old.over >= settled_s:
+        old, (reason, came) = before.get(name), unseen.get(name, (None, now))
+        if old and old.over is not None and came - old.over >= settled_s:
             old = None
         if reason:
             found[name] = Lapse(reason, again=old is not None and (old.again or old.over is not None))

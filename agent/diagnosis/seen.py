@@ -46,6 +46,12 @@ def unread(history: History, silent_s: float) -> Iterator[str]:
             yield pci
 
 
+def ended(history: History, name: str, why: Reason, silent_s: float) -> float:
+    """Since when this source or GPU can't be seen, monotonic seconds, as far as that goes by time alone."""
+    until = read_until(history, why.pci, silent_s) if why.pci else heard_until(history, name, silent_s) + silent_s
+    return until if 0.0 < until < history.now else history.now
+
+
 def read_until(history: History, pci: str, silent_s: float) -> float:
     """Until when (monotonic seconds) a GPU counts as read; one that was never read doesn't count so at any time.
 
