@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from agent.config.limits import Limits
 from agent.config.source_index import GPUS
-from agent.diagnosis.cards import HELD_BY_NOBODY_ELSE, given_away, missing, silent
+from agent.diagnosis.cards import HELD_BY_NOBODY_ELSE, given_away, missing, off_the_bus, silent
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import TABLE
 from agent.diagnosis.rules import xid
@@ -67,8 +67,10 @@ def gone(history: History) -> dict[str, str]:
     if alive is None or GPUS in history.failed:
         return {}
     answering = {*history.readings, *history.lost, *history.resets, *silent(alive)}
-    named = {record.pci: _ABSENT for record in history.past.values() if _of_a_gpu(record)}
-    there = {pci: driver for pci, driver in named.items() if pci not in answering} | dict(missing(alive))
+    named = {record.pci for record in history.past.values() if _of_a_gpu(record)} - answering
+    if "on_bus" in alive.values:  # as in all but older recordings: a sandbox has no bus
+        named = {pci for pci in named if off_the_bus(alive, history.readings, pci)}
+    there = dict.fromkeys(named, _ABSENT) | dict(missing(alive))
     read = {history.uuid(pci) for pci in history.readings}
     moved = {pci for pci, card in history.cards.items() if card.uuid in read and pci not in history.readings}
     return {pci: driver for pci, driver in there.items() if driver in HELD_BY_NOBODY_ELSE and pci not in moved}
