@@ -69,13 +69,14 @@ def judge(
     history = replace(history, expected=expected, offer=orders.offer)
     history, began_at = without(history, orders.dismissed), wall - (history.now - history.began)
     unseen = dict(blind(history, expected, limits.silent_s))
-    lapsed = memory.lapses
-    # What lapsed since the last round did so whether or not anybody asked before it was seen again in this one.
-    for known in (replace(memory.history, now=history.now), history):
+    lapsed, earlier = memory.lapses, replace(memory.history, now=history.now)
+    # What came and went lapsed again, whether or not anybody asked before it was seen once more in this round.
+    again = [(name, why) for name, why in blind(earlier, expected, limits.silent_s) if name in lapsed] if lapsed else []
+    for known, reasons in ((earlier, again), (history, unseen.items())):
         # What only the second witness saw is held while it is silent; with a first one the node isn't unknown for that.
         told = {
             name: (why, ended(known, name, why, limits.silent_s))
-            for name, why in blind(known, expected, limits.silent_s)
+            for name, why in reasons
             if name not in SPARE or expected == (SECOND_WITNESS,)
         }
         lapsed = lapses(lapsed, told, history.now, 5 * limits.silent_s)
