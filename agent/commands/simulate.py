@@ -25,7 +25,7 @@ from agent.model.observation import Observation, Signal
 from agent.model.steps import Evict, Retaint, Step
 from agent.model.text import printable
 from agent.model.world import Taint
-from agent.runtime import unsupported
+from agent.runtime import absent_values
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon, serve
 from agent.simulation.in_memory_cluster import InMemoryCluster
@@ -178,7 +178,7 @@ class Story:
     def tell(self, event: str, **facts: object) -> None:
         """The daemon's and the act loop's words."""
         match event:
-            case unsupported.NOT_SUPPORTED:
+            case absent_values.NOT_SUPPORTED:
                 pass  # which a simulation chose
             case "done":
                 self._line("done", str(facts["step"]))

@@ -19,13 +19,13 @@ from agent.model.observation import Failure, Observation, Signal
 from agent.recording.recording import Recorder
 from agent.remediation.idle_reset import wanted
 from agent.remediation.stored import restored
+from agent.runtime.absent_values import AbsentValues
 from agent.runtime.actor import Actor, Tell
 from agent.runtime.actor_view import view
 from agent.runtime.backlog import Backlog
 from agent.runtime.drill_marks import DrillMarks
 from agent.runtime.exchange import Acted, Exchange
 from agent.runtime.source_view import source_view
-from agent.runtime.unsupported import Unsupported
 from agent.sources.process.supervisor import Sources
 from agent.status.metrics import registry
 from agent.status.server import Server
@@ -64,7 +64,7 @@ class Daemon:
         self.listener: Callable[[Observation], None] | None = None  # for a narrator
         self.judged: Callable[[Verdict], object] | None = None  # for one that waits for a verdict
         self._second = ""
-        self._drill_marks, self._backlog, self._unsupported = DrillMarks(), Backlog(), Unsupported(tell)
+        self._drill_marks, self._backlog, self._absent = DrillMarks(), Backlog(), AbsentValues(tell)
         if actor is None:
             self._backlog.join(None, self._began)
         self.snapshot: Snapshot | None = None
@@ -224,7 +224,7 @@ class Daemon:
         for key in new.keys() & old.keys():
             if new[key].proved and not old[key].proved:
                 self._tell("cure proved, soaking", fault=key, soak_s=self._config.policy.soak_s)
-        self._unsupported.look(self._memory.history)
+        self._absent.look(self._memory.history)
         failed = self._memory.history.failed.get(SECOND_WITNESS)
         why = failed.raw if failed else ""
         if why != self._second:
@@ -247,6 +247,7 @@ class Daemon:
                 if pci not in history.lost and now - reading.arrived <= lately_s(history, silent_s)
             },
             disagreements=tuple((pci, signal) for pci, signal, *_ in disagreements(history, silent_s)),
+            failed_reads=dict(self._absent.failed),
             xids={key: (tally.count, tally.last_at) for key, tally in history.tallies.items()},
             resets=frozenset(one.finding.id for one in wanted(verdict, self._config, acted.failed_resets))
             if self._actor

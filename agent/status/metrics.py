@@ -132,6 +132,13 @@ def families(shot: Snapshot) -> Iterator[Metric]:
         for signal in (name for name, value in reading.values.items() if value is Missing.UNREADABLE):
             unreadable.add_metric([*_gpu(shot, pci), signal], 1)
     yield unreadable
+    failed = CounterMetricFamily(
+        "gpu_health_failed_reads", "Polls in which a value could not be read.", labels=[*_GPU, "signal"]
+    )
+    for (pci, signal), count in sorted(shot.failed_reads.items()):
+        if pci in shot.readings:
+            failed.add_metric([*_gpu(shot, pci), signal], count)
+    yield failed
     yield from _sources(shot)
     yield from _standing(shot)
     yield from _actions(shot)

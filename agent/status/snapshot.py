@@ -46,6 +46,7 @@ class Snapshot:
     verdict: Verdict
     readings: Mapping[str, Observation] = field(default_factory=dict)
     disagreements: tuple[tuple[str, str], ...] = ()  # GPU and signal that NVML and DCGM read differently now
+    failed_reads: Mapping[tuple[str, str], int] = field(default_factory=dict)  # polls in which a signal was unreadable
     xids: Mapping[tuple[str, int], tuple[int, float]] = field(default_factory=dict)  # count, last (Unix seconds)
     sources: tuple[SourceView, ...] = ()
     steps: tuple[str, ...] = ()  # done in the last round that did anything

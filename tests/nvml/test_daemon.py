@@ -13,8 +13,8 @@ import pytest
 from agent.config.settings import Config
 from agent.model.fault import Status
 from agent.model.observation import Observation, Signal
+from agent.runtime.absent_values import NOT_SUPPORTED
 from agent.runtime.daemon import Daemon
-from agent.runtime.unsupported import NOT_SUPPORTED
 from agent.sources.process.command_lines import supervisor
 from agent.status.metrics import registry
 from agent.status.snapshot import SourceView

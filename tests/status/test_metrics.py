@@ -47,6 +47,7 @@ def snapshot() -> Snapshot:
             SourceView("dcgm", False, None, 1, 0, 43, "no DCGM engine answers"),
         ),
         disagreements=((OTHER, "pcie_replays"),),
+        failed_reads={(OTHER, "temperature_c"): 3},
         waits=(Wait("pod a/b may not be evicted yet", On.EVICTION),),
         stage="draining",
         withdrawn=True,
