@@ -14,8 +14,9 @@ from agent.actions.rights import OURS
 from agent.config.settings import Drain
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import DISRUPTED
+from agent.model.steps import Delete, Evict
 from agent.model.text import printable, rfc3339
-from agent.model.world import Pod
+from agent.model.world import Cause, Pod
 
 # Answers to this very request.
 _NO = (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -34,6 +35,7 @@ class Evictions:
             str, str
         ] = {}  # by a webhook or a policy, for want of a right or of an answer: no deletion follows
         self.refused: dict[str, None] = {}  # all whose last request was in vain, the one longest ago first
+        self.moved: dict[str, tuple[Pod, Cause]] = {}  # all that left since the withdrawal, in order
         self.checkpoints: Counter[str] = Counter()  # pods that declared one, by how it ended
         self.checkpoint_wait_s = 0.0
 
@@ -43,11 +45,12 @@ class Evictions:
             for uid in memory.keys() - uids:
                 memory.pop(uid)
 
-    def evict(self, pod: Pod, labels: Mapping[str, str], outcome: str) -> None:
+    def evict(self, step: Evict, labels: Mapping[str, str]) -> None:
         """Evict it, as the PodDisruptionBudgets allow. By the UID no pod of the same name is meant.
 
         RefusedError, UnreachableError where nobody can tell whether it is carried out.
         """
+        pod = step.pod
         body = {
             "apiVersion": "policy/v1",
             "kind": "Eviction",
@@ -58,7 +61,7 @@ class Evictions:
             if self._in_steps:
                 # A dry run is answered as the eviction would be. Another agent may use up the budget in between.
                 ask(self._api, "POST", f"{path_of(pod)}/eviction?dryRun=All", body)
-                self._end(pod)
+                self._end(step)
             else:
                 ask(self._api, "POST", f"{path_of(pod)}/eviction", body)
         except RefusedError as refused:
@@ -72,16 +75,16 @@ class Evictions:
         except UnreachableError as silence:
             self._deny(pod, silence)
         else:
-            self._left(pod, outcome)
+            self._left(step)
 
-    def delete(self, pod: Pod, outcome: str) -> None:
+    def delete(self, step: Delete) -> None:
         """Delete it past its budget, with its own grace period, if configured. Errors as of ``evict``."""
         try:
-            self._end(pod)
+            self._end(step)
         except (RefusedError, UnreachableError) as error:
-            self._deny(pod, error)
+            self._deny(step.pod, error)
         else:
-            self._left(pod, outcome)
+            self._left(step)
 
     def in_vain(self, uid: str) -> None:
         """A request about this pod was in vain just now: the others go first."""
@@ -108,25 +111,28 @@ class Evictions:
         if isinstance(error, UnreachableError) or error.status not in _NO:
             raise error
 
-    def _end(self, pod: Pod) -> None:
+    def _end(self, step: Evict | Delete) -> None:
+        pod = step.pod
         if self._in_steps:
             # The Eviction API sets it itself: with it a Job's podFailurePolicy doesn't count the pod as failed.
             condition = {
                 "type": DISRUPTED,
                 "status": "True",
                 "reason": "DeletionByGpuHealthAgent",
-                "message": "moved away from a GPU fault",
+                "message": step.cause.why,
                 "lastTransitionTime": rfc3339(self._wall(), "seconds"),
             }
             body = {"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}}
             ask(self._api, "PATCH", f"{path_of(pod)}/status", body, STRATEGIC_PATCH)
         ask(self._api, "DELETE", path_of(pod), {"preconditions": {"uid": pod.uid}})
 
-    def _left(self, pod: Pod, outcome: str) -> None:
+    def _left(self, step: Evict | Delete) -> None:
+        pod = step.pod
+        self.moved[pod.uid] = pod, step.cause
         for memory in (self.blocked, self.denied, self.refused):
             memory.pop(pod.uid, None)
         if pod.checkpoint:
-            self.checkpoints[outcome] += 1
+            self.checkpoints[step.checkpoint] += 1
             self.checkpoint_wait_s += pod.asked_s or 0
 
     def _budgets(self, pod: Pod, labels: Mapping[str, str]) -> str:

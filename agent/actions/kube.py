@@ -12,7 +12,7 @@ from urllib.parse import quote
 from agent.actions.answers import ask_node, may_arrive, sensible
 from agent.actions.api import JSON, JSON_PATCH, METADATA, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
-from agent.actions.event_object import event_of
+from agent.actions.event_object import Events
 from agent.actions.jobs import Jobs
 from agent.actions.node_patch import report_body, retaint_patch
 from agent.actions.offered import offered
@@ -42,7 +42,7 @@ from agent.model.steps import (
     Wait,
 )
 from agent.model.text import fault_ids, rfc3339
-from agent.model.world import Job, Permit, PermitKind, Pod, World
+from agent.model.world import About, Job, Permit, PermitKind, Pod, World
 
 
 class KubeClient:
@@ -69,9 +69,9 @@ class KubeClient:
         self._jobs = Jobs(self._api, node, config, clock)
         self._slices = Slices(self._api, node, clock)
         self.lacks = Trial(self._api, node, config, wall).lacks
-        self._announced: frozenset[str] = frozenset()
+        self._events = Events(self._api, node, wall)
         self._vainly_from: float | None = None  # since when our taint has been asked for in vain
-        self._pod_names: dict[str, tuple[str, str]] = {}  # UID → namespace and name
+        self._known: dict[str, About] = {}  # this node's pods, by UID
 
     def _declared(self, api: Api) -> Api:
         """Counts each request, sends none that rights.py lacks, and passes on no answer that makes no sense."""
@@ -163,7 +163,8 @@ class KubeClient:
             refused=tuple(keys[uid] for uid in evictions.refused if uid in keys),
             untainted_s=0 if self._vainly_from is None else int(self._clock() - self._vainly_from),
             returns=dict(self._pods.returns),
-            announced=self._announced,
+            moved=tuple(evictions.moved.values()),
+            announced=self._events.sent,
             offer=offered(labels, status, self._config.drain.resource_prefixes, self._slices),
         )
 
@@ -184,7 +185,7 @@ class KubeClient:
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → what controls it, for the pods of this node; RefusedError, UnreachableError."""
         found = self._pods.workloads()
-        self._pod_names = {uid: (pod.namespace, pod.name) for uid, pod in found.items()}
+        self._known = {uid: pod.itself for uid, pod in found.items()}
         return {uid: pod.workload for uid, pod in found.items()}
 
     def running(self) -> frozenset[str]:
@@ -195,8 +196,11 @@ class KubeClient:
         """What the node holds is another life's from now on."""
         self._permits.succeeds()
 
-    def do(self, step: Step) -> None:
-        """One step, one write. RefusedError 409 means look again; nothing is retried here."""
+    def do(self, step: Step) -> bool:
+        """One step, one write. RefusedError 409 means look again; nothing is retried here.
+
+        False: who asked for the pod to leave was refused, and the next look says why.
+        """
         withdraws = isinstance(step, Retaint) and any(taint.withdraws for taint in step.taints)
         try:
             self._do(step)
@@ -211,6 +215,7 @@ class KubeClient:
             raise
         if withdraws:
             self._vainly_from = None
+        return not (isinstance(step, Evict | Delete) and step.pod.uid in self._pods.evictions.refused)
 
     def _do(self, step: Step) -> None:
         match step:
@@ -225,12 +230,12 @@ class KubeClient:
             case AskCheckpoint(pod, drain):
                 self._permits.require(PermitKind.DRAINING)
                 self._pods.ask_checkpoint(pod, drain)
-            case Evict(pod, outcome):
+            case Evict():
                 self._permits.require(PermitKind.DRAINING)
-                self._pods.evict(pod, outcome)
-            case Delete(pod, outcome):
+                self._pods.evict(step)
+            case Delete():
                 self._permits.require(PermitKind.DRAINING)
-                self._pods.evictions.delete(pod, outcome)
+                self._pods.evictions.delete(step)
             case StartJob():
                 self._permits.require(PermitKind.WITHDRAWN)
                 self._jobs.start(step, self._raw["metadata"]["uid"])
@@ -239,7 +244,7 @@ class KubeClient:
                     HTTPStatus.NOT_FOUND, "whoever has no sources of its own can't have DCGM diagnose a GPU"
                 )
             case Announce():
-                self._announce(step)
+                self._events.send(step, self._known.get(step.pod))
             case Wait():
                 pass
             case _:
@@ -258,13 +263,3 @@ class KubeClient:
         if any(taint.withdraws for taint in step.taints):
             self._permits.require(PermitKind.WITHDRAWN)
         self._raw = ask_node(self._api, "PATCH", self._path, retaint_patch(step, self._raw), JSON_PATCH)
-
-    def _announce(self, step: Announce) -> None:
-        namespace, event = event_of(step, self._node, self._pod_names.get(step.pod), rfc3339(self._wall(), "seconds"))
-        try:
-            ask(self._api, "POST", f"/api/v1/namespaces/{quote(namespace)}/events", event)
-        except RefusedError as refused:
-            # 409: told before a restart; a pod whose namespace ends takes no Events any more.
-            if refused.status != HTTPStatus.CONFLICT and not step.pod:
-                raise
-        self._announced |= {step.name}

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.actions.checkpoint import ANSWER_S, Calls, declared
+from agent.actions.controllers import controller, told, workload
 from agent.actions.eviction import Evictions, path_of
 from agent.actions.permits import Clock
 from agent.actions.volumes import Volumes
@@ -18,11 +19,11 @@ from agent.config.settings import Config
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT, KEEP_ANNOTATION, NODE_UID_LABEL, REQUESTED_ANNOTATION, SAVED_ANNOTATION
 from agent.model.ownership import OPERANDS
+from agent.model.steps import Evict
 from agent.model.text import printable, rfc3339, unix_s
 from agent.model.world import Pod
 
 _KEEP = {KEEP_ANNOTATION: "true", "karpenter.sh/do-not-disrupt": "true"}
-_SCHEDULED = re.compile(r"(.+)-\d{8,}")  # a CronJob names its Jobs by the minute
 _AGENT = "agent"  # the container, in daemonset/
 _OVER = ("Succeeded", "Failed")
 _MIRROR = "kubernetes.io/config.mirror"
@@ -88,6 +89,7 @@ class Pods:
         self._raw, self._ours, self._sizes, self._draining = {}, (), {}, False
         self.returns = Counter()
         self.evictions.forget_others(())
+        self.evictions.moved.clear()
 
     def ended(self) -> dict[str, tuple[int, float]]:
         """Our Job → exit code of its pod's container and when it ended, Unix seconds by the node's own clock."""
@@ -108,8 +110,8 @@ class Pods:
         """The UIDs of this node's pods that have not ended. The agent may have ended before its pod has."""
         return frozenset(str(item["metadata"].get("uid")) for item in self._items() if not _ended(item))
 
-    def evict(self, pod: Pod, outcome: str) -> None:
-        self.evictions.evict(pod, self._raw[pod.uid]["metadata"].get("labels") or {}, outcome)
+    def evict(self, step: Evict) -> None:
+        self.evictions.evict(step, self._raw[step.pod.uid]["metadata"].get("labels") or {})
 
     def ask_checkpoint(self, pod: Pod, drain: int) -> None:
         """Ask it in the way that it declared, and write the annotation that says since when; wait for no answer.
@@ -175,14 +177,15 @@ class Pods:
         why, asked = self._unwritten.get(metadata["uid"]) or why, self._asked.get(metadata["uid"])
         if wish.way == "http" and spec.get("hostNetwork"):
             why = "it uses the node's network, so its port may be another's"
-        owner = _controller(metadata)
+        owner = controller(metadata)
         ours = NODE_UID_LABEL in labels and metadata["namespace"] == self._config.budget.namespace
         return Pod(
             namespace=metadata["namespace"],
             name=metadata["name"],
             uid=metadata["uid"],
-            owner=owner["kind"] if owner else "",
+            owner=owner.kind if owner else "",
             workload=workload(metadata),
+            controller=told(owner),
             gpu=any(name.startswith(self._config.drain.resource_prefixes) for name in requests)
             or bool(spec.get("resourceClaims")),
             claims=_claims(annotations),
@@ -199,7 +202,7 @@ class Pods:
             checkpoint_said=wish.said or why,
             asked_for=asked[0] if asked else None,
             asked_s=int(self._clock() - asked[1]) if asked else None,
-            operand=labels.get("app") in OPERANDS.values() and owner is not None and owner["kind"] == "DaemonSet",
+            operand=labels.get("app") in OPERANDS.values() and owner is not None and owner.kind == "DaemonSet",
             ours=ours,
             former=ours and labels[NODE_UID_LABEL] != self._node_uid,
             saved=saved or (wish.way == "annotation" and _answered(annotations, self._wall())),
@@ -211,29 +214,11 @@ class Pods:
         return since is not None and self._clock() - since > _grace_s(metadata, spec) + _STUCK_S
 
 
-def workload(metadata: Mapping[str, Any]) -> str:
-    """The controller that a person knows: a Deployment behind its ReplicaSet, a CronJob behind its Job."""
-    owner = _controller(metadata)
-    kind, name = (owner["kind"], owner["name"]) if owner else ("Pod", metadata["name"])
-    template = (metadata.get("labels") or {}).get("pod-template-hash")
-    if kind == "ReplicaSet" and template and name.endswith(f"-{template}"):
-        kind, name = "Deployment", name.removesuffix(f"-{template}")
-    elif kind == "Job" and (scheduled := _SCHEDULED.fullmatch(name)):
-        kind, name = "CronJob", scheduled[1]
-    return f"{metadata['namespace']}/{kind}/{name}"
-
-
 def _grace_s(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> float:
     """A pod's grace period, as far as it counts."""
     periods = (metadata.get("deletionGracePeriodSeconds"), spec.get("terminationGracePeriodSeconds"), 30)
     grace = next(one for one in periods if isinstance(one, int | float))
     return max(0.0, min(_LONGEST_GRACE_S, grace))  # NaN counts as the longest
-
-
-def _controller(metadata: Mapping[str, Any]) -> Mapping[str, str] | None:
-    """As long as real ones are: whoever makes a pod may write any text there, and it is stored on the Node."""
-    found = (o for o in metadata.get("ownerReferences") or () if o.get("controller"))
-    return next(({"kind": o["kind"][:63], "name": o["name"][:253]} for o in found), None)
 
 
 def _ended(item: Mapping[str, Any]) -> bool:

@@ -39,6 +39,8 @@ AUTOSCALER_TAINTS = {AUTOSCALER_TAINT.key: [AUTOSCALER_TAINT.effect]}
 EKS_CONDITIONS = (ACCELERATED,)
 POD_ANNOTATIONS = (REQUESTED_ANNOTATION,)
 POD_CONDITIONS = (DISRUPTED,)  # with drain.eviction ask_then_delete only
+# Of what an Event may be about beside the own Node and pods: what controls a pod, kind and version of its API.
+TOLD_CONTROLLERS = {"ReplicaSet": "apps/v1", "Deployment": "apps/v1", "StatefulSet": "apps/v1", "Job": "batch/v1"}
 # By these labels the admission policies know which of their comparisons a request asks for, and refuse it without.
 OURS = {MANAGED_BY_LABEL: "gpu-health-agent"}
 
@@ -72,6 +74,7 @@ RIGHTS = (
     Right("", "persistentvolumes", ("get",)),
     Right("", "events", ("create",), mode=Mode.OBSERVE),
     Right("resource.k8s.io", "resourceslices", ("list",), mode=Mode.OBSERVE, optional=True),  # what DRA drivers offer
+    Right("apps", "replicasets", ("get",)),
     Right("policy", "poddisruptionbudgets", ("list",)),
     Right("coordination.k8s.io", "leases", ("list", "create", "update"), own=True, mode=Mode.TAINT),
     Right("", "configmaps", ("get",), own=True, name=PAUSE_CONFIGMAP, mode=Mode.TAINT),

@@ -51,5 +51,5 @@ class ClusterClient(Protocol):
         Nothing is changed by it, and what passed once is not asked for again. ``go_on`` is asked before each request.
         """
 
-    def do(self, step: Step) -> None:
-        """One step, one write."""
+    def do(self, step: Step) -> bool:
+        """One step, one write. False: it was refused, and the next look says why."""

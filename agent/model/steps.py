@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agent.model.world import Condition, PermitKind, Pod, Taint
+from agent.model.world import About, Cause, Condition, PermitKind, Pod, Taint
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class GivePermit:
 class Evict:
     pod: Pod
     checkpoint: str = "none"  # how its checkpoint ended: none, saved, expired, unconfirmed
+    cause: Cause = field(default_factory=Cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Delete:
 
     pod: Pod
     checkpoint: str = "none"
+    cause: Cause = field(default_factory=Cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +83,17 @@ class Diagnose:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """An Event on the Node, or on a pod of it. The name is derived from what it tells, so that it is told once."""
+    """An Event on the Node, on a pod of it, or on what controls such a pod.
+
+    The name is derived from what it tells, so that it is told once.
+    """
 
     name: str
     warning: bool
     reason: str
     message: str
-    pod: str = ""  # its UID
+    pod: str = ""  # its UID, where nothing else is known of it
+    about: About | None = None  # None: that pod, or the Node
 
 
 class On(StrEnum):

@@ -32,6 +32,17 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What an Event is about, when it isn't the Node."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    version: str = "v1"  # of its API
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
     """A pod bound to this node, as far as a drain asks."""
 
@@ -46,6 +57,7 @@ class Pod:
     stuck: bool = False  # terminating, and its grace (at most ten minutes of it) and a minute have passed
     priority: int = 0
     workload: str = ""  # namespace/Kind/name of what a person knows as its controller
+    controller: About | None = None  # where an Event may be about it
     gpus: frozenset[str] | None = None  # UUIDs of the GPUs that it holds; None: not known
     claims: frozenset[str] | None = frozenset()  # those that its own annotations name; None: one that can't be told
     tolerates: bool = False  # our hard taint
@@ -65,6 +77,18 @@ class Pod:
     @property
     def key(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def itself(self) -> About:
+        return About("Pod", self.namespace, self.name, self.uid)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a pod is asked to leave, for the people whose pod it is."""
+
+    incident: str = ""  # which one it is
+    why: str = ""  # a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +182,7 @@ class World:
     jobs: tuple[Job, ...] | None = None  # None: not asked, which starts nothing
     untainted_s: int = 0  # for so many seconds our taint has been asked for in vain; 0: it was not
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
+    moved: tuple[tuple[Pod, Cause], ...] = ()  # the pods that left at this life's word since the withdrawal, in order
     announced: frozenset[str] = frozenset()  # Events that were sent
     diagnosed: Diagnosed | None = None  # of this agent's own life
     offer: Offer = field(default_factory=Offer)

@@ -52,6 +52,12 @@ class Treatment:
         return self.gpus.union(*(self.linked.get(uuid, frozenset()) for uuid in self.gpus))
 
     @property
+    def incident(self) -> str:
+        """Which one it is: what was seen first of it."""
+        since, first = min((fault.since, fault.finding.id) for fault in self.faults)
+        return f"{since:.3f} {first}"
+
+    @property
     def unproved(self) -> tuple[Fault, ...]:
         """The faults whose cure is yet to be proved."""
         return tuple(fault for fault in self.faults if not fault.proved)

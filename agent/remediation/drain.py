@@ -15,6 +15,7 @@ from agent.model.steps import AskCheckpoint, Delete, Evict, On, Step, TakePermit
 from agent.model.world import PermitKind, Pod, World
 from agent.remediation.budget import free_permit, given, lately, spent
 from agent.remediation.case import Case, Outcome, Treatment
+from agent.remediation.events import cause
 from agent.remediation.records import Begun, Records
 from agent.remediation.repair import rebooted
 
@@ -177,9 +178,10 @@ def _steps(
     if not outcome:
         return saving
     refused, denied = world.blocked.get(pod.key), world.denied.get(pod.key)
+    of = cause(pod, treatment, world.node)
     if refused and overdue and settings.on_deadline == "delete":
-        return (*saving, *_may_not(pod, denied), Delete(pod, outcome))
-    return (*saving, *_may_not(pod, denied or refused), Evict(pod, outcome))
+        return (*saving, *_may_not(pod, denied), Delete(pod, outcome, of))
+    return (*saving, *_may_not(pod, denied or refused), Evict(pod, outcome, of))
 
 
 def _may_not(pod: Pod, why: str | None) -> tuple[Wait, ...]:

@@ -8,7 +8,8 @@ from hashlib import sha256
 from agent.model.fault import Fault, Identity, Severity, Verdict, identity
 from agent.model.steps import Announce
 from agent.model.text import printable
-from agent.model.world import World
+from agent.model.world import Cause, Pod, World
+from agent.remediation.case import Treatment
 
 _MESSAGE_CHARS = 512
 
@@ -27,7 +28,7 @@ def _announcement(fault: Fault, card: Identity, world: World) -> Announce:
     finding = fault.finding
     return Announce(
         name=_name(fault, world),
-        warning=finding.severity > Severity.NOTICE or finding.rule.startswith("xid-"),
+        warning=finding.severity > Severity.NOTICE,
         reason=camel(finding.rule),
         message=plain(
             f"{finding.id} ({finding.severity.name.lower()}, remedy {finding.remedy}): {finding.message}"
@@ -44,6 +45,16 @@ def _name(fault: Fault, world: World) -> str:
 def event_name(world: World, what: str) -> str:
     """Of the one Event that tells this of the Node."""
     return f"{world.node}.{sha256(f'{world.uid} {what}'.encode()).hexdigest()[:16]}"
+
+
+def cause(pod: Pod, treatment: Treatment, node: str) -> Cause:
+    """Why the pod is asked to leave, for people who may not read Nodes: by the fault of its own GPU, if it has one."""
+    own = [fault for fault in treatment.faults if fault.uuid in (pod.gpus or ())]
+    fault = (own or treatment.faults)[0]
+    finding, gpu = fault.finding, f" on {fault.uuid}" if fault.uuid else ""
+    says = f"{finding.id}{gpu}, remedy {treatment.remedy}: {finding.message}"
+    more = f"(more: kubectl describe node {node})"
+    return Cause(treatment.incident, plain(f"pod {pod.name} was asked to leave node {node} {more}: {says}"))
 
 
 def camel(rule: str) -> str:

@@ -1,4 +1,6 @@
-"""What the agent does, and what keeps it from it, as Events on the Node: each once in an incident. Pure.
+"""What the agent does, and what keeps it from it, as Events: each once in an incident. Pure.
+
+They are on the Node. That a pod was asked to leave is told on the pod and on what controls it, where its people look.
 
 They are the last steps of a plan, so that no act waits for one. What happened in an earlier round is told in the next.
 """
@@ -10,19 +12,37 @@ from itertools import islice
 
 from agent.model.names import HARD_TAINT
 from agent.model.steps import Announce, On, Retaint, Step, Wait
-from agent.model.world import World
+from agent.model.world import About, Cause, World
 from agent.remediation.events import event_name, plain
 from agent.remediation.records import Attempt, Stage
 from agent.remediation.situation import Now, Situation
 
 _MOST_PODS = 8  # of one incident, each with an Event of its own: a storm writes a handful
+_MOST_CONTROLLERS = 16  # of the pods that one withdrawal moves: one who has but one of them must find it
 
 
 def acts(now: Now, steps: Iterable[Step]) -> tuple[Announce, ...]:
     """Those that were not sent yet."""
     world = now.case.world
-    found = (*_withdrawal(now, steps), *_drain(now, steps), *_repairs(now), *_ends(now, steps))
+    found = (*_moved(world), *_withdrawal(now, steps), *_drain(now, steps), *_repairs(now), *_ends(now, steps))
     return tuple(one for one in found if one.name not in world.announced)
+
+
+def _moved(world: World) -> Iterator[Announce]:
+    """Each pod's own, and one on each controller: several ReplicaSets may be one Deployment's."""
+    pods = {_name(world, pod.uid, cause): (pod.itself, cause) for pod, cause in world.moved}
+    controllers: dict[str, tuple[About, Cause]] = {}
+    for pod, cause in world.moved:
+        if about := pod.controller:
+            whose = pod.workload if about.kind == "ReplicaSet" else about.uid
+            controllers.setdefault(_name(world, whose, cause), (about, cause))
+    few = (*islice(pods.items(), _MOST_PODS), *islice(controllers.items(), _MOST_CONTROLLERS))
+    for name, (about, cause) in few:
+        yield Announce(name, True, "MovedForGpuFault", cause.why, about=about)
+
+
+def _name(world: World, whose: str, cause: Cause) -> str:
+    return event_name(world, f"moved {whose} {cause.incident}")
 
 
 def _withdrawal(now: Now, steps: Iterable[Step]) -> Iterator[Announce]:
@@ -79,13 +99,7 @@ def _waits(steps: Iterable[Step], on: On) -> Iterator[str]:
 
 
 def _incident(now: Now) -> str:
-    """Which one it is: what was seen first of what is treated."""
-    first = (
-        min(((fault.since, fault.finding.id) for fault in now.treatment.faults), default=None)
-        if now.treatment
-        else None
-    )
-    return f"{first[0]:.3f} {first[1]}" if first else ""
+    return now.treatment.incident if now.treatment else ""
 
 
 def _event(world: World, key: str, reason: str, message: str, warning: bool = True) -> Announce:

@@ -13,7 +13,7 @@ from agent.config.settings import Config
 from agent.model.cluster_client import ClusterClient
 from agent.model.describe import describe, kind
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
-from agent.model.steps import On, Report, Step, Wait
+from agent.model.steps import Delete, Evict, On, Report, Step, Wait
 from agent.recording.recording import Recorder
 from agent.runtime.cycle import Cycle, Planned, Turn, turn
 from agent.runtime.exchange import Exchange
@@ -22,6 +22,7 @@ from agent.runtime.pod_gpus import Ask, PodGpus
 
 _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
 _QUEUED_S = 30.0  # for a permit: a whole fleet may wait for one at once, and for weeks
+_TELLS_S = 1.0  # after an eviction: its pod is told why while it is still there
 _TRIAL_S = 30.0  # after a refusal the next trial comes no sooner
 _STEP_BACK_S = 0.1  # at most, after another was quicker: a hundred that look again at once would meet again
 _MOST_ROUNDS = 20  # in one go: a plan that never comes to rest is a bug, not a reason to flood the API server
@@ -117,6 +118,8 @@ class Actor:
             self._show((Wait(f"unexpected {type(error).__name__} while acting; please report it"),))
             self._tell("unexpected error while acting; please report it", error=repr(error), exc_info=True)
             return _BUSY_S
+        if any(isinstance(step, Evict | Delete) for step in last.done):
+            return _TELLS_S
         if last.gathers_s > 0:
             return min(_BUSY_S, last.gathers_s + 0.05)
         if last.queued or self._unrest:

@@ -258,7 +258,7 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
             continue  # it is told once somebody answers
         begun = True
         try:
-            client.do(step)
+            accepted = client.do(step)
         except (CredentialsError, RefusedError, UnreachableError) as error:
             failed.append(kind(step))
             if isinstance(error, RefusedError) and error.status == HTTPStatus.CONFLICT:
@@ -271,8 +271,9 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
                 continue
             sentence = f"could not {describe(step)}: {error}"
             if isinstance(step, Announce) and not isinstance(error, CredentialsError):  # the last steps of a plan
-                waits = (*waits, Wait(sentence, On.REFUSED))
-                return ended()
+                waits = (*waits, Wait(sentence, On.REFUSED)) if failed.count(kind(step)) == 1 else waits
+                until = float("-inf") if isinstance(error, UnreachableError) else until
+                continue
             if not isinstance(error, RefusedError):
                 return ended(trouble=error)
             busy = error.status == HTTPStatus.TOO_MANY_REQUESTS
@@ -281,6 +282,8 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
             on = On.OTHER if error.status == HTTPStatus.NOT_FOUND else On.REFUSED  # what is missing may yet come
             waits = (*waits, Wait(sentence, on))
             return ended()
+        if not accepted:
+            continue
         done.append(step)
         did(step)
         # An eviction's effect is not there at once, and a refused one is asked again in a while. What a permit was

@@ -63,14 +63,14 @@ class DiagRunner:
         self._run.wanted = self._run.step.name == awaited(kept(world.stored))
         return replace(world, diagnosed=self._run.diagnosed())
 
-    def do(self, step: Step) -> None:
+    def do(self, step: Step) -> bool:
         if not isinstance(step, Diagnose):
-            self._client.do(step)
-        elif self._run and self._run.end is None:
+            return self._client.do(step)
+        if self._run and self._run.end is None:
             # As a server's refusal that the next round may find gone.
             raise RefusedError(HTTPStatus.NOT_FOUND, "the diagnosis before it has not ended yet")
-        else:
-            self._run = _Run(step, self._ask)
+        self._run = _Run(step, self._ask)
+        return True
 
 
 class _UnwantedError(AgentError):

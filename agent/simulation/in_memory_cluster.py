@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from agent.actions.api import JSON, JSON_PATCH, PATCH_FAILED, TABLE
 
-_OBJECTS = {"nodes", "pods", "leases", "events", "configmaps", "jobs", "cronjobs"}
+_OBJECTS = {"nodes", "pods", "leases", "events", "configmaps", "jobs", "cronjobs", "replicasets"}
 
 
 class InMemoryCluster:
@@ -36,7 +36,9 @@ class InMemoryCluster:
 
     def add_pod(self, namespace: str, name: str, node: str, gpus: int = 1, owner: str = "ReplicaSet") -> None:
         container = {"name": "main", "resources": {"limits": {"nvidia.com/gpu": str(gpus)} if gpus else {}}}
-        owners = [{"kind": owner, "name": name, "controller": True}] if owner else []
+        group = "batch/v1" if owner == "Job" else "apps/v1"
+        is_owned = {"apiVersion": group, "kind": owner, "name": name, "uid": f"uid-of-{owner}-{name}"}
+        owners = [{**is_owned, "controller": True}] if owner else []
         metadata = {"name": name, "namespace": namespace, "ownerReferences": owners}
         spec = {"nodeName": node, "containers": [container]}
         self._store("pods", namespace, {"metadata": metadata, "spec": spec, "status": {"phase": "Running"}})

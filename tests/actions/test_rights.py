@@ -23,6 +23,7 @@ from tests.actions.test_pods import annotate, change, config, reset
 from tests.life import Life
 
 NAMESPACE = "gpu-health-agent"
+OF_A_REPLICA_SET = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "train-5d5", "uid": "u", "controller": True}
 DAEMONSET = Path(__file__).parents[2] / "daemonset"
 
 
@@ -49,9 +50,10 @@ class Watched:
 
 
 def drained(**drain: str) -> set[tuple[Right, str]]:
-    """A pod with a claim and a checkpoint that its budgets protect, until the deadline."""
+    """A Deployment's pod with a claim and a checkpoint that its budgets protect, until the deadline."""
     made, clock, settings = Watched(cluster(), protected=True), Clock(), config(on_deadline="delete", **drain)
     change(made.made, "train", {"spec": {"volumes": [{"persistentVolumeClaim": {"claimName": "data"}}]}})
+    change(made.made, "train", {"metadata": {"ownerReferences": [OF_A_REPLICA_SET]}})
     annotate(made.made, "train", checkpoint="annotation", checkpoint_timeout_s="120")
     client = KubeClient(made, "n1", settings, clock)
     drive(client, reset(), settings, rounds=5)
@@ -150,6 +152,7 @@ def test_the_policies_let_through_exactly_the_keys_that_are_declared() -> None:
     assert variable("base", nodes, "presetConditions") == []
     assert variable("base", nodes, "taints") == rights.NODE_TAINTS
     assert variable("base", "gpu-health-agent-pods", "annotations") == [*rights.POD_ANNOTATIONS]
+    assert variable("base", "gpu-health-agent-events", "controllers") == rights.TOLD_CONTROLLERS
     assert variable("components/hardened", "gpu-health-agent-pod-status", "conditions") == [*rights.POD_CONDITIONS]
 
 

@@ -11,7 +11,7 @@ from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from tests.actions.test_kube import EVICT, cluster, drive, fatal
 from tests.life import Life
-from tests.observe import GPU
+from tests.observe import GPU, Judge, alive, reading, xid
 
 
 def reasons(life: Life) -> list[str]:
@@ -97,3 +97,14 @@ def test_a_dismissal_is_told() -> None:
     for _ in range(20):
         life.tick()
     assert "Dismissed" in reasons(life)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(13, "Normal"), (31, "Normal"), (43, "Normal"), (45, "Normal"), (95, "Warning")]
+)
+def test_what_is_a_programs_own_error_is_told_as_normal_and_what_is_the_gpus_as_a_warning(code: int, kind: str) -> None:
+    made, judge = cluster(), Judge()
+    judge.after(0, alive(), reading())
+    drive(KubeClient(made, "n1", Config()), judge.after(1, xid(code)), Config())
+    (event,) = made("GET", "/api/v1/namespaces/default/events")[1]["items"]
+    assert (event["reason"], event["type"]) == (f"Xid{code}", kind)

@@ -151,7 +151,7 @@ class Diagnosing:
         told = Ended(name, life.ends, life.said, int(life.now - began - 10)) if over else Ended(name, "active")
         return replace(world, diagnosed=told)
 
-    def do(self, step: Step) -> None:
+    def do(self, step: Step) -> bool:
         if not isinstance(step, Diagnose):
             return self._client.do(step)
         life, check = self._life, self._life.records().validation
@@ -163,7 +163,7 @@ class Diagnosing:
         self._run = step.name, life.now
         if len(life.diagnoses) in life.dies:
             raise Killed
-        return None
+        return True
 
 
 @dataclass

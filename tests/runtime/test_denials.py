@@ -15,6 +15,7 @@ from agent.runtime.actor import Actor
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import cluster
 from tests.life import Life
+from tests.remediation.test_moved import guarded
 from tests.runtime.test_actor import broken, tell, tried
 
 CONFIG = Config(mode=Mode.EVICT, drain=Drain(gather_s=0))
@@ -71,3 +72,16 @@ def test_an_event_that_nobody_takes_holds_up_nothing_else(status: int | None) ->
     assert (actor.exchange.acted.failures, {*actor.exchange.acted.failed}) == (0, {"announce"})
     assert [wait.on for wait in actor.exchange.acted.waits if "Event" in wait.why] == [On.REFUSED]
     assert max(pauses) <= 5.0, "no backing off: the server does well"
+
+
+def test_an_eviction_that_a_budget_refuses_is_no_done_step_and_is_told_once() -> None:
+    made, lines = cluster(), list[tuple[str, str]]()
+    client = KubeClient(partial(guarded, made, [True]), "n1", CONFIG)
+    actor = Actor(CONFIG, lambda: client, False, lambda event, **facts: lines.append((event, str(facts))))
+    tell(tried(actor), broken())
+    for _ in range(4):
+        actor.round()
+    assert ("POST", "/api/v1/namespaces/research/pods/train/eviction") not in made.requests, "it refused"
+    assert not [facts for event, facts in lines if event == "done" and "eviction" in facts]
+    assert actor.exchange.acted.done.get("evict", 0) == 0
+    assert len([facts for event, facts in lines if "may not be evicted yet" in facts]) == 1
