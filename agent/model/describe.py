@@ -47,8 +47,8 @@ def describe(step: Step) -> str:
             return f"start {remedy} as Job {name}"
         case Diagnose(_, level, uuids):
             return f"begin DCGM's diagnosis, level {level}, of {', '.join(uuids)}"
-        case Announce(reason=reason):
-            return f"send Event {reason}"
+        case Announce(reason=reason, about=about):
+            return f"send Event {reason}" + (f" about {about.kind} {about.namespace}/{about.name}" if about else "")
         case Wait(why):
             return f"wait: {why}"
 

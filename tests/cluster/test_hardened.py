@@ -39,8 +39,9 @@ def test_a_fault_moves_the_pods_marks_them_as_disrupted_and_the_cured_node_retur
     running.inject("--gpu", "3", "--xid", "95")
     site.plane.wait("moved", lambda: site.running("train") == [site.nodes[1]])
     left = site.plane.must("GET", f"{path}/{pod['metadata']['name']}")
-    conditions = {c["type"]: (c["status"], c.get("reason")) for c in left["status"]["conditions"]}
-    assert conditions["DisruptionTarget"] == ("True", "DeletionByGpuHealthAgent")
+    (disrupted,) = (c for c in left["status"]["conditions"] if c["type"] == "DisruptionTarget")
+    assert (disrupted["status"], disrupted["reason"]) == ("True", "DeletionByGpuHealthAgent")
+    assert f"was asked to leave node {site.nodes[0]}" in disrupted["message"]
     gone = {"metadata": {"finalizers": None}}
     site.plane.must("PATCH", f"{path}/{pod['metadata']['name']}", gone, "application/merge-patch+json")
     running.inject("--gpu", "3", "--clear")

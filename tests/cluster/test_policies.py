@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.actions.rights import OURS
+from agent.actions.rights import OURS, TOLD_CONTROLLERS
 from agent.model.names import REQUESTED_ANNOTATION, TEMPLATE_LABEL
 from tests.cluster.conftest import Site
 from tests.cluster.control_plane import ControlPlane
@@ -207,9 +207,10 @@ def test_no_lease_but_a_permit_is_ours_to_make(stolen: Stolen) -> None:
     assert stolen("POST", LEASES, made) in REFUSED
 
 
-def event(stolen: Stolen, kind: str, name: str, **changed: Any) -> int:
+def event(stolen: Stolen, kind: str, name: str, version: str = "v1", uid: str = "u", **changed: Any) -> int:
     namespace = "default" if kind == "Node" else stolen.site.name
-    about = {"kind": kind, "name": name, "namespace": "" if kind == "Node" else namespace}
+    about = {"kind": kind, "name": name, "namespace": "" if kind == "Node" else namespace, "apiVersion": version}
+    about["uid"] = uid
     body = {
         "metadata": {"generateName": "e-", "namespace": namespace},
         "reason": "Xid79",
@@ -222,11 +223,23 @@ def event(stolen: Stolen, kind: str, name: str, **changed: Any) -> int:
     return stolen("POST", f"/api/v1/namespaces/{namespace}/events", body)
 
 
-def test_events_speak_of_the_own_node_and_of_pods_in_our_own_name(stolen: Stolen) -> None:
+def test_events_speak_of_the_own_node_of_pods_and_of_their_controllers_in_our_own_name(stolen: Stolen) -> None:
     assert event(stolen, "Node", stolen.node) == 201
-    assert event(stolen, "Pod", "work") == 201
     assert event(stolen, "Node", stolen.other) in REFUSED
-    assert event(stolen, "Deployment", "work") in REFUSED
+    assert event(stolen, "Pod", "work") == 201
+    for kind, version in TOLD_CONTROLLERS.items():
+        assert event(stolen, kind, "work", version) == 201
+        assert event(stolen, kind, "work", version, uid="") in REFUSED
+        assert event(stolen, kind, "work", version, source={"component": "kubelet"}) in REFUSED
+        assert event(stolen, kind, "work", version, source={"host": stolen.other}) in REFUSED
+    for kind, version in {
+        "DaemonSet": "apps/v1",
+        "CronJob": "batch/v1",
+        "Service": "v1",
+        "Job": "example.com/v1",
+    }.items():
+        assert event(stolen, kind, "work", version) in REFUSED
+    assert "and of what controls them only" in stolen.why
     assert event(stolen, "Node", stolen.node, source={"component": "kubelet"}) in REFUSED
     assert event(stolen, "Node", stolen.node, source={"host": stolen.other}) in REFUSED
 

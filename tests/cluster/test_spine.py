@@ -27,12 +27,12 @@ def test_a_fatal_xid_in_the_kernel_log_moves_the_pods_to_another_node(site: Site
     site.plane.wait("drained", lambda: site.node()["metadata"]["labels"]["gpu-health-agent/state"] == "drained")
     labels = f'gpu="",node="{site.nodes[0]}",pci_bus_id="0000:1b:00.0",uuid="",xid="79"'
     assert f"gpu_health_xid_total{{{labels}}} 1.0" in running.get("/metrics")
-    reasons = [
+    reasons = {
         e["reason"]
         for e in site.plane.must("GET", "/api/v1/namespaces/default/events")["items"]
         if e["involvedObject"]["name"] == site.nodes[0] and e["source"]["component"] == "gpu-health-agent"
-    ]
-    assert reasons == ["Xid79"]
+    }
+    assert reasons == {"Xid79", "Withdrawn"}
 
 
 def test_a_pod_that_its_budget_protects_waits_and_the_agent_says_so(site: Site, agent: StartAgent) -> None:
