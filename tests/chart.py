@@ -58,6 +58,7 @@ def schema() -> dict[str, Any]:
         runtimeClassName=_TEXT,
         driverLibrary=_TEXT,
         kubeletRoot=_TEXT,
+        logLevel={"enum": ["debug", "info", "warning", "error"]},
         maxUnavailable={"type": ["string", "integer"]},
         priorityClassName=_TEXT,
         nodeSelector=_NAMED,

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from agent import __version__
-from agent.commands.setup import add_directory, client, configured, simulated, stop_on_signals
+from agent.commands.setup import add_directory, add_logging, client, configured, simulated, stop_on_signals
 from agent.model.errors import ConfigError
 from agent.model.world import BY_HAND
 from agent.recording.recording import recorder
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sources", type=Path, metavar="S", help="the socket of 'sources' in another container")
     parser.add_argument("--record", type=Path, metavar="F", help="write down what is seen and decided, for replay")
     parser.add_argument("--dry-run", action="store_true", help="look and plan, write nothing at all")
+    add_logging(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     directory = None
     if not arguments.sources:
         config, directory = simulated(arguments, config)
-    log.configure(node)
+    log.configure(node, arguments.log_level, arguments.log_format)
     there = arguments.sources
     sources: Sources = Remote(there, names(config)) if there else supervisor(config, directory)
     connect = partial(client, arguments.kubeconfig, node, config)

@@ -126,6 +126,12 @@ def add_directory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--simulation-dir", type=Path, default=default, metavar="D", help=argparse.SUPPRESS)
 
 
+def add_logging(parser: argparse.ArgumentParser) -> None:
+    levels, forms = ("debug", "info", "warning", "error"), ("console", "json")
+    parser.add_argument("--log-level", choices=levels, default="info", help="log nothing below this (default: info)")
+    parser.add_argument("--log-format", choices=forms, help="default: console on a terminal, json elsewhere")
+
+
 def stop_on_signals() -> threading.Event:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

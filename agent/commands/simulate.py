@@ -175,8 +175,10 @@ class Story:
     def judged(self, verdict: Verdict) -> None:
         self._faults.update(fault.finding.rule for fault in verdict.faults)
 
-    def tell(self, event: str, **facts: object) -> None:
+    def tell(self, event: str, level: str = "info", **facts: object) -> None:
         """The daemon's and the act loop's words."""
+        if level == "debug":
+            return
         match event:
             case absent_values.NOT_SUPPORTED:
                 pass  # which a simulation chose

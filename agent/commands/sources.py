@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from agent.commands.setup import add_directory, configured, simulated
+from agent.commands.setup import add_directory, add_logging, configured, simulated
 from agent.sources.process.command_lines import commands, diagnosis, hung_s, pods
 
 
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", help="the agent's own file")
     parser.add_argument("--socket", type=Path, required=True, metavar="S", help="where the agent finds them")
     parser.add_argument("--simulate", metavar="SCENARIO", nargs="?", const="idle", help="simulated GPUs")
+    add_logging(parser)
     add_directory(parser)
 
 
@@ -30,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
         "commands": json.dumps(commands(config, directory)),
         "pods": json.dumps(pods(config)),
         "diagnosis": json.dumps(diagnosis(config)),
+        "log-level": arguments.log_level,
+        "log-format": arguments.log_format or ("console" if sys.stderr.isatty() else "json"),
     }
     options = [text for name, fact in facts.items() for text in (f"--{name}", str(fact))]
     program = [sys.executable, "-m", "agent.sources.process.serving", *options]

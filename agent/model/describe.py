@@ -33,8 +33,8 @@ def describe(step: Step) -> str:
                 if taints
                 else ("remove our taint from the node")
             )
-        case TakePermit(kind, index):
-            return f"take {kind} permit {index}"
+        case TakePermit(kind, index, confirms):
+            return f"{'confirm' if confirms else 'take'} {kind} permit {index}"
         case GivePermit(kind, index):
             return f"give {kind} permit {index} back"
         case AskCheckpoint(pod=pod):

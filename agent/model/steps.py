@@ -31,6 +31,7 @@ class Retaint:
 class TakePermit:
     kind: PermitKind
     index: int
+    confirms: bool = False  # it is ours already
 
 
 @dataclass(frozen=True, slots=True)

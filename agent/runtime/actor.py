@@ -13,12 +13,13 @@ from agent.config.settings import Config
 from agent.model.cluster_client import ClusterClient
 from agent.model.describe import describe, kind
 from agent.model.errors import CredentialsError, RefusedError, UnreachableError
-from agent.model.steps import Delete, Evict, On, Report, Step, Wait
+from agent.model.steps import Delete, Evict, On, Report, Step, TakePermit, Wait
 from agent.recording.recording import Recorder
 from agent.runtime.cycle import Cycle, Planned, Turn, turn
 from agent.runtime.exchange import Exchange
 from agent.runtime.node_watch import NodeWatch
 from agent.runtime.pod_gpus import Ask, PodGpus
+from agent.runtime.told_once import ToldOnce
 
 _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
 _QUEUED_S = 30.0  # for a permit: a whole fleet may wait for one at once, and for weeks
@@ -59,6 +60,7 @@ class Actor:
         self._done: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
         self._turned = time.monotonic()
+        self._told_once = ToldOnce()
         self._unrest: tuple[Wait, ...] = ()  # somebody undoes what is written
         self._unoffered = ""  # why what DRA drivers offer is not known, as last told
         self.exchange = Exchange()
@@ -116,7 +118,9 @@ class Actor:
         except Exception as error:  # noqa: BLE001 - a bug must not end the thread that untaints
             self._failed["bug"] += 1
             self._show((Wait(f"unexpected {type(error).__name__} while acting; please report it"),))
-            self._tell("unexpected error while acting; please report it", error=repr(error), exc_info=True)
+            self._tell(
+                "unexpected error while acting; please report it", level="error", error=repr(error), exc_info=True
+            )
             return _BUSY_S
         if any(isinstance(step, Evict | Delete) for step in last.done):
             return _TELLS_S
@@ -166,10 +170,10 @@ class Actor:
         """Told after the writes, not between them: the taint waits for no log line."""
         self._done.update(kind(step) for step in done)
         for step in done:
-            if not isinstance(step, Report):
-                self._tell("done", step=describe(step))
-                if self.did:
-                    self.did(step)
+            usual = isinstance(step, Report) or (isinstance(step, TakePermit) and step.confirms)
+            self._tell("done", level="debug" if usual else "info", step=describe(step))
+            if self.did and not isinstance(step, Report):
+                self.did(step)
         if done:
             self.exchange.acted = replace(self.exchange.acted, steps=tuple(describe(step) for step in done))
 
@@ -214,9 +218,8 @@ class Actor:
             checkpoints=dict(checkpoints),
             checkpoint_wait_s=waited_s,
         )
-        for wait in waits or ():
-            if wait not in acted.waits:
-                self._tell("waiting", why=wait.why)
+        for wait in self._told_once.news(waits or ()):
+            self._tell("waiting", why=wait.why)
 
     def _trial(self) -> None:
         """Ask whether the mode's rights are there, after everything else; once they all were, no more."""
@@ -228,9 +231,8 @@ class Actor:
         if found is None:
             return
         self.exchange.acted = replace(self.exchange.acted, lacks=found)
-        for wait in found:
-            if wait not in (lacks or ()):
-                self._tell("refused", why=wait.why)
+        for wait in self._told_once.news(found):
+            self._tell("refused", level="warning", why=wait.why)
 
     def _learn(self) -> None:
         """Whose the pods on the GPUs are, once everything else is done: no act waits for it."""
@@ -242,7 +244,7 @@ class Actor:
         try:
             found = self._client.workloads()
         except RefusedError as refused:
-            self._tell("the workloads of GPU processes are not known", why=str(refused))
+            self._tell("the workloads of GPU processes are not known", level="warning", why=str(refused))
             return
         workloads = dict(list({**known, **found}.items())[-_MOST_WORKLOADS:])
         self.exchange.acted = replace(self.exchange.acted, workloads=workloads)

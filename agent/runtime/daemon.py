@@ -14,7 +14,7 @@ from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
 from agent.diagnosis.rules.disagreement import disagreements
 from agent.diagnosis.seen import lately_s
-from agent.model.fault import Fault, Reason, Status, Unseen, Verdict
+from agent.model.fault import Fault, Reason, Severity, Status, Unseen, Verdict
 from agent.model.observation import Failure, Observation, Signal
 from agent.recording.recording import Recorder
 from agent.remediation.idle_reset import wanted
@@ -209,7 +209,7 @@ class Daemon:
         """Keep the last good verdict, and say that it is the last."""
         reason = Reason(Unseen.MISJUDGED, f"unexpected {type(error).__name__}; please report it")
         if self.snapshot and before and before.blind.get(_JUDGE) != reason:
-            self._tell(reason.sentence(_JUDGE), error=repr(error), exc_info=True)
+            self._tell(reason.sentence(_JUDGE), level="error", error=repr(error), exc_info=True)
             status = Status.UNKNOWN if before.status is Status.HEALTHY else before.status
             verdict = replace(before, status=status, blind={**before.blind, _JUDGE: reason})
             self.snapshot = replace(self.snapshot, verdict=verdict)
@@ -218,7 +218,8 @@ class Daemon:
         old = {f.finding.id: f for f in before.faults} if before else {}
         new = {f.finding.id: f for f in verdict.faults}
         for key in new.keys() - old.keys():
-            self._tell("fault confirmed", **_facts(new[key]))
+            bad = new[key].finding.severity > Severity.NOTICE
+            self._tell("fault confirmed", level="warning" if bad else "info", **_facts(new[key]))
         for key in old.keys() - new.keys():
             self._tell("fault cleared", **_facts(old[key]))
         for key in new.keys() & old.keys():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import structlog
 
 
-def configure(node: str | None) -> None:
-    """Set structlog up once per process and bind the node's name."""
-    terminal = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+def configure(node: str | None, level: str = "info", form: str | None = None) -> None:
+    """Set structlog up once per process and bind the node's name.
+
+    ``level``: debug, info, warning or error; what is below is not written. ``form``: console or json; None: console on
+    a terminal, and json elsewhere.
+    """
+    console = form == "console" or (form is None and sys.stderr.isatty())
+    renderer = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             lambda _, __, facts: {**({"node": node} if node else {}), **facts},
@@ -19,11 +24,12 @@ def configure(node: str | None) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
 
 
-def tell(event: str, **facts: object) -> None:
+def tell(event: str, level: str = "info", **facts: object) -> None:
     """One line: a short sentence in lower case, facts as keys."""
-    structlog.get_logger().info(event, **facts)
+    getattr(structlog.get_logger(), level)(event, **facts)

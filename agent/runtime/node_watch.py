@@ -74,7 +74,7 @@ class NodeWatch:
 
     def _note(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:
-            self._tell("the Node can't be watched: the agent looks at it once a minute", why=trouble)
+            self._tell("the Node can't be watched: the agent looks at it once a minute", level="warning", why=trouble)
         self._trouble = trouble
 
 

@@ -215,6 +215,7 @@ def test_where_and_how_the_pods_run_can_be_said() -> None:
         "image.pullPolicy=Always",
         "priorityClassName=mine",
         "kubeletRoot=/data/kubelet/",
+        "logLevel=debug",
         "extraVolumes[0].name=tmp,extraVolumeMounts.agent[0].name=tmp,extraVolumeMounts.agent[0].mountPath=/x",
     ]
     made = objects(chart("template", "gpu-health-agent", str(CHART), values=values))["DaemonSet", NAMESPACE]
@@ -229,6 +230,7 @@ def test_where_and_how_the_pods_run_can_be_said() -> None:
     paths = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in pod["volumes"]}
     assert (paths["pod-resources"], paths["tmp"]) == ("/data/kubelet/pod-resources", None)
     assert {"name": "tmp", "mountPath": "/x"} in agent["volumeMounts"]
+    assert [one["args"][-2:] for one in pod["containers"]] == [["--log-level", "debug"]] * 2
 
 
 @pytest.fixture(scope="module")

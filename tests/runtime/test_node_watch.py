@@ -104,7 +104,8 @@ def test_a_watch_that_ends_is_begun_anew_and_one_that_is_refused_is_told_once() 
     ending: Any = Ending(None, UnreachableError("reset"), KeyError("object"), RefusedError(403, "no watch on nodes"))
     whys = []
 
-    def hear(_: str, why: str) -> None:
+    def hear(_: str, why: str, level: str) -> None:
+        assert level == "warning"
         whys.append(why)
         if "no watch" in why:
             told.set()

@@ -40,6 +40,8 @@ _SEND_S = 10.0  # an agent that takes nothing for so long is hung up on; the sou
 _MOST_CONNECTIONS = 8
 _BOOT_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}|")
 
+_LEVELS = ("debug", "info", "warning", "error")
+
 Tell = Callable[..., None]
 
 
@@ -68,7 +70,8 @@ class Serving:
                 self._send("".join(f"{observation.to_json()}\n" for observation in seen))
                 self._send_status()
                 if self._renewal.due(seen):
-                    self._tell("the driver's library or devices are not in this container: it ends to be made anew")
+                    why = "the driver's library or devices are not in this container: it ends to be made anew"
+                    self._tell(why, level="warning")
                     return EXIT_RENEW
             return 0
         finally:
@@ -105,7 +108,9 @@ class Serving:
             try:
                 self._do(connection, read_json(line))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                self._tell("a request makes no sense: its connection is closed", error=repr(error)[:200])
+                self._tell(
+                    "a request makes no sense: its connection is closed", level="warning", error=repr(error)[:200]
+                )
                 self._hang_up(connection)
                 break
         return ()
@@ -175,7 +180,7 @@ class Serving:
 
     def _diagnose(self, level: int, gpus: tuple[str, ...], connection: socket.socket) -> None:
         """Tell the seconds so far, then the result. It ends with its asker, and until then a second one is refused."""
-        self._tell("a diagnosis is asked for", level=level, gpus=gpus)
+        self._tell("a diagnosis is asked for", diagnosis=level, gpus=gpus)
         with connection, contextlib.suppress(OSError):
             try:
                 result = self._supervisor.diagnose(
@@ -243,10 +248,15 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-def tell(event: str, **facts: object) -> None:
+def tell(least: str, form: str, event: str, level: str = "info", **facts: object) -> None:
     """As the agent's log has it; structlog would double this process."""
-    line = {**facts, "event": event, "level": "info", "timestamp": rfc3339(time.time())}
-    sys.stderr.write(json.dumps(line) + "\n")
+    if _LEVELS.index(level) < _LEVELS.index(least):
+        return
+    now = rfc3339(time.time())
+    line = json.dumps({**facts, "event": event, "level": level, "timestamp": now})
+    if form == "console":
+        line = " ".join((now, f"[{level}]", event, *(f"{key}={fact!r}" for key, fact in facts.items())))
+    sys.stderr.write(f"{line}\n")
 
 
 def main() -> int:
@@ -256,17 +266,20 @@ def main() -> int:
     parser.add_argument("--commands", type=json.loads, required=True, help="source → command line, as JSON")
     parser.add_argument("--pods", type=json.loads, required=True, help="the command line that asks for them, as JSON")
     parser.add_argument("--diagnosis", type=json.loads, required=True, help="its command line, as JSON")
+    parser.add_argument("--log-level", choices=_LEVELS, required=True)
+    parser.add_argument("--log-format", choices=("console", "json"), required=True)
     options = parser.parse_args()
+    told = partial(tell, options.log_level, options.log_format)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
         supervisor = Supervisor(options.commands, options.hung_s, options.pods, options.diagnosis)
-        serving = Serving(options.socket, supervisor, tell)
+        serving = Serving(options.socket, supervisor, told)
     except OSError as error:
         sys.stderr.write(f"gpu-health-agent: --socket: {options.socket} can't be made ({error.strerror or error})\n")
         return EXIT_CONFIG
-    tell("started", socket=str(options.socket), sources=list(options.commands))
+    told("started", socket=str(options.socket), sources=list(options.commands))
     return serving.run(stop)
 
 
