@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -15,30 +14,47 @@ from agent.model.steps import Announce
 from agent.model.text import rfc3339
 from agent.model.world import About
 
-_MOST_TRIES = 3  # of an Event in somebody else's namespace: its webhook, quota or end is no trouble of the node
+# A namespace that takes no Event: its webhook, quota or end is no trouble of the node.
+_AGAIN_S, _GIVEN_UP_S, _LEFT_ALONE_S = 3.0, 30.0, 600.0
 
 
 class Events:
     """Sends each Event once in a life of the agent."""
 
-    def __init__(self, api: Api, node: str, wall: Clock) -> None:
-        self._api, self._node, self._wall = api, node, wall
-        self._tries: Counter[str] = Counter()
+    def __init__(self, api: Api, node: str, clock: Clock, wall: Clock) -> None:
+        self._api, self._node, self._clock, self._wall = api, node, clock, wall
+        self._vain: dict[str, tuple[float, float]] = {}  # namespace → since when it takes none, and the last try
         self.sent: frozenset[str] = frozenset()  # by their names; with those that were given up
 
-    def send(self, step: Announce, pod: About | None) -> None:
-        """``pod``: that of the step's UID, where it is known. RefusedError, UnreachableError: send it again."""
-        about = step.about or pod
-        self._tries[step.name] += 1
+    def send(self, step: Announce, pod: About | None) -> bool:
+        """Whether it was sent. ``pod``: that of the step's UID, where it is known. RefusedError, UnreachableError."""
+        about, now = step.about or pod, self._clock()
+        if about and about.namespace in self._vain:
+            since, last = self._vain[about.namespace]
+            if now - since >= _LEFT_ALONE_S:
+                del self._vain[about.namespace]
+            elif now - since >= _GIVEN_UP_S:
+                self.sent |= {step.name}
+                return False
+            elif now - last < _AGAIN_S:
+                return False
         try:
-            namespace, event = event_of(step, self._node, about and behind(self._api, about), self._now())
-            ask(self._api, "POST", f"/api/v1/namespaces/{quote(namespace, safe='')}/events", event)
-        except (RefusedError, UnreachableError) as error:
-            told = isinstance(error, RefusedError) and error.status == HTTPStatus.CONFLICT  # before a restart
-            if not told and not (about and self._tries[step.name] >= _MOST_TRIES):
-                raise
+            self._post(step, about)
+        except (RefusedError, UnreachableError):
+            if about:
+                self._vain[about.namespace] = self._vain.get(about.namespace, (now, now))[0], self._clock()
+            raise
         self.sent |= {step.name}
-        del self._tries[step.name]
+        return True
+
+    def _post(self, step: Announce, about: About | None) -> None:
+        namespace, event = event_of(step, self._node, about and behind(self._api, about), self._now())
+        try:
+            ask(self._api, "POST", f"/api/v1/namespaces/{quote(namespace, safe='')}/events", event)
+        except RefusedError as refused:
+            if refused.status != HTTPStatus.CONFLICT:  # told before a restart
+                raise
+        self._vain.pop(namespace, None)
 
     def _now(self) -> str:
         return rfc3339(self._wall(), "seconds")

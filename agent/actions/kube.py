@@ -69,7 +69,7 @@ class KubeClient:
         self._jobs = Jobs(self._api, node, config, clock)
         self._slices = Slices(self._api, node, clock)
         self.lacks = Trial(self._api, node, config, wall).lacks
-        self._events = Events(self._api, node, wall)
+        self._events = Events(self._api, node, clock, wall)
         self._vainly_from: float | None = None  # since when our taint has been asked for in vain
         self._known: dict[str, About] = {}  # this node's pods, by UID
 
@@ -199,11 +199,11 @@ class KubeClient:
     def do(self, step: Step) -> bool:
         """One step, one write. RefusedError 409 means look again; nothing is retried here.
 
-        False: who asked for the pod to leave was refused, and the next look says why.
+        False: an eviction that was refused, and the next look says why; an Event that nobody takes just now.
         """
         withdraws = isinstance(step, Retaint) and any(taint.withdraws for taint in step.taints)
         try:
-            self._do(step)
+            accepted = self._do(step)
         except (RefusedError, UnreachableError) as error:
             if (withdraws or isinstance(step, Evict | Delete | StartJob)) and may_arrive(error):
                 self._permits.unanswered()
@@ -215,9 +215,9 @@ class KubeClient:
             raise
         if withdraws:
             self._vainly_from = None
-        return not (isinstance(step, Evict | Delete) and step.pod.uid in self._pods.evictions.refused)
+        return accepted
 
-    def _do(self, step: Step) -> None:
+    def _do(self, step: Step) -> bool:
         match step:
             case Report():
                 self._report(step)
@@ -233,9 +233,11 @@ class KubeClient:
             case Evict():
                 self._permits.require(PermitKind.DRAINING)
                 self._pods.evict(step)
+                return step.pod.uid not in self._pods.evictions.refused
             case Delete():
                 self._permits.require(PermitKind.DRAINING)
                 self._pods.evictions.delete(step)
+                return step.pod.uid not in self._pods.evictions.refused
             case StartJob():
                 self._permits.require(PermitKind.WITHDRAWN)
                 self._jobs.start(step, self._raw["metadata"]["uid"])
@@ -244,11 +246,12 @@ class KubeClient:
                     HTTPStatus.NOT_FOUND, "whoever has no sources of its own can't have DCGM diagnose a GPU"
                 )
             case Announce():
-                self._events.send(step, self._known.get(step.pod))
+                return self._events.send(step, self._known.get(step.pod))
             case Wait():
                 pass
             case _:
                 assert_never(step)
+        return True
 
     @property
     def _holder(self) -> str:

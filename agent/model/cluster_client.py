@@ -52,4 +52,4 @@ class ClusterClient(Protocol):
         """
 
     def do(self, step: Step) -> bool:
-        """One step, one write. False: it was refused, and the next look says why."""
+        """One step, one write. False: it was not done, without trouble: the next plan has it again or says why."""

@@ -2,7 +2,7 @@
 
 The agent may be killed after any write, an answer may be lost, and others write to the same Node, pods and Leases at
 any time. So a plan is made anew from each look, its steps are done in order, and one that fails ends the round. Only a
-pod's step that fails is that pod's own trouble. The order alone keeps these true at every moment, whatever comes
+pod's step or an Event that fails is its own trouble. The order alone keeps these true at every moment, whatever comes
 between:
 
 - The permit before the hard taint: a node keeps new pods away only while it holds its place in the budget.

@@ -18,6 +18,7 @@ from agent.remediation.events import cause
 from agent.runtime.actor import Actor
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, cluster, drive, fatal
+from tests.actions.test_permits import Clock
 from tests.observe import GPU, OTHER, Judge, alive, reading, xid
 from tests.runtime.test_actor import broken, tell, tried
 
@@ -94,6 +95,7 @@ def test_a_deployment_is_told_once_however_many_replica_sets_and_pods_it_has() -
         (of("Job", "web", "u", "batch.volcano.sh/v1alpha1"), None),  # another's, of the same kind
         (of("PyTorchJob", "web", "u", "kubeflow.org/v1"), None),
         ({"kind": "Job", "name": "web", "controller": True}, None),
+        (of("Job", "web", "", "batch/v1"), None),
     ],
 )
 def test_an_event_is_on_the_four_controllers_that_kubernetes_has_and_on_no_other(
@@ -135,42 +137,91 @@ def test_no_pod_is_told_of_before_it_was_asked_and_nobody_refused() -> None:
     assert about(made) == [("Job", "train"), ("Pod", "train")]
 
 
-def test_a_node_that_is_withdrawn_again_tells_again() -> None:
+def test_a_node_that_is_withdrawn_again_tells_again_and_as_much() -> None:
     made = cluster()
     client, judge = KubeClient(made, "n1", EVICT), Judge()
-    for _ in range(2):
-        well = judge.after(0, alive(), reading())
-        drive(client, well)
+    for time in range(2):
+        for number in range(9):
+            add(made, f"pod-{time}-{number}", of("StatefulSet", "web", "u"))
+        drive(client, judge.after(0, alive(), reading()))
         drive(client, judge.after(1, xid(79)))
         judge.dismissed = frozenset({f"xid-79@{GPU}"})
         drive(client, judge.after(1, alive(), reading()))
         judge.dismissed = frozenset()
         judge.after(1, alive(), reading())
-        made.add_pod("research", "train", "n1", owner="Job")
-    assert Counter(kind for kind, _ in about(made)) == {"Pod": 2, "Job": 2}
+    assert Counter(kind for kind, _ in about(made)) == {"Pod": 16, "Job": 1, "StatefulSet": 2}
 
 
-@pytest.mark.parametrize("status", [403, 404, 429, 500, None])
-def test_a_namespace_that_takes_no_event_holds_nothing_up_and_is_waited_for_only_for_a_while(
-    status: int | None,
-) -> None:
+def test_a_namespace_that_takes_no_event_holds_up_no_other() -> None:
     made = cluster()
+    made.add_pod("serving", "web", "n1", owner="StatefulSet")
 
     def api(method: str, path: str, *rest: Any, **more: Any) -> Any:
         if method == "POST" and path.endswith("/namespaces/research/events"):
+            return 403, {"message": "no Event, please"}
+        return made(method, path, *rest, **more)
+
+    lines = list[object]()
+    actor = Actor(NOW, lambda: KubeClient(api, "n1", NOW), False, lambda _, **facts: lines.append(facts.get("why")))
+    tell(tried(actor), broken())
+    actor.round()
+    assert about(made, "serving") == [("Pod", "web"), ("StatefulSet", "web")]
+    assert "could not send Event MovedForGpuFault about Pod research/train: no Event, please" in lines
+
+
+@pytest.mark.parametrize("status", [403, 404, 429, 500, None])
+def test_a_namespace_that_takes_no_event_is_asked_for_half_a_minute_and_not_waited_for(status: int | None) -> None:
+    made, clock, posts = cluster(), Clock(), list[float]()
+    for number in range(5):
+        add(made, f"one-{number}", of("Job", f"one-{number}", f"u-{number}", "batch/v1"))
+
+    def api(method: str, path: str, *rest: Any, **more: Any) -> Any:
+        if method == "POST" and path.endswith("/namespaces/research/events") and clock.now < 2000:
+            posts.append(clock.now)
             if status is None:
+                clock.now += 10
                 raise UnreachableError("timed out")
             return status, {"message": "no Event, please"}
         return made(method, path, *rest, **more)
 
-    actor = tried(Actor(NOW, lambda: KubeClient(api, "n1", NOW), False, lambda *_, **__: None))
+    client = KubeClient(api, "n1", NOW, clock)
+    actor = tried(Actor(NOW, lambda: client, False, lambda *_, **__: None))
     tell(actor, broken())
-    for _ in range(12):
+    for _ in range(9):
         actor.round()
-    assert "research/train" in made.evicted
+        clock.now += 5
+    assert 2 <= len(posts) <= 7, "a webhook that hangs costs ten seconds each"
+    assert posts[-1] - posts[0] <= 30
+    assert len(made.evicted) == 6
     assert actor.exchange.acted.failures == 0
     assert not [wait for wait in actor.exchange.acted.waits if "Event" in wait.why]
     assert [one["reason"] for one in told(made, "default")] == ["Xid79", "Withdrawn"]
+    clock.now = 2000.0
+    add(made, "late", of("StatefulSet", "late", "late"))
+    actor.round()
+    actor.round()
+    assert about(made) == [("Pod", "late"), ("StatefulSet", "late")], "it may take some by now"
+
+
+def test_a_namespace_that_stumbled_once_is_not_given_up() -> None:
+    made, clock, stumbles = cluster(), Clock(), [True]
+
+    def api(method: str, path: str, *rest: Any, **more: Any) -> Any:
+        if method == "POST" and path.endswith("/namespaces/research/events") and stumbles:
+            stumbles.clear()
+            return 500, {"message": "a moment, please"}
+        return made(method, path, *rest, **more)
+
+    client = KubeClient(api, "n1", NOW, clock)
+    actor = tried(Actor(NOW, lambda: client, False, lambda *_, **__: None))
+    tell(actor, broken())
+    for wait_s in (5, 60, 5):
+        actor.round()
+        clock.now += wait_s
+        if wait_s == 60:
+            add(made, "late", of("StatefulSet", "late", "late"))
+    actor.round()
+    assert about(made) == [("Job", "train"), ("Pod", "late"), ("Pod", "train"), ("StatefulSet", "late")]
 
 
 def test_after_an_eviction_the_next_round_comes_while_the_pod_is_there() -> None:
