@@ -11,7 +11,7 @@ OTHERS := bench cluster dcgm gpu image kit monitoring nodes nvml
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint plain incidents program-tests monitoring-tests screenshots chart cluster-tests image-tests e2e gpu-tests \
-	cluster explore bench kit-bench kit-torch drill clean
+	cluster explore bench bench-fleet kit-bench kit-torch drill clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -80,6 +80,11 @@ explore: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+
+# What a fleet that waits for permits costs the API server; some 15 minutes, or with other NODES, AGENTS and WAITS_S.
+bench-fleet: $(STAMP)
+	$(BIN)/python -m tests.bench.waiting_fleet $(if $(NODES),--nodes $(NODES)) $(if $(AGENTS),--agents $(AGENTS)) \
+	  $(if $(WAITS_S),--waits-s $(WAITS_S))
 
 kit-bench: $(STAMP)
 	$(BIN)/python -m tests.bench.kit

@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import yaml
 from agent.actions.api import connect
 from tests.bench.crowd import crowd
 from tests.bench.fleet import fleet
+from tests.bench.furniture import furniture
 from tests.bench.judging import judging
 from tests.bench.usage import cpu_s, rollup
 from tests.bench.witness import witness
@@ -84,23 +84,8 @@ class Taints(threading.Thread):
 
 
 def furnish(plane: ControlPlane, node: str) -> None:
-    """Make a Node as large as a GPU cluster has them: the API server takes each write of it apart as a whole.
-
-    A kubelet reports fifty images unless told otherwise (nodeStatusMaxImages), each by digest and by tag;
-    Node Feature Discovery writes a label for each feature of the CPU, GPU Feature Discovery some thirty.
-    """
-    images = [
-        {
-            "names": [
-                f"registry.example.com/team/image-{i}@sha256:{sha256(bytes([i])).hexdigest()}",
-                f"registry.example.com/team/image-{i}:v1.{i}.0-ubuntu22.04",
-            ],
-            "sizeBytes": 10_000_000 + i,
-        }
-        for i in range(50)
-    ]
-    labels = {f"feature.node.kubernetes.io/cpu-cpuid.FEATURE{i}": "true" for i in range(60)}
-    labels |= {f"nvidia.com/gpu.property-{i}": f"value-{i}" for i in range(30)}
+    """Make a Node as large as a GPU cluster has them."""
+    images, labels = furniture()
     merge = "application/merge-patch+json"
     plane.must("PATCH", f"/api/v1/nodes/{node}/status", {"status": {"images": images}}, merge)
     plane.must("PATCH", f"/api/v1/nodes/{node}", {"metadata": {"labels": labels}}, merge)

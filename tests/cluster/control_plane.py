@@ -75,14 +75,21 @@ class ControlPlane:
 
     def down(self) -> None:
         for name in _ORDER:
-            process = self._processes.pop(name, None)
-            if process is not None and process.poll() is None:
-                process.send_signal(signal.SIGKILL if name in ("etcd", "kube-apiserver") else signal.SIGTERM)
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            self.end(name)
+
+    def end(self, name: str) -> None:
+        """One of its processes."""
+        process = self._processes.pop(name, None)
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGKILL if name in ("etcd", "kube-apiserver") else signal.SIGTERM)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def pid(self, name: str) -> int:
+        return self._processes[name].pid
 
     def request(
         self, method: str, path: str, body: Any = None, content_type: str = "application/json", token: str = ""
