@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import STRATEGIC_PATCH, Api, ask
-from agent.actions.permits import Clock
+from agent.actions.leases import Clock
 from agent.actions.rights import OURS
 from agent.config.settings import Drain
 from agent.model.errors import RefusedError, UnreachableError

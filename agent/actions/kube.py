@@ -14,9 +14,10 @@ from agent.actions.api import JSON, JSON_PATCH, METADATA, STRATEGIC_PATCH, Api, 
 from agent.actions.checkpoint import ANSWER_S
 from agent.actions.event_object import Events
 from agent.actions.jobs import Jobs
+from agent.actions.leases import Clock
 from agent.actions.node_patch import report_body, retaint_patch
 from agent.actions.offered import offered
-from agent.actions.permits import Clock, Permits
+from agent.actions.permits import Permits
 from agent.actions.pods import Pods
 from agent.actions.pool import Pool
 from agent.actions.rights import needed
@@ -154,6 +155,7 @@ class KubeClient:
             permits=permits,
             pool_size=pool.size,
             out=pool.out,
+            aged=closely and self._permits.aged,
             clock_s=clock_s,
             paused=paused,
             pods=pods,
@@ -195,6 +197,10 @@ class KubeClient:
     def succeeds(self) -> None:
         """What the node holds is another life's from now on."""
         self._permits.succeeds()
+
+    def renew(self) -> None:
+        """The next close look reads the permits and the pool whole, as whoever takes a permit must."""
+        self._permits.renew()
 
     def do(self, step: Step) -> bool:
         """One step, one write. RefusedError 409 means look again; nothing is retried here.

@@ -13,7 +13,7 @@ from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.actions.checkpoint import ANSWER_S, Calls, declared
 from agent.actions.controllers import controller, told, workload
 from agent.actions.eviction import Evictions, path_of
-from agent.actions.permits import Clock
+from agent.actions.leases import Clock
 from agent.actions.volumes import Volumes
 from agent.config.settings import Config
 from agent.model.errors import RefusedError, UnreachableError

@@ -1,12 +1,21 @@
-"""The pool's nodes: how many there are, and which are out of service."""
+"""The pool's nodes: how many there are, and which are out of service.
+
+What grows with the pool is read the more seldom the larger it is, so that each agent that waits for a permit is
+answered the same few bytes a minute. Whoever takes one reads it just before.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from agent.actions.api import TABLE, Api, ask
 from agent.model.names import OUT_LABEL, WITHDRAWN_LABEL
+
+_JUST_NOW_S = 2.0  # how old a reading may be for whoever takes a withdrawn permit
+_NODE_S = 22.0  # so long the 0.36 kB serve that are read of each node: 1 kB a minute
+_SHARED_A_S = 30.0  # small requests a second, of all agents of a pool together
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,21 +24,54 @@ class Pool:
     out: frozenset[str] = frozenset()  # NotReady, cordoned, or labelled as withdrawn, by us or by others
 
 
+def share_s(size: int) -> float:
+    """After so many seconds one of so many agents may send another small request."""
+    return size / _SHARED_A_S
+
+
+class PoolReading:
+    """The pool as it was last read."""
+
+    def __init__(self, api: Api, selector: str, clock: Callable[[], float]) -> None:
+        self._api, self._selector, self._clock = api, selector, clock
+        self._at = float("-inf")
+        self.pool = Pool()
+
+    def read(self, anew: bool) -> bool:
+        """If it is due, or ``anew``; whether it is of just now. A thousand that ask at once don't read it each time."""
+        age_s = self._clock() - self._at
+        if age_s <= _JUST_NOW_S:
+            return True
+        if not anew and age_s < self.pool.size * _NODE_S:
+            return False
+        self._at, self.pool = self._clock(), read_pool(self._api, self._selector)
+        return True
+
+    def look_at(self, node: str) -> None:
+        """Whether one that was out of service is back."""
+        if node in _serving(self._api, self._selector, node):
+            self.pool = Pool(self.pool.size, self.pool.out - {node})
+
+
 def read_pool(api: Api, selector: str) -> Pool:
     """Ask the API server how the pool is. RefusedError, UnreachableError."""
     every = _nodes(api, selector)
+    return Pool(len(every), frozenset(every.keys() - _serving(api, selector)))
+
+
+def _serving(api: Api, selector: str, only: str = "") -> set[str]:
     # A selector knows no "or": so we ask for those that bear neither label.
     bare = ",".join(filter(None, (selector, f"{OUT_LABEL}!=true", f"{WITHDRAWN_LABEL}!=true")))
-    serving = {node for node, status in _nodes(api, bare).items() if status == "Ready"}
-    return Pool(len(every), frozenset(every.keys() - serving))
+    return {node for node, status in _nodes(api, bare, only).items() if status == "Ready"}
 
 
-def _nodes(api: Api, selector: str) -> dict[str, str]:
+def _nodes(api: Api, selector: str, only: str = "") -> dict[str, str]:
     """Name → status of each Node, as kubectl shows them.
 
     Asked as a table: a thousand Nodes whole are 20 MB, and in a bad hour every agent asks at once.
     """
     path = f"/api/v1/nodes?labelSelector={quote(selector, safe='')}&includeObject=None&resourceVersion=0"
+    path += f"&fieldSelector=metadata.name%3D{quote(only, safe='')}" if only else ""
     table = ask(api, "GET", path, accept=TABLE)
     columns = [column["name"] for column in table["columnDefinitions"]]
     name, status = columns.index("Name"), columns.index("Status")

@@ -45,6 +45,9 @@ class ClusterClient(Protocol):
     def succeeds(self) -> None:
         """What the node holds is another life's from now on: that may have asked for something a moment ago."""
 
+    def renew(self) -> None:
+        """The next close look reads the permits and the pool whole, as whoever takes a permit must."""
+
     def lacks(self, go_on: Callable[[], bool]) -> tuple[Wait, ...] | None:
         """What the mode needs and is refused, or not answered, in words; empty if nothing is, None if not asked yet.
 

@@ -8,7 +8,7 @@ from agent.model.steps import GivePermit, On, Wait
 from agent.model.world import Permit, PermitKind, World
 
 _HOUR_S = 3600
-_OTHERS_FIRST_S = 300  # whoever waits for a permit looks each half a minute or so
+_OTHERS_FIRST_S = 300  # whoever waits for a permit looks once a minute or so
 
 
 def permit_limit(setting: int | str, pool_size: int) -> int:

@@ -7,9 +7,9 @@ from enum import Enum, auto
 
 from agent.config.settings import Mode
 from agent.model.errors import MalformedError, NewerError
-from agent.model.names import DISMISS_ANNOTATION, FAULTS_ANNOTATION, HARD_TAINT, MANAGED_LABEL
+from agent.model.names import DISMISS_ANNOTATION, FAULTS_ANNOTATION, HARD_TAINT, MANAGED_LABEL, STATE_LABEL
 from agent.model.steps import On, Wait
-from agent.model.world import Claim, PermitKind
+from agent.model.world import Claim, PermitKind, World
 from agent.remediation.case import Case, Treatment
 from agent.remediation.idle_reset import chosen
 from agent.remediation.ladder import effective
@@ -135,6 +135,13 @@ def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wa
     if case.verdict.blind:
         return Situation.BLIND, (Wait("blind: the taint is held as it is"),)
     return Situation.CURED, ()
+
+
+def under_way(world: World) -> bool:
+    """Whether something goes on on a withdrawn node that ends by itself, and soon."""
+    leaving = any(pod.terminating and not pod.stuck for pod in world.pods or ())
+    runs = any(job.state == "active" for job in world.jobs or ())
+    return leaving or runs or world.labels.get(STATE_LABEL) in ("repairing", "validating")
 
 
 def left_out(now: Now) -> tuple[Wait, ...]:

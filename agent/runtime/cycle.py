@@ -27,6 +27,7 @@ from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
 from agent.remediation.plan import Plan, plan
 from agent.remediation.records import Attempt
+from agent.remediation.situation import under_way
 from agent.remediation.stored import kept, restored
 from agent.runtime.claim import claimed
 from agent.runtime.exchange import Judged
@@ -106,7 +107,7 @@ class Turn:
     again: bool = False  # something changed: another look may find more to do
     cut: bool = False  # the look was too old to ask the pods that are left
     overtaken: bool = False  # somebody else wrote first
-    queued: bool = False  # nothing is left to do but to wait for a permit, another mode or whoever stopped it
+    queued: bool = False  # nothing is left to do but to wait for a permit, a person, another mode or whoever stopped it
     gathers_s: float = 0.0  # until the faults had their time to gather
     look_s: float = 0.0
     trouble: Trouble | None = None  # no answer, or one of trouble: the next round is put off
@@ -153,6 +154,9 @@ def turn(
         )
     gathers_s = _gathers_s(verdict, cycle.config, now())
     planned = _planned(cycle, world, judged, verdict, ask, now(), gathers_s <= 0)
+    if world.aged and any(isinstance(step, TakePermit) and not world.held(step.kind) for step in planned.acts):
+        client.renew()
+        return Turn(cycle, planned.waits, again=True)
     decided(planned)
     takes = any(isinstance(step, TakePermit) for step in planned.acts)  # whatever becomes of what it is taken for
     cycle = replace(cycle, world=planned.world, standing=cycle.standing or takes)
@@ -164,7 +168,9 @@ def turn(
     ended = _done(so_far, planned, client, now, did)
     stopped = any(wait.on is On.STOPPED for wait in planned.waits)
     waits_for = wants or verdict.fatal or stopped or (planned.waits and resettable(verdict.faults))
-    return replace(ended, queued=bool(waits_for) and not (ended.again or ended.cut or ended.failed or cycle.standing))
+    goes_on = under_way(planned.world) or any(not isinstance(step, TakePermit) for step in planned.acts)
+    queued = not goes_on if cycle.standing else bool(waits_for)
+    return replace(ended, queued=queued and not (ended.again or ended.cut or ended.failed))
 
 
 def _unheard(verdict: Verdict) -> bool:

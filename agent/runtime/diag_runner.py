@@ -52,6 +52,9 @@ class DiagRunner:
     def succeeds(self) -> None:
         self._client.succeeds()
 
+    def renew(self) -> None:
+        self._client.renew()
+
     def lacks(self, go_on: Callable[[], bool]) -> tuple[Wait, ...] | None:
         return self._client.lacks(go_on)
 

@@ -91,11 +91,13 @@ class InMemoryCluster:
     def _select(self, kind: str, namespace: str, query: dict[str, str]) -> list[dict[str, Any]]:
         selectors = [one.partition("=") for one in query.get("labelSelector", "").split(",") if one]
         node = query.get("fieldSelector", "").partition("spec.nodeName=")[2]
+        only = query.get("fieldSelector", "").partition("metadata.name=")[2]
         return [
             o
-            for (k, ns, _), o in self._objects.items()
+            for (k, ns, name), o in self._objects.items()
             if k == kind
             and (not namespace or ns == namespace)
+            and only in ("", name)
             and all(_labelled(o["metadata"].get("labels") or {}, *one) for one in selectors)
             and (not node or o["spec"]["nodeName"] == node)
         ]

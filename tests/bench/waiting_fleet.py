@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,8 @@ def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -
         list(pool.map(lambda i: _hold(plane, i, others[i]), range(held)))
     config = Config(mode=Mode.TAINT, budget=Budget(pool=POOL, pool_selector=SELECTOR))
     actors = [Actor(config, partial(_client, accounts[n], n, config), False, lambda *_, **__: None) for n in real]
+    for actor in actors:  # they have run for long: their rights are known
+        actor.exchange.acted = replace(actor.exchange.acted, lacks=())
     out_now = Withdrawn(plane)
     out_now.start()
     time.sleep(3)

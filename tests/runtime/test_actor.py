@@ -117,8 +117,8 @@ def test_one_that_waits_for_a_permit_asks_seldom_and_one_that_was_refused_asks_a
     trouble.append(503)
     assert actors[0].round() <= 5
     trouble.clear()
-    assert actors[0].round() <= 5, "it holds the taint: there is a drain to see to"
-    assert 15 <= actors[1].round() <= 45
+    assert 45 <= actors[0].round() <= 60, "its pod has left, and without a template only a person repairs it"
+    assert 45 <= actors[1].round() <= 60
 
 
 def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_sentences() -> None:

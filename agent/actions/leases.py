@@ -1,0 +1,229 @@
+"""The pool's Leases and its nodes, as far as this node has read them, and how long ago.
+
+A whole fleet may wait for a permit, and for weeks. So an agent lists the Leases the more seldom the more there are. In
+between it looks at its own, and in its turn at one thing that keeps the budget spent: a Lease of another's, or a node
+that is out of service. What it knows so is old. Before it takes a permit it lists all anew, and reads the pool.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from agent.actions.api import Api, ask, taint_of, written_at
+from agent.actions.pool import Pool, PoolReading, share_s
+from agent.config.settings import Budget
+from agent.model.errors import RefusedError
+from agent.model.names import PERMIT_KIND_LABEL, POOL_LABEL, SLOT_LEASE
+from agent.model.world import PermitKind
+
+_PATH = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
+_ABANDONED_S = 600.0
+_SILENT_S, _ASK_S = 300.0, 60.0  # from when on, and how often at most, the Node of a silent holder is asked for
+_ASKED_TWICE = 2  # one answer that a Node isn't there may be a mistake
+_NODE_S, _LONGEST_ASK_S = 6.0, 1440.0  # after one that is there, 24 kB: for each node of the pool, and at most
+_FEW, _LEASE_S = 3, 40.0  # so many are always listed; of more the 0.8 kB of each serve so long: 1.2 kB a minute
+
+Clock = Callable[[], float]
+
+
+@dataclass
+class _Watched:
+    """A Lease as first seen in this version."""
+
+    version: str
+    since: float  # monotonic seconds
+    seen: float  # when it was last read so
+    asked: float = float("-inf")
+    missed: int = 0  # how many times running no Node had its holder's UID
+    tainted: bool = True  # unknown is tainted: then it is kept
+
+
+class Leases:
+    """Those of the pool's permits by name, as last read; a write is bound to the version that was read."""
+
+    def __init__(self, api: Api, budget: Budget, clock: Clock) -> None:
+        self._api, self._budget, self._clock = api, budget, clock
+        self._path = _PATH.format(budget.namespace)
+        self._pool = PoolReading(api, budget.pool_selector, clock)
+        self.seen: dict[str, dict[str, Any]] = {}
+        self.numbers: dict[str, tuple[PermitKind, int]] = {}
+        self.aged = True  # whether something was not read at the last look: no permit is taken on that
+        self._anew = self._whole = True  # whether the next look reads all; whether the last one listed all
+        self._watched: dict[str, _Watched] = {}
+        self._clashed: set[str] = set()  # they could not be created: they are there, and were not listed
+        self._listed_at = self._turn_at = self._asks_from = float("-inf")
+        self._held = self._out = frozenset[str]()  # who held one when the pool was read; who is out besides
+        self._eye = ""  # what was looked at last, in our turn
+        self._chance: random.Random | None = None
+
+    def read(self, own: str, whole: bool) -> None:
+        """Those that are due, of the node ``own``, or ``whole``. RefusedError, UnreachableError: nothing is allowed."""
+        self.aged = True
+        serves_s = 0.0 if whole or self._anew or self._clashed or len(self.seen) <= _FEW else len(self.seen) * _LEASE_S
+        self._whole = self._clock() - self._listed_at >= serves_s
+        read = self._list() if self._whole else {name for name, lease in self.seen.items() if mine(lease, own)}
+        if not self._anew and self._clock() - self._turn_at >= share_s(self._pool.pool.size):
+            self._turn_at = self._clock()
+            read |= self._in_turn(own, read)
+        for name in sorted(read) if not self._whole else ():
+            self._read_one(name)
+        self._clashed = {name for name in self._clashed if name in self.seen and self.hidden(name)}
+        self._watched = {name: self._sighted(name, name in read) for name in self.seen}
+        self._ask_a_holder([name for name in self._wanted(own) if name in read])
+
+    def read_pool(self, named: frozenset[str]) -> Pool:
+        """After the Leases, if it is due: the pool without the nodes ``named``. RefusedError, UnreachableError."""
+        fresh = self._pool.read(self._anew)
+        self._held = named if fresh else self._held
+        self.aged, self._anew = not (self._whole and fresh), False
+        pool = self._pool.pool
+        # Whoever held a permit when the pool was read, and holds none any more, is most likely back.
+        self._out = pool.out - named - self._held
+        return Pool(pool.size, self._out if self.aged else pool.out - named)
+
+    def renew(self) -> None:
+        """The next look reads the Leases and the pool whole, as whoever takes a permit must."""
+        self._anew = True
+
+    def create(self, kind: PermitKind, index: int, body: Mapping[str, Any]) -> None:
+        name = self.name(kind, index)
+        self.numbers[name] = kind, index
+        try:
+            self.seen[name] = ask(self._api, "POST", self._path, body)
+        except RefusedError as refused:
+            if refused.status == HTTPStatus.CONFLICT:
+                self._clashed.add(name)
+            raise
+
+    def put(self, lease: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+        name = lease["metadata"]["name"]
+        body = {**lease, "spec": {**(lease.get("spec") or {}), **spec}}
+        self.seen[name] = ask(self._api, "PUT", f"{self._path}/{name}", body)
+
+    def watched_s(self, name: str) -> float:
+        """Seconds since it was first seen as it is."""
+        return self._clock() - self._watched[name].since
+
+    def unchanged_s(self, name: str) -> float:
+        """For how many seconds it was surely as it is."""
+        return self._watched[name].seen - self._watched[name].since
+
+    def abandoned(self, name: str) -> bool:
+        """Whether its holder's Node is gone, or has not confirmed it for ten minutes.
+
+        A withdrawn one stays even so while the Node bears our taint.
+        """
+        watched = self._watched.get(name)
+        if watched is None or watched.version != self.seen[name]["metadata"]["resourceVersion"]:
+            return False
+        if watched.missed >= _ASKED_TWICE:
+            return True
+        if self.numbers[name][0] is not PermitKind.WITHDRAWN:
+            return watched.seen - watched.since >= _ABANDONED_S
+        # The answer about the taint must itself be from after the ten minutes.
+        return not watched.tainted and watched.asked - watched.since >= _ABANDONED_S
+
+    def hidden(self, name: str) -> bool:
+        """Whether it lacks the labels by which every agent finds it."""
+        labels = self.seen[name]["metadata"].get("labels") or {}
+        wanted = self._budget.pool, str(self.numbers[name][0])
+        return (labels.get(POOL_LABEL), labels.get(PERMIT_KIND_LABEL)) != wanted
+
+    def told_at(self) -> float:
+        """The latest time by the API server's clock that they tell, Unix seconds."""
+        return max(map(written_at, self.seen.values()), default=0.0)
+
+    def _list(self) -> set[str]:
+        selector = "" if self._clashed else f"?labelSelector={POOL_LABEL}%3D{self._budget.pool}"
+        answer = ask(self._api, "GET", self._path + selector)
+        found = {str(lease["metadata"]["name"]): lease for lease in answer.get("items", ())}
+        self.numbers = {name: number for name in found if (number := self._number(name))}
+        self.seen = {name: found[name] for name in self.numbers}  # what only looks like a permit is none
+        self._listed_at = self._clock()
+        return {*self.seen}
+
+    def _read_one(self, name: str) -> None:
+        """By a list of one, for which the right to list is enough."""
+        found = ask(self._api, "GET", f"{self._path}?fieldSelector=metadata.name%3D{name}").get("items") or ()
+        del self.seen[name]
+        self.seen.update((name, lease) for lease in found if lease["metadata"]["name"] == name)
+
+    def _in_turn(self, own: str, read: set[str]) -> set[str]:
+        """One thing that keeps the budget spent, by chance: each agent another one."""
+        held = [
+            name for name in self._wanted(own) if name not in read and (holder(self.seen[name]) or self.hidden(name))
+        ]
+        kinds = self._kinds(own)
+        out = () if PermitKind.WITHDRAWN in kinds else sorted(self._out)
+        self._chance = self._chance or random.Random(own)  # noqa: S311 - no secret
+        if self._eye not in held or not 0 < self._watched[self._eye].missed < _ASKED_TWICE:
+            self._eye = self._chance.choice([*held, *out]) if held or out else ""
+        if self._eye in out:
+            self._pool.look_at(self._eye)
+        return {self._eye}.intersection(held)
+
+    def _kinds(self, own: str) -> set[PermitKind]:
+        """What the node holds."""
+        return {self.numbers[n][0] for n, lease in self.seen.items() if mine(lease, own) and not self.hidden(n)}
+
+    def _wanted(self, own: str) -> list[str]:
+        """Those of others that the node may wait for: to be withdrawn, or then to drain."""
+        kinds = self._kinds(own)
+        drains = PermitKind.WITHDRAWN in kinds
+        wanted = {PermitKind.DRAINING} if drains else {PermitKind.HOURLY, PermitKind.WITHDRAWN}
+        return sorted(
+            n for n, lease in self.seen.items() if self.numbers[n][0] in wanted - kinds and not mine(lease, own)
+        )
+
+    def _sighted(self, name: str, read: bool) -> _Watched:
+        watched, version, now = self._watched.get(name), self.seen[name]["metadata"]["resourceVersion"], self._clock()
+        if watched is None or watched.version != version:
+            return _Watched(version, now, now)
+        watched.seen = now if read else watched.seen
+        return watched
+
+    def _ask_a_holder(self, names: list[str]) -> None:
+        """Whether the Node that holds a permit is still there, and bears our taint: of one of these.
+
+        A live holder confirms its permit every two minutes, so that a waiting fleet asks for silent ones only.
+        """
+        now = self._clock()
+        silent = [name for name in names if holder(self.seen[name]) and self.watched_s(name) >= _SILENT_S]
+        due = [(self._watched[name].asked, name) for name in silent if now - self._watched[name].asked >= _ASK_S]
+        if not due or now < self._asks_from:
+            return
+        name = min(due)[1]
+        watched = self._watched[name]
+        watched.asked = now
+        node, _, uid = holder(self.seen[name]).partition("/")
+        try:
+            found = ask(self._api, "GET", f"/api/v1/nodes/{quote(node, safe='')}")
+        except RefusedError as refused:
+            watched.missed += refused.status == HTTPStatus.NOT_FOUND
+            return
+        self._asks_from = now + min(max(_ASK_S, self._pool.pool.size * _NODE_S), _LONGEST_ASK_S)
+        watched.missed = watched.missed + 1 if found["metadata"]["uid"] != uid else 0
+        watched.tainted = any(taint_of(t).withdraws for t in (found.get("spec") or {}).get("taints") or ())
+
+    def _number(self, name: str) -> tuple[PermitKind, int] | None:
+        """Which permit of this pool the Lease of this name is; None: it is none."""
+        index = name.rpartition("-")[2]
+        numbers = ((kind, int(index)) for kind in PermitKind) if index.isdecimal() else ()
+        return next((number for number in numbers if self.name(*number) == name), None)
+
+    def name(self, kind: PermitKind, index: int) -> str:
+        return SLOT_LEASE.format(kind=kind, pool=self._budget.pool, index=index)
+
+
+def holder(lease: Mapping[str, Any]) -> str:
+    return str((lease.get("spec") or {}).get("holderIdentity") or "")
+
+
+def mine(lease: Mapping[str, Any], own: str) -> bool:
+    """Whether this node holds it: as it is, or as a Node object of its name that is gone."""
+    return holder(lease).partition("/")[0] == own.partition("/")[0]

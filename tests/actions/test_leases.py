@@ -1,0 +1,144 @@
+"""A node that waits for a permit asks as much in a large pool as in a small one, and hears of one that comes free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agent.actions.kube import KubeClient
+from agent.config.settings import Budget, Config, Mode
+from agent.model.names import OUT_LABEL, WITHDRAWN_LABEL
+from agent.model.world import Local, PermitKind
+from agent.remediation.plan import plan
+from agent.simulation.in_memory_cluster import InMemoryCluster
+from tests.actions.test_kube import MERGE, drive, fatal, healthy, taints
+from tests.actions.test_permits import Clock
+
+CONFIG = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn="10%"))
+LOOK_S = 52.0  # as the act loop does while it waits, on the average
+BAD = fatal()
+
+
+class Pool:
+    """So many nodes, of which the first tenth are out under all permits. The others wait."""
+
+    def __init__(self, size: int) -> None:
+        self.cluster, self.clock, self.asked, self.bytes = InMemoryCluster(), Clock(), 0, 0
+        self.names = [f"n{i}" for i in range(size)]
+        for name in self.names:
+            self.cluster.add_node(name)
+        self.holders, self.waiting = self.names[: size // 10], self.names[size // 10 :]
+        self.clients = {name: KubeClient(self._counted, name, CONFIG, self.clock) for name in self.names}
+        for name in self.holders:
+            drive(self.clients[name], BAD, CONFIG)
+            assert taints(self.cluster, name)
+
+    def _counted(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        answer = self.cluster(method, path, *rest, **more)
+        if "/nodes/" not in path and "/configmaps/" not in path:
+            self.asked, self.bytes = self.asked + 1, self.bytes + len(json.dumps(answer[1]))
+        return answer
+
+    def withdrawn(self) -> set[str]:
+        return {name for name in self.names if taints(self.cluster, name)}
+
+    def minute_by_minute(self, *waiting: str, holders: tuple[str, ...] | None = None) -> Iterator[float]:
+        """Each of these looks once in ``LOOK_S``, and the holders confirm; how long it has been."""
+        began = self.clock.now
+        while True:
+            for name in waiting:
+                drive(self.clients[name], BAD, CONFIG, rounds=3)
+                self.clock.now += LOOK_S / len(waiting)
+            assert len(self.withdrawn()) <= len(self.names) // 10
+            for name in self.holders if holders is None else holders:
+                drive(self.clients[name], BAD, CONFIG, rounds=1)
+            yield self.clock.now - began
+
+
+@pytest.mark.parametrize("size", [60, 300])
+def test_waiting_costs_two_requests_and_four_kilobytes_a_minute_whatever_the_pool(size: int) -> None:
+    pool = Pool(size)
+    one = pool.clients[pool.waiting[0]]
+    one.look(closely=True)
+    pool.asked = pool.bytes = 0
+    held = [key for key in pool.cluster._objects if key[0] == "leases"]
+    for _ in range(70):
+        pool.clock.now += LOOK_S
+        for key in held:  # a confirmation changes a Lease, and costs the one that waits nothing
+            pool.cluster._store("leases", key[1], pool.cluster._objects[key])
+        one.look(closely=True)
+    minutes = 70 * LOOK_S / 60
+    assert pool.asked / minutes <= 2
+    assert pool.bytes / minutes <= 4000
+
+
+def test_of_a_hundred_that_wait_one_takes_a_permit_that_comes_free_within_two_minutes() -> None:
+    pool = Pool(110)
+    for name in pool.waiting:
+        drive(pool.clients[name], BAD, CONFIG)
+    assert pool.withdrawn() == {*pool.holders}
+    back = pool.holders[4]
+    drive(pool.clients[back], healthy(), CONFIG)
+    for passed_s in pool.minute_by_minute(*pool.waiting, holders=tuple(n for n in pool.holders if n != back)):
+        assert passed_s < 130
+        if len(pool.withdrawn()) == len(pool.holders):
+            break
+    assert back not in pool.withdrawn()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_the_permit_of_a_holder_that_is_gone_or_has_lost_its_taint_passes_on_in_a_large_pool(gone: bool) -> None:
+    pool = Pool(110)
+    dead, some = pool.holders[7], tuple(pool.waiting[:12])
+    for name in some:
+        drive(pool.clients[name], BAD, CONFIG)
+    if gone:
+        del pool.cluster._objects["nodes", "", dead]
+        pool.cluster.add_node("n110")  # in its place
+        pool.names[pool.names.index(dead)] = "n110"
+    else:
+        change = {"spec": {"taints": None}, "metadata": {"labels": {WITHDRAWN_LABEL: None}}}
+        pool.cluster("PATCH", f"/api/v1/nodes/{dead}", change, MERGE)
+    for passed_s in pool.minute_by_minute(*some, holders=tuple(n for n in pool.holders if n != dead)):
+        assert passed_s < 3600
+        if pool.withdrawn() & {*some}:
+            return
+
+
+def test_a_node_that_is_in_service_again_is_noticed_by_one_that_waits_for_its_place() -> None:
+    pool = Pool(110)
+    for name in pool.holders:
+        drive(pool.clients[name], healthy(), CONFIG)
+    others, some = [f"n{i}" for i in range(99, 110)], tuple(pool.waiting[:12])
+    for name in others:
+        pool.cluster("PATCH", f"/api/v1/nodes/{name}", {"metadata": {"labels": {OUT_LABEL: "true"}}}, MERGE)
+    for name in some:
+        drive(pool.clients[name], BAD, CONFIG)
+    assert pool.withdrawn() == set()
+    pool.cluster("PATCH", f"/api/v1/nodes/{others[3]}", {"metadata": {"labels": {OUT_LABEL: None}}}, MERGE)
+    for passed_s in pool.minute_by_minute(*some, holders=()):
+        assert passed_s < 600
+        if pool.withdrawn():
+            break
+    assert len(pool.withdrawn()) == 1
+
+
+def test_what_was_read_a_while_ago_gives_nobody_a_permit_whatever_it_says() -> None:
+    """It knows of a free permit, and meanwhile another node went out of service."""
+    pool = Pool(110)
+    drive(pool.clients[pool.holders[0]], healthy(), CONFIG)
+    one = pool.clients[pool.waiting[0]]
+    one.look(closely=True)
+    pool.clock.now += LOOK_S
+    change = {"metadata": {"labels": {OUT_LABEL: "true"}}}
+    pool.cluster("PATCH", f"/api/v1/nodes/{pool.waiting[-1]}", change, MERGE)
+    world = one.look(closely=True)
+    assert world.aged
+    assert any(
+        step.kind is PermitKind.WITHDRAWN for step in plan(BAD, world, CONFIG, Local()).steps if hasattr(step, "kind")
+    )
+    drive(one, BAD, CONFIG)
+    assert pool.withdrawn() == {*pool.holders[1:]}
