@@ -8,6 +8,7 @@ that is out of service. What it knows so is old. Before it takes a permit it lis
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,7 +19,7 @@ from agent.actions.api import Api, ask, taint_of, written_at
 from agent.actions.pool import Pool, PoolReading, share_s
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
-from agent.model.names import PERMIT_KIND_LABEL, POOL_LABEL, SLOT_LEASE
+from agent.model.names import PERMIT_KIND_LABEL, POOL_LABEL, POOL_SIZE_ANNOTATION, SLOT_LEASE
 from agent.model.world import PermitKind
 
 _PATH = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
@@ -53,7 +54,7 @@ class Leases:
         self.seen: dict[str, dict[str, Any]] = {}
         self.numbers: dict[str, tuple[PermitKind, int]] = {}
         self.aged = True  # whether something was not read at the last look: no permit is taken on that
-        self._anew = self._whole = True  # whether the next look reads all; whether the last one listed all
+        self._anew = self._whole = False  # whether the next look reads all; whether the last one listed all
         self._watched: dict[str, _Watched] = {}
         self._clashed: set[str] = set()  # they could not be created: they are there, and were not listed
         self._listed_at = self._turn_at = self._asks_from = float("-inf")
@@ -76,15 +77,20 @@ class Leases:
         self._watched = {name: self._sighted(name, name in read) for name in self.seen}
         self._ask_a_holder([name for name in self._wanted(own) if name in read])
 
-    def read_pool(self, named: frozenset[str]) -> Pool:
+    def read_pool(self, own: str, named: frozenset[str]) -> Pool:
         """After the Leases, if it is due: the pool without the nodes ``named``. RefusedError, UnreachableError."""
-        fresh = self._pool.read(self._anew)
+        fresh = self._pool.read(self._anew, self._said(own))
         self._held = named if fresh else self._held
         self.aged, self._anew = not (self._whole and fresh), False
         pool = self._pool.pool
         # Whoever held a permit when the pool was read, and holds none any more, is most likely back.
         self._out = pool.out - named - self._held
         return Pool(pool.size, self._out if self.aged else pool.out - named)
+
+    @property
+    def pool_size(self) -> int:
+        """As it was last read."""
+        return self._pool.pool.size
 
     def renew(self) -> None:
         """The next look reads the Leases and the pool whole, as whoever takes a permit must."""
@@ -100,9 +106,12 @@ class Leases:
                 self._clashed.add(name)
             raise
 
-    def put(self, lease: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
-        name = lease["metadata"]["name"]
-        body = {**lease, "spec": {**(lease.get("spec") or {}), **spec}}
+    def put(self, lease: Mapping[str, Any], spec: Mapping[str, Any], words: Mapping[str, str] | None = None) -> None:
+        """``words``: annotations that it bears from now on."""
+        metadata, name = lease["metadata"], lease["metadata"]["name"]
+        if words:
+            metadata = {**metadata, "annotations": {**(metadata.get("annotations") or {}), **words}}
+        body = {**lease, "metadata": metadata, "spec": {**(lease.get("spec") or {}), **spec}}
         self.seen[name] = ask(self._api, "PUT", f"{self._path}/{name}", body)
 
     def watched_s(self, name: str) -> float:
@@ -166,6 +175,20 @@ class Leases:
         if self._eye in out:
             self._pool.look_at(self._eye)
         return {self._eye}.intersection(held)
+
+    def _said(self, own: str) -> int:
+        """The pool's size, if by the greatest that a holder wrote down all its permits are held; else 0.
+
+        A whole fleet that turns sick at once need not read the pool to know that. Whoever lies there gives nobody a
+        permit: before one is taken the pool is read, and those that wait read it in their turn.
+        """
+        if PermitKind.WITHDRAWN in self._kinds(own):
+            return 0
+        kinds = ((lease, self.numbers[name][0]) for name, lease in self.seen.items() if holder(lease))
+        held = [lease["metadata"].get("annotations") or {} for lease, kind in kinds if kind is PermitKind.WITHDRAWN]
+        words = [str(one.get(POOL_SIZE_ANNOTATION)) for one in held]
+        size = max((int(word) for word in words if re.fullmatch("[0-9]{1,6}", word)), default=0)
+        return size if self._budget.withdrawn(size) <= len(held) else 0
 
     def _kinds(self, own: str) -> set[PermitKind]:
         """What the node holds."""

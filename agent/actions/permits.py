@@ -19,7 +19,7 @@ from agent.actions.leases import Clock, Leases, holder, mine
 from agent.actions.pool import Pool
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
-from agent.model.names import PAUSE_CONFIGMAP, PERMIT_KIND_LABEL, PERMIT_VALID_S, POOL_LABEL
+from agent.model.names import PAUSE_CONFIGMAP, PERMIT_KIND_LABEL, PERMIT_VALID_S, POOL_LABEL, POOL_SIZE_ANNOTATION
 from agent.model.text import rfc3339, unix_s
 from agent.model.world import Permit, PermitKind
 
@@ -76,7 +76,7 @@ class Permits:
     def pool(self, own: str, permits: tuple[Permit, ...]) -> Pool:
         """How many nodes the pool has, and which others are out of service and hold no withdrawn permit that counts."""
         holds = {permit.holder for permit in permits if permit.withdraws}
-        return self._leases.read_pool(frozenset(holder.partition("/")[0] for holder in (own, *holds)))
+        return self._leases.read_pool(own, frozenset(holder.partition("/")[0] for holder in (own, *holds)))
 
     def paused(self) -> str:
         """Why the whole cluster's agents are to pause; empty while they run."""
@@ -102,19 +102,20 @@ class Permits:
             raise RefusedError(HTTPStatus.CONFLICT, "the permits were read a while ago: they are read anew")
         if not ours:
             self._ours[name] = _Ours(sent, taken=True)
+        words = {POOL_SIZE_ANNOTATION: str(self._leases.pool_size)}
         if lease is None:
             labels = {POOL_LABEL: self._budget.pool, PERMIT_KIND_LABEL: str(kind)}
             body = {
                 "apiVersion": "coordination.k8s.io/v1",
                 "kind": "Lease",
-                "metadata": {"name": name, "labels": labels},
+                "metadata": {"name": name, "labels": labels, "annotations": words},
                 "spec": {"holderIdentity": own, "acquireTime": now, "renewTime": now},
             }
             self._leases.create(kind, index, body)
         elif ours:
             self._leases.put(lease, {"holderIdentity": own, "renewTime": now})
         elif not holder(lease) or self._leases.abandoned(name):
-            self._leases.put(lease, {"holderIdentity": own, "acquireTime": now, "renewTime": now})
+            self._leases.put(lease, {"holderIdentity": own, "acquireTime": now, "renewTime": now}, words)
         else:
             raise RefusedError(HTTPStatus.CONFLICT, f"permit {name} is held")
         self._confirmed[name] = sent, wall

@@ -15,6 +15,7 @@ from agent.model.names import OUT_LABEL, WITHDRAWN_LABEL
 
 _JUST_NOW_S = 2.0  # how old a reading may be for whoever takes a withdrawn permit
 _NODE_S = 22.0  # so long the 0.36 kB serve that are read of each node: 1 kB a minute
+_WAITED_S = 300.0  # whoever asked last before that begins to wait
 _SHARED_A_S = 30.0  # small requests a second, of all agents of a pool together
 
 
@@ -34,17 +35,25 @@ class PoolReading:
 
     def __init__(self, api: Api, selector: str, clock: Callable[[], float]) -> None:
         self._api, self._selector, self._clock = api, selector, clock
-        self._at = float("-inf")
+        self._at = self._due = self._asked = float("-inf")
         self.pool = Pool()
 
-    def read(self, anew: bool) -> bool:
-        """If it is due, or ``anew``; whether it is of just now. A thousand that ask at once don't read it each time."""
-        age_s = self._clock() - self._at
-        if age_s <= _JUST_NOW_S:
+    def read(self, anew: bool, said: int) -> bool:
+        """If it is due, or ``anew``; whether it is of just now. A thousand that ask at once don't read it each time.
+
+        ``said``: how large it is by the word of those that hold its permits, where so many do that it is enough to wait
+        for the first while; else 0.
+        """
+        now, asked, self._asked = self._clock(), self._asked, self._clock()
+        if now - self._at <= _JUST_NOW_S:
             return True
-        if not anew and age_s < self.pool.size * _NODE_S:
+        if not anew and now < self._due:
             return False
-        self._at, self.pool = self._clock(), read_pool(self._api, self._selector)
+        if not anew and said and now - asked > _WAITED_S:
+            self.pool, self._due = Pool(said), now + said * _NODE_S
+            return False
+        self._at, self.pool = now, read_pool(self._api, self._selector)
+        self._due = now + self.pool.size * _NODE_S
         return True
 
     def look_at(self, node: str) -> None:

@@ -101,6 +101,19 @@ class Budget(Section):
     """More keys of others' taints that mean a node is out of service, and count (those of autoscalers are known)."""
     namespace: str = "gpu-health-agent"  # where Leases, pause and templates are
 
+    def withdrawn(self, pool_size: int) -> int:
+        """How many nodes of so many may hold a withdrawn permit."""
+        return _most(self.max_withdrawn, pool_size)
+
+    def draining(self, pool_size: int) -> int:
+        """And how many a draining one."""
+        return _most(self.max_draining, pool_size)
+
+
+def _most(setting: int | str, pool_size: int) -> int:
+    """A share is rounded down, and at least 1."""
+    return setting if isinstance(setting, int) else max(1, pool_size * int(setting.rstrip("%")) // 100)
+
 
 class Deadlines(Section):
     """How long a drain waits for budgets and protected pods before ``on_deadline``, by remedy."""

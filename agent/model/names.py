@@ -32,6 +32,7 @@ GPUS_ANNOTATION = "gpu-health-agent/gpus"
 SLOT_LEASE = "gpu-health-agent-{kind}-{pool}-{index}"
 POOL_LABEL = "gpu-health-agent/pool"
 PERMIT_KIND_LABEL = "gpu-health-agent/slot"
+POOL_SIZE_ANNOTATION = "gpu-health-agent/pool-size"  # of a permit: as its holder read it, for those that wait
 PAUSE_CONFIGMAP = "gpu-health-agent-pause"
 PERMIT_VALID_S = 300  # a holder acts only so long after a confirmation
 

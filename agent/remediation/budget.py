@@ -11,18 +11,11 @@ _HOUR_S = 3600
 _OTHERS_FIRST_S = 300  # whoever waits for a permit looks once a minute or so
 
 
-def permit_limit(setting: int | str, pool_size: int) -> int:
-    """How many nodes may hold a permit; a share is rounded down, and at least 1."""
-    if isinstance(setting, int):
-        return setting
-    return max(1, pool_size * int(setting.rstrip("%")) // 100)
-
-
 def allowed(world: World, kind: PermitKind, budget: Budget) -> int:
     """How many nodes of this pool may hold a permit of this kind."""
     if kind is PermitKind.HOURLY:
         return budget.per_hour
-    return permit_limit(budget.max_withdrawn if kind is PermitKind.WITHDRAWN else budget.max_draining, world.pool_size)
+    return (budget.withdrawn if kind is PermitKind.WITHDRAWN else budget.draining)(world.pool_size)
 
 
 def needed(world: World, budget: Budget) -> tuple[PermitKind, ...]:

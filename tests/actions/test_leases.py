@@ -10,12 +10,13 @@ import pytest
 
 from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
-from agent.model.names import OUT_LABEL, WITHDRAWN_LABEL
+from agent.model.names import OUT_LABEL, POOL_SIZE_ANNOTATION, WITHDRAWN_LABEL
 from agent.model.world import Local, PermitKind
 from agent.remediation.plan import plan
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import MERGE, drive, fatal, healthy, taints
 from tests.actions.test_permits import Clock
+from tests.actions.test_pool import LEASES
 
 CONFIG = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn="10%"))
 LOOK_S = 52.0  # as the act loop does while it waits, on the average
@@ -73,6 +74,37 @@ def test_waiting_costs_two_requests_and_four_kilobytes_a_minute_whatever_the_poo
     minutes = 70 * LOOK_S / 60
     assert pool.asked / minutes <= 2
     assert pool.bytes / minutes <= 4000
+
+
+@pytest.mark.parametrize(("said", "reads"), [({}, 0), ({0: "9" * 5}, 1), ({0: "-1", 1: "0", 2: "x", 3: "9" * 99}, 0)])
+def test_a_node_that_turns_sick_when_all_permits_are_held_reads_no_pool_unless_a_holder_says_that_it_is_larger(
+    said: dict[int, str], reads: int
+) -> None:
+    """Whatever a holder says: it costs a reading of the pool at the most, and gives nobody a permit."""
+    pool = Pool(110)
+    for index, size in said.items():
+        change = {"metadata": {"annotations": {POOL_SIZE_ANNOTATION: size}}}
+        pool.cluster("PATCH", f"{LEASES}/gpu-health-agent-withdrawn-gpu-{index}", change, MERGE)
+    pool.cluster.requests.clear()
+    client = KubeClient(pool.cluster, pool.waiting[0], CONFIG, pool.clock)
+    drive(client, BAD, CONFIG)
+    assert pool.cluster.requests.count(("GET", "/api/v1/nodes")) == 2 * reads
+    assert pool.withdrawn() == {*pool.holders}
+
+
+def test_holders_that_all_say_that_the_pool_is_small_keep_nobody_waiting_for_ever() -> None:
+    pool = Pool(110)
+    for index in range(11):
+        change = {"metadata": {"annotations": {POOL_SIZE_ANNOTATION: "10"}}}
+        pool.cluster("PATCH", f"{LEASES}/gpu-health-agent-withdrawn-gpu-{index}", change, MERGE)
+    for name in pool.holders[1:]:
+        drive(pool.clients[name], healthy(), CONFIG)
+    client = KubeClient(pool.cluster, pool.waiting[0], CONFIG, pool.clock)
+    drive(client, BAD, CONFIG)
+    for _ in range(6):
+        pool.clock.now += LOOK_S
+        drive(client, BAD, CONFIG)
+    assert pool.withdrawn() == {pool.holders[0], pool.waiting[0]}
 
 
 def test_of_a_hundred_that_wait_one_takes_a_permit_that_comes_free_within_two_minutes() -> None:

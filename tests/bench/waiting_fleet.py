@@ -24,7 +24,15 @@ from agent.actions.api import METADATA, connect
 from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import UnreachableError
-from agent.model.names import HARD_TAINT, PERMIT_KIND_LABEL, POOL_LABEL, SLOT_LEASE, STATE_LABEL, WITHDRAWN_LABEL
+from agent.model.names import (
+    HARD_TAINT,
+    PERMIT_KIND_LABEL,
+    POOL_LABEL,
+    POOL_SIZE_ANNOTATION,
+    SLOT_LEASE,
+    STATE_LABEL,
+    WITHDRAWN_LABEL,
+)
 from agent.model.text import rfc3339
 from agent.model.world import PermitKind
 from agent.runtime.actor import Actor
@@ -111,7 +119,7 @@ def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -
         held = min(size // 10 - LEFT, len(others))
         out = {WITHDRAWN_LABEL: "true"}
         list(pool.map(lambda one: _add(plane, one[1], out if one[0] < held else {}), enumerate(others)))
-        list(pool.map(lambda i: _hold(plane, i, others[i]), range(held)))
+        list(pool.map(lambda i: _hold(plane, i, others[i], size), range(held)))
     config = Config(mode=Mode.TAINT, budget=Budget(pool=POOL, pool_selector=SELECTOR))
     actors = [Actor(config, partial(_client, accounts[n], n, config), False, lambda *_, **__: None) for n in real]
     for actor in actors:  # they have run for long: their rights are known
@@ -226,12 +234,16 @@ def _add(plane: ControlPlane, name: str, labels: dict[str, str]) -> None:
     )
 
 
-def _hold(plane: ControlPlane, index: int, node: str) -> None:
+def _hold(plane: ControlPlane, index: int, node: str, size: int) -> None:
     uid, now = plane.must("GET", f"/api/v1/nodes/{node}")["metadata"]["uid"], rfc3339(time.time())
     kind = PermitKind.WITHDRAWN
     name = SLOT_LEASE.format(kind=kind, pool=POOL, index=index)
     body = {
-        "metadata": {"name": name, "labels": {POOL_LABEL: POOL, PERMIT_KIND_LABEL: str(kind)}},
+        "metadata": {
+            "name": name,
+            "labels": {POOL_LABEL: POOL, PERMIT_KIND_LABEL: str(kind)},
+            "annotations": {POOL_SIZE_ANNOTATION: str(size)},
+        },
         "spec": {"holderIdentity": f"{node}/{uid}", "acquireTime": now, "renewTime": now},
     }
     plane.must("POST", LEASES, body)
