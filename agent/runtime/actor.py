@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from agent.actions.pool import share_s
 from agent.config.settings import Config
 from agent.model.cluster_client import ClusterClient
 from agent.model.describe import describe, kind
@@ -19,11 +18,11 @@ from agent.recording.recording import Recorder
 from agent.runtime.cycle import Cycle, Planned, Turn, turn
 from agent.runtime.exchange import Exchange
 from agent.runtime.node_watch import NodeWatch
+from agent.runtime.patience import LONGEST_S, pause_s
 from agent.runtime.pod_gpus import Ask, PodGpus
 from agent.runtime.told_once import ToldOnce
 
 _BUSY_S, _IDLE_S, _LONGEST_PAUSE_S = 5.0, 60.0, 30.0
-_QUEUED_S = 60.0  # for a permit or a person, at most: a whole fleet may wait at once, and for weeks
 _TELLS_S = 1.0  # after an eviction: its pod is told why while it is still there
 _TRIAL_S = 30.0  # after a refusal the next trial comes no sooner
 _STEP_BACK_S = 0.1  # at most, after another was quicker: a hundred that look again at once would meet again
@@ -127,17 +126,14 @@ class Actor:
             return _TELLS_S
         if last.gathers_s > 0 and last.cycle.standing:
             return min(_BUSY_S, last.gathers_s + 0.05)
+        if last.put_off_s:
+            return min(last.put_off_s, LONGEST_S)
         if last.queued or self._unrest:
-            return self._queued_s(last) * random.uniform(0.75, 1.0)  # noqa: S311 - jitter, no secret
+            longest_s = pause_s(last.cycle.world, last.cycle.standing, last.waits)
+            return longest_s * random.uniform(0.75, 1.0)  # noqa: S311 - jitter, no secret
         if last.waits or last.cycle.standing:
             return _BUSY_S
         return _TRIAL_S if self.exchange.acted.lacks else _IDLE_S
-
-    def _queued_s(self, last: Turn) -> float:
-        """A withdrawn node that waits for a permit to drain is looked at the sooner the smaller its pool."""
-        drains = last.cycle.standing and any(wait.on is On.PERMIT for wait in last.waits)
-        size = last.cycle.world.pool_size if last.cycle.world else 0
-        return min(max(_BUSY_S, share_s(size)), _QUEUED_S) if drains else _QUEUED_S
 
     def _turn(self) -> Turn:
         self._turned = time.monotonic()

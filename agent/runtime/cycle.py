@@ -27,10 +27,10 @@ from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
 from agent.remediation.plan import Plan, plan
 from agent.remediation.records import Attempt
-from agent.remediation.situation import under_way
 from agent.remediation.stored import kept, restored
 from agent.runtime.claim import claimed
 from agent.runtime.exchange import Judged
+from agent.runtime.patience import PUT_OFF, goes_on, put_off_s, spent
 from agent.runtime.pod_gpus import Holders, with_gpus
 from agent.runtime.watched import Watched, watched
 
@@ -63,6 +63,7 @@ class Cycle:
     failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
     keep_off: str = ""  # why no process of ours may hold a GPU now
     keep_off_from: float = 0.0  # when the look began that found so first
+    spent_from: float = 0.0  # since when it waits for a permit; 0: it does not
     standing: bool = True  # the node bears a taint that takes a permit, or has one; assumed until a look at both
 
     @property
@@ -108,6 +109,7 @@ class Turn:
     cut: bool = False  # the look was too old to ask the pods that are left
     overtaken: bool = False  # somebody else wrote first
     queued: bool = False  # nothing is left to do but to wait for a permit, a person, another mode or whoever stopped it
+    put_off_s: float = 0.0  # until the Node is told
     gathers_s: float = 0.0  # until the faults had their time to gather
     look_s: float = 0.0
     trouble: Trouble | None = None  # no answer, or one of trouble: the next round is put off
@@ -159,17 +161,19 @@ def turn(
         return Turn(cycle, planned.waits, again=True)
     decided(planned)
     takes = any(isinstance(step, TakePermit) for step in planned.acts)  # whatever becomes of what it is taken for
-    cycle = replace(cycle, world=planned.world, standing=cycle.standing or takes)
+    spent_from = (cycle.spent_from or now()) if spent(planned.waits) and not cycle.standing else 0.0
+    cycle = replace(cycle, world=planned.world, standing=cycle.standing or takes, spent_from=spent_from)
     looked(cycle)
     so_far = Turn(cycle, planned.waits, look_s=look_s, gathers_s=gathers_s, planned=planned)
+    if spent_from and (later_s := put_off_s(planned.world, planned.acts, now() - spent_from)):
+        return replace(so_far, waits=(*planned.waits, PUT_OFF), put_off_s=later_s)
     if cycle.dry_run:
         would = tuple(Wait(f"dry run: would {describe(step)}") for step in planned.acts)
         return replace(so_far, waits=(*would, *planned.waits))
     ended = _done(so_far, planned, client, now, did)
     stopped = any(wait.on is On.STOPPED for wait in planned.waits)
     waits_for = wants or verdict.fatal or stopped or (planned.waits and resettable(verdict.faults))
-    goes_on = under_way(planned.world) or any(not isinstance(step, TakePermit) for step in planned.acts)
-    queued = not goes_on if cycle.standing else bool(waits_for)
+    queued = not goes_on(planned.world, planned.acts) if cycle.standing else bool(waits_for)
     return replace(ended, queued=queued and not (ended.again or ended.cut or ended.failed))
 
 

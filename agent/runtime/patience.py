@@ -1,0 +1,44 @@
+"""For how long a node that waits, for a permit or a person, lets the API server alone: a whole fleet may, for weeks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from agent.actions.pool import share_s
+from agent.model.steps import Announce, On, Report, Retaint, Step, TakePermit, Wait
+from agent.model.world import World
+from agent.remediation.situation import under_way
+
+LONGEST_S = 60.0  # a pause of all agents is heard within a minute
+_SHORTEST_S = 5.0
+
+PUT_OFF = Wait("the budget is spent, and the pool is large: the Node is told in its turn")
+
+
+def spent(steps: Iterable[Step]) -> bool:
+    return any(isinstance(step, Wait) and step.on is On.PERMIT for step in steps)
+
+
+def put_off_s(world: World, acts: Iterable[Step], waited_s: float) -> float:
+    """Until the Node of one that has waited for a permit so long is told; 0: now.
+
+    Nodes of a large pool that all wait don't write at once.
+    """
+    writes = [*acts]
+    if not writes or not all(isinstance(step, Report | Retaint | Announce) for step in writes):
+        return 0.0
+    own_s = int(share_s(world.pool_size)) * random.Random(world.holder).random()  # noqa: S311 - jitter, no secret
+    return max(0.0, own_s - waited_s)
+
+
+def goes_on(world: World, acts: Iterable[Step]) -> bool:
+    """Whether a node that bears our taint or a permit is to be looked at again soon."""
+    return under_way(world) or any(not isinstance(step, TakePermit) for step in acts)
+
+
+def pause_s(world: World | None, standing: bool, waits: Iterable[Wait]) -> float:
+    """Until the next look. A withdrawn node that waits for a permit to drain looks the sooner the smaller its pool."""
+    if world is None or not (standing and spent(waits)):
+        return LONGEST_S
+    return min(max(_SHORTEST_S, share_s(world.pool_size)), LONGEST_S)

@@ -1,0 +1,116 @@
+"""A fleet that waits lets the API server alone; what acts never waits for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from agent.actions.kube import KubeClient
+from agent.config.settings import Budget, Config, Mode
+from agent.model.names import HARD_TAINT, WITHDRAWN_LABEL
+from agent.model.steps import On, Wait
+from agent.model.world import World
+from agent.runtime.actor import Actor
+from agent.runtime.cycle import Cycle, Turn, turn
+from agent.runtime.exchange import Judged
+from agent.runtime.patience import pause_s
+from agent.simulation.in_memory_cluster import InMemoryCluster
+from tests.actions.test_kube import drive, fatal, healthy
+from tests.observe import START
+from tests.runtime.test_actor import CONFIG, broken, made, tell, tried
+
+TAINT = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=1))
+
+
+@dataclass
+class Agent:
+    """One of a pool, by its own clock."""
+
+    cluster: InMemoryCluster
+    name: str
+    now: float = 5000.0
+    turns: list[Turn] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.client = KubeClient(self.cluster, self.name, TAINT, lambda: self.now, wall=lambda: START + self.now)
+        self.cycle = Cycle(TAINT, self.now - 1000)
+
+    def round(self) -> Turn:
+        while True:
+            judged = Judged(replace(fatal(), at=START + self.now))
+            one = turn(self.cycle, judged, self.client, lambda _: None, lambda: self.now, lambda: START + self.now)
+            self.cycle = one.cycle
+            if not one.again:
+                return one
+
+    @property
+    def reported(self) -> bool:
+        return bool(self.cluster.read("nodes", self.name)["status"]["conditions"])
+
+    @property
+    def tainted(self) -> bool:
+        return any(t["key"] == HARD_TAINT for t in self.cluster.read("nodes", self.name)["spec"].get("taints") or ())
+
+
+def test_a_large_pool_that_waits_is_told_of_bit_by_bit_and_whoever_gets_the_permit_acts_at_once() -> None:
+    cluster = InMemoryCluster()
+    for i in range(600):
+        cluster.add_node(f"n{i}")
+    first, *others = (Agent(cluster, f"n{i}") for i in range(12))
+    assert not first.round().put_off_s
+    assert first.tainted
+    assert first.reported
+    for one in others:
+        last = one.round()
+        assert 0 < last.put_off_s < 20, "600 nodes, thirty a second"
+        assert any("the Node is told in its turn" in wait.why for wait in last.waits)
+        assert not one.reported
+    told = []
+    for _ in range(20):
+        for one in others:
+            one.now += 1
+            one.round()
+        told.append(sum(one.reported for one in others))
+    assert told[-1] == len(others)
+    assert len({*told}) > 4
+
+
+def test_a_permit_that_a_waiting_node_knows_to_be_free_is_read_of_anew_and_taken_without_a_refusal() -> None:
+    cluster = InMemoryCluster()
+    for i in range(600):
+        cluster.add_node(f"n{i}")
+    first, other = Agent(cluster, "n0"), Agent(cluster, "n1")
+    for one in (first, other):
+        one.round()
+    drive(first.client, healthy(), TAINT)
+    for _ in range(3):
+        other.now += 52
+        cluster.requests.clear()
+        last = other.round()
+        assert last.failed == ()
+        if other.tainted:
+            break
+    assert other.tainted
+    assert cluster.requests.count(("GET", "/api/v1/nodes")) == 2, "the pool was read just before"
+
+
+def test_a_withdrawn_node_that_waits_for_a_person_is_looked_at_once_a_minute_and_for_one_that_drains_sooner() -> None:
+    cluster = made()
+    actor = tried(Actor(CONFIG, lambda: KubeClient(cluster, "n1", CONFIG), False, lambda *_, **__: None))
+    tell(actor, broken())
+    for _ in range(3):
+        pause = actor.round()
+    assert cluster.read("nodes", "n1")["metadata"]["labels"][WITHDRAWN_LABEL] == "true"
+    assert 45 <= pause <= 60
+    cluster.requests.clear()
+    actor.round()
+    assert len(cluster.requests) <= 5, cluster.requests
+
+
+@pytest.mark.parametrize(("size", "pause"), [(3, 5), (300, 10), (10_000, 60)])
+def test_whoever_waits_to_drain_looks_the_sooner_the_smaller_its_pool(size: int, pause: float) -> None:
+    world, waits = World("n1", "uid", pool_size=size), [Wait("the budget is spent", On.PERMIT)]
+    assert pause_s(world, True, waits) == pause
+    assert pause_s(world, False, waits) == 60
+    assert pause_s(world, True, ()) == 60
