@@ -64,6 +64,7 @@ def read_fleet(api: Api, budget: Budget, selector: str = "") -> Fleet:
     """The pool's nodes, of which ``selector`` chooses some. RefusedError, UnreachableError."""
     chosen = ",".join(filter(None, (budget.pool_selector, selector)))
     permits = Permits(api, budget, time.monotonic, time.time)
+    permits.renew()
     held = permits.look(_NOBODY)
     return Fleet(
         nodes=tuple(_listed(api, f"/api/v1/nodes?labelSelector={quote(chosen, safe='')}")),

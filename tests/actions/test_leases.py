@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from agent.actions.fleet import read_fleet
 from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from agent.model.names import OUT_LABEL, POOL_SIZE_ANNOTATION, WITHDRAWN_LABEL
@@ -174,3 +175,10 @@ def test_what_was_read_a_while_ago_gives_nobody_a_permit_whatever_it_says() -> N
     )
     drive(one, BAD, CONFIG)
     assert pool.withdrawn() == {*pool.holders[1:]}
+
+
+def test_a_person_who_asks_for_the_fleet_sees_the_pool_as_it_is_whatever_holders_say() -> None:
+    pool = Pool(110)
+    pool.cluster("PATCH", "/api/v1/nodes/n50", {"metadata": {"labels": {OUT_LABEL: "true"}}}, MERGE)
+    fleet = read_fleet(pool.cluster, CONFIG.budget)
+    assert (fleet.pool.size, fleet.pool.out) == (110, {"n50"})
