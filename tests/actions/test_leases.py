@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent.actions.fleet import read_fleet
 from agent.actions.kube import KubeClient
@@ -16,7 +19,7 @@ from agent.model.world import Local, PermitKind
 from agent.remediation.plan import plan
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import MERGE, drive, fatal, healthy, taints
-from tests.actions.test_permits import Clock
+from tests.actions.test_permits import Clock, Fleet
 from tests.actions.test_pool import LEASES
 
 CONFIG = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn="10%"))
@@ -182,3 +185,36 @@ def test_a_person_who_asks_for_the_fleet_sees_the_pool_as_it_is_whatever_holders
     pool.cluster("PATCH", "/api/v1/nodes/n50", {"metadata": {"labels": {OUT_LABEL: "true"}}}, MERGE)
     fleet = read_fleet(pool.cluster, CONFIG.budget)
     assert (fleet.pool.size, fleet.pool.out) == (110, {"n50"})
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 10**9), st.integers(12, 24), st.integers(2, 6))
+def test_through_old_lying_and_lost_words_the_budget_holds_and_everyone_is_served(
+    seed: int, size: int, limit: int
+) -> None:
+    """Holders lie about the pool, nodes go out of service by others and come back, and all GPUs get well but one."""
+    chance = random.Random(seed)
+    fleet = Fleet(size, Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=limit)), chance)
+    well, cured, late_one = healthy(), set[int](), size - 1
+    for step in range(size * 40):
+        i = chance.randrange(size)
+        fleet.turn(i, well if i in cured else BAD)
+        leases = [key for key in fleet.cluster._objects if key[0] == "leases"]
+        if leases and chance.random() < 0.05:
+            words = {"metadata": {"annotations": {POOL_SIZE_ANNOTATION: chance.choice(("1", "5", "99999", "no"))}}}
+            fleet.cluster("PATCH", f"{LEASES}/{chance.choice(leases)[2]}", words, MERGE)
+        if chance.random() < 0.02 and step < size * 30:
+            label = {"metadata": {"labels": {OUT_LABEL: chance.choice(("true", None))}}}
+            fleet.cluster("PATCH", f"/api/v1/nodes/n{late_one}", label, MERGE)
+        if chance.random() < 0.03:
+            cured.add(chance.randrange(late_one))
+        fleet.clock.now += chance.choice((0.1, 1.0, 30.0))
+        assert len(fleet.withdrawn()) <= limit
+    fleet.cluster("PATCH", f"/api/v1/nodes/n{late_one}", {"metadata": {"labels": {OUT_LABEL: None}}}, MERGE)
+    for _ in range(200):
+        for i in range(size):
+            fleet.turn(i, BAD if i == late_one else well)
+        fleet.clock.now += LOOK_S
+        if late_one in fleet.withdrawn():
+            return
+    raise AssertionError("the one that is still sick waits for ever")
