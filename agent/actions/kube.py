@@ -103,10 +103,10 @@ class KubeClient:
         """Whether a pod was asked for a checkpoint and the call has not ended: the next look has its answer."""
         return self._pods.calls.asking
 
-    def look(self, closely: bool) -> World:
+    def look(self, closely: bool, counts: bool = True) -> World:
         """Read the Node; ``closely`` also the pool's permits and, once our taint stands, the node's pods.
 
-        RefusedError, UnreachableError.
+        ``counts``: and the pool itself, for whoever may take a permit. RefusedError, UnreachableError.
         """
         try:
             self._raw = ask_node(self._api, "GET", self._path)
@@ -126,7 +126,7 @@ class KubeClient:
             self._vainly_from = None
         if closely or self._permits.awaited:
             permits = self._permits.look(self._holder, written_at(self._raw))
-            pool, paused = self._permits.pool(self._holder, permits), self._permits.paused()
+            pool, paused = self._permits.pool(self._holder, permits, counts), self._permits.paused()
             clock_s = int(self._clock())
             ours = {taint["key"] for taint in spec.get("taints") or ()}
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
@@ -155,7 +155,7 @@ class KubeClient:
             permits=permits,
             pool_size=pool.size,
             out=pool.out,
-            aged=closely and self._permits.aged,
+            aged=permits is not None and self._permits.aged,
             clock_s=clock_s,
             paused=paused,
             pods=pods,

@@ -77,9 +77,12 @@ class Leases:
         self._watched = {name: self._sighted(name, name in read) for name in self.seen}
         self._ask_a_holder([name for name in self._wanted(own) if name in read])
 
-    def read_pool(self, own: str, named: frozenset[str]) -> Pool:
-        """After the Leases, if it is due: the pool without the nodes ``named``. RefusedError, UnreachableError."""
-        fresh = self._pool.read(self._anew, self._said(own))
+    def read_pool(self, own: str, counts: bool, named: frozenset[str]) -> Pool:
+        """After the Leases: the pool without the nodes ``named``, read if it ``counts`` and is due.
+
+        RefusedError, UnreachableError.
+        """
+        fresh = (counts or self._anew) and self._pool.read(self._anew, self._said(own))
         self._held = named if fresh else self._held
         self.aged, self._anew = not (self._whole and fresh), False
         pool = self._pool.pool

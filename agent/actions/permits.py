@@ -73,10 +73,13 @@ class Permits:
         self._told_at = max(told_at, self._told_at, self._leases.told_at())
         return tuple(self._permit(name, own) for name in seen)
 
-    def pool(self, own: str, permits: tuple[Permit, ...]) -> Pool:
-        """How many nodes the pool has, and which others are out of service and hold no withdrawn permit that counts."""
+    def pool(self, own: str, permits: tuple[Permit, ...], counts: bool = True) -> Pool:
+        """How many nodes the pool has, and which others are out of service and hold no withdrawn permit that counts.
+
+        As it was last read, unless it ``counts`` now.
+        """
         holds = {permit.holder for permit in permits if permit.withdraws}
-        return self._leases.read_pool(own, frozenset(holder.partition("/")[0] for holder in (own, *holds)))
+        return self._leases.read_pool(own, counts, frozenset(holder.partition("/")[0] for holder in (own, *holds)))
 
     def paused(self) -> str:
         """Why the whole cluster's agents are to pause; empty while they run."""

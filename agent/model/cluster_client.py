@@ -27,8 +27,11 @@ class ClusterClient(Protocol):
     def checkpoints(self) -> tuple[Mapping[str, int], float]:
         """How the evicted pods' checkpoints ended, and the seconds that were waited for them."""
 
-    def look(self, closely: bool) -> World:
-        """The world now; ``closely`` also the permits and, once our taint stands, the node's pods."""
+    def look(self, closely: bool, counts: bool = True) -> World:
+        """The world now; ``closely`` also the permits and, once our taint stands, the node's pods.
+
+        ``counts``: and how large the pool is, for whoever may take a permit.
+        """
 
     def words(self) -> Iterator[tuple[Labels, Annotations]]:
         """The Node's labels and annotations, now and whenever it changed, until the server ends the watch.

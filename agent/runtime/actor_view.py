@@ -41,7 +41,9 @@ def _standing(world: World, looked_at: float, budget: Budget) -> dict[str, Any]:
         "withdrawn": withdrawn,
         "degraded_effect": effect_on(world.taints),
         "withdrawn_since": looked_at - permit.taken_s if withdrawn and permit else None,
-        "permits": tuple(_permits(world, kind, budget) for kind in _SHOWN if world.permits is not None),
+        "permits": tuple(
+            _permits(world, kind, budget) for kind in _SHOWN if world.permits is not None and world.pool_size
+        ),
     }
 
 

@@ -135,7 +135,7 @@ def turn(
     verdict, began = judged.verdict, now()
     wants = verdict is not None and _wants_permit(cycle, judged, verdict)
     try:
-        world = client.look(cycle.standing or wants)
+        world = client.look(cycle.standing or wants, wants)
     except (CredentialsError, RefusedError, UnreachableError) as error:
         return Turn(cycle, failed=("look",), trouble=error)
     look_s = now() - began

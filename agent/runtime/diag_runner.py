@@ -58,9 +58,9 @@ class DiagRunner:
     def lacks(self, go_on: Callable[[], bool]) -> tuple[Wait, ...] | None:
         return self._client.lacks(go_on)
 
-    def look(self, closely: bool) -> World:
+    def look(self, closely: bool, counts: bool = True) -> World:
         """A diagnosis that the Node no longer waits for is ended: a fault stands again, or a person decided."""
-        world = self._client.look(closely)
+        world = self._client.look(closely, counts)
         if self._run is None:
             return world
         self._run.wanted = self._run.step.name == awaited(kept(world.stored))

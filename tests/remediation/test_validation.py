@@ -142,8 +142,8 @@ class Diagnosing:
     def __getattr__(self, name: str) -> object:
         return getattr(self._client, name)
 
-    def look(self, closely: bool) -> World:
-        world, life = self._client.look(closely), self._life
+    def look(self, closely: bool, counts: bool = True) -> World:
+        world, life = self._client.look(closely, counts), self._life
         if self._run is None:
             return world
         name, began = self._run

@@ -8,6 +8,7 @@ import pytest
 
 from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
+from agent.model.fault import Verdict
 from agent.model.names import HARD_TAINT, WITHDRAWN_LABEL
 from agent.model.steps import On, Wait
 from agent.model.world import World
@@ -30,6 +31,7 @@ class Agent:
     cluster: InMemoryCluster
     name: str
     now: float = 5000.0
+    verdict: Verdict = field(default_factory=fatal)
     turns: list[Turn] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -38,7 +40,7 @@ class Agent:
 
     def round(self) -> Turn:
         while True:
-            judged = Judged(replace(fatal(), at=START + self.now))
+            judged = Judged(replace(self.verdict, at=START + self.now))
             one = turn(self.cycle, judged, self.client, lambda _: None, lambda: self.now, lambda: START + self.now)
             self.cycle = one.cycle
             self.turns.append(one)
@@ -94,6 +96,18 @@ def test_a_permit_that_a_waiting_node_knows_to_be_free_is_read_of_anew_and_taken
     assert other.tainted
     assert not any(one.failed for one in other.turns)
     assert cluster.requests.count(("GET", "/api/v1/nodes")) == 2, "the pool was read just before"
+
+
+def test_a_roll_out_over_a_healthy_fleet_lists_no_nodes() -> None:
+    """At its start each agent looks whether it holds a permit, and again for one that an earlier life asked for."""
+    cluster = made()
+    one = Agent(cluster, "n1")
+    one.verdict = healthy()
+    for _ in range(10):
+        one.round()
+        one.now += 60
+    assert ("GET", "/api/v1/nodes") not in cluster.requests
+    assert sum(path.endswith("/leases") for _, path in cluster.requests) == 2
 
 
 def test_a_withdrawn_node_that_waits_for_a_person_is_looked_at_once_a_minute_and_for_one_that_drains_sooner() -> None:
