@@ -11,7 +11,7 @@ from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT
 from agent.model.steps import Wait
-from agent.model.world import Local, PermitKind
+from agent.model.world import Local, PermitKind, World
 from agent.remediation.plan import plan
 from tests.actions.test_kube import drive, fatal, healthy
 from tests.cluster.control_plane import ControlPlane
@@ -40,6 +40,12 @@ def test_the_hour_of_a_permit_is_the_api_servers_whatever_the_clock_of_the_node_
     assert permit.taken_s < 600
 
 
+def anew(client: KubeClient) -> World:
+    """As whoever takes a permit looks."""
+    client.renew()
+    return client.look(closely=True)
+
+
 def test_a_withdrawn_node_whose_permits_were_deleted_counts_by_its_label_and_gets_its_permit_again(
     plane: ControlPlane,
 ) -> None:
@@ -52,14 +58,14 @@ def test_a_withdrawn_node_whose_permits_were_deleted_counts_by_its_label_and_get
     drive(client[0], fatal(), config)
     path = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/gpu-health-agent-withdrawn-label-0"
     plane.must("DELETE", path)
-    plane.wait("the label is seen", lambda: client[1].look(closely=True).out == {"label-0"})
+    plane.wait("the label is seen", lambda: anew(client[1]).out == {"label-0"})
     drive(client[1], fatal(), config)
     assert not client[1].look(closely=True).withdrawn
     drive(client[0], fatal(), config)
     assert plane.must("GET", path)["spec"]["holderIdentity"].startswith("label-0/")
-    assert client[1].look(closely=True).out == frozenset(), "it counts once"
+    assert anew(client[1]).out == frozenset(), "it counts once"
     drive(client[0], healthy(), config)
-    plane.wait("the label is gone", lambda: not client[1].look(closely=True).out)
+    plane.wait("the label is gone", lambda: not anew(client[1]).out)
     plane.must("PATCH", path, {"metadata": {"labels": None}}, "application/merge-patch+json")
     drive(client[1], fatal(), config)
     said = [
