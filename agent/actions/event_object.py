@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from agent.actions.api import Api, ask
 from agent.actions.controllers import behind
-from agent.actions.permits import Clock
+from agent.actions.leases import Clock
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.steps import Announce
 from agent.model.text import rfc3339
