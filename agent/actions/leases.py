@@ -103,7 +103,7 @@ class Leases:
         name = self.name(kind, index)
         self.numbers[name] = kind, index
         try:
-            self.seen[name] = ask(self._api, "POST", self._path, body)
+            self._write("POST", name, body)
         except RefusedError as refused:
             if refused.status == HTTPStatus.CONFLICT:
                 self._clashed.add(name)
@@ -115,7 +115,12 @@ class Leases:
         if words:
             metadata = {**metadata, "annotations": {**(metadata.get("annotations") or {}), **words}}
         body = {**lease, "metadata": metadata, "spec": {**(lease.get("spec") or {}), **spec}}
-        self.seen[name] = ask(self._api, "PUT", f"{self._path}/{name}", body)
+        self._write("PUT", name, body)
+
+    def _write(self, method: str, name: str, body: Mapping[str, Any]) -> None:
+        listed_at, self._listed_at = self._listed_at, float("-inf")  # whoever was overtaken lists them at once
+        self.seen[name] = ask(self._api, method, self._path + (f"/{name}" if method == "PUT" else ""), body)
+        self._listed_at = listed_at
 
     def watched_s(self, name: str) -> float:
         """Seconds since it was first seen as it is."""
@@ -173,7 +178,8 @@ class Leases:
         kinds = self._kinds(own)
         out = () if PermitKind.WITHDRAWN in kinds else sorted(self._out)
         self._chance = self._chance or random.Random(own)  # noqa: S311 - no secret
-        if self._eye not in held or not 0 < self._watched[self._eye].missed < _ASKED_TWICE:
+        watched = self._watched.get(self._eye)
+        if self._eye not in held or not (watched and 0 < watched.missed < _ASKED_TWICE):
             self._eye = self._chance.choice([*held, *out]) if held or out else ""
         if self._eye in out:
             self._pool.look_at(self._eye)

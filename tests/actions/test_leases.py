@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from agent.actions.fleet import read_fleet
 from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
+from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import OUT_LABEL, POOL_SIZE_ANNOTATION, WITHDRAWN_LABEL
+from agent.model.steps import TakePermit
 from agent.model.world import Local, PermitKind
 from agent.remediation.plan import plan
 from agent.simulation.in_memory_cluster import InMemoryCluster
@@ -218,3 +220,29 @@ def test_through_old_lying_and_lost_words_the_budget_holds_and_everyone_is_serve
         if late_one in fleet.withdrawn():
             return
     raise AssertionError("the one that is still sick waits for ever")
+
+
+@pytest.mark.parametrize("trouble", ["its answer is lost", "another is quicker"])
+def test_whoever_asked_for_a_permit_and_was_not_told_that_it_has_it_lists_them_all_at_once(trouble: str) -> None:
+    pool = Pool(110)
+    drive(pool.clients[pool.holders[3]], healthy(), CONFIG)
+    once = [trouble]
+
+    def server(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if method == "PUT" and once:
+            if once.pop() == "its answer is lost":
+                pool.cluster(method, path, *rest, **more)
+                raise UnreachableError("timed out")
+            drive(pool.clients[pool.waiting[1]], BAD, CONFIG)
+        return pool.cluster(method, path, *rest, **more)
+
+    one = KubeClient(server, pool.waiting[0], CONFIG, pool.clock)
+    steps = plan(BAD, one.look(closely=True), CONFIG, Local()).steps
+    with pytest.raises((RefusedError, UnreachableError)):
+        one.do(steps[0])
+    pool.cluster.requests.clear()
+    world = one.look(closely=True)
+    assert pool.cluster.requests.count(("GET", LEASES)) == 1
+    assert bool(world.held(PermitKind.WITHDRAWN)) is (trouble == "its answer is lost")
+    taken = [step.kind for step in plan(BAD, world, CONFIG, Local()).steps if isinstance(step, TakePermit)]
+    assert all(world.held(kind) for kind in taken), "it is confirmed, and no other is taken"
