@@ -250,8 +250,7 @@ def _planned(
 def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did: Callable[[Step], object]) -> Turn:
     """Do each step in order, as the module says."""
     world, until = planned.world, so_far.cycle.look_began + _LOOK_SERVES_S
-    done: list[Step] = []
-    failed: list[str] = []
+    done, failed = list[Step](), list[str]()
     waits, again, left, begun = so_far.waits, False, set[str](), False
 
     def ended(**more: Any) -> Turn:
@@ -290,8 +289,7 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
             if busy or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # the server's trouble, and not the step's
                 return ended(trouble=RefusedError(error.status, sentence, wait_s=error.wait_s))
             on = On.OTHER if error.status == HTTPStatus.NOT_FOUND else On.REFUSED  # what is missing may yet come
-            waits = (*waits, Wait(sentence, on))
-            return ended()
+            return ended(waits=(*waits, Wait(sentence, on)))
         if not accepted:
             continue
         done.append(step)
