@@ -33,7 +33,7 @@ def configure(kubeconfig: str | None) -> Any:
             incluster_config.load_incluster_config(client_configuration=configuration)
     # The library checks little: a file that is no kubeconfig may end in any of these.
     except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        where = f"--kubeconfig {kubeconfig}" if kubeconfig else "the pod's service account"
+        where = f"--kubeconfig {kubeconfig}" if kubeconfig else "the pod's service account (or name --kubeconfig)"
         raise CredentialsError(f"no credentials from {where}: {error}".partition("\n")[0]) from error
     return configuration
 

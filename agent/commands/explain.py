@@ -15,6 +15,8 @@ from agent.actions.kube import KubeClient
 from agent.commands.replay import ending
 from agent.commands.setup import configured, lines_of, opened, persons
 from agent.config.settings import Config, Mode
+from agent.diagnosis.correlate import incidents
+from agent.diagnosis.history import History
 from agent.diagnosis.linked import linked
 from agent.model.errors import MalformedError, NotRunningError, UsageError
 from agent.model.fault import Identity
@@ -73,7 +75,10 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "node": world.node,
         "status": world.labels.get(STATE_LABEL, "unknown"),
         "at": rfc3339(kept.at),
-        "faults": [fault(one, config.policy, config.mode, together, effect, cards=kept.cards) for one in kept.faults],
+        "faults": [
+            fault(one, config.policy, config.mode, together, effect, cards=kept.cards)
+            for one in incidents(kept.faults, History())  # as the agent tells them; what it doubts is not stored
+        ],
         "waits": [
             *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.begun),
             *(

@@ -10,6 +10,8 @@ from typing import Any
 
 from agent.actions.fleet import Agent, Fleet, Listed
 from agent.config.settings import Config, Mode
+from agent.diagnosis.correlate import incidents
+from agent.diagnosis.history import History
 from agent.model.errors import MalformedError
 from agent.model.fault import Fault, Severity
 from agent.model.names import FAULTS_ANNOTATION, STATE_LABEL, WITHDRAWN_LABEL
@@ -67,7 +69,7 @@ def _node(listed: Listed, fleet: Fleet, world: World, config: Config) -> dict[st
         stored = load(text, 0.0) if text is not None else None
     except MalformedError as error:
         waits.append(f"a person: annotation {FAULTS_ANNOTATION}: {error}")
-    faults = stored.faults if stored else ()
+    faults = incidents(stored.faults, History()) if stored else ()  # as the agent tells them
     agent = fleet.agents.get(listed.name)
     waits += _waits(listed, stored, fleet, world, config)
     return {
@@ -109,7 +111,7 @@ def _waits(listed: Listed, stored: Stored | None, fleet: Fleet, world: World, co
     withdrawn, state = listed.labels.get(WITHDRAWN_LABEL) == "true", listed.labels.get(STATE_LABEL, "")
     waits = []
     if listed.name not in fleet.agents:
-        waits.append("an agent: none runs there")
+        waits.append("an agent: no pod of it runs there")
     if opted_out(listed.labels):
         return [*waits, "a person: the node is opted out"]
     if why := upgrading(listed.labels):

@@ -52,6 +52,8 @@ def test_the_nodes_annotation_explains_without_the_agent() -> None:
     world = World("n", "uid", stored=told, labels={"gpu-health-agent/state": "drained"})
     state = stored(world, Config())
     assert "n is drained" in in_words(state, f"xid-79@{GPU}")
+    (only,) = state["faults"]
+    assert only["explains"] == [f"gpu-lost@{GPU}"], "one incident is one fault, as the agent tells it"
     attempt = "reset_gpu, attempt 1 (Job gpu-health-reset-gpu-1): failed, no permission to reset"
     assert f"waiting: {attempt}" in in_words(state, None)
     with pytest.raises(UsageError, match="no such fault stands"):

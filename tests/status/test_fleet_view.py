@@ -58,7 +58,7 @@ def test_a_node_without_an_agent_is_told() -> None:
     made = with_agents(cluster("n1", "n2"))
     del made._objects["pods", "gpu-health-agent", "agent-n2"]
     rows = {one["node"]: one for one in state(made)["nodes"]}
-    assert (rows["n1"]["waits"], rows["n2"]["waits"]) == ([], ["an agent: none runs there"])
+    assert (rows["n1"]["waits"], rows["n2"]["waits"]) == ([], ["an agent: no pod of it runs there"])
     assert rows["n2"]["agent"] is None
 
 
