@@ -54,6 +54,12 @@ def test_why_a_pod_was_moved_is_found_on_what_controls_it_without_a_right_on_nod
     for pod in pods:
         assert "xid-79@" in person("get", "events", "--field-selector", f"involvedObject.name={pod}")
     assert not [why for why in running.state()["waits"] if "Event" in why]
+    assert b'"level": "debug"' not in running.log.read_bytes()
+    running.kill()
+    running.start("--log-level", "debug")
+    plane.wait("its reports are logged", lambda: b'"level": "debug"' in running.log.read_bytes())
+    again = person("get", "events", "--field-selector=reason=MovedForGpuFault,involvedObject.kind=Pod", "-o", "name")
+    assert again == told, "an agent that begins anew tells nothing again"
 
 
 @pytest.mark.parametrize("kind", ["replicaset", "statefulset"])

@@ -119,6 +119,8 @@ sys.exit(cli.main(["odd"]))
         (("diagnose", "--level", "1", "--config", "/none"), 78, "/none: can't be read"),
         (("sources", "--socket", "/none/s", "--simulate", "nonesuch"), 64, "one of demo, idle"),
         (("simulate", "idle", "--simulation-dir", "/dev/null/d"), 64, "--simulation-dir: /dev/null/d can't be made"),
+        (("run", "--log-level", "loud"), 64, "argument --log-level: invalid choice"),
+        (("sources", "--socket", "s", "--log-format", "xml"), 64, "argument --log-format: invalid choice"),
         (("dance",), 64, "invalid choice"),
         ((), 64, "required"),
     ],

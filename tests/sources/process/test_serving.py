@@ -49,8 +49,11 @@ def other(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         "idle",
         "--simulation-dir",
         str(folder),
+        "--log-format",
+        "console",
     ]
-    process = subprocess.Popen([sys.executable, "-m", "agent", *command], stderr=subprocess.DEVNULL)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "agent", *command], stderr=log)
     until(lambda: (folder / "s").is_socket())
     yield process
     process.terminate()
@@ -85,6 +88,7 @@ def test_the_agent_judges_over_the_socket_what_it_would_judge_alone(
     thread.start()
     try:
         until(lambda: daemon.snapshot and daemon.snapshot.verdict.status is Status.HEALTHY)
+        assert "[info] started socket=" in (folder / "log").read_text()
         inject(folder, {"gpu": 3, "xid": 79})
         until(lambda: daemon.snapshot and daemon.snapshot.verdict.status is Status.UNHEALTHY)
         assert daemon.snapshot
