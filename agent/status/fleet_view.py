@@ -222,7 +222,7 @@ def _age(since: str | None, now: float) -> str:
 def as_html(state: Mapping[str, Any], now: float) -> str:
     """One page without a script, to be kept or sent."""
     rows = (_row(one, now, wide=True) for one in state["nodes"])
-    head = "".join(f"<th>{name.capitalize()}</th>" for name in _COLUMNS)
+    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     said = "".join(f"<li>{escape(sentence)}</li>" for sentence in _sentences(state))
     table = f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'

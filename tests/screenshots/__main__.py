@@ -1,8 +1,12 @@
-"""``make screenshots``: what a person sees of real agents, taken by Debian's Chromium into build/screenshots."""
+"""``make screenshots``: what a person sees of real agents, taken by Debian's Chromium into build/screenshots.
+
+The README shows one of them, kept as daemonset/guide/page.png.
+"""
 
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -44,6 +48,7 @@ def main() -> None:
         agents["gpu-node-8"].inject("--gpu", "2", "--ecc-uncorrected", "3")
         agents["gpu-node-9"].inject("--gpu", "1", "--xid", "13")
         time.sleep(_WATCHED_S)
+        fleet(api, folder)
         with served(stack.prometheus.url) as address:
             for theme in ("dark", "light"):
                 take(
@@ -53,6 +58,15 @@ def main() -> None:
                     "1620,2240",
                     wait_ms=15_000,
                 )
+
+
+def fleet(api: ApiServer, folder: Path) -> None:
+    """``gpu-health-agent nodes -o html``."""
+    file, config = folder / "nodes.html", folder / "gpu-node-7.yaml"
+    asked = ["--output", "html", "--kubeconfig", str(api.kubeconfig), "--config", str(config)]
+    command = [sys.executable, "-m", "agent", "nodes", *asked]
+    file.write_bytes(subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout)
+    take(file.as_uri(), folder, "nodes", "1200,420")
 
 
 def page(api: ApiServer, agent: Agent, folder: Path) -> None:
@@ -67,7 +81,7 @@ def page(api: ApiServer, agent: Agent, folder: Path) -> None:
     take(address, folder, "degraded")
     agent.inject("--gpu", "3", "--xid", "79")
     until("draining", lambda: agent.state().get("stage") == "draining" and agent.state()["waits"])
-    take(address, folder, "unhealthy-draining")
+    take(address, folder, "unhealthy-draining", "1200,900")
     take(address, folder, "unhealthy-draining-phone", "400,2400")
     take(address, folder, "unhealthy-draining-dark", dark=True)
     agent.inject("--gpu", "0", "--hang", "nvmlDeviceGetEccMode")
