@@ -28,7 +28,7 @@ from tests.documents import (
 )
 
 USERS = {name: text for name, text in DOCUMENTS.items() if name not in ("agent/README.md", "tests/README.md")}
-# Run one after the other by tests/cluster/test_operations.py and by tests/nodes/test_end_to_end.py.
+# Run by test_operations.py and test_moved_pods.py in tests/cluster, and by tests/nodes/test_end_to_end.py.
 OPERATIONS = [line for document in (INSTALLING, MOVED, ON_CALL) for block in shell_blocks(document) for line in block]
 COMMANDS = sorted({line for name in USERS for block in shell_blocks(name) for line in block if line})
 

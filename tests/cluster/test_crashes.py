@@ -86,8 +86,11 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
     dead = threading.Event()
 
     def kill(method: str, path: str) -> None:
-        """After each write but the third confirmation of a permit: every new life begins with one."""
+        """After each write but an Event, which changes no plan, and the third confirmation of a permit: every new life
+        begins with one."""
         write = f"{method} {path}"
+        if path.endswith("/events"):
+            return
         if site.taints() and not dead.is_set() and not ("leases" in path and killed.count(write) >= 2):
             killed.append(write)
             running.kill()

@@ -17,7 +17,7 @@ from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS, Site, StartAgent
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.helm import helm
-from tests.documents import INSTALLING, MOVED, shell_blocks
+from tests.documents import INSTALLING, shell_blocks
 from tests.running import environment
 
 ROOT = OVERLAYS.parents[1]
@@ -100,8 +100,6 @@ def test_installed_by_kubectl_in_three_commands_upgraded_rolled_back_and_removed
     assert "xid-95" in told
     assert run("kubectl gpu-health", shell).splitlines()[0] == told.splitlines()[0]
     assert "xid-95@" in run(f"gpu-health-agent nodes {site.nodes[0]}", shell)
-    for line in shell_blocks(MOVED)[0]:
-        assert "xid-95@" in run(line.replace("NODE", site.nodes[0]), shell)
     no_agent, release, rest = UNINSTALL
     run(no_agent, shell)
     running.stop()
