@@ -208,7 +208,7 @@ def install(made: Rig | simulated.Site, folder: Path, kernel_log: bool = True, r
     """The manifests as they are shipped, but for the image, simulated GPUs and shorter times."""
     config = yaml.safe_load((_MANIFESTS / "base" / "config.yaml").read_text())
     gpus = {"scenario": "idle", "kernel_log": kernel_log}
-    config |= {"poll_s": 1, "sources": {"simulated": gpus}, "policy": {"soak_s": 2}}
+    config |= {"mode": "evict", "poll_s": 1, "sources": {"simulated": gpus}, "policy": {"soak_s": 2}}
     config["drain"]["gather_s"] = 1
     if repair:
         config["repair"] = {"reset_gpu": "gpu-reset"}
