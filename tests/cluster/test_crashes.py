@@ -99,7 +99,7 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
     running.inject("--gpu", "3", "--xid", "95")
     proxy.written = kill
     healed = False
-    for _ in range(60):
+    for _ in range(120):  # two dozen lives, of which the last waits five minutes for what the one before may have asked
         if not healed and jobs(site):
             running.inject("--gpu", "3", "--clear")  # what the Job would have done
             healed = True
