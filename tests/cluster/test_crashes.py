@@ -86,12 +86,13 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
     dead = threading.Event()
 
     def kill(method: str, path: str) -> None:
-        """After each write but an Event, which changes no plan, and the third confirmation of a permit: every new life
-        begins with one."""
+        """After each write but an Event, which changes no plan, and the third confirmation of a permit or a condition:
+        every new life begins with one, and each minute brings another."""
         write = f"{method} {path}"
         if path.endswith("/events"):
             return
-        if site.taints() and not dead.is_set() and not ("leases" in path and killed.count(write) >= 2):
+        confirms = "leases" in path or path.endswith("/status")
+        if site.taints() and not dead.is_set() and not (confirms and killed.count(write) >= 2):
             killed.append(write)
             running.kill()
             dead.set()
@@ -99,7 +100,7 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
     running.inject("--gpu", "3", "--xid", "95")
     proxy.written = kill
     healed = False
-    for _ in range(120):  # two dozen lives, of which the last waits five minutes for what the one before may have asked
+    for _ in range(80):  # the last life waits five minutes for what the one before may have asked
         if not healed and jobs(site):
             running.inject("--gpu", "3", "--clear")  # what the Job would have done
             healed = True
