@@ -22,6 +22,7 @@ from agent.model.observation import Failure, Observation, Signal
 from agent.model.text import printable
 from agent.sources.dcgm.bindings import Bindings, NoBindingsError, load
 from agent.sources.dcgm.engine import ChangedError, Engine, EngineError, observe
+from agent.sources.process.program import say
 from agent.sources.process.progress import SLOW_S, CurrentCall
 
 USUAL = "127.0.0.1:5555"  # where nv-hostengine listens by itself
@@ -141,11 +142,6 @@ def _wait(due: float, stop: threading.Event, call: CurrentCall) -> None:
         time.sleep(min(_WAIT_S, left))
 
 
-def _say(observation: Observation) -> None:
-    sys.stdout.write(observation.to_json() + "\n")
-    sys.stdout.flush()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m agent.sources.dcgm", description=__doc__)
     parser.add_argument("--address", default=AUTO, help="host:port, a socket's path, auto, or embedded")
@@ -158,7 +154,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         bindings = partial(load, options.bindings, options.library)
-        code = follow(options.address, bindings, options.poll_s, options.health_s, stop, _say)
+        code = follow(options.address, bindings, options.poll_s, options.health_s, stop, say)
     except BrokenPipeError:  # nobody reads any more
         code = _EXIT_RENEW
     except KeyboardInterrupt:

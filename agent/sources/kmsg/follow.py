@@ -10,12 +10,14 @@ import select
 import stat
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from agent.model.names import DRILL_ANNOTATION
 from agent.model.observation import Failure, Observation, Signal, Value
 from agent.sources.kmsg.lines import Facts, Record, parse_record
 from agent.sources.nvml.pci_bus import behind
+from agent.sources.process.program import kept_on, read_boot_id, say
 from agent.sources.process.storm import Storm
 
 _RECORD_BYTES = 16 * 1024  # /dev/kmsg answers EINVAL to a buffer smaller than its record
@@ -178,23 +180,13 @@ def main() -> int:
     parser.add_argument("--after-seq", type=int)
     parser.add_argument("--heartbeat-s", type=float, default=5.0)
     options = parser.parse_args()
-    try:
-        while True:
-            try:
-                _follow(options)
-            except OSError as error:
-                if isinstance(error, BrokenPipeError):
-                    raise
-                _say(_failure(options.path, error))
-                time.sleep(options.heartbeat_s)
-    except (BrokenPipeError, KeyboardInterrupt):
-        return 0
+    return kept_on(partial(_follow, options), partial(_failure, options.path), options.heartbeat_s)
 
 
 def _follow(options: argparse.Namespace) -> None:
     """Read for ever; OSError when the log can't be read."""
     log = Log(options.path)
-    boot_id = _boot_id(options.boot_id_file)
+    boot_id = read_boot_id(options.boot_id_file)
     reader = Reader(boot_id, options.after_boot_id, options.after_seq, options.accept_userspace, log.fifo)
     try:
         _tell(log, reader, options)
@@ -216,16 +208,16 @@ def _tell(log: Log, reader: Reader, options: argparse.Namespace) -> None:
         now = time.monotonic()
         beats = now >= due and not reader.backlog
         for observation in storm.gathered(now, all_of_them=beats):
-            _say(observation)
+            say(observation)
         if beats:  # last: its position says that everything up to it was told
-            reader.boot_id = _boot_id(options.boot_id_file)
-            _say(reader.heartbeat())
+            reader.boot_id = read_boot_id(options.boot_id_file)
+            say(reader.heartbeat())
             due = now + options.heartbeat_s
         records = log.read()
         for raw in records:
             for observation in reader.take(raw, None if log.device else time.time()):
                 if storm.passes(observation, now):
-                    _say(observation)
+                    say(observation)
         if records:
             pause_s = pause_s if fd is not None else _FILE_PAUSES_S[0]
             continue
@@ -240,13 +232,6 @@ def _tell(log: Log, reader: Reader, options: argparse.Namespace) -> None:
             raise BrokenPipeError
 
 
-def _boot_id(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
-
-
 def _failure(path: Path, error: OSError) -> Observation:
     denied = isinstance(error, PermissionError)
     fix = (
@@ -257,11 +242,6 @@ def _failure(path: Path, error: OSError) -> Observation:
     value = Failure.NO_PERMISSION if denied else Failure.UNREADABLE
     sentence = f"{path} can't be read ({error.strerror}): {fix}"
     return Observation(time.time(), "kmsg", Signal.FAILED, value=value, raw=sentence)
-
-
-def _say(observation: Observation) -> None:
-    sys.stdout.write(observation.to_json() + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from agent.sources.nvml.enumeration import enumerated, pointer
 from agent.sources.nvml.pci_bus import NVIDIA, SYSFS, UNKNOWN, holders, missing, slots
 from agent.sources.nvml.readings import Handle, versions
 from agent.sources.nvml.return_codes import ENDED, SICK, failure, left_alone, sick, words
+from agent.sources.process.program import read_boot_id, say
 from agent.sources.process.progress import SLOW_S, CurrentCall
 from agent.sources.process.storm import Storm
 
@@ -232,7 +233,7 @@ def follow(
         due = time.monotonic() + poll_s
         try:
             session = session or Nvml(ever, devices, call, left_out)
-            boot = _boot_id(boot_id)  # before the GPUs: what is read after it can't be older than this boot
+            boot = read_boot_id(boot_id)  # before the GPUs: what is read after it can't be older than this boot
             tell(session.poll(), boot)
             due = max(due, time.monotonic() + min(_WAIT_S, poll_s))  # events are heard after a slow poll too
             while not stop.is_set() and (left := due - time.monotonic()) > 0:
@@ -255,28 +256,17 @@ def follow(
     return code
 
 
-def _boot_id(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    return ""
-
-
 def run(poll_s: float, boot_id_file: Path, devices: Path = SYSFS, known: Iterable[str] = (), left_out: str = "") -> int:
     """The program behind its options; the exit code."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        return follow(poll_s, boot_id_file, stop, _say, devices, known, left_out=left_out)
+        return follow(poll_s, boot_id_file, stop, say, devices, known, left_out=left_out)
     except BrokenPipeError:  # nobody reads any more; nor must the last flush of the interpreter fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 0
-
-
-def _say(observation: Observation) -> None:
-    sys.stdout.write(observation.to_json() + "\n")
-    sys.stdout.flush()
 
 
 def main() -> int:

@@ -15,10 +15,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from agent.model.observation import Failure, Observation, Signal, Value
 from agent.sources.kmsg.lines import Facts
+from agent.sources.process.program import kept_on, say
 from agent.sources.process.storm import Storm
 
 INSTANCE = "gpu-health-agent"  # never the global trace_pipe: whoever else reads it would lose what we read
@@ -119,13 +121,13 @@ def follow(path: Path, heartbeat_s: float) -> None:
             for line in lines:
                 for observation in reader.take(line):
                     if storm.passes(observation, now):
-                        _say(observation)
+                        say(observation)
             beats = now >= due
             for observation in storm.gathered(now, all_of_them=beats):
-                _say(observation)
+                say(observation)
             if beats:  # last: all that came before it is told
                 trace.keep_on()
-                _say(Observation(time.time(), "trace", Signal.ALIVE, values={"malformed": reader.malformed}))
+                say(Observation(time.time(), "trace", Signal.ALIVE, values={"malformed": reader.malformed}))
                 due = now + heartbeat_s
             if not lines and any(fd == sys.stdout.fileno() for fd, _ in poller.poll(1000 * max(0.0, due - now))):
                 raise BrokenPipeError
@@ -148,19 +150,6 @@ def main() -> int:
     parser.add_argument("--heartbeat-s", type=float, default=1.0)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the instance goes too
-    try:
-        while True:
-            try:
-                follow(options.path, options.heartbeat_s)
-            except OSError as error:
-                if isinstance(error, BrokenPipeError):
-                    raise
-                _say(_failure(options.path, error))
-                time.sleep(options.heartbeat_s)
-    except (BrokenPipeError, KeyboardInterrupt):
-        return 0
-
-
-def _say(observation: Observation) -> None:
-    sys.stdout.write(observation.to_json() + "\n")
-    sys.stdout.flush()
+    return kept_on(
+        partial(follow, options.path, options.heartbeat_s), partial(_failure, options.path), options.heartbeat_s
+    )

@@ -178,7 +178,8 @@ import sys, threading, time
 from pathlib import Path
 from agent.simulation.gpu import h100_8
 from agent.simulation.library import Library
-from agent.sources.nvml.session import _say, follow
+from agent.sources.nvml.session import follow
+from agent.sources.process.program import say
 folder, left_out = Path(sys.argv[1]), sys.argv[2]
 library = Library(h100_8())
 library.install()
@@ -192,7 +193,7 @@ def watch():
 change()
 threading.Thread(target=watch, daemon=True).start()
 known = [gpu.address for gpu in library.gpus]
-follow(0.05, folder / "none", threading.Event(), _say, folder / "bus", known, slow_s=0.2, left_out=left_out)
+follow(0.05, folder / "none", threading.Event(), say, folder / "bus", known, slow_s=0.2, left_out=left_out)
 """
 HUNG_AT, LOST = "0000:9d:00.0", "0000:d1:00.0"
 
