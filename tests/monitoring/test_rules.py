@@ -75,7 +75,7 @@ def test_every_alert_says_what_it_means_and_has_a_runbook(alert: dict[str, Any])
 
 
 def test_every_runbook_is_one_of_an_alert() -> None:
-    runbooks = DOCUMENTS[ON_CALL].partition("## What to do when paged\n")[2].partition("\n## ")[0]
+    runbooks = DOCUMENTS[ON_CALL].partition("## What to do about an alert\n")[2].partition("\n## ")[0]
     assert re.findall(r"^### (\w+)$", runbooks, re.MULTILINE) == [alert["alert"] for alert in ALERTS]
 
 

@@ -64,7 +64,7 @@ def test_a_job_that_forgives_disruptions_goes_on_elsewhere(site: Site) -> None:
 
 
 def test_a_paged_person_sees_what_stands_and_can_stop_all_agents_by_the_readmes_commands(site: Site) -> None:
-    ((which, explain, page, pause),) = shell_blocks(ON_CALL, "What to do when paged")
+    ((which, explain, page, pause),) = shell_blocks(ON_CALL, "What to do about an alert")
     pod = site.agent("n2")["metadata"]["name"]
 
     def arguments(line: str) -> list[str]:
