@@ -162,6 +162,7 @@ class Permits:
     def _permit(self, name: str, own: str) -> Permit:
         leases, ours, now = self._leases, self._ours.get(name), self._clock()
         kind, index = leases.numbers[name]
+        found = not ours.taken if ours else leases.hidden(name) and mine(leases.seen[name], own)
         who = own if ours else holder(leases.seen[name])  # one of a Node of our name that is gone is ours
         return Permit(
             kind,
@@ -171,7 +172,7 @@ class Permits:
             pending=bool(ours) and now - self._unanswered < PERMIT_VALID_S,
             abandoned=bool(who) and not ours and leases.abandoned(name),
             hidden=leases.hidden(name),
-            inherited=ours is not None and not ours.taken and now - self._began < PERMIT_VALID_S,
+            inherited=found and now - self._began < PERMIT_VALID_S,
             taken_s=int(self._taken_s(leases.seen[name], ours, leases.watched_s(name))),
             had_s=int(now - ours.since) if ours else 0,
             unchanged_s=int(leases.unchanged_s(name)),

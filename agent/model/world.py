@@ -133,7 +133,7 @@ class Permit:
     abandoned: bool = False  # another's who is gone: it may be taken over
     hidden: bool = False  # its Lease lacks its labels: it counts as held, and nobody can take it
     inherited: bool = (
-        False  # ours, from an earlier life, which may have asked for something a moment before this one began
+        False  # ours or hidden, from an earlier life, which may have asked for something just before this one began
     )
     taken_s: int = 0  # seconds since it was last taken; of ours for people only, for it may be by the wall clock
     had_s: int = 0  # ours: seconds for which this life has had it
@@ -234,6 +234,7 @@ class Local:
     clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
     holders: Mapping[str, frozenset[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
     reserved: tuple[str, ...] = ()  # Jobs that an earlier life had written down, and may have asked for just now
+    drains: bool = False  # an earlier life had begun a drain, and may have asked for an eviction just now
     aside_s: int = 0  # for how long the GPUs have been somebody else's; 0: they are not
     claim: Claim | None = None  # this life's; None: it makes none, and obeys none
 

@@ -210,13 +210,16 @@ def _may_arrive(now: Now) -> bool:
 
     What that life may have asked for last is told by what it held and wrote first: evictions by the draining permit,
     the taint by the withdrawn one on a node without a taint, a Job by its reservation. So a cured node whose drain was
-    over when the agent was started anew doesn't wait.
+    over when the agent was started anew doesn't wait. But where a drain was written down and its permits are not there
+    (somebody deleted them, or the pool has another name since) nothing tells that it was over.
     """
-    world = now.case.world
-    if awaited(now.case) or any(permit.pending for permit in world.permits or ()):
+    world, permits = now.case.world, now.case.world.permits or ()
+    if awaited(now.case) or any(permit.pending for permit in permits):
         return True
-    earlier = {permit.kind for permit in world.permits or () if permit.inherited}
-    return PermitKind.DRAINING in earlier or (PermitKind.WITHDRAWN in earlier and not world.withdrawn)
+    earlier = {permit.kind for permit in permits if permit.inherited}
+    told = PermitKind.WITHDRAWN in earlier and any(permit.kind is PermitKind.DRAINING for permit in permits)
+    lost = now.case.local.drains and world.withdrawn and not told
+    return lost or PermitKind.DRAINING in earlier or (PermitKind.WITHDRAWN in earlier and not world.withdrawn)
 
 
 def _withdrawal(taints: Iterable[Taint]) -> dict[str, str | None]:

@@ -26,7 +26,7 @@ from agent.model.world import Claim, Local, World
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
 from agent.remediation.plan import Plan, plan
-from agent.remediation.records import Attempt
+from agent.remediation.records import Attempt, Records
 from agent.remediation.stored import kept, restored
 from agent.runtime.claim import claimed
 from agent.runtime.exchange import Judged
@@ -236,14 +236,14 @@ def _planned(
         world = replace(world, returns=dict(Counter(cycle.returned) + Counter(world.returns)))
     leave = verdict.fatal and any(not pod.finished for pod in world.pods or ())
     idle = world.pods is not None and wanted(verdict, cycle.config, cycle.failed_resets)
-    # Asked for only while it decides which pods leave, or whether a GPU is idle.
-    holders = ask(bool(cycle.keep_off)) if leave or idle else None
+    holders = ask(bool(cycle.keep_off)) if leave or idle else None  # else it decides nothing
     world = with_gpus(world, holders, judged.clients)
     closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
     up_s, stage_s = int(now - cycle.began), int(now - cycle.watched.since)
-    reserved = tuple(kept(cycle.stored).reserved) if up_s < PERMIT_VALID_S else ()
+    before = kept(cycle.stored) if up_s < PERMIT_VALID_S else Records()
+    reserved, drains = tuple(before.reserved), before.drain is not None
     claim = None if cycle.dry_run else cycle.claim
-    local = Local(gathered, up_s, stage_s, closed, judged.clients, holders, reserved, int(cycle.aside_s), claim)
+    local = Local(gathered, up_s, stage_s, closed, judged.clients, holders, reserved, drains, int(cycle.aside_s), claim)
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
 
 

@@ -13,6 +13,7 @@ from agent.model.names import (
     HARD_TAINT,
     MANAGED_LABEL,
     OUT_LABEL,
+    PERMIT_KIND_LABEL,
     REPLACEMENT,
     REQUESTED_ANNOTATION,
     UNHEALTHY,
@@ -152,13 +153,11 @@ class Watch:
     def draining(self, node: Node) -> None:
         """A node waits for such a permit: nobody's drain may take so long."""
         now, its = self.fleet.now, f"gpu-health-agent-draining-{node.uses.budget.pool}-"
+        there = {one["metadata"]["name"]: one["metadata"]["labels"] for one in self.server.all("leases")}
         for lease, (holder, since, last) in self.drains.items():
-            if (
-                holder
-                and lease.startswith(its)
-                and any(one["metadata"]["name"] == lease for one in self.server.all("leases"))
-            ):
-                began = since if now - last < _UNWANTED_S else now
+            if holder and lease.startswith(its) and lease in there:
+                # One whose labels somebody took off is named, and nobody can give it back.
+                began = since if now - last < _UNWANTED_S and PERMIT_KIND_LABEL in there[lease] else now
                 self.drains[lease] = holder, began, now
                 said = f"{node.name} waits behind {holder} for {lease}, wanted for {now - began:.0f} s"
                 self.fleet.promises.keep("draining", now - began <= self.fleet.deadline_s + _DRAIN_S, said)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from agent.config.settings import Repair
-from agent.model.names import PAUSE_CONFIGMAP
+from agent.model.names import PAUSE_CONFIGMAP, PERMIT_KIND_LABEL
 from agent.model.text import rfc3339
-from tests.life import CONFIG, UUID, Life
+from tests.life import CONFIG, UUID, Killed, Life
 from tests.observe import GPU, OTHER
 from tests.remediation.test_repair import CONTACT_SUPPORT, MERGE, REBOOT, RESET, returned
+
+NAMESPACE = "gpu-health-agent"
 
 
 def test_no_pod_leaves_a_node_whose_cure_is_proved() -> None:
@@ -36,6 +41,49 @@ def test_a_cured_node_whose_drain_was_over_when_its_agent_was_started_anew_does_
     life.reboots()  # a new life of the agent, which knows nothing of what the last one asked for
     life.run(120)
     assert (returned(life), any(life.holders())) == (True, False)
+
+
+def _hidden(life: Life) -> None:
+    lease = life.cluster._objects["leases", NAMESPACE, "gpu-health-agent-draining-gpu-0"]
+    del lease["metadata"]["labels"][PERMIT_KIND_LABEL]
+
+
+def _deleted(life: Life) -> None:
+    del life.cluster._objects["leases", NAMESPACE, "gpu-health-agent-draining-gpu-0"]
+
+
+def _installed_anew(life: Life) -> None:
+    for key in [key for key in life.cluster._objects if key[0] == "leases"]:
+        del life.cluster._objects[key]
+
+
+def _renamed(life: Life) -> None:
+    budget = life.config.budget.model_copy(update={"pool": "gpus"})
+    life.config = life.config.model_copy(update={"budget": budget})
+
+
+@pytest.mark.parametrize("lost", [_hidden, _deleted, _installed_anew, _renamed])
+def test_what_an_earlier_life_asked_for_is_waited_for_whatever_became_of_its_permits(
+    lost: Callable[[Life], None],
+) -> None:
+    life = Life(REBOOT, CONFIG.model_copy(update={"repair": Repair()}))
+
+    def dies_as_it_evicts(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/eviction"):
+            raise Killed
+        return life.cluster(method, path, *rest, **more)
+
+    life.api = dies_as_it_evicts
+    while not any("draining" in name for *_, name in life.cluster._objects):
+        life.tick()
+    life.api = None
+    lost(life)
+    life.reboots()
+    began = life.now
+    while life.tainted():
+        life.tick()
+    assert (life.cluster.evicted, life.verdict.fatal) == ([], ())
+    assert 300 <= life.now - began <= 330
 
 
 def test_a_node_that_is_cured_before_it_was_withdrawn_is_not_withdrawn_and_says_what_it_waits_for() -> None:
