@@ -38,6 +38,7 @@ from agent.diagnosis.advice import next_step
 from agent.diagnosis.epoch import COUNTERS
 from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
+from agent.diagnosis.rules import ROWS
 from agent.model.fault import Verdict
 from agent.model.observation import Failure, Missing, Observation, Signal, Value
 from agent.model.world import Offer
@@ -345,6 +346,10 @@ def _compare(at: float, expect: Mapping[str, Any], verdict: Verdict, withdrawn: 
     for key, wanted in expect.items():
         if got[key] != wanted:
             outcome.wrong.append(f"at {at} s: {key}: expected {wanted}, got {got[key]}")
+    for one in verdict.standing:
+        row, seen = ROWS.get(one.finding.rule), one.finding
+        if row and not (seen.evidence.source in row.witnesses and ("gpu" if seen.pci else "node") in row.scope):
+            outcome.wrong.append(f"at {at} s: {seen.id} by {seen.evidence.source}, which its row does not name")
     told = (text for f in verdict.faults for text in (f.finding.message, next_step(f), *f.doubts))
     outcome.wrong += [
         f"at {at} s: untrue or unfinished: {text}" for text in told if UNTRUE.search(re.sub("“[^”]*”", "", text))

@@ -94,6 +94,8 @@ def clears(finding: Finding, limits: Limits, joined: Iterable[Fault] = ()) -> st
     dismissal = f"or {word}"
     if finding.drill:
         return f"the drill's end: its annotation gpu-health-agent/drill goes or expires; {dismissal}"
+    if finding.clear_s == 0:
+        return f"its end, at once; {dismissal}"
     if finding.clear_s is not None:
         witness = f", as {finding.witness} sees it" if finding.witness else ""
         return f"{finding.clear_s:g} s without it{witness}; {dismissal}"
@@ -114,21 +116,32 @@ def next_step(
     ``along`` are the GPUs that a reset must name as well, ``effect`` is that of our taint; ``resets``:
     its GPU is reset once nobody uses it.
     """
-    finding = fault.finding
     if fault.proved:
         return "the cure is proved; the node returns to service by itself after the soak"
+    degraded = fault.finding.severity is Severity.DEGRADED
+    to_do = "its GPU is reset once nobody uses it" if resets and degraded else by_hand(fault, along)
+    return f"{by_itself(fault, mode, effect)}; {to_do}"
+
+
+def by_hand(fault: Fault, along: Collection[str] = ()) -> str:
+    """What a person does."""
+    finding = fault.finding
+    if finding.drill:
+        return "it is a drill, and asks for nothing"
     gpu = fault.uuid or finding.pci
     target = f" -i {','.join((gpu, *sorted(along)))}" if gpu else ", which names no GPU and so resets them all"
     known = ADVICE if finding.pci else {**OF_SOME_GPU, **ADVICE}
-    to_do = known.get(finding.rule) or finding.remedy.row.to_do.format(target=target)
-    if finding.drill:
-        to_do = "it is a drill, and asks for nothing"
-    if finding.severity is Severity.NOTICE:
-        return f"no pod is moved for it; {to_do}"
-    if finding.severity is Severity.DEGRADED:
+    return known.get(finding.rule) or finding.remedy.row.to_do.format(target=target)
+
+
+def by_itself(fault: Fault, mode: str, effect: str | None = None) -> str:
+    """What happens without a person."""
+    severity = fault.finding.severity
+    if severity is Severity.NOTICE:
+        return "no pod is moved for it"
+    if severity is Severity.DEGRADED:
         new = "" if mode == Mode.OBSERVE and effect is None else _NEW_PODS.get(effect, _NEW_PODS[None])
-        return f"running pods stay{new}; {'its GPU is reset once nobody uses it' if resets else to_do}"
+        return f"running pods stay{new}"
     if fault.aside:
-        return f"seen only while the GPUs were another's: it withdraws nothing until it is seen again; {to_do}"
-    by_itself = _STAYS_WITHDRAWN if mode == Mode.OBSERVE and effect == "NoSchedule" else _BY_ITSELF[Mode(mode)]
-    return f"{by_itself}; {to_do}"
+        return "seen only while the GPUs were another's: it withdraws nothing until it is seen again"
+    return _STAYS_WITHDRAWN if mode == Mode.OBSERVE and effect == "NoSchedule" else _BY_ITSELF[Mode(mode)]

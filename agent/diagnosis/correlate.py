@@ -17,7 +17,7 @@ from agent.model.remedy import Remedy
 _MEMORY_XIDS = ("xid-48", "xid-140", "xid-95", "xid-94", "xid-64", "xid-63")
 _DRIVER_REFUSES = ("gpu-power-cable", "gpu-needs-open-modules", "gpu-unusable")
 # A symptom → what may explain it, the best explanation first.
-_EXPLAINED_BY = {
+EXPLAINED_BY = {
     "gpu-lost": ("xid-79",),
     "gpu-missing": ("xid-79", "gpu-lost", *_DRIVER_REFUSES),
     "gpu-needs-open-modules": ("xid-79", "gpu-lost"),
@@ -146,7 +146,7 @@ def _head(fault: Fault, by_id: Mapping[str, Fault]) -> str:
     placed = [f for f in by_id.values() if f.finding.switch and f.finding.rule == finding.rule]
     if placed and not finding.switch:
         return min(placed, key=order).finding.id
-    for rule in _EXPLAINED_BY.get(finding.rule, ()):
+    for rule in EXPLAINED_BY.get(finding.rule, ()):
         if explaining := [other for other in by_id.values() if _explains(rule, other.finding, finding)]:
             return min(explaining, key=order).finding.id
     if finding.rule == RECOVERY.rule and finding.severity is Severity.NOTICE:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 
 from agent.config.limits import Limits
 from agent.diagnosis import nvlink4, nvlink5
+from agent.diagnosis.correlate import EXPLAINED_BY
 from agent.diagnosis.history import NVLINK4_XID, NVLINK5_XIDS
 from agent.diagnosis.overrides import in_scope
 from agent.diagnosis.row import Row
-from agent.diagnosis.rules import ROWS
-from agent.diagnosis.rules.xid import CATALOG as XIDS
-from agent.model.fault import Severity
+from agent.diagnosis.rules import ROWS, dcgm, kernel, xid
 
-_CODE = re.compile(r"(xid|sxid|dcgm)-\d+")  # has a rule, whether a table lists it or not
+_CODE = re.compile(r"(xid|sxid|dcgm)-(0|[1-9]\d{0,8})")  # has a rule, whether a table lists it or not
+_COUNTS = {code.row.rule: code.count for code in xid.CATALOG.values()}
+_MADE: tuple[Callable[[int], Row], ...] = (xid.unlisted, kernel.unlisted, dcgm.unlisted)
+_UNLISTED = {made(0).rule.partition("-")[0]: made for made in _MADE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,14 @@ class Entry:
     confirm_s: float
     clear_s: float | None
     meaning: str
-    disabled: bool = False
-    overridden: bool = False
+    disabled: bool
+    overridden: bool
+    settings: Mapping[str, object]  # that it goes by, under ``policy``: name → value
+    measured: bool  # some of them are limits of what is measured, or of how often
+    witnesses: tuple[str, ...]
+    signals: tuple[str, ...]
+    scope: tuple[str, ...]
+    explained_by: tuple[str, ...]  # the rules of whose faults it is a symptom
 
 
 def wrong_override(limits: Limits) -> str:
@@ -47,36 +55,40 @@ def wrong_override(limits: Limits) -> str:
     return ""
 
 
-def entries(limits: Limits, model: str, labels: Mapping[str, str]) -> Iterator[Entry]:
-    """Every rule that has a row; Xids that no table lists are notices."""
-    listed = {override.rule for override in limits.overrides}
-    extra = (
-        Row(rule, Severity.NOTICE, ROWS["xid-14"].remedy, "not listed", "", "notice_clear_s")
-        for rule in sorted(listed - ROWS.keys())
-    )
-    for row in (*ROWS.values(), *extra):
+def entries(limits: Limits, model: str, labels: Mapping[str, str], asked: str = "") -> Iterator[Entry]:
+    """Every rule that has a row, and each code without one that an override names or that is ``asked`` for."""
+    named = {*(override.rule for override in limits.overrides), asked}
+    unlisted = (found for rule in sorted(named - ROWS.keys()) if (found := _CODE.fullmatch(rule)))
+    for row in (*ROWS.values(), *(_UNLISTED[found[1]](int(found[2])) for found in unlisted)):
         yield _entry(row, limits, model, labels)
 
 
 def parts(limits: Limits, model: str, labels: Mapping[str, str]) -> Iterator[Entry]:
     """What the details of a line make of a link's Xid: ``xid-74, register 1, bits 1, 20``."""
     for code in (NVLINK4_XID, *NVLINK5_XIDS):
-        row = XIDS[code].row
+        row = xid.CATALOG[code].row
         for name, part, count in nvlink4.listed(row) if code == NVLINK4_XID else nvlink5.listed(code, row):
             yield replace(_entry(part, limits, model, labels), rule=f"{row.rule}, {name}", count=count)
 
 
 def _entry(row: Row, limits: Limits, model: str, labels: Mapping[str, str]) -> Entry:
-    code = row.rule.removeprefix("xid-")
     entry = asdict(
         Entry(
             row.rule,
             row.severity.name.lower(),
             row.remedy,
-            XIDS[int(code)].count if code.isdigit() and int(code) in XIDS else 1,
-            getattr(limits, row.confirm) if row.confirm else 0.0,
-            getattr(limits, row.clear) if row.clear else None,
+            _COUNTS.get(row.rule, 1),
+            row.confirm_s(limits),
+            row.clear_s(limits),
             row.meaning,
+            disabled=False,
+            overridden=False,
+            settings={name: getattr(limits, name) for name in row.settings},
+            measured=bool(row.limits),
+            witnesses=row.witnesses,
+            signals=row.signals,
+            scope=row.scope,
+            explained_by=EXPLAINED_BY.get(row.rule, ()),
         )
     )
     for override in limits.overrides:

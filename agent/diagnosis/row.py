@@ -12,6 +12,8 @@ from agent.model.fault import Evidence, Finding, Severity
 from agent.model.observation import Observation
 from agent.model.remedy import LADDER, Remedy
 
+AT_ONCE = "at_once"
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -20,8 +22,11 @@ class Row:
     remedy: Remedy
     meaning: str
     confirm: str = ""  # the setting that says for how long it must be seen; at once where there is none
-    clear: str = ""  # the setting that says for how long it must be gone; latched where there is none
+    clear: str = ""  # the setting that says for how long it must be gone, or AT_ONCE; latched where there is none
     signals: tuple[str, ...] = ()  # the readings without which its absence can't be seen
+    limits: tuple[str, ...] = ()  # the other settings that it goes by
+    witnesses: tuple[str, ...] = ()  # the sources that may tell it
+    scope: tuple[str, ...] = ("gpu",)  # whether it is a GPU's, the node's, or either
 
     def found(
         self,
@@ -44,12 +49,25 @@ class Row:
             evidence=Evidence(observation.at, observation.source, observation.raw or message or self.meaning),
             arrived=observation.arrived,
             witness=observation.source,
-            confirm_s=getattr(limits, self.confirm) if self.confirm else 0.0,
-            clear_s=getattr(limits, self.clear) if self.clear else None,
+            confirm_s=self.confirm_s(limits),
+            clear_s=self.clear_s(limits),
             holds_only=holds_only,
             signals=self.signals,
             drill=observation.drill,
         )
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """All that it goes by."""
+        return tuple(name for name in (self.confirm, self.clear, *self.limits) if name not in ("", AT_ONCE))
+
+    def confirm_s(self, limits: Limits) -> float:
+        return float(getattr(limits, self.confirm)) if self.confirm else 0.0
+
+    def clear_s(self, limits: Limits) -> float | None:
+        if self.clear == AT_ONCE:
+            return 0.0
+        return float(getattr(limits, self.clear)) if self.clear else None
 
     def said(self, severity: Severity, remedy: Remedy, meaning: str) -> Row:
         """This row of an error code, as its line says it."""
@@ -74,7 +92,7 @@ def _table() -> Mapping[str, Row]:
             row["meaning"],
             row["confirm"],
             row["clear"],
-            tuple(row["signals"].split()),
+            *(tuple(row[column].split()) for column in ("signals", "limits", "witnesses", "scope")),
         )
         for row in csv.DictReader(text.splitlines())
     }

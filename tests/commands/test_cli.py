@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli import main
+from agent.config.limits import Limits
 
 
 def program(*arguments: str, timeout_s: float = 20) -> tuple[int, str, str]:
@@ -228,12 +229,64 @@ def test_the_policy_in_force_shows_overrides_in_their_scope(tmp_path: Path) -> N
 
 def test_the_policy_of_one_rule_shows_what_details_make_of_it() -> None:
     code, out, _ = cli("policy", "xid-74")
-    assert (code, len(out.splitlines())) == (0, 1 + 1 + 14)
+    assert (code, out.count("\nxid-74, ")) == (0, 14)
     assert "xid-74, register 5, bits 20, 23, 26, 29" in out
-    assert len(cli("policy", "xid-150")[1].splitlines()) == 1 + 1 + 1
-    assert len(cli("policy", "xid-79")[1].splitlines()) == 1 + 1
-    code, _, said = cli("policy", "xid-7a")
-    assert (code, "no rule 'xid-7a'" in said) == (64, True)
+    assert cli("policy", "xid-150")[1].count("\nxid-150, ") == 1
+    assert "\nrule " not in cli("policy", "xid-79")[1]
+    for wrong in ("xid-7a", "xid-079", "xid-"):
+        code, _, said = cli("policy", wrong)
+        assert (code, f"no rule '{wrong}'" in said) == (64, True)
+
+
+def test_a_rules_page_says_when_it_begins_and_ends_whose_word_it_is_and_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "policy: {temperature_hysteresis_c: 7, degraded_effect: NoSchedule, "
+        "overrides: [{rule: temperature, confirm_s: 42, clear_s: latched}]}"
+    )
+    code, out, _ = cli("policy", "temperature", "--config", str(path))
+    assert code == 0
+    assert out.splitlines() == [
+        "temperature: degraded, remedy contact_support, by an override",
+        "  what:      hotter than its slowdown limit",
+        "  of:        a GPU, by nvml",
+        "  readings:  temperature_c",
+        "  begins:    when it has lasted 42 s",
+        "  settings:  policy.temperature_confirm_s 60, policy.temperature_clear_s 600, "
+        "policy.temperature_hysteresis_c 7",
+        "  clears by: another card in the slot; or a person's dismissal: annotation "
+        "gpu-health-agent/dismiss=temperature@ADDRESS on the node",
+        "  by itself: observe: running pods stay",
+        "  by itself: taint or evict: running pods stay, no new ones come",
+        "  by hand:   look at the node's cooling: fans, air flow, inlet temperature, and whether its neighbours are "
+        "hot too",
+        "  override:  policy: {overrides: [{rule: temperature, severity: notice}]}; also gpu_model, node_label, "
+        "disabled, remedy, count, window_s, confirm_s, clear_s",
+    ]
+
+
+def test_every_rule_has_a_page_and_so_has_a_code_that_no_table_lists() -> None:
+    rules = [json.loads(line)["rule"] for line in cli("policy", "--json")[1].splitlines()]
+    for rule in (*rules, "xid-999", "sxid-9", "dcgm-999"):
+        code, out, _ = cli("policy", rule)
+        assert (code, out.startswith(f"{rule}: ")) == (0, True)
+        for row in ("what", "of", "begins", "clears by", "by itself", "by hand", "override"):
+            assert f"\n  {row}:" in out, (rule, row)
+
+
+def test_every_threshold_is_named_on_the_page_of_a_rule() -> None:
+    named = {name for line in cli("policy", "--json")[1].splitlines() for name in json.loads(line)["settings"]}
+    of_no_rule = {"overrides", "degraded_effect", "soak_s", "aside_s"}
+    assert set(Limits.model_fields) - of_no_rule == named
+
+
+def test_rules_of_one_severity_are_listed_alone() -> None:
+    fatal = [json.loads(line) for line in cli("policy", "--severity", "fatal", "--json")[1].splitlines()]
+    assert {entry["severity"] for entry in fatal} == {"fatal"}
+    assert "xid-79" in {entry["rule"] for entry in fatal}
+    assert "\ntemperature " not in cli("policy", "--severity", "fatal")[1]
+    code, _, said = cli("policy", "--severity", "bad")
+    assert (code, "--severity: invalid choice" in said) == (64, True)
 
 
 def test_explain_without_an_agent_says_what_else_to_ask(tmp_path: Path) -> None:
@@ -251,6 +304,7 @@ def test_an_agent_whose_sources_are_in_another_container_loads_no_nvml_binding(t
     script = f"""
 import os, signal, sys, threading, time
 from agent.cli import main
+from agent.config.limits import Limits
 def end():
     while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         time.sleep(0.1)

@@ -34,7 +34,16 @@ class Code:
 
 
 def _row(number: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
-    return Row(f"dcgm-{number}", severity, remedy, f"DCGM: {meaning}", "flag_confirm_s", "dcgm_clear_s")
+    return Row(
+        f"dcgm-{number}",
+        severity,
+        remedy,
+        f"DCGM: {meaning}",
+        "flag_confirm_s",
+        "dcgm_clear_s",
+        witnesses=(SECOND_WITNESS,),
+        scope=("gpu", "node"),
+    )
 
 
 def _catalog() -> Mapping[int, Code]:
@@ -71,6 +80,12 @@ EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def unlisted(code: int, given: int = 0) -> Row:
+    """As grave as the engine says of it."""
+    severity, remedy = _BY_SEVERITY.get(given, (_DEGRADED, _ASK))
+    return _row(code, severity, remedy, "an incident that this agent has no word for")
+
+
 def find(history: History, limits: Limits) -> Iterator[Finding]:
     alive = history.alive.get(SECOND_WITNESS)
     if history.elsewhere:
@@ -102,8 +117,7 @@ def _incident(history: History, limits: Limits, observation: Observation, code: 
     """Where NVML reads the same of that GPU its own rule decides, and DCGM's word is a notice that asks for nothing."""
     known = CODES.get(code)
     given = int(number(observation, "severity") or 0)
-    severity, remedy = _BY_SEVERITY.get(given, (_DEGRADED, _ASK))
-    row = known.row if known else _row(code, severity, remedy, "an incident that this agent has no word for")
+    row = known.row if known else unlisted(code, given)
     severity, remedy = row.severity, row.remedy
     if known and _is_read(history, observation.pci, known.nvml_reads, limits):
         severity, remedy = _NOTICE, _NONE

@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib.resources import files
 
 from agent.config.limits import Limits
-from agent.config.source_index import SECOND_WITNESS
+from agent.config.source_index import KERNEL_LOG, SECOND_WITNESS, TRACE
 from agent.diagnosis.history import SECOND_LATE_S, History, number
 from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Finding, Severity
@@ -33,7 +33,15 @@ def _catalog() -> Mapping[int, Row]:
 
 def _row(code: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
     clear = {Severity.NOTICE: "notice_clear_s", Severity.DEGRADED: "degraded_xid_clear_s"}.get(severity, "")
-    return Row(f"sxid-{code}", severity, remedy, f"SXid {code}: {meaning}", "", clear)
+    return Row(
+        f"sxid-{code}",
+        severity,
+        remedy,
+        f"SXid {code}: {meaning}",
+        clear=clear,
+        witnesses=(KERNEL_LOG, SECOND_WITNESS, TRACE),
+        scope=("node",),
+    )
 
 
 CATALOG = _catalog()
@@ -88,14 +96,16 @@ def _of_some_gpu(row: Row) -> Row:
     )
 
 
+def unlisted(code: int, fatal: bool = False) -> Row:
+    """As grave as the driver says of it."""
+    severity, said = (Severity.FATAL, "fatal") if fatal else (Severity.NOTICE, "not fatal")
+    return _row(code, severity, Remedy.CONTACT_SUPPORT, f"an NVSwitch error that the driver calls {said}")
+
+
 def _switch(history: History, observation: Observation, code: int, limits: Limits) -> Finding:
     """The address is the switch's, so the fault is the node's; the driver's own word decides unlisted codes."""
     fatal = number(observation, "fatal") == 1
-    row = CATALOG.get(code) or (
-        _row(code, Severity.FATAL, Remedy.CONTACT_SUPPORT, "an NVSwitch error that the driver calls fatal")
-        if fatal
-        else _row(code, Severity.NOTICE, Remedy.CONTACT_SUPPORT, "an NVSwitch error that the driver calls not fatal")
-    )
+    row = CATALOG.get(code) or unlisted(code, fatal)
     late_s = SECOND_LATE_S if observation.source == SECOND_WITNESS else 0
     if code == _LINK_FAULT and _a_gpu_left(history, _SECONDARY_S + late_s):
         row = _row(code, Severity.NOTICE, Remedy.NONE, "link fault after a GPU at its other end was reset or lost")

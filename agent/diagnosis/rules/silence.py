@@ -9,34 +9,36 @@ from agent.config.limits import Limits
 from agent.config.source_index import GPUS, SECOND_WITNESS, SOURCES, SourceRow
 from agent.diagnosis.cards import silent
 from agent.diagnosis.history import History
-from agent.diagnosis.row import TABLE, Row
+from agent.diagnosis.row import AT_ONCE, TABLE, Row
 from agent.diagnosis.seen import heard_until, hung, unread
-from agent.model.fault import Evidence, Finding, Reason, Severity, Unseen
+from agent.model.fault import Evidence, Finding, Reason, Unseen
 from agent.model.observation import Failure, Observation
 from agent.model.remedy import Remedy
 
 
 def _silent(source: SourceRow) -> Row:
     meaning = f"the source {source.name} has finished no poll"
-    return Row(source.silent, source.silence, Remedy.CONTACT_SUPPORT, meaning)
+    return Row(
+        source.silent,
+        source.silence,
+        Remedy.CONTACT_SUPPORT,
+        meaning,
+        clear=AT_ONCE,
+        limits=("silent_s",),
+        witnesses=(source.name,),
+        scope=("node",),
+    )
 
 
 UNREAD = TABLE["gpu-silent"]
-HUNG = Row("driver-hung", Severity.DEGRADED, Remedy.REBOOT_NODE, "a call into the driver does not come back")
+HUNG = TABLE["driver-hung"]
 # What the driver says to the witness that reads it.
 _FAILED: dict[str, Row] = {
-    Failure.DRIVER_NOT_LOADED: Row(
-        "driver-not-loaded", Severity.DEGRADED, Remedy.REBOOT_NODE, "the NVIDIA kernel module is not loaded"
-    ),
-    Failure.LIBRARY_MISMATCH: Row(
-        "driver-mismatch",
-        Severity.DEGRADED,
-        Remedy.REBOOT_NODE,
-        "the driver's library and kernel module are of different versions",
-    ),
+    Failure.DRIVER_NOT_LOADED: TABLE["driver-not-loaded"],
+    Failure.LIBRARY_MISMATCH: TABLE["driver-mismatch"],
     Failure.HUNG: HUNG,
 }
-ROWS = (*map(_silent, SOURCES.values()), *_FAILED.values())
+ROWS = tuple(map(_silent, SOURCES.values()))
 # A library that was never injected is this pod's configuration, not the node's health; nor is keeping off the GPUs.
 _CONFIGURATION = (Failure.NO_LIBRARY, Failure.NO_PERMISSION, Failure.KEEP_OFF)
 _NO_PERMISSION = "(NVML error 4)"  # the same, of one GPU

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 
 from agent.config.limits import Limits
-from agent.config.source_index import GPUS, KERNEL_LOG
+from agent.config.source_index import GPUS, KERNEL_LOG, SECOND_WITNESS, TRACE
 from agent.diagnosis import nvlink4, nvlink5
 from agent.diagnosis.cards import off_the_bus
 from agent.diagnosis.history import NVLINK4_XID, NVLINK5_XIDS, UNCORRECTABLE_XID, History, number
@@ -40,22 +40,32 @@ class Code:
 
 def _catalog() -> Mapping[int, Code]:
     text = files("agent.diagnosis.rules").joinpath("xid.csv").read_text(encoding="utf-8")
-    return {
-        int(entry["code"]): Code(
-            _row(int(entry["code"]), Severity[entry["severity"].upper()], Remedy(entry["remedy"]), entry["meaning"]),
-            int(entry["count"] or 1),
-        )
-        for entry in csv.DictReader(text.splitlines())
-    }
+    codes = {}
+    for entry in csv.DictReader(text.splitlines()):
+        code, count = int(entry["code"]), int(entry["count"] or 1)
+        row = _row(code, Severity[entry["severity"].upper()], Remedy(entry["remedy"]), entry["meaning"], count)
+        codes[code] = Code(row, count)
+    return codes
 
 
-def _row(code: int, severity: Severity, remedy: Remedy, meaning: str) -> Row:
-    return Row(f"xid-{code}", severity, remedy, f"Xid {code}: {meaning}", "", code_clear(severity, remedy))
+def _row(code: int, severity: Severity, remedy: Remedy, meaning: str, count: int = 1) -> Row:
+    return Row(
+        f"xid-{code}",
+        severity,
+        remedy,
+        f"Xid {code}: {meaning}",
+        clear=code_clear(severity, remedy),
+        limits=("xid_count_window_s",) if count > 1 else (),
+        witnesses=(GPUS, KERNEL_LOG, SECOND_WITNESS, TRACE),
+    )
 
 
 CATALOG = _catalog()
 ROWS = tuple(code.row for code in CATALOG.values())
-_NOT_LISTED = "a code that NVIDIA's catalog does not list"
+
+
+def unlisted(code: int) -> Row:
+    return _row(code, Severity.NOTICE, Remedy.CONTACT_SUPPORT, "a code that NVIDIA's catalog does not list")
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
@@ -81,7 +91,7 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
 
 
 def _finding(history: History, limits: Limits, observation: Observation, code: int) -> Finding:
-    entry = CATALOG.get(code) or Code(_row(code, Severity.NOTICE, Remedy.CONTACT_SUPPORT, _NOT_LISTED))
+    entry = CATALOG.get(code) or Code(unlisted(code))
     observation = history.with_details(observation, code)
     severity, row = entry.row.severity, _with_place(entry.row, observation)
     if code == NVLINK4_XID or code in NVLINK5_XIDS:
