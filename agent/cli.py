@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -30,8 +31,20 @@ COMMANDS = {
 }
 
 
+# In --help, beside those of each command's file.
+EXAMPLES = (
+    ("gpu-health-agent simulate", "the main job in a minute, without GPU or cluster"),
+    ("gpu-health-agent nodes", "what is wrong on a cluster, and what is waited for"),
+    ("gpu-health-agent COMMAND --help", "its arguments, with examples"),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script; the exit code. A bug's error is no sentence for a person: it ends with its traceback."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could stand there
+        import argcomplete
+
+        argcomplete.autocomplete(parser(os.environ["COMP_LINE"].split()))
     given = sys.argv[1:] if argv is None else list(argv)
     arguments = parser(given).parse_args(given)
     try:
@@ -61,9 +74,18 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(UsageError.exit_code)
 
 
+def _show(command: argparse.ArgumentParser, examples: Sequence[tuple[str, str]]) -> None:
+    """In its --help: a command line, and what it is for."""
+    width = max(len(line) for line, _ in examples)
+    lines = (f"  {line:<{width}}  {why}" for line, why in examples)
+    command.epilog = "\n".join(("examples:", *lines))
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
 def parser(given: Sequence[str]) -> argparse.ArgumentParser:
     """Every command, and the arguments of each that is among the words given; ``command`` is its name."""
     whole = _Parser(prog="gpu-health-agent", description="Keeps broken GPUs away from pods, and says why.")
+    _show(whole, EXAMPLES)
     whole.add_argument("--version", action="version", version=f"gpu-health-agent {__version__}")
     commands = whole.add_subparsers(required=True, dest="command", metavar="COMMAND", parser_class=_Parser)
     for name, what in COMMANDS.items():
@@ -71,5 +93,6 @@ def parser(given: Sequence[str]) -> argparse.ArgumentParser:
         if name in given:
             module = import_module(f"agent.commands.{name}")
             module.add_arguments(command)
+            _show(command, module.EXAMPLES)
             command.set_defaults(run=module.run)
     return whole

@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 PURE = ("model", "diagnosis", "remediation")
 IMPURE = {"time", "threading", "socket", "subprocess", "os", "random", "logging", "structlog", "kubernetes", "pynvml"}
 ONLY_IN = {
+    "argcomplete": ("cli",),
     "kubernetes": ("actions", "drill"),
     "pynvml": ("sources", "simulation"),
     "pydcgm": ("sources",),

@@ -24,6 +24,12 @@ _EXIT_CODES = {"healthy": 0, "degraded": 1, "unhealthy": 2}
 _UNKNOWN = 3
 
 
+EXAMPLES = (
+    ("gpu-health-agent check", "the agent's that runs here, else by one reading of our own"),
+    ("gpu-health-agent check --json", "all that /state has"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F")
     parser.add_argument("--json", action="store_true", help="the whole state, as /state has it")

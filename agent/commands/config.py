@@ -11,6 +11,11 @@ import yaml
 from agent.commands.setup import configured
 from agent.config.settings import Config
 
+EXAMPLES = (
+    ("gpu-health-agent config --config config.yaml", "what is in force, or what is wrong"),
+    ("gpu-health-agent config --schema", "for an editor or a pipeline"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", help="validated without a cluster or a GPU")

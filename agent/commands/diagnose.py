@@ -23,6 +23,13 @@ USUALLY = {1: "seconds", 2: "about 2 minutes", 3: "tens of minutes", 4: "an hour
 _CORDON = "node.kubernetes.io/unschedulable"
 
 
+EXAMPLES = (
+    ("gpu-health-agent diagnose --level 1", "all GPUs, in seconds, beside whatever runs"),
+    ("gpu-health-agent diagnose --level 3 --gpu 3", "one idle GPU of a withdrawn node"),
+    ("gpu-health-agent diagnose --level 1 --sources /run/gpu-health-agent/sources", "in the container 'agent'"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level",

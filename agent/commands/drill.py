@@ -26,6 +26,13 @@ _CLEAN_S = 180.0
 _REQUEST_S, _MOST_BYTES = 60.0, 1 << 30  # it lists every pod of the cluster, on a person's machine
 
 
+EXAMPLES = (
+    ("gpu-health-agent drill", "what would be done"),
+    ("gpu-health-agent drill --yes --html drill.html", "do it, and write a report"),
+    ("gpu-health-agent drill --yes --node node-1 --inject", "on a node whose GPUs are simulated"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kubeconfig", metavar="F", help="the cluster (default: as kubectl finds it)")
     parser.add_argument("--yes", action="store_true", help="without it nothing is done but to say what would be")

@@ -29,6 +29,13 @@ from agent.remediation.taints import effect_on
 from agent.status.client import running
 from agent.status.state import fault
 
+EXAMPLES = (
+    ("gpu-health-agent explain", "all faults of the agent that runs here"),
+    ("gpu-health-agent explain xid-79@0000:1b:00.0", "one of them"),
+    ("gpu-health-agent explain --node node-1", "from anywhere, by the Node's annotation"),
+    ("gpu-health-agent explain --recording run.jsonl", "as a recording ends"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fault", nargs="?", metavar="FAULT", help="one fault's id (default: all that stand)")

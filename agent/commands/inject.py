@@ -24,6 +24,14 @@ _FIELDS = (
 )
 
 
+EXAMPLES = (
+    ("gpu-health-agent inject --gpu 3 --xid 79", "the GPU is lost"),
+    ("gpu-health-agent inject --gpu 3 --temperature 95", "it runs hot"),
+    ("gpu-health-agent inject --gpu 3 --set pcie_width=8", "its link loses lanes"),
+    ("gpu-health-agent inject --gpu 3 --clear", "it is well again"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", type=_gpu, metavar="G", help="the GPU's index or UUID (with --clear: default all)")
     parser.add_argument("--pid", type=int, metavar="PID", help="with --xid: the process that the kernel names")

@@ -17,6 +17,14 @@ _AGAIN_S = 5.0
 _CLEAR = "\x1b[H\x1b[2J"
 
 
+EXAMPLES = (
+    ("gpu-health-agent nodes", "the worst first"),
+    ("gpu-health-agent nodes --selector pool=a100 --watch", "again each 5 s"),
+    ("gpu-health-agent nodes node-1", "its faults, and what happens next"),
+    ("gpu-health-agent nodes -o json", "for a script"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("node", nargs="?", metavar="NODE", help="this one, with evidence and what happens next")
     parser.add_argument("-l", "--selector", default="", metavar="K=V", help="only nodes with these labels")

@@ -13,6 +13,7 @@ from agent.config.limits import Override
 from agent.config.settings import Config, Mode
 from agent.diagnosis.advice import by_hand, by_itself, clears
 from agent.diagnosis.effective import Entry, entries, parts
+from agent.diagnosis.rules import ROWS
 from agent.model.errors import UsageError
 from agent.model.fault import Evidence, Fault, Finding, Severity
 from agent.model.remedy import Remedy
@@ -21,8 +22,17 @@ _BY_CLASSES = "xid-74"
 _OTHERS = f"also {', '.join(name for name in Override.model_fields if name not in ('rule', 'severity'))}"
 
 
+EXAMPLES = (
+    ("gpu-health-agent policy --severity fatal", "what withdraws a node"),
+    ("gpu-health-agent policy xid-79", "one rule's page"),
+    ("gpu-health-agent policy xid-149", "and what a line's details make of it"),
+    ("gpu-health-agent policy --config config.yaml --gpu-model 'NVIDIA L40S'", "with the overrides for these GPUs"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("rule", nargs="?", metavar="RULE", help="this one's page: when it begins and ends, what to do")
+    rule = parser.add_argument("rule", nargs="?", metavar="RULE", help="this one's page: begin, end, what to do")
+    rule.completer = lambda **_: list(ROWS)  # type: ignore[attr-defined]  # argcomplete's way
     parser.add_argument("--severity", choices=[s.name.lower() for s in Severity], help="only rules of this severity")
     parser.add_argument("--config", metavar="F", help="validated without a cluster or a GPU")
     parser.add_argument("--gpu-model", default="", metavar="X", help="NVML's product name, for overrides by model")

@@ -9,6 +9,11 @@ from agent.actions.api import connect
 from agent.actions.removal import release
 from agent.commands.setup import configured, persons
 
+EXAMPLES = (
+    ("gpu-health-agent release --node node-1", "with its agent gone"),
+    ("gpu-health-agent release --all --kubeconfig ~/.kube/config", "every node, and the permits"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     whose = parser.add_mutually_exclusive_group(required=True)

@@ -41,6 +41,14 @@ _POLL_S, _WATCHED_S, _SELDOM_S, _SETTLED_S = 5.0, 30.0, 60.0, 4 * 3600.0
 _MOST_ROUNDS = 20
 
 
+EXAMPLES = (
+    ("gpu-health-agent replay run.jsonl", "what was decided"),
+    ("gpu-health-agent replay run.jsonl --config other.yaml", "what another configuration would have decided"),
+    ("gpu-health-agent replay dmesg.txt --profile a100-8", "what a kernel log would have led to"),
+    ("journalctl -k | gpu-health-agent replay -", "the same of this machine's"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a recording, a source's lines or a raw kernel log; - for stdin")
     parser.add_argument("--config", metavar="OTHER", help="another policy than the recording's own")

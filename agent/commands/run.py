@@ -25,6 +25,13 @@ from agent.sources.process.supervisor import Sources
 _SWITCH_S = 0.0005
 
 
+EXAMPLES = (
+    ("gpu-health-agent run --node node-1 --dry-run", "what it would do: nothing is written"),
+    ("gpu-health-agent run --node node-1 --config config.yaml --record run.jsonl", "for 'replay' and 'explain'"),
+    ("gpu-health-agent run --node node-1 --simulate demo", "on simulated GPUs, and on a real Node object"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", help="the YAML configuration (default: all defaults, mode observe)")
     parser.add_argument("--node", metavar="N", help="the Node object to write to (default: NODE_NAME)")

@@ -39,6 +39,13 @@ _GATHER_S, _POLL_S = 2, 1
 _NODE = "node-1"
 
 
+EXAMPLES = (
+    ("gpu-health-agent simulate", "the main job, in a minute"),
+    ("gpu-health-agent simulate demo --json", "the same for a program"),
+    ("gpu-health-agent simulate idle", "healthy GPUs, to break by 'inject'"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scenario", nargs="?", default="demo", help="a scenario's name or file (demo)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")

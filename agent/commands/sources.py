@@ -11,6 +11,11 @@ from pathlib import Path
 from agent.commands.setup import add_directory, add_logging, configured, simulated
 from agent.sources.process.command_lines import commands, diagnosis, hung_s, pods
 
+EXAMPLES = (
+    ("gpu-health-agent sources --socket /run/gpu-health-agent/sources", "the agent: 'run --sources' and the same path"),
+    ("gpu-health-agent sources --socket /tmp/sources --simulate --log-level debug", "on simulated GPUs"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", help="the agent's own file")

@@ -6,14 +6,18 @@ import contextlib
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from agent.cli import main
+from agent.cli import COMMANDS, main, parser
 from agent.config.limits import Limits
+
+ROOT = Path(__file__).parents[2]
 
 
 def program(*arguments: str, timeout_s: float = 20) -> tuple[int, str, str]:
@@ -86,7 +90,7 @@ def run(arguments):
     raise {bug}("not what was typed")
 
 command = types.ModuleType("agent.commands.odd")
-command.run, command.add_arguments = run, lambda parser: None
+command.run, command.add_arguments, command.EXAMPLES = run, lambda parser: None, (("odd", "why"),)
 sys.modules[command.__name__], cli.COMMANDS["odd"] = command, "a command with a bug"
 sys.exit(cli.main(["odd"]))
 """
@@ -289,6 +293,37 @@ def test_rules_of_one_severity_are_listed_alone() -> None:
     assert (code, "--severity: invalid choice" in said) == (64, True)
 
 
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_help_ends_with_examples_that_are_commands(command: str) -> None:
+    code, out, _ = cli(*filter(None, (command, "--help")))
+    _, found, examples = out.partition("\nexamples:\n")
+    assert (code, found != "") == (0, True)
+    for line in examples.splitlines():
+        typed, _, why = line.strip().rpartition("  ")
+        program, *arguments = shlex.split(typed.rpartition("|")[2])
+        assert (program, bool(why)) == ("gpu-health-agent", True)
+        if arguments[0] != "COMMAND":
+            assert parser(arguments).parse_args(arguments).command == (command or arguments[0])
+
+
+def test_the_shell_completes_commands_options_and_rules_by_the_line_in_the_readme() -> None:
+    (line,) = re.findall(r"`(eval [^`]*)`", (ROOT / "README.md").read_text())
+    typed = ("gpu-health-agent pol", "gpu-health-agent policy --sev", "gpu-health-agent policy sxid-1200")
+    asked = "".join(
+        f"""
+        COMP_WORDS=({one}) COMP_CWORD={len(one.split()) - 1} COMP_LINE='{one}' COMP_POINT={len(one)} COMPREPLY=()
+        _python_argcomplete gpu-health-agent {one.split()[-1]} {one.split()[-2]}
+        echo "${{COMPREPLY[@]}}"
+        """
+        for one in typed
+    )
+    there = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    script = ["bash", "--norc", "-c", f"{line}\n{asked}"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=30, env={**os.environ, **there})
+    assert done.stdout.splitlines()[:2] == ["policy ", "--severity "], done.stderr
+    assert "sxid-12001" in done.stdout.splitlines()[2].split()
+
+
 def test_explain_without_an_agent_says_what_else_to_ask(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("http: {address: 127.0.0.1, port: 1}")
@@ -303,7 +338,7 @@ def test_an_agent_whose_sources_are_in_another_container_loads_no_nvml_binding(t
     begun = ["run", "--node", "n", "--config", str(config), "--sources", str(tmp_path / "none"), "--kubeconfig", "none"]
     script = f"""
 import os, signal, sys, threading, time
-from agent.cli import main
+from agent.cli import COMMANDS, main, parser
 from agent.config.limits import Limits
 def end():
     while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
