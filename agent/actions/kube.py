@@ -7,16 +7,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, assert_never
-from urllib.parse import quote
 
-from agent.actions.answers import ask_node, may_arrive, sensible
-from agent.actions.api import JSON, JSON_PATCH, METADATA, STRATEGIC_PATCH, Api, ask, condition_of, taint_of, written_at
+from agent.actions.answers import may_arrive, sensible
+from agent.actions.api import JSON, Api, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
 from agent.actions.event_object import Events
 from agent.actions.jobs import Jobs
 from agent.actions.leases import Clock
-from agent.actions.node_patch import report_body, retaint_patch
 from agent.actions.offered import offered
+from agent.actions.own_node import OwnNode
 from agent.actions.permits import Permits
 from agent.actions.pods import Pods
 from agent.actions.pool import Pool
@@ -42,8 +41,10 @@ from agent.model.steps import (
     TakePermit,
     Wait,
 )
-from agent.model.text import fault_ids, rfc3339
+from agent.model.text import fault_ids
 from agent.model.world import About, Job, Permit, PermitKind, Pod, World
+
+_WAITS_S = 120.0  # whoever looked closely so lately, and holds nothing, waits
 
 
 class KubeClient:
@@ -63,14 +64,14 @@ class KubeClient:
         self.asked_at = 0.0
         self._node, self._config, self._clock, self._wall = node, config, clock, wall
         self._api = self._declared(api)
-        self._path = f"/api/v1/nodes/{quote(node, safe='')}"
+        self._own = OwnNode(self._api, node, clock, wall)
         self._permits = Permits(self._api, config.budget, clock, wall)
-        self._raw: dict[str, Any] = {}
         self._pods = Pods(self._api, node, config, clock, wall, answer_s)
         self._jobs = Jobs(self._api, node, config, clock)
         self._slices = Slices(self._api, node, clock)
         self.lacks = Trial(self._api, node, config, wall).lacks
         self._events = Events(self._api, node, clock, wall)
+        self._closely_at = float("-inf")
         self._vainly_from: float | None = None  # since when our taint has been asked for in vain
         self._known: dict[str, About] = {}  # this node's pods, by UID
 
@@ -108,16 +109,11 @@ class KubeClient:
 
         ``counts``: and the pool itself, for whoever may take a permit. RefusedError, UnreachableError.
         """
-        try:
-            self._raw = ask_node(self._api, "GET", self._path)
-        except RefusedError as refused:
-            if refused.status == HTTPStatus.NOT_FOUND:
-                why = f"node {self._node} does not exist: check node, --node or NODE_NAME"
-                raise RefusedError(HTTPStatus.NOT_FOUND, why) from None
-            raise
-        metadata, spec, status = (self._raw.get(part) or {} for part in ("metadata", "spec", "status"))
-        if metadata["name"] != self._node or not metadata["uid"]:
-            raise UnreachableError(f"what answers for node {self._node} is no Node: is it a proxy, or another server?")
+        # The first look of one that may take a permit, and each of one that has something, is at the Node itself.
+        eases = not self._permits.holding and (not closely or self._clock() - self._closely_at < _WAITS_S)
+        raw = self._own.read(afresh=not eases)
+        self._closely_at = self._clock() if closely else float("-inf")
+        metadata, spec, status = (raw.get(part) or {} for part in ("metadata", "spec", "status"))
         permits: tuple[Permit, ...] | None = None
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None
@@ -125,12 +121,12 @@ class KubeClient:
         if not closely:  # no taint of ours is wanted any more
             self._vainly_from = None
         if closely or self._permits.awaited:
-            permits = self._permits.look(self._holder, written_at(self._raw))
-            pool, paused = self._permits.pool(self._holder, permits, counts), self._permits.paused()
+            permits = self._permits.look(self._own.holder, written_at(raw))
+            pool, paused = self._permits.pool(self._own.holder, permits, counts), self._permits.paused()
             clock_s = int(self._clock())
             ours = {taint["key"] for taint in spec.get("taints") or ()}
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
-            drains = any(permit.holder == self._holder and permit.kind is PermitKind.DRAINING for permit in permits)
+            drains = any(permit.holder == self._own.holder and permit.kind is PermitKind.DRAINING for permit in permits)
             if tainted or idle or drains:
                 hostname = (metadata.get("labels") or {}).get("kubernetes.io/hostname", self._node)
                 pods = self._pods.look(tainted, metadata["uid"], hostname)
@@ -155,7 +151,7 @@ class KubeClient:
             permits=permits,
             pool_size=pool.size,
             out=pool.out,
-            aged=permits is not None and self._permits.aged,
+            aged=self._own.aged or (permits is not None and self._permits.aged),
             clock_s=clock_s,
             paused=paused,
             pods=pods,
@@ -171,18 +167,12 @@ class KubeClient:
         )
 
     def words(self) -> Iterator[tuple[Labels, Annotations]]:
-        """They come by a watch on our Node's metadata, as each kubelet has one: from the server's cache, and no list.
+        """They come by a watch on our Node. RefusedError, UnreachableError."""
+        return self._own.words()
 
-        RefusedError, UnreachableError. It begins with the Node as it is, so none is resumed.
-        """
-        one = f"fieldSelector=metadata.name%3D{quote(self._node, safe='')}"
-        path = f"/api/v1/nodes?watch=true&allowWatchBookmarks=true&resourceVersion=0&{one}"
-        for event in ask(self._api, "GET", path, accept=METADATA):
-            node = event["object"]
-            if event["type"] == "ERROR":
-                raise RefusedError(int(node.get("code") or HTTPStatus.INTERNAL_SERVER_ERROR), str(node.get("message")))
-            if event["type"] in ("ADDED", "MODIFIED"):
-                yield node["metadata"].get("labels") or {}, node["metadata"].get("annotations") or {}
+    def heard(self, version: str | None) -> None:
+        """What such a watch says: ``OwnNode.heard``."""
+        self._own.heard(version)
 
     def workloads(self) -> Mapping[str, str]:
         """Pod UID → what controls it, for the pods of this node; RefusedError, UnreachableError."""
@@ -199,7 +189,8 @@ class KubeClient:
         self._permits.succeeds()
 
     def renew(self) -> None:
-        """The next close look reads the permits and the pool whole, as whoever takes a permit must."""
+        """The next close look reads the Node, the permits and the pool whole, as whoever takes a permit must."""
+        self._own.renew()
         self._permits.renew()
 
     def do(self, step: Step) -> bool:
@@ -226,13 +217,18 @@ class KubeClient:
     def _do(self, step: Step) -> bool:
         match step:
             case Report():
-                self._report(step)
-            case Retaint():
-                self._retaint(step)
+                self._own.report(step)
+            case Retaint(taints):
+                if any(taint.withdraws for taint in taints):
+                    self._permits.require(PermitKind.WITHDRAWN)
+                self._own.retaint(step)
             case TakePermit(kind, index):
-                self._permits.take(kind, index, self._holder)
+                if self._own.aged:
+                    self.renew()
+                    raise RefusedError(HTTPStatus.CONFLICT, "the Node was read a while ago: it is read anew")
+                self._permits.take(kind, index, self._own.holder)
             case GivePermit(kind, index):
-                self._permits.give(kind, index, self._holder)
+                self._permits.give(kind, index, self._own.holder)
             case AskCheckpoint(pod, drain):
                 self._permits.require(PermitKind.DRAINING)
                 self._pods.ask_checkpoint(pod, drain)
@@ -246,7 +242,7 @@ class KubeClient:
                 return step.pod.uid not in self._pods.evictions.refused
             case StartJob():
                 self._permits.require(PermitKind.WITHDRAWN)
-                self._jobs.start(step, self._raw["metadata"]["uid"])
+                self._jobs.start(step, self._own.raw["metadata"]["uid"])
             case Diagnose():
                 raise RefusedError(
                     HTTPStatus.NOT_FOUND, "whoever has no sources of its own can't have DCGM diagnose a GPU"
@@ -258,17 +254,3 @@ class KubeClient:
             case _:
                 assert_never(step)
         return True
-
-    @property
-    def _holder(self) -> str:
-        return f"{self._node}/{self._raw['metadata']['uid']}"
-
-    def _report(self, step: Report) -> None:
-        # The status subresource takes conditions, labels and annotations in one write, and no spec.
-        body = report_body(step, self._raw, rfc3339(self._wall(), "seconds"))
-        self._raw = ask_node(self._api, "PATCH", f"{self._path}/status", body, STRATEGIC_PATCH)
-
-    def _retaint(self, step: Retaint) -> None:
-        if any(taint.withdraws for taint in step.taints):
-            self._permits.require(PermitKind.WITHDRAWN)
-        self._raw = ask_node(self._api, "PATCH", self._path, retaint_patch(step, self._raw), JSON_PATCH)

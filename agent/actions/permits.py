@@ -55,6 +55,11 @@ class Permits:
         """Whether what the last look gave was partly read a while ago: no permit is taken on that."""
         return self._leases.aged
 
+    @property
+    def holding(self) -> bool:
+        """Whether the last look showed one of our own, or one was asked for since."""
+        return bool(self._ours)
+
     def renew(self) -> None:
         """The next look reads the permits and the pool whole."""
         self._leases.renew()

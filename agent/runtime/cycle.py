@@ -30,7 +30,7 @@ from agent.remediation.records import Attempt, Records
 from agent.remediation.stored import kept, restored
 from agent.runtime.claim import claimed
 from agent.runtime.exchange import Judged
-from agent.runtime.patience import PUT_OFF, goes_on, put_off_s, spent
+from agent.runtime.patience import PUT_OFF, changes, goes_on, put_off_s, spent
 from agent.runtime.pod_gpus import Holders, with_gpus
 from agent.runtime.watched import Watched, watched
 
@@ -294,7 +294,5 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
             continue
         done.append(step)
         did(step)
-        # An eviction's effect is not there at once, and a refused one is asked again in a while. What a permit was
-        # taken for stands in the same plan, and an Event changes none.
-        again = again or not isinstance(step, OfAPod | TakePermit | Announce)
+        again = again or changes(step, waits=bool(so_far.cycle.spent_from))
     return ended()

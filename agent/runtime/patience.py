@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable
 
 from agent.actions.pool import share_s
-from agent.model.steps import Announce, On, Report, Retaint, Step, TakePermit, Wait
+from agent.model.steps import Announce, AskCheckpoint, Delete, Evict, On, Report, Retaint, Step, TakePermit, Wait
 from agent.model.world import World
 from agent.remediation.situation import under_way
 
@@ -18,6 +18,16 @@ PUT_OFF = Wait("the budget is spent, and the pool is large: the Node is told in 
 
 def spent(steps: Iterable[Step]) -> bool:
     return any(isinstance(step, Wait) and step.on is On.PERMIT for step in steps)
+
+
+def changes(step: Step, waits: bool) -> bool:
+    """Whether another look may find more to do once a step is done, on a node that ``waits`` for a permit or not.
+
+    An eviction's effect is not there at once, and a refused one is asked again in a while. What a permit was taken for
+    stands in the same plan. An Event changes nothing, and a report nothing of what a permit is waited for.
+    """
+    still = isinstance(step, AskCheckpoint | Evict | Delete | TakePermit | Announce)
+    return not still and not (waits and isinstance(step, Report))
 
 
 def put_off_s(world: World, acts: Iterable[Step], waited_s: float) -> float:

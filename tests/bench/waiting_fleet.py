@@ -1,22 +1,19 @@
 """``make bench-fleet``: a false fault on a pool in the same second, most of which then waits for permits.
 
-Real act loops run on some of the nodes. The others are objects in the API server, and hold all permits but two, so that
-almost every loop waits. What one costs is counted, and said of ten thousand as well.
+Real act loops run on some of the nodes, healthy at first. The others are objects in the API server, and hold all
+permits but two, so that almost every loop waits. What one costs is counted, and said of ten thousand as well.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
+from heapq import heapify, heapreplace
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +34,29 @@ from agent.model.text import rfc3339
 from agent.model.world import PermitKind
 from agent.runtime.actor import Actor
 from agent.runtime.exchange import Judged
-from tests.actions.test_kube import fatal
+from tests.actions.test_kube import fatal, healthy
+from tests.bench.api_cost import OWN_NODE, PAUSE, Cost, cost, over, stored
 from tests.bench.furniture import furniture
-from tests.bench.usage import cpu_s
 from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane
 
 MANIFESTS = Path(__file__).parents[2] / "daemonset"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
+MERGE = "application/merge-patch+json"
 POOL, SELECTOR = "fleet", "site=fleet"
 LEFT = 2  # permits that are free when the fault comes
-FIRST_S, SETTLES_S = 10.0, 20.0
-SERVED_S = 600.0  # the longest that is waited for a permit to be taken
+IDLE_S, START_S, HEALTHY_S, FIRST_S = 30.0, 15.0, 120.0, 10.0
+KUBELET_S = 300.0  # how often a kubelet writes a status in which nothing but the time is new
+CONFIRM_S = 120.0  # how often a holder confirms its permit
+SERVED_S = 900.0  # the longest that is waited for a permit to be taken
 FLEET = 10_000
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.waiting_fleet")
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1000, 5000])
-    parser.add_argument("--agents", type=int, default=80, help="how many of them run a real act loop")
-    parser.add_argument("--waits-s", type=float, default=300, help="for how long their waiting is measured")
+    parser.add_argument("--agents", type=int, default=200, help="how many of them run a real act loop")
+    parser.add_argument("--waits-s", type=float, default=600, help="for how long their waiting is measured")
     arguments = parser.parse_args()
     for size in arguments.nodes:
         with tempfile.TemporaryDirectory(prefix="gpu-health-agent-bench-") as name:
@@ -68,43 +68,6 @@ def main() -> int:
             finally:
                 plane.down()
     return 0
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What the API server did so far."""
-
-    requests: Counter[str]  # by what was asked
-    size: Counter[str]  # bytes of the answers
-    cpu_s: float
-    at: float
-
-    def since(self, before: Cost) -> Cost:
-        return Cost(
-            self.requests - before.requests, self.size - before.size, self.cpu_s - before.cpu_s, self.at - before.at
-        )
-
-
-def cost(plane: ControlPlane) -> Cost:
-    """By the API server's own counters."""
-    text = str(plane.request("GET", "/metrics")[1])
-    return Cost(
-        Counter({key: int(value) for key, value in _counted(text, "apiserver_request_total")}),
-        Counter({key: int(value) for key, value in _counted(text, "apiserver_response_sizes_sum")}),
-        cpu_s([plane.pid("kube-apiserver")]),
-        time.monotonic(),
-    )
-
-
-def _counted(text: str, name: str) -> Iterator[tuple[str, float]]:
-    """By verb and resource, of those that the agents ask for."""
-    found = Counter[str]()
-    for labels, value in re.findall(rf"^{name}{{(.*?)}} (\S+)$", text, re.MULTILINE):
-        said = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        if said["resource"] in ("nodes", "leases", "configmaps", "events", "pods"):
-            what = f"{said['verb']} {said['resource']}" + (f"/{said['subresource']}" if said["subresource"] else "")
-            found[what] += float(value)  # type: ignore[assignment]
-    yield from found.items()
 
 
 def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -> None:
@@ -119,58 +82,125 @@ def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -
         held = min(size // 10 - LEFT, len(others))
         out = {WITHDRAWN_LABEL: "true"}
         list(pool.map(lambda one: _add(plane, one[1], out if one[0] < held else {}), enumerate(others)))
-        list(pool.map(lambda i: _hold(plane, i, others[i], size), range(held)))
+        permits = list(pool.map(lambda i: _hold(plane, i, others[i], size), range(held)))
     config = Config(mode=Mode.TAINT, budget=Budget(pool=POOL, pool_selector=SELECTOR))
     actors = [Actor(config, partial(_client, accounts[n], n, config), False, lambda *_, **__: None) for n in real]
-    for actor in actors:  # they have run for long: their rights are known
-        actor.exchange.acted = replace(actor.exchange.acted, lacks=())
-    out_now = Withdrawn(plane)
+    print(f"{size} Nodes, {agents} act loops, a false fault on all at once, {size // 10} allowed:")
+    meanwhile, out_now = Others(plane, real, permits), Withdrawn(plane)
+    meanwhile.start()
     out_now.start()
     time.sleep(3)
-    idle = _over(plane, 20)
-    before, bad = cost(plane), fatal()
+    idle = over(plane, IDLE_S)
+    well, bad = healthy(), fatal()
+    began = cost(plane)
+    for actor in actors:
+        actor.exchange.judged = Judged(well)
+        actor.start()
+    time.sleep(START_S)
+    _print("a start of the agent", cost(plane).since(began), idle, agents, 1.0)
+    _print("healthy, an agent and minute", over(plane, HEALTHY_S), idle, agents, HEALTHY_S / 60)
+    bytes_before, before = _stored(plane, real), cost(plane)
     for actor in actors:
         actor.exchange.judged = Judged(bad)
-    for actor in actors:
-        actor.start()
+        actor.exchange.news.set()
     time.sleep(FIRST_S)
-    first = cost(plane).since(before)
-    time.sleep(SETTLES_S)
+    _print("first 10 s, an agent", cost(plane).since(before), idle, agents, 1.0)
+    time.sleep(size / 30 + FIRST_S)  # by when the last of them has told its Node
     waiting = agents - len(out_now.names & set(real))
-    spent = _over(plane, waits_s)
+    spent = over(plane, waits_s)
+    _print("waiting, an agent and minute", spent, idle, waiting or 1, waits_s / 60)
+    scale = FLEET * 0.9 / (waiting or 1) / spent.at
+    print(
+        f"  if {FLEET} nodes cost as much each: {spent.requests.total() * scale:.0f} requests and "
+        f"{spent.size.total() * scale / 1e6:.2f} MB a second, {_cpu_s(spent, idle) * scale:.2f} cores of API server"
+    )
+    _tell_stored(bytes_before, _stored(plane, real), out_now.names)
     most = out_now.most
     served_s = _one_comes_free(plane, others[0] if held else next(iter(out_now.names)), out_now)
+    print(f"  most withdrawn at any instant {most}, to the end {out_now.most}; a free permit was taken after", end=" ")
+    print(f"{served_s:.0f} s", flush=True)
+    meanwhile.stop()
     for actor in actors:
         actor.stop()
-    print(f"{size} Nodes, {agents} act loops, a false fault on all at once, {size // 10} allowed:")
-    print(f"  most withdrawn at any instant  {most}; a free permit was taken after {served_s:.0f} s")
-    _print("first 10 s, an agent", first, idle, agents, 1.0)
-    minutes = waits_s / 60
-    _print("waiting, an agent and minute", spent, idle, waiting or 1, minutes)
-    scale = FLEET * 0.9 / (waiting or 1) / minutes
-    cores = (spent.cpu_s - idle.cpu_s * spent.at / idle.at) * scale / 60
-    print(
-        f"  if {FLEET} nodes cost as much each: {spent.requests.total() * scale / 60:.0f} requests a second, "
-        f"{spent.size.total() * scale / 60 / 1e6:.1f} MB a second, {cores:.2f} cores of API server",
-        flush=True,
-    )
+
+
+def _cpu_s(spent: Cost, idle: Cost) -> float:
+    return spent.cpu_s - idle.cpu_s * spent.at / idle.at
 
 
 def _print(title: str, spent: Cost, idle: Cost, agents: int, minutes: float) -> None:
     share = 1 / agents / minutes
-    cpu_ms = 1000 * (spent.cpu_s - idle.cpu_s * spent.at / idle.at) * share
+    beside = {what for what in spent.requests if what not in (OWN_NODE, PAUSE)}
     print(
         f"  {title}: {spent.requests.total() * share:.2f} requests, {spent.size.total() * share / 1000:.1f} kB, "
-        f"{cpu_ms:.1f} ms of API-server CPU"
+        f"{1000 * _cpu_s(spent, idle) * share:.1f} ms of API-server CPU; beside the own Node and the pause "
+        f"{sum(spent.requests[what] for what in beside) * share:.2f} requests, "
+        f"{sum(spent.size[what] for what in beside) * share / 1000:.1f} kB"
     )
     for what, count in sorted(spent.requests.items()):
-        print(f"    {what:<24}{count * share:7.2f}  {spent.size[what] * share / 1000:9.1f} kB")
+        print(f"    {what:<24}{count * share:7.2f}  {spent.size[what] * share / 1000:9.2f} kB")
+    print(f"    events of watches                {spent.watched * share / 1000:9.2f} kB", flush=True)
 
 
-def _over(plane: ControlPlane, seconds: float) -> Cost:
-    before = cost(plane)
-    time.sleep(seconds)
-    return cost(plane).since(before)
+def _stored(plane: ControlPlane, nodes: list[str]) -> dict[str, dict[str, int]]:
+    """Bytes in etcd: these Nodes, and all that agents make."""
+    minions = stored(plane, "/registry/minions/")
+    return {
+        "Node": {name: minions[f"/registry/minions/{name}"] for name in nodes},
+        "Lease": stored(plane, "/registry/leases/gpu-health-agent/"),
+        "Event": stored(plane, "/registry/events/default/"),
+    }
+
+
+def _tell_stored(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]], out: set[str]) -> None:
+    grown = {name: size - before["Node"][name] for name, size in after["Node"].items()}
+    events = len(after["Event"]) - len(before["Event"])
+    a_lease = sum(after["Lease"].values()) / max(len(after["Lease"]), 1)
+    an_event = sum(after["Event"].values()) / max(len(after["Event"]), 1)
+    withdrawn, waiting = ([grown[name] for name in grown if (name in out) is so] for so in (True, False))
+    each = {kind: sum(of) / max(len(of), 1) for kind, of in (("withdrawn", withdrawn), ("waiting", waiting))}
+    a_node = events / len(grown)
+    allowed = FLEET // 10
+    whole = allowed * (each["withdrawn"] + a_lease) + (FLEET - allowed) * each["waiting"] + FLEET * a_node * an_event
+    print(
+        f"  in etcd: a Node of {sum(before['Node'].values()) / len(grown) / 1000:.1f} kB grows by "
+        f"{each['withdrawn'] / 1000:.2f} kB if withdrawn, {each['waiting'] / 1000:.2f} kB if it waits; a permit "
+        f"{a_lease / 1000:.2f} kB; {a_node:.1f} Events a node of {an_event / 1000:.2f} kB, gone after an hour; "
+        f"{FLEET} sick nodes: {whole / 1e6:.0f} MB"
+    )
+
+
+class Others(threading.Thread):
+    """What kubelets write every five minutes of these nodes, and holders every two of these permits."""
+
+    def __init__(self, plane: ControlPlane, nodes: list[str], permits: list[str]) -> None:
+        super().__init__(daemon=True)
+        self._plane, self._over = plane, threading.Event()
+        self._due = sorted((KUBELET_S * i / len(nodes), KUBELET_S, self._status, n) for i, n in enumerate(nodes))
+        self._due += [(CONFIRM_S * i / len(permits), CONFIRM_S, self._confirm, n) for i, n in enumerate(permits)]
+
+    def run(self) -> None:
+        began = time.monotonic()
+        heapify(self._due)
+        while not self._over.wait(max(0.0, began + self._due[0][0] - time.monotonic())):
+            at, every_s, write, name = self._due[0]
+            write(name)
+            heapreplace(self._due, (at + every_s, every_s, write, name))
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+    def _status(self, name: str) -> None:
+        path = f"/api/v1/nodes/{name}"
+        one = self._plane.must("GET", path)
+        for condition in one["status"]["conditions"]:
+            if condition["type"] == "Ready":
+                condition["lastHeartbeatTime"] = rfc3339(time.time(), "seconds")
+        self._plane.request("PUT", f"{path}/status", one)  # one that was overtaken writes the next time
+
+    def _confirm(self, name: str) -> None:
+        self._plane.must("PATCH", f"{LEASES}/{name}", {"spec": {"renewTime": rfc3339(time.time())}}, MERGE)
 
 
 class Withdrawn(threading.Thread):
@@ -197,9 +227,9 @@ class Withdrawn(threading.Thread):
 def _one_comes_free(plane: ControlPlane, name: str, out_now: Withdrawn) -> float:
     """Seconds until a node that waited is out in place of this one."""
     lease = next(one for one in plane.must("GET", LEASES)["items"] if _holds(one, name))
-    merge, before = "application/merge-patch+json", set(out_now.names)
-    plane.must("PATCH", f"/api/v1/nodes/{name}", {"metadata": {"labels": {WITHDRAWN_LABEL: None}}}, merge)
-    plane.must("PATCH", f"{LEASES}/{lease['metadata']['name']}", {"spec": {"holderIdentity": ""}}, merge)
+    before = set(out_now.names)
+    plane.must("PATCH", f"/api/v1/nodes/{name}", {"metadata": {"labels": {WITHDRAWN_LABEL: None}}}, MERGE)
+    plane.must("PATCH", f"{LEASES}/{lease['metadata']['name']}", {"spec": {"holderIdentity": ""}}, MERGE)
     began = time.monotonic()
     while time.monotonic() - began < SERVED_S:
         if out_now.names - before:
@@ -219,6 +249,7 @@ def _add(plane: ControlPlane, name: str, labels: dict[str, str]) -> None:
     images, furnished = furniture()
     own = {"kubernetes.io/hostname": name, "nvidia.com/gpu.present": "true", "site": "fleet"}
     state = {STATE_LABEL: "unhealthy"}
+    gpus = {"nvidia.com/gpu": "8"}
     plane.must(
         "POST",
         "/api/v1/nodes",
@@ -226,7 +257,8 @@ def _add(plane: ControlPlane, name: str, labels: dict[str, str]) -> None:
             "metadata": {"name": name, "labels": {**own, **furnished, **(labels and {**labels, **state})}},
             "spec": {"taints": [{"key": HARD_TAINT, "value": "reboot_node", "effect": "NoSchedule"}] if labels else []},
             "status": {
-                "allocatable": {"cpu": "64", "memory": "512Gi", "pods": "110"},
+                "capacity": gpus,
+                "allocatable": {"cpu": "64", "memory": "512Gi", "pods": "110", **gpus},
                 "images": images,
                 "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready"}],
             },
@@ -234,7 +266,7 @@ def _add(plane: ControlPlane, name: str, labels: dict[str, str]) -> None:
     )
 
 
-def _hold(plane: ControlPlane, index: int, node: str, size: int) -> None:
+def _hold(plane: ControlPlane, index: int, node: str, size: int) -> str:
     uid, now = plane.must("GET", f"/api/v1/nodes/{node}")["metadata"]["uid"], rfc3339(time.time())
     kind = PermitKind.WITHDRAWN
     name = SLOT_LEASE.format(kind=kind, pool=POOL, index=index)
@@ -247,6 +279,7 @@ def _hold(plane: ControlPlane, index: int, node: str, size: int) -> None:
         "spec": {"holderIdentity": f"{node}/{uid}", "acquireTime": now, "renewTime": now},
     }
     plane.must("POST", LEASES, body)
+    return name
 
 
 def _client(account: str, node: str, config: Config) -> KubeClient:

@@ -4,6 +4,7 @@ machine."""
 from __future__ import annotations
 
 import copy
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from agent.config.settings import Config
@@ -32,6 +33,7 @@ class Node(Life):
     def __init__(self, fleet: Fleet, name: str, config: Config) -> None:
         self.fleet, self.chance = fleet, fleet.chance
         self.ahead, self.skew = fleet.chance.uniform(0, 1e6), 0.0
+        self.ears = Random(name)  # how its watch on the Node fares; chance of its own, as it decides nothing of others'
         self.up = True  # the machine and its kubelet
         self.alive = True  # its agent
         self.busy = False  # within a round
@@ -128,6 +130,7 @@ class Node(Life):
         self.busy, self.waits, self.turns = True, (), 0
         try:
             self._holds()
+            self._hears()
             self._agent()
             self.failures = 0
         except Killed:
@@ -146,6 +149,12 @@ class Node(Life):
         if self.waits or self.cycle.standing:
             return self.chance.choice((5.0, 10.0, 20.0, 30.0))
         return 60.0 if self.bad == set() else 10.0
+
+    def _hears(self) -> None:
+        """By the watch: how the Node is, nothing new from a server that lags, or that it broke off."""
+        luck, raw = self.ears.random(), self.raw
+        version = raw["metadata"]["resourceVersion"] if raw and luck < 0.7 else ""
+        self.client.heard(None if 0.7 <= luck < 0.9 else version)
 
     def _holds(self) -> None:
         """Who holds the GPUs: PodResources can't be asked now and then."""

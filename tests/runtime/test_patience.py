@@ -129,3 +129,21 @@ def test_whoever_waits_to_drain_looks_the_sooner_the_smaller_its_pool(size: int,
     assert pause_s(world, True, waits) == pause
     assert pause_s(world, False, waits) == 60
     assert pause_s(world, True, ()) == 60
+
+
+def test_a_node_that_turns_sick_when_all_permits_are_held_asks_three_times_and_then_only_writes() -> None:
+    cluster = made()
+    cluster.add_node("n2")
+    first, one = Agent(cluster, "n1"), Agent(cluster, "n2", verdict=healthy())
+    first.round()
+    for _ in range(3):
+        one.round()
+        one.now += 60
+        one.client.heard(cluster.read("nodes", "n2")["metadata"]["resourceVersion"])
+    one.verdict = fatal()
+    cluster.requests.clear()
+    one.round()
+    assert one.reported
+    assert not one.tainted
+    assert len([path for method, path in cluster.requests if method == "GET"]) <= 3, cluster.requests
+    assert [method for method, _ in cluster.requests if method != "GET"] == ["PATCH", "POST", "POST"], "and Events"
