@@ -10,11 +10,14 @@ import argparse
 import json
 import logging
 import os
+import select
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from model import LostGpuError, Model, OutOfMemoryError, model
 
 _LARGEST_BYTES = 16 << 20
 _OUT_OF_MEMORY = 507  # the gateway knows it by this: no fault of the replica, and a smaller model may have room
+_GPU_LOST = "X-GPU-Lost"  # and by this that the request may be what killed the GPU: it is passed to no other replica
+_LEFT = 499  # counted for a client that went away
 _log = logging.getLogger("inference")
 
 
@@ -58,8 +63,11 @@ class Replica:
     def ready(self) -> bool:
         return self.step is not None and not self.draining and not self.lost
 
-    def infer(self, rows: list[list[float]]) -> list[float]:
+    def infer(self, rows: list[list[float]], left: Callable[[], bool]) -> list[float]:
+        """ConnectionError for a client that left while others had the GPU; else as the model says."""
         with self._gpu:
+            if left():
+                raise ConnectionAbortedError
             began = time.monotonic()
             try:
                 return self._model.infer(rows)
@@ -123,40 +131,56 @@ class Handler(BaseHTTPRequestHandler):
         if self.replica.in_flight > self.replica.most_in_flight:
             self.close_connection = True
             self._say(503, {"error": "too many requests at once"}, {"Retry-After": "1"})
+            self._discard(length)  # a connection closed upon it would take the answer away
             return
         body = self.rfile.read(length)
         if path not in ("/infer", "/infer/stream"):
             self._say(404, {"error": "POST /infer or /infer/stream"})
         elif self.replica.step is None or self.replica.lost:
-            self._say(503, {"error": "not ready"})
+            error = "the GPU is lost" if self.replica.lost else "not ready"
+            self._say(503, {"error": error}, {"Retry-After": "1"})  # nothing was done: another replica may be asked
         else:
             try:
                 rows = json.loads(body)["inputs"]
                 if path == "/infer":
-                    self._say(200, {"outputs": self.replica.infer(rows), **self._who()})
+                    self._say(200, {"outputs": self.replica.infer(rows, self._left), **self._who()})
                 else:
                     self._stream(rows)
             except (OutOfMemoryError, MemoryError):
                 self._say(_OUT_OF_MEMORY, {"error": "gpu_out_of_memory"})
             except LostGpuError as error:
-                self._say(500, {"error": f"the GPU is lost: {error}"})
+                self._say(500, {"error": f"the GPU is lost: {error}"}, {_GPU_LOST: "true"})
+            except ConnectionError:
+                self._count(_LEFT)
+                self.close_connection = True
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 self._say(400, {"error": f'the body must be {{"inputs": [[...], ...]}}: {error}'})
+            except RuntimeError as error:
+                self._say(500, {"error": f"the model failed: {error}"})
 
     def _stream(self, rows: list[list[float]]) -> None:
         """The first row before the status, so that a model out of memory can still say so."""
-        first = self.replica.infer(rows[:1])
+        first = self.replica.infer(rows[:1], self._left)
         self._head(200, "application/x-ndjson", {"Transfer-Encoding": "chunked"})
         for index in range(len(rows)):
             try:
-                output = first if index == 0 else self.replica.infer(rows[index : index + 1])
-            except (ValueError, OutOfMemoryError, LostGpuError) as error:
+                output = first if index == 0 else self.replica.infer(rows[index : index + 1], self._left)
+            except (ValueError, RuntimeError, OutOfMemoryError, LostGpuError) as error:
                 _log.error("a stream broke off: %s", error)
                 self.close_connection = True  # without the last chunk, so that the client knows
                 return
             line = json.dumps({"output": output[0], **self._who()}).encode() + b"\n"
             self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
         self.wfile.write(b"0\r\n\r\n")
+
+    def _discard(self, length: int) -> None:
+        while length > 0 and (part := self.rfile.read(min(length, 65536))):
+            length -= len(part)
+
+    def _left(self) -> bool:
+        """Whether the client hung up: what it asked for is not worth the GPU's time."""
+        readable = select.select([self.connection], [], [], 0)[0]
+        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 
     def _who(self) -> dict[str, Any]:
         return {
@@ -174,8 +198,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _head(self, code: int, kind: str, headers: dict[str, str]) -> None:
         if self.command == "POST":
-            with self.replica.changed:
-                self.replica.answers[code] += 1
+            self._count(code)
         self.send_response(code)
         for name, value in {"Content-Type": kind, **headers}.items():
             self.send_header(name, value)
@@ -183,6 +206,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")  # the client's next request goes to another replica
             self.close_connection = True
         self.end_headers()
+
+    def _count(self, code: int) -> None:
+        with self.replica.changed:
+            self.replica.answers[code] += 1
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in http.server
         _log.debug(format, *args)

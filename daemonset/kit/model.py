@@ -15,6 +15,7 @@ except ImportError:
     torch = None
 
 FEATURES, BATCH, RATE, MOMENTUM = 8, 32, 0.01, 0.9
+_NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 Floats = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 
 
@@ -26,6 +27,19 @@ class LostGpuError(Exception):
     """CUDA failed in a way that only a new process cures, if that."""
 
 
+def meaning(error: RuntimeError) -> Exception:
+    """Of an error of PyTorch's: out of memory, a lost GPU, or itself where it is only this request's.
+
+    On a CPU, and in libraries, memory that ran out has no exception of its own. AcceleratorError goes by its name, for
+    releases before 2.8 have none: there it is a RuntimeError that begins with "CUDA error".
+    """
+    if any(words in str(error) for words in _NO_MEMORY):
+        return OutOfMemoryError(str(error))
+    if type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error"):
+        return LostGpuError(str(error))  # an ECC error, an illegal address, a GPU off the bus: the context is gone
+    return error
+
+
 class Model(Protocol):
     """What training and inference ask of a model."""
 
@@ -33,7 +47,10 @@ class Model(Protocol):
         """One step; its loss."""
 
     def infer(self, rows: list[list[float]]) -> list[float]:
-        """A number for each row. OutOfMemoryError, LostGpuError, ValueError for rows of another shape."""
+        """A number for each row. OutOfMemoryError, LostGpuError, ValueError for rows of another shape.
+
+        Any other RuntimeError is this request's alone.
+        """
 
     def dump(self) -> bytes:
         """Everything that the next step depends on: weights and optimizer. The batch is a function of the step."""
@@ -128,14 +145,11 @@ class TorchModel:
         try:
             with torch.inference_mode():
                 return [float(value) for value in self._layers(inputs.to(self._device))[:, 0].cpu()]
-        except torch.cuda.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfMemoryError(str(error)) from error
         except RuntimeError as error:
-            if "DefaultCPUAllocator" in str(error):  # without a GPU PyTorch has no exception of its own for it
-                raise OutOfMemoryError(str(error)) from error
-            # An ECC error, an illegal address, a GPU off the bus: the context is gone.
-            raise LostGpuError(str(error)) from error
+            meant = meaning(error)
+            if self._device == "cuda" and isinstance(meant, OutOfMemoryError):
+                torch.cuda.empty_cache()
+            raise meant from error
 
     def dump(self) -> bytes:
         file = io.BytesIO()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import socket
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from circuitbreaker import CircuitBreaker
@@ -18,10 +20,6 @@ _log = logging.getLogger("gateway")
 class FailedError(Exception):
     """A replica did not answer, or with an error of its own."""
 
-    def __init__(self, code: int, why: str, untouched: bool) -> None:
-        super().__init__(why)
-        self.code, self.untouched = code, untouched  # untouched: the replica did nothing about it
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -30,6 +28,7 @@ class Limits:
     failures: int = 5  # in a row, which open its breaker
     open_s: int = 60  # until one request tries it again
     most: int = 16  # requests at once
+    most_open: float = 1.0  # share of the replicas whose breakers may be open; the others stay in use, whatever they do
 
 
 class Replica:
@@ -38,7 +37,8 @@ class Replica:
     def __init__(self, host: str, port: int, limits: Limits) -> None:
         self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.breaker = CircuitBreaker(limits.failures, limits.open_s, FailedError, self.name)
-        self.in_flight, self._most, self._tried = 0, limits.most, False
+        self.in_flight, self._limits, self._tried = 0, limits, False
+        self._full_until = 0.0
 
     @property
     def state(self) -> str:
@@ -49,7 +49,14 @@ class Replica:
         return not self.breaker.opened and not (self._tried and self.state == "half_open")
 
     def has_room(self) -> bool:
-        return self.usable() and self.in_flight < self._most
+        return self.usable() and self.in_flight < self._limits.most
+
+    def burden(self) -> tuple[bool, int, float]:
+        """The least is asked first: one that said it is full after all others, and of equals any."""
+        return time.monotonic() < self._full_until, self.in_flight, random.random()  # noqa: S311 - a tie
+
+    def full_for(self, seconds: float) -> None:
+        self._full_until = time.monotonic() + seconds
 
     @contextlib.contextmanager
     def use(self) -> Iterator[None]:
@@ -63,12 +70,16 @@ class Replica:
             if trial:
                 self._tried = False
 
-    def note(self, failure: FailedError | None) -> None:
+    def next_opens(self) -> bool:
+        """Whether one more failure would open its breaker."""
+        return self.state == "half_open" or self.breaker.failure_count + 1 >= self._limits.failures
+
+    def note(self, failed: bool) -> None:
         """An outcome; none for a client that went away. What began before the breaker opened says nothing new."""
         if not self.breaker.opened:
             with contextlib.suppress(FailedError), self.breaker:
-                if failure:
-                    raise failure
+                if failed:
+                    raise FailedError
 
     def summary(self) -> dict[str, object]:
         """For a person."""
@@ -93,10 +104,37 @@ class Pool:
     def replicas(self) -> list[Replica]:
         return [replica for found in self._found.values() for replica in found.values()]
 
-    def pick(self, tried: Iterable[Replica]) -> Replica | None:
-        """The least busy, so that one that hangs gets little before its breaker opens."""
+    def pick(self, tried: Collection[Replica] = ()) -> Replica | None:
+        """The least busy, so that one that hangs gets little before its breaker opens.
+
+        A second try goes where the fewest failures were, for it may be the last.
+        """
         free = [replica for replica in self.replicas if replica.has_room() and replica not in tried]
-        return min(free, key=lambda replica: (replica.in_flight, random.random()), default=None)  # noqa: S311 - a tie
+        if tried:
+            fewest = min((replica.breaker.failure_count for replica in free), default=0)
+            free = [replica for replica in free if replica.breaker.failure_count == fewest]
+        return min(free, key=Replica.burden, default=None)
+
+    def exhausted(self, tried: Collection[Replica] = ()) -> bool:
+        """Whether no other may be asked, however few requests it has: their breakers are open, or there is none."""
+        return not any(replica.usable() and replica not in tried for replica in self.replicas)
+
+    def why_none(self) -> tuple[str, int]:
+        """Why no replica can be picked, and in how many seconds it is worth to ask again."""
+        replicas = self.replicas
+        if not replicas:
+            return "no replica is known: its name resolves to none", 2
+        if self.exhausted():
+            waits = [replica.breaker.open_remaining for replica in replicas if replica.breaker.opened]
+            return "every replica failed lately and is left alone", max(1, math.ceil(min(waits, default=1)))
+        return "every replica has as many requests as it is given at once", 1
+
+    def note(self, replica: Replica, failed: bool) -> None:
+        """An outcome of one of ours. A failure does not count while too many are left alone already."""
+        others = sum(one.state != "closed" for one in self.replicas if one is not replica)
+        if failed and replica.next_opens() and others + 1 > self._limits.most_open * len(self.replicas):
+            return
+        replica.note(failed)
 
     async def resolve(self) -> None:
         """A name that fails for a while keeps its replicas: their breakers tell whether they live."""

@@ -7,10 +7,13 @@ from collections import deque
 
 
 class RetryBudget:
-    """Retries as a share of requests in a sliding window: else retries are what a struggling service dies of."""
+    """Retries as a share of requests in a sliding window: else retries are what a struggling service dies of.
 
-    def __init__(self, share: float, window_s: float) -> None:
-        self._share, self._window_s = share, window_s
+    ``floor`` retries of a window are always allowed: of little traffic a share is nothing, and no danger either.
+    """
+
+    def __init__(self, share: float, window_s: float, floor: int = 0) -> None:
+        self._share, self._window_s, self._floor = share, window_s, floor
         self._buckets: deque[list[float]] = deque()  # second, requests, retries
 
     def count(self) -> None:
@@ -19,7 +22,7 @@ class RetryBudget:
     def take(self) -> bool:
         bucket = self._bucket()
         requests, retries = self.totals()
-        if retries + 1 > self._share * requests:
+        if retries + 1 > max(self._floor, self._share * requests):
             return False
         bucket[2] += 1
         return True

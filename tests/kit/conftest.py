@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.kit.stub import Stub
+
 KIT = Path(__file__).parents[2] / "daemonset" / "kit"
 
 
@@ -96,3 +98,40 @@ def start(tmp_path: Path) -> Iterator[Start]:
             program.process.kill()
             program.process.wait()
         print(program.log.name, program.text()[-3000:])
+
+
+@pytest.fixture
+def stubs() -> Iterator[list[Stub]]:
+    made = [Stub() for _ in range(3)]
+    yield made
+    for one in made:
+        one.close()
+
+
+Front = Callable[..., Program]
+
+
+@pytest.fixture
+def front(start: Start, stubs: list[Stub]) -> Front:
+    def begin(*extra: object, replicas: str = "") -> Program:
+        names = replicas or ",".join(f"127.0.0.1:{stub.port}" for stub in stubs)
+        gateway = start("gateway.py", "--replicas", names, "--port", 0, "--linger-s", 0.2, *extra)
+        until(lambda: gateway.request("GET", "/readyz")[0] == 200)
+        return gateway
+
+    return begin
+
+
+def infer(gateway: Program, path: str = "/infer") -> int:
+    return gateway.request("POST", path, {"inputs": []})[0]
+
+
+def metric(gateway: Program, name: str, label: str = "") -> float:
+    """Summed over the series of that name; of those with that label only, if one is given."""
+    lines = gateway.request("GET", "/metrics")[1].decode().splitlines()
+    named = [line for line in lines if re.split("[{ ]", line)[0] == name and label in line]
+    return sum(float(line.split()[-1]) for line in named)
+
+
+def breakers(gateway: Program) -> dict[int, str]:
+    return {int(name.split(":")[1]): told["breaker"] for name, told in gateway.get("/status")["replicas"].items()}

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.kit.conftest import KIT, until
-from tests.kit.test_gateway import Stub
+from tests.kit.stub import Stub
 
 ENVOY, CONFIG = Path(sys.executable).parent / "envoy", KIT / "envoy" / "envoy.yaml"
 

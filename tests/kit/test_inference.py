@@ -9,12 +9,13 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkpoint import Folder
-from inference import Handler, Server
-from model import FEATURES, model
+from inference import Handler, Replica, Server
+from model import FEATURES, LostGpuError, NumpyModel, OutOfMemoryError, model
 
 from tests.kit.conftest import Program, Start, until
 
@@ -184,3 +185,89 @@ def test_an_answers_body_does_not_wait_for_the_clients_word_on_its_head() -> Non
         until(lambda: seen)
         connection.close()
     assert seen[0]
+
+
+class Watched(NumpyModel):
+    """A model that says who asks it, and fails as a test wants."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.asked, self.free = 0, threading.Event()
+        self.error: Exception | None = None
+        self.free.set()
+
+    def infer(self, rows: list[list[float]]) -> list[float]:
+        self.asked += 1
+        self.free.wait(30)
+        if self.error:
+            raise self.error
+        return super().infer(rows)
+
+
+@pytest.fixture
+def watched() -> Iterator[tuple[Watched, int]]:
+    """A model and the port at which a replica serves it."""
+    learner = Watched()
+    replica = Replica(learner, 32)
+    replica.step = 1
+    with Server(("127.0.0.1", 0), type("Bound", (Handler,), {"replica": replica})) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        serving.start()
+        yield learner, server.server_address[1]
+        server.shutdown()
+        serving.join()
+
+
+def asked(port: int, path: str = "/infer") -> tuple[int, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", path, json.dumps({"inputs": [ROW]}))
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status, dict(answer.getheaders())
+
+
+def in_flight(port: int) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return next(int(line.split()[1]) for line in lines if line.startswith("inference_in_flight "))
+
+
+@pytest.mark.parametrize("path", ["/infer", "/infer/stream"])
+def test_a_client_that_left_costs_the_gpu_nothing(watched: tuple[Watched, int], path: str) -> None:
+    learner, port = watched
+    learner.free.clear()  # another request has the GPU
+    other = threading.Thread(target=asked, args=(port,))
+    other.start()
+    until(lambda: learner.asked == 1)
+    gone = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    gone.request("POST", path, json.dumps({"inputs": [ROW]}))
+    until(lambda: in_flight(port) == 2)
+    gone.close()
+    learner.free.set()
+    other.join()
+    until(lambda: in_flight(port) == 0)
+    assert learner.asked == 1
+
+
+@pytest.mark.parametrize("path", ["/infer", "/infer/stream"])
+@pytest.mark.parametrize(
+    ("error", "code", "lost"),
+    [
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 500, False),
+        (LostGpuError("CUDA error: an illegal memory access was encountered"), 500, True),
+        (OutOfMemoryError("CUDA out of memory"), 507, False),
+    ],
+)
+def test_only_what_takes_the_gpu_along_is_called_a_lost_gpu(
+    watched: tuple[Watched, int], path: str, error: Exception, code: int, lost: bool
+) -> None:
+    learner, port = watched
+    learner.error = error
+    status, headers = asked(port, path)
+    assert (status, "X-GPU-Lost" in headers) == (code, lost)
+    learner.error = None
+    status, headers = asked(port, path)  # this one killed nothing: another replica may be asked
+    assert (status, "Retry-After" in headers, "X-GPU-Lost" in headers) == (503 if lost else 200, lost, False)

@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from model import FEATURES, NumpyModel, TorchModel, model
+from model import FEATURES, LostGpuError, NumpyModel, OutOfMemoryError, TorchModel, meaning, model
 
 from tests.kit.conftest import Start, until
 
@@ -79,3 +79,22 @@ def test_a_replica_that_can_read_no_checkpoint_says_so_and_serves_the_next_that_
 
 def test_the_model_is_of_the_library_that_is_installed() -> None:
     assert isinstance(model(16), NumpyModel if torch is None else TorchModel)
+
+
+class AcceleratorError(RuntimeError):
+    """As PyTorch names it since 2.8."""
+
+
+@pytest.mark.parametrize(
+    ("error", "meant"),
+    [
+        (AcceleratorError("CUDA error: an illegal memory access was encountered"), LostGpuError),
+        (AcceleratorError("CUDA error: out of memory"), OutOfMemoryError),
+        (RuntimeError("CUDA error: device-side assert triggered"), LostGpuError),  # before 2.8
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemoryError),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate"), OutOfMemoryError),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (1x8 and 9x4)"), RuntimeError),
+    ],
+)
+def test_an_error_of_pytorchs_is_taken_for_what_it_is(error: RuntimeError, meant: type[Exception]) -> None:
+    assert type(meaning(error)) is meant

@@ -1,0 +1,173 @@
+"""What clients can do to the gateway: leave, read nothing, send too much or too slowly, ask for what it does not do."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.kit.conftest import KIT, Front, Program, breakers, infer, metric, until
+from tests.kit.stub import Stub
+
+
+def test_more_than_the_replicas_hold_is_refused_at_once(front: Front, stubs: list[Stub]) -> None:
+    gateway = front("--most-per-replica", 2)
+    for stub in stubs:
+        stub.mode = "hang"
+    asking = [threading.Thread(target=infer, args=(gateway,)) for _ in range(6)]
+    for thread in asking:
+        thread.start()
+    until(lambda: sum(stub.served for stub in stubs) == 6)
+    for _ in range(20):
+        status, _, headers = gateway.request("POST", "/infer", b"x" * 1000)
+        assert (status, headers["retry-after"]) == (503, "1")
+    assert sum(stub.served for stub in stubs) == 6
+    assert metric(gateway, "gateway_shed_total") == 20
+    for stub in stubs:
+        stub.release.set()
+    for thread in asking:
+        thread.join()
+
+
+def test_a_client_that_reads_nothing_has_left_once_it_took_nothing_for_long_enough(
+    front: Front, stubs: list[Stub]
+) -> None:
+    gateway = front("--read-s", 1, "--most-per-replica", 1)
+    for stub in stubs:
+        stub.mode = "flood"
+    clients = [ask(gateway) for _ in range(3)]
+    until(lambda: gateway.get("/status")["in_flight"] == 3)
+    until(lambda: gateway.get("/status")["in_flight"] == 0)
+    assert set(breakers(gateway).values()) == {"closed"}
+    assert metric(gateway, "gateway_requests_total", 'code="499"') == 3
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("mode", ["hang", "stream", "flood"])
+def test_a_client_that_leaves_ends_its_request(front: Front, stubs: list[Stub], mode: str) -> None:
+    gateway = front("--most-per-replica", 1, "--breaker-failures", 1)
+    for stub in stubs:
+        stub.mode = mode
+    clients = [ask(gateway) for _ in range(3)]
+    until(lambda: sum(stub.served for stub in stubs) == 3)
+    if mode != "hang":
+        assert all(client.recv(12) == b"HTTP/1.1 200" for client in clients)
+    for client in clients:
+        client.close()
+    until(lambda: gateway.get("/status")["in_flight"] == 0, 5)  # no time-out of the gateway's is that short
+    until(lambda: sum(stub.left for stub in stubs) == 3, 5)
+    assert metric(gateway, "gateway_requests_total", 'code="499"') == 3
+    assert metric(gateway, "gateway_attempts_total", 'outcome="left"') == 3
+    assert set(breakers(gateway).values()) == {"closed"}
+    for stub in stubs:
+        stub.mode = "ok"
+    assert [infer(gateway) for _ in range(3)] == [200] * 3  # the places are free
+
+
+def test_a_place_is_taken_when_the_body_is_there(front: Front, stubs: list[Stub]) -> None:
+    gateway = front("--most-per-replica", 1)
+    clients = [ask(gateway, b"Content-Length: 5", b"abc") for _ in range(3)]
+    until(lambda: gateway.get("/status")["in_flight"] == 3)
+    assert infer(gateway) == 200
+    for client in clients:
+        client.sendall(b"de")
+        assert client.recv(12) == b"HTTP/1.1 200"
+        client.close()
+    assert sum(stub.bodies.count(b"abcde") for stub in stubs) == 3
+
+
+def test_large_bodies_are_refused_before_the_memory_is_gone(front: Front, stubs: list[Stub]) -> None:
+    """With a time to come back. The manifest gives twice what the bodies may take."""
+    (deployment, *_) = yaml.safe_load_all((KIT / "gateway.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert (container["resources"]["limits"]["memory"], "--bodies-mib=512" in container["command"]) == ("1Gi", True)
+    gateway = front("--read-s", 30, "--bodies-mib", 64)
+    idle_kib = memory_kib(gateway, "VmRSS")
+    for stub in stubs:
+        stub.mode = "hang"
+    body, answers = b"x" * (16 << 20), list[tuple[int, bytes, dict[str, str]]]()
+    asking = [
+        threading.Thread(target=lambda: answers.append(gateway.request("POST", "/infer", body, timeout_s=120)))
+        for _ in range(12)
+    ]
+    for thread in asking:
+        thread.start()
+    until(lambda: len(answers) + sum(stub.served for stub in stubs) == 12, 120)
+    refused = answers[:]
+    for stub in stubs:
+        stub.mode = "ok"
+        stub.release.set()
+    for thread in asking:
+        thread.join()
+    assert 8 <= len(refused) < 12  # four have room; of those that come together some more are refused
+    assert {(code, headers["retry-after"]) for code, _, headers in refused} == {(503, "1")}
+    assert metric(gateway, "gateway_body_bytes") == 0
+    assert memory_kib(gateway, "VmHWM") - idle_kib < 1.3 * (64 << 10)
+
+
+def memory_kib(gateway: Program, name: str) -> int:
+    lines = Path(f"/proc/{gateway.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+@pytest.mark.parametrize(
+    "headers", [b"Connection: Upgrade\r\nUpgrade: websocket", b"Connection: Upgrade\r\nUpgrade: h2c"]
+)
+def test_other_protocols_are_refused_in_plain_words(front: Front, stubs: list[Stub], headers: bytes) -> None:
+    with ask(front(), headers) as client:
+        answer = all_of(client)
+    assert answer.startswith(b"HTTP/1.1 501")
+    assert b"no WebSocket, no h2c" in answer
+    assert not sum(stub.served for stub in stubs)
+
+
+def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(front: Front, stubs: list[Stub]) -> None:
+    """Whoever stands before or behind might take the other of the two, and the rest for a request."""
+    smuggled = b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    gateway = front()
+    with ask(gateway, b"Content-Length: 5\r\nTransfer-Encoding: chunked", smuggled) as client:
+        answer = all_of(client)
+    assert "Traceback" not in gateway.text()
+    assert answer.split()[1] == b"400"
+    assert answer.count(b"HTTP/1.") == 1
+    assert not sum(stub.served for stub in stubs)
+
+
+def test_http_2_without_asking_is_refused_and_closed(front: Front) -> None:
+    with socket.create_connection(("127.0.0.1", front().port())) as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert all_of(client).split()[1] == b"400"
+
+
+def ask(gateway: Program, headers: bytes = b"Content-Length: 0", body: bytes = b"") -> socket.socket:
+    """A POST whose answer nobody reads yet."""
+    client = socket.create_connection(("127.0.0.1", gateway.port()), timeout=30)
+    client.sendall(b"POST /infer HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n\r\n" + body)
+    return client
+
+
+def all_of(client: socket.socket) -> bytes:
+    """Until the gateway closes the connection."""
+    got = b""
+    while part := client.recv(65536):
+        got += part
+    return got
+
+
+def test_a_body_that_never_comes_or_is_too_large_is_refused(front: Front, stubs: list[Stub]) -> None:
+    gateway = front("--read-s", 0.3)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port(), timeout=30)
+    connection.putrequest("POST", "/infer")
+    connection.putheader("Content-Length", "10")
+    connection.endheaders(b"{")
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    assert answer.status == 408
+    assert front().request("POST", "/infer", b"x" * ((16 << 20) + 1))[0] == 413
+    assert not sum(stub.served for stub in stubs)
