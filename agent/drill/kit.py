@@ -17,7 +17,7 @@ from agent.model.names import DRILL_LABEL
 
 LOAD, LOAD_PORT = "drill-load", 8090
 _HERE = Path(__file__).parents[2] / "daemonset" / "kit"
-_SIZE, _IMAGE = "1Gi", "gpu-kit"
+_SIZE, _IMAGE, _BACKUP = "1Gi", "gpu-kit", "backup"
 _LEFT_OUT = {("CronJob", "checkpoint-manager"), ("PersistentVolumeClaim", "checkpoints-backup")}
 
 Object = dict[str, Any]
@@ -80,12 +80,16 @@ def _adapted(one: Object, image: str, settings: Settings) -> Object:
             one["spec"]["storageClassName"] = settings.storage_class
     for pod in _templates(one):
         pod["metadata"].setdefault("labels", {})[DRILL_LABEL] = "true"
-        for volume in pod["spec"].get("volumes", ()) if settings.shared_path else ():
+        spec = pod["spec"]  # the backup is a folder beside the checkpoints: no storage of its own for a drill
+        spec["volumes"] = [volume for volume in spec.get("volumes", ()) if volume["name"] != _BACKUP]
+        for volume in spec["volumes"] if settings.shared_path else ():
             if volume.pop("persistentVolumeClaim", None):
                 volume["hostPath"] = {"path": settings.shared_path}
         for container in pod["spec"]["containers"]:
             if container["image"] == image:
                 container["image"] = settings.image
+            mounts = container.get("volumeMounts", ())
+            container["volumeMounts"] = [mount for mount in mounts if mount["name"] != _BACKUP]
             container["command"] = [_argument(word, settings) for word in container["command"]]
             if metadata["name"] == "training":
                 container["command"].append(f"--step-s={settings.step_s:g}")
@@ -103,6 +107,7 @@ def _templates(one: Object) -> Iterator[Object]:
 
 def _argument(word: str, settings: Settings) -> str:
     word = re.sub(r"^--interval-s=.*", f"--interval-s={settings.interval_s:g}", word)
+    word = word.replace("=/backup/", "=/checkpoints/backup/")
     return word.replace("{rate}", f"{settings.rate:g}")
 
 

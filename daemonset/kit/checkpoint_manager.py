@@ -1,7 +1,8 @@
 """Looks after the checkpoints of a run: is the newest one whole, how old is it, and a verified copy elsewhere.
 
 Run by a CronJob, or by hand. Only a whole file is copied, beside the copies that are there, and the oldest of those go
-once the new one was read back: a broken file never takes a good one's place. Exit codes: 0 well; 1 the newest is
+once the new one was read back: a broken file never takes a good one's place. Training and inference restore from the
+copies by themselves (``--restore-from``) where the run's folder is lost or broken. Exit codes: 0 well; 1 the newest is
 broken, or there is none, or it could not be copied; 75 another run is at work.
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from checkpoint import FencedError, Folder, read
+from checkpoint import BrokenError, Checkpoint, FencedError, Folder, verified
 
 _BUSY = 75
 _log = logging.getLogger("checkpoint-manager")
@@ -44,11 +45,13 @@ def alone(folder: Path) -> Iterator[bool]:
 
 
 class Found:
-    """What one run saw, as metrics."""
+    """What one run saw, as metrics. What it could not see it leaves out."""
 
     def __init__(self) -> None:
         self.valid = 0
-        self.step = self.backup_step = self.saved_at = 0.0
+        self.step: float | None = None
+        self.saved_at: float | None = None
+        self.backup_step: float | None = None
 
     def text(self) -> str:
         values = {
@@ -58,53 +61,56 @@ class Found:
             "checkpoint_backup_step": self.backup_step,
             "checkpoint_manager_run_timestamp_seconds": time.time(),
         }
-        return "".join(f"# TYPE {name} gauge\n{name} {value:.15g}\n" for name, value in values.items())
+        seen = [(name, value) for name, value in values.items() if value is not None]
+        return "".join(f"# TYPE {name} gauge\n{name} {value:.15g}\n" for name, value in seen)
 
 
-def look_after(source: Folder, backup: Folder) -> Found:
-    """Verify, copy, prune."""
-    found = Found()
+def look_after(source: Folder, backup: Folder, found: Found) -> None:
+    """Verify, copy, prune. OSError, ValueError or FencedError where no copy could be made."""
     backup.sweep()
-    files = [number for number in source.numbers() if not is_claim(source.file(number))]
-    newest = source.restore()
+    kept = newest_whole(backup)
+    found.backup_step = kept.step if kept else 0
+    files = [number for number in source.numbers() if not source.is_claim(number)]
+    newest = newest_whole(source)
     if newest is None:
-        _log.error("%s holds no whole checkpoint", source.path)
-    else:
-        found.valid = int(newest.number >= max(files, default=0))
-        found.step, found.saved_at = newest.step, source.file(newest.number).stat().st_mtime
-        _log.info("newest whole: step %d, %.0f s old", newest.step, time.time() - found.saved_at)
-        if not found.valid:
-            _log.error("%s is broken; older ones are whole", source.file(files[0]))
-        copy(newest.number, newest.step, newest.payload, backup)
-        backup.prune()
-    if kept := backup.restore():
-        found.backup_step = kept.step
-    return found
+        way = f"; --restore-from={backup.path} goes on from step {kept.step}" if kept else ""
+        raise ValueError(f"{source.path} holds no whole checkpoint{way}")
+    found.step, found.saved_at = newest.step, newest.file.stat().st_mtime
+    _log.info("newest whole: step %d, %.0f s old", newest.step, time.time() - found.saved_at)
+    if newest.number < max(files):
+        _log.error("%s is broken; older ones are whole", source.file(files[0]))
+    if kept is None or kept.number != newest.number:
+        copy(newest, backup)
+    found.backup_step = newest.step
+    found.valid = int(newest.number == max(files))
+    backup.prune()
 
 
-def is_claim(path: Path) -> bool:
-    """An empty file: a writer that has not saved yet, which is no damage."""
+def newest_whole(folder: Folder) -> Checkpoint | None:
     try:
-        return path.stat().st_size == 0
-    except FileNotFoundError:  # pruned since
-        return True
+        return folder.restore()
+    except BrokenError:
+        return None
 
 
-def copy(number: int, step: int, payload: bytes, backup: Folder) -> None:
-    """Under the same number, so that the backup can be restored from as it is."""
-    there = backup.numbers()
-    if there and there[0] > number:
-        raise ValueError(f"{backup.path} is ahead of its source: give each run folders of its own")
-    if there and there[0] == number:
-        if read(backup.file(number)):
-            return
-        _log.error("%s is broken: copied anew", backup.file(number))
-        backup.file(number).unlink()
-    backup.add(number, step, payload)
-    if read(backup.file(number)) is None:
-        backup.file(number).unlink()
-        raise OSError(errno.EIO, f"{backup.file(number)} does not read back as it was written")
-    _log.info("copied to %s", backup.file(number))
+def copy(newest: Checkpoint, backup: Folder) -> None:
+    """Under the same number, so that ``--restore-from`` goes on from it as it is."""
+    there, file = backup.numbers(), backup.file(newest.number)
+    if there and there[0] > newest.number:
+        raise ValueError(
+            f"{backup.path} is ahead of its source: if that was lost, start the training with "
+            f"--restore-from={backup.path}; if this is another run, give it folders of its own"
+        )
+    if there and there[0] == newest.number:
+        _log.error("%s is broken: copied anew", file)
+        file.unlink()
+    backup.copy(newest)
+    with file.open("rb") as copied:
+        whole = verified(copied) is not None
+    if not whole:
+        file.unlink()
+        raise OSError(errno.EIO, f"{file} does not read back as it was written")
+    _log.info("copied to %s", file)
 
 
 def push(gateway: str, run: str, text: str) -> None:
@@ -115,7 +121,8 @@ def push(gateway: str, run: str, text: str) -> None:
     """
     url = f"{gateway.rstrip('/')}/metrics/job/checkpoint-manager/run/{quote(run, safe='')}"
     headers = {"Content-Type": "text/plain; version=0.0.4"}
-    request = urllib.request.Request(url, text.encode(), headers, method="PUT")  # noqa: S310 - the operator's argument
+    # POST keeps what this run could not see, for a PUT would remove it.
+    request = urllib.request.Request(url, text.encode(), headers, method="POST")  # noqa: S310 - the operator's argument
     urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - as above
 
 
@@ -133,10 +140,9 @@ def main() -> int:
             _log.error("another run is at work on %s", options.backup)
             return _BUSY
         try:
-            found = look_after(Folder(options.folder), Folder(options.backup, options.keep))
+            look_after(Folder(options.folder), Folder(options.backup, options.keep), found)
         except (OSError, ValueError, FencedError) as error:
             _log.error("no copy was made: %s", error)
-            found.valid = 0
         _log.info("metrics\n%s", found.text())
         if options.pushgateway:
             try:

@@ -1,7 +1,8 @@
 """An inference replica: loads the newest whole checkpoint, answers, and leaves without failing a request.
 
 POST /infer answers all rows in one JSON object, POST /infer/stream a line for each as it is computed. GET /healthz is
-false once CUDA failed in a way that only a new process cures, /readyz until the model is there and from SIGTERM on.
+false once CUDA failed in a way that only a new process cures, or the loader ended; /readyz until the model is there,
+with what it waits for, and from SIGTERM on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from checkpoint import Folder
+from checkpoint import BrokenError, Folder
 from model import LostGpuError, Model, OutOfMemoryError, model
 
 _LARGEST_BYTES = 16 << 20
@@ -40,25 +41,31 @@ class Replica:
         self._model, self._gpu = learner, threading.Lock()  # one request at a time on the GPU
         self.most_in_flight = most_in_flight
         self.step: int | None = None
-        self.lost = self.draining = False
+        self.lost = self.stuck = self.draining = False
+        self.waits, self.load_failures = "it is loading", 0
         self.answers: Counter[int] = Counter()
         self.seconds = 0.0
         self.in_flight = 0
         self.changed = threading.Condition()
 
     def load(self, folder: Folder, again_s: float) -> None:
-        """Weights that nobody trained must not answer: without a checkpoint it waits, not ready."""
-        while self.step is None:
-            try:
-                if found := folder.restore():
-                    self._model.load(found.payload)
-                    self.step = found.step
-                    _log.info("serving step %d from %s", found.step, folder.file(found.number))
-                    return
-                _log.warning("no whole checkpoint in %s yet", folder.path)
-            except ValueError as error:
-                _log.error("can't serve from %s: %s", folder.path, error)
-            time.sleep(again_s)
+        """Weights that nobody trained must not answer: without a checkpoint it waits, not ready, and says for what."""
+        try:
+            while self.step is None:
+                try:
+                    found = folder.restore(self._model.load)
+                    self.waits = "" if found else f"no checkpoint in {folder.path} yet"
+                    if found:
+                        self.step = found.step
+                        _log.info("serving step %d from %s", found.step, found.file)
+                        return
+                except (OSError, ValueError, BrokenError) as error:  # storage may come back, another may be saved
+                    self.waits = f"can't serve from {folder.path}: {error}"
+                    self.load_failures += 1
+                _log.error(self.waits)
+                time.sleep(again_s)
+        finally:  # whatever else ended it: only a new process would load
+            self.stuck = self.step is None
 
     def ready(self) -> bool:
         return self.step is not None and not self.draining and not self.lost
@@ -85,6 +92,7 @@ class Replica:
         lines += ["# TYPE inference_in_flight gauge", f"inference_in_flight {self.in_flight}"]
         lines += ["# TYPE inference_ready gauge", f"inference_ready {int(self.ready())}"]
         lines += ["# TYPE inference_checkpoint_step gauge", f"inference_checkpoint_step {self.step or 0}"]
+        lines += ["# TYPE inference_load_failures_total counter", f"inference_load_failures_total {self.load_failures}"]
         return "\n".join(lines) + "\n"
 
 
@@ -100,9 +108,13 @@ class Handler(BaseHTTPRequestHandler):
         replica = self.replica
         match urlsplit(self.path).path:
             case "/healthz":
-                self._say(503 if replica.lost else 200, {"gpu": "lost" if replica.lost else "ok"})
+                gone = replica.lost or replica.stuck
+                self._say(503 if gone else 200, {"gpu": "lost" if replica.lost else "ok", "loader": not replica.stuck})
             case "/readyz":
-                self._say(200 if replica.ready() else 503, {"ready": replica.ready(), "step": replica.step})
+                self._say(
+                    200 if replica.ready() else 503,
+                    {"ready": replica.ready(), "step": replica.step, "waits": replica.waits},
+                )
             case "/metrics":
                 self._send(200, "text/plain; version=0.0.4", replica.metrics().encode())
             case _:
@@ -235,6 +247,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where training saves its checkpoints")
+    parser.add_argument("--restore-from", type=Path, help="the manager's backup: where the folder is lost or broken")
     parser.add_argument("--width", type=int, default=256, help="of the model")
     parser.add_argument("--port", type=int, default=8080, help="0: any free one")
     parser.add_argument("--most-in-flight", type=int, default=32, help="requests; more are answered 503 at once")
@@ -248,7 +261,8 @@ def main() -> int:
     replica = Replica(model(options.width), options.most_in_flight)
     server = Server(("", options.port), type("Bound", (Handler,), {"replica": replica}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    threading.Thread(target=replica.load, args=(Folder(options.folder), options.again_s), daemon=True).start()
+    folder = Folder(options.folder, backup=options.restore_from)
+    threading.Thread(target=replica.load, args=(folder, options.again_s), daemon=True).start()
     _log.info("listening on port %d", server.server_address[1])
     terminated.wait()
     drain(replica, server, options.linger_s, options.drain_s)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import zipfile
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy
 
@@ -52,11 +51,11 @@ class Model(Protocol):
         Any other RuntimeError is this request's alone.
         """
 
-    def dump(self) -> bytes:
-        """Everything that the next step depends on: weights and optimizer. The batch is a function of the step."""
+    def dump(self, file: BinaryIO) -> None:
+        """Write all that the next step depends on: weights and optimizer. The batch is a function of the step."""
 
-    def load(self, payload: bytes) -> None:
-        """The reverse. ValueError if it is another model's."""
+    def load(self, file: BinaryIO) -> None:
+        """The reverse, from where the file stands. ValueError if it is another model's."""
 
 
 def model(width: int) -> Model:
@@ -105,17 +104,17 @@ class NumpyModel:
         except MemoryError as error:
             raise OutOfMemoryError(str(error)) from error
 
-    def dump(self) -> bytes:
-        file = io.BytesIO()
+    def dump(self, file: BinaryIO) -> None:
         first, second = self._weights
         numpy.savez(file, first=first, second=second, velocity1=self._velocities[0], velocity2=self._velocities[1])
-        return file.getvalue()
 
-    def load(self, payload: bytes) -> None:
+    def load(self, file: BinaryIO) -> None:
         try:
-            with numpy.load(io.BytesIO(payload), allow_pickle=False) as saved:
+            with numpy.load(file, allow_pickle=False) as saved:
                 loaded = [saved[name] for name in ("first", "second", "velocity1", "velocity2")]
         except (KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            if isinstance(error, OSError) and error.errno:  # the storage's, and not NumPy's
+                raise
             raise ValueError(f"the checkpoint is of another model ({error!r})") from error
         if [one.shape for one in loaded] != [one.shape for one in (*self._weights, *self._velocities)]:
             raise ValueError("the checkpoint is of a model of another width")
@@ -151,15 +150,13 @@ class TorchModel:
                 torch.cuda.empty_cache()
             raise meant from error
 
-    def dump(self) -> bytes:
-        file = io.BytesIO()
+    def dump(self, file: BinaryIO) -> None:
         torch.save({"layers": self._layers.state_dict(), "optimizer": self._optimizer.state_dict()}, file)
-        return file.getvalue()
 
-    def load(self, payload: bytes) -> None:
+    def load(self, file: BinaryIO) -> None:
         # weights_only: a checkpoint is data. Without it, whoever may write the folder runs code in every replica.
         try:
-            saved = torch.load(io.BytesIO(payload), map_location=self._device, weights_only=True)
+            saved = torch.load(file, map_location=self._device, weights_only=True)
             self._layers.load_state_dict(saved["layers"])
             self._optimizer.load_state_dict(saved["optimizer"])
         except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, AttributeError, EOFError) as error:

@@ -1,7 +1,9 @@
 """A training that loses little: it saves every few minutes, when asked to and when ended, and goes on from there.
 
-Exit codes: 0 done; 143 ended by SIGTERM, after saving; 75 another pod has taken over; 1 could not save or restore.
-Never 0 for an interrupted training: a Job would call it complete.
+A storage that fails for a while ends nothing: training goes on, saving waits, and GET /status says what is the trouble.
+
+Exit codes: 0 done; 143 ended by SIGTERM, after saving; 75 another pod has taken over; 1 could not save before its end,
+or can't go on from what is there. Never 0 for an interrupted training: a Job would call it complete.
 """
 
 from __future__ import annotations
@@ -10,21 +12,25 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from checkpoint import FencedError, Folder
+from checkpoint import UNFIT, BrokenError, FencedError, Folder
 from model import Model, model
 from on_request import ACCOUNT, SaveRequests
 
 _TERMINATED, _FENCED = 143, 75
-_FENCE_S, _RETRY_S = 1.0, 5.0
+_FENCE_S, _RETRY_S, _INSIST_S = 1.0, 5.0, 1.0
+_T = TypeVar("_T")
 _log = logging.getLogger("train")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="this run's own folder on shared storage")
+    parser.add_argument("--restore-from", type=Path, help="the manager's backup: where the folder is lost or broken")
+    parser.add_argument("--grace-s", type=float, default=100, help="after SIGTERM, to save: less than the pod's grace")
     parser.add_argument("--interval-s", type=float, default=300, help="between periodic checkpoints")
     parser.add_argument("--keep", type=int, default=3, help="checkpoints kept; the storage needs room for one more")
     parser.add_argument("--steps", type=int, default=1_000_000)
@@ -43,22 +49,28 @@ def arguments() -> argparse.Namespace:
 class Training:
     """The loop, and how far it is."""
 
-    def __init__(self, folder: Folder, requests: SaveRequests, learner: Model) -> None:
-        self._folder, self._requests, self._model = folder, requests, learner
+    def __init__(self, folder: Folder, requests: SaveRequests, learner: Model, grace_s: float) -> None:
+        self._folder, self._requests, self._model, self._grace_s = folder, requests, learner, grace_s
+        self._begun = False
+        self._troubles: dict[str, str] = {}  # what can't be done now, and why
         self.step = self.restored_step = self.saved_step = 0
 
     def status(self) -> dict[str, Any]:
-        return {"step": self.step, "restored_step": self.restored_step, "saved_step": self.saved_step}
+        """Without steps until it has begun: what it was asked before it restored is no answer."""
+        steps = {"step": self.step, "restored_step": self.restored_step, "saved_step": self.saved_step}
+        trouble = "; ".join(f"can't {what}: {why}" for what, why in self._troubles.copy().items())
+        return {**(steps if self._begun else {}), **({"trouble": trouble} if trouble else {})}
 
     def begin(self) -> None:
         """Claim before restoring: from then on nobody else can add what we would miss."""
-        self._folder.claim()
-        if found := self._folder.restore():
-            self._model.load(found.payload)
+        self._insist("take the folder", self._folder.claim)
+        found = self._insist("restore", lambda: self._folder.restore(self._model.load))
+        if found:
             self.step = self.restored_step = self.saved_step = found.step
-            _log.info("restored step %d from %s", found.step, self._folder.file(found.number))
-        else:
-            self.save()  # a storage that takes no checkpoint shows before the first hour of work, not after it
+            _log.info("restored step %d from %s", found.step, found.file)
+        else:  # a storage that takes no checkpoint shows before the first hour of work, not after it
+            self._insist("save", self.save)
+        self._begun = True
 
     def run(self, steps: int, interval_s: float, step_s: float) -> int:
         due = time.monotonic() + interval_s
@@ -68,31 +80,67 @@ class Training:
             loss = self._model.train(self.step)
             self.step += 1
             _log.debug("step %d loss %.4f", self.step, loss)
-            if began >= fence_due:
-                self._folder.check()
-                fence_due = began + _FENCE_S
-            wanted = self._requests.wanted()
-            if wanted or time.monotonic() >= due:
-                try:
-                    self.save()
-                    due = time.monotonic() + interval_s
-                except OSError as error:
-                    _log.error("could not save step %d: %s; the older checkpoints stand", self.step, error)
-                    if self._requests.terminating:
-                        return 1
-                    due = time.monotonic() + _RETRY_S
             if self._requests.terminating:
-                return _TERMINATED
+                return self._leave()
+            if began >= fence_due:
+                self._try("look whether another has taken over", self._folder.check)
+                fence_due = began + _FENCE_S
+            if self._requests.wanted() or time.monotonic() >= due:
+                saved = self._try("save", self.save)
+                due = time.monotonic() + (interval_s if saved else _RETRY_S)
             if step_s:
                 time.sleep(max(0.0, began + step_s - time.monotonic()))
-        self.save()
+        while not self._try("save", self.save):
+            if self._requests.terminating:
+                return self._leave()
+            time.sleep(_INSIST_S)
         return 0
 
     def save(self) -> None:
-        self._folder.save(self.step, self._model.dump())
+        self._requests.wanted()  # whoever asks after this gets another
+        self._folder.save(self.step, self._model.dump)
         self.saved_step = self.step
         self._requests.saved()
         _log.info("saved step %d", self.step)
+
+    def _leave(self) -> int:
+        """Nothing more is computed; a storage that fails is tried for as long as the pod has."""
+        end = time.monotonic() + self._grace_s
+        while not self._try("save", self.save):
+            if time.monotonic() > end:
+                return 1
+            time.sleep(_INSIST_S)
+        return _TERMINATED
+
+    def _insist(self, what: str, act: Callable[[], _T]) -> _T:
+        """A storage that fails for a while costs that while, and no restart. One that can't do it at all is no such."""
+        while True:
+            try:
+                return self._well(what, act())
+            except OSError as error:
+                if self._requests.terminating or error.errno in UNFIT:
+                    raise
+                self._ill(what, error)
+            time.sleep(_INSIST_S)
+
+    def _try(self, what: str, act: Callable[[], object]) -> bool:
+        try:
+            self._well(what, act())
+        except OSError as error:
+            self._ill(what, error)
+            return False
+        return True
+
+    def _ill(self, what: str, error: OSError) -> None:
+        """Told once, and shown for as long as it lasts."""
+        if self._troubles.get(what) != str(error):
+            self._troubles[what] = str(error)
+            _log.error("can't %s at step %d: %s; older checkpoints stand, it is tried again", what, self.step, error)
+
+    def _well(self, what: str, result: _T) -> _T:
+        if self._troubles.pop(what, None):
+            _log.info("can %s again", what)
+        return result
 
 
 def main() -> int:
@@ -100,17 +148,18 @@ def main() -> int:
     options = arguments()
     requests = SaveRequests(options.annotations, options.account)
     requests.catch_sigterm()
-    training = Training(Folder(options.folder, options.keep), requests, model(options.width))
+    folder = Folder(options.folder, options.keep, options.restore_from)
+    training = Training(folder, requests, model(options.width), options.grace_s)
+    port = requests.serve(options.port, "/checkpoint", training.status)
     try:
         training.begin()
-        port = requests.serve(options.port, "/checkpoint", training.status)
         _log.info("training from step %d, port %d", training.step, port)
         return training.run(options.steps, options.interval_s, options.step_s)
     except FencedError as error:
         _log.error("%s: this pod stops at step %d", error, training.step)
         return _FENCED
-    except ValueError as error:
-        _log.error("can't go on from %s: %s", options.folder, error)
+    except (BrokenError, OSError, ValueError) as error:
+        _log.error("can't go on: %s", error)
         return 1
 
 

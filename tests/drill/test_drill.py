@@ -219,6 +219,8 @@ def test_the_kit_is_applied_in_one_namespace_each_object_labelled_and_short_of_t
     by = {(one["kind"], one["metadata"]["name"]): one for one in made}
     (training,) = by["Job", "training"]["spec"]["template"]["spec"]["containers"]
     assert {"--interval-s=20", "--step-s=0.5"} <= set(training["command"])
+    assert "--restore-from=/checkpoints/backup/example" in training["command"]
+    assert not [mount for mount in training["volumeMounts"] if mount["name"] == "backup"]
     assert {c["image"] for one in made for c in containers(one)} == {"image:1"}
     assert "7" in containers(by["Pod", "drill-load"])[0]["command"]
     volumes = by["Job", "training"]["spec"]["template"]["spec"]["volumes"]

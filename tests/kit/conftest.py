@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import re
@@ -15,10 +16,31 @@ from signal import SIGTERM, Signals
 from typing import Any
 
 import pytest
+from checkpoint import BrokenError, Folder
+from model import Model
 
 from tests.kit.stub import Stub
 
 KIT = Path(__file__).parents[2] / "daemonset" / "kit"
+
+
+def save(folder: Folder, step: int, content: bytes) -> None:
+    folder.save(step, lambda file: file.write(content))
+
+
+def newest(folder: Folder, patience_s: float = 0) -> tuple[int, bytes] | None:
+    """Step and content of the newest whole checkpoint; None if there is none, or none is whole."""
+    read: list[bytes] = []
+    try:
+        found = folder.restore(lambda file: read.append(file.read()), patience_s)
+    except BrokenError:
+        return None
+    return (found.step, read[-1]) if found else None
+
+
+def dumped(learner: Model) -> bytes:
+    learner.dump(file := io.BytesIO())
+    return file.getvalue()
 
 
 def until(seen: Callable[[], Any], timeout_s: float = 60) -> Any:

@@ -7,44 +7,43 @@ import resource
 import subprocess
 import tempfile
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpoint import Checkpoint, FencedError, Folder
+from checkpoint import FencedError, Folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from tests.kit.conftest import newest, save
 
 
 def filled(path: Path, steps: int, keep: int = 3) -> Folder:
     folder = Folder(path, keep)
     folder.claim()
     for step in range(1, steps + 1):
-        folder.save(step, b"state after %d" % step)
+        save(folder, step, b"state after %d" % step)
     return folder
 
 
 def test_a_checkpoint_torn_at_any_byte_is_passed_over(tmp_path: Path) -> None:
     folder = filled(tmp_path, 2)
-    newest = folder.file(folder.numbers()[0])
-    whole = newest.read_bytes()
+    file = folder.file(folder.numbers()[0])
+    whole = file.read_bytes()
     for length in range(len(whole)):
-        newest.write_bytes(whole[:length])
-        found = folder.restore()
-        assert found is not None
-        assert (found.step, found.payload) == (1, b"state after 1"), length
+        file.write_bytes(whole[:length])
+        assert newest(folder) == (1, b"state after 1"), length
 
 
 def test_a_checkpoint_with_any_byte_altered_is_passed_over(tmp_path: Path) -> None:
     folder = filled(tmp_path, 2)
-    newest = folder.file(folder.numbers()[0])
-    whole = newest.read_bytes()
+    file = folder.file(folder.numbers()[0])
+    whole = file.read_bytes()
     for at in range(len(whole)):
-        newest.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        found = folder.restore()
-        assert found is not None
-        assert found.step == 1, at
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert newest(folder) == (1, b"state after 1"), at
 
 
 class Shared(RuleBasedStateMachine):
@@ -57,7 +56,7 @@ class Shared(RuleBasedStateMachine):
         self.writers = [Folder(self.path, keep=2), Folder(self.path, keep=2)]
         self.holder: int | None = None
         self.step = 0
-        self.whole: dict[int, Checkpoint] = {}
+        self.whole: dict[int, tuple[int, bytes]] = {}
 
     def teardown(self) -> None:
         self._made.cleanup()
@@ -72,15 +71,15 @@ class Shared(RuleBasedStateMachine):
     def it_saves(self, who: int, payload: bytes) -> None:
         self.step += 1
         if who == self.holder:
-            self.writers[who].save(self.step, payload)
+            save(self.writers[who], self.step, payload)
             number = max(self.writers[who].numbers())
-            self.whole[number] = Checkpoint(number, self.step, payload)
+            self.whole[number] = self.step, payload
             there = set(self.writers[who].numbers())
             assert set(sorted(self.whole)[-2:]) <= there, "the newest two whole ones are kept"
             self.whole = {kept: one for kept, one in self.whole.items() if kept in there}
         else:
             with pytest.raises((FencedError, RuntimeError)):  # RuntimeError: it never claimed
-                self.writers[who].save(self.step, payload)
+                save(self.writers[who], self.step, payload)
 
     @rule(room=st.integers(0, 300))
     def the_disk_is_full_at_any_byte_of_a_save(self, room: int) -> None:
@@ -92,7 +91,7 @@ class Shared(RuleBasedStateMachine):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
         try:
             with pytest.raises(OSError, match="too large"):
-                writer.save(self.step + 1, b"x" * 400)
+                save(writer, self.step + 1, b"x" * 400)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert Folder(self.path).numbers() == before
@@ -117,7 +116,7 @@ class Shared(RuleBasedStateMachine):
     @invariant()
     def the_newest_whole_one_is_restored(self) -> None:
         expected = self.whole[max(self.whole)] if self.whole else None
-        assert Folder(self.path).restore() == expected
+        assert newest(Folder(self.path)) == expected
 
 
 TestShared = Shared.TestCase
@@ -131,12 +130,11 @@ def test_of_many_broken_ones_the_newest_whole_one_is_found(torn: set[int], paylo
         folder = Folder(Path(name), keep=5)
         folder.claim()
         for step in range(1, 6):
-            folder.save(step, payload)
+            save(folder, step, payload)
         for number, step in zip(folder.numbers(), range(5, 0, -1), strict=False):
             if step in torn:
                 os.truncate(folder.file(number), folder.file(number).stat().st_size // 2)
-        found = folder.restore()
-        assert (found.step if found else 0) == max({1, 2, 3, 4, 5} - torn, default=0)
+        assert (newest(folder) or (0,))[0] == max({1, 2, 3, 4, 5} - torn, default=0)
 
 
 def test_of_two_writers_in_the_same_instant_each_number_has_one(tmp_path: Path) -> None:
@@ -151,7 +149,7 @@ def test_of_two_writers_in_the_same_instant_each_number_has_one(tmp_path: Path) 
             rival = Folder(folder.path)
             start.wait()
             try:
-                rival.add(3, step, b"x" * 10_000)
+                rival.add(3, step, lambda file: file.write(b"x" * 10_000))
                 outcomes.append(step)
             except FencedError:
                 pass
@@ -161,9 +159,8 @@ def test_of_two_writers_in_the_same_instant_each_number_has_one(tmp_path: Path) 
             thread.start()
         for thread in threads:
             thread.join()
-        found = folder.restore()
-        assert found is not None
-        assert [found.step] == outcomes
+        assert newest(folder) == (outcomes[0], b"x" * 10_000)
+        assert len(outcomes) == 1
 
 
 def test_claims_at_the_same_instant_leave_one_writer(tmp_path: Path) -> None:
@@ -182,7 +179,7 @@ def test_claims_at_the_same_instant_leave_one_writer(tmp_path: Path) -> None:
     saved = 0
     for folder in folders:
         try:
-            folder.save(1, b"")
+            save(folder, 1, b"")
             saved += 1
         except FencedError:
             pass
@@ -194,15 +191,13 @@ def test_a_writer_that_slept_past_pruning_is_never_restored_over_the_newer(tmp_p
     new = Folder(tmp_path, keep=2)
     new.claim()
     for step in range(2, 8):
-        new.save(step, b"new")
+        save(new, step, b"new")
     stale = old.numbers()[-1] - 1  # a name that was used and pruned
-    old.add(stale, 99, b"stale")
+    old.add(stale, 99, lambda file: file.write(b"stale"))
     with pytest.raises(FencedError):
         old.check()
-    found = new.restore()
-    assert found is not None
-    assert (found.step, found.payload) == (7, b"new")
-    new.save(8, b"new")
+    assert newest(new) == (7, b"new")
+    save(new, 8, b"new")
     assert not old.file(stale).exists()
 
 
@@ -210,10 +205,8 @@ def test_a_save_begun_before_the_takeover_comes_too_late(tmp_path: Path) -> None
     old = filled(tmp_path, 1)
     Folder(tmp_path).claim()
     with pytest.raises(FencedError):
-        old.add(3, 2, b"began before, named after")
-    found = old.restore()
-    assert found is not None
-    assert found.step == 1
+        old.add(3, 2, lambda file: file.write(b"began before, named after"))
+    assert newest(old) == (1, b"state after 1")
 
 
 def test_a_crash_loop_of_claims_forgets_no_checkpoint(tmp_path: Path) -> None:
@@ -222,11 +215,9 @@ def test_a_crash_loop_of_claims_forgets_no_checkpoint(tmp_path: Path) -> None:
         Folder(tmp_path, keep=2).claim()
     last = Folder(tmp_path, keep=2)
     last.claim()
-    found = last.restore()
-    assert found is not None
-    assert found.step == 5
-    last.save(6, b"")
-    last.save(7, b"")
+    assert newest(last) == (5, b"state after 5")
+    save(last, 6, b"")
+    save(last, 7, b"")
     assert len(last.numbers()) == 2
 
 
@@ -241,23 +232,45 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_on_a_full_disk_the_older_ones_stand_and_saving_goes_on_once_there_is_room(small_disk: Path) -> None:
     folder = Folder(small_disk, keep=2)
     folder.claim()
-    folder.save(1, b"x" * 60_000)
+    save(folder, 1, b"x" * 60_000)
     ballast = small_disk / "ballast"
     with pytest.raises(OSError, match="No space left"):
         ballast.write_bytes(b"x" * 300_000)
     for step in (2, 3):
         with pytest.raises(OSError, match="No space left"):
-            folder.save(step, b"y" * 60_000)
-        found = folder.restore()
-        assert found is not None
-        assert (found.step, len(found.payload)) == (1, 60_000)
+            save(folder, step, b"y" * 60_000)
+        assert newest(folder) == (1, b"x" * 60_000)
     assert not list(small_disk.glob(".saving-*"))
     late = Folder(small_disk, keep=2)
     late.claim()  # a replacement can take over on a full disk
     ballast.unlink()
     with pytest.raises(FencedError):
-        folder.save(4, b"")
-    late.save(4, b"z" * 60_000)
-    found = late.restore()
-    assert found is not None
-    assert found.step == 4
+        save(folder, 4, b"")
+    save(late, 4, b"z" * 60_000)
+    assert newest(late) == (4, b"z" * 60_000)
+
+
+def test_saving_verifying_and_copying_hold_a_few_megabytes_whatever_a_checkpoints_size(tmp_path: Path) -> None:
+    size, piece = 96 << 20, bytes(1 << 20)
+    folder, backup = Folder(tmp_path / "run"), Folder(tmp_path / "backup")
+    folder.claim()
+    backup.path.mkdir()
+    tracemalloc.start()
+    try:
+        folder.save(1, lambda file: [file.write(piece) for _ in range(size // len(piece))])
+        found = folder.restore()
+        assert found is not None
+        backup.copy(found)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert backup.file(found.number).stat().st_size > size
+    assert peak < 8 << 20
+
+
+def test_what_is_saved_is_handed_over_as_it_was_written_in_pieces_of_any_size(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.claim()
+    pieces: list[bytes | memoryview] = [b"", b"a", bytes(range(256)) * 9000, b"b" * 3, memoryview(b"c" * 5000)]
+    folder.save(7, lambda file: [file.write(piece) for piece in pieces])
+    assert newest(folder) == (7, b"".join(pieces))

@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from checkpoint import Folder, read
-from checkpoint_manager import look_after
+from checkpoint import Folder, verified
+from checkpoint_manager import Found, look_after
 
-from tests.kit.conftest import KIT, Start, until
+from tests.kit.conftest import KIT, Start, newest, save, until
 
 
 class Site:
@@ -29,7 +29,7 @@ class Site:
 
     def save(self, *steps: int) -> None:
         for step in steps:
-            self.source.save(step, b"%d" % step * 100)
+            save(self.source, step, b"%d" % step * 100)
 
     def manage(self, *extra: str) -> int:
         command = [
@@ -48,8 +48,7 @@ class Site:
         return float(next(line.split()[1] for line in self.said.splitlines() if line.startswith(f"{name} ")))
 
     def backed_up(self) -> int:
-        found = self.backup.restore()
-        return found.step if found else -1
+        return (newest(self.backup) or (-1,))[0]
 
 
 @pytest.fixture
@@ -64,8 +63,8 @@ def test_the_newest_is_verified_copied_once_and_old_copies_go(site: Site) -> Non
         assert site.backed_up() == step
         assert (site.metric("checkpoint_valid"), site.metric("checkpoint_step")) == (1, step)
         assert site.metric("checkpoint_backup_step") == step
-        newest = site.source.file(site.source.numbers()[0])
-        assert abs(site.metric("checkpoint_saved_timestamp_seconds") - newest.stat().st_mtime) < 0.01
+        file = site.source.file(site.source.numbers()[0])
+        assert abs(site.metric("checkpoint_saved_timestamp_seconds") - file.stat().st_mtime) < 0.01
     assert len(site.backup.numbers()) == 3
     before = {number: site.backup.file(number).stat().st_mtime_ns for number in site.backup.numbers()}
     assert site.manage() == 0
@@ -76,9 +75,9 @@ def test_a_broken_newest_is_reported_and_never_takes_a_good_copys_place(site: Si
     site.save(1, 2)
     assert site.manage() == 0
     site.save(3)
-    newest = site.source.file(site.source.numbers()[0])
-    for length in (newest.stat().st_size - 1, 100):
-        os.truncate(newest, length)
+    file = site.source.file(site.source.numbers()[0])
+    for length in (file.stat().st_size - 1, 100):
+        os.truncate(file, length)
         assert site.manage() == 1
         assert site.metric("checkpoint_valid") == 0
         assert site.backed_up() == 2
@@ -88,17 +87,23 @@ def test_a_broken_newest_is_reported_and_never_takes_a_good_copys_place(site: Si
     assert site.backed_up() == 2
 
 
+def whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        return verified(file) is not None
+
+
 def test_a_newest_torn_at_any_byte_is_called_broken_and_no_copy_suffers(site: Site) -> None:
     site.backup.path.mkdir()
     site.save(1, 2)
-    assert look_after(site.source, site.backup).valid == 1
+    look_after(site.source, site.backup, found := Found())
+    assert found.valid == 1
     site.save(3)
-    newest = site.source.file(site.source.numbers()[0])
-    for length in range(newest.stat().st_size - 1, 0, -1):  # an empty one is a claim
-        os.truncate(newest, length)
-        found = look_after(site.source, site.backup)
+    file = site.source.file(site.source.numbers()[0])
+    for length in range(file.stat().st_size - 1, 0, -1):  # an empty one is a claim
+        os.truncate(file, length)
+        look_after(site.source, site.backup, found := Found())
         assert (found.valid, found.step, found.backup_step) == (0, 2, 2), length
-        assert all(read(site.backup.file(number)) for number in site.backup.numbers()), length
+        assert all(whole(site.backup.file(number)) for number in site.backup.numbers()), length
 
 
 def test_a_claim_is_no_damage_and_no_checkpoint_at_all_is(site: Site) -> None:
@@ -126,9 +131,9 @@ def test_a_new_run_in_an_old_runs_place_touches_no_copy(site: Site) -> None:
         site.source.file(number).unlink()
     again = Folder(site.source.path)
     again.claim()
-    again.save(1, b"another run")
+    save(again, 1, b"another run")
     assert site.manage() == 1
-    assert "give each run folders of its own" in site.said
+    assert "if this is another run, give it folders of its own" in site.said
     assert site.backed_up() == 3
 
 
@@ -150,7 +155,7 @@ def test_a_full_backup_keeps_its_copies(site: Site) -> None:
     try:
         site.save(1)
         assert site.manage() == 0
-        site.source.save(2, b"x" * 100_000)
+        save(site.source, 2, b"x" * 100_000)
         assert site.manage() == 1
         assert "No space left" in site.said
         assert site.backed_up() == 1
@@ -166,7 +171,7 @@ def test_a_run_killed_at_any_moment_leaves_whole_copies(site: Site, start: Start
         return any(site.backup.path.glob(".saving-*")) or site.backed_up() == step
 
     for step in range(1, 7):
-        site.source.save(step, os.urandom(3_000_000))
+        save(site.source, step, os.urandom(3_000_000))
         run = start("checkpoint_manager.py", f"--folder={site.source.path}", f"--backup={site.backup.path}", "--keep=2")
         until(partial(saves, step))
         run.signal(signal.SIGKILL)
@@ -181,7 +186,7 @@ def test_the_metrics_are_put_to_a_pushgateway_under_the_runs_name(site: Site) ->
     seen: list[tuple[str, str]] = []
 
     class Pushgateway(BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
+        def do_POST(self) -> None:
             seen.append((self.path, self.rfile.read(int(self.headers["Content-Length"])).decode()))
             self.send_response(200)
             self.end_headers()

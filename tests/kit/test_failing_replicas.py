@@ -112,7 +112,7 @@ def test_out_of_gpu_memory_goes_to_the_smaller_model(start: Start, tmp_path: Pat
     for width in (256, 8):
         folder = Folder(tmp_path / str(width))
         folder.claim()
-        folder.save(width, model(width).dump())
+        folder.save(width, model(width).dump)
         replicas.append(start("inference.py", "--folder", folder.path, "--width", width, "--port", 0))
         until(lambda: replicas[-1].request("GET", "/readyz")[0] == 200)
     large, small = replicas

@@ -30,9 +30,9 @@ def trained(tmp_path: Path) -> Path:
     for step in (10, 20, 30):
         for one in range(step - 10, step):
             learner.train(one)
-        folder.save(step, learner.dump())
-    newest = folder.file(folder.numbers()[0])
-    newest.write_bytes(newest.read_bytes()[:1000])
+        folder.save(step, learner.dump)
+    file = folder.file(folder.numbers()[0])
+    file.write_bytes(file.read_bytes()[:1000])
     return tmp_path / "run"
 
 
@@ -50,10 +50,8 @@ def test_it_serves_the_newest_whole_checkpoint(start: Start, trained: Path) -> N
     replica = serve(start, trained)
     until(lambda: ready(replica))
     status, body, _ = replica.request("POST", "/infer", {"inputs": [ROW, ROW]})
-    found = Folder(trained).restore()
-    assert found is not None
     learner = model(256)
-    learner.load(found.payload)
+    Folder(trained).restore(learner.load)
     assert status == 200
     assert (json.loads(body)["step"], json.loads(body)["outputs"]) == (20, learner.infer([ROW, ROW]))
     lines = replica.request("POST", "/infer/stream", {"inputs": [ROW] * 5})[1].splitlines()
@@ -67,7 +65,7 @@ def test_without_a_checkpoint_it_lives_but_is_not_ready(start: Start, tmp_path: 
     assert replica.request("POST", "/infer", {"inputs": [ROW]})[0] == 503
     folder = Folder(tmp_path / "run")
     folder.claim()
-    folder.save(0, model(256).dump())
+    folder.save(0, model(256).dump)
     until(lambda: ready(replica))
 
 

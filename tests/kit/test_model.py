@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from model import FEATURES, LostGpuError, NumpyModel, OutOfMemoryError, TorchModel, meaning, model
 
-from tests.kit.conftest import Start, until
+from tests.kit.conftest import Start, dumped, until
 
 try:
     import torch
@@ -25,11 +26,11 @@ def test_who_goes_on_from_a_checkpoint_computes_what_an_undisturbed_one_would() 
         undisturbed.train(step)
     for step in range(20):
         first.train(step)
-    second.load(first.dump())
+    second.load(io.BytesIO(dumped(first)))
     for step in range(20, 40):
         second.train(step)
     assert second.infer(ROWS) == undisturbed.infer(ROWS)
-    assert second.dump() == undisturbed.dump()
+    assert dumped(second) == dumped(undisturbed)
 
 
 class Evil:
@@ -44,21 +45,18 @@ class Evil:
 
 def test_a_checkpoint_of_another_model_is_refused_and_none_runs_code(tmp_path: Path) -> None:
     trap = tmp_path / "it-ran"
-    whole = model(16).dump()
-    others = [model(8).dump(), b"", b"nothing", whole[:-40], pickle.dumps({"layers": Evil(trap), "optimizer": {}}, 2)]
+    whole = dumped(model(16))
+    others = [dumped(model(8)), b"", b"nothing", whole[:-40], pickle.dumps({"layers": Evil(trap), "optimizer": {}}, 2)]
     if torch is not None:
-        others += [NumpyModel(16).dump(), saved({"layers": {}}), saved([1]), saved({"layers": Evil(trap)})]
+        others += [dumped(NumpyModel(16)), saved({"layers": {}}), saved([1]), saved({"layers": Evil(trap)})]
     for payload in others:
         with pytest.raises(ValueError, match=r"checkpoint|pickle"):
-            model(16).load(payload)
+            model(16).load(io.BytesIO(payload))
     assert not trap.exists()
 
 
 def saved(content: object) -> bytes:
-    import io
-
-    file = io.BytesIO()
-    torch.save(content, file)
+    torch.save(content, file := io.BytesIO())
     return file.getvalue()
 
 
@@ -69,11 +67,11 @@ def test_a_replica_that_can_read_no_checkpoint_says_so_and_serves_the_next_that_
 
     folder = Folder(tmp_path / "run")
     folder.claim()
-    folder.save(1, model(8).dump())
+    folder.save(1, model(8).dump)
     replica = start("inference.py", "--folder", folder.path, "--port", 0, "--again-s", 0.05)
     until(lambda: "can't serve from" in replica.text())
     assert replica.request("GET", "/readyz")[0] == 503
-    folder.save(2, model(256).dump())
+    folder.save(2, model(256).dump)
     until(lambda: replica.request("GET", "/readyz")[0] == 200)
 
 

@@ -1,0 +1,104 @@
+"""``python -m tests.bench.checkpoints``: memory and time of saving, verifying, copying and restoring, by size.
+
+Each in a process of its own: the most memory that it held beyond what it held before, and the time beside that of the
+same bytes written and forced to the disk, or read, without a checkpoint. The model is NumPy's, and random. ``--stream``
+leaves it out, and hands over the same bytes again and again: the kit's own share, where a model would not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+KIT = Path(__file__).parents[2] / "daemonset" / "kit"
+WHAT = ("write", "save", "read", "verify", "copy", "restore")
+_BYTES_A_COLUMN, _PIECE = 72, 64 << 20  # of NumpyModel: 9 weights and 9 velocities
+
+
+def held() -> int:
+    """Resident memory now, in bytes, without the pages of files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) << 10
+
+
+def one(what: str, folder: Path, size: int, stream: bool) -> None:
+    """Do it, and print seconds and the bytes held at most beyond those before."""
+    sys.path.insert(0, str(KIT))
+    from checkpoint import Folder
+    from model import NumpyModel
+
+    runs, piece = Folder(folder / "run"), os.urandom(_PIECE)
+
+    def pieces(file: BinaryIO) -> None:
+        for _ in range(size // _PIECE):
+            file.write(piece)
+
+    def read(file: Any) -> None:
+        while file.readinto(buffer):
+            pass
+
+    buffer = bytearray(1 << 20)
+    learner: Any = None if stream or what not in ("save", "restore") else NumpyModel(size // _BYTES_A_COLUMN)
+    before, began = held(), time.monotonic()
+    if what == "write":
+        with (folder / "plain").open("wb") as file:
+            pieces(file)
+            file.flush()
+            os.fsync(file.fileno())
+    elif what == "read":
+        with (folder / "plain").open("rb") as plain:
+            read(plain)
+        (folder / "plain").unlink()
+    elif what == "save":
+        runs.claim()
+        runs.save(1, pieces if learner is None else learner.dump)
+    elif what == "copy":
+        (backup := Folder(folder / "backup")).path.mkdir()
+        found = runs.restore()
+        assert found is not None
+        backup.copy(found)
+    else:
+        assert runs.restore(read if learner is None and what == "restore" else (learner.load if learner else skip))
+    seconds = time.monotonic() - began
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    print(seconds, max(0, most - before))
+
+
+def skip(file: BinaryIO) -> None:
+    """``verify`` only."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gib", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--one", nargs=3)
+    parser.add_argument("--where", help="a folder on the storage to measure")
+    options = parser.parse_args()
+    if options.one:
+        one(options.one[0], Path(options.one[1]), int(options.one[2]), options.stream)
+        return 0
+    print("| GiB | what | s | MB/s | held at most beyond | of a checkpoint |\n|---|---|---|---|---|---|")
+    for gib in options.gib:
+        size = int(gib * (1 << 30))
+        with tempfile.TemporaryDirectory(dir=options.where) as folder:
+            for what in WHAT:
+                again = [sys.executable, "-m", "tests.bench.checkpoints", "--one", what, folder, str(size)]
+                told = subprocess.run(
+                    [*again, *["--stream"] * options.stream], check=True, stdout=subprocess.PIPE, text=True
+                )
+                seconds, most = map(float, told.stdout.split())
+                row = (f"{seconds:.1f}", f"{size / seconds / 1e6:.0f}", f"{most / 2**20:.0f} MiB", f"{most / size:.2f}")
+                print(f"| {gib:g} | {what} | {' | '.join(row)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
