@@ -9,6 +9,18 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from replicas import Replica
 
+OUTCOMES = (
+    "ok",
+    "refused",  # no connection
+    "connection",  # it broke
+    "timeout",  # before the answer began
+    "stream",  # after that
+    "full",
+    "error",  # 5xx
+    "out_of_memory",
+    "gpu_lost",
+    "left",  # the client did
+)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 
 
@@ -24,6 +36,8 @@ class GatewayMetrics(Collector):
             "gateway_request_seconds", "From the request to the end of its answer.", buckets=_SECONDS
         )
         self.attempts = Counter("gateway_attempts", "Requests sent to replicas.", ["outcome"])
+        for outcome in OUTCOMES:  # from the start, so that the first of its kind is an increase
+            self.attempts.labels(outcome)
         self.retries = Counter("gateway_retries", "Requests sent again.")
         self.retries_refused = Counter("gateway_retries_refused", "Retries that the budget forbade.")
         self.shed = Counter("gateway_shed", "Requests refused for want of room.")

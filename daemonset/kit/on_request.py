@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LOOK_S, _AGAIN_S = 1.0, 3.0
 _WAIT_S, _REMEMBER_S = 1.5, 60.0  # the agent waits 2 s for an answer, and asks again after 5
 _log = logging.getLogger("on_request")
+MayAsk = Callable[[str, Message], bool]
 
 
 class SaveRequests:
@@ -71,15 +73,26 @@ class SaveRequests:
             self._untold_at = float("-inf")
             return 200
 
-    def serve(self, port: int, path: str, status: Callable[[], dict[str, Any]]) -> int:
-        """POST ``path`` asks for a save, GET /status tells how training goes. The port, which may be given as 0."""
+    def serve(
+        self, port: int, path: str, status: Callable[[], dict[str, Any]], may_ask: MayAsk = lambda *_: True
+    ) -> int:
+        """POST ``path`` asks for a save, GET /status tells how training goes. The port, which may be given as 0.
+
+        ``may_ask`` gets the asker's IP address and headers: a POST for which it is false is answered 403. The agent
+        comes from its pod's address and sends no credentials, so go by the address, or by what a mesh puts before it.
+        """
         requests = self
 
         class Handler(BaseHTTPRequestHandler):
             timeout = 5
 
             def do_POST(self) -> None:
-                self._answer(*((requests.post(), {}) if self.path == path else (404, {})))
+                if self.path != path:
+                    self._answer(404, {})
+                elif not may_ask(self.client_address[0], self.headers):
+                    self._answer(403, {"error": "may_ask says no"})
+                else:
+                    self._answer(requests.post(), {})
 
             def do_GET(self) -> None:
                 self._answer(*((200, status()) if self.path == "/status" else (404, {})))

@@ -47,6 +47,11 @@ class Stub:
                     self._hold()
                     if not self.close_connection:
                         self.wfile.write(b"4\r\nlast\r\n0\r\n\r\n")
+                elif mode == "events":  # as a language model's server sends tokens
+                    self._head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"})
+                    self.wfile.write(b'17\r\ndata: {"choices": []}\n\n\r\n')
+                    self._hold()
+                    self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
                 elif mode == "flood":
                     self._head(200, {"Transfer-Encoding": "chunked"})
                     while not stub.release.is_set() and not self._leaves():

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from attempt import passed
 
-from tests.kit.conftest import KIT, Front, Start, breakers, infer, metric, until
+from tests.kit.conftest import KIT, Front, Program, Start, breakers, infer, metric, until
 from tests.kit.stub import Stub
+
+CHAT = "/v1/chat/completions"
 
 
 def test_a_request_passes_as_it_came(front: Front, stubs: list[Stub]) -> None:
@@ -193,3 +196,46 @@ def test_a_stream_that_says_nothing_is_cut_and_no_failure_of_the_replica(front: 
     assert set(breakers(gateway).values()) == {"closed"}
     assert metric(gateway, "gateway_attempts_total", 'outcome="stream"') == 1
     assert metric(gateway, "gateway_requests_total", 'code="504"') == 1
+
+
+@pytest.fixture
+def for_vllm(front: Front) -> Program:
+    """The gateway as the component starts it."""
+    component = yaml.safe_load((KIT / "vllm" / "kustomization.yaml").read_text())
+    (operation,) = yaml.safe_load(component["patches"][0]["patch"])
+    program, file, replicas, *settings = operation["value"]
+    assert (program, file, replicas) == ("python3", "/kit/gateway.py", "--replicas=inference-replicas:8080")
+    return front(*settings)
+
+
+@pytest.mark.parametrize(("mode", "path"), [("429", "/v1/models"), ("503", "/v1/responses"), ("kill", CHAT)])
+def test_before_vllm_what_is_refused_or_may_be_repeated_is_answered_elsewhere(
+    for_vllm: Program, stubs: list[Stub], mode: str, path: str
+) -> None:
+    stubs[0].mode = mode
+    while not stubs[0].served:
+        assert infer(for_vllm, path) == 200
+
+
+def test_before_vllm_what_it_keeps_is_sent_once(for_vllm: Program, stubs: list[Stub]) -> None:
+    for stub in stubs:
+        stub.mode = "kill"
+    for path in ("/v1/responses", "/v1/files"):
+        assert infer(for_vllm, path) == 502
+    assert sum(stub.served for stub in stubs) == 2
+
+
+def test_before_vllm_tokens_arrive_as_they_are_made(for_vllm: Program, stubs: list[Stub]) -> None:
+    for stub in stubs:
+        stub.mode = "events"
+    connection = http.client.HTTPConnection("127.0.0.1", for_vllm.port(), timeout=30)
+    connection.request("POST", CHAT, b'{"stream": true}', {"Authorization": "Bearer key"})
+    answer = connection.getresponse()
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.read1() == b'data: {"choices": []}\n\n'
+    for stub in stubs:
+        stub.release.set()
+    assert answer.read() == b"data: [DONE]\n\n"
+    connection.close()
+    (head,) = [dict(head) for stub in stubs for path, head in stub.heads if path == CHAT]
+    assert head["Authorization"] == "Bearer key"

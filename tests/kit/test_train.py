@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import random
 import signal
 import subprocess
 import time
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,22 @@ def test_a_save_slower_than_the_agents_patience_is_told_at_its_next_post() -> No
     assert requests.post() == 200
     assert requests.post() == 202  # which asks anew
     assert requests.wanted()
+
+
+def test_who_may_not_ask_for_a_save_is_refused_and_nothing_is_saved() -> None:
+    requests = SaveRequests()
+
+    def may_ask(address: str, headers: Message) -> bool:
+        return address == "127.0.0.1" and headers["X-Mesh-Peer"] == "agent"
+
+    port = requests.serve(0, "/checkpoint", dict, may_ask)
+    for peer, code in (("somebody", 403), ("agent", 202)):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", "/checkpoint", headers={"X-Mesh-Peer": peer})
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        assert (answer.status, requests.wanted()) == (code, peer == "agent")
 
 
 def test_the_annotation_is_seen_in_the_downward_apis_file_and_one_save_follows(start: Start, tmp_path: Path) -> None:
