@@ -95,16 +95,17 @@ class Exercise:
         # Not the one beside the training: that leaves with its node.
         kept = {pod["spec"].get("nodeName") for pod in self._watched.live("training")}
         victim = min(self._watched.ready("inference"), key=lambda pod: pod["spec"]["nodeName"] in kept)
+        known = self._watched.uids()
         self._cluster.delete_pod(victim)
         uid, name = victim["metadata"]["uid"], victim["metadata"]["name"]
-        part.note("deleted", time.time())
+        part.note("deleted", time.time(), [name])
         self._say(f"pod {name} deleted")
         self._wait("another pod has a node", lambda: self._watched.placed("inference") >= REPLICAS, _STAGE_S)
-        part.note("another pod has a node", time.time())
+        part.note("another pod has a node", time.time(), self._watched.new("inference", known))
         self._wait("all replicas are ready", lambda: len(self._watched.ready("inference")) >= REPLICAS, _STAGE_S)
         part.note("all replicas are ready", time.time())
         self._wait("the deleted pod has ended", lambda: uid not in self._watched.uids(), _STAGE_S)
-        part.note("the deleted pod has ended", time.time())
+        part.note("the deleted pod has ended", time.time(), [name])
         ready_s = part.between("deleted", "all replicas are ready")
         part.measure("deleted → all replicas are ready", ready_s, READY_S, "s")
         self._end(part)
@@ -197,14 +198,14 @@ class Exercise:
         if not done["killed"]:
             raise MissedError(f"no process of {training['metadata']['name']} was found on {node}")
         most = ceil(self._settings.interval_s * self._watched.pace(uid))
-        part.note("killed", _within(part.began, done["at"], time.time()))
+        part.note("killed", _within(part.began, done["at"], time.time()), [training["metadata"]["name"]])
         self._say(f"training killed on {node} at step {self._watched.steps[uid]['step']}")
         self._wait(
             "another pod goes on",
             lambda: any(p["metadata"]["uid"] != uid and self._watched.hear(p) for p in self._watched.live("training")),
             _STAGE_S,
         )
-        part.note("another pod goes on from the checkpoint", time.time())
+        part.note("another pod goes on from the checkpoint", time.time(), self._watched.new("training", {uid}))
         part.measure("steps of work lost, without a word", self._lost(training, part), most, "")
         part.notes.append(f"{most} steps are an interval of {self._settings.interval_s:g} s between two checkpoints")
         recovered_s = part.between("killed", "another pod goes on from the checkpoint")

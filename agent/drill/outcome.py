@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -22,6 +23,11 @@ STEPS_ASKED = 1  # at most, where a checkpoint was asked for
 class Moment:
     at: float  # Unix seconds, by the clock of the machine that runs the drill
     what: str
+    pods: tuple[str, ...] = ()  # whom it happened to, by name
+
+    @property
+    def text(self) -> str:
+        return f"{self.what}: {', '.join(self.pods)}" if self.pods else self.what
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,10 @@ class Part:
     notes: list[str] = field(default_factory=list)
     requests: dict[str, Any] = field(default_factory=dict)  # as the client's window told, by our own clock
 
-    def note(self, what: str, at: float) -> None:
-        """A moment; the first of its kind counts."""
+    def note(self, what: str, at: float, pods: Iterable[str] = ()) -> None:
+        """A moment, and whom it happened to; the first of its kind counts."""
         if self.at(what) is None:
-            self.moments.append(Moment(at, what))
+            self.moments.append(Moment(at, what, tuple(sorted(pods))))
 
     def at(self, what: str) -> float | None:
         return next((moment.at for moment in self.moments if moment.what == what), None)
@@ -133,7 +139,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     for part, raw in zip(data["parts"], outcome.parts, strict=True):
         part["title"] = TITLES[raw.name]
         part["moments"] = [
-            {"at": rfc3339(m.at), "after_s": round(m.at - raw.began, 3), "what": m.what} for m in raw.moments
+            {"at": rfc3339(m.at), "after_s": round(m.at - raw.began, 3), "what": m.what, "pods": list(m.pods)}
+            for m in raw.moments
         ]
         part["figures"] = [{**asdict(f), "met": f.met} for f in raw.figures]
         part["requests"] = {

@@ -20,7 +20,7 @@ def text(outcome: Outcome) -> str:
     lines = [f"drill of {outcome.cluster}: {'passed' if outcome.passed else 'FAILED'}", outcome.played]
     for part in outcome.parts:
         lines += ["", TITLES[part.name]]
-        lines += [f"  {moment.at - part.began:7.2f} s  {moment.what}" for moment in _ordered(part)]
+        lines += [f"  {moment.at - part.began:7.2f} s  {moment.text}" for moment in _ordered(part)]
         lines += [
             f"  {'ok    ' if one.met else 'MISSED'}  {one.name}: {one.text} (at most {one.target:g})"
             for one in part.figures
@@ -68,7 +68,7 @@ def page(outcome: Outcome) -> str:
 
 
 def _part(part: Part) -> str:
-    moments = "".join(f"<li>{moment.at - part.began:.2f} s: {escape(moment.what)}</li>" for moment in _ordered(part))
+    moments = "".join(f"<li>{moment.at - part.began:.2f} s: {escape(moment.text)}</li>" for moment in _ordered(part))
     figures = "".join(
         f"<tr><td>{escape(one.name)}</td><td>{escape(one.text)}</td><td>{one.target:g}</td>"
         f"<td>{'met' if one.met else '<strong>missed</strong>'}</td></tr>"

@@ -84,6 +84,10 @@ class Watch:
         """How many have a node, and are not ending."""
         return sum(bool(pod["spec"].get("nodeName")) for pod in self.live(app))
 
+    def new(self, app: str, known: set[str]) -> list[str]:
+        """The names of pods whose UIDs are not among those known."""
+        return [pod["metadata"]["name"] for pod in self.live(app) if pod["metadata"]["uid"] not in known]
+
     def uids(self) -> set[str]:
         return {pod["metadata"]["uid"] for pod in self._cluster.pods()}
 

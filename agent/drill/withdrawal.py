@@ -19,6 +19,7 @@ class Withdrawal:
         self._cluster, self._watched, self._part, self._node = cluster, watched, part, choice.node
         self.leaving = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in choice.pods}
         (self.training,) = (pod for pod in choice.pods if pod["metadata"]["labels"].get("app") == "training")
+        self._there = {pod["metadata"]["uid"] for pod in cluster.pods()}  # before any left
         self._saved = 0  # the training's last checkpoint before the taint
         self._counted = counted  # checkpoints that the agent counted as saved until now
         self._saved_at: float | None = None  # when the training told of one
@@ -58,16 +59,17 @@ class Withdrawal:
         if self._left is None and self.training["metadata"]["uid"] not in staying:
             self._left = now
         if len(staying) < len(self.leaving):
-            part.note("evicted", now)
+            part.note("evicted", now, (self.leaving[uid] for uid in self.leaving.keys() - staying))
         if staying:
             return
-        part.note("all are evicted", now)
+        part.note("all are evicted", now, self.leaving.values())
         elsewhere = [pod for pod in pods if not ending(pod) and pod["spec"].get("nodeName") not in (None, self._node)]
         count = {
             app: sum(pod["metadata"]["labels"].get("app") == app for pod in elsewhere)
             for app in ("inference", "training")
         }
         if count["training"] and count["inference"] >= REPLICAS:
-            part.note("all evicted pods are replaced on other nodes", now)
+            came = [pod["metadata"]["name"] for pod in elsewhere if pod["metadata"]["uid"] not in self._there]
+            part.note("all evicted pods are replaced on other nodes", now, came)
             if self._watched.whole():
                 part.note("all are ready", time.time())

@@ -413,6 +413,31 @@ def test_a_training_that_is_gone_before_it_tells_of_its_checkpoint_has_saved_it_
     assert seen.count == 1
 
 
+def test_moments_name_the_pods_that_left_and_came() -> None:
+    scene = Scene()
+    seen = scene.begin()
+    scene.taint = True
+    scene.there = [one for one in scene.there if one["metadata"]["name"] != "training"]
+    seen.see()
+    scene.there = [one for one in scene.there if one["metadata"]["name"] != "inference-1"]
+    seen.see()
+    scene.there += [pod("training-2", "n2", "training"), pod("inference-4", "n4", "inference")]
+    seen.see()
+    part = seen._part
+    assert [moment.text for moment in part.moments] == [
+        "tainted",
+        "evicted: training",
+        "all are evicted: inference-1, training",
+        "all evicted pods are replaced on other nodes: inference-4, training-2",
+        "all are ready",
+    ]
+    told = outcome()
+    told.parts.append(part)
+    assert "evicted: training" in text(told)
+    assert "evicted: training" in page(told)
+    assert ["training"] in [moment["pods"] for moment in as_json(told)["parts"][-1]["moments"]]
+
+
 def test_a_checkpoint_of_its_own_accord_is_none_that_the_agent_asked_for() -> None:
     scene = Scene()
     seen = scene.begin()
