@@ -87,7 +87,7 @@ bench-fleet: $(STAMP)
 	  $(if $(WAITS_S),--waits-s $(WAITS_S))
 
 kit-bench: $(STAMP)
-	$(BIN)/python -m tests.bench.kit
+	PYTHONPATH=daemonset/kit $(BIN)/python -m tests.bench.kit
 
 # The kit's training and inference with PyTorch: 3 GB from PyPI once, 5.4 GB on the disk, kept outside the tree.
 kit-torch: $(STAMP)

@@ -74,9 +74,10 @@ class Attempts:
     ) -> web.StreamResponse:
         """The answer of the replica of that name, sent. AttemptError until its first byte goes out, then CutError.
 
-        ``deadline`` is until when it must have begun. The last resort hands nothing on for want of memory.
+        ``deadline`` is when it must have begun at the latest. The last resort hands nothing on for want of memory.
         """
         options, begun = self._options, False
+        begins_by = min(deadline, time.monotonic() + options.read_s)  # one that comes drop by drop is as good as none
         asked = self.session.request(
             request.method,
             URL(f"http://{name}{request.raw_path}", encoded=True),
@@ -86,7 +87,7 @@ class Attempts:
             allow_redirects=False,
         )
         try:
-            async with asyncio.timeout_at(deadline) as clock, asked as got:
+            async with asyncio.timeout_at(begins_by) as clock, asked as got:
                 answer = await _begin(got)
                 if answer.whole:
                     self._judge(answer, last_resort)

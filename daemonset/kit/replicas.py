@@ -38,7 +38,7 @@ class Replica:
         self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.breaker = CircuitBreaker(limits.failures, limits.open_s, FailedError, self.name)
         self.in_flight, self._limits, self._tried = 0, limits, False
-        self._full_until = 0.0
+        self._full_until = self.answered_at = 0.0
 
     @property
     def state(self) -> str:
@@ -76,6 +76,8 @@ class Replica:
 
     def note(self, failed: bool) -> None:
         """An outcome; none for a client that went away. What began before the breaker opened says nothing new."""
+        if not failed:
+            self.answered_at = time.monotonic()
         if not self.breaker.opened:
             with contextlib.suppress(FailedError), self.breaker:
                 if failed:
@@ -107,12 +109,13 @@ class Pool:
     def pick(self, tried: Collection[Replica] = ()) -> Replica | None:
         """The least busy, so that one that hangs gets little before its breaker opens.
 
-        A second try goes where the fewest failures were, for it may be the last.
+        A second try, which may be the last, goes to the one that answered last: neither what fails at once nor what
+        hangs, however idle it looks or little it has failed yet.
         """
         free = [replica for replica in self.replicas if replica.has_room() and replica not in tried]
         if tried:
-            fewest = min((replica.breaker.failure_count for replica in free), default=0)
-            free = [replica for replica in free if replica.breaker.failure_count == fewest]
+            latest = max((replica.answered_at for replica in free), default=0)
+            free = [replica for replica in free if replica.answered_at == latest]
         return min(free, key=Replica.burden, default=None)
 
     def exhausted(self, tried: Collection[Replica] = ()) -> bool:

@@ -1,33 +1,24 @@
-"""``make kit-bench``: a load on three replicas, of which one hangs and one fails, with and without the gateway.
+"""``make kit-bench``: what the gateway saves, what it costs beside Envoy, and which faults of a network it hides.
 
-vegeta sends at a constant rate whatever the answers do, as clients of a service do: what queues shows.
+The first table is a load on three replicas, of which one hangs and one fails, with and without the gateway.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import threading
-import time
-import urllib.request
-from collections import Counter
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from aiohttp import web
+from tests.bench import kit_cost, kit_faults
+from tests.bench.kit_load import ANSWER_S, PATIENCE_S, Replicas, attack, built, gateway_before, get
 
-from tests.cluster.build import _go
-
-RATE, DURATION_S, PATIENCE_S, ANSWER_S = 100, 30, 10, 0.02
+RATE, DURATION_S = 100, 30
 READ_S, TOTAL_S = 0.5, 2
 VEGETA = "github.com/tsenart/vegeta/v12@v12.13.0"
-KIT = Path(__file__).parents[2] / "daemonset" / "kit"
 UNPROTECTED = (
+    "--attempts",
+    "3",
     "--breaker-failures",
     "1000000000",
     "--retry-share",
@@ -40,40 +31,6 @@ UNPROTECTED = (
     str(PATIENCE_S),
 )
 PROTECTED = ("--read-s", str(READ_S), "--total-s", str(TOTAL_S))  # the rest as it comes
-
-
-class Replicas(threading.Thread):
-    """Three in one process: what they do and how much of it."""
-
-    def __init__(self, kinds: tuple[str, ...]) -> None:
-        super().__init__(daemon=True)
-        self._kinds, self.ports, self.started = kinds, list[int](), threading.Event()
-        self.served, self._busy, self.most = Counter[str](), Counter[str](), Counter[str]()
-
-    def run(self) -> None:
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        for kind in self._kinds:
-            runner = web.ServerRunner(web.Server(partial(self._answer, kind)))
-            await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
-            await site.start()
-            self.ports.append(runner.addresses[0][1])
-        self.started.set()
-        await asyncio.Event().wait()
-
-    async def _answer(self, kind: str, _request: web.BaseRequest) -> web.Response:
-        self.served[kind] += 1
-        self._busy[kind] += 1
-        self.most[kind] = max(self.most[kind], self._busy[kind])
-        try:
-            if kind == "fails":
-                return web.Response(status=500)
-            await asyncio.sleep(3600 if kind == "hangs" else ANSWER_S)
-            return web.json_response({})
-        finally:
-            self._busy[kind] -= 1
 
 
 class Status(threading.Thread):
@@ -91,7 +48,7 @@ class Status(threading.Thread):
 
 
 def main() -> int:
-    vegeta = generator()
+    vegeta = built(VEGETA, "vegeta")
     print(
         f"{RATE} requests a second for {DURATION_S} s; one of three replicas answers in {1000 * ANSWER_S:.0f} ms, one"
     )
@@ -112,18 +69,9 @@ def main() -> int:
         measure("no gateway, as a Service spreads them", vegeta, Path(name), None)
         measure("gateway, protections off", vegeta, Path(name), UNPROTECTED)
         measure("gateway", vegeta, Path(name), PROTECTED)
+        kit_cost.table(vegeta, Path(name))
+        kit_faults.table(vegeta, Path(name))
     return 0
-
-
-def generator() -> Path:
-    """vegeta, built once from Go's module proxy."""
-    folder = Path.home() / ".cache" / "gpu-health-agent" / "vegeta"
-    if not (folder / "vegeta").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path = f"{_go(folder.parent, print)}:{os.environ['PATH']}"
-        environment = {**os.environ, "GOBIN": str(folder), "CGO_ENABLED": "0", "PATH": path}
-        subprocess.run(["go", "install", VEGETA], check=True, env=environment)
-    return folder / "vegeta"
 
 
 def measure(what: str, vegeta: Path, folder: Path, settings: tuple[str, ...] | None) -> None:
@@ -132,26 +80,11 @@ def measure(what: str, vegeta: Path, folder: Path, settings: tuple[str, ...] | N
     replicas.started.wait()
     ports, gateway, status = replicas.ports, None, None
     if settings is not None:
-        names = ",".join(f"127.0.0.1:{port}" for port in replicas.ports)
-        log = (folder / "gateway.log").open("w+")
-        command = [sys.executable, str(KIT / "gateway.py"), "--replicas", names, "--port", "0", "--linger-s", "0"]
-        gateway = subprocess.Popen([*command, *settings], stdout=log, stderr=log)
-        ports = [listening(folder / "gateway.log")]
+        gateway, port = gateway_before(folder, replicas.ports, *settings)
+        ports = [port]
         status = Status(ports[0])
         status.start()
-    targets = "".join(f"POST http://127.0.0.1:{port}/infer\n" for port in ports)
-    attack = [
-        str(vegeta),
-        "attack",
-        f"-rate={RATE}",
-        f"-duration={DURATION_S}s",
-        f"-timeout={PATIENCE_S}s",
-        "-max-workers=100000",
-        f"-output={folder}/results",
-    ]
-    subprocess.run(attack, input=targets, text=True, check=True)
-    told = subprocess.run([str(vegeta), "report", "-type=json", f"{folder}/results"], capture_output=True, check=True)
-    report = json.loads(told.stdout)
+    report = attack(vegeta, folder, ports, RATE, DURATION_S)
     retries = "-"
     if status is not None and gateway is not None:
         status.over.set()
@@ -172,24 +105,6 @@ def measure(what: str, vegeta: Path, folder: Path, settings: tuple[str, ...] | N
         f"at most {sum(replicas.most.values())}",
     )
     print(f"| {' | '.join(row)} |", flush=True)
-
-
-def listening(log: Path) -> int:
-    for _ in range(600):
-        if "port " in (text := log.read_text()):
-            port = int(text.rpartition("port ")[2].split()[0])
-            try:
-                get(port)
-                return port
-            except OSError:
-                pass
-        time.sleep(0.1)
-    raise RuntimeError(log.read_text())
-
-
-def get(port: int) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=30) as answer:
-        return dict(json.load(answer))
 
 
 if __name__ == "__main__":

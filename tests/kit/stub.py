@@ -47,6 +47,12 @@ class Stub:
                     self._hold()
                     if not self.close_connection:
                         self.wfile.write(b"4\r\nlast\r\n0\r\n\r\n")
+                elif mode == "drip":
+                    for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n":
+                        if stub.release.wait(0.1) or self._leaves():
+                            break
+                        self.wfile.write(bytes([byte]))
+                    self.close_connection = True
                 elif mode == "events":  # as a language model's server sends tokens
                     self._head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"})
                     self.wfile.write(b'17\r\ndata: {"choices": []}\n\n\r\n')
