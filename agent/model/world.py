@@ -228,8 +228,8 @@ class Local:
     """What only this node's own agent knows."""
 
     gathered: bool = True  # the faults had time to gather
-    up_s: int = 10**9  # seconds since the agent's start
-    stage_s: int = 10**9  # since this life first saw the last attempt, or the check, as far as it is now
+    up_s: int = 10**9  # seconds since the agent's start, or since its GPUs were last somebody else's
+    stage_s: int = 10**9  # the same since this life first saw the last attempt, or the check, as far as it is now
     released: bool = False  # our own processes hold no GPU
     clients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # GPU UUID → pid → its pod's UID
     holders: Mapping[str, frozenset[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known

@@ -201,7 +201,7 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
     keep_off = released(world.labels, records, None if waited else heard) if acts else upgrading(world.labels)
     # A hidden permit can't be given back: nothing of it is done here, and who needs one is told of it.
     standing = world.withdrawn or any(p.holder == world.holder and not p.hidden for p in world.permits or ())
-    seen = watched(cycle.watched, records, world, cycle.look_began, now, cycle.looked_at)
+    seen = watched(cycle.watched, records, world, cycle.look_began, now, cycle.looked_at, cycle.aside)
     cycle = replace(
         cycle,
         world=world,
@@ -239,8 +239,8 @@ def _planned(
     holders = ask(bool(cycle.keep_off)) if leave or idle else None  # else it decides nothing
     world = with_gpus(world, holders, judged.clients)
     closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
-    up_s, stage_s = int(now - cycle.began), int(now - cycle.watched.since)
-    before = kept(cycle.stored) if up_s < PERMIT_VALID_S else Records()
+    up_s, stage_s = int(now - max(cycle.began, cycle.watched.sees_from)), int(now - cycle.watched.since)
+    before = kept(cycle.stored) if now - cycle.began < PERMIT_VALID_S else Records()
     reserved, drains = tuple(before.reserved), before.drain is not None
     claim = None if cycle.dry_run else cycle.claim
     local = Local(gathered, up_s, stage_s, closed, judged.clients, holders, reserved, drains, int(cycle.aside_s), claim)

@@ -530,9 +530,18 @@ def budget(made: InMemoryCluster, *protected: str) -> Any:
     return api
 
 
-@pytest.mark.parametrize("what", ["queue", "pause", "mode"])
+OTHERS = ("nvidia.com/mig.config.state", "dgxc.nvidia.com/nvsentinel-state")
+
+
+@pytest.mark.parametrize("what", ["queue", "pause", "mode", *OTHERS])
 def test_the_deadline_runs_only_while_pods_may_be_asked_to_leave(what: str) -> None:
     made, clock = cluster(), Clock()
+
+    def says(value: str | None) -> None:
+        """Somebody else, of whose work on the node this label tells."""
+        body = {"metadata": {"labels": {what: value}}}
+        assert made("PATCH", "/api/v1/nodes/n1", body, MERGE)[0] == 200
+
     budget_of_two = {"max_withdrawn": 2}
     settings = Config.model_validate({"mode": "evict", "drain": {"on_deadline": "delete"}, "budget": budget_of_two})
     taint_only = settings.model_copy(update={"mode": Mode.TAINT})
@@ -549,7 +558,12 @@ def test_the_deadline_runs_only_while_pods_may_be_asked_to_leave(what: str) -> N
         pause = {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"}}
         made._store("configmaps", "gpu-health-agent", pause)
         drive(client, reset(10), settings)
+    if what in OTHERS:
+        says("pending")
+        drive(client, reset(10), settings)
     clock.now += 3601
+    if what in OTHERS:
+        says(None)
     if what == "queue":
         del made._objects["pods", "research", "slow"]
         drive(other, reset(3601), settings)

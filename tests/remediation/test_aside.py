@@ -9,11 +9,13 @@ import pytest
 from agent.config.limits import Limits
 from agent.model.names import ERROR_LABEL, STATE_LABEL
 from agent.model.steps import On, Wait
+from agent.remediation.records import Stage
 from agent.remediation.stored import load
 from tests.life import CONFIG, Life, lives
 from tests.observe import GPU
 
 RESET, REPLACE = 95, 64
+UPGRADE = {"nvidia.com/gpu-driver-upgrade-state": "pod-restart-required"}
 LABELS = {
     "nvidia.com/gpu-driver-upgrade-state": "pod-restart-required",
     "nvidia.com/mig.config.state": "rebooting",
@@ -195,3 +197,35 @@ def test_what_was_seen_only_meanwhile_withdraws_nothing_later_however_long_it_to
         assert (life.tainted(), life.holders()) == (False, [])
     assert ERROR_LABEL not in labels(life)
     assert any("seen only while the GPUs were another's" in wait.why for wait in stands(life))
+
+
+def test_no_pod_leaves_a_node_that_was_rebooted_meanwhile_before_it_is_known_what_that_cured() -> None:
+    life = Life(RESET)
+    life.gathered = False
+    life.run(30)
+    say(life, **UPGRADE)
+    life.reboots()
+    life.gathered = True
+    life.run(300)
+    say(life, **dict.fromkeys(UPGRADE))
+    life.run(400)
+    assert (life.cluster.evicted, life.repairs, life.tainted(), life.holders()) == ([], [], False, [""])
+
+
+def test_the_time_for_the_proof_of_a_cure_does_not_run_meanwhile() -> None:
+    life = Life(RESET)
+    stages: list[Stage] = []
+
+    def begins(_: int) -> None:
+        """With the very write that says that the repair is done."""
+        now = [one.stage for one in life.records().attempts]
+        if Stage.DONE in now and Stage.DONE not in stages:
+            say(life, **UPGRADE)
+        stages.extend(now)
+
+    life.after = begins
+    life.run(600)
+    assert life.tainted()
+    say(life, **dict.fromkeys(UPGRADE))
+    life.run(400)
+    assert (len(life.repairs), {*stages}, life.tainted()) == (1, {Stage.RESERVED, Stage.STARTED, Stage.DONE}, False)
