@@ -89,7 +89,7 @@ class Budget(Section):
     """How much of the cluster may be out of service at once through our doing."""
 
     max_withdrawn: Annotated[int, Field(ge=0)] | Share = "10%"
-    """Nodes of the pool with our hard taint, a number or a share of the pool (at least 1)."""
+    """Nodes of the pool with our hard taint, a number or a share of the pool (at least 1, of 0% none)."""
     max_draining: Annotated[int, Field(ge=0)] | Share = 1  # nodes that evict at once
     per_hour: Count = 0
     """Withdrawals an hour for the whole pool; 0 is no limit beyond max_withdrawn."""
@@ -111,8 +111,11 @@ class Budget(Section):
 
 
 def _most(setting: int | str, pool_size: int) -> int:
-    """A share is rounded down, and at least 1."""
-    return setting if isinstance(setting, int) else max(1, pool_size * int(setting.rstrip("%")) // 100)
+    """A share is rounded down, and at least 1; that of 0% is none, as the number 0."""
+    if isinstance(setting, int):
+        return setting
+    share = int(setting.rstrip("%"))
+    return max(1, pool_size * share // 100) if share else 0
 
 
 class Deadlines(Section):

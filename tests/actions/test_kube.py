@@ -390,6 +390,18 @@ def test_the_share_of_a_pool_is_at_least_one_and_rounds_down() -> None:
     assert sum(bool(taints(made, f"n{i}")) for i in range(1, 26)) == 2
 
 
+@pytest.mark.parametrize("none", [0, "0%"])
+def test_a_budget_of_none_withdraws_no_node_and_says_so(none: int | str) -> None:
+    made = cluster(*(f"n{i}" for i in range(1, 26)))
+    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=none))
+    client = KubeClient(made, "n1", config)
+    drive(client, fatal(), config)
+    waits = [
+        step.why for step in plan(fatal(), client.look(closely=True), config, Local()).steps if isinstance(step, Wait)
+    ]
+    assert (taints(made, "n1"), waits) == ([], ["the budget is spent: 0 withdrawn of 25 nodes allowed"])
+
+
 def test_evictions_are_asked_with_the_pods_own_uid() -> None:
     made = cluster()
     client = KubeClient(made, "n1", EVICT)
