@@ -16,6 +16,7 @@ from agent.model.names import HARD_TAINT, OUT_LABEL, WITHDRAWN_LABEL
 from agent.model.steps import TakePermit, Wait
 from agent.model.text import rfc3339
 from agent.model.world import Local, PermitKind
+from agent.remediation.budget import free_permit
 from agent.remediation.plan import plan
 from agent.runtime.cycle import Cycle, turn
 from agent.runtime.exchange import Judged
@@ -105,6 +106,18 @@ def test_a_pool_under_another_name_counts_the_nodes_that_were_withdrawn_under_th
     assert waits(KubeClient(made, "n2", new), new)[0].endswith("out of service otherwise: n1")
     drive(KubeClient(made, "n1", new), fatal(), new)
     assert holders(made)["gpu-health-agent-withdrawn-renamed-0"] == "n1"
+
+
+def test_two_names_of_one_pool_allow_a_drain_and_a_withdrawal_of_the_hour_each() -> None:
+    """A stated limit: while the name is rolled out the agents are to pause."""
+    made = cluster("n1", "n2", "n3")
+    for name, pool in (("n1", "gpu"), ("n2", "renamed")):
+        config = tainting(2, per_hour=1, max_draining=1, pool=pool)
+        client = KubeClient(made, name, config)
+        world = client.look(closely=True)
+        for kind in (PermitKind.HOURLY, PermitKind.DRAINING):
+            assert free_permit(world, kind, config.budget) == 0
+            client.do(TakePermit(kind, 0))
 
 
 def test_a_withdrawn_node_without_a_permit_gets_one_even_where_others_are_out_besides() -> None:
