@@ -21,6 +21,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.helm import helm
 from tests.cluster.test_monitoring import install_stubs
 from tests.documents import DOCUMENTS, ON_CALL, anchors
+from tests.monitoring.test_rules import RUNBOOKS
 from tests.running import environment
 
 CHART, MONITORING = source.CHART, OVERLAYS.parent / "monitoring"
@@ -123,14 +124,15 @@ def test_the_runbooks_are_where_the_operator_keeps_them(tmp_path: Path) -> None:
     own = tmp_path / "monitoring"
     shutil.copytree(MONITORING, own)
     text = (own / "kustomization.yaml").read_text()
-    assert text.count("runbooks: README.md") == 1
-    (own / "kustomization.yaml").write_text(text.replace("runbooks: README.md", f"runbooks: {address}"))
+    assert text.count(f"runbooks: {RUNBOOKS}") == 1
+    (own / "kustomization.yaml").write_text(text.replace(f"runbooks: {RUNBOOKS}", f"runbooks: {address}"))
     values = ["monitoring.enabled=true", f"monitoring.runbooks={address}", "monitoring.labels.release=mine"]
     made = objects(chart("template", "gpu-health-agent", str(CHART), values=values))
     rules = made["PrometheusRule", NAMESPACE]
     assert rules["spec"] == kustomized(own)["PrometheusRule", NAMESPACE]["spec"]
     alerts = [rule for group in rules["spec"]["groups"] for rule in group["rules"] if "alert" in rule]
     assert alerts
+    assert {"address": address} in [rule.get("labels") for group in rules["spec"]["groups"] for rule in group["rules"]]
     for alert in alerts:
         page, _, anchor = alert["annotations"]["runbook_url"].partition("#")
         assert (page, anchor in anchors(DOCUMENTS[ON_CALL])) == (address, True), alert["alert"]

@@ -26,6 +26,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 ALERTS = [rule for rule in rules() if "alert" in rule]
+RUNBOOKS = next(rule["labels"]["address"] for rule in rules() if rule.get("record") == "gpu_health_runbooks:info")
 
 
 def promtool(*arguments: str) -> str:
@@ -70,8 +71,17 @@ def test_every_alert_says_what_it_means_and_has_a_runbook(alert: dict[str, Any])
     told = alert["annotations"]
     assert told["summary"]
     assert told["description"]
-    assert told["runbook_url"] == f"README.md#{alert['alert'].lower()}"
+    assert told["runbook_url"] == f"{RUNBOOKS}#{alert['alert'].lower()}"
     assert alert["alert"].lower() in anchors(DOCUMENTS[ON_CALL])
+
+
+def test_the_address_of_the_runbooks_is_absolute_and_the_same_in_every_form() -> None:
+    assert RUNBOOKS.startswith("https://")
+    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    ((added,),) = (yaml.safe_load(one["patch"]) for one in kustomization["patches"])
+    values = yaml.safe_load((ROOT / "daemonset" / "chart" / "values.yaml").read_text())
+    assert added["value"] == {"gpu-health-agent/runbooks": RUNBOOKS}
+    assert values["monitoring"]["runbooks"] == RUNBOOKS
 
 
 def test_every_runbook_is_one_of_an_alert() -> None:

@@ -1,10 +1,14 @@
 """``make screenshots``: what a person sees of real agents, taken by Debian's Chromium into build/screenshots.
 
-The README shows one of them, kept as daemonset/guide/page.png.
+The documents show some of them, which are kept beside them.
 """
 
 from __future__ import annotations
 
+import html
+import os
+import pty
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,12 +16,18 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import agent as product
 from tests.monitoring.site import Agent, ApiServer, until
 from tests.monitoring.stack import Stack
 from tests.running import ROOT
 from tests.screenshots.panels import served
 
 TAKEN = ROOT / "build" / "screenshots"
+_KEPT = {
+    "unhealthy-draining": "daemonset/guide/page.png",
+    "nodes-watch": "daemonset/guide/nodes.png",
+    "dashboard": "daemonset/monitoring/dashboard.png",
+}
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -40,8 +50,9 @@ def main() -> None:
         ending.callback(api.server_close)
         ending.callback(api.shutdown)
         agents = {node: Agent(api, node, folder) for node in ("gpu-node-7", "gpu-node-8", "gpu-node-9")}
-        for agent in agents.values():
+        for node, agent in agents.items():
             ending.callback(agent.stop)
+            pod_of_agent(api, node)
         stack = Stack(folder, {node: agent.port for node, agent in agents.items()})
         ending.callback(stack.stop)
         page(api, agents["gpu-node-7"], folder)
@@ -49,15 +60,51 @@ def main() -> None:
         agents["gpu-node-9"].inject("--gpu", "1", "--xid", "13")
         time.sleep(_WATCHED_S)
         fleet(api, folder)
+        watched(api, folder)
         with served(stack.prometheus.url) as address:
-            for theme in ("dark", "light"):
-                take(
-                    f"{address}&node=gpu-node-7&theme={theme}",
-                    folder,
-                    f"dashboard-{theme}",
-                    "1620,2240",
-                    wait_ms=15_000,
-                )
+            for picture, theme, size in (
+                ("dashboard", "light", "1620,1060"),
+                ("dashboard-light", "light", "1620,2240"),
+                ("dashboard-dark", "dark", "1620,2240"),
+            ):
+                take(f"{address}&node=gpu-node-7&theme={theme}", folder, picture, size, wait_ms=15_000)
+    for name, kept in _KEPT.items():
+        shutil.copy(TAKEN / f"{name}.png", ROOT / kept)
+
+
+def pod_of_agent(api: ApiServer, node: str) -> None:
+    """Its agent is a process of this machine; the fleet is told of agents by the DaemonSet's pods."""
+    owner = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "gpu-health-agent", "uid": "u", "controller": True}
+    labels = {"app.kubernetes.io/name": "gpu-health-agent", "app.kubernetes.io/version": product.__version__}
+    metadata = {"name": f"gpu-health-agent-{node}", "labels": labels, "ownerReferences": [owner]}
+    spec = {"nodeName": node, "containers": [{"name": "agent"}]}
+    status = {"phase": "Running", "containerStatuses": [{"name": "agent", "ready": True}]}
+    pod = {"metadata": metadata, "spec": spec, "status": status}
+    api.cluster("POST", "/api/v1/namespaces/gpu-health-agent/pods", pod)
+
+
+def watched(api: ApiServer, folder: Path) -> None:
+    """``kubectl gpu-health --watch``, as a terminal of 140 columns shows it."""
+    command = [sys.executable, "-m", "agent", "nodes", "--watch", "--kubeconfig", str(api.kubeconfig)]
+    command += ["--config", str(folder / "gpu-node-7.yaml")]
+    ours, theirs = pty.openpty()
+    watching = subprocess.Popen(command, stdout=theirs, cwd=ROOT, env={**os.environ, "COLUMNS": "140"})
+    os.close(theirs)
+    text = ""
+    while text.count("\x1b[2J") < 3:  # the second picture is whole once a third begins
+        text += os.read(ours, 65536).decode()
+    watching.kill()
+    watching.wait()
+    os.close(ours)
+    shown = html.escape(text.split("\x1b[2J")[2].replace("\x1b[H", "").replace("\r", ""))
+    style = "background:#16181d;color:#e6e6e6;font:14px/1.45 monospace;padding:16px;margin:0;min-height:100vh"
+    file = folder / "watched.html"
+    file.write_text(
+        f'<!doctype html><meta charset="utf-8"><pre style="{style}">$ kubectl gpu-health --watch\n\n{shown}</pre>'
+        "<style>body{margin:0}</style>",
+        encoding="utf-8",
+    )
+    take(file.as_uri(), folder, "nodes-watch", "1240,230")
 
 
 def fleet(api: ApiServer, folder: Path) -> None:

@@ -30,7 +30,7 @@ const named = (text, labels) => text.replace(/\{\{(\w+)\}\}/g, (_, label) => lab
 async function frames(panel) {
   const made = [];
   for (const target of panel.targets) {
-    const expr = target.expr.replaceAll('$node', node);
+    const expr = target.expr.replaceAll('$node', node).replaceAll('$cluster', '.*');
     const where = target.instant ? `query?time=${now}` : `query_range?start=${now - span_s}&end=${now}&step=1`;
     const answer = await (await fetch(`${prometheus}/api/v1/${where}&query=${encodeURIComponent(expr)}`)).json();
     if (answer.status !== 'success') throw new Error(`${panel.title}: ${answer.error}`);
