@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -13,7 +14,7 @@ from agent.actions.checkpoint import declared
 from agent.cli import parser
 from agent.config.settings import Config, Mode, load
 from agent.model import names
-from agent.model.ownership import ACCELERATED, AUTOSCALER_TAINT, OPERANDS
+from agent.model.ownership import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED, OPERANDS
 from tests.documents import (
     DOCUMENTS,
     INSTALLING,
@@ -90,6 +91,22 @@ def test_every_name_on_the_cluster_is_described() -> None:
     ours = {value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)}
     missing = {value for value in (*ours, *OPERANDS, AUTOSCALER_TAINT.key, ACCELERATED) if not told(value, described)}
     assert not missing
+
+
+def test_every_reason_of_an_event_or_condition_is_described() -> None:
+    reasons = {
+        argument.value
+        for path in (ROOT / "agent" / "remediation").glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        if call.func.id in ("Announce", "Condition", "_event")
+        for argument in call.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+        if re.fullmatch(r"([A-Z][a-z]+){2,}|Withdrawn|Returned|Dismissed", argument.value)
+    }
+    assert {"MovedForGpuFault", "NoGpuFault", "CheckFailed", "Returned"} <= reasons
+    described = DOCUMENTS["daemonset/base/README.md"]
+    assert not {reason for reason in (*reasons, ASKED, NOT_ASKED) if f"`{reason}`" not in described}
 
 
 def told(value: str, text: str) -> bool:
