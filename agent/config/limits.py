@@ -28,7 +28,7 @@ class Override(Section):
     node_label: Annotated[str, Field(pattern=r"^[^=]+=.*$")] | None = None  # KEY=VALUE of the node
     disabled: bool = False  # the rule finds nothing
     severity: Literal["notice", "degraded", "fatal"] | None = None  # notice, degraded or fatal
-    remedy: Remedy | None = None  # an action word
+    remedy: Remedy | None = None  # a remedy of the table of rules
     count: Annotated[int, Field(ge=1, le=64)] | None = None
     window_s: Seconds = 3600
     """Xids only: below so many within the window it is a notice."""
@@ -46,7 +46,7 @@ class Limits(Section):
     silent_s: Seconds = 60
     """A source that finished no poll, or a GPU that was not read, for so long is unknown; for three times, degraded."""
     slow_poll_s: Positive = 10
-    """A poll of the GPUs that takes longer, for silent_s, is told as a notice: calls into the driver take long."""
+    """A poll of the GPUs that takes longer, for silent_s, is reported as a notice: calls into the driver take long."""
     missing_confirm_s: Seconds = 60
     """How long a GPU must be missing from NVML's enumeration: driver roll-outs pass sooner."""
     withheld_confirm_s: Seconds = 300

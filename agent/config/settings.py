@@ -195,7 +195,7 @@ class Repair(Section):
 class Http(Section):
     address: str = ""
     """Where /metrics listens; empty: every address of the pod, IPv4 and IPv6."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 9836  # of /metrics, /healthz, /readyz, /state and the page
+    port: Annotated[int, Field(ge=0, le=65535)] = 9836  # of /metrics, /healthz, /readyz, /state and the status page
 
 
 class Config(Section):
@@ -209,8 +209,8 @@ class Config(Section):
     drain: Drain = Drain()
     repair: Repair = Repair()
     presets: tuple[Literal["cluster-autoscaler", "eks"], ...] = ()
-    """What other controllers act on, said in their words too. cluster-autoscaler: its taint beside our hard one. eks:
-    condition AcceleratedHardwareReady beside GpuReplacementRequested, on which Karpenter replaces the node."""
+    """What other controllers act on, reported in their terms too. cluster-autoscaler: its taint beside our hard one.
+    eks: condition AcceleratedHardwareReady beside GpuReplacementRequested, on which Karpenter replaces the node."""
     http: Http = Http()
 
     @field_validator("repair")

@@ -13,7 +13,7 @@ from agent.model.fault import Fault, Finding, Severity
 _BY_ITSELF = {
     Mode.OBSERVE: "mode observe: it is only reported, and nothing keeps pods away",
     Mode.TAINT: "the node is withdrawn under a permit; mode taint: its pods stay",
-    Mode.EVICT: "the node is withdrawn under a permit and its pods are evicted as their budgets allow",
+    Mode.EVICT: "the node is withdrawn under a permit and its pods are evicted as PodDisruptionBudgets allow",
 }
 _STAYS_WITHDRAWN = "mode observe: new pods stay away until the cure is proved, and no pod is moved"
 # By the effect of the degraded node's taint: empty while there is none, None where it isn't known.
@@ -143,5 +143,5 @@ def by_itself(fault: Fault, mode: str, effect: str | None = None) -> str:
         new = "" if mode == Mode.OBSERVE and effect is None else _NEW_PODS.get(effect, _NEW_PODS[None])
         return f"running pods stay{new}"
     if fault.aside:
-        return "seen only while the GPUs were another's: it withdraws nothing until it is seen again"
+        return "seen only while the agent stood aside: it withdraws nothing until it is seen again"
     return _STAYS_WITHDRAWN if mode == Mode.OBSERVE and effect == "NoSchedule" else _BY_ITSELF[Mode(mode)]

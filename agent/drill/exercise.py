@@ -206,7 +206,7 @@ class Exercise:
             _STAGE_S,
         )
         part.note("another pod goes on from the checkpoint", time.time(), self._watched.new("training", {uid}))
-        part.measure("steps of work lost, without a word", self._lost(training, part), most, "")
+        part.measure("steps of work lost, without warning", self._lost(training, part), most, "")
         part.notes.append(f"{most} steps are an interval of {self._settings.interval_s:g} s between two checkpoints")
         recovered_s = part.between("killed", "another pod goes on from the checkpoint")
         part.measure("time to recover: killed → another pod goes on", recovered_s, RECOVER_S, "s")

@@ -69,7 +69,7 @@ def simulate(directory: Path, found: list[str], nonce: str) -> list[dict[str, ob
 
 
 def kill(uid: str) -> list[int]:
-    """Every process of one pod, without a word of warning."""
+    """Every process of one pod, without warning."""
     pids = [int(path.name) for path in PROC.iterdir() if path.name.isdecimal() and pod_of(int(path.name)) == uid]
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):

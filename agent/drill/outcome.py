@@ -13,7 +13,7 @@ POD, NODE, CRASH = "pod", "node", "crash"
 TITLES = {
     POD: "One inference pod is deleted",
     NODE: "A node's GPUs turn bad: taint, checkpoint, eviction",
-    CRASH: "The training is killed without a word",
+    CRASH: "The training is killed without warning",
 }
 GAP_S, TAINT_S, CHECKPOINT_S, EVICTED_S, PLACED_S, READY_S, RECOVER_S = 2.0, 10.0, 30.0, 60.0, 60.0, 60.0, 180.0
 STEPS_ASKED = 1  # at most, where a checkpoint was asked for

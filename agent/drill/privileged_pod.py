@@ -60,7 +60,7 @@ def finished(pod: Object) -> dict[str, Any] | None:
     ended = statuses[0].get("state", {}).get("terminated") or {}
     text = str(ended.get("message", ""))
     if phase == "Failed":
-        why = text or pod["status"].get("message") or ended.get("reason") or "no word"
+        why = text or pod["status"].get("message") or ended.get("reason") or "no message"
         raise MissedError(f"the drill's pod on {pod['spec']['nodeName']} failed: {str(why)[:300]}")
     return report_of(text) if phase == "Succeeded" and text else None
 

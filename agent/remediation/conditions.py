@@ -52,6 +52,6 @@ def reported(verdict: Verdict, world: World, failed_resets: Mapping[str, Attempt
 
 def _beside(fault: Fault, failed_resets: Mapping[str, Attempt]) -> str:
     if fault.aside:
-        return " (seen only while the GPUs were another's)"
+        return " (seen only while the agent stood aside)"
     why = failed(fault, failed_resets)
     return f" (the reset of its idle GPU failed: {why})" if why else ""

@@ -263,7 +263,7 @@ def _only_reported(now: Now) -> Steps:
 def _unconfirmed(now: Now) -> Steps:
     if now.situation is Situation.KEEP_OFF or not (only := [f for f in now.case.verdict.faults if f.aside]):
         return ()
-    why = "seen only while the GPUs were another's, and not confirmed since: it withdraws nothing"
+    why = "seen only while the agent stood aside, and not confirmed since: it withdraws nothing"
     return tuple(Wait(f"{fault.finding.id}: {why}") for fault in only if fault.finding.severity is Severity.FATAL)
 
 

@@ -13,7 +13,7 @@ from agent.remediation.situation import under_way
 LONGEST_S = 60.0  # a pause of all agents is heard within a minute
 _SHORTEST_S = 5.0
 
-PUT_OFF = Wait("the budget is spent, and the pool is large: the Node is told in its turn")
+PUT_OFF = Wait("the budget is spent, and the pool is large: the Node gets its report in its turn")
 
 
 def spent(steps: Iterable[Step]) -> bool:

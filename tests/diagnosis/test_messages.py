@@ -31,8 +31,8 @@ def test_no_rules_words_hold_a_placeholder_or_what_another_fault_makes_untrue() 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"fatal": 1, "link": 62}, "(NVSwitch 0000:05:00.0, link 62, Fatal by the driver's word)"),
-        ({"fatal": 0}, "(NVSwitch 0000:05:00.0, Non-fatal by the driver's word)"),
+        ({"fatal": 1, "link": 62}, "(NVSwitch 0000:05:00.0, link 62, Fatal by the driver)"),
+        ({"fatal": 0}, "(NVSwitch 0000:05:00.0, Non-fatal by the driver)"),
         ({}, "(NVSwitch 0000:05:00.0)"),
     ],
 )

@@ -51,7 +51,7 @@ def test_what_the_kernel_log_says_meanwhile_is_told_at_once_and_nobody_acts_on_i
     life.breaks(code=RESET)
     life.tick()
     told = conditions(life)["GpuUnhealthy"]
-    assert (told["status"], told["message"].endswith("(seen only while the GPUs were another's)")) == ("True", True)
+    assert (told["status"], told["message"].endswith("(seen only while the agent stood aside)")) == ("True", True)
     assert labels(life)[STATE_LABEL] == "unhealthy"
     life.run(300)
     assert (life.tainted(), life.holders(), life.cluster.evicted, life.repairs) == (False, [], [], [])
@@ -196,7 +196,7 @@ def test_what_was_seen_only_meanwhile_withdraws_nothing_later_however_long_it_to
         life.tick()
         assert (life.tainted(), life.holders()) == (False, [])
     assert ERROR_LABEL not in labels(life)
-    assert any("seen only while the GPUs were another's" in wait.why for wait in stands(life))
+    assert any("seen only while the agent stood aside" in wait.why for wait in stands(life))
 
 
 def test_no_pod_leaves_a_node_that_was_rebooted_meanwhile_before_it_is_known_what_that_cured() -> None:

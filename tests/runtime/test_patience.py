@@ -67,7 +67,7 @@ def test_a_large_pool_that_waits_is_told_of_bit_by_bit_and_whoever_gets_the_perm
     for one in others:
         last = one.round()
         assert 0 < last.put_off_s < 20, "600 nodes, thirty a second"
-        assert any("the Node is told in its turn" in wait.why for wait in last.waits)
+        assert any("the Node gets its report in its turn" in wait.why for wait in last.waits)
         assert not one.reported
     told = []
     for _ in range(20):

@@ -83,7 +83,7 @@ EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
 def unlisted(code: int, given: int = 0) -> Row:
     """As grave as the engine says of it."""
     severity, remedy = _BY_SEVERITY.get(given, (_DEGRADED, _ASK))
-    return _row(code, severity, remedy, "an incident that this agent has no word for")
+    return _row(code, severity, remedy, "an incident that this agent does not know")
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:

@@ -113,7 +113,7 @@ def _switch(history: History, observation: Observation, code: int, limits: Limit
     said = (
         f"NVSwitch {observation.pci or 'at an unknown address'}",
         f"link {link:.0f}" if link is not None else "",
-        f"{'Fatal' if fatal else 'Non-fatal'} by the driver's word" if word is not None else "",
+        f"{'Fatal' if fatal else 'Non-fatal'} by the driver" if word is not None else "",
     )
     found = row.found(observation, limits, f"{row.meaning} ({', '.join(part for part in said if part)})", pci="")
     return replace(found, switch=observation.pci)

@@ -80,7 +80,7 @@ class Diagnosing:
         try:
             return result(read_json(output))
         except ValueError:
-            last = (complaint.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
+            last = (complaint.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
             why = f"the diagnosis ended without a result ({process.returncode}): {plain(last)}"
             raise UndiagnosedError(why) from None
 

@@ -77,7 +77,7 @@ class PodResources:
             self._stuck = process
             raise UnaskedError(f"no answer within {_LONGEST_S:.0f} s") from None
         if process.returncode:
-            lines = complaint.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
+            lines = complaint.decode(errors="replace").strip().splitlines() or ["it ended without a message"]
             raise UnaskedError(printable(lines[-1])[:200])
         try:
             return holders(read_json(output))
