@@ -13,6 +13,7 @@ from tests.documents import DOCUMENTS, ROOT
 
 TABLE: dict[str, list[Any]] = yaml.safe_load((ROOT / "tests" / "sentences.yaml").read_text(encoding="utf-8"))
 ABOUT = re.compile(r"\b(waits?|waited|waiting|permits?|budgets?|clocks?|deadlines?|pauses?|minutes)\b", re.IGNORECASE)
+_MOST_WORDS = 35
 _UNTOLD = ("tests/", "CHANGELOG.md")  # these tell of tests, and of what was
 KEPT = {one["says"]: one["tests"] for one in TABLE["promises"]}
 
@@ -49,6 +50,11 @@ def test_each_test_that_keeps_a_sentence_is_there() -> None:
     named = {name for tests in KEPT.values() for name in tests}
     assert named <= there
     assert all(KEPT.values())
+
+
+def test_no_sentence_must_be_read_twice_for_its_length() -> None:
+    told = {name: text for name, text in DOCUMENTS.items() if name != "CHANGELOG.md"}
+    assert not [(name, one) for name, text in told.items() for one in sentences(text) if len(one.split()) > _MOST_WORDS]
 
 
 @pytest.mark.parametrize(
