@@ -109,6 +109,15 @@ def test_every_reason_of_an_event_or_condition_is_described() -> None:
     assert not {reason for reason in (*reasons, ASKED, NOT_ASKED) if f"`{reason}`" not in described}
 
 
+def test_every_admission_policy_is_described() -> None:
+    files = [ROOT / "daemonset/base/policies.yaml", *ROOT.glob("daemonset/components/*/policies.yaml")]
+    manifests = [yaml.safe_load_all(path.read_text()) for path in files]
+    objects = [one for documents in manifests for one in documents if one["kind"] == "ValidatingAdmissionPolicy"]
+    policies = {one["metadata"]["name"] for one in objects}
+    assert len(policies) > 5
+    assert not {name for name in policies if f"`{name}`" not in DOCUMENTS["daemonset/components/README.md"]}
+
+
 def told(value: str, text: str) -> bool:
     """A family of names is told by its first one and the others' ends."""
     shown = re.sub(r"\{(\w+)\}", lambda found: found[1].upper(), value)

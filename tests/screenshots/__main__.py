@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import agent as product
+from agent.model.text import rfc3339
 from tests.monitoring.site import Agent, ApiServer, until
 from tests.monitoring.stack import Stack
 from tests.running import ROOT
@@ -76,7 +77,13 @@ def pod_of_agent(api: ApiServer, node: str) -> None:
     """Its agent is a process of this machine; the fleet is told of agents by the DaemonSet's pods."""
     owner = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "gpu-health-agent", "uid": "u", "controller": True}
     labels = {"app.kubernetes.io/name": "gpu-health-agent", "app.kubernetes.io/version": product.__version__}
-    metadata = {"name": f"gpu-health-agent-{node}", "labels": labels, "ownerReferences": [owner]}
+    metadata = {
+        "name": f"gpu-health-agent-{node}",
+        "namespace": "gpu-health-agent",
+        "creationTimestamp": rfc3339(time.time(), "seconds"),
+        "labels": labels,
+        "ownerReferences": [owner],
+    }
     spec = {"nodeName": node, "containers": [{"name": "agent"}]}
     status = {"phase": "Running", "containerStatuses": [{"name": "agent", "ready": True}]}
     pod = {"metadata": metadata, "spec": spec, "status": status}
@@ -137,7 +144,7 @@ def page(api: ApiServer, agent: Agent, folder: Path) -> None:
 
 
 def take(
-    address: str, folder: Path, name: str, size: str = "1200,1500", dark: bool = False, wait_ms: int = 1000
+    address: str, folder: Path, name: str, size: str = "1200,1500", dark: bool = False, wait_ms: int = 5000
 ) -> None:
     target = TAKEN / f"{name}.png"
     profile = tempfile.mkdtemp(dir=folder)
