@@ -184,7 +184,7 @@ def test_a_request_is_never_repeated_after_a_replica_lost_its_gpu(front: Front, 
 
 def test_a_refused_connection_always_fails_over_once(front: Front, stubs: list[Stub]) -> None:
     """However little traffic there is, and whatever else used the budget up."""
-    gateway = front("--retry-floor", 0, "--retry-share", 0, "--breaker-failures", 1000)
+    gateway = front("--retry-floor", 0, "--retry-share", 0, "--breaker-failures", 1000, "--connect-s", 20)
     stubs[0].close()
     for _ in range(20):
         assert infer(gateway, "/order") == 200
