@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import get_args
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from pydantic import BaseModel
 
@@ -52,8 +52,14 @@ def shell_blocks(document: str, chapter: str = "") -> list[list[str]]:
 
 def label_names(family: Metric) -> tuple[str, ...]:
     """prometheus_client tells them of samples only, and a family may have none."""
-    assert isinstance(family, CounterMetricFamily | GaugeMetricFamily)
+    assert isinstance(family, CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily)
     return family._labelnames
+
+
+def stored_names(family: Metric) -> list[str]:
+    """Its names as Prometheus stores them."""
+    ends = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}.get(family.type, [""])
+    return [f"{family.name}{end}" for end in ends]
 
 
 def rules_table() -> str:
@@ -63,7 +69,7 @@ def rules_table() -> str:
 def metrics_table() -> str:
     rows = ["| metric | labels | what |", "|---|---|---|"]
     for family in families(Snapshot("", "", Verdict(0, Status.HEALTHY, Remedy.NONE))):
-        name = f"{family.name}_total" if isinstance(family, CounterMetricFamily) else family.name
+        name = family.name if isinstance(family, HistogramMetricFamily) else stored_names(family)[0]
         labels = ", ".join(label_names(family))
         rows.append(f"| `{name}` | {labels} | {_cell(family.documentation)} |")
     return "\n".join(rows)

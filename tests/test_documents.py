@@ -56,6 +56,21 @@ def test_every_file_that_is_named_is_there() -> None:
     assert not gone
 
 
+def test_what_the_ledger_holds_is_described_field_by_field() -> None:
+    chapter = CODE.partition("\n### The annotation `gpu-health-agent/history`\n")[2].partition("\n### ")[0]
+    parts = chapter.split("\nAn incident:\n")
+    whole, incident = ({row.split("`")[1] for row in part.splitlines() if row.startswith("| `")} for part in parts)
+    life = Life(95)
+    seen: tuple[set[str], set[str]] = set(), set()
+    for _ in range(40):
+        life.tick()
+        data = json.loads((life.node()["metadata"].get("annotations") or {}).get("gpu-health-agent/history", "{}"))
+        seen[0].update(data)
+        seen[1].update(key for one in data.get("incidents", ()) for key in one)
+    assert seen[0] | {"older"} == whole
+    assert seen[1] == incident
+
+
 def test_every_file_of_the_house_is_in_its_rooms_table_and_no_other() -> None:
     rooms = CODE.partition("\n## The rooms\n")[2].partition("\n## ")[0]
     for heading, text in re.findall(r"^### `(agent/[\w/]*)`\n(.*?)(?=^### |\Z)", rooms, re.DOTALL | re.MULTILINE):
@@ -122,7 +137,9 @@ def test_the_incident_that_is_shown_goes_as_it_says(tmp_path: Path) -> None:
 
 
 def test_what_is_stored_is_described_field_by_field() -> None:
-    stored = CODE.partition("\n## What is stored\n")[2].partition("\n### The Leases\n")[0]
+    stored = CODE.partition("\n## What is stored\n")[2].partition("\n### The annotation `gpu-health-agent/history`\n")[
+        0
+    ]
     parts = re.split(r"^A fault:$|^An attempt:$", stored, flags=re.MULTILINE)
     rows = [[row.split("|")[1] for row in part.splitlines() if row.startswith("| `")] for part in parts]
     whole, fault, attempt = ({name for row in some for name in re.findall(r"`(\w+)`", row)} for some in rows)

@@ -25,7 +25,14 @@ from agent.actions.trial import Trial
 from agent.config.settings import Config
 from agent.model.cluster_client import Annotations, Labels
 from agent.model.errors import RefusedError, UnreachableError
-from agent.model.names import DISMISS_ANNOTATION, DRILL_ANNOTATION, FAULTS_ANNOTATION, HARD_TAINT, SOFT_TAINT
+from agent.model.names import (
+    DISMISS_ANNOTATION,
+    DRILL_ANNOTATION,
+    FAULTS_ANNOTATION,
+    HARD_TAINT,
+    HISTORY_ANNOTATION,
+    SOFT_TAINT,
+)
 from agent.model.ownership import opted_out
 from agent.model.steps import (
     Announce,
@@ -147,6 +154,7 @@ class KubeClient:
             dismissed=dismissed,
             unread=unread,
             stored=annotations.get(FAULTS_ANNOTATION),
+            history=annotations.get(HISTORY_ANNOTATION),
             drill=annotations.get(DRILL_ANNOTATION),
             permits=permits,
             pool_size=pool.size,

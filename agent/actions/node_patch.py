@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.actions.api import taint_of
-from agent.model.names import FAULTS_ANNOTATION
+from agent.model.names import FAULTS_ANNOTATION, HISTORY_ANNOTATION
 from agent.model.ownership import own_taint
 from agent.model.steps import Report, Retaint
 from agent.model.world import Condition
@@ -20,8 +20,8 @@ def report_body(step: Report, node: Mapping[str, Any], now: str) -> dict[str, An
     body: dict[str, Any] = {"metadata": {"resourceVersion": node["metadata"].get("resourceVersion")}}
     if step.labels:
         body["metadata"]["labels"] = dict(step.labels)
-    if step.stored is not None:
-        body["metadata"]["annotations"] = {FAULTS_ANNOTATION: step.stored}
+    if annotations := _annotations(step):
+        body["metadata"]["annotations"] = annotations
     if step.conditions:
         known = {one["type"]: one for one in node["status"].get("conditions") or ()}
         body["status"] = {"conditions": [_condition(one, known.get(one.type, {}), now) for one in step.conditions]}
@@ -52,7 +52,7 @@ def retaint_patch(step: Retaint, node: Mapping[str, Any]) -> list[dict[str, Any]
         else {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
         {"op": "add", "path": "/spec/taints", "value": wanted} if wanted else {"op": "remove", "path": "/spec/taints"},
     ]
-    for part, items in (("labels", step.labels), ("annotations", {FAULTS_ANNOTATION: step.stored})):
+    for part, items in (("labels", step.labels), ("annotations", _annotations(step))):
         known = metadata.get(part) or {}
         changes = {k: v for k, v in items.items() if (v is not None or k in known) and v != known.get(k)}
         if changes and not known:
@@ -63,3 +63,8 @@ def retaint_patch(step: Retaint, node: Mapping[str, Any]) -> list[dict[str, Any]
                 {"op": "remove", "path": path} if value is None else {"op": "add", "path": path, "value": value}
             )
     return patch
+
+
+def _annotations(step: Report | Retaint) -> dict[str, str]:
+    texts = {FAULTS_ANNOTATION: step.stored, HISTORY_ANNOTATION: step.history}
+    return {key: text for key, text in texts.items() if text is not None}

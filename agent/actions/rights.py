@@ -15,6 +15,7 @@ from agent.model.names import (
     ERROR_LABEL,
     FAULTS_ANNOTATION,
     HARD_TAINT,
+    HISTORY_ANNOTATION,
     MANAGED_BY_LABEL,
     OUT_LABEL,
     PAUSE_CONFIGMAP,
@@ -29,7 +30,7 @@ from agent.model.ownership import ACCELERATED, AUTOSCALER_TAINT, OPERANDS
 
 NODE_TAINTS = {HARD_TAINT: ["NoSchedule"], SOFT_TAINT: ["PreferNoSchedule", "NoSchedule"]}
 NODE_LABELS = (STATE_LABEL, WITHDRAWN_LABEL, OUT_LABEL, ERROR_LABEL)
-NODE_ANNOTATIONS = (FAULTS_ANNOTATION,)
+NODE_ANNOTATIONS = (FAULTS_ANNOTATION, HISTORY_ANNOTATION)
 NODE_CONDITIONS = (UNHEALTHY, DEGRADED)
 # These change in a repair only, so only the overlay that allows repairs allows them.
 REPAIR_LABELS = tuple(OPERANDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from agent.diagnosis.history import History
 from agent.diagnosis.linked import linked
 from agent.model.errors import MalformedError, NotRunningError, UsageError
 from agent.model.fault import Identity
-from agent.model.names import STATE_LABEL
+from agent.model.names import HISTORY_ANNOTATION, STATE_LABEL
 from agent.model.text import printable, rfc3339
 from agent.model.world import World
 from agent.remediation.events import plain
+from agent.remediation.ledger_json import load as load_ledger
 from agent.remediation.stored import load
 from agent.remediation.taints import effect_on
 from agent.status.client import running
+from agent.status.ledger_view import as_table
+from agent.status.ledger_view import incidents as past
 from agent.status.state import fault
 
 EXAMPLES = (
@@ -43,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node", metavar="N", help="from this Node's annotation, instead of the agent that runs here")
     parser.add_argument("--recording", type=Path, metavar="F", help="as a recording of 'run --record' ends")
     parser.add_argument("--kubeconfig", metavar="F", help="credentials for --node (default: as kubectl finds them)")
+    parser.add_argument("--history", action="store_true", help="the last incidents, with how long each part took")
     parser.add_argument("--json", action="store_true")
 
 
@@ -57,6 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
         state = answer
     else:
         raise NotRunningError(f"no agent answers on port {config.http.port}: name a node with --node")
+    if arguments.history:
+        past = state.get("incidents", [])
+        text = json.dumps(past, indent=2) + "\n" if arguments.json else as_table([(state["node"] or "", past)])
+        sys.stdout.write(text)
+        return 0
     text = in_words(state, arguments.fault)
     faults = [fault for fault in state["faults"] if arguments.fault in (None, fault["id"])]
     sys.stdout.write(json.dumps(faults, indent=2) + "\n" if arguments.json else text)
@@ -94,7 +104,16 @@ def stored(world: World, config: Config) -> dict[str, Any]:
             ),
         ],
         "blind": [],
+        "incidents": _past(world.history),
     }
+
+
+def _past(history: str | None) -> list[dict[str, Any]]:
+    """UsageError if it can't be understood."""
+    try:
+        return past(load_ledger(history), time.time())
+    except MalformedError as error:
+        raise UsageError(f"annotation {HISTORY_ANNOTATION}: {error}") from error
 
 
 def recorded(path: Path, other: Config | None) -> dict[str, Any]:

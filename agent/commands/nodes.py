@@ -12,6 +12,7 @@ from agent.actions.fleet import deployed, read_fleet
 from agent.commands.explain import in_words, of_node
 from agent.commands.setup import configured, persons
 from agent.status.fleet_view import as_html, as_text, fleet_state
+from agent.status.ledger_view import as_table
 
 _AGAIN_S = 5.0
 _CLEAR = "\x1b[H\x1b[2J"
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("node", nargs="?", metavar="NODE", help="this one, with evidence and what happens next")
     parser.add_argument("-l", "--selector", default="", metavar="K=V", help="only nodes with these labels")
     parser.add_argument("-o", "--output", choices=("wide", "json", "html"), help="the default cuts long cells")
+    parser.add_argument("--history", action="store_true", help="the last incidents, with how long each part took")
     parser.add_argument("-w", "--watch", action="store_true", help="again each 5 s")
     parser.add_argument("--config", metavar="F", help="the agents' (default: as the cluster has it)")
     parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: as kubectl finds them)")
@@ -39,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = given if arguments.config else deployed(api, given.budget.namespace)
     if arguments.node:
         state = of_node(api, arguments.node, config)
-        sys.stdout.write(json.dumps(state, indent=2) + "\n" if arguments.output == "json" else in_words(state, None))
+        text = as_table([(arguments.node, state["incidents"])]) if arguments.history else in_words(state, None)
+        sys.stdout.write(json.dumps(state, indent=2) + "\n" if arguments.output == "json" else text)
         return 0
     if config is None:
         sys.stderr.write("The agents' configuration can't be read, so defaults are shown: name it with --config.\n")
@@ -49,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         state = fleet_state(read_fleet(api, config.budget, arguments.selector), config, now)
         if arguments.output == "json":
             text = json.dumps(state, indent=2) + "\n"
+        elif arguments.history:
+            text = as_table((one["node"], one["incidents"]) for one in state["nodes"])
         elif arguments.output == "html":
             text = as_html(state, now)
         else:

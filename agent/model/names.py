@@ -11,6 +11,7 @@ OUT_LABEL = "gpu-health-agent/withdrawn-by-others"  # each agent says it of its 
 WITHDRAWN_LABEL = "gpu-health-agent/withdrawn"  # stands while a taint of ours does that takes a permit
 MANAGED_LABEL = "gpu-health-agent/managed"  # a person's: "false", "no", "off" or "0" opts the node out
 FAULTS_ANNOTATION = "gpu-health-agent/faults"
+HISTORY_ANNOTATION = "gpu-health-agent/history"
 DISMISS_ANNOTATION = "gpu-health-agent/dismiss"  # a person's
 DRILL_ANNOTATION = DRILL_LABEL = "gpu-health-agent/drill"  # a drill's on the Node, and the label of all that it makes
 UNHEALTHY, DEGRADED, REPLACEMENT = "GpuUnhealthy", "GpuDegraded", "GpuReplacementRequested"

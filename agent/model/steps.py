@@ -11,20 +11,22 @@ from agent.model.world import About, Cause, Condition, PermitKind, Pod, Taint
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Write conditions, labels and the stored state; nothing that keeps a pod away."""
+    """Write conditions, labels, the stored state and the ledger; nothing that keeps a pod away."""
 
     conditions: tuple[Condition, ...] = ()
     labels: Mapping[str, str | None] = field(default_factory=dict)
     stored: str | None = None
+    history: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Retaint:
-    """Set our taints to exactly these, with labels and stored state in the same write."""
+    """Set our taints to exactly these, with labels, stored state and the ledger in the same write."""
 
     taints: tuple[Taint, ...]
     labels: Mapping[str, str | None] = field(default_factory=dict)
     stored: str | None = None
+    history: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
@@ -40,6 +41,12 @@ def fault_ids(text: str) -> tuple[frozenset[str], int]:
 def printable(text: str) -> str:
     """Text of a kernel, a process or an API object for people: one line, and nothing that a terminal obeys."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of as many cells each as lines in columns, for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def quoted(raw: str) -> str:

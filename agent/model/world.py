@@ -167,6 +167,7 @@ class World:
     dismissed: frozenset[str] = frozenset()  # fault ids that a person declared ended
     unread: int = 0  # how many words beside them are no fault's id, or one too many
     stored: str | None = None  # our annotation, as text; None before the first start on this node
+    history: str | None = None  # the ledger's annotation, as text
     drill: str | None = None  # a drill's annotation, as text
     permits: tuple[Permit, ...] | None = None  # None: not asked, which allows nothing
     pool_size: int = 0

@@ -20,7 +20,6 @@ between:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -36,13 +35,14 @@ from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.conditions import replacement, reported
 from agent.remediation.drain import PENDING, ceased, drain, drained
 from agent.remediation.events import announcements
+from agent.remediation.ledger_json import unread, written
 from agent.remediation.other_controllers import out_by_others
 from agent.remediation.presets import error_label, spoken_for
 from agent.remediation.records import Records, Stage
 from agent.remediation.repair import awaited, operand_labels, repair, running, settled, yet_to_come
 from agent.remediation.situation import Now, Situation, left_out, situation
 from agent.remediation.stored import dump
-from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted
+from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted, withdrawn_label
 from agent.remediation.told import acts
 from agent.remediation.validation import validate
 
@@ -64,26 +64,28 @@ Steps = tuple[Step, ...]
 class _Aim:
     """What the Node should say."""
 
-    world: World
+    now: Now
+    records: Records
     taints: tuple[Taint, ...]
     labels: dict[str, str | None]
     conditions: tuple[Condition, ...]
     stored: str
 
     def retaint(self) -> Steps:
-        """Our taints, and labels and stored state with them in one write."""
-        ours = {taint for taint in self.world.taints if own_taint(taint)}
-        labels = {**self.labels, **_withdrawal(self.taints)}
-        return () if ours == {*self.taints} else (Retaint(self.taints, labels, self.stored),)
+        """Our taints, and labels, stored state and ledger with them in one write."""
+        ours = {taint for taint in self.now.case.world.taints if own_taint(taint)}
+        labels, history = {**self.labels, **withdrawn_label(self.taints)}, written(self.now, self.records, self.taints)
+        return () if ours == {*self.taints} else (Retaint(self.taints, labels, self.stored, history),)
 
     def report(self, with_taint: bool = False) -> Steps:
-        """One write for what differs; ``with_taint``: labels and stored state travel with the taint already."""
-        world = self.world
+        """One write for what differs; ``with_taint``: labels, stored state and ledger travel with the taint already."""
+        world = self.now.case.world
         conditions = tuple(c for c in self.conditions if world.conditions.get(c.type) != c)
-        wanted = {} if with_taint else {**self.labels, **_withdrawal(world.taints)}
+        wanted = {} if with_taint else {**self.labels, **withdrawn_label(world.taints)}
         labels = {k: v for k, v in wanted.items() if world.labels.get(k) != v}
         stored = None if with_taint or world.stored == self.stored else self.stored
-        return (Report(conditions, labels, stored),) if conditions or labels or stored else ()
+        history = None if with_taint else written(self.now, self.records, world.taints)
+        return (Report(conditions, labels, stored, history),) if conditions or labels or stored or history else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _in_service(now, Records())
         case _:
             assert_never(now.situation)
-    waits: Steps = (*now.waits, *_unconfirmed(now), *left_out(now), *hidden(world, config.budget))
+    waits: Steps = (*now.waits, *_unconfirmed(now), *left_out(now), *unread(world), *hidden(world, config.budget))
     return Plan((*back, *steps, *waits, *announcements(verdict, world), *acts(now, steps)), now.treatment)
 
 
@@ -222,11 +224,6 @@ def _may_arrive(now: Now) -> bool:
     return lost or PermitKind.DRAINING in earlier or (PermitKind.WITHDRAWN in earlier and not world.withdrawn)
 
 
-def _withdrawal(taints: Iterable[Taint]) -> dict[str, str | None]:
-    """The label by which others find a node that keeps every new pod away through us, whatever became of its permit."""
-    return {WITHDRAWN_LABEL: "true" if any(taint.withdraws for taint in taints) else None}
-
-
 def _aim(now: Now, records: Records) -> _Aim:
     """With these records; what is known of idle GPUs outlives them."""
     case, verdict, world, config = now.case, now.case.verdict, now.case.world, now.case.config
@@ -241,7 +238,7 @@ def _aim(now: Now, records: Records) -> _Aim:
         **operand_labels(world, config.repair, now.records, records),
     }
     conditions = (*reported(verdict, world, records.idle.failed_resets), *replacement(now, records))
-    return _Aim(world, aimed_taints(case, now.treatment), labels, conditions, _stored(now, records))
+    return _Aim(now, records, aimed_taints(case, now.treatment), labels, conditions, _stored(now, records))
 
 
 def _bad_news(verdict: Verdict, world: World) -> Steps:

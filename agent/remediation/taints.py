@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from agent.config.settings import Budget, Config, Mode
 from agent.model.fault import Severity
-from agent.model.names import HARD_TAINT, SOFT_TAINT
+from agent.model.names import HARD_TAINT, SOFT_TAINT, WITHDRAWN_LABEL
 from agent.model.ownership import own_taint
 from agent.model.steps import Step, TakePermit, Wait
 from agent.model.world import PermitKind, Taint, World
@@ -73,3 +73,8 @@ def kept_soft(taints: tuple[Taint, ...], config: Config) -> tuple[Wait, ...]:
     if _SOFT not in taints or config.policy.degraded_effect == _SOFT.effect:
         return ()
     return (Wait(f"the degraded node's taint stays soft: {LAST_PERMIT}"),)
+
+
+def withdrawn_label(taints: Iterable[Taint]) -> dict[str, str | None]:
+    """The label by which others find a node that keeps every new pod away through us, whatever became of its permit."""
+    return {WITHDRAWN_LABEL: "true" if any(taint.withdraws for taint in taints) else None}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from agent.config.settings import Budget
+from agent.model.errors import MalformedError
 from agent.model.names import HARD_TAINT, STATE_LABEL
 from agent.model.world import PermitKind, World
 from agent.remediation.budget import allowed
+from agent.remediation.ledger_json import load
 from agent.remediation.taints import effect_on
 from agent.runtime.exchange import Acted
 from agent.status.snapshot import PermitsView
@@ -15,7 +17,7 @@ from agent.status.snapshot import PermitsView
 _SHOWN = (PermitKind.WITHDRAWN, PermitKind.DRAINING)  # held for as long as a node is out; an hourly one is used at once
 
 
-def view(acted: Acted, budget: Budget, restored: bool) -> dict[str, Any]:
+def view(acted: Acted, budget: Budget, restored: bool, boot_id: str) -> dict[str, Any]:
     """``restored``: the faults of the agent's last life are known again; the Node is told of together with them."""
     return {
         "keep_off": acted.keep_off,
@@ -30,6 +32,7 @@ def view(acted: Acted, budget: Budget, restored: bool) -> dict[str, Any]:
         "requests": acted.requests,
         "look_s": acted.look_s,
         **(_standing(acted.world, acted.looked_at, budget) if acted.world and restored else {}),
+        **(_past(acted.world, acted.looked_at, boot_id) if acted.world else {}),
     }
 
 
@@ -45,6 +48,16 @@ def _standing(world: World, looked_at: float, budget: Budget) -> dict[str, Any]:
             _permits(world, kind, budget) for kind in _SHOWN if world.permits is not None and world.pool_size
         ),
     }
+
+
+def _past(world: World, looked_at: float, boot_id: str) -> dict[str, Any]:
+    """None of what nobody can read; a wait tells of it."""
+    try:
+        ledger = load(world.history)
+    except MalformedError:
+        return {}
+    open_ = ledger.open
+    return {"ledger": ledger, "ledger_at": open_.now(boot_id, world.clock_s, looked_at) if open_ else looked_at}
 
 
 def _permits(world: World, kind: PermitKind, budget: Budget) -> PermitsView:

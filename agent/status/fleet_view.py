@@ -14,13 +14,17 @@ from agent.diagnosis.correlate import incidents
 from agent.diagnosis.history import History
 from agent.model.errors import MalformedError
 from agent.model.fault import Fault, Severity
-from agent.model.names import FAULTS_ANNOTATION, STATE_LABEL, WITHDRAWN_LABEL
+from agent.model.names import FAULTS_ANNOTATION, HISTORY_ANNOTATION, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.ownership import opted_out
-from agent.model.text import printable, rfc3339, unix_s
+from agent.model.text import aligned, printable, rfc3339, unix_s
 from agent.model.world import PermitKind, World
 from agent.remediation.budget import allowed, spent
+from agent.remediation.ledger import Ledger
+from agent.remediation.ledger_json import load as load_ledger
 from agent.remediation.other_controllers import upgrading
 from agent.remediation.stored import Stored, load
+from agent.status.ledger_view import incidents as incidents_of
+from agent.status.ledger_view import lasted
 from agent.status.page import document
 
 _WORST_FIRST = ("unhealthy", "draining", "drained", "repairing", "validating", "degraded", "unknown", "", "healthy")
@@ -32,7 +36,7 @@ _CELL_CHARS = 48
 def fleet_state(fleet: Fleet, config: Config, now: float) -> dict[str, Any]:
     """Plain data, times RFC 3339 in UTC; the worst nodes first. ``now``: Unix seconds."""
     world = World(node="", uid="", permits=fleet.permits, pool_size=fleet.pool.size, out=fleet.pool.out)
-    nodes = [_node(one, fleet, world, config) for one in fleet.nodes]
+    nodes = [_node(one, fleet, world, config, now) for one in fleet.nodes]
     nodes.sort(key=lambda one: (_rank(one), one["node"]))
     kinds = [kind for kind in PermitKind if kind is not PermitKind.HOURLY or config.budget.per_hour]
     return {
@@ -62,13 +66,17 @@ def _rank(one: Mapping[str, Any]) -> int:
     return _WORST_FIRST.index(one["state"]) if one["state"] in _WORST_FIRST else len(_WORST_FIRST)
 
 
-def _node(listed: Listed, fleet: Fleet, world: World, config: Config) -> dict[str, Any]:
-    stored, waits = None, []
+def _node(listed: Listed, fleet: Fleet, world: World, config: Config, now: float) -> dict[str, Any]:
+    stored, waits, ledger = None, [], Ledger()
     try:
         text = listed.annotations.get(FAULTS_ANNOTATION)
         stored = load(text, 0.0) if text is not None else None
     except MalformedError as error:
         waits.append(f"a person: annotation {FAULTS_ANNOTATION}: {error}")
+    try:
+        ledger = load_ledger(listed.annotations.get(HISTORY_ANNOTATION))
+    except MalformedError as error:
+        waits.append(f"a person: annotation {HISTORY_ANNOTATION}: {error}")
     faults = incidents(stored.faults, History()) if stored else ()  # as the agent tells them
     agent = fleet.agents.get(listed.name)
     waits += _waits(listed, stored, fleet, world, config)
@@ -81,6 +89,7 @@ def _node(listed: Listed, fleet: Fleet, world: World, config: Config) -> dict[st
         "faults": [_fault(fault) for fault in faults],
         "waits": waits,
         "agent": _agent(agent),
+        "incidents": incidents_of(ledger, now),
     }
 
 
@@ -158,9 +167,7 @@ def _alike(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def as_text(state: Mapping[str, Any], now: float, wide: bool = False) -> str:
     """For a terminal: a row for each node, the budget, and what looks alike."""
-    rows = [_COLUMNS, *(_row(one, now, wide) for one in state["nodes"])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned([_COLUMNS, *(_row(one, now, wide) for one in state["nodes"])])
     return "".join(f"{line}\n" for line in [*lines, "", *_sentences(state)])
 
 
@@ -209,14 +216,10 @@ def _who(agent: Mapping[str, Any] | None, now: float) -> str:
 
 
 def _age(since: str | None, now: float) -> str:
-    """As kubectl writes ages."""
     at = unix_s(since)
     if at is None:
         return ""
-    for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60)):
-        if now - at >= 2 * seconds:
-            return f"{int((now - at) // seconds)}{unit}"
-    return f"{max(0, int(now - at))}s"
+    return lasted(now - at)
 
 
 def as_html(state: Mapping[str, Any], now: float) -> str:

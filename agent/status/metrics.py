@@ -14,6 +14,7 @@ from agent import __version__
 from agent.model.fault import Status
 from agent.model.observation import Missing
 from agent.model.steps import On
+from agent.status.ledger_metrics import ledger_families
 from agent.status.snapshot import Snapshot
 
 _GPU = ["node", "pci_bus_id", "uuid", "gpu"]
@@ -142,6 +143,7 @@ def families(shot: Snapshot) -> Iterator[Metric]:
     yield from _sources(shot)
     yield from _standing(shot)
     yield from _actions(shot)
+    yield from ledger_families(shot)
 
 
 def _xids(shot: Snapshot) -> Iterator[Metric]:

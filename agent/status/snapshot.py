@@ -10,6 +10,7 @@ from agent.model.observation import Observation
 from agent.model.steps import Wait
 from agent.model.world import PermitKind
 from agent.remediation.case import Treatment
+from agent.remediation.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,4 +67,6 @@ class Snapshot:
     keep_off: str = ""  # why no process of ours may hold a GPU now
     api_failures: int = 0  # rounds in a row that failed: the next one waits the longer
     look_s: float = 0.0  # how long the reads before the last steps took
+    ledger: Ledger = field(default_factory=Ledger)
+    ledger_at: float = 0.0  # Unix seconds by the ledger's clock: until when an incident that has not ended counts
     act_age_s: float | None = None  # since the act loop last gave a sign; None: there is none

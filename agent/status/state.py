@@ -14,6 +14,7 @@ from agent.model.fault import Card, Fault, Sets, identity
 from agent.model.remedy import Remedy
 from agent.model.text import rfc3339
 from agent.remediation.case import Treatment
+from agent.status.ledger_view import incidents
 from agent.status.snapshot import Snapshot
 
 
@@ -49,6 +50,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "aside": shot.keep_off,
         "requests": dict(shot.requests),
         "checkpoints": dict(shot.checkpoints),
+        "incidents": incidents(shot.ledger, shot.ledger_at),
         "look_s": shot.look_s,
         "act_age_s": shot.act_age_s,
         "cards": {pci: card.uuid for pci, card in sorted(verdict.cards.items())},

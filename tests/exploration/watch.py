@@ -11,6 +11,7 @@ from agent.model.names import (
     ERROR_LABEL,
     FAULTS_ANNOTATION,
     HARD_TAINT,
+    HISTORY_ANNOTATION,
     MANAGED_LABEL,
     OUT_LABEL,
     PERMIT_KIND_LABEL,
@@ -195,7 +196,8 @@ def own_label(key: str) -> bool:
 def _theirs(raw: Any) -> dict[str, Any]:
     """All of a Node that is not ours."""
     labels, annotations = ({**(raw["metadata"].get(part) or {})} for part in ("labels", "annotations"))
-    annotations.pop(FAULTS_ANNOTATION, None)
+    for ours in (FAULTS_ANNOTATION, HISTORY_ANNOTATION):
+        annotations.pop(ours, None)
     return {
         "taints": [one for one in raw["spec"].get("taints") or () if not own_taint(taint_of(one))],
         "labels": {key: value for key, value in labels.items() if not own_label(key)},

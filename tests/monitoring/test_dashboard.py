@@ -16,7 +16,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from agent.status.metrics import families
-from tests.documents import DOCUMENTS, ON_CALL, anchors, label_names
+from tests.documents import DOCUMENTS, ON_CALL, anchors, label_names, stored_names
 from tests.monitoring.programs import program
 from tests.monitoring.stack import FOLDER
 from tests.monitoring.test_rules import rules
@@ -41,8 +41,9 @@ def queries() -> Iterator[tuple[str, str]]:
 def exported() -> dict[str, set[str]]:
     """Each metric's labels."""
     return {
-        f"{family.name}_total" if family.type == "counter" else family.name: set(label_names(family))
+        name: {*label_names(family), *(["le"] if name.endswith("_bucket") else [])}
         for family in families(snapshot())
+        for name in stored_names(family)
     }
 
 

@@ -18,13 +18,24 @@ from agent.config.settings import Config
 from agent.model.observation import Missing, Value
 from agent.model.steps import On, Wait
 from agent.model.world import PermitKind
+from agent.remediation.ledger import End, Entry, Ledger, Moment, Suspect
 from agent.status.metrics import families
 from agent.status.snapshot import PermitsView, Snapshot, SourceView
 from agent.status.state import state
 from tests.actions.test_kube import cluster, drive, node
+from tests.documents import stored_names
 from tests.observe import GPU, OTHER, Judge, alive, lost, reading, xid
 
 UNREAD = {"margin_c": Missing.UNSUPPORTED, "power_w": Missing.UNREADABLE}
+ENDED = dict(zip(Moment, range(1_759_000_000, 1_759_007_000, 1000), strict=True))
+STANDS = {moment: ENDED[moment] + 10**6 for moment in tuple(Moment)[:4]}
+CARD = Suspect(GPU, f"GPU-{GPU}")
+LEDGER = Ledger(
+    (
+        Entry(ENDED, (f"xid-48@{GPU}",), (CARD,), 2, by=End.PROOF),
+        Entry({**STANDS, Moment.TAINT: 1_760_000_001}, (f"xid-79@{GPU}",), (CARD,), 2),
+    )
+)
 GOLDEN = Path(__file__).parent / "metrics.golden"
 
 
@@ -62,6 +73,8 @@ def snapshot() -> Snapshot:
         checkpoints={"saved": 2, "expired": 1},
         checkpoint_wait_s=12.5,
         look_s=0.25,
+        ledger=LEDGER,
+        ledger_at=1_760_000_121.0,
         act_age_s=4.5,
     )
 
@@ -78,7 +91,7 @@ def render(shot: Snapshot) -> str:
 
 def exported() -> set[str]:
     """Every metric's name as Prometheus stores it."""
-    return {f"{family.name}_total" if family.type == "counter" else family.name for family in families(snapshot())}
+    return {name for family in families(snapshot()) for name in stored_names(family)}
 
 
 def test_metrics_are_what_the_golden_file_says() -> None:
