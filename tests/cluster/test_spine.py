@@ -134,7 +134,7 @@ def test_the_story_can_be_told_on_a_real_cluster(site: Site, tmp_path: Path) -> 
     story = tmp_path / "story.yaml"
     story.write_text("""
 profile: h100-8
-duration_s: 14
+duration_s: 20
 steps: [{at_s: 1, gpu: 3, xid: 95}, {at_s: 6, gpu: 3, clear: true}]
 expect: {faults: [xid-95], steps: {taint: 1, evict: 9, untaint: 1}, status: healthy}
 """)
