@@ -11,7 +11,7 @@ OTHERS := bench cluster dcgm gpu image kit monitoring nodes nvml
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint plain incidents program-tests monitoring-tests screenshots chart cluster-tests image-tests e2e gpu-tests \
-	cluster explore bench bench-fleet kit-bench kit-torch drill clean
+	cluster explore bench bench-fleet kit-bench kit-torch kit-kills drill clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -36,7 +36,7 @@ incidents: $(STAMP)
 
 # The kit's programs on loopback, NVML's and DCGM's bindings over libraries of ours in C: they wait more than they compute.
 program-tests: $(STAMP)
-	$(BIN)/pytest -n 4 --dist worksteal tests/dcgm tests/kit tests/nvml
+	$(BIN)/pytest -n 4 --dist worksteal tests/dcgm tests/kit tests/nvml --ignore=tests/kit/ranks
 
 monitoring-tests: $(STAMP)
 	$(BIN)/pytest tests/monitoring
@@ -92,6 +92,11 @@ kit-bench: $(STAMP)
 # The kit's training and inference with PyTorch: 3 GB from PyPI once, 5.4 GB on the disk, kept outside the tree.
 kit-torch: $(STAMP)
 	$(BIN)/python -m tests.kit.with_torch
+
+# kill -9 in the midst of saving, KILLS times over one rank, and with PyTorch over four.
+kit-kills: $(STAMP)
+	$(BIN)/python -m tests.kit.kills --kills $(or $(KILLS),500)
+	$(BIN)/python -m tests.kit.with_torch kills --kills $(or $(KILLS),500) --ranks 4
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -79,9 +79,9 @@ class Folder:
     def restore(self, load: Callable[[BinaryIO], object] = lambda _: None, patience_s: float = 60) -> Checkpoint | None:
         """Hand the newest whole one to ``load``, as a file that stands at the first byte of what was saved.
 
-        What is torn, empty or altered is passed over; what can't be read only after ``patience_s``. None if there is
-        no checkpoint at all. Whoever begins anew on None loses nothing: where storage fails it is an OSError, and a
-        BrokenError where there are some and none is whole.
+        What is torn, empty, altered or a BrokenError of ``load`` is passed over; what can't be read, only after
+        ``patience_s``. None if there is no checkpoint at all. Whoever begins anew on None loses nothing: where storage
+        fails it is an OSError, and a BrokenError where there are some and none is whole.
         """
         until = time.monotonic() + patience_s
         while True:
@@ -107,10 +107,13 @@ class Folder:
                 with folder.file(number).open("rb") as file:
                     step = verified(file)
                     if step is not None:
-                        file.seek(_HEAD_BYTES)
+                        file.seek(HEAD_BYTES)
                         load(file)
                         return Checkpoint(number, step, folder.file(number))
                     broken += not folder.is_claim(number)
+            except BrokenError as error:
+                _log.error("passed over: %s", error)
+                broken += 1
             except OSError as error:  # storage that fails for a moment or for good, or the writer pruned it: list again
                 if not impatient:
                     raise
@@ -241,7 +244,7 @@ class Folder:
     def _wrote(self, number: int) -> bool:
         try:
             with self.file(number).open("rb") as file:
-                head = _HEAD.fullmatch(file.read(_HEAD_BYTES))
+                head = _HEAD.fullmatch(file.read(HEAD_BYTES))
         except FileNotFoundError:
             return False
         return head is not None and head[3].decode() == self._writer
@@ -268,7 +271,7 @@ class _Hashed(io.RawIOBase):
 
 def _write(file: BinaryIO, step: int, writer: str, dump: Callable[[BinaryIO], object]) -> None:
     """The head comes last: the size and the hash are known when all is written."""
-    file.write(bytes(_HEAD_BYTES))
+    file.write(bytes(HEAD_BYTES))
     with ThreadPoolExecutor(1) as pool, _Hashed(file, pool) as hashed:
         with io.BufferedWriter(hashed, 1 << 20) as buffered:
             dump(buffered)
@@ -279,8 +282,8 @@ def _write(file: BinaryIO, step: int, writer: str, dump: Callable[[BinaryIO], ob
 
 def verified(file: BufferedReader) -> int | None:
     """The step, if the file is what was saved, to the last bit."""
-    head = _HEAD.fullmatch(file.read(_HEAD_BYTES))
-    if not head or os.fstat(file.fileno()).st_size != _HEAD_BYTES + int(head[2]):
+    head = _HEAD.fullmatch(file.read(HEAD_BYTES))
+    if not head or os.fstat(file.fileno()).st_size != HEAD_BYTES + int(head[2]):
         return None
     step, size, writer = int(head[1]), int(head[2]), head[3].decode()
     return step if _head(step, size, writer, hashlib.file_digest(file, "sha256")) == head[0] else None
@@ -290,8 +293,8 @@ def is_whole(path: Path) -> bool:
     """By head and length alone: quick, for counting. Bits that flipped since show in ``verified``."""
     try:
         with path.open("rb") as file:
-            head = _HEAD.fullmatch(file.read(_HEAD_BYTES))
-            return head is not None and os.fstat(file.fileno()).st_size == _HEAD_BYTES + int(head[2])
+            head = _HEAD.fullmatch(file.read(HEAD_BYTES))
+            return head is not None and os.fstat(file.fileno()).st_size == HEAD_BYTES + int(head[2])
     except OSError:
         return False
 
@@ -321,4 +324,4 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-_HEAD_BYTES = len(_head(0, 0, "0" * 32, hashlib.sha256()))
+HEAD_BYTES = len(_head(0, 0, "0" * 32, hashlib.sha256()))

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import directory
 from checkpoint import BrokenError, Checkpoint, FencedError, Folder, verified
 
 _BUSY = 75
@@ -84,11 +85,12 @@ def look_after(source: Folder, backup: Folder, found: Found) -> None:
     found.backup_step = newest.step
     found.valid = int(newest.number == max(files))
     backup.prune()
+    directory.sweep(backup)
 
 
 def newest_whole(folder: Folder) -> Checkpoint | None:
     try:
-        return folder.restore()
+        return folder.restore(directory.check)
     except BrokenError:
         return None
 
@@ -104,6 +106,7 @@ def copy(newest: Checkpoint, backup: Folder) -> None:
     if there and there[0] == newest.number:
         _log.error("%s is broken: copied anew", file)
         file.unlink()
+    directory.copy(newest, backup.path)
     backup.copy(newest)
     with file.open("rb") as copied:
         whole = verified(copied) is not None
@@ -141,7 +144,7 @@ def main() -> int:
             return _BUSY
         try:
             look_after(Folder(options.folder), Folder(options.backup, options.keep), found)
-        except (OSError, ValueError, FencedError) as error:
+        except (OSError, ValueError, BrokenError, FencedError) as error:
             _log.error("no copy was made: %s", error)
         _log.info("metrics\n%s", found.text())
         if options.pushgateway:

@@ -14,15 +14,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from checkpoint import UNFIT, BrokenError, FencedError, Folder
 from model import Model, model
 from on_request import ACCOUNT, SaveRequests
+from trouble import Troubles
 
 _TERMINATED, _FENCED = 143, 75
 _FENCE_S, _RETRY_S, _INSIST_S = 1.0, 5.0, 1.0
-_T = TypeVar("_T")
 _log = logging.getLogger("train")
 
 
@@ -52,25 +52,27 @@ class Training:
     def __init__(self, folder: Folder, requests: SaveRequests, learner: Model, grace_s: float) -> None:
         self._folder, self._requests, self._model, self._grace_s = folder, requests, learner, grace_s
         self._begun = False
-        self._troubles: dict[str, str] = {}  # what can't be done now, and why
+        self._troubles = Troubles()
         self.step = self.restored_step = self.saved_step = 0
 
     def status(self) -> dict[str, Any]:
         """Without steps until it has begun: what it was asked before it restored is no answer."""
         steps = {"step": self.step, "restored_step": self.restored_step, "saved_step": self.saved_step}
-        trouble = "; ".join(f"can't {what}: {why}" for what, why in self._troubles.copy().items())
+        trouble = self._troubles.text()
         return {**(steps if self._begun else {}), **({"trouble": trouble} if trouble else {})}
 
     def begin(self) -> None:
         """Claim before restoring: from then on nobody else can add what we would miss."""
         self._insist("take the folder", self._folder.claim)
-        found = self._insist("restore", lambda: self._folder.restore(self._model.load))
-        if found:
+        self._insist("restore", self._restore)
+        self._begun = True
+
+    def _restore(self) -> None:
+        if found := self._folder.restore(self._model.load):
             self.step = self.restored_step = self.saved_step = found.step
             _log.info("restored step %d from %s", found.step, found.file)
         else:  # a storage that takes no checkpoint shows before the first hour of work, not after it
-            self._insist("save", self.save)
-        self._begun = True
+            self.save()
 
     def run(self, steps: int, interval_s: float, step_s: float) -> int:
         due = time.monotonic() + interval_s
@@ -83,14 +85,14 @@ class Training:
             if self._requests.terminating:
                 return self._leave()
             if began >= fence_due:
-                self._try("look whether another has taken over", self._folder.check)
+                self._troubles.tried("look whether another has taken over", self._folder.check)
                 fence_due = began + _FENCE_S
             if self._requests.wanted() or time.monotonic() >= due:
-                saved = self._try("save", self.save)
+                saved = self._troubles.tried("save", self.save)
                 due = time.monotonic() + (interval_s if saved else _RETRY_S)
             if step_s:
                 time.sleep(max(0.0, began + step_s - time.monotonic()))
-        while not self._try("save", self.save):
+        while not self._troubles.tried("save", self.save):
             if self._requests.terminating:
                 return self._leave()
             time.sleep(_INSIST_S)
@@ -106,41 +108,18 @@ class Training:
     def _leave(self) -> int:
         """Nothing more is computed; a storage that fails is tried for as long as the pod has."""
         end = time.monotonic() + self._grace_s
-        while not self._try("save", self.save):
+        while not self._troubles.tried("save", self.save):
             if time.monotonic() > end:
                 return 1
             time.sleep(_INSIST_S)
         return _TERMINATED
 
-    def _insist(self, what: str, act: Callable[[], _T]) -> _T:
+    def _insist(self, what: str, act: Callable[[], object]) -> None:
         """A storage that fails for a while costs that while, and no restart. One that can't do it at all is no such."""
-        while True:
-            try:
-                return self._well(what, act())
-            except OSError as error:
-                if self._requests.terminating or error.errno in UNFIT:
-                    raise
-                self._ill(what, error)
+        while not self._troubles.tried(what, act, UNFIT):
+            if self._requests.terminating:
+                sys.exit(_TERMINATED)  # nothing was trained
             time.sleep(_INSIST_S)
-
-    def _try(self, what: str, act: Callable[[], object]) -> bool:
-        try:
-            self._well(what, act())
-        except OSError as error:
-            self._ill(what, error)
-            return False
-        return True
-
-    def _ill(self, what: str, error: OSError) -> None:
-        """Told once, and shown for as long as it lasts."""
-        if self._troubles.get(what) != str(error):
-            self._troubles[what] = str(error)
-            _log.error("can't %s at step %d: %s; older checkpoints stand, it is tried again", what, self.step, error)
-
-    def _well(self, what: str, result: _T) -> _T:
-        if self._troubles.pop(what, None):
-            _log.info("can %s again", what)
-        return result
 
 
 def main() -> int:

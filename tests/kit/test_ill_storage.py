@@ -81,7 +81,7 @@ def test_a_training_that_starts_while_storage_fails_waits_and_never_begins_anew(
     (folder := Folder(storage.folder)).claim()
     storage.fails(code)
     run = train(start, storage)
-    until(lambda: f"can't take the folder at step 0: [Errno {code}]" in run.text())
+    until(lambda: f"can't take the folder: [Errno {code}]" in run.text())
     storage.works()
     until(lambda: run.get("/status").get("saved_step", 0) > 3)
     run.end()

@@ -6,6 +6,7 @@ import http.client
 import random
 import signal
 import subprocess
+import sys
 import time
 from email.message import Message
 from pathlib import Path
@@ -17,7 +18,7 @@ from on_request import SaveRequests
 
 from agent.actions.checkpoint import declared, post
 from agent.model.names import REQUESTED_ANNOTATION
-from tests.kit.conftest import Program, Start, dumped, newest, until
+from tests.kit.conftest import KIT, Program, Start, dumped, newest, until
 
 _WIDTH = 16
 
@@ -46,6 +47,13 @@ def test_a_training_killed_again_and_again_ends_as_if_nothing_had_been(start: St
     found = Folder(tmp_path / "run").restore(resumed.load)
     assert found is not None
     assert (found.step, dumped(resumed)) == (steps, dumped(undisturbed))
+
+
+def test_twenty_kills_in_the_midst_of_saving_break_no_restore() -> None:
+    program = [sys.executable, "-m", "tests.kit.kills", "--kills=20"]
+    done = subprocess.run(program, cwd=KIT.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 kills -9 over 1 rank(s)" in done.stdout
 
 
 def test_sigterm_loses_no_step_and_never_looks_like_success(start: Start, tmp_path: Path) -> None:

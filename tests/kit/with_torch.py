@@ -1,4 +1,4 @@
-"""``make kit-torch``: the tests of training and inference once more, in a Python that has PyTorch."""
+"""``make kit-torch``: the tests of training and inference once more, and those of many ranks, with PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.cluster.build import made_once
 
 TORCH = "torch==2.15.0"
 ROOT = Path(__file__).parents[2]
-TESTS = ("model", "train", "inference", "checkpoint_manager")
+TESTS = ("model", "train", "way_back", "inference", "checkpoint_manager")
 
 
 def python() -> Path:
@@ -33,10 +33,12 @@ def python() -> Path:
     return made_once(f"kit-{TORCH.replace('==', '-')}", install) / "venv/bin/python"
 
 
-def main() -> int:
-    tests = [f"tests/kit/test_{name}.py" for name in TESTS]
-    return subprocess.run([str(python()), "-m", "pytest", *tests], cwd=ROOT).returncode
+def main(words: list[str]) -> int:
+    """Without words the tests; else this program of tests/kit."""
+    tests = [*(f"tests/kit/test_{name}.py" for name in TESTS), "tests/kit/ranks"]
+    module = [f"tests.kit.{words[0]}", *words[1:]] if words else ["pytest", *tests]
+    return subprocess.run([str(python()), "-m", *module], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
