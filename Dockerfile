@@ -9,7 +9,8 @@ COPY agent /src/agent
 RUN touch /src/README.md
 RUN python3 -m venv /opt/gpu-health-agent \
  && /opt/gpu-health-agent/bin/pip install --no-cache-dir --only-binary :all: --index-url "${PYPI}" /src \
- && /opt/gpu-health-agent/bin/pip uninstall --quiet --yes setuptools pip
+ && /opt/gpu-health-agent/bin/pip uninstall --quiet --yes setuptools pip \
+ && rm -f /opt/gpu-health-agent/bin/gpu-kit-*
 # Only the Kubernetes client's ApiClient and credentials are used; its generated APIs and models take 120 MB.
 RUN cd /opt/gpu-health-agent/lib/python3*/site-packages/kubernetes \
  && rm -r aio && find client/api client/models -type f -name '[!_]*' -delete
