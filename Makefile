@@ -81,7 +81,7 @@ explore: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
 
-# What a fleet that waits for permits costs the API server; some 15 minutes, or with other NODES, AGENTS and WAITS_S.
+# What a fleet that waits for permits costs the API server; three quarters of an hour, or with other NODES, AGENTS, WAITS_S.
 bench-fleet: $(STAMP)
 	$(BIN)/python -m tests.bench.waiting_fleet $(if $(NODES),--nodes $(NODES)) $(if $(AGENTS),--agents $(AGENTS)) \
 	  $(if $(WAITS_S),--waits-s $(WAITS_S))
