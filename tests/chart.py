@@ -52,6 +52,7 @@ def schema() -> dict[str, Any]:
         repair=switch,
         hardened=switch,
         dcgm=switch,
+        trace=switch,
         presets=_of(**{"cluster-autoscaler": _YES_OR_NO, "eks": _YES_OR_NO}),
         monitoring=_of(enabled=_YES_OR_NO, labels=_NAMED, runbooks=_TEXT),
         networkPolicy=_of(enabled=_YES_OR_NO, namespaces=_WORDS),

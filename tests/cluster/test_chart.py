@@ -34,6 +34,7 @@ VALUES = {
     "repair": [ACTS, "repair.enabled=true"],
     "hardened": [ACTS, "hardened.enabled=true"],
     "dcgm": [ACTS, "dcgm.enabled=true"],
+    "trace": [ACTS, "trace.enabled=true"],
     "cluster-autoscaler": [ACTS, "presets.cluster-autoscaler=true"],
     "eks": [ACTS, "presets.eks=true"],
 }
@@ -85,6 +86,17 @@ def test_it_renders_what_the_overlay_of_the_same_name_is(overlay: str) -> None:
     assert objects(chart("template", "gpu-health-agent", str(CHART), values=VALUES[overlay])) == kustomized(
         OVERLAYS / overlay
     )
+
+
+def test_two_more_witnesses_go_together() -> None:
+    values = ["dcgm.enabled=true", "trace.enabled=true"]
+    made = objects(chart("template", "gpu-health-agent", str(CHART), values=values))
+    sources = made["ConfigMap", NAMESPACE]["data"]["config.yaml"].sources
+    assert (sources.trace.enabled, sources.dcgm.address) == (True, "nvidia-dcgm.gpu-operator.svc:5555")
+    pod = made["DaemonSet", NAMESPACE]["spec"]["template"]["spec"]
+    mounted = {mount["name"] for mount in pod["containers"][1]["volumeMounts"]}
+    assert mounted >= {"tracefs", "dcgm-bindings", "dcgm-library"}
+    assert mounted <= {volume["name"] for volume in pod["volumes"]}
 
 
 def test_on_hosts_without_the_toolkit_it_renders_what_the_component_makes(tmp_path: Path) -> None:

@@ -19,9 +19,14 @@
 {{- if .Values.hardened.enabled -}}
 {{- $_ := set $config "drain" (dict "eviction" "ask_then_delete") -}}
 {{- end -}}
+{{- $sources := dict -}}
 {{- if .Values.dcgm.enabled -}}
-{{- $_ := set $config "sources" (dict "dcgm" (dict "address" "nvidia-dcgm.gpu-operator.svc:5555" "bindings" "/host/dcgm/bindings" "library" "/host/lib")) -}}
+{{- $_ := set $sources "dcgm" (dict "address" "nvidia-dcgm.gpu-operator.svc:5555" "bindings" "/host/dcgm/bindings" "library" "/host/lib") -}}
 {{- end -}}
+{{- if .Values.trace.enabled -}}
+{{- $_ := set $sources "trace" (dict "enabled" true) -}}
+{{- end -}}
+{{- if $sources -}}{{- $_ := set $config "sources" $sources -}}{{- end -}}
 {{- mergeOverwrite $config (deepCopy .Values.config) | toYaml -}}
 {{- end -}}
 
