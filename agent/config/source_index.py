@@ -35,7 +35,7 @@ class Known:
     boot_id: str = ""
     seq: int | None = None
     gpus: frozenset[str] = frozenset()  # PCI addresses, of those that are gone too
-    left_out: str = ""  # the address of one at which an earlier process of the same source hangs
+    left_out: tuple[str, ...] = ()  # the addresses of those at which earlier processes of the same source hung
 
     def after(self, observation: Observation) -> Known:
         """What is known once this was taken in; each boot counts its records anew."""
@@ -118,7 +118,7 @@ def _position(known: Known) -> list[str]:
 
 
 def _gpus(known: Known) -> list[str]:
-    return ["--known", *sorted(known.gpus), *(["--leave-out", known.left_out] if known.left_out else [])]
+    return ["--known", *sorted(known.gpus), *(["--leave-out", *known.left_out] if known.left_out else [])]
 
 
 SOURCES: Mapping[str, SourceRow] = {

@@ -241,7 +241,7 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, required=True, help="where kmsg, boot_id and control are kept")
     parser.add_argument("--poll-s", type=float, default=5.0)
     parser.add_argument("--known", nargs="*", default=[], metavar="PCI", help="GPUs that this node is known to have")
-    parser.add_argument("--leave-out", default="", metavar="PCI", help="a GPU at which another process hangs")
+    parser.add_argument("--leave-out", nargs="*", default=[], metavar="PCI", help="GPUs at which calls hung")
     options = parser.parse_args()
     try:
         simulation = Simulation(load_scenario(options.scenario), options.dir)
@@ -257,6 +257,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)  # the listener waits for ever by design
+    os._exit(main())  # the listener waits for ever by design

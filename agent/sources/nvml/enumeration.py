@@ -19,11 +19,11 @@ _MOST_GPUS = 256  # no node has so many: a higher count is none
 
 
 def enumerated(
-    present: Mapping[str, Gpu], known: Collection[str], left_out: str, call: CurrentCall
+    present: Mapping[str, Gpu], known: Collection[str], left_out: Collection[str], call: CurrentCall
 ) -> tuple[dict[str, Gpu], dict[str, int]]:
     """The GPUs by address; by index or address NVML's error of those that can't be opened, or have no address.
 
-    ``present`` are those of the last enumeration, ``known`` addresses at which there may be one. With one to leave out
+    ``present`` are those of the last enumeration, ``known`` addresses at which there may be one. With some to leave out
     the known ones are opened by address, which attaches no other: behind an index may be any of them. A call that hangs
     while an index is opened is about the GPU of that place, as far as it can be told: NVML counts by address.
     """
@@ -31,7 +31,7 @@ def enumerated(
     count = min(nv.nvmlDeviceGetCount(), _MOST_GPUS)
     ways: dict[str, Callable[[], Handle]]
     if left_out:
-        ways = {pci: partial(nv.nvmlDeviceGetHandleByPciBusId, pci) for pci in sorted(known) if pci != left_out}
+        ways = {pci: partial(nv.nvmlDeviceGetHandleByPciBusId, pci) for pci in sorted(known) if pci not in left_out}
         order = list(ways)
     else:
         ways = {str(index): partial(nv.nvmlDeviceGetHandleByIndex, index) for index in range(count)}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from agent.sources.nvml.enumeration import enumerated, pointer
 from agent.sources.nvml.pci_bus import NVIDIA, SYSFS, UNKNOWN, holders, missing, slots
 from agent.sources.nvml.readings import Handle, versions
 from agent.sources.nvml.return_codes import ENDED, SICK, failure, left_alone, sick, words
-from agent.sources.process.program import read_boot_id, say
+from agent.sources.process.program import read_boot_id, say, while_read
 from agent.sources.process.progress import SLOW_S, CurrentCall
 from agent.sources.process.storm import Storm
 
@@ -48,11 +48,15 @@ class Nvml:
     """One NVML session; ``poll`` and ``events`` raise only what ends it: an error of the whole library."""
 
     def __init__(
-        self, ever: set[str] | None = None, devices: Path = SYSFS, call: CurrentCall | None = None, left_out: str = ""
+        self,
+        ever: set[str] | None = None,
+        devices: Path = SYSFS,
+        call: CurrentCall | None = None,
+        left_out: Collection[str] = (),
     ) -> None:
         """``ever`` holds the addresses that earlier sessions of this process saw, and takes in this one's.
 
-        ``left_out`` is the address of a GPU at which another process hangs: nothing here touches it.
+        ``left_out`` are the addresses of GPUs at which other processes hung: nothing here touches them.
         """
         self._devices, self._call, self._left_out = devices, call or CurrentCall(), left_out
         self._storm = Storm()
@@ -92,11 +96,11 @@ class Nvml:
         gone = missing(self._ever, set(found), on_bus)
         silent: dict[str, str] = {}  # GPUs that are there and answer nothing, and why
         there = [pci for pci, driver in gone.items() if driver in (NVIDIA, UNKNOWN)]
-        left_out = self._left_out in there
-        if left_out:
-            there.remove(self._left_out)
-            del gone[self._left_out]
-            yield left_alone(self._left_out)
+        alone = [pci for pci in there if pci in self._left_out]
+        for pci in alone:
+            there.remove(pci)
+            del gone[pci]
+            yield left_alone(pci)
         if len(there) == len(unopened):  # their handles fail: they did not leave. Else nobody knows which it is
             codes = sorted(set(unopened.values()))
             for pci in there:
@@ -110,7 +114,7 @@ class Nvml:
                 silent[gpu.pci] = gpu.silence
         values: dict[str, Value] = {
             **self._lasting,
-            "gpu_count": len(found) + left_out,
+            "gpu_count": len(found) + len(alone),
             "on_bus": Missing.UNREADABLE if on_bus is None else len(on_bus),
             "missing": ",".join(f"{pci}={driver}" for pci, driver in gone.items()),
             "unopened": ",".join(f"{name}:{code}" for name, code in unopened.items()),  # NVML's, 0: of no address
@@ -210,10 +214,10 @@ def follow(
     devices: Path = SYSFS,
     known: Iterable[str] = (),
     slow_s: float = SLOW_S,
-    left_out: str = "",
+    left_out: Collection[str] = (),
 ) -> int:
     """Poll and wait for events until ``stop``; the exit code. ``known`` are addresses that an earlier process saw,
-    ``left_out`` is that of a GPU at which it hangs.
+    ``left_out`` are those of GPUs at which earlier ones hung.
 
     A call is said to hang that has not returned for a poll, and for ``slow_s``. Nothing waits on ``stop`` itself: a
     signal's handler sets it in this very thread, and would then wait for a lock that the thread already holds."""
@@ -256,17 +260,13 @@ def follow(
     return code
 
 
-def run(poll_s: float, boot_id_file: Path, devices: Path = SYSFS, known: Iterable[str] = (), left_out: str = "") -> int:
+def run(
+    poll_s: float, boot_id_file: Path, devices: Path = SYSFS, known: Iterable[str] = (), left_out: Collection[str] = ()
+) -> int:
     """The program behind its options; the exit code."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        return follow(poll_s, boot_id_file, stop, say, devices, known, left_out=left_out)
-    except BrokenPipeError:  # nobody reads any more; nor must the last flush of the interpreter fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 0
+    return while_read(partial(follow, poll_s, boot_id_file, stop, say, devices, known, left_out=left_out))
 
 
 def main() -> int:
@@ -274,7 +274,7 @@ def main() -> int:
     parser.add_argument("--poll-s", type=float, default=5.0)
     parser.add_argument("--boot-id-file", type=Path, default=Path("/proc/sys/kernel/random/boot_id"))
     parser.add_argument("--known", nargs="*", default=[], metavar="PCI", help="GPUs that this node is known to have")
-    parser.add_argument("--leave-out", default="", metavar="PCI", help="a GPU at which another process hangs")
+    parser.add_argument("--leave-out", nargs="*", default=[], metavar="PCI", help="GPUs at which calls hung")
     options = parser.parse_args()
     return run(options.poll_s, options.boot_id_file, known=options.known, left_out=options.leave_out)
 

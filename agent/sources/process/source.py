@@ -6,8 +6,9 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from agent.model.observation import Failure, Observation, Signal, parse_line
 from agent.model.text import printable
@@ -17,6 +18,7 @@ _LONGEST_LINE_BYTES = 16 * 1024
 _LONGEST_PAUSE_S = 60.0
 _GOOD_S = 60.0  # a process that still finishes polls after so long starts the pauses anew
 _LEFT_OUT_S, _LONGEST_LEFT_OUT_S = 60.0, 600.0  # a GPU at which a process hung is tried again no sooner
+_HUNG_AGAIN_S = 10.0  # at most so long the other GPUs go unread while one that hung before is tried
 _STDERR_BYTES = 4096
 _LAST_WORDS_S = 1.0
 _UNENDING = "hangs in the kernel and can't be ended; no other one is started beside it"
@@ -37,21 +39,21 @@ class SourceStatus:
 class Source:
     """One source process at a time, and beside it at most one that is stuck in the kernel.
 
-    A process that says at which GPU it hangs is killed once, and a fresh one leaves that GPU out until the stuck one
-    has ended. One that hangs elsewhere, or beside a stuck one, is killed too, and nothing is started while it lives.
+    A process that says at which GPU it hangs is killed once, and a fresh one leaves that GPU out until no stuck one
+    lives and the GPU's time is over. While two are stuck, or one that hung at no GPU, nothing is started.
 
     ``now`` is monotonic seconds throughout. Nothing here blocks but ``close``.
     """
 
-    def __init__(self, name: str, argv: Callable[[str], Sequence[str]], hung_s: float) -> None:
-        """``argv`` is asked with the address of the GPU to leave out, or with nothing."""
+    def __init__(self, name: str, argv: Callable[[Collection[str]], Sequence[str]], hung_s: float) -> None:
+        """``argv`` is asked with the addresses of the GPUs to leave out."""
         self._name, self._argv, self._hung_s = name, argv, hung_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._stuck: list[subprocess.Popen[bytes]] = []  # ended by us, and still in the kernel
+        self._stuck: list[tuple[subprocess.Popen[bytes], str]] = []  # ended by us and still in the kernel; at which GPU
         self._hung_at = ""  # the GPU at which the process hangs, by its own word
-        self._left_out, self._left_out_until = "", 0.0
+        self._left_out: dict[str, float] = {}  # GPUs, and until when each is at the least
         self._left_out_s: dict[str, float] = {}  # how long each was left out the last time
-        self._replaced = False  # ended because the GPU that it leaves out is to be tried again
+        self._replaced = False  # ended because a GPU that it leaves out is to be tried again
         self._buffer = b""
         self._skipping = False  # inside an overlong line
         self._starts, self._garbage = 0, 0
@@ -71,7 +73,8 @@ class Source:
             self._starts,
             self._garbage,
             self._last_seen,
-            self._trouble or (f"a process hangs at GPU {self._left_out}: it is left out" if self._left_out else ""),
+            self._trouble
+            or (f"left out, for calls hung there: GPU {', '.join(self._left_out)}" if self._left_out else ""),
             process is None and not self._lives_stuck(),
         )
 
@@ -84,7 +87,7 @@ class Source:
         """Start the process when due, notice its end, end it when it hangs."""
         stuck = self._lives_stuck()
         if self._process is None:
-            if stuck > bool(self._left_out):
+            if len(stuck) > 1 or "" in stuck:
                 self._trouble = _UNENDING
             elif now >= self._due:
                 self._start(now, stuck)
@@ -94,7 +97,7 @@ class Source:
         if code is not None:
             if self.fileno() is None or now - self._spoke > _LAST_WORDS_S:  # what it said last is read first
                 self._ended(code, now)
-        elif self._hung_at and not stuck and not self._killed and quiet_s > self._hung_s / 2:
+        elif self._hung_at and not self._killed and quiet_s > self._patience_s(stuck):
             self._set_aside(self._process, now)
         elif quiet_s > self._hung_s:
             if not self._killed:
@@ -103,8 +106,8 @@ class Source:
                 self._killed = True
             elif quiet_s > 2 * self._hung_s:
                 self._trouble = _UNENDING
-        elif self._may_try_again(now, stuck):
-            self._left_out, self._replaced = "", True
+        elif self._try_again(now, stuck):
+            self._replaced = True
             self._signal(signal.SIGTERM)
 
     def read(self, now: float) -> tuple[Observation, ...]:
@@ -141,7 +144,7 @@ class Source:
             if observation.value != Failure.HUNG:
                 self._spoke = self._last_seen = now
                 self._hung_at = ""
-            elif observation.pci != self._left_out:  # one that only says that it hangs is ended like one that is quiet
+            elif observation.pci not in self._left_out:  # one that says no more than that is ended like a quiet one
                 self._hung_at = observation.pci
         if any(o.signal is Signal.ALIVE for o in seen) and now - self._started > _GOOD_S:
             self._pause_s, self._trouble = 1.0, ""
@@ -156,42 +159,52 @@ class Source:
                     process.wait(timeout_s)
                     break
             if process.poll() is None:
-                self._stuck.append(process)
-                self._left_out = self._left_out or self._hung_at
+                self._stuck.append((process, self._hung_at))
+                if self._hung_at:
+                    self._left_out.setdefault(self._hung_at, 0.0)
             self._release(process)
             self._due = 0.0  # to be started again at once, when it may
         if not self._lives_stuck():
-            self._left_out = ""  # whoever closes it may cure the GPU meanwhile
+            self._left_out = {}  # whoever closes it may cure the GPUs meanwhile
 
-    def _lives_stuck(self) -> int:
-        """How many processes that were ended are still in the kernel."""
-        self._stuck = [process for process in self._stuck if process.poll() is None]
-        return len(self._stuck)
+    def _lives_stuck(self) -> list[str]:
+        """Where the processes that were ended and are still in the kernel hang; empty: at no GPU."""
+        self._stuck = [(process, pci) for process, pci in self._stuck if process.poll() is None]
+        return [pci for _, pci in self._stuck]
 
     def _set_aside(self, process: subprocess.Popen[bytes], now: float) -> None:
         """End it, and leave it alone if that is in vain: a fresh one reads the other GPUs at once."""
-        pci = self._left_out = self._hung_at
+        pci = self._hung_at
         self._left_out_s[pci] = min(_LONGEST_LEFT_OUT_S, 2 * self._left_out_s.get(pci, _LEFT_OUT_S / 2))
-        self._left_out_until = now + self._left_out_s[pci]
+        self._left_out[pci] = now + self._left_out_s[pci]
         self._trouble = f"hung at GPU {pci} and was ended: another process leaves that GPU out"
         self._signal(signal.SIGKILL)
-        self._stuck.append(process)
+        self._stuck.append((process, pci))
         self._release(process)
         self._due = now
 
-    def _may_try_again(self, now: float, stuck: int) -> bool:
-        return bool(self._left_out) and not stuck and now >= self._left_out_until
+    def _patience_s(self, stuck: list[str]) -> float:
+        """How long it may hang at a GPU; beside a stuck one longer, for once it is stuck too nothing is read."""
+        if stuck:
+            return self._hung_s
+        return min(self._hung_s / 2, _HUNG_AGAIN_S if self._hung_at in self._left_out_s else inf)
 
-    def _start(self, now: float, stuck: int) -> None:
-        if self._may_try_again(now, stuck):
-            self._left_out = ""
+    def _try_again(self, now: float, stuck: list[str]) -> bool:
+        """Whether there are GPUs whose time is over; they are left out no more."""
+        over = [] if stuck else [pci for pci, until in self._left_out.items() if now >= until]
+        for pci in over:
+            del self._left_out[pci]
+        return bool(over)
+
+    def _start(self, now: float, stuck: list[str]) -> None:
+        self._try_again(now, stuck)
         self._starts += 1
         self._started = self._spoke = now
         self._buffer, self._skipping, self._killed, self._replaced = b"", False, False, False
         self._hung_at = ""
         try:
             self._process = subprocess.Popen(
-                self._argv(self._left_out),
+                self._argv(sorted(self._left_out)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

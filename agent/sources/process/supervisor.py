@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import selectors
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -110,9 +110,9 @@ class Supervisor:
         for source in self._sources.values():
             source.close()
 
-    def _command(self, name: str, left_out: str) -> Sequence[str]:
+    def _command(self, name: str, left_out: Collection[str]) -> Sequence[str]:
         """Asked anew at each start, so that it goes on from there."""
-        return [*self._commands[name], *SOURCES[name].past(replace(self._known, left_out=left_out))]
+        return [*self._commands[name], *SOURCES[name].past(replace(self._known, left_out=tuple(left_out)))]
 
     def _read(self, source: Source) -> Iterable[Observation]:
         for observation in source.read(time.monotonic()):

@@ -166,7 +166,7 @@ def test_a_gpu_that_is_left_out_is_not_opened_and_every_other_is_as_ever(library
     pci = "0000:9d:00.0"
     library.gpus[4].hanging = set(SYMBOLS) | {"nvmlDeviceGetHandleByIndex_v2"}
     ever = {gpu.address for gpu in library.gpus}
-    session = Nvml(ever, tmp_path / "nothing", left_out=pci)
+    session = Nvml(ever, tmp_path / "nothing", left_out=[pci])
     seen = poll(session)
     assert (seen[pci].signal, seen[pci].value) == (Signal.FAILED, Failure.HUNG)
     assert sum(o.signal is Signal.READING for o in seen.values()) == 7
@@ -181,7 +181,7 @@ def test_a_gpu_that_is_left_out_is_not_opened_and_every_other_is_as_ever(library
 
 
 def test_a_gpu_that_is_left_out_and_leaves_the_bus_is_missing(library: Library, tmp_path: Path) -> None:
-    seen = poll(Nvml({gpu.address for gpu in library.gpus}, tmp_path, left_out="0000:9d:00.0"))
+    seen = poll(Nvml({gpu.address for gpu in library.gpus}, tmp_path, left_out=["0000:9d:00.0"]))
     assert ("0000:9d:00.0" in seen, seen["node"].values["missing"]) == (False, "0000:9d:00.0=absent")
 
 
