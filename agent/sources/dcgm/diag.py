@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import signal
 import sys
@@ -26,6 +25,7 @@ from agent.sources.dcgm.bindings import Bindings, NoBindingsError, load
 from agent.sources.dcgm.engine import EngineError, where
 from agent.sources.dcgm.fields import text
 from agent.sources.dcgm.poll import AUTO, EMBEDDED, UNREACHABLE, USUAL, answers, error_number, failure
+from agent.sources.process.program import say_result
 
 _RESULTS = {0: "pass", 1: "skip", 2: "warn", 3: "fail", 4: "not run"}
 _PASS, _WARN, _FAIL, _NOT_RUN = 0, 2, 3, 4
@@ -238,8 +238,7 @@ def main() -> int:
         result = {"error": _SENTENCES.get(number or 0) or failure(error, address).raw}
         if number in UNREACHABLE:
             result["error"] += _LEFT_BEHIND
-    sys.stdout.write(json.dumps(result) + "\n")
-    sys.stdout.flush()
+    say_result(result)
     os._exit(0 if result.get("passed") else 1)  # without the bindings' destructors, which call into dead connections
 
 

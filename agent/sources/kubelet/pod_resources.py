@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from agent.model.errors import UnaskedError
 from agent.model.ownership import GPU_DRIVER
 from agent.model.text import printable, read_json
+from agent.sources.process.program import say_result
 
 _METHOD = "/v1.PodResourcesLister/List"
 _ANSWER_S, _LONGEST_S, _LAST_S = 5.0, 10.0, 1.0  # for an answer, in all, and to be gone after SIGKILL
@@ -200,7 +200,7 @@ def main(arguments: list[str]) -> None:
     import grpc
 
     try:
-        sys.stdout.write(json.dumps(ask(socket.absolute(), tuple(options.prefixes))) + "\n")
+        say_result(ask(socket.absolute(), tuple(options.prefixes)))
     except grpc.RpcError as error:
         code = getattr(error, "code", lambda: "no answer")()
         sys.exit(f"the kubelet's PodResources API does not answer: {getattr(code, 'name', code)}")
