@@ -408,10 +408,9 @@ def test_whichever_call_hangs_is_named_while_it_hangs_and_read_again_when_it_ret
     library.gpus[1].hanging.add(symbol)
     reader.start()
     try:
-        assert _until(lambda: any(o.value == Failure.HUNG for o in said)), symbol
-        hung = next(o for o in said if o.value == Failure.HUNG)
-        assert "does not answer: " in hung.raw
-        assert hung.pci == library.gpus[1].address, "it names the GPU, so that the others can be read without it"
+        # It names the GPU, so that the others can be read without it. A busy machine may hold up a call into the other.
+        names = (Failure.HUNG, library.gpus[1].address)
+        assert _until(lambda: any((o.value, o.pci) == names and "does not answer: " in o.raw for o in said)), symbol
         library.gpus[1].hanging.clear()
         came = len(said)
         assert _until(lambda: any(o.signal is Signal.ALIVE for o in said[came:]))
