@@ -66,6 +66,7 @@ macros = {
     "RUN_LEVEL": offset(run, "validate"),
     "RUN_GPUS": offset(run, "entityIds" if hasattr(run, "entityIds") else "gpuList"),
     "DIAG_VERSION": getattr(s, diagnosis.__name__.replace("c_", "").replace("_v", "_version")),
+    "DIAG_SIZE": ctypes.sizeof(diagnosis),
     "DIAG_BY_GPU": int(hasattr(diagnosis, "perGpuResponses")),
 }
 if macros["DIAG_BY_GPU"]:

@@ -13,6 +13,7 @@
  *   incident SYSTEM HEALTH CODE GROUP ENTITY TEXT
  *   health PATH                         the health check's answer as bytes, from behind its version on
  *   error CALL STATUS | hang CALL | slow CALL SECONDS | crash CALL       CALL may be "*"
+ *   diag PATH                           a diagnosis' answer as bytes, from behind its version on
  *   test NAME RESULT GROUP ENTITY CODE SEVERITY TEXT       of a diagnosis; CODE 0: no error
  *   whole NAME RESULT                   of DCGM 4's: a test's own result, where it is worse than those of the GPUs
  * The layout of each structure comes from the bindings in use (layout.h), so that 3.x and 4.x ones are served alike.
@@ -391,6 +392,23 @@ int dcgmHealthSet_v2(handle_t handle, void *parameters)
     return 0;
 }
 
+#define NOT_RECORDED 1
+
+/* An answer that is a file of bytes. */
+static int as_recorded(const char *line, char *response, size_t size)
+{
+    char path[512];
+    for (int i = 0; i < count; i++) {
+        FILE *bytes = sscanf(lines[i], line, path) == 1 ? fopen(path, "rb") : NULL;
+        if (bytes) {
+            size_t read = fread(response + 4, 1, size - 4, bytes);
+            fclose(bytes);
+            return read ? 0 : BAD_PARAMETER;
+        }
+    }
+    return NOT_RECORDED;
+}
+
 int dcgmHealthCheck(handle_t handle, handle_t group, char *response)
 {
     unsigned system, health, code, entity_group, entity, found = 0, worst = 0;
@@ -398,15 +416,9 @@ int dcgmHealthCheck(handle_t handle, handle_t group, char *response)
     BEGIN("");
     if (get32(response, 0) != HEALTH_VERSION)
         return VERSION_MISMATCH;
-    for (int i = 0; i < count; i++) {
-        char path[512];
-        FILE *bytes = sscanf(lines[i], "health %511s", path) == 1 ? fopen(path, "rb") : NULL;
-        if (bytes) {
-            size_t read = fread(response + 4, 1, HEALTH_SIZE - 4, bytes);
-            fclose(bytes);
-            return read ? 0 : BAD_PARAMETER;
-        }
-    }
+    int recorded = as_recorded("health %511s", response, HEALTH_SIZE);
+    if (recorded != NOT_RECORDED)
+        return recorded;
     for (int i = 0; i < count; i++) {
         int at = 0;
         if (sscanf(lines[i], "incident %x %u %u %u %u %n", &system, &health, &code, &entity_group, &entity, &at) < 5)
@@ -442,6 +454,9 @@ static int diagnosis(char *response)
     char name[32];
     if (get32(response, 0) != DIAG_VERSION)
         return VERSION_MISMATCH;
+    int recorded = as_recorded("diag %511s", response, DIAG_SIZE);
+    if (recorded != NOT_RECORDED)
+        return recorded;
 #if DIAG_BY_GPU
     for (int gpu = 0; gpu < 32; gpu++)
         for (int test = 0; test < DIAG_GPU_TESTS; test++)
