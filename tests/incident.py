@@ -49,6 +49,7 @@ from agent.sources.trace.tracepoints import Reader
 
 FOLDER = Path(__file__).parent / "incidents"
 GPUS = ("0000:1b:00.0", "0000:43:00.0")
+PORTS = {"0000:1a:01.0": GPUS[:1], "0000:42:01.0": GPUS[1:], "0000:00:01.0": GPUS}  # and the GPUs behind each
 SOURCES = ("kmsg", "nvml")
 # A name that was not filled in; a state that another fault beside it makes untrue; a line that can't be.
 UNTRUE = re.compile(r"-i (?!GPU-\w|[0-9a-f]{4}:)|[{}]|\bNone\b|nothing has to be done|no pod is moved;|not produced")
@@ -155,7 +156,7 @@ class Machine:
         self.dismissed: frozenset[str] = frozenset()
         self.aside = False
         self.offer = Offer()
-        self.facts = Facts()
+        self.facts = Facts(lambda address: PORTS.get(address, [gpu for gpu in GPUS if gpu == address]))
         self.sources = (*SOURCES, *(more for more in ("dcgm", "trace") if data.get(more)))
         self.trace = Reader()
         self.incidents: dict[Any, list[Any]] = {}
