@@ -15,6 +15,12 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _NO_YEAR = 1972  # of a time without one: it has a February 29
 _HALF_A_YEAR_S, _MOST_YEARS = 182 * 86400.0, 20
 _PAINT = re.compile(r"\x1b\[[0-9;]*[mK]")
+# What a mail, a list, grep and a command on many hosts put before a line.
+_BEFORE = re.compile(
+    r"(?:\s*[>*`|-](?=[\s\[<`>|N]) ?)+"
+    r"|(?:[\w./-]{1,255}:)?(?:\d{1,7}:)?(?=\[|<\d|[A-Z][a-z]{2} +\d|\d{4}-\d\d-|NVRM: )"
+    r"|[\w./-]{1,255}: (?=\[ *\d{1,12}\.\d)"
+)
 _DEVICE = re.compile(rb"\d+,\d+,\d+,[^;]*;")  # as /dev/kmsg has it
 _FACILITIES = "kern|user|mail|daemon|auth|syslog|lpr|news|uucp|cron|authpriv|ftp|local[0-7]"
 # dmesg -x, Talos and /proc/kmsg begin with who said it.
@@ -71,6 +77,7 @@ class Paste:
         held: Pasted | None = None
         for raw in lines:
             line = _PAINT.sub("", raw[:_LINE_CHARS]).rstrip().removeprefix("\ufeff").removeprefix("\x1e")
+            line = line[before.end() :] if (before := _BEFORE.match(line)) else line
             if not (words := line.strip()):
                 continue
             self.lines += 1

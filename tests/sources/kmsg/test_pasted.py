@@ -58,12 +58,22 @@ HEADS: tuple[tuple[str, float], ...] = (
     ("3,12,123456789,-,caller=T1;", 123.456789),
     ("\x1b[32m[  123.456789] \x1b[0m", 123.456789),  # dmesg --color=always
     ("\ufeff[  123.456789] ", 123.456789),
+    ("> [  123.456789] ", 123.456789),  # a mail's quotation
+    (">> Sep 14 04:48:45 node1 kernel: ", NO_YEAR),
+    ("  - [  123.456789] ", 123.456789),  # lists, and code in them
+    ("* `[  123.456789] ", 123.456789),
+    ("1234:[  123.456789] ", 123.456789),  # grep -n
+    ("/var/log/kern.log:Sep 14 04:48:45 node1 kernel: ", NO_YEAR),
+    ("syslog.1:17:2026-09-14T04:48:45.123456+00:00 node1 kernel: ", UNIX + 0.123456),
+    ("node-7.example.org: [  123.456789] ", 123.456789),  # pdsh
 )
 # Where only the driver's words themselves tell that they are the kernel's.
 BY_ITS_WORDS: tuple[tuple[str, float], ...] = (
     ("", 0.0),
     ("    ", 0.0),
     ("kernel: ", 0.0),
+    ("> ", 0.0),
+    ("kern.log:", 0.0),
     ("Sep 14 04:48:45 ", NO_YEAR),
     ("Sep 14 04:48:45 node1 ", NO_YEAR),
     ("2026-09-14T04:48:45.123456+00:00 ", UNIX + 0.123456),
@@ -118,8 +128,8 @@ def test_what_another_program_wrote_is_a_record_and_not_the_kernels(line: str) -
 
 def test_a_journals_json_is_read_in_either_form_of_its_message() -> None:
     entry: dict[str, object] = {"__REALTIME_TIMESTAMP": "1789361325123456", "_TRANSPORT": "kernel", "MESSAGE": XID}
-    for either in (XID, list(XID.encode())):
-        paste, (record,) = read(json.dumps({**entry, "MESSAGE": either}))
+    for either, before in ((XID, ""), (list(XID.encode()), ""), (XID, "\x1e")):  # journalctl -o json-seq
+        paste, (record,) = read(before + json.dumps({**entry, "MESSAGE": either}))
         assert (record.text, record.kernel, paste.taken) == (XID, True, 1)
         assert record.at == pytest.approx(UNIX + 0.123456)
     for message in ("null", "7", "{}", "[256]", "[[]]", "true"):
