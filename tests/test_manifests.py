@@ -89,6 +89,60 @@ def test_the_network_policy_is_of_the_agents_pods_and_their_one_port_and_of_noth
     assert not POD.get("hostNetwork"), "a policy says nothing about pods of the host's network"
 
 
+# By OpenShift's reference of security.openshift.io/v1: field → its type. The first are required.
+_REQUIRED = dict.fromkeys(
+    (
+        "allowHostDirVolumePlugin",
+        "allowHostIPC",
+        "allowHostNetwork",
+        "allowHostPID",
+        "allowHostPorts",
+        "allowPrivilegedContainer",
+        "readOnlyRootFilesystem",
+    ),
+    bool,
+)
+_DOCUMENTED: dict[str, type] = {
+    **_REQUIRED,
+    **dict.fromkeys(("allowPrivilegeEscalation", "defaultAllowPrivilegeEscalation"), bool),
+    **dict.fromkeys(("runAsUser", "seLinuxContext", "fsGroup", "supplementalGroups"), dict),
+    **dict.fromkeys(("seccompProfiles", "volumes", "users", "groups"), list),
+    **dict.fromkeys(("defaultAddCapabilities", "requiredDropCapabilities", "allowedCapabilities"), list),
+    "priority": int,
+}
+
+
+def test_openshifts_constraints_have_their_documented_form_and_allow_what_the_pods_ask_for_and_no_more() -> None:
+    components = BASE.parent / "components"
+    constraints, role, binding = yaml.safe_load_all((components / "openshift" / "scc.yaml").read_text())
+    kind, version, metadata = (constraints.pop(name) for name in ("kind", "apiVersion", "metadata"))
+    assert (kind, version) == ("SecurityContextConstraints", "security.openshift.io/v1")
+    assert constraints.keys() >= _REQUIRED.keys()
+    assert {name for name, value in constraints.items() if not isinstance(value, _DOCUMENTED[name])} == set()
+    templates = yaml.safe_load_all((components / "repair" / "templates.yaml").read_text())
+    pods = [POD, *(one["spec"]["jobTemplate"]["spec"]["template"]["spec"] for one in templates)]
+    contexts = [container["securityContext"] for pod in pods for container in pod["containers"]]
+    volumes = [{*volume} - {"name"} for pod in pods for volume in pod.get("volumes", ())]
+    assert set(constraints["volumes"]) == set().union(*volumes)
+    asked = {
+        "allowHostDirVolumePlugin": {"hostPath"} in volumes,
+        "allowHostPID": any(pod.get("hostPID") for pod in pods),
+        "allowHostNetwork": any(pod.get("hostNetwork") for pod in pods),
+        "allowHostIPC": any(pod.get("hostIPC") for pod in pods),
+        "allowHostPorts": any("hostPort" in port for one in POD["containers"] for port in one.get("ports", ())),
+        "allowPrivilegedContainer": any(context.get("privileged") for context in contexts),
+        "allowPrivilegeEscalation": any(context.get("privileged") for context in contexts),
+        "readOnlyRootFilesystem": all(context["readOnlyRootFilesystem"] for context in contexts),
+    }
+    assert {name: constraints[name] for name in asked} == asked
+    assert {constraints[name]["type"] for name in ("runAsUser", "seLinuxContext", "fsGroup")} == {"RunAsAny"}
+    assert not any(context.get("capabilities", {}).get("add") for context in contexts)
+    (rule,) = role["rules"]
+    assert (rule["verbs"], rule["resourceNames"]) == (["use"], [metadata["name"]])
+    (subject,) = binding["subjects"]
+    assert subject["name"] == f"system:serviceaccounts:{role['metadata']['namespace']}", "of this namespace alone"
+
+
 def test_what_the_sources_open_by_default_is_mounted() -> None:
     assert mounts(SOURCES)["kmsg"] == str(Config().sources.kmsg.path)
     assert mounts(SOURCES)["pod-resources"] == str(Config().sources.pods.socket.parent)

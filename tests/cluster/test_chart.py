@@ -119,6 +119,14 @@ def test_with_a_network_policy_it_renders_what_the_component_makes_for_any_names
     assert selected == {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "b"]}
 
 
+def test_on_openshift_it_renders_what_the_component_makes(tmp_path: Path) -> None:
+    base, part = (os.path.relpath(OVERLAYS.parent / name, tmp_path) for name in ("base", "components/openshift"))
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{base}]\ncomponents: [{part}]\n")
+    made = objects(chart("template", "gpu-health-agent", str(CHART), values=["openshift.enabled=true"]))
+    assert made == kustomized(tmp_path)
+    assert ("SecurityContextConstraints", NAMESPACE) in made
+
+
 def test_with_monitoring_it_renders_what_its_folder_makes_too_and_without_nothing_of_it() -> None:
     made = objects(chart("template", "gpu-health-agent", str(CHART), values=["monitoring.enabled=true"]))
     assert made == kustomized(OVERLAYS / "observe") | kustomized(MONITORING)
