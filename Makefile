@@ -10,7 +10,7 @@ OTHERS := bench cluster dcgm gpu image kit monitoring nodes nvml
 # The tests start the agent a hundred times, and would compile it each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint plain incidents program-tests monitoring-tests screenshots chart cluster-tests image-tests e2e gpu-tests \
+.PHONY: run test lint plain incidents program-tests monitoring-tests screenshots chart package cluster-tests image-tests e2e gpu-tests \
 	cluster explore bench bench-fleet kit-bench kit-torch kit-kills drill clean
 
 run: $(STAMP)
@@ -49,6 +49,10 @@ screenshots: $(STAMP)
 # The copies in the chart, and the schema of its values.
 chart: $(STAMP)
 	$(BIN)/python -m tests.chart
+
+# What a release is made of, in build/package; the image needs root on Debian 12.
+package: $(STAMP)
+	$(BIN)/python -m tests.artifacts
 
 cluster-tests: $(STAMP)
 	$(BIN)/python -m tests.cluster.build

@@ -7,10 +7,12 @@ The schema of its values is that of the agent's configuration, and of what the c
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from agent import __version__
 from agent.config.settings import Config
 
 DAEMONSET = Path(__file__).parents[1] / "daemonset"
@@ -77,6 +79,16 @@ def schema() -> dict[str, Any]:
     return {"$schema": "http://json-schema.org/draft-07/schema#", "$defs": config["$defs"], **values}
 
 
+# Where manifests name the version, which stands in agent/__init__.py.
+_VERSION = re.compile(r"^(version: |appVersion: |    newTag: |.*app.kubernetes.io/version: )[\w.+-]+", re.MULTILINE)
+STAMPED = ("chart/Chart.yaml", "base/daemonset.yaml", "base/kustomization.yaml")
+
+
+def stamped() -> dict[str, str]:
+    """Path below the manifests → its text with this version."""
+    return {name: _VERSION.sub(rf"\g<1>{__version__}", (DAEMONSET / name).read_text()) for name in STAMPED}
+
+
 def made() -> dict[str, str]:
     """Path below the chart → its text."""
     copied = {name: (DAEMONSET / name).read_text(encoding="utf-8") for name in COPIED}
@@ -84,6 +96,8 @@ def made() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    for name, text in stamped().items():
+        (DAEMONSET / name).write_text(text, encoding="utf-8")
     for below, text in made().items():
         (CHART / below).parent.mkdir(parents=True, exist_ok=True)
         (CHART / below).write_text(text, encoding="utf-8")

@@ -1,0 +1,29 @@
+"""``make package``: the wheel and the chart, made as for a release."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+import yaml
+
+from agent import __version__
+from tests import artifacts
+
+
+def test_the_wheel_and_the_chart_are_of_one_version_and_hold_what_they_should(tmp_path: Path) -> None:
+    wheel, chart = artifacts.wheel(tmp_path), artifacts.chart(tmp_path)
+    with zipfile.ZipFile(wheel) as packed:
+        names = packed.namelist()
+        metadata = packed.read(f"gpu_health_agent-{__version__}.dist-info/METADATA").decode()
+    assert f"\nVersion: {__version__}\n" in metadata
+    assert {"agent/diagnosis/rows.csv", "agent/status/page.css", "agent/simulation/scenarios/demo.yaml"} <= {*names}
+    assert not [name for name in names if not name.startswith(("agent/", f"gpu_health_agent-{__version__}."))]
+    with tarfile.open(chart) as packed_chart:
+        described = packed_chart.extractfile("gpu-health-agent/Chart.yaml")
+        assert described
+        made = yaml.safe_load(described.read())
+        held = {*packed_chart.getnames()}
+    assert made["version"] == made["appVersion"] == __version__
+    assert {"gpu-health-agent/values.schema.json", "gpu-health-agent/base/daemonset.yaml"} <= held
