@@ -73,7 +73,9 @@ def image(folder: Path) -> Path:
     target = folder / f"gpu-health-agent-{__version__}-{platform.machine()}.tar"
     with build.storage() as options:
         _run("buildah", *options, "pull", "--quiet", f"docker-archive:{archive}")
-        _run("buildah", *options, "push", "--quiet", build.IMAGE, f"docker-archive:{target}:{tag()}")
+        _run("buildah", *options, "tag", build.IMAGE, f"docker.io/library/{tag()}")
+        _run("buildah", *options, "rmi", build.IMAGE)  # its other name, which the archive would bear as well
+        _run("buildah", *options, "push", "--quiet", f"docker.io/library/{tag()}", f"docker-archive:{target}:{tag()}")
     return target
 
 
