@@ -80,8 +80,11 @@ def schema() -> dict[str, Any]:
 
 
 # Where manifests name the version, which stands in agent/__init__.py.
-_VERSION = re.compile(r"^(version: |appVersion: |    newTag: |.*app.kubernetes.io/version: )[\w.+-]+", re.MULTILINE)
-STAMPED = ("chart/Chart.yaml", "base/daemonset.yaml", "base/kustomization.yaml")
+_VERSION = re.compile(
+    r"^(version: |appVersion: |    newTag: | *image: gpu-health-agent:|.*app.kubernetes.io/version: )[\w.+-]+",
+    re.MULTILINE,
+)
+STAMPED = ("chart/Chart.yaml", "base/daemonset.yaml", "base/kustomization.yaml", "components/repair/templates.yaml")
 
 
 def stamped() -> dict[str, str]:

@@ -124,7 +124,7 @@ def test_on_openshift_it_renders_what_the_component_makes(tmp_path: Path) -> Non
     (tmp_path / "kustomization.yaml").write_text(f"resources: [{base}]\ncomponents: [{part}]\n")
     made = objects(chart("template", "gpu-health-agent", str(CHART), values=["openshift.enabled=true"]))
     assert made == kustomized(tmp_path)
-    assert ("SecurityContextConstraints", NAMESPACE) in made
+    assert ("SecurityContextConstraints", "gpu-health-agent-pods") in made
 
 
 def test_with_monitoring_it_renders_what_its_folder_makes_too_and_without_nothing_of_it() -> None:
