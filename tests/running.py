@@ -19,14 +19,16 @@ def environment() -> dict[str, str]:
 
 
 class Running:
-    """One life of an agent. Its log goes on where that of the life before ended."""
+    """One life of an agent, by the name of its module. Its log goes on where that of the life before ended."""
 
-    def __init__(self, log: Path, config: Path, node: str, kubeconfig: Path, *extra: str, **variables: str) -> None:
+    def __init__(
+        self, log: Path, config: Path, node: str, kubeconfig: Path, *extra: str, module: str = "agent", **variables: str
+    ) -> None:
         options = ["--config", str(config), "--node", node, "--kubeconfig", str(kubeconfig), *extra]
         self._log, environ = log, {**environment(), **variables}
         with log.open("ab") as out:
             self._began = out.tell()
-            command = [sys.executable, "-m", "agent", "run", *options]
+            command = [sys.executable, "-m", module, "run", *options]
             self._process = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env=environ)
         self.pid, self._port = self._process.pid, 0
 

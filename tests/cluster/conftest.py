@@ -163,13 +163,15 @@ class AgentProcess:
         self.config.write_text(yaml.safe_dump(config))
         self._simulate = ["--simulate", simulate] if simulate else []
         self.log = folder / "agent.log"
+        self.module = "agent"  # of which the next life is
         self._life: Running | None = None
         self._pod_uid = str(uuid.uuid4())
 
     def start(self, *extra: str) -> None:
         options = ("--simulation-dir", str(self.simulation), *self._simulate, *extra)
         own = {"POD_UID": self._pod_uid}  # a container that begins anew is in the same pod
-        self._life = Running(self.log, self.config, self.site.nodes[0], self.kubeconfig, *options, **own)
+        node = self.site.nodes[0]
+        self._life = Running(self.log, self.config, node, self.kubeconfig, *options, module=self.module, **own)
         self.site.plane.wait("the agent listens", lambda: self._life and self._life.port)
 
     def kill(self) -> None:

@@ -82,6 +82,7 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
     site.deploy("train", 1, pin=site.nodes[0])
     running = agent(simulate="idle", kubeconfig=kubeconfig, repair={"reset_gpu": "gpu-reset", "pause_s": 1})
     site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.module = "tests.cluster.hasty"  # every life from the first kill on
     killed: list[str] = []
     dead = threading.Event()
 
@@ -100,7 +101,7 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
     running.inject("--gpu", "3", "--xid", "95")
     proxy.written = kill
     healed = False
-    for _ in range(80):  # the last life waits five minutes for what the one before may have asked
+    for _ in range(40):  # the last life waits 30 s for what the one before may have asked
         if not healed and jobs(site):
             running.inject("--gpu", "3", "--clear")  # what the Job would have done
             healed = True
