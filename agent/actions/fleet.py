@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -63,11 +63,17 @@ class Fleet:
 def read_fleet(api: Api, budget: Budget, selector: str = "") -> Fleet:
     """The pool's nodes, of which ``selector`` chooses some. RefusedError, UnreachableError."""
     chosen = ",".join(filter(None, (budget.pool_selector, selector)))
+    nodes = tuple(_listed(api, f"/api/v1/nodes?labelSelector={quote(chosen, safe='')}"))
+    return replace(read_pool(api, budget), nodes=nodes)
+
+
+def read_pool(api: Api, budget: Budget) -> Fleet:
+    """All but the nodes: who holds permits, and where agents run. RefusedError, UnreachableError."""
     permits = Permits(api, budget, time.monotonic, time.time)
     permits.renew()
     held = permits.look(_NOBODY)
     return Fleet(
-        nodes=tuple(_listed(api, f"/api/v1/nodes?labelSelector={quote(chosen, safe='')}")),
+        nodes=(),
         pool=permits.pool(_NOBODY, held),
         permits=held,
         paused=permits.paused(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.actions.api import Api, connect
-from agent.actions.fleet import deployed
+from agent.actions.fleet import deployed, read_pool
 from agent.actions.kube import KubeClient
 from agent.commands.replay import ending
 from agent.commands.setup import configured, lines_of, opened, persons
@@ -19,7 +19,7 @@ from agent.config.settings import Config, Mode
 from agent.diagnosis.correlate import incidents
 from agent.diagnosis.history import History
 from agent.diagnosis.linked import linked
-from agent.model.errors import MalformedError, NotRunningError, UsageError
+from agent.model.errors import MalformedError, NotRunningError, RefusedError, UsageError
 from agent.model.fault import Identity
 from agent.model.names import HISTORY_ANNOTATION, STATE_LABEL
 from agent.model.text import printable, rfc3339
@@ -29,6 +29,7 @@ from agent.remediation.ledger_json import load as load_ledger
 from agent.remediation.stored import load
 from agent.remediation.taints import effect_on
 from agent.status.client import running
+from agent.status.fleet_view import repairs, waits
 from agent.status.ledger_view import as_table
 from agent.status.ledger_view import incidents as past
 from agent.status.state import fault
@@ -76,7 +77,14 @@ def run(arguments: argparse.Namespace) -> int:
 def of_node(api: Api, node: str, config: Config | None) -> dict[str, Any]:
     """What a Node's annotation knows. UsageError, RefusedError, UnreachableError."""
     config = config or Config(mode=Mode.EVICT)
-    return stored(KubeClient(api, node, config).look(closely=False), config)
+    world = KubeClient(api, node, config).look(closely=False)
+    state = stored(world, config)
+    kept = load(world.stored or "", 0.0)
+    try:
+        why = list(waits(node, world.labels, kept, read_pool(api, config.budget), config))
+    except RefusedError as error:  # to a person who may not list Leases or Nodes
+        why = [f"perhaps a permit, which can't be seen: {error}"] if kept.faults else []
+    return {**state, "waits": [*why, *state["waits"]]}
 
 
 def stored(world: World, config: Config) -> dict[str, Any]:
@@ -97,7 +105,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
             for one in incidents(kept.faults, History())  # as the agent tells them; what it doubts is not stored
         ],
         "waits": [
-            *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in kept.records.begun),
+            *repairs(kept),
             *(
                 f"{key}: the reset of its idle GPU failed: {one.said or one.stage} (Job {one.job})"
                 for key, one in kept.records.idle.failed_resets.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from statistics import median_low
 from typing import Any
@@ -17,8 +17,8 @@ from agent.model.fault import Fault, Severity
 from agent.model.names import FAULTS_ANNOTATION, HISTORY_ANNOTATION, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.ownership import opted_out
 from agent.model.text import aligned, printable, rfc3339, unix_s
-from agent.model.world import PermitKind, World
-from agent.remediation.budget import allowed, spent
+from agent.model.world import Permit, PermitKind, World
+from agent.remediation.budget import allowed, free_permit, spent
 from agent.remediation.ledger import Ledger
 from agent.remediation.ledger_json import load as load_ledger
 from agent.remediation.other_controllers import upgrading
@@ -35,8 +35,8 @@ _CELL_CHARS = 48
 
 def fleet_state(fleet: Fleet, config: Config, now: float) -> dict[str, Any]:
     """Plain data, times RFC 3339 in UTC; the worst nodes first. ``now``: Unix seconds."""
-    world = World(node="", uid="", permits=fleet.permits, pool_size=fleet.pool.size, out=fleet.pool.out)
-    nodes = [_node(one, fleet, world, config, now) for one in fleet.nodes]
+    world = _world(fleet)
+    nodes = [_node(one, fleet, config, now) for one in fleet.nodes]
     nodes.sort(key=lambda one: (_rank(one), one["node"]))
     kinds = [kind for kind in PermitKind if kind is not PermitKind.HOURLY or config.budget.per_hour]
     return {
@@ -57,29 +57,36 @@ def fleet_state(fleet: Fleet, config: Config, now: float) -> dict[str, Any]:
     }
 
 
+def _world(fleet: Fleet) -> World:
+    """The pool as whoever asks for a permit sees it."""
+    return World(node="", uid="", permits=fleet.permits, pool_size=fleet.pool.size, out=fleet.pool.out)
+
+
 def _holders(fleet: Fleet, kind: PermitKind) -> list[str]:
     taken = (permit for permit in fleet.permits if permit.kind is kind and permit.holder and not permit.abandoned)
-    return sorted(permit.holder.partition("/")[0] for permit in taken)
+    return sorted(map(_holder, taken))
+
+
+def _holder(permit: Permit) -> str:
+    return permit.holder.partition("/")[0]
 
 
 def _rank(one: Mapping[str, Any]) -> int:
     return _WORST_FIRST.index(one["state"]) if one["state"] in _WORST_FIRST else len(_WORST_FIRST)
 
 
-def _node(listed: Listed, fleet: Fleet, world: World, config: Config, now: float) -> dict[str, Any]:
-    stored, waits, ledger = None, [], Ledger()
+def _node(listed: Listed, fleet: Fleet, config: Config, now: float) -> dict[str, Any]:
+    stored, unread, ledger = None, [], Ledger()
     try:
         text = listed.annotations.get(FAULTS_ANNOTATION)
         stored = load(text, 0.0) if text is not None else None
     except MalformedError as error:
-        waits.append(f"a person: annotation {FAULTS_ANNOTATION}: {error}")
+        unread.append(f"a person: annotation {FAULTS_ANNOTATION}: {error}")
     try:
         ledger = load_ledger(listed.annotations.get(HISTORY_ANNOTATION))
     except MalformedError as error:
-        waits.append(f"a person: annotation {HISTORY_ANNOTATION}: {error}")
+        unread.append(f"a person: annotation {HISTORY_ANNOTATION}: {error}")
     faults = incidents(stored.faults, History()) if stored else ()  # as the agent tells them
-    agent = fleet.agents.get(listed.name)
-    waits += _waits(listed, stored, fleet, world, config)
     return {
         "node": listed.name,
         "state": listed.labels.get(STATE_LABEL, ""),
@@ -87,8 +94,8 @@ def _node(listed: Listed, fleet: Fleet, world: World, config: Config, now: float
         "since": rfc3339(faults[0].since, "seconds") if faults else None,
         "withdrawn": listed.labels.get(WITHDRAWN_LABEL) == "true",
         "faults": [_fault(fault) for fault in faults],
-        "waits": waits,
-        "agent": _agent(agent),
+        "waits": [*unread, *waits(listed.name, listed.labels, stored, fleet, config), *repairs(stored)],
+        "agent": _agent(fleet.agents.get(listed.name), stored),
         "incidents": incidents_of(ledger, now),
     }
 
@@ -108,46 +115,57 @@ def _fault(fault: Fault) -> dict[str, Any]:
     }
 
 
-def _agent(agent: Agent | None) -> dict[str, Any] | None:
-    if agent is None:
-        return None
+def _agent(agent: Agent | None, stored: Stored | None) -> dict[str, Any] | None:
+    if agent is None:  # of one without a pod nobody can tell whether it still runs
+        wrote = rfc3339(stored.at, "seconds") if stored and _by_hand(stored) else None
+        return {"by_hand": True, "wrote": wrote} if wrote else None
     return {"pod": agent.pod, "ready": agent.ready, "version": agent.version, "since": rfc3339(agent.since, "seconds")}
 
 
-def _waits(listed: Listed, stored: Stored | None, fleet: Fleet, world: World, config: Config) -> list[str]:
+def _by_hand(stored: Stored | None) -> bool:
+    return stored is not None and stored.writer is not None and stored.writer.by_hand
+
+
+def waits(node: str, labels: Mapping[str, str], stored: Stored | None, fleet: Fleet, config: Config) -> Iterator[str]:
     """Why nothing goes on, as far as the cluster shows it; the agent's own page knows more."""
     fatal = [f for f in stored.faults if f.finding.severity is Severity.FATAL and not f.proved] if stored else []
-    withdrawn, state = listed.labels.get(WITHDRAWN_LABEL) == "true", listed.labels.get(STATE_LABEL, "")
-    waits = []
-    if listed.name not in fleet.agents:
-        waits.append("an agent: no pod of it runs there")
-    if opted_out(listed.labels):
-        return [*waits, "a person: the node is opted out"]
-    if why := upgrading(listed.labels):
-        return [*waits, why]
-    if fleet.paused and (fatal or withdrawn):
-        return [*waits, f"a person: {fleet.paused}"]
-    if fatal and not withdrawn:
-        if config.mode is Mode.OBSERVE:
-            waits.append("a person: mode observe only reports")
-        else:
-            waits.append(_permit(world, config))
-    if withdrawn and config.mode is not Mode.EVICT:
-        waits.append(f"a person: mode {config.mode} moves no pod and repairs nothing")
+    withdrawn, state = labels.get(WITHDRAWN_LABEL) == "true", labels.get(STATE_LABEL, "")
+    if node not in fleet.agents and not _by_hand(stored):
+        yield "an agent: no pod of it runs there"
+    if opted_out(labels):
+        yield "a person: the node is opted out"
+    elif why := upgrading(labels):
+        yield why
+    elif fleet.paused and (fatal or withdrawn):
+        yield f"a person: {fleet.paused}"
+    elif config.mode is Mode.OBSERVE and fatal and not withdrawn:
+        yield "a person: mode observe only reports"
+    elif config.mode is not Mode.EVICT and withdrawn:
+        yield f"a person: mode {config.mode} moves no pod and repairs nothing"
+    elif fatal and not withdrawn:
+        kinds = (PermitKind.HOURLY, PermitKind.WITHDRAWN) if config.budget.per_hour else (PermitKind.WITHDRAWN,)
+        yield _permit(kinds, fleet, config)
     elif state == "draining":
-        waits.append("its pods to leave")
+        drains = any(one.kind is PermitKind.DRAINING and _holder(one) == node for one in fleet.permits)
+        yield "its pods to leave" if drains else _permit((PermitKind.DRAINING,), fleet, config)
     elif state == "drained":
-        waits.append("its repair, or a person where none is configured")
+        yield "its repair, or a person where none is configured"
     elif state == "validating":
-        waits.append("the proof that it stays well")
-    begun = stored.records.begun if stored else ()
-    return [*waits, *(f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}" for one in begun)]
+        yield "the proof that it stays well"
 
 
-def _permit(world: World, config: Config) -> str:
-    taken = sum(1 for p in world.permits or () if p.kind is PermitKind.WITHDRAWN and p.holder and not p.abandoned)
-    full = taken + len(world.out) >= allowed(world, PermitKind.WITHDRAWN, config.budget)
-    return f"a permit: {spent(world, PermitKind.WITHDRAWN, config.budget)}" if full else "a permit, which is free"
+def repairs(stored: Stored | None) -> Iterator[str]:
+    """What was begun, and how far it is."""
+    for one in stored.records.begun if stored else ():
+        yield f"{one.what}: {one.stage}{f', {one.said}' if one.said else ''}"
+
+
+def _permit(kinds: Iterable[PermitKind], fleet: Fleet, config: Config) -> str:
+    world = _world(fleet)
+    for kind in kinds:
+        if free_permit(world, kind, config.budget) is None:
+            return f"a permit: {spent(world, kind, config.budget)}"
+    return "a permit, which is free"
 
 
 def _alike(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -211,6 +229,8 @@ def _cut(text: str, wide: bool) -> str:
 def _who(agent: Mapping[str, Any] | None, now: float) -> str:
     if agent is None:
         return "none"
+    if "by_hand" in agent:
+        return f"by hand, wrote {_age(agent['wrote'], now)} ago"
     ready = "" if agent["ready"] else ", not ready"
     return f"{agent['version'] or 'unknown version'}, {_age(agent['since'], now)}{ready}"
 

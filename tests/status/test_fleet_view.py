@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -9,8 +10,12 @@ import pytest
 
 from agent.actions.fleet import deployed, read_fleet
 from agent.actions.kube import KubeClient
+from agent.commands.explain import of_node
 from agent.config.settings import Budget, Config, Mode
+from agent.model.errors import RefusedError
 from agent.model.text import rfc3339
+from agent.model.world import BY_HAND, Claim, Local
+from agent.remediation.plan import plan
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.status.fleet_view import as_html, as_text, fleet_state
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy
@@ -60,6 +65,64 @@ def test_a_node_without_an_agent_is_told() -> None:
     rows = {one["node"]: one for one in state(made)["nodes"]}
     assert (rows["n1"]["waits"], rows["n2"]["waits"]) == ([], ["an agent: no pod of it runs there"])
     assert rows["n2"]["agent"] is None
+
+
+def test_an_agent_that_was_started_by_hand_is_not_missed() -> None:
+    made = with_agents(cluster("n1"))
+    del made._objects["pods", "gpu-health-agent", "agent-n1"]
+    local = Local(claim=Claim(1, f"{BY_HAND}1234"))
+    client = KubeClient(made, "n1", ONE)
+    for step in plan(fatal(), client.look(closely=True), ONE, local).steps:
+        client.do(step)
+    (row,) = state(made)["nodes"]
+    assert row["agent"]["by_hand"]
+    assert not [why for why in row["waits"] if "no pod" in why]
+    assert "by hand, wrote " in as_text(state(made), NOW, wide=True)
+
+
+def test_one_node_alone_waits_for_what_the_fleets_table_says_and_for_whose_permits() -> None:
+    made = with_agents(cluster("n1", "n2", "n3"))
+    for name in ("n1", "n2"):
+        drive(KubeClient(made, name, ONE), fatal(), ONE)
+    for row in state(made)["nodes"]:
+        if row["node"] != "n3":  # which no agent wrote to
+            assert of_node(made, row["node"], ONE)["waits"] == row["waits"]
+    assert of_node(made, "n2", ONE)["waits"] == [
+        "a permit: the budget is spent: 1 withdrawn of 3 nodes allowed, held by n1"
+    ]
+
+
+def test_a_draining_node_without_the_permit_to_evict_waits_for_it_and_not_for_its_pods() -> None:
+    one_drains = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=2, max_draining=1))
+    made = with_agents(cluster("n1", "n2", "n3"))
+
+    def api(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/eviction"):
+            return 429, {"message": "its budget allows none"}
+        return made(method, path, *rest, **more)
+
+    for name in ("n1", "n2"):
+        made.add_pod("a", f"pod-{name}", name, gpus=1, owner="Job")
+        with contextlib.suppress(RefusedError):
+            drive(KubeClient(api, name, one_drains), fatal(), one_drains, rounds=3)
+    rows = {one["node"]: one for one in state(made, one_drains)["nodes"]}
+    assert (rows["n1"]["state"], rows["n2"]["state"]) == ("draining", "draining")
+    waits = {rows[name]["waits"][0] for name in ("n1", "n2")}
+    assert waits == {"its pods to leave", "a permit: the budget is spent: 1 draining of 3 nodes allowed, held by n1"}
+
+
+def test_who_may_not_read_the_permits_is_told_so_and_sees_the_faults() -> None:
+    made = with_agents(cluster("n1"))
+    drive(KubeClient(made, "n1", Config()), fatal(), Config())
+
+    def api(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if "/leases" in path:
+            return 403, {"message": "leases is forbidden"}
+        return made(method, path, *rest, **more)
+
+    told = of_node(api, "n1", ONE)
+    assert told["waits"] == ["perhaps a permit, which can't be seen: leases is forbidden"]
+    assert [one["id"] for one in told["faults"]] == [f"xid-79@{GPU}"]
 
 
 @pytest.mark.parametrize(
