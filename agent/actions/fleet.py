@@ -6,8 +6,9 @@ What it reads is the person's own to read: none of it is in ``rights.py``, for n
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from agent.actions.permits import Permits
 from agent.actions.pool import Pool
 from agent.config.settings import Budget, Config
 from agent.model.errors import RefusedError
+from agent.model.names import OUT_LABEL, WITHDRAWN_LABEL
 from agent.model.text import unix_s
 from agent.model.world import Permit
 
@@ -63,22 +65,38 @@ class Fleet:
 def read_fleet(api: Api, budget: Budget, selector: str = "") -> Fleet:
     """The pool's nodes, of which ``selector`` chooses some. RefusedError, UnreachableError."""
     chosen = ",".join(filter(None, (budget.pool_selector, selector)))
-    nodes = tuple(_listed(api, f"/api/v1/nodes?labelSelector={quote(chosen, safe='')}"))
-    return replace(read_pool(api, budget), nodes=nodes)
+    path = f"/api/v1/nodes?labelSelector={quote(chosen, safe='')}"
+    with ThreadPoolExecutor() as beside:  # the nodes are most of it: the rest is asked for meanwhile
+        listing = beside.submit(lambda: tuple(_listed(api, path)))
+        agents = beside.submit(_agents, api, budget.namespace)
+        permits = _read_anew(api, budget)
+        held, paused = permits.look(_NOBODY), permits.paused()
+        nodes = listing.result()
+        # The whole pool is not asked for a second time.
+        pool = permits.pool(_NOBODY, held) if selector else _as_pool(nodes, held)
+        return Fleet(nodes, pool, held, paused, agents.result())
 
 
 def read_pool(api: Api, budget: Budget) -> Fleet:
     """All but the nodes: who holds permits, and where agents run. RefusedError, UnreachableError."""
+    permits = _read_anew(api, budget)
+    held = permits.look(_NOBODY)
+    return Fleet((), permits.pool(_NOBODY, held), held, permits.paused(), _agents(api, budget.namespace))
+
+
+def _read_anew(api: Api, budget: Budget) -> Permits:
     permits = Permits(api, budget, time.monotonic, time.time)
     permits.renew()
-    held = permits.look(_NOBODY)
-    return Fleet(
-        nodes=(),
-        pool=permits.pool(_NOBODY, held),
-        permits=held,
-        paused=permits.paused(),
-        agents=_agents(api, budget.namespace),
-    )
+    return permits
+
+
+def _as_pool(nodes: Collection[Listed], held: Iterable[Permit]) -> Pool:
+    """The pool as an agent reads it, by a list of all its nodes."""
+    holders = {permit.holder.partition("/")[0] for permit in held if permit.withdraws}
+    ready = {one.name: one.cells.get("Status") == "Ready" for one in nodes}
+    labelled = {one.name for one in nodes if "true" in (one.labels.get(OUT_LABEL), one.labels.get(WITHDRAWN_LABEL))}
+    out = {name for name, well in ready.items() if not well} | labelled
+    return Pool(len(ready), frozenset(out - holders))
 
 
 def deployed(api: Api, namespace: str) -> Config | None:

@@ -9,7 +9,6 @@ import time
 
 from agent.actions.api import connect
 from agent.actions.fleet import deployed, read_fleet
-from agent.commands.explain import in_words, of_node
 from agent.commands.setup import configured, persons
 from agent.status.fleet_view import as_html, as_text, fleet_state
 from agent.status.ledger_view import as_table
@@ -40,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     api, given = connect(persons(arguments.kubeconfig)), configured(arguments.config)
     config = given if arguments.config else deployed(api, given.budget.namespace)
     if arguments.node:
+        from agent.commands.explain import in_words, of_node  # with much that the table has no use for
+
         state = of_node(api, arguments.node, config)
         text = as_table([(arguments.node, state["incidents"])]) if arguments.history else in_words(state, None)
         sys.stdout.write(json.dumps(state, indent=2) + "\n" if arguments.output == "json" else text)

@@ -74,14 +74,14 @@ def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -
     nodes = [f"fleet-{i}" for i in range(size)]
     real, others = nodes[:agents], nodes[agents:]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: _add(plane, name, {}), real))
+        list(pool.map(lambda name: add(plane, name, {}), real))
         # While the DaemonSet's controller and the scheduler still run.
         accounts = dict(zip(real, pool.map(lambda name: str(plane.agent_kubeconfig(name)), real), strict=True))
         for name in ("kwok", "kube-controller-manager", "kube-scheduler"):
             plane.end(name)  # what they do is not the agents'
         held = min(size // 10 - LEFT, len(others))
         out = {WITHDRAWN_LABEL: "true"}
-        list(pool.map(lambda one: _add(plane, one[1], out if one[0] < held else {}), enumerate(others)))
+        list(pool.map(lambda one: add(plane, one[1], out if one[0] < held else {}), enumerate(others)))
         permits = list(pool.map(lambda i: _hold(plane, i, others[i], size), range(held)))
     config = Config(mode=Mode.TAINT, budget=Budget(pool=POOL, pool_selector=SELECTOR))
     actors = [Actor(config, partial(_client, accounts[n], n, config), False, lambda *_, **__: None) for n in real]
@@ -244,7 +244,7 @@ def _holds(lease: dict[str, Any], name: str) -> bool:
     return kind == PermitKind.WITHDRAWN and (lease["spec"].get("holderIdentity") or "").startswith(f"{name}/")
 
 
-def _add(plane: ControlPlane, name: str, labels: dict[str, str]) -> None:
+def add(plane: ControlPlane, name: str, labels: dict[str, str], annotations: dict[str, str] | None = None) -> None:
     """A Node of 24 kB that is Ready; nobody plays it."""
     images, furnished = furniture()
     own = {"kubernetes.io/hostname": name, "nvidia.com/gpu.present": "true", "site": "fleet"}
@@ -254,7 +254,11 @@ def _add(plane: ControlPlane, name: str, labels: dict[str, str]) -> None:
         "POST",
         "/api/v1/nodes",
         {
-            "metadata": {"name": name, "labels": {**own, **furnished, **(labels and {**labels, **state})}},
+            "metadata": {
+                "name": name,
+                "labels": {**own, **furnished, **(labels and {**labels, **state})},
+                "annotations": annotations or {},
+            },
             "spec": {"taints": [{"key": HARD_TAINT, "value": "reboot_node", "effect": "NoSchedule"}] if labels else []},
             "status": {
                 "capacity": gpus,

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from agent.actions.fleet import deployed, read_fleet
+from agent.actions.fleet import deployed, read_fleet, read_pool
 from agent.actions.kube import KubeClient
 from agent.commands.explain import of_node
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError
+from agent.model.names import OUT_LABEL, WITHDRAWN_LABEL
 from agent.model.text import rfc3339
 from agent.model.world import BY_HAND, Claim, Local
 from agent.remediation.plan import plan
@@ -169,6 +170,19 @@ def test_a_selector_chooses_nodes_and_leaves_the_budget_as_it_is() -> None:
     told = state(made, selector="team=a")
     assert ([one["node"] for one in told["nodes"]], told["pool"]["nodes"]) == (["n2"], 2)
     assert told["permits"]["withdrawn"]["by"] == ["n1"]
+
+
+def test_the_nodes_are_asked_for_once_and_the_pool_is_what_an_agent_reads() -> None:
+    made = cluster(*(f"n{n}" for n in range(6)))
+    drive(KubeClient(made, "n1", ONE), fatal(), ONE)
+    made("PATCH", "/api/v1/nodes/n2", {"metadata": {"labels": {OUT_LABEL: "true"}}}, MERGE)
+    made("PATCH", "/api/v1/nodes/n3", {"metadata": {"labels": {WITHDRAWN_LABEL: "true"}}}, MERGE)
+    made("PATCH", "/api/v1/nodes/n4/status", {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}, MERGE)
+    made.requests.clear()
+    told = read_fleet(made, ONE.budget)
+    assert sum(path.startswith("/api/v1/nodes") for _, path in made.requests) == 1
+    assert told.pool == read_pool(made, ONE.budget).pool
+    assert (told.pool.size, sorted(told.pool.out)) == (6, ["n2", "n3", "n4"])
 
 
 def test_hostile_text_stays_text() -> None:
