@@ -101,7 +101,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "status": world.labels.get(STATE_LABEL, "unknown"),
         "at": rfc3339(kept.at),
         "faults": [
-            fault(one, config.policy, config.mode, together, effect, cards=kept.cards)
+            fault(one, config.policy, config.mode, together, effect, cards=kept.cards, node=world.node)
             for one in incidents(kept.faults, History())  # as the agent tells them; what it doubts is not stored
         ],
         "waits": [
@@ -167,6 +167,7 @@ def _fault(one: Mapping[str, Any]) -> list[str]:
         *(("reset", f"together with {other}, which is linked to it") for other in one.get("reset_together_with", ())),
         ("clears by", one["clears"]),
         ("next", one["next"]),
+        *(("paste", command) for command in one.get("commands", ())),
     ]
     return [
         f"{one['id']}: {one['severity']}, remedy {one['remedy']}",

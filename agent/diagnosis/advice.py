@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable
 
 from agent.config.limits import Limits
@@ -9,6 +10,8 @@ from agent.config.settings import Mode
 from agent.config.source_index import SECOND_WITNESS, SOURCES
 from agent.diagnosis.rules.dcgm import EXPLAINED_BY
 from agent.model.fault import Fault, Finding, Severity
+from agent.model.names import DISMISS_ANNOTATION
+from agent.model.remedy import Remedy
 
 _BY_ITSELF = {
     Mode.OBSERVE: "mode observe: it is only reported, and nothing keeps pods away",
@@ -132,6 +135,17 @@ def by_hand(fault: Fault, along: Collection[str] = ()) -> str:
     target = f" -i {','.join((gpu, *sorted(along)))}" if gpu else ", which names no GPU and so resets them all"
     known = ADVICE if finding.pci else {**OF_SOME_GPU, **ADVICE}
     return known.get(finding.rule) or finding.remedy.row.to_do.format(target=target)
+
+
+def commands(fault: Fault, node: str, along: Collection[str] = ()) -> tuple[str, ...]:
+    """What a person can paste into a shell, with all that it must name: the reset of the GPU, on its node and when its
+    pods have left, and the dismissal of the whole incident."""
+    finding, gpu = fault.finding, fault.uuid or fault.finding.pci
+    ids = ",".join(fault.ids)
+    dismissal = shlex.join(("kubectl", "annotate", "node", node or "NODE", f"{DISMISS_ANNOTATION}={ids}"))
+    reset = shlex.join(("nvidia-smi", "--gpu-reset", "-i", ",".join((gpu, *sorted(along)))))
+    known_better = finding.rule in ADVICE or finding.drill or fault.proved
+    return (reset, dismissal) if finding.remedy is Remedy.RESET_GPU and gpu and not known_better else (dismissal,)
 
 
 def by_itself(fault: Fault, mode: str, effect: str | None = None) -> str:

@@ -6,7 +6,7 @@ import http.client
 import socket
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -39,6 +39,7 @@ class _Fault:
     doubts: list[str]
     clears: str
     next: str
+    commands: list[str] = field(default_factory=list)  # of older agents there are none
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,7 @@ def _fault(fault: Mapping[str, Any], gpus: Mapping[str, Any]) -> str:
         *((("Card", _text(card.words)),) if card else ()),
         ("Happens next", _text(fault["next"])),
         ("Ends by", _text(fault["clears"])),
+        *(("To paste", f"<code>{_text(command)}</code>") for command in fault.get("commands", ())),
         ("Seen", f"{times}, first {_time(fault['since'])}, last {_time(fault['last'])}"),
         ("Evidence", f"<ul>{evidence}</ul>"),
         *(("But", _text(doubt)) for doubt in fault["doubts"]),

@@ -9,7 +9,7 @@ from typing import Any
 from agent import __version__
 from agent.config.limits import Limits
 from agent.config.settings import Mode
-from agent.diagnosis.advice import clears, next_step
+from agent.diagnosis.advice import clears, commands, next_step
 from agent.model.fault import Card, Fault, Sets, identity
 from agent.model.remedy import Remedy
 from agent.model.text import rfc3339
@@ -38,7 +38,14 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         },
         "faults": [
             fault(
-                f, limits, shot.mode, verdict.linked, shot.degraded_effect, f.finding.id in shot.resets, verdict.cards
+                f,
+                limits,
+                shot.mode,
+                verdict.linked,
+                shot.degraded_effect,
+                f.finding.id in shot.resets,
+                verdict.cards,
+                shot.node,
             )
             for f in verdict.faults
         ],
@@ -93,6 +100,7 @@ def fault(
     effect: str | None = None,
     resets: bool = False,
     cards: Mapping[str, Card] | None = None,
+    node: str = "",
 ) -> dict[str, Any]:
     """``linked``: which GPUs must be reset together; ``effect``: of the degraded node's taint, where that is known;
     ``resets``: its GPU is reset by itself once nobody uses it."""
@@ -118,4 +126,5 @@ def fault(
         "reset_together_with": sorted(along),
         "clears": clears(finding, limits, one.joined),
         "next": next_step(one, mode, along, effect, resets),
+        "commands": list(commands(one, node, along)),
     }

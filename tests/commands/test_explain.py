@@ -40,6 +40,7 @@ def test_a_fault_is_told_with_its_lines_its_end_and_what_to_do() -> None:
         f"gpu-health-agent/dismiss=xid-79@{GPU}",
         "reboot the node",
         "waiting: pod a/b",
+        f"paste:     kubectl annotate node NODE gpu-health-agent/dismiss=xid-79@{GPU},gpu-lost@{GPU}",
     ):
         assert part in text
     assert "\x1b" not in text, "kernel text never reaches a terminal as it came"

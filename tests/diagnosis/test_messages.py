@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 import pytest
 
 from agent.config.limits import Limits
 from agent.config.settings import Mode
-from agent.diagnosis.advice import clears, next_step
+from agent.diagnosis.advice import clears, commands, next_step
 from agent.diagnosis.rules import ROWS
-from agent.model.fault import Fault, Severity
+from agent.model.fault import Fault, Finding, Severity
 from agent.model.observation import Observation, Signal
 from agent.model.remedy import Remedy
 from tests.incident import UNTRUE
@@ -26,6 +27,22 @@ def test_no_rules_words_hold_a_placeholder_or_what_another_fault_makes_untrue() 
                 told = [found.message, clears(fault.finding, Limits())]
                 told += [next_step(fault, mode, ["GPU-43"] if uuid else []) for mode in Mode]
                 assert [text for text in told if UNTRUE.search(text)] == []
+
+
+def test_what_can_be_pasted_names_the_whole_incident_and_all_gpus_and_runs_nothing_else() -> None:
+    def found(rule: str) -> Finding:
+        return ROWS[rule].found(Observation(0, "nvml", Signal.READING, GPU), Limits())
+
+    symptom = Fault(found("ecc-uncorrected"), 0.0, 0.0, 0.0, "GPU-1b")
+    fault = replace(symptom, finding=found("xid-95"), joined=(symptom,))
+    reset, dismissal = commands(fault, "node-1", ["GPU-43"])
+    assert reset == "nvidia-smi --gpu-reset -i GPU-1b,GPU-43"
+    assert dismissal == f"kubectl annotate node node-1 gpu-health-agent/dismiss=xid-95@{GPU},ecc-uncorrected@{GPU}"
+    hostile = replace(fault, uuid="GPU-$(reboot)")
+    assert shlex.split(commands(hostile, "a;b")[0])[-1] == "GPU-$(reboot)"
+    assert shlex.split(commands(hostile, "a;b")[1])[3] == "a;b"
+    for other in (replace(fault, proved=True), replace(fault, finding=found("xid-79"))):
+        assert len(commands(other, "node-1")) == 1, "no reset where it is not what is to be done"
 
 
 @pytest.mark.parametrize(

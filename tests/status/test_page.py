@@ -95,6 +95,8 @@ def test_a_broken_gpu_is_named_with_evidence_what_is_next_and_what_is_waited_for
     assert "Waiting for pod a/b may not be evicted yet" in text
     assert "NVRM: Xid (PCI:0000:1b:00.0): 79" in text
     assert "xid-79@0000:1b:00.0" in text
+    node = told()["node"]
+    assert f"To paste kubectl annotate node {node} gpu-health-agent/dismiss=xid-79@{GPU}" in text
 
 
 def test_every_gpu_has_its_state_in_words_and_a_sign_not_by_colour_alone() -> None:
