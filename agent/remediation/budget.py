@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from agent.config.settings import Budget
 from agent.model.names import PERMIT_VALID_S, SLOT_LEASE
 from agent.model.steps import GivePermit, On, Wait
 from agent.model.world import Permit, PermitKind, World
 
 _HOUR_S = 3600
+_NAMED = 5
 _OTHERS_FIRST_S = 300  # whoever waits for a permit looks once a minute or so
 
 
@@ -63,12 +66,16 @@ def spent(world: World, kind: PermitKind, budget: Budget) -> str:
     ours = [permit for permit in world.permits if permit.kind is kind]
     holders = [permit.holder.split("/")[0] for permit in ours if permit.holder and not permit.abandoned]
     if holders:
-        sentence += f", held by {', '.join(holders)}"
+        sentence += f", held by {some(holders)}"
     if kind is PermitKind.WITHDRAWN and world.out:
-        sentence += (
-            f"; out of service otherwise: {', '.join(sorted(world.out)[:5])}{' …' if len(world.out) > 5 else ''}"
-        )
+        sentence += f"; out of service otherwise: {some(sorted(world.out))}"
     return sentence
+
+
+def some(nodes: Sequence[str]) -> str:
+    """The first five: a pool may be large."""
+    more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
+    return f"{', '.join(nodes[:_NAMED])}{more}"
 
 
 def lately(world: World, kind: PermitKind, index: int) -> bool:

@@ -18,7 +18,7 @@ from agent.model.names import FAULTS_ANNOTATION, HISTORY_ANNOTATION, STATE_LABEL
 from agent.model.ownership import opted_out
 from agent.model.text import aligned, printable, rfc3339, unix_s
 from agent.model.world import Permit, PermitKind, World
-from agent.remediation.budget import allowed, free_permit, spent
+from agent.remediation.budget import allowed, free_permit, some, spent
 from agent.remediation.ledger import Ledger
 from agent.remediation.ledger_json import load as load_ledger
 from agent.remediation.other_controllers import upgrading
@@ -192,10 +192,10 @@ def as_text(state: Mapping[str, Any], now: float, wide: bool = False) -> str:
 def _sentences(state: Mapping[str, Any]) -> list[str]:
     sentences = [f"The agents stand still: {state['paused']}."] if state["paused"] else []
     for kind, permits in state["permits"].items():
-        by = f": {', '.join(permits['by'])}" if permits["by"] else ""
+        by = f": {some(permits['by'])}" if permits["by"] else ""
         sentences.append(f"Permits, {kind}: {permits['taken']} of {permits['allowed']} taken{by}.")
     if others := state["pool"]["out_of_service"]:
-        sentences.append(f"Out of service, of {state['pool']['nodes']} nodes of the pool: {', '.join(others)}.")
+        sentences.append(f"Out of service, of {state['pool']['nodes']} nodes of the pool: {some(others)}.")
     sentences += [
         f"{one['rule']} on {len(one['nodes'])} nodes within ten minutes, first at {one['since']}: a roll-out looks so."
         for one in state["alike"]

@@ -185,6 +185,19 @@ def test_the_nodes_are_asked_for_once_and_the_pool_is_what_an_agent_reads() -> N
     assert (told.pool.size, sorted(told.pool.out)) == (6, ["n2", "n3", "n4"])
 
 
+def test_of_a_large_pools_holders_a_sentence_names_five_and_the_data_all() -> None:
+    eight = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=8))
+    made = cluster(*(f"n{n}" for n in range(9)))
+    for n in range(9):
+        drive(KubeClient(made, f"n{n}", eight), fatal(), eight)
+    told = state(made, eight)
+    five = "n0, n1, n2, n3, n4 and 3 more"
+    assert f"Permits, withdrawn: 8 of 8 taken: {five}." in as_text(told, NOW)
+    assert told["permits"]["withdrawn"]["by"] == [f"n{n}" for n in range(8)]
+    (waits,) = (one["waits"] for one in told["nodes"] if one["node"] == "n8")
+    assert waits[-1].endswith(f"8 withdrawn of 9 nodes allowed, held by {five}")
+
+
 def test_hostile_text_stays_text() -> None:
     made = cluster("n1")
     drive(KubeClient(made, "n1", ONE), fatal(), ONE)
