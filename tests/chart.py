@@ -12,8 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from agent import __version__
 from agent.config.settings import Config
+from agent.model.neighbours import Preset
 
 DAEMONSET = Path(__file__).parents[1] / "daemonset"
 CHART = DAEMONSET / "chart"
@@ -57,7 +60,7 @@ def schema() -> dict[str, Any]:
         dcgm=switch,
         trace=switch,
         openshift=switch,
-        presets=_of(**{"cluster-autoscaler": _YES_OR_NO, "eks": _YES_OR_NO}),
+        presets=_of(**{str(preset): _YES_OR_NO for preset in Preset}),
         monitoring=_of(enabled=_YES_OR_NO, labels=_NAMED, runbooks=_TEXT),
         networkPolicy=_of(enabled=_YES_OR_NO, namespaces=_WORDS),
         runtimeClassName=_TEXT,
@@ -92,10 +95,35 @@ def stamped() -> dict[str, str]:
     return {name: _VERSION.sub(rf"\g<1>{__version__}", (DAEMONSET / name).read_text()) for name in STAMPED}
 
 
+def presets() -> dict[str, Any]:
+    """Preset → what its overlay adds to the configuration, and what its component opens in the Nodes' policy."""
+    return {
+        preset: {"config": _configured(DAEMONSET / "overlays" / preset), "variables": opened(preset)}
+        for preset in Preset
+    }
+
+
+def _configured(overlay: Path) -> dict[str, Any]:
+    """Beyond what every preset's overlay says."""
+    config: dict[str, Any] = yaml.safe_load((overlay / "config.yaml").read_text(encoding="utf-8"))
+    assert (config.pop("mode"), config.pop("presets")) == ("evict", [overlay.name])
+    return config
+
+
+def opened(component: str) -> dict[str, str]:
+    """The policy's variables that it replaces, each named by the test before it."""
+    file = DAEMONSET / "components" / component / "kustomization.yaml"
+    (patch,) = yaml.safe_load(file.read_text(encoding="utf-8"))["patches"]
+    steps = yaml.safe_load(patch["patch"])
+    assert [step["op"] for step in steps] == ["test", "replace"] * (len(steps) // 2)
+    return {test["value"]: replaced["value"] for test, replaced in zip(steps[::2], steps[1::2], strict=True)}
+
+
 def made() -> dict[str, str]:
     """Path below the chart → its text."""
     copied = {name: (DAEMONSET / name).read_text(encoding="utf-8") for name in COPIED}
-    return {**copied, "values.schema.json": json.dumps(schema(), indent=1) + "\n"}
+    generated = {"values.schema.json": schema(), "presets.json": presets()}
+    return {**copied, **{name: json.dumps(what, indent=1) + "\n" for name, what in generated.items()}}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from agent.actions.checkpoint import declared
 from agent.cli import parser
 from agent.config.settings import Config, Mode, load
 from agent.model import names
-from agent.model.ownership import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED, OPERANDS
+from agent.model.neighbours import ASKED, NEIGHBOURS, NOT_ASKED
+from agent.model.ownership import OPERANDS
 from tests.documents import (
     DOCUMENTS,
     INSTALLING,
@@ -89,7 +90,8 @@ def test_every_link_leads_to_a_document_and_its_chapter() -> None:
 def test_every_name_on_the_cluster_is_described() -> None:
     described = DOCUMENTS["daemonset/base/README.md"]
     ours = {value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)}
-    missing = {value for value in (*ours, *OPERANDS, AUTOSCALER_TAINT.key, ACCELERATED) if not told(value, described)}
+    presets = {name for row in NEIGHBOURS.values() for name in row.names}
+    missing = {value for value in (*ours, *OPERANDS, *presets) if not told(value, described)}
     assert not missing
 
 

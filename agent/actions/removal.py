@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from agent.actions.answers import ask_node, objects, whole_node
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
-from agent.actions.rights import EKS_CONDITIONS, NODE_ANNOTATIONS, NODE_CONDITIONS, NODE_LABELS, REPAIR_CONDITIONS
+from agent.actions.rights import NODE_ANNOTATIONS, NODE_CONDITIONS, NODE_LABELS, REPAIR_CONDITIONS
 from agent.model.errors import RefusedError
 from agent.model.names import (
     DISMISS_ANNOTATION,
@@ -112,8 +112,7 @@ def _release(api: Api, name: str) -> list[str]:
 
 
 def _ours(condition: dict[str, Any]) -> bool:
-    kind = condition["type"]
-    return kind in _CONDITIONS or (kind in EKS_CONDITIONS and own_condition(condition_of(condition)))
+    return condition["type"] in _CONDITIONS or own_condition(condition_of(condition))
 
 
 def _patch(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:

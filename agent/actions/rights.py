@@ -26,7 +26,7 @@ from agent.model.names import (
     UNHEALTHY,
     WITHDRAWN_LABEL,
 )
-from agent.model.ownership import ACCELERATED, AUTOSCALER_TAINT, OPERANDS
+from agent.model.ownership import OPERANDS
 
 NODE_TAINTS = {HARD_TAINT: ["NoSchedule"], SOFT_TAINT: ["PreferNoSchedule", "NoSchedule"]}
 NODE_LABELS = (STATE_LABEL, WITHDRAWN_LABEL, OUT_LABEL, ERROR_LABEL)
@@ -35,9 +35,7 @@ NODE_CONDITIONS = (UNHEALTHY, DEGRADED)
 # These change in a repair only, so only the overlay that allows repairs allows them.
 REPAIR_LABELS = tuple(OPERANDS)
 REPAIR_CONDITIONS = (REPLACEMENT,)
-# And these with their presets only; of each only what bears our mark.
-AUTOSCALER_TAINTS = {AUTOSCALER_TAINT.key: [AUTOSCALER_TAINT.effect]}
-EKS_CONDITIONS = (ACCELERATED,)
+# What a preset writes stands in its row (agent/model/neighbours.py); its component allows just that.
 POD_ANNOTATIONS = (REQUESTED_ANNOTATION,)
 POD_CONDITIONS = (DISRUPTED,)  # with drain.eviction ask_then_delete only
 # Of what an Event may be about beside the own Node and pods: what controls a pod, kind and version of its API.

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, Validati
 
 from agent.config.limits import Count, Limits, Override, Seconds, Section
 from agent.model.errors import ConfigError
+from agent.model.neighbours import NEIGHBOURS, Preset
 from agent.model.remedy import LADDER, Remedy
 
 Share = Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])%$")]
@@ -208,9 +209,9 @@ class Config(Section):
     budget: Budget = Budget()
     drain: Drain = Drain()
     repair: Repair = Repair()
-    presets: tuple[Literal["cluster-autoscaler", "eks"], ...] = ()
-    """What other controllers act on, reported in their terms too. cluster-autoscaler: its taint beside our hard one.
-    eks: condition AcceleratedHardwareReady beside GpuReplacementRequested, on which Karpenter replaces the node."""
+    presets: tuple[Preset, ...] = ()
+    """What other controllers act on, reported in their terms too. cluster-autoscaler: its taint beside our hard one. eks:
+    condition AcceleratedHardwareReady beside GpuReplacementRequested, on which Karpenter replaces the node."""
     http: Http = Http()
 
     @field_validator("repair")
@@ -222,9 +223,13 @@ class Config(Section):
 
     @field_validator("presets")
     @classmethod
-    def _asking(cls, presets: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
-        if "eks" in presets and "repair" in others.data and not others.data["repair"].request_replacement:
-            raise ValueError("eks is a way to ask for a replacement: set repair.request_replacement to true as well")
+    def _asking(cls, presets: tuple[Preset, ...], others: ValidationInfo) -> tuple[Preset, ...]:
+        if "repair" not in others.data or others.data["repair"].request_replacement:
+            return presets
+        for preset in presets:
+            if NEIGHBOURS[preset].replaces:
+                way = "is a way to ask for a replacement: set repair.request_replacement to true as well"
+                raise ValueError(f"{preset} {way}")
         return presets
 
 

@@ -5,22 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.model.names import ERROR_LABEL, HARD_TAINT, MANAGED_LABEL, SOFT_TAINT, UNHEALTHY
+from agent.model.neighbours import ASKED, NEIGHBOURS, NOT_ASKED
 from agent.model.world import Condition, Taint
-
-# Cluster Autoscaler counts the node as ready and plans nothing onto it: for pods that find no place it brings another.
-# It reads the key alone (its utils/taints), so the value is free to say whose the taint is.
-AUTOSCALER_TAINT = Taint(
-    "status-taint.cluster-autoscaler.kubernetes.io/gpu-unhealthy", "gpu-health-agent", "NoSchedule"
-)
-
-
-# Karpenter replaces a node on which this was False for 10 minutes, past every budget: an act, and never a report. It
-# reads the status alone (karpenter-provider-aws, pkg/cloudprovider), so the reasons say whose the condition is.
-ACCELERATED = "AcceleratedHardwareReady"
-
-
-ASKED, NOT_ASKED = "GpuHealthAgentAsksForReplacement", "GpuHealthAgentAsksForNothing"
-
 
 # gpu-operator deploys its clients of a GPU by these Node labels where they are "true"; the values are their pods' label
 # "app". The driver's and the container toolkit's are never touched. NVIDIA's driver manager and MIG manager pause them
@@ -32,10 +18,8 @@ OPERANDS = {
     "nvidia.com/gpu.deploy.dcgm-exporter": "nvidia-dcgm-exporter",
 }
 
-
 # NVIDIA's driver of whole GPUs and MIG instances by DRA; its other one, compute-domain.nvidia.com, has none.
 GPU_DRIVER = "gpu.nvidia.com"
-
 
 OPERAND_ON, OPERAND_PAUSED = "true", "paused-for-gpu-reset"
 
@@ -47,7 +31,7 @@ def opted_out(labels: Mapping[str, str]) -> bool:
 
 def own_taint(taint: Taint) -> bool:
     """Whether it is ours to change and to remove."""
-    return taint.key in (HARD_TAINT, SOFT_TAINT) or taint == AUTOSCALER_TAINT
+    return taint.key in (HARD_TAINT, SOFT_TAINT) or any(taint == row.taint for row in NEIGHBOURS.values())
 
 
 def own_error_label(labels: Mapping[str, str], conditions: Mapping[str, Condition], noted: bool | None) -> bool:
@@ -61,5 +45,6 @@ def own_error_label(labels: Mapping[str, str], conditions: Mapping[str, Conditio
 
 
 def own_condition(condition: Condition) -> bool:
-    """For one that others set too."""
-    return condition.reason in (ASKED, NOT_ASKED)
+    """Of a preset's, which others set too."""
+    preset = any(condition.type == row.condition for row in NEIGHBOURS.values())
+    return preset and condition.reason in (ASKED, NOT_ASKED)

@@ -11,7 +11,7 @@ from agent.model.remedy import Remedy
 from agent.model.world import Condition, PermitKind, World
 from agent.remediation.events import camel, plain
 from agent.remediation.idle_reset import failed
-from agent.remediation.presets import accelerated
+from agent.remediation.presets import beside_request
 from agent.remediation.records import Attempt, Records
 from agent.remediation.situation import Now, Situation
 
@@ -25,7 +25,7 @@ def replacement(now: Now, records: Records) -> tuple[Condition, ...]:
     aside = now.situation is Situation.KEEP_OFF
     may = config.mode is Mode.EVICT and not (world.paused or aside) and world.held(PermitKind.WITHDRAWN) is not None
     asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
-    wanted = accelerated(config.presets, world.conditions, asked)
+    wanted = beside_request(config.presets, world.conditions, asked)
     if asked:
         needed = Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced")
         return (needed, *wanted)

@@ -140,9 +140,9 @@ def _treated(now: Now) -> Outcome:
         records, moves = drain(case, coming, records)
     gone = drained(case.world, coming or treatment) or not coming
     records, repairing = repair(case, treatment, records, gone)
-    replacing = records.live is not None and records.live.remedy is Remedy.REPLACE_NODE
-    if replacing and (why := spoken_for(case.config.presets, case.world.conditions)):
-        repairing = (*repairing, Wait(why, On.REPAIR))
+    if records.live is not None and records.live.remedy is Remedy.REPLACE_NODE:
+        whys = spoken_for(case.config.presets, case.world.conditions)
+        repairing = (*repairing, *(Wait(why, On.REPAIR) for why in whys))
     return records, (*moves, *repairing)
 
 

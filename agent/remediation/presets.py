@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from agent.model.fault import Severity
 from agent.model.names import ERROR_LABEL, UNHEALTHY
-from agent.model.ownership import (
-    ACCELERATED,
-    ASKED,
-    AUTOSCALER_TAINT,
-    NOT_ASKED,
-    own_condition,
-    own_error_label,
-    own_taint,
-)
+from agent.model.neighbours import ASKED, NEIGHBOURS, NOT_ASKED
+from agent.model.ownership import own_condition, own_error_label, own_taint
 from agent.model.world import Condition, Taint
 from agent.remediation.case import Case
 
@@ -39,25 +32,31 @@ def error_label(case: Case, noted: bool | None) -> tuple[dict[str, str | None], 
     return ({ERROR_LABEL: None} if ours else {}), False if reported else None
 
 
-def spoken_for(presets: Iterable[str], conditions: Mapping[str, Condition]) -> str:
-    """Why Karpenter can't be asked; empty if it can, or if nobody wants to."""
-    there = conditions.get(ACCELERATED)
-    if "eks" not in presets or there is None or own_condition(there):
-        return ""
-    return f"condition {ACCELERATED} is another's ({there.reason[:64]}): it is left, and asks for no other node"
+def spoken_for(presets: Iterable[str], conditions: Mapping[str, Condition]) -> tuple[str, ...]:
+    """Why a neighbour that is chosen can't be asked for another node, a sentence each."""
+    theirs = (conditions.get(NEIGHBOURS[preset].condition) for preset in presets)
+    return tuple(
+        f"condition {one.type} is another's ({one.reason[:64]}): it is left, and asks for no other node"
+        for one in theirs
+        if one and not own_condition(one)
+    )
 
 
 def beside_hard(presets: Iterable[str], taints: Iterable[Taint]) -> tuple[Taint, ...]:
     """What stands beside our hard taint, for its time; where another has said the same already, nothing of ours."""
-    theirs = any(taint.key == AUTOSCALER_TAINT.key and not own_taint(taint) for taint in taints)
-    return (AUTOSCALER_TAINT,) if "cluster-autoscaler" in presets and not theirs else ()
+    theirs = {taint.key for taint in taints if not own_taint(taint)}
+    return tuple(taint for preset in presets if (taint := NEIGHBOURS[preset].taint) and taint.key not in theirs)
 
 
-def accelerated(presets: Iterable[str], conditions: Mapping[str, Condition], asked: bool) -> tuple[Condition, ...]:
+def beside_request(presets: Collection[str], conditions: Mapping[str, Condition], asked: bool) -> tuple[Condition, ...]:
     """False while a replacement is asked for, True after it; a node that never had it from us doesn't get it."""
-    there = conditions.get(ACCELERATED)
-    if there and not own_condition(there):
-        return ()
-    if asked and "eks" in presets:
-        return (Condition(ACCELERATED, "False", ASKED, "the node is drained, and to be replaced"),)
-    return (Condition(ACCELERATED, "True", NOT_ASKED, "no replacement is asked for"),) if there else ()
+    wanted = []
+    for preset, row in NEIGHBOURS.items():
+        there = conditions.get(row.condition)
+        if not row.condition or (there and not own_condition(there)):
+            continue
+        if asked and preset in presets:
+            wanted.append(Condition(row.condition, "False", ASKED, "the node is drained, and to be replaced"))
+        elif there:
+            wanted.append(Condition(row.condition, "True", NOT_ASKED, "no replacement is asked for"))
+    return tuple(wanted)

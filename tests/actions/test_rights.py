@@ -15,11 +15,13 @@ from agent.actions.kube import KubeClient
 from agent.actions.rights import RIGHTS, Right, needed
 from agent.model import names
 from agent.model.errors import RefusedError
-from agent.model.ownership import ASKED, AUTOSCALER_TAINT, NOT_ASKED, OPERANDS
+from agent.model.neighbours import ASKED, NEIGHBOURS, NOT_ASKED, Preset
+from agent.model.ownership import OPERANDS
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive
 from tests.actions.test_permits import Clock
 from tests.actions.test_pods import annotate, change, config, reset
+from tests.chart import opened
 from tests.life import Life
 
 NAMESPACE = "gpu-health-agent"
@@ -149,36 +151,42 @@ def test_the_policies_let_through_exactly_the_keys_that_are_declared() -> None:
     assert variable("base", nodes, "labels") == [*rights.NODE_LABELS]
     assert variable("base", nodes, "annotations") == [*rights.NODE_ANNOTATIONS]
     assert variable("base", nodes, "conditions") == [*rights.NODE_CONDITIONS]
-    assert variable("base", nodes, "presetConditions") == []
     assert variable("base", nodes, "taints") == rights.NODE_TAINTS
     assert variable("base", "gpu-health-agent-pods", "annotations") == [*rights.POD_ANNOTATIONS]
     assert variable("base", "gpu-health-agent-events", "controllers") == rights.TOLD_CONTROLLERS
     assert variable("components/hardened", "gpu-health-agent-pod-status", "conditions") == [*rights.POD_CONDITIONS]
 
 
-def patched(component: str) -> list[Any]:
-    """What a component's patch of the Nodes' policy puts in, in order."""
-    made = yaml.safe_load((DAEMONSET / "components" / component / "kustomization.yaml").read_text())
-    return [one["value"] for one in yaml.safe_load(made["patches"][0]["patch"]) if one["op"] != "test"]
-
-
 def test_the_repair_overlay_adds_the_keys_that_a_repair_changes() -> None:
-    assert [ast.literal_eval(value) for value in patched("repair")] == [
-        [*rights.NODE_LABELS, *rights.REPAIR_LABELS],
-        [*rights.NODE_CONDITIONS, *rights.REPAIR_CONDITIONS],
-    ]
+    assert literals("repair") == {
+        "labels": [*rights.NODE_LABELS, *rights.REPAIR_LABELS],
+        "replacement": [*rights.REPAIR_CONDITIONS],
+    }
 
 
-def test_the_presets_components_add_what_they_write_and_only_with_our_mark() -> None:
-    taints, kept = patched("cluster-autoscaler")
-    assert ast.literal_eval(taints) == rights.NODE_TAINTS | rights.AUTOSCALER_TAINTS
-    assert (
-        f"t.key == '{AUTOSCALER_TAINT.key}' && t[?'value'].orValue('') != '{AUTOSCALER_TAINT.value}'"
-        in (kept["expression"])
-    )
-    conditions, kept = patched("eks")
-    assert ast.literal_eval(conditions) == [*rights.REPAIR_CONDITIONS, *rights.EKS_CONDITIONS]
-    assert f"['{ASKED}', '{NOT_ASKED}']" in kept["expression"]
+def literals(component: str) -> dict[str, Any]:
+    """What a component opens in the Nodes' policy."""
+    return {name: ast.literal_eval(expression) for name, expression in opened(component).items()}
+
+
+@pytest.mark.parametrize("preset", Preset)
+def test_a_presets_component_opens_what_its_row_says_with_our_mark_and_nothing_else(preset: Preset) -> None:
+    row, found = NEIGHBOURS[preset], literals(preset)
+    assert found.pop("replacement", []) == ([*rights.REPAIR_CONDITIONS] if row.replaces else [])
+    taints = {row.taint.key: [row.taint.value]} if row.taint else {}
+    conditions = {row.condition: [ASKED, NOT_ASKED]} if row.condition else {}
+    assert [*found.values()] == [one for one in (taints, conditions) if one]
+    assert row.taint is None or row.taint.effect == "NoSchedule", "the policy knows no other"
+
+
+def test_in_the_base_nothing_that_a_component_opens_is_open() -> None:
+    """And no two open the same for different things: then their order would matter."""
+    variables: dict[str, set[str]] = {}
+    for component in ("repair", *Preset):
+        for name, expression in opened(component).items():
+            variables.setdefault(name, set()).add(expression)
+    assert [name for name, expressions in variables.items() if len(expressions) > 1] == []
+    assert all(variable("base", "gpu-health-agent-nodes", name) in ([], {}) for name in {*variables} - {"labels"})
 
 
 def test_every_policy_denies_fails_closed_and_is_bound() -> None:

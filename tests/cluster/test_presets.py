@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.model.ownership import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED
+from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS, Site, StartAgent
 from tests.cluster.control_plane import ControlPlane
@@ -64,7 +64,7 @@ def test_only_our_own_taint_for_the_autoscaler_may_be_written(stolen: Stolen) ->
     assert stolen.taint() == 200
     write(stolen.site, [THEIRS])
     assert stolen.taint() in REFUSED
-    assert "no autoscaler's taint but its own" in stolen.why
+    assert "no taint but its own" in stolen.why
     assert stolen.taint(OURS) in REFUSED
     assert stolen.taint(THEIRS, HARD) == 200
 
@@ -77,7 +77,7 @@ def test_only_our_own_word_to_karpenter_may_be_written(stolen: Stolen) -> None:
     path = f"/api/v1/nodes/{stolen.node}/status"
     stolen.plane.must("PATCH", path, {"status": {"conditions": [theirs]}}, STRATEGIC)
     assert say(stolen, "False", ASKED) in REFUSED
-    assert "no condition AcceleratedHardwareReady but its own" in stolen.why
+    assert "no condition of a Node but its own" in stolen.why
     gone = {"type": ACCELERATED, "$patch": "delete"}
     assert stolen.patch({"status": {"conditions": [gone]}}, status=True) in REFUSED
 

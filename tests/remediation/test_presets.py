@@ -10,7 +10,7 @@ from agent.actions.kube import KubeClient
 from agent.actions.removal import release
 from agent.config.settings import Config, Mode
 from agent.model.fault import Status, Verdict
-from agent.model.ownership import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED
+from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED, Preset
 from agent.model.remedy import Remedy
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, node, taints
 from tests.life import CONFIG, Life
@@ -18,7 +18,7 @@ from tests.observe import GPU, silent
 
 STRATEGIC = "application/strategic-merge-patch+json"
 REPLACE = 64
-AUTOSCALED = Config(mode=Mode.EVICT, presets=("cluster-autoscaler",))
+AUTOSCALED = Config(mode=Mode.EVICT, presets=(Preset.CLUSTER_AUTOSCALER,))
 BOTH = ["gpu-health-agent/unhealthy", AUTOSCALER_TAINT.key]
 OURS = {"key": AUTOSCALER_TAINT.key, "value": "gpu-health-agent", "effect": "NoSchedule"}
 

@@ -10,11 +10,10 @@
 {{- $_ := set $config "repair" (dict "reset_gpu" "gpu-reset" "reboot_node" "node-reboot") -}}
 {{- end -}}
 {{- $presets := list -}}
-{{- if index .Values.presets "cluster-autoscaler" -}}{{- $presets = append $presets "cluster-autoscaler" -}}{{- end -}}
-{{- if .Values.presets.eks -}}
-{{- $presets = append $presets "eks" -}}
-{{- $_ := set $config "repair" (mergeOverwrite (dict "request_replacement" true) (get $config "repair" | default dict)) -}}
-{{- end -}}
+{{- range $name, $on := .Values.presets -}}{{- if $on -}}
+{{- $presets = append $presets $name -}}
+{{- $config = mergeOverwrite $config (index ($.Files.Get "presets.json" | fromJson) $name).config -}}
+{{- end -}}{{- end -}}
 {{- if $presets -}}{{- $_ := set $config "presets" $presets -}}{{- end -}}
 {{- if .Values.hardened.enabled -}}
 {{- $_ := set $config "drain" (dict "eviction" "ask_then_delete") -}}
