@@ -13,6 +13,7 @@ import yaml
 
 from agent.cli import parser
 from agent.config.settings import Config
+from agent.model.names import REPLACEMENT
 
 BASE = Path(__file__).parents[1] / "daemonset" / "base"
 POD: dict[str, Any] = yaml.safe_load((BASE / "daemonset.yaml").read_text())["spec"]["template"]["spec"]
@@ -154,6 +155,21 @@ def test_the_components_mount_is_where_the_trace_is_looked_for() -> None:
     there = str(Config().sources.trace.path)
     assert (container, mount["mountPath"], volume["hostPath"]["path"]) == ("sources", there, there)
     assert (mount["name"], mount.get("readOnly", False)) == (volume["name"], False)
+
+
+@pytest.mark.parametrize(
+    ("file", "conditions"),
+    [
+        ("cluster-api/machinehealthcheck", ("checks", "unhealthyNodeConditions")),
+        ("medik8s/nodehealthcheck", ("unhealthyConditions",)),
+    ],
+)
+def test_what_others_are_to_watch_is_the_request_and_no_report(file: str, conditions: tuple[str, ...]) -> None:
+    """A report that somebody replaces a node on would go past the budget."""
+    spec = yaml.safe_load((BASE.parent / "overlays" / f"{file}.yaml").read_text())["spec"]
+    for part in conditions:
+        spec = spec[part]
+    assert [(one["type"], one["status"]) for one in spec] == [(REPLACEMENT, "True")]
 
 
 @pytest.mark.parametrize("host", ["10.96.0.1", "fd00::1"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +19,15 @@ from agent.model.names import (
     POOL_LABEL,
     REQUESTED_ANNOTATION,
 )
-from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS, own_condition, own_error_label, own_taint
+from agent.model.ownership import (
+    OPERAND_ON,
+    OPERAND_PAUSED,
+    OPERANDS,
+    asked_labels,
+    own_condition,
+    own_error_label,
+    own_taint,
+)
 from agent.model.text import read_json
 
 _ANNOTATIONS = (*NODE_ANNOTATIONS, DISMISS_ANNOTATION, DRILL_ANNOTATION)
@@ -127,7 +135,11 @@ def _patch(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if labels.get(label) == OPERAND_PAUSED:
             yield {"op": "replace", "path": f"/metadata/labels/{label.replace('/', '~1')}", "value": OPERAND_ON}
     conditions = {one["type"]: condition_of(one) for one in (raw.get("status") or {}).get("conditions") or ()}
-    if not own_error_label(labels, conditions, _noted(annotations.get(FAULTS_ANNOTATION))):
+    noted, asked = _noted(annotations.get(FAULTS_ANNOTATION))
+    for label, before in asked_labels(labels, asked).items():
+        path = f"/metadata/labels/{label.replace('/', '~1')}"
+        yield {"op": "replace", "path": path, "value": before} if before else {"op": "remove", "path": path}
+    if not own_error_label(labels, conditions, noted):
         labels = {key: value for key, value in labels.items() if key != ERROR_LABEL}
     for part, there, keys in (("labels", labels, NODE_LABELS), ("annotations", annotations, _ANNOTATIONS)):
         for key in keys:
@@ -135,10 +147,12 @@ def _patch(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield {"op": "remove", "path": f"/metadata/{part}/{key.replace('/', '~1')}"}
 
 
-def _noted(stored: str | None) -> bool | None:
-    """What the agent wrote down of the label gpu-error; None if nothing that can be read."""
+def _noted(stored: str | None) -> tuple[bool | None, Mapping[str, str]]:
+    """What the agent wrote down of the label gpu-error, and of those that ask for another node; nothing of what can't
+    be read."""
     try:
-        noted = read_json(stored or "{}")["labelled"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return noted if isinstance(noted, bool) else None
+        written = read_json(stored or "{}")
+        noted, asked = written.get("labelled"), written.get("asked")
+    except (AttributeError, ValueError):
+        return None, {}
+    return noted if isinstance(noted, bool) else None, asked if isinstance(asked, dict) else {}

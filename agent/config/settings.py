@@ -210,8 +210,9 @@ class Config(Section):
     drain: Drain = Drain()
     repair: Repair = Repair()
     presets: tuple[Preset, ...] = ()
-    """What other controllers act on, reported in their terms too. cluster-autoscaler: its taint beside our hard one. eks:
-    condition AcceleratedHardwareReady beside GpuReplacementRequested, on which Karpenter replaces the node."""
+    """What other controllers act on, reported in their terms too. cluster-autoscaler: its taint beside our hard one.
+    The others replace a node, and need repair.request_replacement. cluster-api, medik8s: GpuReplacementRequested alone;
+    eks: condition AcceleratedHardwareReady beside it; gke, hyperpod: a label of theirs beside it."""
     http: Http = Http()
 
     @field_validator("repair")

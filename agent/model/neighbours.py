@@ -1,7 +1,7 @@
 """The presets: a row for each neighbour that acts on what the agent writes.
 
-A row says what is written beside our own words, by which mark it is ours, what it was before and is again once nothing
-is asked for, and where the neighbour answers. All of it is written under a permit, and undone with what it stands for.
+A row says what is written beside our own words, by which mark it is ours, how it is undone, and where the neighbour
+answers. All of it is written under a permit, and undone with what it stands for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,19 @@ from agent.model.world import Taint
 class Preset(StrEnum):
     CLUSTER_AUTOSCALER = "cluster-autoscaler"
     EKS = "eks"
+    CLUSTER_API = "cluster-api"
+    MEDIK8S = "medik8s"
+    GKE = "gke"
+    HYPERPOD = "hyperpod"
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A label by which another node is asked for. It has no room for a mark: that it is ours is written down."""
+
+    key: str
+    value: str
+    before: str  # what it must be for us to ask, and is again once nothing is asked for; empty: not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +38,15 @@ class Neighbour:
     replaces: bool = False  # it acts on a request for a replacement, and needs repair.request_replacement
     taint: Taint | None = None  # stands beside our hard one, for its time; its value says that it is ours
     condition: str = ""  # a type: False while a replacement is asked for; the reasons ASKED, NOT_ASKED say it is ours
+    label: Asking | None = None
+    answers: str = ""  # a label by which it says how far it has come
+    refuses: str = ""  # and the value of it that says that it can't
 
     @property
     def names(self) -> tuple[str, ...]:
         """All that is written."""
-        return tuple(filter(None, (self.taint.key if self.taint else "", self.condition)))
+        keys = (self.taint.key if self.taint else "", self.condition, self.label.key if self.label else "")
+        return tuple(filter(None, keys))
 
 
 # Cluster Autoscaler counts the node as ready and plans nothing onto it: for pods that find no place it brings another.
@@ -46,4 +63,21 @@ ASKED, NOT_ASKED = "GpuHealthAgentAsksForReplacement", "GpuHealthAgentAsksForNot
 NEIGHBOURS: Mapping[str, Neighbour] = {
     Preset.CLUSTER_AUTOSCALER: Neighbour(taint=AUTOSCALER_TAINT),
     Preset.EKS: Neighbour(replaces=True, condition=ACCELERATED),
+    # Both read GpuReplacementRequested itself: a MachineHealthCheck, a NodeHealthCheck, made by whoever runs them.
+    Preset.CLUSTER_API: Neighbour(replaces=True),
+    Preset.MEDIK8S: Neighbour(replaces=True),
+    # GKE reports the host of a reserved A3 or A4 machine as faulty and moves the node to another one.
+    Preset.GKE: Neighbour(
+        replaces=True,
+        label=Asking("cloud.google.com/fault-behavior", "XID", before=""),
+        answers="cloud.google.com/report-and-replace-status",
+        refuses="Error",
+    ),
+    # SageMaker HyperPod, with automatic node recovery, replaces a node of this status. It writes it itself too.
+    Preset.HYPERPOD: Neighbour(
+        replaces=True,
+        label=Asking("sagemaker.amazonaws.com/node-health-status", "UnschedulablePendingReplacement", "Schedulable"),
+    ),
 }
+
+ASKING_LABELS = tuple(row.label.key for row in NEIGHBOURS.values() if row.label)

@@ -44,6 +44,15 @@ def own_error_label(labels: Mapping[str, str], conditions: Mapping[str, Conditio
     return ours and labels.get(ERROR_LABEL) == "true"
 
 
+def asked_labels(labels: Mapping[str, str], asked: Mapping[str, str]) -> Mapping[str, str]:
+    """Of the labels by which another node is asked for those that are ours, and what each was before.
+
+    ``asked`` is what the agent wrote down of them. One that another has changed since is another's.
+    """
+    ours = (row.label for preset, row in NEIGHBOURS.items() if preset in asked and row.label)
+    return {label.key: label.before for label in ours if labels.get(label.key) == label.value}
+
+
 def own_condition(condition: Condition) -> bool:
     """Of a preset's, which others set too."""
     preset = any(condition.type == row.condition for row in NEIGHBOURS.values())

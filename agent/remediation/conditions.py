@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from agent.config.settings import Mode
 from agent.model.fault import Fault, Severity, Verdict, identity
@@ -11,12 +12,12 @@ from agent.model.remedy import Remedy
 from agent.model.world import Condition, PermitKind, World
 from agent.remediation.events import camel, plain
 from agent.remediation.idle_reset import failed
-from agent.remediation.presets import beside_request
+from agent.remediation.presets import Request, request
 from agent.remediation.records import Attempt, Records
 from agent.remediation.situation import Now, Situation
 
 
-def replacement(now: Now, records: Records) -> tuple[Condition, ...]:
+def replacement(now: Now, records: Records) -> Request:
     """An act, not a report: another controller replaces the node on it. A node that never had it doesn't get it.
 
     So it is asked for only while we may act at all: a pause takes the word back before it is obeyed.
@@ -25,13 +26,14 @@ def replacement(now: Now, records: Records) -> tuple[Condition, ...]:
     aside = now.situation is Situation.KEEP_OFF
     may = config.mode is Mode.EVICT and not (world.paused or aside) and world.held(PermitKind.WITHDRAWN) is not None
     asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
-    wanted = beside_request(config.presets, world.conditions, asked)
+    incident = now.treatment.incident if asked and now.treatment else ""
+    wanted = request(config.presets, world, incident, now.records.asked)
+    ours: tuple[Condition, ...] = ()
     if asked:
-        needed = Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced")
-        return (needed, *wanted)
-    if REPLACEMENT in world.conditions:
-        return (Condition(REPLACEMENT, "False", "NoReplacement", "no replacement is asked for"), *wanted)
-    return wanted
+        ours = (Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced"),)
+    elif REPLACEMENT in world.conditions:
+        ours = (Condition(REPLACEMENT, "False", "NoReplacement", "no replacement is asked for"),)
+    return replace(wanted, conditions=(*ours, *wanted.conditions))
 
 
 def reported(verdict: Verdict, world: World, failed_resets: Mapping[str, Attempt]) -> tuple[Condition, ...]:

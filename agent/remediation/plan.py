@@ -26,6 +26,7 @@ from typing import assert_never
 from agent.config.settings import Budget, Config, Mode
 from agent.model.fault import Severity, Verdict
 from agent.model.names import ERROR_LABEL, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
+from agent.model.neighbours import ASKING_LABELS
 from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
@@ -141,7 +142,7 @@ def _treated(now: Now) -> Outcome:
     gone = drained(case.world, coming or treatment) or not coming
     records, repairing = repair(case, treatment, records, gone)
     if records.live is not None and records.live.remedy is Remedy.REPLACE_NODE:
-        whys = spoken_for(case.config.presets, case.world.conditions)
+        whys = spoken_for(case.config.presets, case.world, records.asked)
         repairing = (*repairing, *(Wait(why, On.REPAIR) for why in whys))
     return records, (*moves, *repairing)
 
@@ -227,17 +228,19 @@ def _may_arrive(now: Now) -> bool:
 def _aim(now: Now, records: Records) -> _Aim:
     """With these records; what is known of idle GPUs outlives them."""
     case, verdict, world, config = now.case, now.case.verdict, now.case.world, now.case.config
-    error, noted = error_label(case, now.stored.records.labelled if now.stored else None)
+    error, noted = error_label(case, now.records.labelled)
     if now.situation is Situation.KEEP_OFF and error.get(ERROR_LABEL) and not case.forgotten:
         error, noted = {}, False  # others act on it: an upgrade makes lines that look fatal
-    records = replace(records, idle=now.records.idle, labelled=noted)
+    asks = replacement(now, records)
+    records = replace(records, idle=now.records.idle, labelled=noted, asked=asks.asked)
     labels: dict[str, str | None] = {
         STATE_LABEL: _state(now, records),
         **error,
         OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
         **operand_labels(world, config.repair, now.records, records),
+        **asks.labels,
     }
-    conditions = (*reported(verdict, world, records.idle.failed_resets), *replacement(now, records))
+    conditions = (*reported(verdict, world, records.idle.failed_resets), *asks.conditions)
     return _Aim(now, records, aimed_taints(case, now.treatment), labels, conditions, _stored(now, records))
 
 
@@ -253,7 +256,7 @@ def _bad_news(verdict: Verdict, world: World) -> Steps:
 def _only_reported(now: Now) -> Steps:
     """While the GPUs are somebody else's: what is seen, and no word on which others act."""
     aimed, tainted = _aim(now, now.records), now.case.world.tainted
-    ours = {OUT_LABEL, ERROR_LABEL} | (set() if tainted else {STATE_LABEL})
+    ours = {OUT_LABEL, ERROR_LABEL, *ASKING_LABELS} | (set() if tainted else {STATE_LABEL})
     return replace(aimed, labels={key: value for key, value in aimed.labels.items() if key in ours}).report()
 
 

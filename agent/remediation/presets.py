@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from agent.model.fault import Severity
 from agent.model.names import ERROR_LABEL, UNHEALTHY
 from agent.model.neighbours import ASKED, NEIGHBOURS, NOT_ASKED
-from agent.model.ownership import own_condition, own_error_label, own_taint
-from agent.model.world import Condition, Taint
+from agent.model.ownership import asked_labels, own_condition, own_error_label, own_taint
+from agent.model.world import Condition, Taint, World
 from agent.remediation.case import Case
 
 
@@ -32,31 +33,58 @@ def error_label(case: Case, noted: bool | None) -> tuple[dict[str, str | None], 
     return ({ERROR_LABEL: None} if ours else {}), False if reported else None
 
 
-def spoken_for(presets: Iterable[str], conditions: Mapping[str, Condition]) -> tuple[str, ...]:
-    """Why a neighbour that is chosen can't be asked for another node, a sentence each."""
-    theirs = (conditions.get(NEIGHBOURS[preset].condition) for preset in presets)
-    return tuple(
-        f"condition {one.type} is another's ({one.reason[:64]}): it is left, and asks for no other node"
-        for one in theirs
-        if one and not own_condition(one)
-    )
-
-
 def beside_hard(presets: Iterable[str], taints: Iterable[Taint]) -> tuple[Taint, ...]:
     """What stands beside our hard taint, for its time; where another has said the same already, nothing of ours."""
     theirs = {taint.key for taint in taints if not own_taint(taint)}
     return tuple(taint for preset in presets if (taint := NEIGHBOURS[preset].taint) and taint.key not in theirs)
 
 
-def beside_request(presets: Collection[str], conditions: Mapping[str, Condition], asked: bool) -> tuple[Condition, ...]:
-    """False while a replacement is asked for, True after it; a node that never had it from us doesn't get it."""
-    wanted = []
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is said to whoever replaces a node, while another one is asked for and after it."""
+
+    conditions: tuple[Condition, ...]
+    labels: Mapping[str, str | None]
+    asked: Mapping[str, str]  # preset → the incident for which its label was written
+
+
+def request(presets: Collection[str], world: World, incident: str, asked: Mapping[str, str]) -> Request:
+    """``incident``: for which another node is asked for; empty: for none. ``asked``: as the Node has it.
+
+    A condition is False while it is asked for, and True after it. A node that never had a word from us doesn't get it.
+    """
+    conditions, labels, noted = list[Condition](), dict[str, str | None](), dict[str, str]()
+    ours = asked_labels(world.labels, asked)
     for preset, row in NEIGHBOURS.items():
-        there = conditions.get(row.condition)
-        if not row.condition or (there and not own_condition(there)):
-            continue
-        if asked and preset in presets:
-            wanted.append(Condition(row.condition, "False", ASKED, "the node is drained, and to be replaced"))
-        elif there:
-            wanted.append(Condition(row.condition, "True", NOT_ASKED, "no replacement is asked for"))
-    return tuple(wanted)
+        asks, there, label = incident and preset in presets, world.conditions.get(row.condition), row.label
+        if row.condition and not (there and not own_condition(there)):
+            if asks:
+                conditions.append(Condition(row.condition, "False", ASKED, "the node is drained, and to be replaced"))
+            elif there:
+                conditions.append(Condition(row.condition, "True", NOT_ASKED, "no replacement is asked for"))
+        if label and asks and (label.key in ours or world.labels.get(label.key, "") == label.before):
+            labels[label.key], noted[preset] = label.value, asked.get(preset, incident)
+        elif label and label.key in ours:
+            labels[label.key] = label.before or None
+    return Request(tuple(conditions), labels, noted)
+
+
+def spoken_for(presets: Iterable[str], world: World, asked: Mapping[str, str]) -> Iterator[str]:
+    """Why a neighbour that is chosen can't be asked for another node, a sentence each."""
+    for preset in presets:
+        row = NEIGHBOURS[preset]
+        if (there := world.conditions.get(row.condition)) and not own_condition(there):
+            yield f"condition {there.type} is another's ({there.reason[:64]}): it is left, and asks for no other node"
+        if row.label and row.label.key not in asked_labels(world.labels, asked):
+            said = world.labels.get(row.label.key, "")
+            if said != row.label.before:
+                what = f"is another's ({said[:64]}): it is left" if said else "is not there"
+                yield f"label {row.label.key} {what}, and asks for no other node"
+        if row.refuses and world.labels.get(row.answers) == row.refuses:
+            yield f"{preset} can't replace the node ({row.answers}={row.refuses}): a person must see to it"
+
+
+def answers(presets: Iterable[str], labels: Mapping[str, str]) -> str:
+    """How far the neighbours that are asked have come, in words; empty where none says so."""
+    keys = (NEIGHBOURS[preset].answers for preset in presets)
+    return "".join(f" ({key}={labels[key][:64]})" for key in keys if key in labels)

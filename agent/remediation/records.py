@@ -117,6 +117,7 @@ class Records:
     idle: Idle = field(default_factory=Idle)
     validation: Validation | None = None
     labelled: bool | None = None  # whether the label gpu-error is ours; None: it is not there, or nobody wrote it down
+    asked: Mapping[str, str] = field(default_factory=dict)  # preset → the incident for which its label asks
 
     def latest(self, attempt: Attempt) -> Records:
         """With the last attempt as it is now."""
@@ -159,6 +160,8 @@ def as_json(records: Records, words: int) -> dict[str, Any]:
         stored["paused"] = True
     if records.labelled is not None:
         stored["labelled"] = records.labelled
+    if records.asked:
+        stored["asked"] = dict(records.asked)
     if records.drain:
         often = sorted(records.drain.returns.items(), key=lambda one: (-one[1], one[0]))
         stored["drain"] = {
@@ -205,7 +208,8 @@ def from_json(data: Mapping[str, object]) -> Records:
     begun = _begun(strict.table(data["drain"])) if "drain" in data else None
     paused, labelled = strict.flag(data.get("paused", False)), data.get("labelled")
     noted = None if labelled is None else strict.flag(labelled)
-    return Records(tuple(found), paused, begun, _idle(data.get("idle", {})), check, noted)
+    asked = {preset: strict.text(incident) for preset, incident in strict.table(data.get("asked", {})).items()}
+    return Records(tuple(found), paused, begun, _idle(data.get("idle", {})), check, noted, asked)
 
 
 def _check(one: Attempt) -> Validation:

@@ -20,6 +20,7 @@ from agent.model.world import Job, World
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.ladder import aimed, concerns, current, own, possible
 from agent.remediation.nvidia_smi import EXIT_CODES
+from agent.remediation.presets import answers
 from agent.remediation.records import Attempt, Records, Stage
 
 CURED = "the GPUs were cured by somebody else: they stay well for a while first"
@@ -54,7 +55,8 @@ def repair(case: Case, treatment: Treatment, records: Records, drained: bool) ->
     if live.stage is Stage.DONE:
         return _prove(case, treatment, records, live)
     if live.remedy is Remedy.REPLACE_NODE and live.remedy not in settings.templates:
-        return records, (Wait("condition GpuReplacementRequested asks for another node"),)
+        said = answers(case.config.presets, world.labels)
+        return records, (Wait(f"condition GpuReplacementRequested asks for another node{said}"),)
     job = next((job for job in world.jobs or () if job.name == live.job), None)
     if live.stage is Stage.STARTED:
         return _watch(case, records, live, job)

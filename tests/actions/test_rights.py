@@ -175,7 +175,9 @@ def test_a_presets_component_opens_what_its_row_says_with_our_mark_and_nothing_e
     assert found.pop("replacement", []) == ([*rights.REPAIR_CONDITIONS] if row.replaces else [])
     taints = {row.taint.key: [row.taint.value]} if row.taint else {}
     conditions = {row.condition: [ASKED, NOT_ASKED]} if row.condition else {}
-    assert [*found.values()] == [one for one in (taints, conditions) if one]
+    label = row.label
+    labels = {label.key: [label.before, label.value]} if label else {}
+    assert [*found.values()] == [one for one in (taints, conditions, labels) if one]
     assert row.taint is None or row.taint.effect == "NoSchedule", "the policy knows no other"
 
 

@@ -14,6 +14,7 @@ import yaml
 
 import agent
 from agent.config.settings import Config
+from agent.model.neighbours import Preset
 from tests import chart as source
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS
@@ -35,8 +36,7 @@ VALUES = {
     "hardened": [ACTS, "hardened.enabled=true"],
     "dcgm": [ACTS, "dcgm.enabled=true"],
     "trace": [ACTS, "trace.enabled=true"],
-    "cluster-autoscaler": [ACTS, "presets.cluster-autoscaler=true"],
-    "eks": [ACTS, "presets.eks=true"],
+    **{str(preset): [ACTS, f"presets.{preset}=true"] for preset in Preset},
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED
+from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED, Preset
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS, Site, StartAgent
 from tests.cluster.control_plane import ControlPlane
@@ -23,12 +23,12 @@ STRATEGIC = "application/strategic-merge-patch+json"
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """Both presets' components beside the repair's, which comes last: their order must not matter."""
+    """All presets' components beside the repair's, which comes last: their order must not matter."""
     made = ControlPlane(tmp_path_factory.mktemp("plane"), assets())
     made.up(nodes=0)
     folder = tmp_path_factory.mktemp("overlay")
     (folder / "config.yaml").write_text("mode: evict\n")
-    parts = ("components/eks", "components/cluster-autoscaler", "components/repair")
+    parts = [f"components/{part}" for part in (*Preset, "repair")]
     named = ", ".join(str(Path("../" * len(folder.parts[1:])) / (OVERLAYS.parent / p).relative_to("/")) for p in parts)
     base = Path("../" * len(folder.parts[1:])) / (OVERLAYS.parent / "base").relative_to("/")
     (folder / "kustomization.yaml").write_text(f"""
@@ -80,6 +80,33 @@ def test_only_our_own_word_to_karpenter_may_be_written(stolen: Stolen) -> None:
     assert "no condition of a Node but its own" in stolen.why
     gone = {"type": ACCELERATED, "$patch": "delete"}
     assert stolen.patch({"status": {"conditions": [gone]}}, status=True) in REFUSED
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "key"),
+    [
+        (None, "XID", "cloud.google.com/fault-behavior"),
+        ("Schedulable", "UnschedulablePendingReplacement", "sagemaker.amazonaws.com/node-health-status"),
+    ],
+)
+def test_only_between_two_values_of_a_providers_label_may_be_changed(
+    stolen: Stolen, key: str, before: str | None, value: str
+) -> None:
+    def put(said: str | None) -> int:
+        return stolen.patch({"metadata": {"labels": {key: said}}}, status=True)
+
+    def theirs(said: str | None) -> None:
+        stolen.plane.must("PATCH", f"/api/v1/nodes/{stolen.node}", {"metadata": {"labels": {key: said}}}, MERGE)
+
+    theirs(before)
+    assert put("another") in REFUSED
+    assert put(value) == 200
+    assert put("another") in REFUSED
+    assert put(before) == 200
+    theirs("another")
+    assert put(value) in REFUSED
+    assert put(before) in REFUSED
+    assert put(None) in REFUSED
 
 
 def test_what_a_repair_writes_may_be_written_beside_it(stolen: Stolen) -> None:

@@ -181,3 +181,107 @@ def test_a_node_that_is_repaired_otherwise_never_gets_the_condition() -> None:
     life = Life(95, CONFIG.model_copy(update={"presets": ("eks",)}))
     life.run(200)
     assert (life.repairs, condition(life)) == (["reset_gpu"], ("absent", ""))
+
+
+GKE, HYPERPOD = "cloud.google.com/fault-behavior", "sagemaker.amazonaws.com/node-health-status"
+LABELS = [
+    pytest.param(Preset.GKE, GKE, None, "XID", id="gke"),
+    pytest.param(Preset.HYPERPOD, HYPERPOD, "Schedulable", "UnschedulablePendingReplacement", id="hyperpod"),
+]
+
+
+def put(life: Life, **labels: str | None) -> None:
+    """By another's hand."""
+    life.cluster("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": labels}}, MERGE)
+
+
+def labelled(life: Life, key: str) -> str | None:
+    value: str | None = life.node()["metadata"]["labels"].get(key)
+    return value
+
+
+def of(preset: Preset, key: str, before: str | None, kills: tuple[int, ...] = ()) -> Life:
+    """A node of such a provider, whose GPU is broken for good."""
+    life = Life(REPLACE, asking((preset,)), kills=kills)
+    put(life, **{key: before})
+    return life
+
+
+@pytest.mark.parametrize(("preset", "key", "before", "value"), LABELS)
+def test_a_provider_is_asked_by_its_label_only_under_a_permit_for_a_drained_node(
+    preset: Preset, key: str, before: str | None, value: str
+) -> None:
+    for kills in ((), *((kill,) for kill in range(1, 16))):
+        life = of(preset, key, before, kills)
+        for _ in range(15):
+            life.tick()
+            if labelled(life, key) != before:
+                assert (life.tainted(), life.cluster.evicted) == (True, ["research/train"])
+                assert any(holder.startswith("n1/") for holder in life.holders())
+        assert labelled(life, key) == value, kills
+
+
+@pytest.mark.parametrize(("preset", "key", "before", "value"), LABELS)
+def test_a_providers_label_is_again_what_it_was_once_nothing_is_asked_for(
+    preset: Preset, key: str, before: str | None, value: str
+) -> None:
+    ends = {
+        "cured": {"metadata": {"annotations": {"gpu-health-agent/dismiss": f"xid-{REPLACE}@{GPU}"}}},
+        "upgraded": {"metadata": {"labels": {"nvidia.com/gpu-driver-upgrade-state": "drain-required"}}},
+    }
+    for how, patch in ends.items():
+        life = of(preset, key, before)
+        life.run(50)
+        assert labelled(life, key) == value
+        life.cluster("PATCH", "/api/v1/nodes/n1", patch, MERGE)
+        life.run(100)
+        assert labelled(life, key) == before, how
+    life = of(preset, key, before)
+    life.run(50)
+    life.config = asking(())
+    life.run(10)
+    assert labelled(life, key) == before, "switched off"
+    life = of(preset, key, before)
+    life.run(50)
+    list(release(life.cluster, "gpu-health-agent", "n1"))
+    assert labelled(life, key) == before, "released"
+
+
+@pytest.mark.parametrize(
+    ("preset", "key", "theirs"),
+    [
+        (Preset.GKE, GKE, "PERFORMANCE"),
+        (Preset.GKE, GKE, "XID"),
+        (Preset.HYPERPOD, HYPERPOD, "UnschedulablePendingReboot"),
+        (Preset.HYPERPOD, HYPERPOD, "UnschedulablePendingReplacement"),
+        (Preset.HYPERPOD, HYPERPOD, None),
+    ],
+)
+def test_a_label_that_another_wrote_is_left_and_said(preset: Preset, key: str, theirs: str | None) -> None:
+    life = of(preset, key, theirs)
+    life.run(50)
+    assert condition(life, "GpuReplacementRequested")[0] == "True"
+    assert any(f"label {key} is" in why and "asks for no other node" in why for why in life.waits)
+    list(release(life.cluster, "gpu-health-agent", "n1"))
+    assert labelled(life, key) == theirs
+
+
+def test_a_label_that_another_changed_is_no_longer_ours() -> None:
+    life = of(Preset.HYPERPOD, HYPERPOD, "Schedulable")
+    life.run(50)
+    put(life, **{HYPERPOD: "Unschedulable"})
+    life.run(50)
+    life.config = asking(())
+    life.run(10)
+    assert labelled(life, HYPERPOD) == "Unschedulable"
+
+
+def test_what_the_provider_answers_is_told_and_its_refusal_is_a_persons() -> None:
+    life = of(Preset.GKE, GKE, None)
+    life.run(50)
+    put(life, **{"cloud.google.com/report-and-replace-status": "OperationRUNNING"})
+    life.run(10)
+    assert any("(cloud.google.com/report-and-replace-status=OperationRUNNING)" in why for why in life.waits)
+    put(life, **{"cloud.google.com/report-and-replace-status": "Error"})
+    life.run(10)
+    assert any(why.startswith("gke can't replace the node") for why in life.waits)
