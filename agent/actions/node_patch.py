@@ -42,7 +42,10 @@ def _condition(condition: Condition, old: Mapping[str, Any], now: str) -> dict[s
 
 
 def retaint_patch(step: Retaint, node: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A JSON Patch with a test on the list last seen: others write the same list, and theirs must survive."""
+    """A JSON Patch with a test on the list last seen: others write the same list, and theirs must survive.
+
+    And on each label that it changes: gpu-operator may just have begun an upgrade by the same ones.
+    """
     metadata, listed = node["metadata"], node["spec"].get("taints")
     ours = [{"key": t.key, "effect": t.effect} | ({"value": t.value} if t.value else {}) for t in step.taints]
     wanted = [t for t in listed or () if not own_taint(taint_of(t))] + ours
@@ -59,6 +62,8 @@ def retaint_patch(step: Retaint, node: Mapping[str, Any]) -> list[dict[str, Any]
             patch.append({"op": "add", "path": f"/metadata/{part}", "value": {}})
         for key, value in changes.items():
             path = f"/metadata/{part}/{key.replace('~', '~0').replace('/', '~1')}"
+            if part == "labels" and key in known:
+                patch.append({"op": "test", "path": path, "value": known[key]})
             patch.append(
                 {"op": "remove", "path": path} if value is None else {"op": "add", "path": path, "value": value}
             )

@@ -18,7 +18,7 @@ from agent.actions.volumes import Volumes
 from agent.config.settings import Config
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT, KEEP_ANNOTATION, NODE_UID_LABEL, REQUESTED_ANNOTATION, SAVED_ANNOTATION
-from agent.model.ownership import OPERANDS
+from agent.model.ownership import OPERAND_ON, OPERANDS
 from agent.model.steps import Evict
 from agent.model.text import printable, rfc3339, unix_s
 from agent.model.world import Pod
@@ -202,7 +202,7 @@ class Pods:
             checkpoint_said=wish.said or why,
             asked_for=asked[0] if asked else None,
             asked_s=int(self._clock() - asked[1]) if asked else None,
-            operand=labels.get("app") in OPERANDS.values() and owner is not None and owner.kind == "DaemonSet",
+            operand=_operand(spec) if owner is not None and owner.kind == "DaemonSet" else "",
             ours=ours,
             former=ours and labels[NODE_UID_LABEL] != self._node_uid,
             saved=saved or (wish.way == "annotation" and _answered(annotations, self._wall())),
@@ -212,6 +212,12 @@ class Pods:
         """Whether its time is over, by our own clock since we first saw it terminate: others write its times."""
         since = self._going.get(metadata["uid"])
         return since is not None and self._clock() - since > _grace_s(metadata, spec) + _STUCK_S
+
+
+def _operand(spec: Mapping[str, Any]) -> str:
+    """The label of an operand by which a pod was placed, and without which it leaves."""
+    selector = spec.get("nodeSelector") or {}
+    return next((label for label in OPERANDS if selector.get(label) == OPERAND_ON), "")
 
 
 def _grace_s(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> float:

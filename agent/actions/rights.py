@@ -33,7 +33,7 @@ NODE_LABELS = (STATE_LABEL, WITHDRAWN_LABEL, OUT_LABEL, ERROR_LABEL)
 NODE_ANNOTATIONS = (FAULTS_ANNOTATION, HISTORY_ANNOTATION)
 NODE_CONDITIONS = (UNHEALTHY, DEGRADED)
 # These change in a repair only, so only the overlay that allows repairs allows them.
-REPAIR_LABELS = tuple(OPERANDS)
+REPAIR_LABELS = OPERANDS
 REPAIR_CONDITIONS = (REPLACEMENT,)
 # What a preset writes stands in its row (agent/model/neighbours.py); its component allows just that.
 POD_ANNOTATIONS = (REQUESTED_ANNOTATION,)

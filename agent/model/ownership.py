@@ -8,15 +8,23 @@ from agent.model.names import ERROR_LABEL, HARD_TAINT, MANAGED_LABEL, SOFT_TAINT
 from agent.model.neighbours import ASKED, NEIGHBOURS, NOT_ASKED
 from agent.model.world import Condition, Taint
 
-# gpu-operator deploys its clients of a GPU by these Node labels where they are "true"; the values are their pods' label
-# "app". The driver's and the container toolkit's are never touched. NVIDIA's driver manager and MIG manager pause them
-# alike, by paused-for-driver-upgrade and paused-for-mig-change, and leave a "false" to whoever wrote it.
-OPERANDS = {
-    "nvidia.com/gpu.deploy.device-plugin": "nvidia-device-plugin-daemonset",
-    "nvidia.com/gpu.deploy.gpu-feature-discovery": "gpu-feature-discovery",
-    "nvidia.com/gpu.deploy.dcgm": "nvidia-dcgm",
-    "nvidia.com/gpu.deploy.dcgm-exporter": "nvidia-dcgm-exporter",
-}
+# gpu-operator deploys its clients of a GPU by these Node labels where they are "true", and anybody theirs by "client".
+# The driver's and the container toolkit's are never touched. NVIDIA's driver manager and MIG manager pause them alike,
+# by paused-for-driver-upgrade and paused-for-mig-change, and leave a "false" to whoever wrote it.
+OPERANDS = (
+    "nvidia.com/gpu.deploy.device-plugin",
+    "nvidia.com/gpu.deploy.gpu-feature-discovery",
+    "nvidia.com/gpu.deploy.dcgm",
+    "nvidia.com/gpu.deploy.dcgm-exporter",
+    "nvidia.com/gpu.deploy.dcgm-dra",
+    "nvidia.com/gpu.deploy.dcgm-exporter-dra",
+    "nvidia.com/gpu.deploy.dra-validator",
+    "nvidia.com/gpu.deploy.client",
+    "nvidia.com/gpu.deploy.dra-driver",
+)
+
+# The others' pods have claims, and can't end while this one is not there to take them back.
+LAST_OPERAND = OPERANDS[-1]
 
 # NVIDIA's driver of whole GPUs and MIG instances by DRA; its other one, compute-domain.nvidia.com, has none.
 GPU_DRIVER = "gpu.nvidia.com"

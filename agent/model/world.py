@@ -69,7 +69,7 @@ class Pod:
     asked_for: int | None = None  # the drain, by its beginning, for which this life of the agent asked it to save
     asked_s: int | None = None  # seconds since then
     saved: bool = False  # it answered that request so
-    operand: bool = False  # one of gpu-operator's clients of the GPU
+    operand: str = ""  # of gpu-operator's clients of the GPU: the Node's label by which it is deployed
     ours: bool = False  # a remedy's own
     unread: str = ""  # why it can't be read: it may be anything
     former: bool = False  # ours, and made for a Node object of this name that is gone

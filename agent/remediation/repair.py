@@ -6,6 +6,7 @@ own, so that whoever dies in between finds it again instead of repairing twice.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
@@ -13,10 +14,10 @@ from itertools import chain
 from agent.config.settings import Repair
 from agent.model.describe import describe_clients
 from agent.model.fault import Fault, Verdict
-from agent.model.ownership import OPERAND_ON, OPERAND_PAUSED, OPERANDS
+from agent.model.ownership import LAST_OPERAND, OPERAND_ON, OPERAND_PAUSED, OPERANDS
 from agent.model.remedy import Proof, Remedy
 from agent.model.steps import On, StartJob, Wait
-from agent.model.world import Job, World
+from agent.model.world import Job, Pod, World
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.ladder import aimed, concerns, current, own, possible
 from agent.remediation.nvidia_smi import EXIT_CODES
@@ -149,10 +150,14 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
 def _clients(case: Case, treatment: Treatment, records: Records) -> Outcome:
     """Whoever holds the GPU leaves before a reset: gpu-operator's own by their labels, the rest is named."""
     world = case.world
-    if any(world.labels.get(label) == OPERAND_ON for label in OPERANDS):
-        return replace(records, paused=True), (Wait("gpu-operator's operands leave the node before the reset"),)
-    if staying := [pod.key for pod in world.pods or () if pod.operand and not pod.finished]:
-        return records, (Wait(f"these must leave before the reset: {', '.join(sorted(staying))}"),)
+    leave = replace(records, paused=True), (Wait("gpu-operator's operands leave the node before the reset"),)
+    on = {label for label in OPERANDS if world.labels.get(label) == OPERAND_ON}
+    if on - {LAST_OPERAND}:
+        return leave
+    if staying := sorted(pod.key for pod in _operands(world) if pod.operand not in on):
+        return records, (Wait(f"these must leave before the reset: {', '.join(staying)}"),)
+    if on:
+        return leave
     held = sorted((uuid, pids) for uuid, pids in case.local.clients.items() if pids and uuid in treatment.reset_set)
     if held:
         named = "; ".join(describe_clients(uuid, pids, world.pods or ()) for uuid, pids in held)
@@ -239,4 +244,11 @@ def operand_labels(world: World, settings: Repair, old: Records, new: Records) -
     if not (settings.reset_gpu or old.paused or new.paused):
         return {}
     now, then = (OPERAND_ON, OPERAND_PAUSED) if new.paused else (OPERAND_PAUSED, OPERAND_ON)
-    return {label: then for label in OPERANDS if world.labels.get(label) == now}
+    needed = new.paused and any(pod.operand != LAST_OPERAND for pod in _operands(world))
+    kept = {LAST_OPERAND} if needed else set()
+    return {label: then for label in OPERANDS if world.labels.get(label) == now and label not in kept}
+
+
+def _operands(world: World) -> Iterator[Pod]:
+    """gpu-operator's pods that are still there."""
+    return (pod for pod in world.pods or () if pod.operand and not pod.finished)

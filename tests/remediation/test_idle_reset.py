@@ -276,7 +276,7 @@ def test_what_keeps_the_job_from_being_made_keeps_no_pod_from_the_node_for_long(
     if what == "an operand":
         life.cluster._store("cronjobs", "gpu-health-agent", template)
         life.cluster.add_pod("gpu-operator", "plugin", "n1", gpus=0, owner="DaemonSet")
-        body = {"metadata": {"labels": {"app": "nvidia-device-plugin-daemonset"}}}
+        body = {"spec": {"nodeSelector": {"nvidia.com/gpu.deploy.device-plugin": "true"}}}
         life.cluster("PATCH", "/api/v1/namespaces/gpu-operator/pods/plugin", body, MERGE)
     tainted: list[bool] = []
     for _ in range(240):

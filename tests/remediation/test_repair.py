@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
+from agent.actions.kube import KubeClient
 from agent.config.settings import Config
 from agent.diagnosis.gpu_processes import clients
+from agent.model.errors import RefusedError
 from agent.model.observation import Missing, Observation, Signal
+from agent.model.ownership import OPERAND_PAUSED
+from agent.model.steps import Report, Retaint
 from agent.remediation.records import Stage
+from tests.actions.test_kube import EVICT, FOREIGN, cluster, node
 from tests.life import CONFIG, OPERANDS, TEMPLATES, UUID, Life, lives
 from tests.observe import GPU, OTHER, Judge, alive, reading
 
@@ -143,12 +148,60 @@ def test_a_driver_that_can_not_tell_who_holds_a_gpu_names_nobody(missing: Missin
 
 def test_no_reset_while_an_operand_of_gpu_operator_still_runs() -> None:
     life = Life(RESET)
-    life.cluster.add_pod("gpu-operator", "plugin", "n1", gpus=0, owner="DaemonSet")
-    body = {"metadata": {"labels": {"app": "nvidia-device-plugin-daemonset"}}}
-    life.cluster("PATCH", "/api/v1/namespaces/gpu-operator/pods/plugin", body, MERGE)
+    deployed(life, "plugin", "nvidia.com/gpu.deploy.device-plugin")
     life.run(200)
     assert "these must leave before the reset: gpu-operator/plugin" in life.waits
     assert life.repairs == []
+
+
+def deployed(life: Life, name: str, label: str) -> None:
+    """One of gpu-operator's pods, or another client of the GPUs, with its label on the Node."""
+    life.cluster.add_pod("gpu-operator", name, "n1", gpus=0, owner="DaemonSet")
+    body = {"spec": {"nodeSelector": {label: "true"}}}
+    life.cluster("PATCH", f"/api/v1/namespaces/gpu-operator/pods/{name}", body, MERGE)
+    life.cluster("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": {label: "true"}}}, MERGE)
+
+
+def test_the_dra_driver_leaves_after_the_pods_whose_claims_it_takes_back_and_all_come_again() -> None:
+    """They can't end without it."""
+    life = Life(RESET)
+    deploy = "nvidia.com/gpu.deploy."
+    others = ("dcgm-dra", "dcgm-exporter-dra", "dra-validator", "client")
+    for name in (*others, "dra-driver"):
+        deployed(life, name, deploy + name)
+
+    def labels() -> dict[str, str]:
+        return {name: life.node()["metadata"]["labels"][deploy + name] for name in (*others, "dra-driver")}
+
+    life.run(100)
+    assert labels() == dict.fromkeys(others, OPERAND_PAUSED) | {"dra-driver": "true"}
+    named = ", ".join(f"gpu-operator/{name}" for name in sorted(others))
+    assert f"these must leave before the reset: {named}" in life.waits
+    for name in others:
+        life.cluster("DELETE", f"/api/v1/namespaces/gpu-operator/pods/{name}")
+    life.run(100)
+    assert labels()["dra-driver"] == OPERAND_PAUSED
+    assert "these must leave before the reset: gpu-operator/dra-driver" in life.waits
+    assert life.repairs == []
+    life.cluster("DELETE", "/api/v1/namespaces/gpu-operator/pods/dra-driver")
+    life.run(300)
+    assert returned(life), life.waits
+    assert {*labels().values()} == {"true"}
+
+
+def test_a_label_in_mid_upgrade_outlives_a_write_that_was_planned_before_it() -> None:
+    for part in ("labels", "taints"):
+        made = cluster()
+        label, paused = "nvidia.com/gpu.deploy.dcgm", "paused-for-driver-upgrade"
+        before = {"metadata": {"labels": {label: "true"}}, "spec": {"taints": [FOREIGN]}}
+        made("PATCH", "/api/v1/nodes/n1", before, MERGE)
+        client = KubeClient(made, "n1", EVICT)
+        client.look(closely=True)
+        made("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": {label: paused}}}, MERGE)
+        step = Report(labels={label: OPERAND_PAUSED}) if part == "labels" else Retaint((), {label: OPERAND_PAUSED})
+        with pytest.raises(RefusedError) as refused:
+            client.do(step)
+        assert (refused.value.status, node(made)["metadata"]["labels"][label]) == (409, paused)
 
 
 def test_an_operands_label_that_somebody_else_set_meanwhile_is_left_alone() -> None:
