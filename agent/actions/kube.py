@@ -33,6 +33,7 @@ from agent.model.names import (
     HISTORY_ANNOTATION,
     SOFT_TAINT,
 )
+from agent.model.neighbours import CORDON_REASON
 from agent.model.ownership import opted_out
 from agent.model.steps import (
     Announce,
@@ -149,6 +150,8 @@ class KubeClient:
             uid=metadata["uid"],
             managed=not opted_out(labels),
             taints=tuple(map(taint_of, spec.get("taints") or ())),
+            cordoned=spec.get("unschedulable") is True,
+            cordon_reason=annotations.get(CORDON_REASON, ""),
             labels=labels,
             conditions={c["type"]: condition_of(c) for c in status.get("conditions") or ()},
             dismissed=dismissed,

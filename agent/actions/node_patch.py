@@ -7,6 +7,7 @@ from typing import Any
 
 from agent.actions.api import taint_of
 from agent.model.names import FAULTS_ANNOTATION, HISTORY_ANNOTATION
+from agent.model.neighbours import CORDON_REASON
 from agent.model.ownership import own_taint
 from agent.model.steps import Report, Retaint
 from agent.model.world import Condition
@@ -55,7 +56,15 @@ def retaint_patch(step: Retaint, node: Mapping[str, Any]) -> list[dict[str, Any]
         else {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
         {"op": "add", "path": "/spec/taints", "value": wanted} if wanted else {"op": "remove", "path": "/spec/taints"},
     ]
-    for part, items in (("labels", step.labels), ("annotations", _annotations(step))):
+    annotations: dict[str, str | None] = {**_annotations(step)}
+    if step.cordon is not None:  # what isn't there can't be tested: another may have cordoned it a moment ago
+        patch.insert(0, {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]})
+        annotations[CORDON_REASON] = step.cordon or None
+        if step.cordon:
+            patch.append({"op": "add", "path": "/spec/unschedulable", "value": True})
+        elif node["spec"].get("unschedulable"):
+            patch.append({"op": "remove", "path": "/spec/unschedulable"})
+    for part, items in (("labels", step.labels), ("annotations", annotations)):
         known = metadata.get(part) or {}
         changes = {k: v for k, v in items.items() if (v is not None or k in known) and v != known.get(k)}
         if changes and not known:

@@ -18,6 +18,7 @@ from agent.actions.volumes import Volumes
 from agent.config.settings import Config
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT, KEEP_ANNOTATION, NODE_UID_LABEL, REQUESTED_ANNOTATION, SAVED_ANNOTATION
+from agent.model.neighbours import NODE_SET, SLURM_BUSY, SLURM_STATE
 from agent.model.ownership import OPERAND_ON, OPERANDS
 from agent.model.steps import Evict
 from agent.model.text import printable, rfc3339, unix_s
@@ -203,6 +204,7 @@ class Pods:
             asked_for=asked[0] if asked else None,
             asked_s=int(self._clock() - asked[1]) if asked else None,
             operand=_operand(spec) if owner is not None and owner.kind == "DaemonSet" else "",
+            slurm_busy=owner is not None and owner.kind == NODE_SET and _slurm_busy(status),
             ours=ours,
             former=ours and labels[NODE_UID_LABEL] != self._node_uid,
             saved=saved or (wish.way == "annotation" and _answered(annotations, self._wall())),
@@ -218,6 +220,13 @@ def _operand(spec: Mapping[str, Any]) -> str:
     """The label of an operand by which a pod was placed, and without which it leaves."""
     selector = spec.get("nodeSelector") or {}
     return next((label for label in OPERANDS if selector.get(label) == OPERAND_ON), "")
+
+
+def _slurm_busy(status: Mapping[str, Any]) -> bool:
+    """Whether jobs run on Slinky's pod, or may come: by its conditions, as its operator reads them."""
+    true = {str(one["type"]) for one in status.get("conditions") or () if one.get("status") == "True"}
+    true = {state.removeprefix(SLURM_STATE) for state in true if state.startswith(SLURM_STATE)}
+    return "Drain" not in true or "Undrain" in true or not true.isdisjoint(SLURM_BUSY)
 
 
 def _grace_s(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> float:

@@ -19,12 +19,14 @@ from agent.model.names import (
     POOL_LABEL,
     REQUESTED_ANNOTATION,
 )
+from agent.model.neighbours import CORDON_REASON
 from agent.model.ownership import (
     OPERAND_ON,
     OPERAND_PAUSED,
     OPERANDS,
     asked_labels,
     own_condition,
+    own_cordon,
     own_error_label,
     own_taint,
 )
@@ -131,6 +133,10 @@ def _patch(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
         path = "/spec/taints"
         yield {"op": "replace", "path": path, "value": others} if others else {"op": "remove", "path": path}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    if own_cordon(annotations.get(CORDON_REASON, "")):
+        yield {"op": "remove", "path": f"/metadata/annotations/{CORDON_REASON.replace('/', '~1')}"}
+        if (raw.get("spec") or {}).get("unschedulable"):
+            yield {"op": "remove", "path": "/spec/unschedulable"}
     for label in OPERANDS:
         if labels.get(label) == OPERAND_PAUSED:
             yield {"op": "replace", "path": f"/metadata/labels/{label.replace('/', '~1')}", "value": OPERAND_ON}

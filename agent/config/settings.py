@@ -211,8 +211,9 @@ class Config(Section):
     repair: Repair = Repair()
     presets: tuple[Preset, ...] = ()
     """What other controllers act on, reported in their terms too. cluster-autoscaler: its taint beside our hard one.
-    The others replace a node, and need repair.request_replacement. cluster-api, medik8s: GpuReplacementRequested alone;
-    eks: condition AcceleratedHardwareReady beside it; gke, hyperpod: a label of theirs beside it."""
+    slinky: a cordon beside it, so that Slurm drains the node; its pods leave once it has. The others replace a node,
+    and need repair.request_replacement. cluster-api, medik8s: GpuReplacementRequested alone; eks: condition
+    AcceleratedHardwareReady beside it; gke, hyperpod: a label of theirs beside it."""
     http: Http = Http()
 
     @field_validator("repair")

@@ -27,12 +27,10 @@ def describe(step: Step) -> str:
         case Report(conditions, labels, _):
             parts = [f"{c.type}={c.status}" for c in conditions] + [f"{k}={v}" for k, v in labels.items()]
             return f"report {', '.join(parts) or 'its stored state'}"
-        case Retaint(taints):
-            return (
-                f"taint the node {', '.join(f'{t.key}={t.value}:{t.effect}' for t in taints)}"
-                if taints
-                else ("remove our taint from the node")
-            )
+        case Retaint(taints, cordon=cordon):
+            named = ", ".join(f"{t.key}={t.value}:{t.effect}" for t in taints)
+            cordoned = "" if cordon is None else " and cordon it" if cordon else " and undo our cordon"
+            return (f"taint the node {named}" if taints else "remove our taint from the node") + cordoned
         case TakePermit(kind, index, confirms):
             return f"{'confirm' if confirms else 'take'} {kind} permit {index}"
         case GivePermit(kind, index):

@@ -20,6 +20,7 @@ class Preset(StrEnum):
     MEDIK8S = "medik8s"
     GKE = "gke"
     HYPERPOD = "hyperpod"
+    SLINKY = "slinky"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Neighbour:
     """What is said to one neighbour."""
 
     replaces: bool = False  # it acts on a request for a replacement, and needs repair.request_replacement
+    cordons: bool = False  # it acts on a cordon, which stands with our hard taint; CORDON_MARK says that it is ours
     taint: Taint | None = None  # stands beside our hard one, for its time; its value says that it is ours
     condition: str = ""  # a type: False while a replacement is asked for; the reasons ASKED, NOT_ASKED say it is ours
     label: Asking | None = None
@@ -45,7 +47,8 @@ class Neighbour:
     @property
     def names(self) -> tuple[str, ...]:
         """All that is written."""
-        keys = (self.taint.key if self.taint else "", self.condition, self.label.key if self.label else "")
+        label, cordon = self.label.key if self.label else "", CORDON_REASON if self.cordons else ""
+        keys = (self.taint.key if self.taint else "", self.condition, label, cordon)
         return tuple(filter(None, keys))
 
 
@@ -59,6 +62,13 @@ AUTOSCALER_TAINT = Taint(
 # alone (karpenter-provider-aws, pkg/cloudprovider), so the reasons say whose the condition is.
 ACCELERATED = "AcceleratedHardwareReady"
 ASKED, NOT_ASKED = "GpuHealthAgentAsksForReplacement", "GpuHealthAgentAsksForNothing"
+
+# Slinky's slurm-operator drains a Slurm node whose Kubernetes node is cordoned, looks at no taint, and gives Slurm this
+# annotation as the reason (its api/v1beta1/well_known.go).
+CORDON_REASON = "nodeset.slinky.slurm.net/node-cordon-reason"
+CORDON_MARK = "gpu-health-agent: "  # the reason begins with it where the cordon is ours
+NODE_SET, SLURM_STATE = "NodeSet", "SlurmNodeState"  # its kind of controller, and how its pods' conditions begin
+SLURM_BUSY = ("Allocated", "Mixed", "Completing")  # while one of these is true its node is not drained
 
 NEIGHBOURS: Mapping[str, Neighbour] = {
     Preset.CLUSTER_AUTOSCALER: Neighbour(taint=AUTOSCALER_TAINT),
@@ -78,6 +88,7 @@ NEIGHBOURS: Mapping[str, Neighbour] = {
         replaces=True,
         label=Asking("sagemaker.amazonaws.com/node-health-status", "UnschedulablePendingReplacement", "Schedulable"),
     ),
+    Preset.SLINKY: Neighbour(cordons=True),
 }
 
 ASKING_LABELS = tuple(row.label.key for row in NEIGHBOURS.values() if row.label)

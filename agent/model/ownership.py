@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.model.names import ERROR_LABEL, HARD_TAINT, MANAGED_LABEL, SOFT_TAINT, UNHEALTHY
-from agent.model.neighbours import ASKED, NEIGHBOURS, NOT_ASKED
+from agent.model.neighbours import ASKED, CORDON_MARK, NEIGHBOURS, NOT_ASKED
 from agent.model.world import Condition, Taint
 
 # gpu-operator deploys its clients of a GPU by these Node labels where they are "true", and anybody theirs by "client".
@@ -40,6 +40,11 @@ def opted_out(labels: Mapping[str, str]) -> bool:
 def own_taint(taint: Taint) -> bool:
     """Whether it is ours to change and to remove."""
     return taint.key in (HARD_TAINT, SOFT_TAINT) or any(taint == row.taint for row in NEIGHBOURS.values())
+
+
+def own_cordon(reason: str) -> bool:
+    """Whether a cordon of this reason is ours."""
+    return reason.startswith(CORDON_MARK)
 
 
 def own_error_label(labels: Mapping[str, str], conditions: Mapping[str, Condition], noted: bool | None) -> bool:

@@ -27,6 +27,7 @@ class Retaint:
     labels: Mapping[str, str | None] = field(default_factory=dict)
     stored: str | None = None
     history: str | None = None
+    cordon: str | None = None  # the reason of a cordon to set; empty: undo ours; None: leave it as it is
 
 
 @dataclass(frozen=True, slots=True)

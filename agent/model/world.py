@@ -71,6 +71,7 @@ class Pod:
     saved: bool = False  # it answered that request so
     operand: str = ""  # of gpu-operator's clients of the GPU: the Node's label by which it is deployed
     ours: bool = False  # a remedy's own
+    slurm_busy: bool = False  # Slinky's, and Slurm has not drained it
     unread: str = ""  # why it can't be read: it may be anything
     former: bool = False  # ours, and made for a Node object of this name that is gone
 
@@ -162,6 +163,8 @@ class World:
     uid: str
     managed: bool = True  # False: a person opted this node out
     taints: tuple[Taint, ...] = ()
+    cordoned: bool = False
+    cordon_reason: str = ""  # as Slinky is told it, which says whether the cordon is ours
     labels: Mapping[str, str] = field(default_factory=dict)
     conditions: Mapping[str, Condition] = field(default_factory=dict)
     dismissed: frozenset[str] = frozenset()  # fault ids that a person declared ended

@@ -199,6 +199,8 @@ def _keeps(pod: Pod, treatment: Treatment, world: World, settings: Drain, overdu
     if pod.protected and not overdue:
         deadline_s = settings.deadline_s.of(treatment.remedy)
         return f"asks by annotation to be left alone; it is, for {deadline_s:.0f} s", On.OTHER
+    if pod.slurm_busy and world.cordoned and not overdue:
+        return "is Slurm's, which has not drained it yet", On.OTHER
     if settings.unmanaged == "wait" and not pod.owner:
         return "has no controller to start it again: a person must move it", On.POD
     if settings.unmanaged == "wait" and pod.pinned:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
-from agent.model.ownership import own_taint
+from agent.model.ownership import own_cordon, own_taint
 from agent.model.remedy import Remedy
-from agent.model.world import Taint, World
+from agent.model.world import World
 from agent.remediation.records import Records, Stage
 
 _UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
@@ -16,6 +16,7 @@ _MIG = "nvidia.com/mig.config.state"
 # more: whoever holds a GPU then keeps the driver from being unloaded.
 _CLIENTS, _PAUSED = "nvidia.com/gpu.deploy.", ("paused-for-driver-upgrade", "paused-for-mig-change")
 _NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
+_CORDONED = "node.kubernetes.io/unschedulable"
 _KARPENTER = "karpenter.sh/disrupted"
 # Keys, or their beginnings, with which Kubernetes, autoscalers and remediators take a node out of service. A pool's own
 # taint (nvidia.com/gpu, a team's) is none of them: counted on every node it would stop all withdrawals for ever.
@@ -67,9 +68,11 @@ def released(labels: Mapping[str, str], records: Records, heard: frozenset[str] 
     return ""
 
 
-def out_by_others(taints: Iterable[Taint], more: Collection[str]) -> bool:
+def out_by_others(world: World, more: Collection[str]) -> bool:
     """Whether a taint of somebody else's keeps every pod away from the node; ``more`` are the site's own keys."""
-    firm = (taint for taint in taints if taint.effect != "PreferNoSchedule" and not own_taint(taint))
+    firm = (taint for taint in world.taints if taint.effect != "PreferNoSchedule" and not own_taint(taint))
+    if own_cordon(world.cordon_reason):  # Kubernetes makes a taint of it
+        firm = (taint for taint in firm if taint.key != _CORDONED)
     return any(taint.key in more or taint.key.startswith(_OUT) for taint in firm)
 
 

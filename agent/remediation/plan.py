@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from agent.config.settings import Budget, Config, Mode
-from agent.model.fault import Severity, Verdict
+from agent.model.fault import Verdict
 from agent.model.names import ERROR_LABEL, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.neighbours import ASKING_LABELS
 from agent.model.ownership import own_taint
@@ -38,10 +38,10 @@ from agent.remediation.drain import PENDING, ceased, drain, drained
 from agent.remediation.events import announcements
 from agent.remediation.ledger_json import unread, written
 from agent.remediation.other_controllers import out_by_others
-from agent.remediation.presets import error_label, spoken_for
+from agent.remediation.presets import cordon, error_label, spoken_for
 from agent.remediation.records import Records, Stage
 from agent.remediation.repair import awaited, operand_labels, repair, running, settled, yet_to_come
-from agent.remediation.situation import Now, Situation, left_out, situation
+from agent.remediation.situation import Now, Situation, left_out, situation, unconfirmed
 from agent.remediation.stored import dump
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted, withdrawn_label
 from agent.remediation.told import acts
@@ -71,12 +71,15 @@ class _Aim:
     labels: dict[str, str | None]
     conditions: tuple[Condition, ...]
     stored: str
+    cordon: str | None
 
     def retaint(self) -> Steps:
         """Our taints, and labels, stored state and ledger with them in one write."""
         ours = {taint for taint in self.now.case.world.taints if own_taint(taint)}
+        if ours == {*self.taints} and self.cordon is None:
+            return ()
         labels, history = {**self.labels, **withdrawn_label(self.taints)}, written(self.now, self.records, self.taints)
-        return () if ours == {*self.taints} else (Retaint(self.taints, labels, self.stored, history),)
+        return (Retaint(self.taints, labels, self.stored, history, self.cordon),)
 
     def report(self, with_taint: bool = False) -> Steps:
         """One write for what differs; ``with_taint``: labels, stored state and ledger travel with the taint already."""
@@ -127,7 +130,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _in_service(now, Records())
         case _:
             assert_never(now.situation)
-    waits: Steps = (*now.waits, *_unconfirmed(now), *left_out(now), *unread(world), *hidden(world, config.budget))
+    waits: Steps = (*now.waits, *unconfirmed(now), *left_out(now), *unread(world), *hidden(world, config.budget))
     return Plan((*back, *steps, *waits, *announcements(verdict, world), *acts(now, steps)), now.treatment)
 
 
@@ -236,12 +239,14 @@ def _aim(now: Now, records: Records) -> _Aim:
     labels: dict[str, str | None] = {
         STATE_LABEL: _state(now, records),
         **error,
-        OUT_LABEL: "true" if out_by_others(world.taints, config.budget.others_taints) else None,
+        OUT_LABEL: "true" if out_by_others(world, config.budget.others_taints) else None,
         **operand_labels(world, config.repair, now.records, records),
         **asks.labels,
     }
     conditions = (*reported(verdict, world, records.idle.failed_resets), *asks.conditions)
-    return _Aim(now, records, aimed_taints(case, now.treatment), labels, conditions, _stored(now, records))
+    taints = aimed_taints(case, now.treatment)
+    cordoned = cordon(config.presets, world, taints)
+    return _Aim(now, records, taints, labels, conditions, _stored(now, records), cordoned)
 
 
 def _bad_news(verdict: Verdict, world: World) -> Steps:
@@ -258,13 +263,6 @@ def _only_reported(now: Now) -> Steps:
     aimed, tainted = _aim(now, now.records), now.case.world.tainted
     ours = {OUT_LABEL, ERROR_LABEL, *ASKING_LABELS} | (set() if tainted else {STATE_LABEL})
     return replace(aimed, labels={key: value for key, value in aimed.labels.items() if key in ours}).report()
-
-
-def _unconfirmed(now: Now) -> Steps:
-    if now.situation is Situation.KEEP_OFF or not (only := [f for f in now.case.verdict.faults if f.aside]):
-        return ()
-    why = "seen only while the agent stood aside, and not confirmed since: it withdraws nothing"
-    return tuple(Wait(f"{fault.finding.id}: {why}") for fault in only if fault.finding.severity is Severity.FATAL)
 
 
 def _state(now: Now, records: Records) -> str:

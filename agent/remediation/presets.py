@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.model.fault import Severity
-from agent.model.names import ERROR_LABEL, UNHEALTHY
-from agent.model.neighbours import ASKED, NEIGHBOURS, NOT_ASKED
-from agent.model.ownership import asked_labels, own_condition, own_error_label, own_taint
+from agent.model.names import ERROR_LABEL, HARD_TAINT, UNHEALTHY
+from agent.model.neighbours import ASKED, CORDON_MARK, NEIGHBOURS, NOT_ASKED
+from agent.model.ownership import asked_labels, own_condition, own_cordon, own_error_label, own_taint
 from agent.model.world import Condition, Taint, World
 from agent.remediation.case import Case
 
@@ -37,6 +37,15 @@ def beside_hard(presets: Iterable[str], taints: Iterable[Taint]) -> tuple[Taint,
     """What stands beside our hard taint, for its time; where another has said the same already, nothing of ours."""
     theirs = {taint.key for taint in taints if not own_taint(taint)}
     return tuple(taint for preset in presets if (taint := NEIGHBOURS[preset].taint) and taint.key not in theirs)
+
+
+def cordon(presets: Iterable[str], world: World, taints: Iterable[Taint]) -> str | None:
+    """What is to become of the node's cordon beside these taints of ours, as ``Retaint`` has it."""
+    hard = next((taint for taint in taints if taint.key == HARD_TAINT), None)
+    wanted = hard and any(NEIGHBOURS[preset].cordons for preset in presets)
+    if wanted and hard and not world.cordoned:
+        return f"{CORDON_MARK}{hard.value}"
+    return "" if not wanted and own_cordon(world.cordon_reason) else None
 
 
 @dataclass(frozen=True, slots=True)

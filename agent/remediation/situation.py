@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from agent.config.settings import Mode
 from agent.model.errors import MalformedError, NewerError
+from agent.model.fault import Severity
 from agent.model.names import DISMISS_ANNOTATION, FAULTS_ANNOTATION, HARD_TAINT, MANAGED_LABEL, STATE_LABEL
 from agent.model.steps import On, Wait
 from agent.model.world import Claim, PermitKind, World
@@ -154,3 +155,11 @@ def left_out(now: Now) -> tuple[Wait, ...]:
         why = f"{forgotten} faults found no room in it: a restart forgets them; the worst of each GPU is in it"
         waits.append(Wait(f"annotation {FAULTS_ANNOTATION}: {why}"))
     return tuple(waits)
+
+
+def unconfirmed(now: Now) -> tuple[Wait, ...]:
+    """Fatal faults that withdraw nothing yet."""
+    if now.situation is Situation.KEEP_OFF or not (only := [f for f in now.case.verdict.faults if f.aside]):
+        return ()
+    why = "seen only while the agent stood aside, and not confirmed since: it withdraws nothing"
+    return tuple(Wait(f"{fault.finding.id}: {why}") for fault in only if fault.finding.severity is Severity.FATAL)

@@ -15,7 +15,7 @@ from agent.actions.kube import KubeClient
 from agent.actions.rights import RIGHTS, Right, needed
 from agent.model import names
 from agent.model.errors import RefusedError
-from agent.model.neighbours import ASKED, NEIGHBOURS, NOT_ASKED, Preset
+from agent.model.neighbours import ASKED, CORDON_REASON, NEIGHBOURS, NOT_ASKED, Preset
 from agent.model.ownership import OPERANDS
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive
@@ -177,7 +177,8 @@ def test_a_presets_component_opens_what_its_row_says_with_our_mark_and_nothing_e
     conditions = {row.condition: [ASKED, NOT_ASKED]} if row.condition else {}
     label = row.label
     labels = {label.key: [label.before, label.value]} if label else {}
-    assert [*found.values()] == [one for one in (taints, conditions, labels) if one]
+    cordons = [CORDON_REASON] if row.cordons else []
+    assert [*found.values()] == [one for one in (taints, conditions, labels, cordons) if one]
     assert row.taint is None or row.taint.effect == "NoSchedule", "the policy knows no other"
 
 

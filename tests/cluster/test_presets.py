@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED, Preset
+from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, CORDON_MARK, CORDON_REASON, NOT_ASKED, Preset
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS, Site, StartAgent
 from tests.cluster.control_plane import ControlPlane
@@ -107,6 +107,28 @@ def test_only_between_two_values_of_a_providers_label_may_be_changed(
     assert put(value) in REFUSED
     assert put(before) in REFUSED
     assert put(None) in REFUSED
+
+
+def test_a_node_may_be_cordoned_and_uncordoned_with_our_own_reason_only(stolen: Stolen) -> None:
+    def cordon(on: bool | None, reason: str | None) -> int:
+        return stolen.patch({"spec": {"unschedulable": on}, "metadata": {"annotations": {CORDON_REASON: reason}}})
+
+    def theirs(on: bool | None, reason: str | None) -> None:
+        body = {"spec": {"unschedulable": on}, "metadata": {"annotations": {CORDON_REASON: reason}}}
+        stolen.plane.must("PATCH", f"/api/v1/nodes/{stolen.node}", body, MERGE)
+
+    ours = f"{CORDON_MARK}reset_gpu"
+    assert stolen.patch({"spec": {"unschedulable": True}}) in REFUSED
+    assert cordon(True, "theirs") in REFUSED
+    assert cordon(True, ours) == 200
+    assert cordon(True, "theirs") in REFUSED
+    assert cordon(None, None) == 200
+    for reason in (None, "theirs"):
+        theirs(True, reason)
+        assert cordon(None, reason) in REFUSED
+        assert "undo no cordon but its own" in stolen.why
+        assert cordon(True, ours) in REFUSED, "it would be ours"
+    theirs(None, None)
 
 
 def test_what_a_repair_writes_may_be_written_beside_it(stolen: Stolen) -> None:

@@ -9,10 +9,16 @@ import pytest
 from agent.actions.kube import KubeClient
 from agent.actions.removal import release
 from agent.config.settings import Config, Mode
+from agent.model.errors import RefusedError
 from agent.model.fault import Status, Verdict
-from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, NOT_ASKED, Preset
+from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, CORDON_REASON, NOT_ASKED, Preset
 from agent.model.remedy import Remedy
+from agent.model.steps import Retaint, Wait
+from agent.model.world import Local
+from agent.remediation.plan import plan
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, node, taints
+from tests.actions.test_permits import Clock
 from tests.life import CONFIG, Life
 from tests.observe import GPU, silent
 
@@ -285,3 +291,114 @@ def test_what_the_provider_answers_is_told_and_its_refusal_is_a_persons() -> Non
     put(life, **{"cloud.google.com/report-and-replace-status": "Error"})
     life.run(10)
     assert any(why.startswith("gke can't replace the node") for why in life.waits)
+
+
+SLINKY = Config(mode=Mode.EVICT, presets=(Preset.SLINKY,))
+OF_A_CORDON = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}  # by Kubernetes
+SLURM_STATES = ("Allocated", "Completing", "Drain", "Idle", "Mixed", "Undrain")
+OF_A_NODE_SET = {"apiVersion": "slinky.slurm.net/v1beta1", "kind": "NodeSet", "name": "gpu", "uid": "u"}
+
+
+def cordoned(made: InMemoryCluster) -> tuple[bool, str | None]:
+    now = node(made)
+    return now["spec"].get("unschedulable", False), now["metadata"].get("annotations", {}).get(CORDON_REASON)
+
+
+def by_hand(made: InMemoryCluster, on: bool | None, reason: str | None = None) -> None:
+    body = {"spec": {"unschedulable": on}, "metadata": {"annotations": {CORDON_REASON: reason}}}
+    made("PATCH", "/api/v1/nodes/n1", body, MERGE)
+
+
+def test_the_cordon_comes_and_goes_with_the_hard_taint_in_the_same_write() -> None:
+    made = cluster()
+    seen: list[tuple[bool, bool]] = []
+
+    def watched(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        answer = made(method, path, *rest, **more)
+        seen.append((BOTH[0] in taints(made), cordoned(made)[0]))
+        return answer
+
+    client = KubeClient(watched, "n1", SLINKY)
+    drive(client, fatal(), SLINKY)
+    assert cordoned(made) == (True, "gpu-health-agent: reboot_node")
+    made("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": [*node(made)["spec"]["taints"], OF_A_CORDON]}}, MERGE)
+    drive(client, fatal(), SLINKY)
+    assert "gpu-health-agent/withdrawn-by-others" not in node(made)["metadata"]["labels"], "it is our own"
+    drive(client, healthy(), SLINKY)
+    assert cordoned(made) == (False, None)
+    assert {*seen} == {(True, True), (False, False)}
+
+
+def test_without_a_permit_no_node_is_cordoned() -> None:
+    made = cluster()
+    drive(KubeClient(made, "n2", SLINKY), fatal(), SLINKY)
+    drive(KubeClient(made, "n1", SLINKY), fatal(), SLINKY)
+    assert cordoned(made) == (False, None)
+
+
+@pytest.mark.parametrize("reason", [None, "theirs"])
+def test_anothers_cordon_stays_whatever_comes(reason: str | None) -> None:
+    made = cluster()
+    by_hand(made, True, reason)
+    client = KubeClient(made, "n1", SLINKY)
+    drive(client, fatal(), SLINKY)
+    drive(client, healthy(), SLINKY)
+    list(release(made, "gpu-health-agent", "n1"))
+    assert cordoned(made) == (True, reason)
+
+
+def test_a_cordon_that_comes_between_look_and_write_is_not_taken_for_ours() -> None:
+    made = cluster()
+    client = KubeClient(made, "n1", SLINKY)
+    steps = plan(fatal(), client.look(closely=True), SLINKY, Local()).steps
+    client.do(steps[0])
+    by_hand(made, True)
+    with pytest.raises(RefusedError):
+        client.do(next(step for step in steps if isinstance(step, Retaint)))
+    drive(client, fatal(), SLINKY)
+    assert cordoned(made) == (True, None)
+
+
+def test_a_cordon_that_another_undid_leaves_no_mark_by_which_a_later_one_would_be_ours() -> None:
+    made = cluster()
+    client = KubeClient(made, "n1", SLINKY)
+    drive(client, fatal(), SLINKY)
+    made("PATCH", "/api/v1/nodes/n1", {"spec": {"unschedulable": None}}, MERGE)
+    drive(client, healthy(), SLINKY)
+    assert cordoned(made) == (False, None)
+
+
+def test_a_preset_that_is_switched_off_undoes_its_cordon_and_so_does_release() -> None:
+    made = cluster()
+    drive(KubeClient(made, "n1", SLINKY), fatal(), SLINKY)
+    drive(KubeClient(made, "n1", EVICT), fatal())
+    assert (cordoned(made), taints(made)) == ((False, None), BOTH[:1])
+    drive(KubeClient(made, "n1", SLINKY), fatal(), SLINKY)
+    assert cordoned(made)[0]
+    list(release(made, "gpu-health-agent", "n1"))
+    assert cordoned(made) == (False, None)
+
+
+def test_slurms_pod_leaves_once_slurm_has_drained_it_or_at_the_deadline() -> None:
+    for ends in ("drained", "late"):
+        made, clock = cluster(), Clock()
+        path = "/api/v1/namespaces/research/pods/train"
+        made("PATCH", path, {"metadata": {"ownerReferences": [{**OF_A_NODE_SET, "controller": True}]}}, MERGE)
+
+        def state(*true: str) -> None:
+            conditions = [{"type": f"SlurmNodeState{one}", "status": str(one in true)} for one in SLURM_STATES]
+            made("PATCH", path, {"status": {"conditions": conditions}}, MERGE)  # noqa: B023
+
+        client = KubeClient(made, "n1", SLINKY, clock)
+        for busy in (("Allocated",), ("Drain", "Mixed"), ("Drain", "Completing"), ("Drain", "Undrain"), ()):
+            state(*busy)
+            drive(client, fatal(), SLINKY, rounds=3)
+            assert made.evicted == [], busy
+        waits = [s.why for s in plan(fatal(), client.look(closely=True), SLINKY, Local()).steps if isinstance(s, Wait)]
+        assert "pod research/train is Slurm's, which has not drained it yet" in waits
+        if ends == "drained":
+            state("Drain", "Idle")
+        else:
+            clock.now += 3601
+        drive(client, fatal(), SLINKY)
+        assert made.evicted == ["research/train"], ends
