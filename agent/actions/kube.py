@@ -22,6 +22,7 @@ from agent.actions.pool import Pool
 from agent.actions.rights import needed
 from agent.actions.slices import Slices
 from agent.actions.trial import Trial
+from agent.actions.webhook import Receiver
 from agent.config.settings import Config
 from agent.model.cluster_client import Annotations, Labels
 from agent.model.errors import RefusedError, UnreachableError
@@ -42,6 +43,7 @@ from agent.model.steps import (
     Diagnose,
     Evict,
     GivePermit,
+    Post,
     Report,
     Retaint,
     StartJob,
@@ -78,6 +80,7 @@ class KubeClient:
         self._jobs = Jobs(self._api, node, config, clock)
         self._slices = Slices(self._api, node, clock)
         self.lacks = Trial(self._api, node, config, wall).lacks
+        self._receiver = Receiver(config.webhook, node, clock, wall)
         self._events = Events(self._api, node, clock, wall)
         self._closely_at = float("-inf")
         self._vainly_from: float | None = None  # since when our taint has been asked for in vain
@@ -174,6 +177,8 @@ class KubeClient:
             returns=dict(self._pods.returns),
             moved=tuple(evictions.moved.values()),
             announced=self._events.sent,
+            posted=self._receiver.taken,
+            unposted=self._receiver.trouble,
             offer=offered(labels, status, self._config.drain.resource_prefixes, self._slices),
         )
 
@@ -260,6 +265,8 @@ class KubeClient:
                 )
             case Announce():
                 return self._events.send(step, self._known.get(step.pod))
+            case Post():
+                return self._receiver.post(step)
             case Wait():
                 pass
             case _:

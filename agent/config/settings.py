@@ -193,6 +193,14 @@ class Repair(Section):
         return level
 
 
+class Webhook(Section):
+    """Who is told by the preset webhook."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$")] | None = None  # of the receiver
+    secret_file: Path = Path("/etc/gpu-health-agent/webhook/secret")
+    """What each POST is signed with, read anew each time."""
+
+
 class Http(Section):
     address: str = ""
     """Where /metrics listens; empty: every address of the pod, IPv4 and IPv6."""
@@ -209,11 +217,13 @@ class Config(Section):
     budget: Budget = Budget()
     drain: Drain = Drain()
     repair: Repair = Repair()
+    webhook: Webhook = Webhook()
     presets: tuple[Preset, ...] = ()
     """What other controllers act on, reported in their terms too. cluster-autoscaler: its taint beside our hard one.
     slinky: a cordon beside it, so that Slurm drains the node; its pods leave once it has. The others replace a node,
     and need repair.request_replacement. cluster-api, medik8s: GpuReplacementRequested alone; eks: condition
-    AcceleratedHardwareReady beside it; gke, hyperpod: a label of theirs beside it."""
+    AcceleratedHardwareReady beside it; gke, hyperpod: a label of theirs beside it; webhook: a POST
+    beside it."""
     http: Http = Http()
 
     @field_validator("repair")
@@ -226,6 +236,8 @@ class Config(Section):
     @field_validator("presets")
     @classmethod
     def _asking(cls, presets: tuple[Preset, ...], others: ValidationInfo) -> tuple[Preset, ...]:
+        if Preset.WEBHOOK in presets and "webhook" in others.data and not others.data["webhook"].url:
+            raise ValueError("webhook has nobody to tell: set webhook.url as well")
         if "repair" not in others.data or others.data["repair"].request_replacement:
             return presets
         for preset in presets:

@@ -11,6 +11,7 @@ from agent.model.steps import (
     Diagnose,
     Evict,
     GivePermit,
+    Post,
     Report,
     Retaint,
     StartJob,
@@ -47,6 +48,8 @@ def describe(step: Step) -> str:
             return f"begin DCGM's diagnosis, level {level}, of {', '.join(uuids)}"
         case Announce(reason=reason, about=about):
             return f"send Event {reason}" + (f" about {about.kind} {about.namespace}/{about.name}" if about else "")
+        case Post(word=word, subject=subject):
+            return f"post to the webhook: replacement {word} for {subject}"
         case Wait(why):
             return f"wait: {why}"
 

@@ -20,6 +20,7 @@ class Preset(StrEnum):
     MEDIK8S = "medik8s"
     GKE = "gke"
     HYPERPOD = "hyperpod"
+    WEBHOOK = "webhook"
     SLINKY = "slinky"
 
 
@@ -41,6 +42,7 @@ class Neighbour:
     taint: Taint | None = None  # stands beside our hard one, for its time; its value says that it is ours
     condition: str = ""  # a type: False while a replacement is asked for; the reasons ASKED, NOT_ASKED say it is ours
     label: Asking | None = None
+    posts: bool = False  # a receiver is told by a POST
     answers: str = ""  # a label by which it says how far it has come
     refuses: str = ""  # and the value of it that says that it can't
 
@@ -88,6 +90,7 @@ NEIGHBOURS: Mapping[str, Neighbour] = {
         replaces=True,
         label=Asking("sagemaker.amazonaws.com/node-health-status", "UnschedulablePendingReplacement", "Schedulable"),
     ),
+    Preset.WEBHOOK: Neighbour(replaces=True, posts=True),
     Preset.SLINKY: Neighbour(cordons=True),
 }
 

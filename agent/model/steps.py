@@ -100,6 +100,16 @@ class Announce:
     about: About | None = None  # None: that pod, or the Node
 
 
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Tell the receiver of the preset webhook, again and again until it has taken it."""
+
+    id: str  # the same however often it is posted
+    word: str  # requested, withdrawn
+    subject: str  # the fault's id
+    data: Mapping[str, object] = field(default_factory=dict)
+
+
 class On(StrEnum):
     """What a Wait waits for, as far as alerts tell it apart."""
 
@@ -120,6 +130,5 @@ class Wait:
     on: On = On.OTHER
 
 
-Step = (
-    Report | Retaint | TakePermit | GivePermit | AskCheckpoint | Evict | Delete | StartJob | Diagnose | Announce | Wait
-)
+_OfAPod = AskCheckpoint | Evict | Delete
+Step = Report | Retaint | TakePermit | GivePermit | _OfAPod | StartJob | Diagnose | Announce | Post | Wait

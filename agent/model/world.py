@@ -189,6 +189,8 @@ class World:
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back during the drain
     moved: tuple[tuple[Pod, Cause], ...] = ()  # the pods that left at this life's word since the withdrawal, in order
     announced: frozenset[str] = frozenset()  # Events that were sent
+    posted: frozenset[str] = frozenset()  # what the webhook's receiver has taken of this life, by its ids
+    unposted: str = ""  # why it did not take the last
     diagnosed: Diagnosed | None = None  # of this agent's own life
     offer: Offer = field(default_factory=Offer)
 

@@ -8,11 +8,13 @@ from dataclasses import replace
 from agent.config.settings import Mode
 from agent.model.fault import Fault, Severity, Verdict, identity
 from agent.model.names import DEGRADED, REPLACEMENT, UNHEALTHY
+from agent.model.neighbours import Preset
 from agent.model.remedy import Remedy
+from agent.model.steps import On, Post, Step, Wait
 from agent.model.world import Condition, PermitKind, World
 from agent.remediation.events import camel, plain
 from agent.remediation.idle_reset import failed
-from agent.remediation.presets import Request, request
+from agent.remediation.presets import Request, post_id, request
 from agent.remediation.records import Attempt, Records
 from agent.remediation.situation import Now, Situation
 
@@ -22,18 +24,48 @@ def replacement(now: Now, records: Records) -> Request:
 
     So it is asked for only while we may act at all: a pause takes the word back before it is obeyed.
     """
-    world, config, live = now.case.world, now.case.config, records.live
-    aside = now.situation is Situation.KEEP_OFF
-    may = config.mode is Mode.EVICT and not (world.paused or aside) and world.held(PermitKind.WITHDRAWN) is not None
-    asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
-    incident = now.treatment.incident if asked and now.treatment else ""
-    wanted = request(config.presets, world, incident, now.records.asked)
+    world, config = now.case.world, now.case.config
+    incident = requested(now, records)
+    asking = f"{now.case.verdict.at:.0f} {incident}" if incident else ""
+    wanted = request(config.presets, world, asking, now.records.asked)
     ours: tuple[Condition, ...] = ()
-    if asked:
+    if incident:
         ours = (Condition(REPLACEMENT, "True", "RepairExhausted", "the node is drained, and to be replaced"),)
     elif REPLACEMENT in world.conditions:
         ours = (Condition(REPLACEMENT, "False", "NoReplacement", "no replacement is asked for"),)
     return replace(wanted, conditions=(*ours, *wanted.conditions))
+
+
+def requested(now: Now, records: Records) -> str:
+    """The incident for which another node is asked for; empty if none is."""
+    world, config, live = now.case.world, now.case.config, records.live
+    aside = now.situation is Situation.KEEP_OFF
+    may = config.mode is Mode.EVICT and not (world.paused or aside) and world.held(PermitKind.WITHDRAWN) is not None
+    asked = bool(may and live and live.remedy is Remedy.REPLACE_NODE and config.repair.request_replacement)
+    return now.treatment.incident if asked and now.treatment else ""
+
+
+def posts(now: Now) -> tuple[Step, ...]:
+    """What the webhook's receiver is yet to be told, once it is written down that it is to be."""
+    case, incident = now.case, requested(now, now.records)
+    told = now.records.asked.get(Preset.WEBHOOK)
+    if not told or not case.config.webhook.url:
+        return ()
+    subject, data = told.rpartition(" ")[2], dict[str, object]()
+    if incident and now.treatment:
+        faults = now.treatment.faults
+        cards = (identity(fault, case.verdict.cards) for fault in faults)
+        data["faults"] = [
+            {"id": fault.finding.id, "message": fault.finding.message, "card": card.words if card else ""}
+            for fault, card in zip(faults, cards, strict=True)
+        ]
+    word = "requested" if incident else "withdrawn"
+    step = Post(post_id(case.world, told, word), word, subject, {"node_uid": case.world.uid, **data})
+    if step.id in case.world.posted:
+        return ()
+    why = case.world.unposted
+    waits = (Wait(f"the webhook has not taken that a replacement is {word}: {why}", On.REPAIR),) if why else ()
+    return (step, *waits)
 
 
 def reported(verdict: Verdict, world: World, failed_resets: Mapping[str, Attempt]) -> tuple[Condition, ...]:

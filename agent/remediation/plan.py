@@ -33,7 +33,7 @@ from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
 from agent.model.world import Condition, Local, PermitKind, Taint, World
 from agent.remediation.budget import free_permit, given, hidden, lately, needed, spent
 from agent.remediation.case import Case, Outcome, Treatment
-from agent.remediation.conditions import replacement, reported
+from agent.remediation.conditions import posts, replacement, reported
 from agent.remediation.drain import PENDING, ceased, drain, drained
 from agent.remediation.events import announcements
 from agent.remediation.ledger_json import unread, written
@@ -131,7 +131,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
         case _:
             assert_never(now.situation)
     waits: Steps = (*now.waits, *unconfirmed(now), *left_out(now), *unread(world), *hidden(world, config.budget))
-    return Plan((*back, *steps, *waits, *announcements(verdict, world), *acts(now, steps)), now.treatment)
+    return Plan((*back, *steps, *posts(now), *waits, *announcements(verdict, world), *acts(now, steps)), now.treatment)
 
 
 def _treated(now: Now) -> Outcome:

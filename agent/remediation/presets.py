@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
 from agent.model.fault import Severity
 from agent.model.names import ERROR_LABEL, HARD_TAINT, UNHEALTHY
@@ -54,28 +55,37 @@ class Request:
 
     conditions: tuple[Condition, ...]
     labels: Mapping[str, str | None]
-    asked: Mapping[str, str]  # preset → the incident for which its label was written
+    asked: Mapping[str, str]  # preset → since when, and for which incident, its label asks or its receiver is told
 
 
-def request(presets: Collection[str], world: World, incident: str, asked: Mapping[str, str]) -> Request:
-    """``incident``: for which another node is asked for; empty: for none. ``asked``: as the Node has it.
+def request(presets: Collection[str], world: World, asking: str, asked: Mapping[str, str]) -> Request:
+    """``asking``: since when another node is asked for, and for which incident; empty: for none. ``asked``: as the Node
+    has it.
 
     A condition is False while it is asked for, and True after it. A node that never had a word from us doesn't get it.
     """
     conditions, labels, noted = list[Condition](), dict[str, str | None](), dict[str, str]()
     ours = asked_labels(world.labels, asked)
     for preset, row in NEIGHBOURS.items():
-        asks, there, label = incident and preset in presets, world.conditions.get(row.condition), row.label
+        asks, there, label = asking and preset in presets, world.conditions.get(row.condition), row.label
         if row.condition and not (there and not own_condition(there)):
             if asks:
                 conditions.append(Condition(row.condition, "False", ASKED, "the node is drained, and to be replaced"))
             elif there:
                 conditions.append(Condition(row.condition, "True", NOT_ASKED, "no replacement is asked for"))
         if label and asks and (label.key in ours or world.labels.get(label.key, "") == label.before):
-            labels[label.key], noted[preset] = label.value, asked.get(preset, incident)
+            labels[label.key], noted[preset] = label.value, asked.get(preset, asking)
         elif label and label.key in ours:
             labels[label.key] = label.before or None
+        told = asked.get(preset, "")
+        if row.posts and (asks or (told and post_id(world, told, "withdrawn") not in world.posted)):
+            noted[preset] = told or asking
     return Request(tuple(conditions), labels, noted)
+
+
+def post_id(world: World, asking: str, word: str) -> str:
+    """The same in each life of the agent."""
+    return sha256(f"{world.uid} {asking} {word}".encode()).hexdigest()[:32]
 
 
 def spoken_for(presets: Iterable[str], world: World, asked: Mapping[str, str]) -> Iterator[str]:

@@ -37,6 +37,7 @@ VALUES = {
     "dcgm": [ACTS, "dcgm.enabled=true"],
     "trace": [ACTS, "trace.enabled=true"],
     **{str(preset): [ACTS, f"presets.{preset}=true"] for preset in Preset},
+    "webhook": [ACTS, "presets.webhook=true", "config.webhook.url=https://receiver.example.com/gpu-health"],
 }
 
 

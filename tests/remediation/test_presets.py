@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.actions.kube import KubeClient
 from agent.actions.removal import release
-from agent.config.settings import Config, Mode
+from agent.config.settings import Config, Mode, Webhook
 from agent.model.errors import RefusedError
 from agent.model.fault import Status, Verdict
 from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, CORDON_REASON, NOT_ASKED, Preset
@@ -20,7 +23,9 @@ from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, node, taints
 from tests.actions.test_permits import Clock
 from tests.life import CONFIG, Life
+from tests.loopback import Loopback, head
 from tests.observe import GPU, silent
+from tests.waiting import until
 
 STRATEGIC = "application/strategic-merge-patch+json"
 REPLACE = 64
@@ -187,6 +192,78 @@ def test_a_node_that_is_repaired_otherwise_never_gets_the_condition() -> None:
     life = Life(95, CONFIG.model_copy(update={"presets": ("eks",)}))
     life.run(200)
     assert (life.repairs, condition(life)) == (["reset_gpu"], ("absent", ""))
+
+
+class Told:
+    """A webhook's receiver, and what it was told: word, subject, id."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str, str]] = []
+        self.status = 200
+        self.server = Loopback(self.take)
+
+    def take(self, line: socket.socket) -> None:
+        length = next(
+            int(row.partition(":")[2]) for row in head(line).splitlines() if row.lower().startswith("content-l")
+        )
+        event = json.loads(line.recv(length, socket.MSG_WAITALL))
+        self.heard.append((event["type"].rpartition(".")[2], event["subject"], event["id"]))
+        line.sendall(f"HTTP/1.1 {self.status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+
+    def config(self, folder: Path) -> Config:
+        (folder / "secret").write_text("s3cret")
+        webhook = Webhook(url=self.server.url, secret_file=folder / "secret")
+        return asking((Preset.WEBHOOK,)).model_copy(update={"webhook": webhook})
+
+    def run(self, life: Life, seconds: float, words: list[str]) -> None:
+        """Life and receiver each have their time, until this is all that was said."""
+        life.run(seconds)
+        until(lambda: [word for word, _, _ in self.heard] == words, 2)
+        life.run(20)
+
+
+def test_a_receiver_is_told_under_a_permit_what_is_asked_and_what_no_longer_is(tmp_path: Path) -> None:
+    told = Told()
+    with told.server:
+        life = Life(REPLACE, told.config(tmp_path))
+        while not told.heard and life.now < 1300:
+            life.tick()
+            if condition(life, "GpuReplacementRequested")[0] == "absent":
+                assert told.heard == []
+        told.run(life, 50, ["requested"])
+        assert told.heard[0][1] == f"xid-{REPLACE}@{GPU}"
+        assert (life.tainted(), life.cluster.evicted) == (True, ["research/train"])
+        life._begin()  # another life, which knows of no answer
+        told.run(life, 50, ["requested", "requested"])
+        assert told.heard[0] == told.heard[1], "a receiver knows it by its id"
+        pause = {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"}}
+        life.cluster._store("configmaps", "gpu-health-agent", pause)
+        told.run(life, 50, ["requested", "requested", "withdrawn"])
+        life.cluster._store("configmaps", "gpu-health-agent", {**pause, "data": {"paused": "false"}})
+        told.run(life, 50, ["requested", "requested", "withdrawn", "requested"])
+        assert told.heard[3][2] != told.heard[0][2], "it is asked anew"
+
+
+def test_a_receiver_that_takes_nothing_is_told_again_and_named_and_holds_nobody_up(tmp_path: Path) -> None:
+    told = Told()
+    told.status = 503
+    with told.server:
+        life = Life(REPLACE, told.config(tmp_path))
+        life.run(50)
+        until(lambda: life.client._receiver.trouble, 2)
+        life.run(10)
+        assert any(
+            "the webhook has not taken that a replacement is requested: it answered 503" in w for w in life.waits
+        )
+        assert condition(life, "GpuReplacementRequested")[0] == "True"
+        told.status = 200
+        known = len(told.heard)
+        life.run(400)
+        until(lambda: len(told.heard) > known, 2)
+        until(lambda: life.client._receiver.taken, 2)
+        life.run(10)
+        assert not any("webhook" in why for why in life.waits)
+        assert {*told.heard} == {told.heard[0]}
 
 
 GKE, HYPERPOD = "cloud.google.com/fault-behavior", "sagemaker.amazonaws.com/node-health-status"
