@@ -62,6 +62,7 @@ def schema() -> dict[str, Any]:
         openshift=switch,
         presets=_of(**{str(preset): _YES_OR_NO for preset in Preset}),
         monitoring=_of(enabled=_YES_OR_NO, labels=_NAMED, runbooks=_TEXT),
+        gate=switch,
         networkPolicy=_of(enabled=_YES_OR_NO, namespaces=_WORDS),
         runtimeClassName=_TEXT,
         driverLibrary=_TEXT,
@@ -96,17 +97,18 @@ def stamped() -> dict[str, str]:
 
 
 def presets() -> dict[str, Any]:
-    """Preset → what its overlay adds to the configuration, and what its component opens in the Nodes' policy."""
+    """Preset, or the gate → what its overlay adds to the configuration, and what its component opens in the Nodes'
+    policy."""
     return {
-        preset: {"config": _configured(DAEMONSET / "overlays" / preset), "variables": opened(preset)}
-        for preset in Preset
+        name: {"config": _configured(DAEMONSET / "overlays" / name), "variables": opened(name)}
+        for name in (*Preset, "gate")
     }
 
 
 def _configured(overlay: Path) -> dict[str, Any]:
     """Beyond what every preset's overlay says."""
     config: dict[str, Any] = yaml.safe_load((overlay / "config.yaml").read_text(encoding="utf-8"))
-    assert (config.pop("mode"), config.pop("presets")) == ("evict", [overlay.name])
+    assert (config.pop("mode"), config.pop("presets", [overlay.name])) == ("evict", [overlay.name])
     config.pop("webhook", None)  # whose receiver is a made-up one
     return config
 

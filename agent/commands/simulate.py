@@ -16,7 +16,8 @@ from agent.actions.api import connect as reach
 from agent.actions.kube import KubeClient
 from agent.commands.setup import add_directory, private, stop_on_signals
 from agent.config.limits import Limits
-from agent.config.settings import Config, Drain, Http, Mode, PodsSource, SimulatedSource, Sources
+from agent.config.settings import Config, Drain, Http, Mode
+from agent.config.source_settings import PodsSource, SimulatedSource, Sources
 from agent.model.cluster_client import ClusterClient
 from agent.model.errors import ConfigError, UsageError
 from agent.model.fault import Verdict

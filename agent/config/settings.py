@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from agent.config.limits import Count, Limits, Override, Seconds, Section
+from agent.config.source_settings import Sources
 from agent.model.errors import ConfigError
 from agent.model.neighbours import NEIGHBOURS, Preset
 from agent.model.remedy import LADDER, Remedy
@@ -25,65 +25,6 @@ class Mode(StrEnum):
     OBSERVE = "observe"  # conditions, labels, Events
     TAINT = "taint"  # the taints too
     EVICT = "evict"  # evictions too
-
-
-class NvmlSource(Section):
-    enabled: bool = True  # read the GPUs through NVML
-
-
-class KmsgSource(Section):
-    enabled: bool = True  # read the kernel log
-    path: Path = Path("/dev/kmsg")  # the kernel log, or a file of its form
-    accept_userspace: bool = False
-    """Believe records that user space wrote into the kernel log. For drills on a test cluster only:
-    with it on, whoever may write to /dev/kmsg can drain the node."""
-
-
-class PodsSource(Section):
-    enabled: bool = True  # ask the kubelet; else every pod that may hold the GPU leaves
-    socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
-    """The kubelet's PodResources API: which pod holds which GPU, asked while pods leave a bad one."""
-
-
-def _engine(address: str) -> str:
-    if not re.fullmatch(r"auto|embedded|/.+|[^/\s]+:[0-9]{1,5}", address):
-        raise ValueError("name host:port, a socket's path, auto or embedded")
-    return address
-
-
-class DcgmSource(Section):
-    enabled: bool = True  # DCGM as a second witness, where there is an engine
-    address: Annotated[str, AfterValidator(_engine)] = "auto"
-    """host:port or a unix socket's path. auto: 127.0.0.1:5555 if an engine answers there, else none. embedded: an
-    engine of our own, which NVIDIA doesn't support beside another one (that of dcgm-exporter, say)."""
-    bindings: Path | None = None  # the folder with pydcgm.py; unset: where NVIDIA's packages of DCGM 4 and 3 put it
-    library: Path | None = None  # the folder with libdcgm.so; unset: LD_LIBRARY_PATH, then the system's
-    poll_s: Annotated[float, Field(gt=0, le=60)] = 10
-    """Between two readings of its fields; the engine reads them as often."""
-    health_s: Annotated[float, Field(gt=0, le=600)] = 30
-    """Between two health checks: each is over a megabyte, and judges the samples of a minute."""
-
-
-class TraceSource(Section):
-    enabled: bool = False  # the driver's tracepoints as one more witness of Xids; they need release 575 or later
-    path: Path = Path("/sys/kernel/tracing")
-    """tracefs, in which the agent makes a trace instance of its own; or a FIFO that says the same as its trace_pipe."""
-
-
-class SimulatedSource(Section):
-    scenario: str | None = None
-    """A scenario's name or file: simulated GPUs stand in for NVML. Off by default."""
-    kernel_log: bool = True
-    """Simulate the kernel log too; false: the machine's own is read, for a drill without GPUs."""
-
-
-class Sources(Section):
-    nvml: NvmlSource = NvmlSource()
-    kmsg: KmsgSource = KmsgSource()
-    dcgm: DcgmSource = DcgmSource()
-    trace: TraceSource = TraceSource()
-    pods: PodsSource = PodsSource()
-    simulated: SimulatedSource = SimulatedSource()
 
 
 class Budget(Section):
@@ -193,6 +134,14 @@ class Repair(Section):
         return level
 
 
+class Gate(Section):
+    """New nodes that whoever makes them taints until their GPUs were seen well."""
+
+    enabled: bool = False
+    """Take the startup taint gpu-health-agent/not-checked, or Cluster Autoscaler's form of it, off the node after the
+    first verdict that is healthy and misses nothing. Modes taint and evict only."""
+
+
 class Webhook(Section):
     """Who is told by the preset webhook."""
 
@@ -217,13 +166,14 @@ class Config(Section):
     budget: Budget = Budget()
     drain: Drain = Drain()
     repair: Repair = Repair()
+    gate: Gate = Gate()
     webhook: Webhook = Webhook()
     presets: tuple[Preset, ...] = ()
     """What other controllers act on, reported in their terms too. cluster-autoscaler: its taint beside our hard one.
     slinky: a cordon beside it, so that Slurm drains the node; its pods leave once it has. The others replace a node,
     and need repair.request_replacement. cluster-api, medik8s: GpuReplacementRequested alone; eks: condition
-    AcceleratedHardwareReady beside it; gke, hyperpod: a label of theirs beside it; webhook: a POST
-    beside it."""
+    AcceleratedHardwareReady beside it; gke, hyperpod: a label of theirs beside it; webhook: a POST beside
+    it."""
     http: Http = Http()
 
     @field_validator("repair")
@@ -232,6 +182,13 @@ class Config(Section):
         if repair.diagnose and "sources" in others.data and not others.data["sources"].dcgm.enabled:
             raise ValueError("repair.diagnose needs DCGM: set sources.dcgm.enabled to true, or leave it out")
         return repair
+
+    @field_validator("gate")
+    @classmethod
+    def _liftable(cls, gate: Gate, others: ValidationInfo) -> Gate:
+        if gate.enabled and others.data.get("mode") is Mode.OBSERVE:
+            raise ValueError("mode observe takes no taint off: set mode to taint or evict, or gate.enabled to false")
+        return gate
 
     @field_validator("presets")
     @classmethod

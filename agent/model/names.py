@@ -5,6 +5,7 @@ from __future__ import annotations
 # Of a Node: taints, labels, annotations, conditions.
 HARD_TAINT = "gpu-health-agent/unhealthy"
 SOFT_TAINT = "gpu-health-agent/degraded"
+GATE_TAINT = "gpu-health-agent/not-checked"  # set by whoever makes new nodes; the agent only takes it off
 STATE_LABEL = "gpu-health-agent/state"
 ERROR_LABEL = "node.kubernetes.io/gpu-error"
 OUT_LABEL = "gpu-health-agent/withdrawn-by-others"  # each agent says it of its own Node: a list of Nodes is 20 MB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.model.names import ERROR_LABEL, HARD_TAINT, MANAGED_LABEL, SOFT_TAINT, UNHEALTHY
+from agent.model.names import ERROR_LABEL, GATE_TAINT, HARD_TAINT, MANAGED_LABEL, SOFT_TAINT, UNHEALTHY
 from agent.model.neighbours import ASKED, CORDON_MARK, NEIGHBOURS, NOT_ASKED
 from agent.model.world import Condition, Taint
 
@@ -32,14 +32,19 @@ GPU_DRIVER = "gpu.nvidia.com"
 OPERAND_ON, OPERAND_PAUSED = "true", "paused-for-gpu-reset"
 
 
+# Startup taints of a new node, which the agent may take off and nothing else. Cluster Autoscaler plans as if the second
+# were not there, as it does with every key of this beginning.
+GATE_TAINTS = (GATE_TAINT, "startup-taint.cluster-autoscaler.kubernetes.io/gpu-health-agent")
+
+
 def opted_out(labels: Mapping[str, str]) -> bool:
     """Whether a person wants nothing of us on this node."""
     return labels.get(MANAGED_LABEL, "").lower() in ("false", "no", "off", "0")
 
 
 def own_taint(taint: Taint) -> bool:
-    """Whether it is ours to change and to remove."""
-    return taint.key in (HARD_TAINT, SOFT_TAINT) or any(taint == row.taint for row in NEIGHBOURS.values())
+    """Whether it is ours to change and to remove; a startup taint is so to remove only."""
+    return taint.key in (HARD_TAINT, SOFT_TAINT, *GATE_TAINTS) or any(taint == row.taint for row in NEIGHBOURS.values())
 
 
 def own_cordon(reason: str) -> bool:

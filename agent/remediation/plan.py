@@ -41,7 +41,7 @@ from agent.remediation.other_controllers import out_by_others
 from agent.remediation.presets import cordon, error_label, spoken_for
 from agent.remediation.records import Records, Stage
 from agent.remediation.repair import awaited, operand_labels, repair, running, settled, yet_to_come
-from agent.remediation.situation import Now, Situation, left_out, situation, unconfirmed
+from agent.remediation.situation import Now, Situation, said, situation
 from agent.remediation.stored import dump
 from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted, withdrawn_label
 from agent.remediation.told import acts
@@ -130,7 +130,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _in_service(now, Records())
         case _:
             assert_never(now.situation)
-    waits: Steps = (*now.waits, *unconfirmed(now), *left_out(now), *unread(world), *hidden(world, config.budget))
+    waits: Steps = (*said(now), *unread(world), *hidden(world, config.budget))
     return Plan((*back, *steps, *posts(now), *waits, *announcements(verdict, world), *acts(now, steps)), now.treatment)
 
 
@@ -245,8 +245,7 @@ def _aim(now: Now, records: Records) -> _Aim:
     }
     conditions = (*reported(verdict, world, records.idle.failed_resets), *asks.conditions)
     taints = aimed_taints(case, now.treatment)
-    cordoned = cordon(config.presets, world, taints)
-    return _Aim(now, records, taints, labels, conditions, _stored(now, records), cordoned)
+    return _Aim(now, records, taints, labels, conditions, _stored(now, records), cordon(config.presets, world, taints))
 
 
 def _bad_news(verdict: Verdict, world: World) -> Steps:

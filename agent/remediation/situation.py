@@ -12,6 +12,7 @@ from agent.model.names import DISMISS_ANNOTATION, FAULTS_ANNOTATION, HARD_TAINT,
 from agent.model.steps import On, Wait
 from agent.model.world import Claim, PermitKind, World
 from agent.remediation.case import Case, Treatment
+from agent.remediation.gate import kept_closed
 from agent.remediation.idle_reset import chosen
 from agent.remediation.ladder import effective
 from agent.remediation.other_controllers import another, upgrading
@@ -145,7 +146,12 @@ def under_way(world: World) -> bool:
     return leaving or runs or world.labels.get(STATE_LABEL) in ("repairing", "validating")
 
 
-def left_out(now: Now) -> tuple[Wait, ...]:
+def said(now: Now) -> tuple[Wait, ...]:
+    """What is waited for or left out, whatever is done."""
+    return (*now.waits, *_unconfirmed(now), *kept_closed(now.case), *_left_out(now))
+
+
+def _left_out(now: Now) -> tuple[Wait, ...]:
     """Words of a person that the agent does not understand, and faults that it had no room to write down."""
     waits, unread, forgotten = [], now.case.world.unread, now.stored.left_out if now.stored else 0
     if unread:
@@ -157,7 +163,7 @@ def left_out(now: Now) -> tuple[Wait, ...]:
     return tuple(waits)
 
 
-def unconfirmed(now: Now) -> tuple[Wait, ...]:
+def _unconfirmed(now: Now) -> tuple[Wait, ...]:
     """Fatal faults that withdraw nothing yet."""
     if now.situation is Situation.KEEP_OFF or not (only := [f for f in now.case.verdict.faults if f.aside]):
         return ()

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from agent.config.settings import Budget, Config, Mode
 from agent.model.fault import Severity
 from agent.model.names import HARD_TAINT, SOFT_TAINT, WITHDRAWN_LABEL
-from agent.model.ownership import own_taint
+from agent.model.ownership import GATE_TAINTS, own_taint
 from agent.model.steps import Step, TakePermit, Wait
 from agent.model.world import PermitKind, Taint, World
 from agent.remediation.budget import allowed, free_permit, given, needed
 from agent.remediation.case import Case, Treatment
+from agent.remediation.gate import standing
 from agent.remediation.presets import beside_hard
 
 LEFT_FREE = 1  # for a fatal fault
@@ -25,6 +26,12 @@ _FIRM = Taint(SOFT_TAINT, "", "NoSchedule")
 
 
 def aimed_taints(case: Case, treatment: Treatment | None) -> tuple[Taint, ...]:
+    """With the startup taints that stay."""
+    gate = standing(case)
+    return (*(taint for taint in _aimed(case, treatment) if taint.key not in GATE_TAINTS), *gate)
+
+
+def _aimed(case: Case, treatment: Treatment | None) -> tuple[Taint, ...]:
     """A hard one is set only once its permit is held; a blind agent leaves what stands."""
     verdict, world, config = case.verdict, case.world, case.config
     bad = any(f.finding.severity > Severity.NOTICE for f in verdict.faults)

@@ -16,7 +16,7 @@ from agent.actions.rights import RIGHTS, Right, needed
 from agent.model import names
 from agent.model.errors import RefusedError
 from agent.model.neighbours import ASKED, CORDON_REASON, NEIGHBOURS, NOT_ASKED, Preset
-from agent.model.ownership import OPERANDS
+from agent.model.ownership import GATE_TAINTS, OPERANDS
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive
 from tests.actions.test_permits import Clock
@@ -182,10 +182,14 @@ def test_a_presets_component_opens_what_its_row_says_with_our_mark_and_nothing_e
     assert row.taint is None or row.taint.effect == "NoSchedule", "the policy knows no other"
 
 
+def test_the_gates_component_opens_its_startup_taints_and_nothing_else() -> None:
+    assert literals("gate") == {"gateTaints": [*GATE_TAINTS]}
+
+
 def test_in_the_base_nothing_that_a_component_opens_is_open() -> None:
     """And no two open the same for different things: then their order would matter."""
     variables: dict[str, set[str]] = {}
-    for component in ("repair", *Preset):
+    for component in ("repair", "gate", *Preset):
         for name, expression in opened(component).items():
             variables.setdefault(name, set()).add(expression)
     assert [name for name, expressions in variables.items() if len(expressions) > 1] == []

@@ -36,6 +36,7 @@ VALUES = {
     "hardened": [ACTS, "hardened.enabled=true"],
     "dcgm": [ACTS, "dcgm.enabled=true"],
     "trace": [ACTS, "trace.enabled=true"],
+    "gate": [ACTS, "gate.enabled=true"],
     **{str(preset): [ACTS, f"presets.{preset}=true"] for preset in Preset},
     "webhook": [ACTS, "presets.webhook=true", "config.webhook.url=https://receiver.example.com/gpu-health"],
 }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, CORDON_MARK, CORDON_REASON, NOT_ASKED, Preset
+from agent.model.ownership import GATE_TAINTS
 from tests.cluster.build import assets
 from tests.cluster.conftest import OVERLAYS, Site, StartAgent
 from tests.cluster.control_plane import ControlPlane
@@ -28,7 +29,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     made.up(nodes=0)
     folder = tmp_path_factory.mktemp("overlay")
     (folder / "config.yaml").write_text("mode: evict\n")
-    parts = [f"components/{part}" for part in (*Preset, "repair")]
+    parts = [f"components/{part}" for part in (*Preset, "gate", "repair")]
     named = ", ".join(str(Path("../" * len(folder.parts[1:])) / (OVERLAYS.parent / p).relative_to("/")) for p in parts)
     base = Path("../" * len(folder.parts[1:])) / (OVERLAYS.parent / "base").relative_to("/")
     (folder / "kustomization.yaml").write_text(f"""
@@ -129,6 +130,16 @@ def test_a_node_may_be_cordoned_and_uncordoned_with_our_own_reason_only(stolen: 
         assert "undo no cordon but its own" in stolen.why
         assert cordon(True, ours) in REFUSED, "it would be ours"
     theirs(None, None)
+
+
+@pytest.mark.parametrize("key", GATE_TAINTS)
+def test_a_startup_taint_may_be_taken_off_and_never_set_or_changed(stolen: Stolen, key: str) -> None:
+    gate = {"key": key, "value": "new", "effect": "NoSchedule"}
+    assert stolen.taint(gate) in REFUSED
+    write(stolen.site, [gate])
+    assert stolen.taint({**gate, "value": "other"}) in REFUSED
+    assert stolen.taint(gate, HARD) == 200
+    assert stolen.taint() == 200
 
 
 def test_what_a_repair_writes_may_be_written_beside_it(stolen: Stolen) -> None:

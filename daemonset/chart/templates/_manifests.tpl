@@ -15,6 +15,7 @@
 {{- $config = mergeOverwrite $config (index ($.Files.Get "presets.json" | fromJson) $name).config -}}
 {{- end -}}{{- end -}}
 {{- if $presets -}}{{- $_ := set $config "presets" $presets -}}{{- end -}}
+{{- if .Values.gate.enabled -}}{{- $_ := set $config "gate" (dict "enabled" true) -}}{{- end -}}
 {{- if .Values.hardened.enabled -}}
 {{- $_ := set $config "drain" (dict "eviction" "ask_then_delete") -}}
 {{- end -}}
