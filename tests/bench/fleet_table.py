@@ -8,10 +8,8 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import median
 
 from agent.model.names import FAULTS_ANNOTATION
@@ -19,8 +17,7 @@ from agent.remediation.records import Records
 from agent.remediation.stored import dump
 from tests.actions.test_kube import fatal
 from tests.bench.api_cost import cost
-from tests.bench.waiting_fleet import MANIFESTS, add
-from tests.cluster.build import assets
+from tests.bench.waiting_fleet import add, installed
 from tests.cluster.control_plane import ControlPlane
 
 _TIMES = 7
@@ -31,16 +28,10 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1000])
     arguments = parser.parse_args()
     for size in arguments.nodes:
-        with tempfile.TemporaryDirectory(prefix="gpu-health-agent-bench-") as name:
-            plane = ControlPlane(Path(name) / "plane", assets())
-            plane.up(nodes=0)
-            try:
-                plane.install(MANIFESTS)
-                for other in ("kwok", "kube-controller-manager", "kube-scheduler"):
-                    plane.end(other)
-                fleet_table(plane, size)
-            finally:
-                plane.down()
+        with installed() as plane:
+            for other in ("kwok", "kube-controller-manager", "kube-scheduler"):
+                plane.end(other)
+            fleet_table(plane, size)
     return 0
 
 

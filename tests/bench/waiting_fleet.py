@@ -11,7 +11,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from heapq import heapify, heapreplace
 from pathlib import Path
@@ -59,15 +61,22 @@ def main() -> int:
     parser.add_argument("--waits-s", type=float, default=600, help="for how long their waiting is measured")
     arguments = parser.parse_args()
     for size in arguments.nodes:
-        with tempfile.TemporaryDirectory(prefix="gpu-health-agent-bench-") as name:
-            plane = ControlPlane(Path(name) / "plane", assets())
-            plane.up(nodes=0)
-            try:
-                plane.install(MANIFESTS)
-                waiting_fleet(plane, size, min(size, arguments.agents), arguments.waits_s)
-            finally:
-                plane.down()
+        with installed() as plane:
+            waiting_fleet(plane, size, min(size, arguments.agents), arguments.waits_s)
     return 0
+
+
+@contextmanager
+def installed() -> Iterator[ControlPlane]:
+    """A control plane without nodes, with the manifests applied."""
+    with tempfile.TemporaryDirectory(prefix="gpu-health-agent-bench-") as name:
+        plane = ControlPlane(Path(name) / "plane", assets())
+        plane.up(nodes=0)
+        try:
+            plane.install(MANIFESTS)
+            yield plane
+        finally:
+            plane.down()
 
 
 def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -> None:
