@@ -43,12 +43,17 @@ class Api(Protocol):
 
 
 def connect(
-    kubeconfig: str | None, whole_s: float = TIMEOUT_S, most_bytes: int = MOST_BYTES, quiet_s: float = _QUIET_S
+    kubeconfig: str | None,
+    whole_s: float = TIMEOUT_S,
+    most_bytes: int = MOST_BYTES,
+    quiet_s: float = _QUIET_S,
+    gzip: bool = False,
 ) -> Api:
     """Credentials from a kubeconfig file, else from the pod's service account.
 
     A request takes ``whole_s`` and brings ``most_bytes`` at most; a watch begins in that time, and then may say nothing
-    for ``quiet_s``.
+    for ``quiet_s``. ``gzip``: a large answer may come compressed, for a person whose link is slow. It costs the API
+    server some CPU, so a thousand agents don't ask for it.
 
     An exported KUBECONFIG is not looked at: an agent must never land on a cluster that nobody named. CredentialsError.
     """
@@ -70,6 +75,8 @@ def connect(
         method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
     ) -> tuple[int, Any]:
         headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": "gpu-health-agent"}
+        if gzip:
+            headers["Accept-Encoding"] = "gzip"
         if credential := authorization(configuration):
             headers["Authorization"] = credential
         watches = "watch=true" in path
@@ -85,7 +92,7 @@ def connect(
                     retries=False,  # the next round is the retry
                     redirect=False,
                     preload_content=False,
-                    decode_content=False,  # nothing that was asked for is compressed
+                    decode_content=gzip,
                 )
                 if watches and response.status == HTTPStatus.OK:
                     return response.status, _events(response)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    api, given = connect(persons(arguments.kubeconfig)), configured(arguments.config)
+    api, given = connect(persons(arguments.kubeconfig), gzip=True), configured(arguments.config)
     config = given if arguments.config else deployed(api, given.budget.namespace)
     if arguments.node:
         from agent.commands.explain import in_words, of_node  # with much that the table has no use for

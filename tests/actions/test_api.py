@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -223,6 +226,27 @@ def test_an_object_comes_back_as_it_was_sent(tmp_path: Path) -> None:
     lease = {"kind": "Lease", "metadata": {"name": "a"}, "spec": {}}
     with Loopback(answers(answer(lease, "200 OK", "Retry-After: 3"))) as server:
         assert connect(kubeconfig(tmp_path, server.url))("GET", "/apis/x/v1/leases/a") == (200, lease)
+
+
+def test_a_persons_answers_may_come_compressed_and_stay_bounded(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def serve(line: socket.socket) -> None:
+        for size in (1_000, 1_000, 3 << 20):
+            asked.append(head(line).lower())
+            body = gzip.compress(json.dumps({"n": " " * size}).encode())
+            line.sendall(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    with Loopback(serve) as server:
+        config = kubeconfig(tmp_path, server.url)
+        api = connect(config, most_bytes=1 << 20, gzip=True)
+        assert api("GET", "/") == api("GET", "/") == (200, {"n": " " * 1_000})
+        with pytest.raises(UnreachableError, match="more than 1 MiB"):
+            api("GET", "/")
+        assert all("accept-encoding: gzip" in one for one in asked)
+        with suppress(UnreachableError):
+            connect(config)("GET", "/")
+        assert "gzip" not in asked[-1], "a thousand agents would cost the API server its CPU"
 
 
 @pytest.mark.parametrize("body", [HTML, "", "[]", "1", "null", "[" * 100_000])
