@@ -37,8 +37,8 @@ def written(now: Now, records: Records, taints: Iterable[Taint]) -> str | None:
         ledger = load(now.case.world.history)
     except MalformedError:
         return None
-    new = noted(ledger, now, records, taints)
-    return None if new == ledger else dump(new)
+    text = dump(noted(ledger, now, records, taints))
+    return None if text == dump(ledger) else text  # a time before the onset is none that can be read back
 
 
 def unread(world: World) -> tuple[Wait, ...]:

@@ -93,6 +93,15 @@ def test_a_clock_that_is_set_makes_no_incident_longer_or_shorter(by_s: float) ->
         assert all(abs(phases[name] - plain[name]) <= 2 * POLL_S for name in plain), f"after write {write}: {phases}"
 
 
+def test_a_repair_that_ended_before_its_onset_by_a_clock_that_was_set_back_is_written_once() -> None:
+    plain, life = Life(RESET), Life(RESET)
+    for one in (plain, life):
+        one.run(20)
+        one.stepped_s = -10_800 if one is life else 0.0
+        returned(one)
+    assert life.writes <= plain.writes + 2  # the permit's age is by the wall clock as well
+
+
 def dismissed(life: Life) -> None:
     word = {"metadata": {"annotations": {"gpu-health-agent/dismiss": f"xid-{life.fault}@{GPU}"}}}
     life.cluster("PATCH", NODE, word, MERGE)
