@@ -131,7 +131,7 @@ class KubeClient:
         pool, paused, clock_s = Pool(), "", 0
         if not closely:  # no taint of ours is wanted any more
             self._vainly_from = None
-        if closely or self._permits.awaited:
+        if closely or self._permits.awaited or self._permits.found(self._own.holder):
             permits = self._permits.look(self._own.holder, written_at(raw))
             pool, paused = self._permits.pool(self._own.holder, permits, counts), self._permits.paused()
             clock_s = int(self._clock())

@@ -151,6 +151,13 @@ class Leases:
         wanted = self._budget.pool, str(self.numbers[name][0])
         return (labels.get(POOL_LABEL), labels.get(PERMIT_KIND_LABEL)) != wanted
 
+    def seek(self, name: str) -> Mapping[str, Any] | None:
+        """The Lease of this name, whatever its labels say; None: it is gone. RefusedError, UnreachableError."""
+        self._read_one(name)
+        if number := self._number(name):
+            self.numbers[name] = number
+        return self.seen.get(name)
+
     def told_at(self) -> float:
         """The latest time by the API server's clock that they tell, Unix seconds."""
         return max(map(written_at, self.seen.values()), default=0.0)
@@ -167,7 +174,7 @@ class Leases:
     def _read_one(self, name: str) -> None:
         """By a list of one, for which the right to list is enough."""
         found = ask(self._api, "GET", f"{self._path}?fieldSelector=metadata.name%3D{name}").get("items") or ()
-        del self.seen[name]
+        self.seen.pop(name, None)
         self.seen.update((name, lease) for lease in found if lease["metadata"]["name"] == name)
 
     def _in_turn(self, own: str, read: set[str]) -> set[str]:

@@ -25,6 +25,7 @@ from agent.model.world import Permit, PermitKind
 
 _PAUSE = "/api/v1/namespaces/{}/configmaps/" + PAUSE_CONFIGMAP
 _CONFIRM_S = 120.0
+_SEEK_S = 60.0  # how often a node that needs no permit looks for one of its own that was out of sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Permits:
         self._leases = Leases(api, budget, clock)
         self._began = clock()
         self._ours: dict[str, _Ours] = {}
+        self._unseen: list[str] = []  # those of our own that went out of sight: their Leases lack labels, or are gone
+        self._sought = float("-inf")
         # Our own permits: when the request was sent that confirmed them, by our two clocks.
         self._confirmed: dict[str, tuple[float, float]] = {}
         self._unanswered = float("-inf")  # when a request under them was last in vain
@@ -73,6 +76,8 @@ class Permits:
         self._asked = None if self.awaited else self._asked
         seen = self._leases.seen
         ours = {n: lease for n, lease in seen.items() if mine(lease, own) and not self._leases.hidden(n)}
+        lost = {*self._unseen, *self._ours, *(n for n in seen if mine(seen[n], own))} - {*ours}
+        self._unseen = sorted(n for n in lost if n not in seen or mine(seen[n], own))
         self._ours = {name: self._ours.get(name, _Ours(self._clock())) for name in ours}
         self._confirmed = {n: at for n, at in self._confirmed.items() if n in ours and holder(ours[n]) == own}
         self._told_at = max(told_at, self._told_at, self._leases.told_at())
@@ -163,6 +168,17 @@ class Permits:
         """Whatever the node holds is another life's: as after a start, nothing of it was taken or confirmed by us."""
         self._began, self._ours, self._confirmed = self._clock(), {}, {}
         self._asked = self._began
+
+    def found(self, own: str) -> bool:
+        """Whether one of our own that was out of sight is back, to be given back: one of them is read once a minute."""
+        if not self._unseen or self._clock() - self._sought < _SEEK_S:
+            return False
+        self._sought, name = self._clock(), self._unseen[0]
+        lease = self._leases.seek(name)
+        ours = lease is not None and mine(lease, own)
+        hidden = ours and self._leases.hidden(name)
+        self._unseen = [*self._unseen[1:], *([name] if hidden else [])]
+        return ours and not hidden
 
     def _permit(self, name: str, own: str) -> Permit:
         leases, ours, now = self._leases, self._ours.get(name), self._clock()

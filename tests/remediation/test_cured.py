@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from agent.config.settings import Repair
-from agent.model.names import PAUSE_CONFIGMAP, PERMIT_KIND_LABEL
+from agent.config.settings import Budget, Repair
+from agent.model.names import PAUSE_CONFIGMAP, PERMIT_KIND_LABEL, POOL_LABEL
 from agent.model.text import rfc3339
 from tests.life import CONFIG, UUID, Killed, Life
 from tests.observe import GPU, OTHER
@@ -84,6 +84,45 @@ def test_what_an_earlier_life_asked_for_is_waited_for_whatever_became_of_its_per
         life.tick()
     assert (life.cluster.evicted, life.verdict.fatal) == ([], ())
     assert 300 <= life.now - began <= 330
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "anew"),
+    [
+        ("withdrawn", PERMIT_KIND_LABEL, False),
+        ("withdrawn", PERMIT_KIND_LABEL, True),
+        ("withdrawn", POOL_LABEL, False),
+        ("draining", PERMIT_KIND_LABEL, True),
+        ("draining", POOL_LABEL, False),
+        ("hourly", PERMIT_KIND_LABEL, False),
+    ],
+)
+def test_a_permit_that_was_out_of_sight_goes_back_once_it_is_seen_though_its_node_is_well_by_then(
+    kind: str, label: str, anew: bool
+) -> None:
+    """It costs that node a request a minute: no more than looking at itself."""
+    budget = Budget(max_withdrawn=1, per_hour=8)
+    life = Life(RESET, CONFIG.model_copy(update={"budget": budget, "repair": Repair()}))
+    life.api = lambda method, path, *rest, **more: (
+        (429, {"message": "not now"}) if path.endswith("/eviction") else life.cluster(method, path, *rest, **more)
+    )
+    life.run(30)
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/gpu-health-agent-{kind}-gpu-0"
+    labels = life.cluster("GET", lease)[1]["metadata"]["labels"]
+    hidden = {"metadata": {"labels": {label: None}}, "spec": {"holderIdentity": "n1/uid-1"}}
+    life.cluster("PATCH", lease, hidden, MERGE)
+    life.run(30)
+    life.new[GPU] = life.now  # a person resets the GPU
+    if anew:
+        life._begin()
+    life.run(400)
+    assert (life.tainted(), life.cycle.standing, sorted(life.holders())) == (False, False, ["", "", "n1/uid-1"])
+    life.client.requests.clear()
+    life.run(600)
+    assert life.client.requests == {"GET": 60 + 10}, "of the Node, as no watch vouches for it, and of the Lease"
+    life.cluster("PATCH", lease, {"metadata": {"labels": labels}}, MERGE)
+    life.run(70)
+    assert life.holders() == ["", "", ""]
 
 
 def test_a_node_that_is_cured_before_it_was_withdrawn_is_not_withdrawn_and_says_what_it_waits_for() -> None:
