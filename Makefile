@@ -39,7 +39,7 @@ program-tests: $(STAMP)
 	$(BIN)/pytest -n 4 --dist worksteal tests/dcgm tests/kit tests/nvml --ignore=tests/kit/ranks
 
 monitoring-tests: $(STAMP)
-	$(BIN)/pytest tests/monitoring
+	$(BIN)/pytest -n 3 --dist loadfile tests/monitoring
 
 screenshots: $(STAMP)
 	command -v chromium || apt-get install --yes --no-install-recommends chromium
@@ -57,7 +57,7 @@ package: $(STAMP)
 cluster-tests: $(STAMP)
 	$(BIN)/python -m tests.cluster.build
 	$(BIN)/python -m tests.cluster.helm
-	$(BIN)/pytest -n 2 --dist loadfile tests/cluster  # two control planes, which wait more than they compute
+	$(BIN)/pytest -n 3 --dist loadfile tests/cluster  # three control planes, which wait more than they compute
 
 # These two need root on Debian 12: they install what they need, and leave nothing running.
 image-tests: $(STAMP)

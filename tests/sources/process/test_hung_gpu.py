@@ -309,7 +309,7 @@ def test_in_two_containers_the_others_are_read_and_the_status_goes_one_way(folde
 
 def test_in_one_container_what_came_back_is_read_by_a_process_that_leaves_nothing_out(folder: Path) -> None:
     one = OfGpus(folder)
-    seen, due = list[Observation](), time.monotonic() + 30
+    seen, due = list[Observation](), time.monotonic() + 90
     one.want(frozenset({"nvml"}), one._known)
 
     def hear(wanted: Callable[[Observation], bool]) -> None:
