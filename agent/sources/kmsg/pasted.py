@@ -112,7 +112,7 @@ class Paste:
             entry = read_json(line)
             text, at = entry["MESSAGE"], int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6
             text = bytes(text).decode(errors="replace") if isinstance(text, list) else text
-        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+        except (ValueError, TypeError, LookupError, OverflowError):
             return None
         if not isinstance(text, str):
             return None
@@ -134,7 +134,7 @@ class Paste:
         if stamp and stamp[0][0] != "[" and not (kernel or facility or priority):  # a journal's, where others speak too
             rest = rest[host.end() :] if (host := _HOST.match(rest)) else rest
             ours = speaks(rest.strip())
-        if kernel and (inner := _STAMPS[0].match(rest)):  # the kernel's own time beside syslog's
+        if inner := _STAMPS[0].match(rest):  # the kernel's own time beside syslog's
             rest = rest[inner.end() :]
         if caller := _CALLER.match(rest):
             rest = rest[caller.end() :]
@@ -157,7 +157,7 @@ class Paste:
             at = whole + float(seconds[0] if seconds else 0)
         except (ValueError, LookupError):
             return self._at
-        if not said.get("year") and at < self._at - _HALF_A_YEAR_S:  # December was before
+        if at < self._at - _HALF_A_YEAR_S:  # December was before
             self._years += 1
             return self._time(stamp) if self._years < _MOST_YEARS else self._at
         return at

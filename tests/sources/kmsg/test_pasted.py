@@ -82,7 +82,7 @@ BY_ITS_WORDS: tuple[tuple[str, float], ...] = (
 
 def read(text: str) -> tuple[Paste, list[Pasted]]:
     paste = Paste()
-    return paste, list(paste.records(text.splitlines(keepends=True)))
+    return paste, list(paste.records(line + "\n" for line in text.split("\n")))
 
 
 @pytest.mark.parametrize(("head", "at"), [*HEADS, *BY_ITS_WORDS])
@@ -115,6 +115,8 @@ def test_every_form_is_read_among_others() -> None:
         f"user  :notice: [  123.456789] {XID}",
         f"192.168.0.10: user: warning: [2026-09-14T04:48:45Z]: {XID}",
         f"<12>[  123.456789] {XID}",
+        f"<12>2026-09-14T04:48:45+00:00 {XID}",
+        f"user  :notice: 2026-09-14T04:48:45,123456+00:00 {XID}",
         f"12,1,1,-;{XID}",
         json.dumps(
             {"__REALTIME_TIMESTAMP": "1", "_TRANSPORT": "syslog", "SYSLOG_IDENTIFIER": "kernel", "MESSAGE": XID}
@@ -132,6 +134,10 @@ def test_a_journals_json_is_read_in_either_form_of_its_message() -> None:
         paste, (record,) = read(before + json.dumps({**entry, "MESSAGE": either}))
         assert (record.text, record.kernel, paste.taken) == (XID, True, 1)
         assert record.at == pytest.approx(UNIX + 0.123456)
+    unsaid = {key: value for key, value in entry.items() if key != "_TRANSPORT"}
+    for who, kernel in (("kernel", True), ("python", False)):  # an entry of a collector that drops what it trusts
+        assert read(json.dumps({**unsaid, "SYSLOG_IDENTIFIER": who}))[1][0].kernel is kernel
+    assert read(json.dumps(entry).replace("1789361325123456", "9" * 400))[1:] == ([],)
     for message in ("null", "7", "{}", "[256]", "[[]]", "true"):
         assert read(json.dumps(entry).replace(json.dumps(XID), message))[1:] == ([],)
     assert read('{"MESSAGE":')[0].taken == 0
@@ -157,6 +163,20 @@ def test_times_add_up_and_a_year_that_is_not_named_ends() -> None:
     at = [r.at for r in read("".join(f"{day} node1 kernel: {USB}\n" for day in days))[1]]
     assert at[1] - at[0] == 2
     assert at == sorted(at)
+    back = [r.at for r in read("".join(f"Sep 14 04:48:{s} node1 kernel: {USB}\n" for s in (46, 45, 47)))[1]]
+    assert [at - back[0] for at in back] == [0, 0, 1], "no year passes between two lines that changed places"
+    far = read(f"9999-12-31T23:59:59Z node1 kernel: {USB}\nJan  1 00:00:00 node1 kernel: {USB}\n")[1]
+    assert far[0].at == far[1].at
+
+
+def test_a_switchs_words_need_no_name_of_the_kernel_before_them() -> None:
+    said = "nvidia-nvswitch3: SXid (PCI:0000:05:00.0): 12028, Non-fatal, Link 32 egress non-posted PRIV error"
+    assert [(r.text, r.kernel) for r in read(f"Sep 14 04:48:45 node1 {said}")[1]] == [(said, True)]
+
+
+def test_no_record_is_longer_than_the_kernels_own() -> None:
+    for long in (f"[ 1.0] {'x' * 50_000}", "[ 1.0] NVRM: a\n" + f" {'b' * 1000}\n" * 50):
+        assert [len(record.text) > 16 * 1024 for record in read(long)[1]] == [False]
 
 
 def test_what_is_no_log_is_not_read_as_one() -> None:
