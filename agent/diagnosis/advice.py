@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from agent.config.limits import Limits
 from agent.config.settings import Mode
 from agent.config.source_index import SECOND_WITNESS, SOURCES
+from agent.diagnosis.dismissal import ends_when_cured
 from agent.diagnosis.rules.dcgm import EXPLAINED_BY
 from agent.model.fault import Fault, Finding, Severity
 from agent.model.names import DISMISS_ANNOTATION
@@ -99,16 +100,17 @@ def clears(finding: Finding, limits: Limits, joined: Iterable[Fault] = ()) -> st
         return f"the drill's end: its annotation gpu-health-agent/drill goes or expires; {dismissal}"
     if finding.clear_s == 0:
         return f"its end, at once; {dismissal}"
+    ends = finding.cure.row.ends
+    seen = "with every GPU answering" if not finding.pci else "with the GPU answering"
+    proof = f"{ends}, proved {seen} and the driver asking for nothing"
     if finding.clear_s is not None:
         witness = f", as {finding.witness} sees it" if finding.witness else ""
-        return f"{finding.clear_s:g} s without it{witness}; {dismissal}"
+        sooner = f"{proof}; " if ends_when_cured(finding) else ""
+        return f"{finding.clear_s:g} s without it{witness}; {sooner}{dismissal}"
     card = "another card in the slot" if finding.pci else ""
-    ends = finding.cure.row.ends
     if not ends or finding.rule == "gpu-relapsing":
         return f"{card}; {dismissal}" if card else word
-    seen = "with every GPU answering" if not finding.pci else "with the GPU answering"
-    proof = f"{ends}, proved {seen} and the driver asking for nothing, then {limits.soak_s:g} s well"
-    return "; ".join(part for part in (proof, card, dismissal) if part)
+    return "; ".join(part for part in (f"{proof}, then {limits.soak_s:g} s well", card, dismissal) if part)
 
 
 def next_step(

@@ -12,6 +12,7 @@ from agent.diagnosis.rules.old_records import fault_ids
 from agent.diagnosis.rules.presence import LOST
 from agent.model.fault import Finding, Reason
 from agent.model.observation import Failure
+from agent.model.remedy import LADDER
 
 # These are found again at each look, though their rows name no reading and no time that would show it.
 _STATES = {LOST.rule, silence.UNREAD.rule, *(row.rule for row in silence.ROWS)}
@@ -32,6 +33,11 @@ def lasts(finding: Finding) -> bool:
     rule, row = finding.rule, ROWS.get(finding.rule)
     confirmed = row is not None and row.confirm and not row.signals
     return bool(finding.signals or confirmed) or rule in _STATES or rule.startswith("dcgm-")
+
+
+def ends_when_cured(finding: Finding) -> bool:
+    """Whether a remedy is known for it, whose proof ends an event before its time is over."""
+    return finding.remedy in LADDER and not lasts(finding)
 
 
 def without(history: History, words: Collection[str]) -> History:

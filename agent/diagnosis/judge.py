@@ -10,7 +10,7 @@ from agent.config.source_index import SECOND_WITNESS, SPARE
 from agent.diagnosis import relapse
 from agent.diagnosis.aside import only_aside
 from agent.diagnosis.correlate import incidents, order, overruled
-from agent.diagnosis.dismissal import dismissed, lasts, with_dismissal, without
+from agent.diagnosis.dismissal import dismissed, ends_when_cured, lasts, with_dismissal, without
 from agent.diagnosis.history import History
 from agent.diagnosis.lapses import Lapse, holds, lapses
 from agent.diagnosis.linked import linked
@@ -178,8 +178,8 @@ def _age(
             old = watched(old, history)
             return replace(old, absent_s=0.0) if old.absent_s and not blind_now else old
         clear_s = limits.soak_s
-    elif old.finding.witness == SECOND_WITNESS and proved(old, history, resets):
-        return None  # it is of before the reset; what still is will be said again
+    elif (old.finding.witness == SECOND_WITNESS or ends_when_cured(old.finding)) and proved(old, history, resets):
+        return None  # it is of before the reset or the reboot; what still is will be said again
     absent_s += old.absent_s
     return None if absent_s >= clear_s and not blind_now else replace(old, absent_s=absent_s)
 
