@@ -28,6 +28,7 @@ EXPLAINED_BY = {
     "ecc-uncorrected": _MEMORY_XIDS,
     "row-remap-pending": ("xid-63", "xid-177", *_MEMORY_XIDS),
     "row-remap-failure": ("xid-64",),
+    "xid-154": (RECOVERY.rule,),  # the same word of the driver's
     "xid-171": ("xid-48",),
     "xid-172": ("xid-48",),
     "driver-hung": (SOURCES[GPUS].silent, "xid-79", "xid-119", "xid-120", "gpu-lost", "gpu-missing"),

@@ -67,14 +67,15 @@ def listed(row: Row) -> Iterator[tuple[str, Row, int]]:
 
 
 def judged(history: History, xid: Observation, row: Row, beside: bool) -> Row | None:
-    """The row of Xid 74 as grave as the gravest bit says; None without registers.
+    """The row of Xid 74 as grave as the gravest bit says; None without registers and link.
 
     ``beside``: a fatal Xid of the GPU stands beside it.
     """
-    raised = _raised(xid)
+    raised, link = _raised(xid), number(xid, "link")
+    on = f"Xid {NVLINK4_XID}: NVLink {link or 0:.0f}"
     if raised is None:
-        return None
-    on = f"Xid {NVLINK4_XID}: NVLink {number(xid, 'link') or 0:.0f}"
+        said = f"{on}: the driver's line bears no registers that tell more"
+        return None if link is None else row.said(row.severity, row.remedy, said)
     found = [_of_class(history, xid, row, one, beside, on) for one in CLASSES if one.bits & raised[one.register]]
     strange = [_named(n, bits) for n in _JUDGED if (bits := raised[n] - _KNOWN[n])]
     if strange or not found:

@@ -13,9 +13,10 @@ from agent.model.fault import Severity
 from agent.model.observation import Observation
 from agent.model.remedy import Remedy
 
+_BY_ACTION = "XID_154_EVAL"
 _DUE = {
     "RESET_GPU": (Severity.FATAL, Remedy.RESET_GPU),
-    "XID_154_EVAL": (Severity.NOTICE, Remedy.CONTACT_SUPPORT),
+    _BY_ACTION: (Severity.NOTICE, Remedy.CONTACT_SUPPORT),
     "IGNORE": (Severity.NOTICE, Remedy.CONTACT_SUPPORT),
 }
 _NOBODY = "IGNORE"
@@ -94,12 +95,15 @@ def listed(code: int, row: Row) -> Iterator[tuple[str, Row, int]]:
 
 def _due(known: Known, due: str) -> tuple[Severity, Remedy]:
     severity, remedy = _DUE[due]
-    return severity, Remedy.NONE if due == known.investigate == _NOBODY else remedy
+    asks_nobody = severity is Severity.NOTICE and known.investigate == _NOBODY
+    return severity, Remedy.NONE if asks_nobody else remedy
 
 
 def _words(known: Known, due: str) -> str:
-    decides = "the driver's recovery action decides what is due; " if due == "XID_154_EVAL" else ""
-    return f"{decides}{LOOK_AT[known.investigate]}"
+    if due != _BY_ACTION:
+        return LOOK_AT[known.investigate]
+    decides = "the driver's recovery action decides what is due"
+    return decides if known.investigate == _NOBODY else f"{decides}; {LOOK_AT[known.investigate]}"
 
 
 def judged(xid: Observation, code: int, row: Row) -> Row | None:

@@ -18,7 +18,7 @@ def fault_id(pci: str) -> str:
 
 
 def counted(onsets: Onsets, old: Faults, new: Faults, wall: float, limits: Limits) -> dict[str, tuple[int, ...]]:
-    """One more onset for each GPU that is fatal now and was not before.
+    """One more onset for each GPU that is fatal now and was not before; one less where another proved to be to blame.
 
     By the wall clock, because the count outlives agent and boot; a clock that jumps only forgets or adds nothing.
     """
@@ -26,7 +26,9 @@ def counted(onsets: Onsets, old: Faults, new: Faults, wall: float, limits: Limit
     for pci in _fatal(new) - _fatal(old):
         recent = tuple(at for at in onsets.get(pci, ()) if abs(wall - at) <= limits.relapse_window_s)
         times_by_gpu[pci] = (*recent, int(wall))[-limits.relapses :]
-    return times_by_gpu
+    for pci in _innocent(old, new):
+        times_by_gpu[pci] = times_by_gpu.get(pci, ())[:-1]
+    return {pci: times for pci, times in times_by_gpu.items() if times}
 
 
 def findings(onsets: Onsets, now: float, limits: Limits) -> dict[str, Finding]:
@@ -38,6 +40,12 @@ def findings(onsets: Onsets, now: float, limits: Limits) -> dict[str, Finding]:
             evidence = Evidence(float(times[-1]), "agent", message)
             held[fault_id(pci)] = Finding(ROW.rule, pci, ROW.severity, ROW.remedy, message, evidence, now, "")
     return held
+
+
+def _innocent(old: Faults, new: Faults) -> set[str]:
+    """GPUs whose fatal fault turned out to be a neighbour's: nothing else makes a notice of one."""
+    was = (new[key].finding for key, fault in old.items() if key in new and fault.finding.severity is Severity.FATAL)
+    return (_fatal(old) & {finding.pci for finding in was if finding.severity is Severity.NOTICE}) - _fatal(new)
 
 
 def _fatal(faults: Faults) -> set[str]:

@@ -118,9 +118,11 @@ def test_a_storm_of_events_does_not_put_the_end_of_the_wait_off() -> None:
     assert verdict.withdraw
 
 
-def test_a_line_without_registers_waits_for_nothing() -> None:
+def test_a_line_without_registers_names_its_link_and_waits_for_nothing() -> None:
     judge = healthy()
-    assert judge.after(1, xid(74, source="kmsg", values={"link": 3})).withdraw
+    verdict = judge.after(1, xid(74, source="kmsg", values={"link": 3}))
+    assert verdict.withdraw
+    assert "NVLink 3" in verdict.faults[0].finding.message
 
 
 def test_what_only_follows_another_error_joins_it() -> None:

@@ -47,7 +47,10 @@ def test_each_row_is_known_by_both_patterns_any_of_its_units_and_any_free_bits()
                     due = known.due("Fatal" in known.severity)
                     assert row, (known, pattern, unit)
                     assert (row.severity is Severity.FATAL) is (due == "RESET_GPU"), (known, pattern, unit)
-                    assert nvlink5.LOOK_AT[known.investigate] in row.meaning, (known, pattern, unit)
+                    by_action = due == "XID_154_EVAL"
+                    assert ("recovery action decides" in row.meaning) is by_action, (known, pattern, unit)
+                    looks = nvlink5.LOOK_AT[known.investigate] in row.meaning
+                    assert looks is (known.investigate != "IGNORE" or not by_action), (known, pattern, unit)
 
 
 def test_no_line_is_of_two_rows_that_say_otherwise() -> None:

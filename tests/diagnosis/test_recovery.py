@@ -72,6 +72,28 @@ def test_a_neighbour_whose_own_fault_comes_later_is_to_blame_from_then_on() -> N
     assert blamed(asking(judge, 2, GPU, OTHER, THIRD)) == {GPU, OTHER}
 
 
+def test_a_gpu_that_asked_first_is_blamed_no_longer_once_another_ones_fault_is_seen() -> None:
+    judge = healthy()
+    for pci in (GPU, OTHER, THIRD):
+        verdict = judge.after(0.001, action(2, pci))
+    assert blamed(verdict) == {GPU} == judge.memory.onsets.keys()
+    verdict = judge.after(1, xid(79, THIRD, "kmsg"))
+    assert blamed(verdict) == {THIRD} == judge.memory.onsets.keys()
+
+
+def test_a_neighbour_that_asks_along_makes_no_line_and_no_event_of_its_own() -> None:
+    judge = healthy()
+    judge.after(1, xid(79, OTHER, "kmsg"))
+    for pci in (GPU, OTHER, THIRD):
+        verdict = judge.after(0.001, action(2, pci))
+    assert ids(verdict) == [f"xid-79@{OTHER}"]
+    judge = healthy()
+    verdict = judge.after(1, action(0))
+    assert [f.finding.message for f in verdict.faults] == [
+        "Xid 154: The driver asks for another recovery action, 0: nothing"
+    ]
+
+
 def test_neighbours_are_well_with_the_gpu_that_was_to_blame() -> None:
     judge = healthy()
     judge.after(1, xid(119, OTHER, "kmsg"), *(action(2, pci) for pci in (GPU, OTHER, THIRD)))

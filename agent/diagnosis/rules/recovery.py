@@ -23,6 +23,7 @@ ACTIONS = {
     6: (Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "reset the GPU's bus"),
     7: (Severity.FATAL, Remedy.REBOOT_NODE, "reboot the system"),
 }
+_WORDS = {0: "nothing", **{action: words for action, (_, _, words) in ACTIONS.items()}}
 OTHER = (Severity.DEGRADED, Remedy.CONTACT_SUPPORT, "an action this agent does not know")
 ROW = TABLE["recovery-action"]
 _LOGGED = Row(ROW.rule, ROW.severity, ROW.remedy, ROW.meaning)  # by the kernel log alone: latched
@@ -34,6 +35,12 @@ def asks(history: History, pci: str) -> Severity | None:
         return Severity.FATAL
     action = int(history.number(pci, "recovery_action") or 0)
     return ACTIONS.get(action, OTHER)[0] if action else None
+
+
+def told(xid: Observation) -> str:
+    """What the driver asks for by an Xid; empty where it says nothing of that."""
+    action = number(xid, "recovery_action")
+    return "" if action is None else f"{action:.0f}: {_WORDS.get(int(action), OTHER[2])}"
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:

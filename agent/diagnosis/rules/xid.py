@@ -13,6 +13,7 @@ from agent.diagnosis import nvlink4, nvlink5
 from agent.diagnosis.cards import off_the_bus
 from agent.diagnosis.history import NVLINK4_XID, NVLINK5_XIDS, UNCORRECTABLE_XID, History, number
 from agent.diagnosis.row import Row, code_clear
+from agent.diagnosis.rules import recovery
 from agent.diagnosis.second_word import (
     contained,
     contains_errors,
@@ -110,13 +111,12 @@ def _finding(history: History, limits: Limits, observation: Observation, code: i
 
 
 def _with_place(row: Row, xid: Observation) -> Row:
-    """With where on the GPU a program failed, which NVIDIA's support asks for."""
-    place, engine, values = "", xid.values.get("engine"), xid.values
-    if engine:
-        place = f"by engine {engine}: {values.get('access')}"
-    elif values.get("place"):
-        place = f"at {values['place']}" + (f", SM {values['sm']}" if "sm" in values else "")
-    return replace(row, meaning=f"{row.meaning}, {place}") if place else row
+    """With where on the GPU a program failed, which NVIDIA's support asks for; or with what the driver asks for."""
+    values = xid.values
+    place = f"at {values['place']}" + (f", SM {values['sm']}" if "sm" in values else "") if "place" in values else ""
+    if "engine" in values:
+        place = f"by engine {values['engine']}: {values.get('access')}"
+    return replace(row, meaning=", ".join(filter(None, (row.meaning, place, recovery.told(xid)))))
 
 
 def _of_a_link(history: History, xid: Observation, code: int, row: Row) -> Row:
