@@ -122,8 +122,8 @@ def private(directory: Path) -> Path:
 
 
 def add_directory(parser: argparse.ArgumentParser) -> None:
-    default = simulation_directory()
-    parser.add_argument("--simulation-dir", type=Path, default=default, metavar="D", help=argparse.SUPPRESS)
+    default, what = simulation_directory(), "the simulated machine's folder"
+    parser.add_argument("--simulation-dir", type=Path, default=default, metavar="D", help=what)
 
 
 def add_logging(parser: argparse.ArgumentParser) -> None:

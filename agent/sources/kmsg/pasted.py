@@ -15,12 +15,13 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _NO_YEAR = 1972  # of a time without one: it has a February 29
 _HALF_A_YEAR_S, _MOST_YEARS = 182 * 86400.0, 20
 _PAINT = re.compile(r"\x1b\[[0-9;]*[mK]")
-# What a mail, a list, grep and a command on many hosts put before a line.
+# What a mail, a list, grep, a container's log and a command on many hosts put before a line.
 _BEFORE = re.compile(
-    r"(?:\s*[>*`|-](?=[\s\[<`>|N]) ?)+"
+    r"(?:\s*[>*`|-](?=[\s\[<`>*|N]) ?)+"
     r"|(?:[\w./-]{1,255}:)?(?:\d{1,7}:)?(?=\[|<\d|[A-Z][a-z]{2} +\d|\d{4}-\d\d-|NVRM: )"
-    r"|[\w./-]{1,255}: (?=\[ *\d{1,12}\.\d)"
+    r"|[\w./-]{1,255}(?::| +\|) (?=\[ *\d{1,12}\.\d)"
 )
+_NEXT = re.compile(r"(?<=[\w.)])\s+(?=\[ *\d{1,12}\.\d{6}\] (?:NVRM: |nvidia))")  # where the ends of lines got lost
 _DEVICE = re.compile(rb"\d+,\d+,\d+,[^;]*;")  # as /dev/kmsg has it
 _FACILITIES = "kern|user|mail|daemon|auth|syslog|lpr|news|uucp|cron|authpriv|ftp|local[0-7]"
 # dmesg -x, Talos and /proc/kmsg begin with who said it.
@@ -38,7 +39,8 @@ _STAMPS = tuple(
         r"(?: [A-Z]{3,4}(?=\s))?\]?",
         rf"\[{_DAY}(?P<month>\S{{2,9}})\s+(?P<day>\d+) (?P<clock>\d\d:\d\d:\d\d) (?P<year>\d{{4}}){_DELTA}\]",  # -T
         r"\[(?P<month>\D{2,9}?)\s?(?P<day>\d+) (?P<clock>\d\d:\d\d)\]",  # dmesg -H, where the minute is another
-        r"(?P<month>[A-Z][a-z]{2})\s+(?P<day>\d{1,2}) (?P<clock>\d\d:\d\d:\d\d(?:\.\d+)?)(?=\s)",  # syslog, journalctl
+        r"(?P<month>[A-Z][a-z]{2})\s+(?P<day>\d{1,2}) (?:(?P<year>\d{4}) )?(?P<clock>\d\d:\d\d:\d\d(?:\.\d+)?)"
+        r"(?=\s)",  # syslog, journalctl
         r"(?P<unix>\d{9,10}\.\d+)(?=\s)",
         r"\[[^\[\]]{2,40}\d\d:\d\d[^\[\]]{0,20}\]",  # a time in words that are not known
     )
@@ -63,6 +65,11 @@ def _under(text: str, words: str) -> bool:
     return not speaks(words) or (speaks(text) and "Xid (" not in words)
 
 
+def _each(line: str) -> list[str]:
+    """The records of a line of dmesg's; of no other, where a program may quote one."""
+    return _NEXT.split(line) if _STAMPS[0].match(line) else [line]
+
+
 class Paste:
     """Reads a pasted log, and knows afterwards how much of it was one."""
 
@@ -75,7 +82,7 @@ class Paste:
     def records(self, lines: Iterable[str]) -> Iterator[Pasted]:
         """Each record, with the lines that are indented under it."""
         held: Pasted | None = None
-        for raw in lines:
+        for raw in (one for line in lines for one in _each(line)):
             line = _PAINT.sub("", raw[:_LINE_CHARS]).rstrip().removeprefix("\ufeff").removeprefix("\x1e")
             line = line[before.end() :] if (before := _BEFORE.match(line)) else line
             if not (words := line.strip()):

@@ -66,6 +66,9 @@ HEADS: tuple[tuple[str, float], ...] = (
     ("/var/log/kern.log:Sep 14 04:48:45 node1 kernel: ", NO_YEAR),
     ("syslog.1:17:2026-09-14T04:48:45.123456+00:00 node1 kernel: ", UNIX + 0.123456),
     ("node-7.example.org: [  123.456789] ", 123.456789),  # pdsh
+    ("kmsg-1  | [  123.456789] ", 123.456789),  # docker compose logs
+    ("**[  123.456789] ", 123.456789),  # bold
+    ("Sep 14 2026 04:48:45 node1 kernel: ", UNIX),
 )
 # Where only the driver's words themselves tell that they are the kernel's.
 BY_ITS_WORDS: tuple[tuple[str, float], ...] = (
@@ -167,6 +170,14 @@ def test_times_add_up_and_a_year_that_is_not_named_ends() -> None:
     assert [at - back[0] for at in back] == [0, 0, 1], "no year passes between two lines that changed places"
     far = read(f"9999-12-31T23:59:59Z node1 kernel: {USB}\nJan  1 00:00:00 node1 kernel: {USB}\n")[1]
     assert far[0].at == far[1].at
+
+
+def test_records_of_dmesg_that_were_pasted_into_one_line_are_read_each() -> None:
+    texts = (USB, XID, "nvidia-nvswitch0: SXid (PCI:0000:05:00.0): 12028, Non-fatal", XID)
+    _, records = read("".join(f"[  {at}.456789] {text} " for at, text in enumerate(texts)))
+    assert [(int(r.at), r.text) for r in records] == list(enumerate(texts))
+    (quoted,) = read(f"Sep 14 04:48:45 node1 python[7]: dmesg says [  1.456789] {XID}")[1]
+    assert not quoted.kernel
 
 
 def test_a_switchs_words_need_no_name_of_the_kernel_before_them() -> None:
