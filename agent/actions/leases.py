@@ -1,8 +1,9 @@
 """The pool's Leases and its nodes, as far as this node has read them, and how long ago.
 
 A whole fleet may wait for a permit, and for weeks. So an agent lists the Leases the more seldom the more there are. In
-between it looks at its own, and in its turn at one thing that keeps the budget spent: a Lease of another's, or a node
-that is out of service. What it knows so is old. Before it takes a permit it lists all anew, and reads the pool.
+between it looks at its own, and in its turn at one of two things: which Leases were given back, by their label; or one
+thing that keeps the budget spent, a Lease of another's or a node that is out of service. What it knows so is old. Before
+it takes a permit it lists all anew, and reads the pool.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from agent.actions.api import Api, ask, taint_of, written_at
 from agent.actions.pool import Pool, PoolReading, share_s
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
-from agent.model.names import PERMIT_KIND_LABEL, POOL_LABEL, POOL_SIZE_ANNOTATION, SLOT_LEASE
+from agent.model.names import FREE_LABEL, PERMIT_KIND_LABEL, POOL_LABEL, POOL_SIZE_ANNOTATION, SLOT_LEASE
 from agent.model.world import PermitKind
 
 _PATH = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
@@ -60,6 +61,8 @@ class Leases:
         self._listed_at = self._turn_at = self._asks_from = float("-inf")
         self._held = self._out = frozenset[str]()  # who held one when the pool was read; who is out besides
         self._eye = ""  # what was looked at last, in our turn
+        self._free_from = float("-inf")  # from when on it may be asked again which are free
+        self._asked_free = False  # in the last turn
         self._chance: random.Random | None = None
 
     def read(self, own: str, whole: bool) -> None:
@@ -70,7 +73,8 @@ class Leases:
         read = self._list() if self._whole else {name for name, lease in self.seen.items() if mine(lease, own)}
         if not self._anew and self._clock() - self._turn_at >= share_s(self._pool.pool.size):
             self._turn_at = self._clock()
-            read |= self._in_turn(own, read)
+            self._asked_free = not (self._asked_free or self._whole) and self._clock() >= self._free_from
+            read |= self._given_back(own) if self._asked_free else self._in_turn(own, read)
         for name in sorted(read) if not self._whole else ():
             self._read_one(name)
         self._clashed = {name for name in self._clashed if name in self.seen and self.hidden(name)}
@@ -110,11 +114,16 @@ class Leases:
             raise
 
     def put(self, lease: Mapping[str, Any], spec: Mapping[str, Any], words: Mapping[str, str] | None = None) -> None:
-        """``words``: annotations that it bears from now on."""
+        """``words``: annotations that it bears from now on. One without a holder is labelled as free."""
         metadata, name = lease["metadata"], lease["metadata"]["name"]
-        if words:
-            metadata = {**metadata, "annotations": {**(metadata.get("annotations") or {}), **words}}
-        body = {**lease, "metadata": metadata, "spec": {**(lease.get("spec") or {}), **spec}}
+        labels = {key: value for key, value in (metadata.get("labels") or {}).items() if key != FREE_LABEL}
+        labels |= {} if spec["holderIdentity"] else {FREE_LABEL: "true"}
+        annotations = {**(metadata.get("annotations") or {}), **(words or {})}
+        body = {
+            **lease,
+            "metadata": {**metadata, "labels": labels, "annotations": annotations},
+            "spec": {**(lease.get("spec") or {}), **spec},
+        }
         self._write("PUT", name, body)
 
     def _write(self, method: str, name: str, body: Mapping[str, Any]) -> None:
@@ -176,6 +185,14 @@ class Leases:
         found = ask(self._api, "GET", f"{self._path}?fieldSelector=metadata.name%3D{name}").get("items") or ()
         self.seen.pop(name, None)
         self.seen.update((name, lease) for lease in found if lease["metadata"]["name"] == name)
+
+    def _given_back(self, own: str) -> set[str]:
+        """Those that the node may wait for, and that somebody gave back since they were read."""
+        selector = f"{POOL_LABEL}%3D{self._budget.pool}%2C{FREE_LABEL}%3Dtrue"
+        answer = ask(self._api, "GET", f"{self._path}?labelSelector={selector}&resourceVersion=0")
+        free = {str(lease["metadata"]["name"]) for lease in answer.get("items") or () if not holder(lease)}
+        self._free_from = self._clock() + len(free) * _LEASE_S
+        return {name for name in self._wanted(own) if name in free and holder(self.seen[name])}
 
     def _in_turn(self, own: str, read: set[str]) -> set[str]:
         """One thing that keeps the budget spent, by chance: each agent another one."""

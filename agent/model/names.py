@@ -34,6 +34,7 @@ GPUS_ANNOTATION = "gpu-health-agent/gpus"
 SLOT_LEASE = "gpu-health-agent-{kind}-{pool}-{index}"
 POOL_LABEL = "gpu-health-agent/pool"
 PERMIT_KIND_LABEL = "gpu-health-agent/slot"
+FREE_LABEL = "gpu-health-agent/free"  # "true" on a permit that was given back, for those that wait
 POOL_SIZE_ANNOTATION = "gpu-health-agent/pool-size"  # of a permit: as its holder read it, for those that wait
 PAUSE_CONFIGMAP = "gpu-health-agent-pause"
 PERMIT_VALID_S = 300  # a holder acts only so long after a confirmation

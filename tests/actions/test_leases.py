@@ -15,7 +15,7 @@ from agent.actions.fleet import read_fleet
 from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError, UnreachableError
-from agent.model.names import OUT_LABEL, POOL_SIZE_ANNOTATION, WITHDRAWN_LABEL
+from agent.model.names import FREE_LABEL, OUT_LABEL, POOL_SIZE_ANNOTATION, WITHDRAWN_LABEL
 from agent.model.steps import TakePermit
 from agent.model.world import Local, PermitKind
 from agent.remediation.plan import plan
@@ -246,3 +246,49 @@ def test_whoever_asked_for_a_permit_and_was_not_told_that_it_has_it_lists_them_a
     assert bool(world.held(PermitKind.WITHDRAWN)) is (trouble == "its answer is lost")
     taken = [step.kind for step in plan(BAD, world, CONFIG, Local()).steps if isinstance(step, TakePermit)]
     assert all(world.held(kind) for kind in taken), "it is confirmed, and no other is taken"
+
+
+def test_one_that_waits_alone_behind_a_hundred_permits_takes_one_that_is_given_back_within_four_minutes() -> None:
+    pool = Pool(1100)
+    alone, back = pool.waiting[0], pool.holders[70]
+    drive(pool.clients[alone], BAD, CONFIG)
+    drive(pool.clients[back], healthy(), CONFIG)
+    began = pool.clock.now
+    while alone not in pool.withdrawn():
+        pool.clock.now += LOOK_S
+        assert pool.clock.now - began < 240
+        drive(pool.clients[alone], BAD, CONFIG)
+    assert pool.withdrawn() == {*pool.holders, alone} - {back}
+
+
+def test_a_permit_that_is_only_labelled_as_free_is_nobodys_but_its_holders() -> None:
+    pool = Pool(110)
+    one = pool.waiting[0]
+    drive(pool.clients[one], BAD, CONFIG)
+    for index in range(11):
+        change = {"metadata": {"labels": {FREE_LABEL: "true"}}}
+        pool.cluster("PATCH", f"{LEASES}/gpu-health-agent-withdrawn-gpu-{index}", change, MERGE)
+    for _ in range(20):
+        pool.clock.now += LOOK_S
+        drive(pool.clients[one], BAD, CONFIG)
+    assert pool.withdrawn() == {*pool.holders}
+
+
+def test_free_permits_beside_a_spent_budget_are_asked_for_the_more_seldom_the_more_there_are() -> None:
+    """All were given back, and as many nodes are out of service by others."""
+    pool = Pool(300)
+    for name in pool.holders:
+        drive(pool.clients[name], healthy(), CONFIG)
+    for name in pool.names[-30:]:
+        pool.cluster("PATCH", f"/api/v1/nodes/{name}", {"metadata": {"labels": {OUT_LABEL: "true"}}}, MERGE)
+    one = pool.clients[pool.waiting[0]]
+    drive(one, BAD, CONFIG)
+    pool.asked = pool.bytes = 0
+    began = pool.clock.now
+    for _ in range(70):
+        pool.clock.now += LOOK_S
+        drive(one, BAD, CONFIG)
+    assert pool.withdrawn() == set()
+    minutes = (pool.clock.now - began) / 60
+    assert pool.asked / minutes <= 2
+    assert pool.bytes / minutes <= 4000

@@ -201,6 +201,21 @@ def test_a_slot_of_another_may_not_be_freed_but_taken_over(stolen: Stolen) -> No
     assert stolen("PUT", path, {**theirs, "spec": {"holderIdentity": f"{stolen.node}/uid"}}) == 200
 
 
+def test_of_a_slots_labels_it_changes_only_the_one_that_says_that_it_is_free(stolen: Stolen) -> None:
+    made = stolen.plane.must("POST", LEASES, lease(stolen, 3, stolen.node))
+    path, labels = f"{LEASES}/{made['metadata']['name']}", made["metadata"]["labels"]
+
+    def put(labels: dict[str, str] | None, holder: str) -> int:
+        made = stolen.plane.must("GET", path)
+        metadata = {**made["metadata"], "labels": labels}
+        return stolen("PUT", path, {**made, "metadata": metadata, "spec": {"holderIdentity": holder}})
+
+    for wrong in ({**labels, "gpu-health-agent/pool": "another"}, {**labels, "more": "x"}, None):
+        assert put(wrong, f"{stolen.node}/uid") in REFUSED
+    assert put({**labels, "gpu-health-agent/free": "true"}, "") == 200
+    assert put({**labels, "gpu-health-agent/free": "true", "more": "x"}, f"{stolen.node}/uid") in REFUSED
+
+
 def test_no_lease_but_a_permit_is_ours_to_make(stolen: Stolen) -> None:
     made = lease(stolen, 2, stolen.node)
     made["metadata"]["name"] = "gpu-operator-leader"
