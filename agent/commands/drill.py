@@ -14,11 +14,14 @@ from agent.actions.api import connect
 from agent.actions.credentials import configure
 from agent.commands.setup import persons
 from agent.drill.cluster import Cluster
-from agent.drill.exercise import Exercise
-from agent.drill.kit import Object, Settings, load, objects
+from agent.drill.course import EXERCISES
+from agent.drill.course import run as play
+from agent.drill.kit import Object, Settings, errands, load, objects
 from agent.drill.outcome import Outcome, as_json
 from agent.drill.pod_exec import executor
 from agent.drill.report import page, text
+from agent.drill.scene import Scene
+from agent.drill.targets import targets
 from agent.model.errors import AgentError, RefusedError, UsageError
 from agent.model.names import DRILL_LABEL
 
@@ -47,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=_positive, default=20.0, metavar="R", help="requests a second (20)")
     parser.add_argument("--interval-s", type=_positive, default=20.0, metavar="S", help="between checkpoints (20)")
     parser.add_argument("--step-s", type=_positive, default=0.5, metavar="S", help="of the training (0.5)")
+    parser.add_argument("--only", metavar="E,...", help=f"some exercises of {', '.join(EXERCISES)} (default: all)")
+    parser.add_argument("--target", action="append", default=[], metavar="NAME=VALUE", help="another than the default")
     parser.add_argument("--agent-namespace", default="gpu-health-agent", metavar="S")
     parser.add_argument("--json", type=Path, metavar="F", help="write the report as JSON")
     parser.add_argument("--html", type=Path, metavar="F", help="and as a page")
@@ -66,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     server = configure(kubeconfig).host
     if not arguments.yes:
         raise UsageError(_warning(server, arguments))
+    wanted, most = _chosen(arguments.only), targets(arguments.target)
     execute = executor(kubeconfig) if arguments.inject else None
     api = connect(kubeconfig, _REQUEST_S, _MOST_BYTES)
     cluster = Cluster(api, arguments.namespace, arguments.agent_namespace, execute)
@@ -75,10 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
         _try(path)
     _clear_the_way(cluster)
     _on_signals(_interrupt)
-    exercise = Exercise(cluster, settings, outcome, _say)
+    scene = Scene(cluster, settings, outcome, _say, most)
+    if settings.own:
+        scene.errands = errands(arguments.kit, settings, scene.nonce)
     try:
         try:
-            exercise.run(kit)
+            play(scene, kit, wanted)
         finally:
             _on_signals(signal.SIG_IGN)  # what follows has an end of its own
     except AgentError as error:
@@ -87,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         outcome.trouble = "it was interrupted"
     finally:
         outcome.cleaning = time.time()
-        _clean(cluster, exercise.nonce, outcome, arguments.keep)
+        _clean(cluster, scene.nonce, outcome, arguments.keep)
     outcome.ended = time.time()
     if arguments.json:
         arguments.json.write_text(json.dumps(as_json(outcome), indent=1) + "\n", encoding="utf-8")
@@ -95,6 +103,13 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.html.write_text(page(outcome), encoding="utf-8")
     sys.stdout.write("\n" + text(outcome))
     return 0 if outcome.passed else 1
+
+
+def _chosen(only: str | None) -> tuple[str, ...]:
+    names = tuple(EXERCISES) if only is None else tuple(only.split(","))
+    if wrong := [name for name in names if name not in EXERCISES]:
+        raise UsageError(f"--only: {wrong[0]!r} is none of {', '.join(EXERCISES)}")
+    return names
 
 
 def _clear_the_way(cluster: Cluster) -> None:
@@ -123,7 +138,13 @@ def _kit(cluster: Cluster, arguments: argparse.Namespace) -> tuple[Settings, lis
                 f"--namespace: {cluster.namespace} is there and holds no kit ({error}): name another"
             ) from error
         settings = Settings(
-            cluster.namespace, image, interval_s, rate=arguments.rate, node=arguments.node, inject=arguments.inject
+            cluster.namespace,
+            image,
+            interval_s,
+            rate=arguments.rate,
+            node=arguments.node,
+            inject=arguments.inject,
+            own=False,
         )
         return settings, load(settings)
     if not arguments.image:
@@ -183,9 +204,10 @@ def _warning(server: str, arguments: argparse.Namespace) -> str:
     by = "in the simulation of its agent" if arguments.inject else "from a privileged pod"
     return (
         f"--yes: say it to drill the cluster at {server}. It would deploy the kit in namespace {arguments.namespace} "
-        "with a load on it, delete one of its pods, withdraw one node on which no GPU pods of others run "
-        f"({node}) by a marked kernel record {by} in namespace {arguments.agent_namespace}, kill its "
-        f"training once, and remove all of that again (label and annotation {DRILL_LABEL})"
+        "with a load on it, delete one of its pods, kill or stop replicas, a gateway and the training from "
+        f"privileged pods, withdraw one node on which no GPU pods of others run ({node}) by a marked kernel record "
+        f"{by} in namespace {arguments.agent_namespace}, move its own checkpoint folder away, and remove all of that "
+        f"again (label and annotation {DRILL_LABEL})"
     )
 
 

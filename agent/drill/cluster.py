@@ -88,6 +88,12 @@ class Cluster:
             body["gracePeriodSeconds"] = grace_s
         self._gone("DELETE", f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}", body)
 
+    def end(self, job: Object) -> None:
+        """A Job and its pods, as kubectl deletes them: they have their grace period."""
+        path = f"{_collection(job)}/{job['metadata']['name']}"
+        self._gone("DELETE", path, {"propagationPolicy": "Background"})
+        self.wait(f"{job['metadata']['name']} is deleted", lambda: self.api("GET", path)[0] == HTTPStatus.NOT_FOUND, 60)
+
     def run(self, pod: Object, container: str, command: list[str]) -> str:
         """What a command says in a pod's container."""
         if self.execute is None:

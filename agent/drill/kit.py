@@ -18,6 +18,7 @@ from agent.model.names import DRILL_LABEL
 LOAD, LOAD_PORT = "drill-load", 8090
 _HERE = Path(__file__).parents[2] / "daemonset" / "kit"
 _SIZE, _IMAGE, _BACKUP = "1Gi", "gpu-kit", "backup"
+_READ_S = 2  # of the gateway: after which a replica hangs; the drill's model answers in milliseconds
 _LEFT_OUT = {("CronJob", "checkpoint-manager"), ("PersistentVolumeClaim", "checkpoints-backup")}
 
 Object = dict[str, Any]
@@ -36,6 +37,7 @@ class Settings:
     shared_path: str | None = None  # a folder that is the same on every node, instead of a storage class
     node: str | None = None  # where the training should start
     inject: bool = False  # the fault by the simulation of the agent's GPUs
+    own: bool = True  # deployed by the drill, and not there before it
 
 
 def objects(folder: Path | None, settings: Settings) -> list[Object]:
@@ -62,6 +64,24 @@ def objects(folder: Path | None, settings: Settings) -> list[Object]:
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"--kit: {folder} is not the kit ({error}): name the folder daemonset/kit") from error
     return sorted(adapted, key=lambda one: (one["kind"] != "Namespace", one["kind"] == "Job"))
+
+
+def errands(folder: Path | None, settings: Settings, nonce: str) -> tuple[Object, ...]:
+    """To be applied later: a pod that backs the checkpoints up, one that moves their folder away, the training anew."""
+    text = ((folder or _HERE) / "checkpoint-manager.yaml").read_text(encoding="utf-8")
+    spec = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    for one in (*spec["volumes"], *container["volumeMounts"]):
+        one.get("persistentVolumeClaim", one).pop("readOnly", None)  # the backup is a folder in the same volume
+    (path,) = (word.partition("=")[2] for word in container["command"] if word.startswith("--folder="))
+    move = f"import os; os.rename({path!r}, {f'{path}-{nonce[:8]}'!r})"
+    made = []
+    for name, command in (("drill-copy", container["command"]), ("drill-lose", ["python3", "-c", move])):
+        own = {**spec, "containers": [{**container, "command": command}]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": own}
+        made.append(_adapted(pod, _IMAGE, settings))
+    (training,) = (one for one in objects(folder, settings) if one["kind"] == "Job")
+    return (*made, training)
 
 
 def _adapted(one: Object, image: str, settings: Settings) -> Object:
@@ -107,6 +127,7 @@ def _templates(one: Object) -> Iterator[Object]:
 
 def _argument(word: str, settings: Settings) -> str:
     word = re.sub(r"^--interval-s=.*", f"--interval-s={settings.interval_s:g}", word)
+    word = re.sub(r"^--read-s=.*", f"--read-s={_READ_S:g}", word)
     word = word.replace("=/backup/", "=/checkpoints/backup/")
     return word.replace("{rate}", f"{settings.rate:g}")
 

@@ -1,4 +1,4 @@
-"""A drill's program on a node: writes marked kernel records, or kills one pod's processes.
+"""A drill's program on a node: writes marked kernel records, or kills or stops one pod's processes.
 
 In a short-lived pod, or where the agent's GPUs are simulated in the container of its sources.
 
@@ -68,13 +68,33 @@ def simulate(directory: Path, found: list[str], nonce: str) -> list[dict[str, ob
     return written
 
 
-def kill(uid: str) -> list[int]:
-    """Every process of one pod, without warning."""
-    pids = [int(path.name) for path in PROC.iterdir() if path.name.isdecimal() and pod_of(int(path.name)) == uid]
+def strike(uid: str, number: signal.Signals, proc: Path = PROC) -> list[int]:
+    """Every process of one pod gets the signal, but the one that holds its network."""
+    found = [int(path.name) for path in proc.iterdir() if path.name.isdecimal()]
+    pids = [pid for pid in found if pod_of(pid, proc) == uid and not _holds_network(proc / str(pid))]
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
     return pids
+
+
+def _holds_network(process: Path) -> bool:
+    """Kubernetes' pause; without it the pod would get another address, which no crash does."""
+    try:
+        return (process / "comm").read_text().strip() == "pause"
+    except OSError:
+        return False
+
+
+def hang(uid: str, seconds: float, proc: Path = PROC) -> dict[str, object]:
+    """They stand still and go on again; whoever ends this program early lets them go on as well."""
+    at = time.time()
+    try:
+        pids = strike(uid, signal.SIGSTOP, proc)
+        time.sleep(seconds)
+    finally:
+        strike(uid, signal.SIGCONT, proc)
+    return {"at": at, "hung": pids, "on_at": time.time()}
 
 
 def main() -> int:
@@ -83,6 +103,8 @@ def main() -> int:
     parser.add_argument("--card", action="append", default=[], metavar="UUID=PCI", help="of this node")
     parser.add_argument("--pod", action="append", default=[], metavar="NAMESPACE/NAME", help="its GPUs are meant")
     parser.add_argument("--kill", metavar="UID", help="of the pod whose processes are killed")
+    parser.add_argument("--hang", metavar="UID", help="of the pod whose processes are stopped for a while")
+    parser.add_argument("--for-s", type=float, default=6.0, metavar="S", help="that while")
     parser.add_argument("--simulated", action="store_true", help="into the kernel log of simulated GPUs")
     parser.add_argument("--simulation-dir", type=Path, default=simulation_directory(), metavar="D")
     parser.add_argument("--log", type=Path, default=Path("/dev/kmsg"))
@@ -99,7 +121,10 @@ def main() -> int:
             else write(options.log, found, options.nonce)
         )
     if options.kill:
-        done |= {"at": time.time(), "killed": kill(options.kill)}
+        done |= {"at": time.time(), "killed": strike(options.kill, signal.SIGKILL)}
+    if options.hang:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        done |= hang(options.hang, options.for_s)
     text = json.dumps(done)
     sys.stdout.write(text + "\n")
     with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ def privileged_pod(node: str, namespace: str, agent: Object, what: str, argument
         "activeDeadlineSeconds": _DEADLINE_S,
         "hostPID": True,
         "automountServiceAccountToken": False,
-        "terminationGracePeriodSeconds": 0,
+        "terminationGracePeriodSeconds": 2,  # for what it stopped to go on
         "tolerations": [{"operator": "Exists"}],
         "containers": [
             {

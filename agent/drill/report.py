@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from html import escape
 from importlib.resources import files
 
-from agent.drill.outcome import TITLES, Moment, Outcome, Part
+from agent.drill.outcome import Moment, Outcome, Part
 from agent.model.text import rfc3339
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900.0, 150.0, 40.0, 90.0
@@ -19,14 +20,14 @@ def text(outcome: Outcome) -> str:
     """For a terminal."""
     lines = [f"drill of {outcome.cluster}: {'passed' if outcome.passed else 'FAILED'}", outcome.played]
     for part in outcome.parts:
-        lines += ["", TITLES[part.name]]
+        lines += ["", part.title]
         lines += [f"  {moment.at - part.began:7.2f} s  {moment.text}" for moment in _ordered(part)]
         lines += [
             f"  {'ok    ' if one.met else 'MISSED'}  {one.name}: {one.text} (at most {one.target:g})"
             for one in part.figures
         ]
         lines += [f"          {note}" for note in part.notes]
-        lines += [f"          failed: {one['why']}" for one in part.requests.get("failures", ())]
+        lines += [f"          {failure}" for failure in _failures(part)]
     if outcome.trouble:
         lines += ["", f"It ended early: {outcome.trouble}"]
     lines += ["", *outcome.cleaned, f"It took {took(outcome)}"]
@@ -74,15 +75,21 @@ def _part(part: Part) -> str:
         f"<td>{'met' if one.met else '<strong>missed</strong>'}</td></tr>"
         for one in part.figures
     )
-    notes = [*part.notes, *(f"failed request: {one['why']}" for one in part.requests.get("failures", ()))]
+    notes = [*part.notes, *_failures(part)]
     if part.requests.get("p99_s") is not None:
         notes.append(f"answers took {part.requests['p50_s']:.3f} s (median), {part.requests['p99_s']:.3f} s (p99)")
     said = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return (
-        f"<h2>{escape(TITLES[part.name])}</h2>{picture(part)}<ol>{moments}</ol>"
+        f"<h2>{escape(part.title)}</h2>{picture(part)}<ol>{moments}</ol>"
         f"<table><thead><tr><th>measured</th><th>value</th><th>at most</th><th></th></tr></thead>"
         f"<tbody>{figures}</tbody></table>" + (f"<ul>{said}</ul>" if said else "")
     )
+
+
+def _failures(part: Part) -> list[str]:
+    """The first of them, those that failed alike as one."""
+    whys = Counter(str(one["why"]) for one in part.requests.get("failures", ()))
+    return [f"{count} failed: {why}" for why, count in whys.items()]
 
 
 def picture(part: Part) -> str:
@@ -124,7 +131,7 @@ def picture(part: Part) -> str:
             f'<circle cx="{at:.1f}" cy="{up:.1f}" r="8"/>'
             f'<text class="number" x="{at:.1f}" y="{up + 4:.1f}">{number}</text>'
         )
-    title = escape(f"{TITLES[part.name]}: requests a second, at most {most}, and the moments listed below by number")
+    title = escape(f"{part.title}: requests a second, at most {most}, and the moments listed below by number")
     return (
         f'<svg viewBox="0 0 {_WIDTH:g} {base + 24:g}" role="img"><title>{title}</title><defs><pattern id="hatch" '
         'width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><path d="M0 0V5" '

@@ -12,8 +12,8 @@ from agent.drill.cluster import Cluster
 from agent.drill.kit import Object
 from agent.model.errors import RefusedError
 
-REPLICAS, _GATEWAYS = 3, 2
-_METRICS, _TRAINING = 9836, 8080
+REPLICAS, GATEWAYS = 3, 2
+_METRICS, _KIT = 9836, 8080
 _LISTEN_S, _SILENT_S = 0.1, 30.0
 
 
@@ -22,9 +22,7 @@ class Watch:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._heard: dict[
-            str, tuple[float, int, float]
-        ] = {}  # when a training was first heard, its step then, when last
+        self._heard = dict[str, tuple[float, int, float]]()  # when a training was first heard, its step then, when last
         self.steps: dict[str, dict[str, int]] = {}  # UID of a training pod → what it last said of itself
 
     def state(self, node: str) -> dict[str, Any]:
@@ -41,13 +39,19 @@ class Watch:
     def hear(self, training: Object) -> dict[str, int]:
         """How far a training is; what it last said is kept."""
         metadata = training["metadata"]
-        said = self._cluster.ask_pod(metadata["namespace"], metadata["name"], _TRAINING, "/status")
+        said = self._cluster.ask_pod(metadata["namespace"], metadata["name"], _KIT, "/status")
         if isinstance(said, dict) and "step" in said:
             self.steps[metadata["uid"]] = said
             now = time.monotonic()
             self._heard[metadata["uid"]] = (*self._heard.get(metadata["uid"], (now, said["step"]))[:2], now)
             return said
         return {}
+
+    def served_step(self, replica: Object) -> int | None:
+        """The step of the checkpoint that a replica answers from; None while it has none."""
+        metadata = replica["metadata"]
+        said = self._cluster.ask_pod(metadata["namespace"], metadata["name"], _KIT, "/readyz")
+        return said.get("step") if isinstance(said, dict) else None
 
     def pace(self, uid: str) -> float:
         """Steps a second of a training, as long as it was heard."""
@@ -67,7 +71,7 @@ class Watch:
         threading.Thread(target=listen, daemon=True).start()
 
     def whole(self) -> bool:
-        enough = len(self.ready("inference")) >= REPLICAS and len(self.ready("gateway")) >= _GATEWAYS
+        enough = len(self.ready("inference")) >= REPLICAS and len(self.ready("gateway")) >= GATEWAYS
         return enough and any(self.hear(pod) for pod in self.ready("training"))
 
     def live(self, app: str) -> list[Object]:
@@ -113,3 +117,7 @@ class Watch:
 def ending(pod: Object) -> bool:
     phase = pod.get("status", {}).get("phase")
     return bool(pod["metadata"].get("deletionTimestamp")) or phase in ("Succeeded", "Failed")
+
+
+def restarts(pod: Object) -> int:
+    return sum(int(one.get("restartCount", 0)) for one in pod.get("status", {}).get("containerStatuses") or ())

@@ -23,7 +23,7 @@ PHASES = (
     (" deleted", signal.SIGTERM),
     ("marked Xid 74", signal.SIGTERM),
     ("tainted", signal.SIGINT),
-    ("training killed", signal.SIGTERM),
+    (" killed on ", signal.SIGTERM),
 )
 
 
@@ -55,6 +55,7 @@ def interrupt(site: Site, line: str, number: signal.Signals) -> str:
         "--kubeconfig",
         str(site.plane.kubeconfig),
         "--yes",
+        "--only=pod,node,training",
         "--image",
         KIT,
         "--shared-path",

@@ -451,6 +451,7 @@ class Container:
         environment = {
             "PATH": _PATH,
             "HOME": "/",
+            "PYTHONPATH": str(ROOT),  # its image is this tree, wherever the environment's own comes from
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "KUBERNETES_SERVICE_HOST": plane.address,
