@@ -1,9 +1,9 @@
 """The pool's Leases and its nodes, as far as this node has read them, and how long ago.
 
 A whole fleet may wait for a permit, and for weeks. So an agent lists the Leases the more seldom the more there are. In
-between it looks at its own, and in its turn at one of two things: which Leases were given back, by their label; or one
-thing that keeps the budget spent, a Lease of another's or a node that is out of service. What it knows so is old. Before
-it takes a permit it lists all anew, and reads the pool.
+between it looks at its own, and takes turns. Once it asks which Leases were given back, by their label. Then it looks
+at one thing that keeps the budget spent: a Lease of another's, or a node that is out of service. What it knows so is
+old. Before it takes a permit it lists all anew, and reads the pool.
 """
 
 from __future__ import annotations
