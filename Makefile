@@ -97,7 +97,7 @@ bench-nodes: $(STAMP)
 kit-bench: $(STAMP)
 	PYTHONPATH=daemonset/kit $(BIN)/python -m tests.bench.kit
 
-# The kit's training and inference with PyTorch: 3 GB from PyPI once, 5.4 GB on the disk, kept outside the tree.
+# The kit's training and inference with PyTorch: 3 GB from PyPI once, 5.7 GB on the disk, kept outside the tree.
 kit-torch: $(STAMP)
 	$(BIN)/python -m tests.kit.with_torch
 

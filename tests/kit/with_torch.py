@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.cluster.build import made_once
 
 TORCH = "torch==2.15.0"
+LIBRARIES = ("accelerate==1.15.0", "lightning==2.6.6", "transformers==5.24.0")  # for which the kit has callbacks
 ROOT = Path(__file__).parents[2]
 TESTS = ("model", "train", "way_back", "inference", "checkpoint_manager")
 
@@ -28,9 +29,9 @@ def python() -> Path:
         print(f"installing {TORCH}, once", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(work / "venv")], check=True)
         pip = [str(work / "venv/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--no-cache-dir", TORCH, *others], check=True)
+        subprocess.run([*pip, "--no-cache-dir", TORCH, *LIBRARIES, *others], check=True)
 
-    return made_once(f"kit-{TORCH.replace('==', '-')}", install) / "venv/bin/python"
+    return made_once("-".join(["kit", TORCH, *LIBRARIES]).replace("==", "-"), install) / "venv/bin/python"
 
 
 def main(words: list[str]) -> int:
