@@ -26,6 +26,7 @@ from agent.model.text import printable, rfc3339
 from agent.model.world import World
 from agent.remediation.events import plain
 from agent.remediation.ledger_json import load as load_ledger
+from agent.remediation.recurrence import outlook
 from agent.remediation.stored import load
 from agent.remediation.taints import effect_on
 from agent.status.client import running
@@ -84,7 +85,8 @@ def of_node(api: Api, node: str, config: Config | None) -> dict[str, Any]:
         why = list(waits(node, world.labels, kept, read_pool(api, config.budget), config))
     except RefusedError as error:  # to a person who may not list Leases or Nodes
         why = [f"perhaps a permit, which can't be seen: {error}"] if kept.faults else []
-    return {**state, "waits": [*why, *state["waits"]]}
+    recurs = outlook(load_ledger(world.history).entries, config.recurrence, time.time())
+    return {**state, "waits": [*why, *state["waits"], *recurs]}
 
 
 def stored(world: World, config: Config) -> dict[str, Any]:

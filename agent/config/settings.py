@@ -134,6 +134,23 @@ class Repair(Section):
         return level
 
 
+class Recurrence(Section):
+    """What follows when a card, a slot or the node itself breaks again: it is proved longer and harder."""
+
+    enabled: bool = True
+    """Off: each incident counts as the first."""
+    window_s: Seconds = 2_592_000  # how long an incident that ended well is remembered for it
+    hold_s: Seconds = 21_600
+    """How long a node whose fault recurred stays out of service after its cure, with its permit; it doubles with each
+    further time."""
+    most_hold_s: Seconds = 86_400  # and no longer than this
+    watch_s: Seconds = 86_400
+    """How long it bears the soft taint after its return."""
+    replace_after: Count = 2
+    """After so many earlier incidents a replacement is asked for instead of another reset or reboot, where one is
+    configured; 0: never."""
+
+
 class Gate(Section):
     """New nodes that whoever makes them taints until their GPUs were seen well."""
 
@@ -166,6 +183,7 @@ class Config(Section):
     budget: Budget = Budget()
     drain: Drain = Drain()
     repair: Repair = Repair()
+    recurrence: Recurrence = Recurrence()
     gate: Gate = Gate()
     webhook: Webhook = Webhook()
     presets: tuple[Preset, ...] = ()

@@ -10,7 +10,7 @@ from agent.config.settings import Mode
 from agent.config.source_index import SECOND_WITNESS, SOURCES
 from agent.diagnosis.dismissal import ends_when_cured
 from agent.diagnosis.rules.dcgm import EXPLAINED_BY
-from agent.model.fault import Fault, Finding, Severity
+from agent.model.fault import RELAPSING, Fault, Finding, Severity
 from agent.model.names import DISMISS_ANNOTATION
 from agent.model.remedy import Remedy
 
@@ -108,7 +108,7 @@ def clears(finding: Finding, limits: Limits, joined: Iterable[Fault] = ()) -> st
         sooner = f"{proof}; " if ends_when_cured(finding) else ""
         return f"{finding.clear_s:g} s without it{witness}; {sooner}{dismissal}"
     card = "another card in the slot" if finding.pci else ""
-    if not ends or finding.rule == "gpu-relapsing":
+    if not ends or finding.rule == RELAPSING:
         return f"{card}; {dismissal}" if card else word
     return "; ".join(part for part in (f"{proof}, then {limits.soak_s:g} s well", card, dismissal) if part)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from agent.config.limits import Limits
 from agent.diagnosis.row import TABLE
-from agent.model.fault import Evidence, Fault, Finding, Severity
+from agent.model.fault import RELAPSING, Evidence, Fault, Finding, Severity
 
-ROW = TABLE["gpu-relapsing"]
+ROW = TABLE[RELAPSING]
 Onsets = Mapping[str, tuple[int, ...]]  # when each GPU turned fatal, Unix seconds
 Faults = Mapping[str, Fault]
 

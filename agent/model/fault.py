@@ -48,6 +48,9 @@ class Card:
 _OVER_WITH_A_RESET = ("xid-74",)  # a link's error: what a person does about it ends in a reset or a reboot
 
 
+RELAPSING = "gpu-relapsing"  # the rule of a GPU that turned fatal again and again
+
+
 class Severity(IntEnum):
     NOTICE = 0
     DEGRADED = 1

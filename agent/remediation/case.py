@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from agent.config.settings import Config
-from agent.model.fault import Fault, Sets, Verdict
+from agent.model.fault import RELAPSING, Fault, Sets, Verdict
 from agent.model.remedy import Remedy
 from agent.model.steps import Step
 from agent.model.world import Local, World
@@ -39,6 +39,7 @@ class Treatment:
     )
     linked: Sets  # which GPUs are to be reset together
     idle: bool = False  # it is for degraded faults, now that nobody uses their GPUs
+    replaces: bool = False  # it recurred so often that no other reset or reboot is made
 
     @property
     def gpus(self) -> frozenset[str]:
@@ -56,6 +57,17 @@ class Treatment:
         """Which one it is: what was seen first of it."""
         since, first = min((fault.since, fault.finding.id) for fault in self.faults)
         return f"{since:.3f} {first}"
+
+    @property
+    def held(self) -> tuple[Fault, ...]:
+        """The faults that only a person may treat; that it relapses is none where the answer is a replacement."""
+        persons = (fault for fault in self.faults if fault.finding.remedy is Remedy.CONTACT_SUPPORT)
+        return tuple(fault for fault in persons if not (self.replaces and fault.finding.rule == RELAPSING))
+
+    @property
+    def due(self) -> Remedy:
+        """The mildest that is worth a try."""
+        return Remedy.REPLACE_NODE if self.replaces else self.remedy
 
     @property
     def unproved(self) -> tuple[Fault, ...]:

@@ -33,13 +33,12 @@ def aimed(treatment: Treatment, records: Records, settings: Repair) -> tuple[Rem
     if attempt := current(treatment, records):
         return attempt.remedy, ""
     due = treatment.outstanding
-    for fault in due.faults:
-        if fault.finding.remedy is Remedy.CONTACT_SUPPORT:
-            return None, f"a person must decide about {fault.finding.id}"
-    if due.remedy not in LADDER:
+    for fault in due.held:
+        return None, f"a person must decide about {fault.finding.id}"
+    if due.due not in LADDER:
         return None, f"no repair can {due.remedy}: a person must decide"
     attempts = own(due, records)
-    least = max([due.remedy.rank, *(attempt.remedy.rank for attempt in attempts)])
+    least = max([due.due.rank, *(attempt.remedy.rank for attempt in attempts)])
     for remedy in possible(settings, due):
         made = [attempt for attempt in attempts if attempt.remedy is remedy]
         if remedy.rank >= least and len(made) < settings.max_attempts and not any(a.final for a in made):
@@ -80,8 +79,7 @@ def in_force(together: Sets, live: Attempt | None, template: str | None) -> Sets
 
 def _worst(treatment: Treatment, records: Records) -> Remedy:
     due = treatment.outstanding
-    held = any(fault.finding.remedy is Remedy.CONTACT_SUPPORT for fault in due.faults)
-    wanted = Remedy.CONTACT_SUPPORT if held else due.remedy
+    wanted = Remedy.CONTACT_SUPPORT if due.held else due.due
     return max([wanted, *(attempt.remedy for attempt in own(due, records))], key=lambda one: one.rank)
 
 

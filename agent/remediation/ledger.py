@@ -1,27 +1,24 @@
 """The ledger: what befell the node, incident by incident, and the sums of those for which it has no room. Pure.
 
-It is told to people and to metrics, and decides nothing. Its times are Unix seconds. Within a boot they go on by the
-boot's monotonic clock from the first of them, so that a clock that is set makes no incident longer or shorter.
+It is told to people and to metrics, and what recurs in it decides how a node returns. Its times are Unix seconds.
+Within a boot they go on by the boot's monotonic clock from the first of them, so that a clock that is set makes no
+incident longer or shorter.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agent.model.fault import Verdict, identity
-from agent.model.names import HARD_TAINT
+from agent.model.fault import Verdict
 from agent.model.remedy import Remedy
-from agent.model.world import PermitKind, Taint, World
-from agent.remediation.case import Treatment
-from agent.remediation.drain import drained
-from agent.remediation.records import Records, Stage
-from agent.remediation.situation import Now, Situation
+from agent.model.world import World
+from agent.remediation.records import Stage
 
 MOST_ENTRIES = 8
-_MOST_FAULTS, _MOST_CARDS, _MOST_REPAIRS, _MOST_NAMES = 4, 8, 6, 16
+_MOST_NAMES = 16
 OTHERS = "others"  # the rules and cards for which the sums have no room
 DRILL = "drill"  # the rule, for the sums, of what was only a drill
 BUCKETS_S = (1, 10, 60, 600, 3600, 86_400)
@@ -88,6 +85,7 @@ class Entry:
     gpus: int = 0  # of the node: they are lost while it is withdrawn
     repairs: tuple[Repair, ...] = ()
     by: End | None = None  # None: it has not ended
+    again: int = 0  # how often it came back after its cure, before the node was back in service
     boot_id: str = ""  # when the last moment was noted
     boot_s: int = 0  # and that boot's monotonic clock then; 0: not known
 
@@ -96,6 +94,11 @@ class Entry:
         """Of the fault that it was first."""
         first = self.faults[0] if self.faults else ""
         return DRILL if first.endswith("/drill") else first.partition("@")[0]
+
+    @property
+    def cured(self) -> bool:
+        """Whether it ended well, and not only because its GPU was not idle any more."""
+        return self.by is End.PROOF and (Moment.PROVED in self.times or Moment.TAINT not in self.times)
 
     @property
     def phases(self) -> dict[str, int]:
@@ -178,81 +181,13 @@ class Ledger:
         return Ledger(self.entries[1:], self.older.plus(self.entries[0], 0.0))
 
 
-def noted(ledger: Ledger, now: Now, records: Records, taints: Iterable[Taint]) -> Ledger:
-    """With what this look shows, and ``taints``: those that the Node bears, or will with the same write."""
-    if now.situation is Situation.KEEP_OFF:
-        return ledger  # nothing is treated now, and nothing is cured
-    case, treatment, entry = now.case, now.treatment, ledger.open
-    if entry is None:
-        if treatment is None:
-            return ledger
-        entry = Entry({Moment.ONSET: int(min(case.verdict.at, *(fault.since for fault in treatment.faults)))})
-        ledger = replace(ledger, entries=(*ledger.entries, entry))
-        while len(ledger.entries) > MOST_ENTRIES:
-            ledger = ledger.folded()
-    hard = any(taint.key == HARD_TAINT for taint in taints)
-    if treatment:
-        entry = _of(entry, treatment, case.verdict)
-    if kept := _repairs(records):
-        entry = replace(entry, repairs=kept)
-    if treatment is None and not hard:
-        entry = replace(entry, by=_by(entry, case.verdict, case.world))
-    reached = set(_reached(now, treatment, hard, entry.by))
-    if treatment and treatment.unproved and Moment.PROVED in entry.times:  # it came back
-        entry = replace(entry, times={name: at for name, at in entry.times.items() if name is not Moment.PROVED})
-    if new := [moment for moment in Moment if moment in reached and moment not in entry.times]:
-        entry = _at(entry, new, case.verdict, case.world.clock_s)
-    return replace(ledger, entries=(*ledger.entries[:-1], entry))
+def stands(entry: Entry, verdict: Verdict) -> bool:
+    """Whether a fault of it does, be it that the node is not withdrawn for it: its GPU was not idle any more."""
+    return any(key in entry.faults for fault in verdict.faults if not fault.proved for key in fault.ids)
 
 
-def _reached(now: Now, treatment: Treatment | None, hard: bool, by: End | None) -> Iterator[Moment]:
-    world = now.case.world
-    yield Moment.VERDICT
-    if hard or world.held(PermitKind.WITHDRAWN):
-        yield Moment.PERMIT
-    if hard:
-        yield Moment.TAINT
-    if treatment and now.situation is Situation.WITHDRAWN and drained(world, treatment):
-        yield Moment.DRAINED
-    if (treatment and not treatment.unproved) or (by is End.PROOF and world.tainted):
-        yield Moment.PROVED
-    if by:
-        yield Moment.ENDED
-
-
-def _at(entry: Entry, moments: Iterable[Moment], verdict: Verdict, clock_s: int) -> Entry:
-    """With these moments, which are now."""
-    at = entry.now(verdict.boot_id, clock_s, verdict.at)
-    times = {**entry.times, **dict.fromkeys(moments, at)}
-    return replace(entry, times=times, boot_id=verdict.boot_id, boot_s=clock_s)
-
-
-def _of(entry: Entry, treatment: Treatment, verdict: Verdict) -> Entry:
-    """With what it is treated for, beside what it was before."""
-    ids = dict.fromkeys((*entry.faults, *(fault.finding.id for fault in treatment.faults)))
-    suspects = {suspect.pci: suspect for suspect in entry.suspects}
-    for fault in treatment.faults:
-        if fault.finding.pci:
-            card = identity(fault, verdict.cards)
-            suspect = Suspect(fault.finding.pci, fault.uuid, card.serial[:64], card.slot[:64])
-            suspects.setdefault(suspect.pci, suspect)
-    return replace(
-        entry,
-        faults=tuple(ids)[:_MOST_FAULTS],
-        suspects=tuple(suspects.values())[:_MOST_CARDS],
-        gpus=max(entry.gpus, len(verdict.cards)),
-    )
-
-
-def _repairs(records: Records) -> tuple[Repair, ...]:
-    found = []
-    for one in records.begun:
-        remedy = getattr(one, "remedy", Remedy.NONE)
-        found.append(Repair(remedy, one.number, one.stage, one.ended_at))
-    return tuple(found[-_MOST_REPAIRS:])
-
-
-def _by(entry: Entry, verdict: Verdict, world: World) -> End:
+def ended_by(entry: Entry, verdict: Verdict, world: World) -> End:
+    """Whose doing it is that no fault of it stands any more."""
     if (verdict.dismissed | world.dismissed).intersection(entry.faults):
         return End.PERSON
     now = {pci: card.uuid for pci, card in verdict.cards.items()}

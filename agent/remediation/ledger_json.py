@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 from agent.model.errors import MalformedError
-from agent.model.names import HISTORY_ANNOTATION
 from agent.model.remedy import Remedy
-from agent.model.steps import Wait
 from agent.model.text import read_json
-from agent.model.world import Taint, World
 from agent.remediation import strict
-from agent.remediation.ledger import BUCKETS_S, PHASES, End, Entry, Lasted, Ledger, Moment, Repair, Sums, Suspect, noted
-from agent.remediation.records import Records, Stage
-from agent.remediation.situation import Now
+from agent.remediation.ledger import BUCKETS_S, PHASES, End, Entry, Lasted, Ledger, Moment, Repair, Sums, Suspect
+from agent.remediation.records import Stage
 
 VERSION = 1
 MOST_BYTES = 3584  # with the 28 KiB of the faults it stays within the 32 KiB that are the agent's
@@ -29,25 +24,6 @@ def dump(ledger: Ledger) -> str:
         if len(text) <= MOST_BYTES or len(ledger.entries) < 2:
             return text
         ledger = ledger.folded()
-
-
-def written(now: Now, records: Records, taints: Iterable[Taint]) -> str | None:
-    """The annotation with what this look shows (``noted``); None where it stays as it is, as one that can't be read."""
-    try:
-        ledger = load(now.case.world.history)
-    except MalformedError:
-        return None
-    text = dump(noted(ledger, now, records, taints))
-    return None if text == dump(ledger) else text  # a time before the onset is none that can be read back
-
-
-def unread(world: World) -> tuple[Wait, ...]:
-    """That nobody can read it, for people."""
-    try:
-        load(world.history)
-    except MalformedError as error:
-        return (Wait(f"annotation {HISTORY_ANNOTATION}: {error}; nothing is noted there until a person removes it"),)
-    return ()
 
 
 def _json(ledger: Ledger) -> str:
@@ -70,6 +46,8 @@ def _entry(entry: Entry) -> dict[str, Any]:
             [one.remedy, one.number, one.stage, max(0, one.ended_at - onset) if one.ended_at else None]
             for one in entry.repairs
         ]
+    if entry.again:
+        data["again"] = entry.again
     if entry.by:
         data["by"] = entry.by
     else:
@@ -115,6 +93,7 @@ def _read(value: object) -> Entry:
         strict.whole(data["gpus"]),
         tuple(_repair(one, onset) for one in strict.each(data.get("repairs", []))),
         End(strict.text(data["by"])) if "by" in data else None,
+        strict.whole(data.get("again", 0)),
         strict.text(boot_id),
         strict.whole(boot_s),
     )

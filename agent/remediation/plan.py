@@ -36,10 +36,11 @@ from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.conditions import posts, replacement, reported
 from agent.remediation.drain import PENDING, ceased, drain, drained
 from agent.remediation.events import announcements
-from agent.remediation.ledger_json import unread, written
+from agent.remediation.noting import unread, written
 from agent.remediation.other_controllers import out_by_others
 from agent.remediation.presets import cordon, error_label, spoken_for
 from agent.remediation.records import Records, Stage
+from agent.remediation.recurrence import held
 from agent.remediation.repair import awaited, operand_labels, repair, running, settled, yet_to_come
 from agent.remediation.situation import Now, Situation, said, situation
 from agent.remediation.stored import dump
@@ -124,8 +125,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _withdrawn(now, *_treated(now))
         case Situation.CURED:
             records, checking = _kept(now)
-            checked = (*confirmed(world), *_aim(now, records).report(), *checking)
-            steps = checked if checking else _in_service(now, records)
+            stays = (*confirmed(world), *_aim(now, records).report(), *(checking := checking or held(now.case)))
+            steps = stays if checking else _in_service(now, records)
         case Situation.IN_SERVICE:
             steps = _in_service(now, Records())
         case _:
@@ -280,6 +281,8 @@ def _state(now: Now, records: Records) -> str:
         return "validating" if records.validation.stage.live else "unhealthy"
     if records.live:
         return "repairing"
+    if now.situation is Situation.CURED and held(now.case):
+        return "validating"
     return str(now.case.verdict.status)
 
 

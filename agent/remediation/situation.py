@@ -17,6 +17,7 @@ from agent.remediation.idle_reset import chosen
 from agent.remediation.ladder import effective
 from agent.remediation.other_controllers import another, upgrading
 from agent.remediation.records import Records
+from agent.remediation.recurrence import replaced, watched, with_replacement
 from agent.remediation.repair import CURED, running
 from agent.remediation.stored import Stored, load
 
@@ -93,7 +94,7 @@ def situation(case: Case) -> Now:
     if treatment:
         records = replace(records, validation=None)  # it began too early, and comes again after the cure
         if evicts:
-            treatment = effective(treatment, records, config.repair)
+            treatment = effective(with_replacement(case, treatment), records, config.repair)
         if not evicts or world.paused or another(world):
             records = replace(records, drain=None)  # a deadline doesn't run while nobody may be asked
     return Now(*_named(case, treatment), case, stored, treatment, records, waits)
@@ -148,7 +149,12 @@ def under_way(world: World) -> bool:
 
 def said(now: Now) -> tuple[Wait, ...]:
     """What is waited for or left out, whatever is done."""
-    return (*now.waits, *_unconfirmed(now), *kept_closed(now.case), *_left_out(now))
+    return (*now.waits, *_unconfirmed(now), *kept_closed(now.case), *recurs(now), *_left_out(now))
+
+
+def recurs(now: Now) -> tuple[Wait, ...]:
+    """What follows because it broke again, but for the hold."""
+    return watched(now.case) if now.situation is Situation.IN_SERVICE else replaced(now.case, now.treatment)
 
 
 def _left_out(now: Now) -> tuple[Wait, ...]:

@@ -18,6 +18,7 @@ from agent.remediation.budget import allowed, free_permit, given, needed
 from agent.remediation.case import Case, Treatment
 from agent.remediation.gate import standing
 from agent.remediation.presets import beside_hard
+from agent.remediation.recurrence import watched
 
 LEFT_FREE = 1  # for a fatal fault
 LAST_PERMIT = "of the permits the last is left to a fatal fault"
@@ -38,8 +39,10 @@ def _aimed(case: Case, treatment: Treatment | None) -> tuple[Taint, ...]:
     hard = any(taint.key == HARD_TAINT for taint in world.taints)
     if verdict.blind and not treatment and (hard or not bad):
         return tuple(taint for taint in world.taints if own_taint(taint))
-    if config.mode is Mode.OBSERVE or not bad:
+    if config.mode is Mode.OBSERVE:
         return ()
+    if not bad:
+        return (_SOFT,) if watched(case) else ()
     if treatment:
         return (Taint(HARD_TAINT, treatment.remedy, "NoSchedule"), *beside_hard(config.presets, world.taints))
     firm = any(f.finding.severity > Severity.NOTICE and not f.aside for f in verdict.faults)

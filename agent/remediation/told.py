@@ -15,7 +15,7 @@ from agent.model.steps import Announce, On, Retaint, Step, Wait
 from agent.model.world import About, Cause, World
 from agent.remediation.events import event_name, plain
 from agent.remediation.records import Attempt, Stage
-from agent.remediation.situation import Now, Situation
+from agent.remediation.situation import Now, Situation, recurs
 
 _MOST_PODS = 8  # of one incident, each with an Event of its own: a storm writes a handful
 _MOST_CONTROLLERS = 16  # of the pods that one withdrawal moves: one who has but one of them must find it
@@ -24,7 +24,14 @@ _MOST_CONTROLLERS = 16  # of the pods that one withdrawal moves: one who has but
 def acts(now: Now, steps: Iterable[Step]) -> tuple[Announce, ...]:
     """Those that were not sent yet."""
     world = now.case.world
-    found = (*_moved(world), *_withdrawal(now, steps), *_drain(now, steps), *_repairs(now), *_ends(now, steps))
+    found = (
+        *_moved(world),
+        *_withdrawal(now, steps),
+        *_drain(now, steps),
+        *_repairs(now),
+        *_recurs(now, steps),
+        *_ends(now, steps),
+    )
     return tuple(one for one in found if one.name not in world.announced)
 
 
@@ -74,6 +81,12 @@ def _repairs(now: Now) -> Iterator[Announce]:
             yield _event(world, f"begun {one.job}", "RepairBegun", one.what, warning=False)
         if isinstance(one, Attempt) and one.stage is Stage.FAILED:
             yield _event(world, f"failed {one.job}", "RepairFailed", f"{one.what}: {one.said or 'it failed'}")
+
+
+def _recurs(now: Now, steps: Iterable[Step]) -> Iterator[Announce]:
+    world = now.case.world
+    for why in (*_waits(steps, On.PROBATION), *(one.why for one in recurs(now))):
+        yield _event(world, f"recurs {why}", "Recurred", why)
 
 
 def _ends(now: Now, steps: Iterable[Step]) -> Iterator[Announce]:

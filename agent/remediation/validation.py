@@ -14,6 +14,7 @@ from agent.model.world import Clients, World
 from agent.remediation.case import Case, Outcome
 from agent.remediation.events import event_name
 from agent.remediation.records import Kind, Records, Stage, Validation
+from agent.remediation.recurrence import of_incident
 
 DISMISSED = "check@node"  # the word that lets a node return without it
 CHECK = "check"  # a Job's remedy, for its template
@@ -51,7 +52,8 @@ def _goes_on(case: Case, check: Validation, may: bool) -> Checked:
     if check.stage is Stage.FAILED:
         why = f"the check before the return failed ({check.said}): a person must decide; {DISMISSED} dismisses it"
         return check, (*_announced(case.world, check), Wait(why, On.REPAIR))
-    level = case.config.repair.diagnose
+    configured = case.config.repair.diagnose
+    level = of_incident(case).level(configured) if configured else None
     if check.kind is not (kind := _kind(case)):  # the configuration asks for the other kind by now
         name = kind + check.name.rpartition("-")[2]
         anew = replace(check, kind=kind, name=name, number=1, stage=Stage.RESERVED, blocked_at=0.0)

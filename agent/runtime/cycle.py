@@ -108,7 +108,7 @@ class Turn:
     again: bool = False  # something changed: another look may find more to do
     cut: bool = False  # the look was too old to ask the pods that are left
     overtaken: bool = False  # somebody else wrote first
-    queued: bool = False  # nothing is left to do but to wait for a permit, a person, another mode or whoever stopped it
+    queued: bool = False  # nothing is left to do but to wait: for a permit, a person, another mode, for hours
     put_off_s: float = 0.0  # until the Node is told
     gathers_s: float = 0.0  # until the faults had their time to gather
     look_s: float = 0.0
@@ -173,7 +173,9 @@ def turn(
     ended = _done(so_far, planned, client, now, did)
     stopped = any(wait.on is On.STOPPED for wait in planned.waits)
     waits_for = wants or verdict.fatal or stopped or (planned.waits and resettable(verdict.faults))
-    queued = not goes_on(planned.world, planned.acts) if cycle.standing else bool(waits_for)
+    probation = any(wait.on is On.PROBATION for wait in planned.waits)
+    rests = probation or not goes_on(planned.world, planned.acts)
+    queued = rests if cycle.standing else bool(waits_for or probation)
     return replace(ended, queued=queued and not (ended.again or ended.cut or ended.failed))
 
 

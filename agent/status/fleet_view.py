@@ -22,6 +22,7 @@ from agent.remediation.budget import allowed, free_permit, some, spent
 from agent.remediation.ledger import Ledger
 from agent.remediation.ledger_json import load as load_ledger
 from agent.remediation.other_controllers import upgrading
+from agent.remediation.recurrence import outlook
 from agent.remediation.stored import Stored, load
 from agent.status.ledger_view import incidents as incidents_of
 from agent.status.ledger_view import lasted
@@ -87,6 +88,7 @@ def _node(listed: Listed, fleet: Fleet, config: Config, now: float) -> dict[str,
     except MalformedError as error:
         unread.append(f"a person: annotation {HISTORY_ANNOTATION}: {error}")
     faults = incidents(stored.faults, History()) if stored else ()  # as the agent tells them
+    recurs = outlook(ledger.entries, config.recurrence, now) if config.mode is not Mode.OBSERVE else ()
     return {
         "node": listed.name,
         "state": listed.labels.get(STATE_LABEL, ""),
@@ -94,7 +96,7 @@ def _node(listed: Listed, fleet: Fleet, config: Config, now: float) -> dict[str,
         "since": rfc3339(faults[0].since, "seconds") if faults else None,
         "withdrawn": listed.labels.get(WITHDRAWN_LABEL) == "true",
         "faults": [_fault(fault) for fault in faults],
-        "waits": [*unread, *waits(listed.name, listed.labels, stored, fleet, config), *repairs(stored)],
+        "waits": [*unread, *waits(listed.name, listed.labels, stored, fleet, config), *repairs(stored), *recurs],
         "agent": _agent(fleet.agents.get(listed.name), stored),
         "incidents": incidents_of(ledger, now),
     }

@@ -14,7 +14,7 @@ import pytest
 
 from agent.actions.kube import KubeClient
 from agent.commands.explain import stored
-from agent.config.settings import Budget, Config, Mode, Repair
+from agent.config.settings import Budget, Config, Mode, Recurrence, Repair
 from agent.model.errors import MalformedError, RefusedError
 from agent.model.fault import Status, Verdict
 from agent.model.names import HARD_TAINT
@@ -434,10 +434,11 @@ def test_a_fatal_fault_at_any_time_goes_its_ordinary_way(code: int, pci: str) ->
         if write == at:
             life.breaks(pci, code)
 
-    plain = idle()
+    once = IDLE.model_copy(update={"recurrence": Recurrence(enabled=False)})  # it breaks after its return as well
+    plain = idle(once)
     plain.run(200)
     for write in range(1, plain.writes + 1, 1 if pci == GPU else 2):
-        life = idle()
+        life = idle(once)
         life.after = partial(breaks, life, write)
         held = code == CONTACT_SUPPORT
         life.run(150 if held else 250)

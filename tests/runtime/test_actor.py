@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.actions.kube import KubeClient
 from agent.config.limits import Limits
-from agent.config.settings import Budget, Config, Drain, Mode, Repair
+from agent.config.settings import Budget, Config, Drain, Mode, Recurrence, Repair
 from agent.model.describe import kind
 from agent.model.fault import Verdict
 from agent.model.names import HARD_TAINT
@@ -325,7 +325,7 @@ def test_a_permit_goes_back_though_its_return_was_refused_or_the_agent_died_befo
             return 503, {"message": "not now"}
         return cluster(method, path, *rest, **more)
 
-    config, clock = Config(mode=Mode.TAINT), Clock()
+    config, clock = Config(mode=Mode.TAINT, recurrence=Recurrence(enabled=False)), Clock()
     judge = Judge()
     well = judge.after(0, alive(), reading())
     bad = judge.after(1, xid(79))
