@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from agent.config.limits import Limits
 from agent.config.source_index import GPUS
-from agent.diagnosis.history import History, number
+from agent.diagnosis.history import ACTION_XID, History, number
 from agent.diagnosis.row import TABLE, Row
 from agent.model.fault import Finding, Severity
 from agent.model.observation import Observation, Signal
@@ -35,6 +35,11 @@ def asks(history: History, pci: str) -> Severity | None:
         return Severity.FATAL
     action = int(history.number(pci, "recovery_action") or 0)
     return ACTIONS.get(action, OTHER)[0] if action else None
+
+
+def tells(history: History, xid: Observation) -> bool:
+    """Whether an Xid says nothing but that the driver asks for something, which is found here."""
+    return xid.value == ACTION_XID and bool(number(history.with_details(xid, ACTION_XID), "recovery_action"))
 
 
 def told(xid: Observation) -> str:

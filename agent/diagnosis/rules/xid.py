@@ -70,8 +70,9 @@ def unlisted(code: int) -> Row:
 
 
 def find(history: History, limits: Limits) -> Iterator[Finding]:
-    for observation in history.fresh:
-        if observation.signal is Signal.XID and isinstance(observation.value, int):
+    fresh = (o for o in history.fresh if o.signal is Signal.XID and not recovery.tells(history, o))
+    for observation in fresh:
+        if isinstance(observation.value, int):
             yield _finding(history, limits, observation, observation.value)
     for observation in history.uncorrectable.values():
         if (
