@@ -159,6 +159,15 @@ def test_beside_nvml_dcgm_decides_nothing_and_alone_it_says_no_more_than_it_know
         assert ("(a warning)" in alone.message) is (result == 10)
 
 
+def test_what_nvml_read_before_it_lost_the_gpu_outweighs_no_word_of_dcgms() -> None:
+    one, code = judge_of_three(), next(code for code, row in CODES.items() if row.nvml_reads and row.row.severity > 1)
+    one.after(0, alive(), reading(**{CODES[code].nvml_reads: 0}))
+    for check in (1.0, 2.0):
+        verdict = one.after(15, alive(), lost(), health(code, check=check, health=20), alive("dcgm", "", check=check))
+    (found,) = (fault.finding for fault in verdict.standing if fault.finding.rule == f"dcgm-{code}")
+    assert found.severity is CODES[code].row.severity
+
+
 def test_an_incident_of_a_mig_instance_is_a_fault_of_it() -> None:
     one = judge_of_three()
     for check in (1.0, 2.0):

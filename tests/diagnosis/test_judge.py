@@ -312,6 +312,14 @@ def test_readings_before_the_gpu_at_which_every_poll_ends_are_no_poll(hangs: boo
     assert judge.after(60, *map(reading, gpus), alive()).status is Status.HEALTHY
 
 
+def test_a_reading_ends_no_failure_before_its_poll_is_finished() -> None:
+    judge = Judge()
+    judge.after(0, reading(), alive())
+    judge.after(1, Observation(0, "nvml", Signal.FAILED, value=Failure.UNREADABLE, raw="NVML can't be used"))
+    assert judge.after(1, reading()).status is Status.UNKNOWN
+    assert judge.after(1, alive()).status is Status.HEALTHY
+
+
 def test_events_between_two_heartbeats_renew_nothing() -> None:
     judge = Judge(expected=("nvml", "kmsg"))
     judge.after(0, reading(), alive(), alive("kmsg"))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from agent.config.limits import Limits
-from agent.diagnosis.judge import Memory, judge
+from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
-from agent.model.fault import Fault
+from agent.model.fault import Fault, Reset
 from agent.model.observation import Missing, Observation, Signal, Words
 from agent.remediation.records import Records
 from agent.remediation.stored import dump, load, restored
@@ -129,6 +129,22 @@ def test_what_is_no_reset_proves_no_cure_and_says_so_in_words_that_stay(what: st
     )
     again = next_life(life, after[-1], after[-1], after[-1])
     assert (fault(again).proved, fault(again).doubts) == (False, told), "nor in the agent's next life"
+
+
+def test_our_own_reset_proves_nothing_before_its_gpu_was_read_after_it() -> None:
+    life = broken()
+    last = life.now  # a reset of ours is over since; the agent learns it a second after the last reading
+    resets = {f"GPU-{GPU}": Reset("job", over=last, known=last + 1)}
+
+    def stands_proved(*seen: Observation) -> bool:
+        life.now += 5
+        stamped = [replace(o, arrived=life.now, at=life.wall + life.now) for o in seen]
+        orders = Orders(resets=resets)
+        life.memory, verdict = judge(life.memory, stamped, life.now, life.now, life.limits, life.expected, orders)
+        return verdict.faults[0].proved
+
+    assert not stands_proved(alive("kmsg"))
+    assert stands_proved(alive(), alive("kmsg"), reading())
 
 
 @pytest.mark.parametrize("before", [OLD, CLEAN, {**OLD, "pcie_replays": Missing.UNSUPPORTED}])
