@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from agent.actions.api import JSON, TABLE, Api, ask
 from agent.model.errors import RefusedError, UnreachableError
@@ -11,6 +13,7 @@ from agent.model.errors import RefusedError, UnreachableError
 _UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on nobody knows whether the server carries the request out
 _HOOK_FAILED = "failed calling webhook"  # so the API server says that it could not ask a webhook, and did nothing
 _PARTS = ("metadata", "spec", "status", "data")
+_AT_ONCE = 100  # of a long list: so many Nodes are 2 MB
 
 
 def sensible(answer: Any, what: str, resource: str, listed: bool, accept: str = JSON) -> None:
@@ -50,6 +53,17 @@ def objects(answer: Any, what: str) -> list[dict[str, Any]]:
         if not (isinstance(metadata, dict) and isinstance(metadata.get("name"), str)):
             raise _nonsense(what, "a list of something without a name")
     return items
+
+
+def paged(api: Api, path: str) -> Iterator[dict[str, Any]]:
+    """The objects of a list that grows with the cluster, asked for in pages. RefusedError, UnreachableError."""
+    more, sign = "", "&" if "?" in path else "?"
+    while True:
+        page = ask(api, "GET", f"{path}{sign}limit={_AT_ONCE}&continue={quote(more, safe='')}")
+        yield from objects(page, f"GET {path}")
+        more = str((page.get("metadata") or {}).get("continue") or "")
+        if not more:
+            return
 
 
 def ask_node(api: Api, method: str, path: str, body: Any = None, content_type: str = JSON) -> dict[str, Any]:

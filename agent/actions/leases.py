@@ -114,17 +114,8 @@ class Leases:
             raise
 
     def put(self, lease: Mapping[str, Any], spec: Mapping[str, Any], words: Mapping[str, str] | None = None) -> None:
-        """``words``: annotations that it bears from now on. One without a holder is labelled as free."""
-        metadata, name = lease["metadata"], lease["metadata"]["name"]
-        labels = {key: value for key, value in (metadata.get("labels") or {}).items() if key != FREE_LABEL}
-        labels |= {} if spec["holderIdentity"] else {FREE_LABEL: "true"}
-        annotations = {**(metadata.get("annotations") or {}), **(words or {})}
-        body = {
-            **lease,
-            "metadata": {**metadata, "labels": labels, "annotations": annotations},
-            "spec": {**(lease.get("spec") or {}), **spec},
-        }
-        self._write("PUT", name, body)
+        """``words``: annotations that it bears from now on."""
+        self._write("PUT", lease["metadata"]["name"], rewritten(lease, spec, words))
 
     def _write(self, method: str, name: str, body: Mapping[str, Any]) -> None:
         listed_at, self._listed_at = self._listed_at, float("-inf")  # whoever was overtaken lists them at once
@@ -274,6 +265,21 @@ class Leases:
 
     def name(self, kind: PermitKind, index: int) -> str:
         return SLOT_LEASE.format(kind=kind, pool=self._budget.pool, index=index)
+
+
+def rewritten(
+    lease: Mapping[str, Any], spec: Mapping[str, Any], words: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """With these fields of its spec, of which the holder is one, and annotations. A free one is labelled as free."""
+    metadata = lease["metadata"]
+    labels = {key: value for key, value in (metadata.get("labels") or {}).items() if key != FREE_LABEL}
+    labels |= {} if spec["holderIdentity"] else {FREE_LABEL: "true"}
+    annotations = {**(metadata.get("annotations") or {}), **(words or {})}
+    return {
+        **lease,
+        "metadata": {**metadata, "labels": labels, "annotations": annotations},
+        "spec": {**(lease.get("spec") or {}), **spec},
+    }
 
 
 def holder(lease: Mapping[str, Any]) -> str:

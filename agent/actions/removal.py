@@ -7,8 +7,9 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.answers import ask_node, objects, whole_node
+from agent.actions.answers import ask_node, paged, whole_node
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
+from agent.actions.leases import holder, rewritten
 from agent.actions.rights import NODE_ANNOTATIONS, NODE_CONDITIONS, NODE_LABELS, REPAIR_CONDITIONS
 from agent.model.errors import RefusedError
 from agent.model.names import (
@@ -51,39 +52,27 @@ def release(api: Api, namespace: str, node: str | None) -> Iterator[str]:
         done = _release(api, name)
         yield f"node {name}: {', '.join(done) or 'nothing of ours'}"
     path = f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace, safe='')}/leases"
-    for lease in objects(ask(api, "GET", f"{path}?labelSelector={quote(POOL_LABEL, safe='')}"), f"GET {path}"):
-        holder = str((lease.get("spec") or {}).get("holderIdentity") or "")
+    for lease in paged(api, f"{path}?labelSelector={quote(POOL_LABEL, safe='')}"):
         if node is None:
             ask(api, "DELETE", f"{path}/{lease['metadata']['name']}")
             yield f"permit {lease['metadata']['name']}: removed"
-        elif holder.partition("/")[0] == node:
-            ask(
-                api,
-                "PUT",
-                f"{path}/{lease['metadata']['name']}",
-                {**lease, "spec": {**lease["spec"], "holderIdentity": ""}},
-            )
+        elif holder(lease).partition("/")[0] == node:
+            ask(api, "PUT", f"{path}/{lease['metadata']['name']}", rewritten(lease, {"holderIdentity": ""}))
             yield f"permit {lease['metadata']['name']}: given back"
 
 
 def _touched(api: Api) -> Iterator[str]:
-    """Every node that bears something of ours; in pages, for a thousand Nodes are 20 MB."""
-    more = ""
-    while True:
-        page = ask(api, "GET", f"/api/v1/nodes?limit=100&continue={quote(more, safe='')}")
-        for node in objects(page, "GET /api/v1/nodes"):
-            raw = whole_node(node, "GET /api/v1/nodes")
-            metadata, conditions = raw["metadata"], (raw.get("status") or {}).get("conditions") or ()
-            if (
-                any(own_taint(taint_of(t)) for t in (raw.get("spec") or {}).get("taints") or ())
-                or any(key in (metadata.get("labels") or {}) for key in NODE_LABELS)
-                or any(key in (metadata.get("annotations") or {}) for key in _ANNOTATIONS)
-                or any(_ours(c) for c in conditions)
-            ):
-                yield str(metadata["name"])
-        more = (page.get("metadata") or {}).get("continue") or ""
-        if not more:
-            return
+    """Every node that bears something of ours."""
+    for node in paged(api, "/api/v1/nodes"):
+        raw = whole_node(node, "GET /api/v1/nodes")
+        metadata, conditions = raw["metadata"], (raw.get("status") or {}).get("conditions") or ()
+        if (
+            any(own_taint(taint_of(t)) for t in (raw.get("spec") or {}).get("taints") or ())
+            or any(key in (metadata.get("labels") or {}) for key in NODE_LABELS)
+            or any(key in (metadata.get("annotations") or {}) for key in _ANNOTATIONS)
+            or any(_ours(c) for c in conditions)
+        ):
+            yield str(metadata["name"])
 
 
 def _release(api: Api, name: str) -> list[str]:
@@ -108,7 +97,7 @@ def _release(api: Api, name: str) -> list[str]:
         ask(api, "PATCH", f"{path}/status", gone, STRATEGIC_PATCH)
         done += ours
     selector = quote(f"spec.nodeName={name}", safe="")
-    for pod in objects(ask(api, "GET", f"/api/v1/pods?fieldSelector={selector}"), "GET /api/v1/pods"):
+    for pod in paged(api, f"/api/v1/pods?fieldSelector={selector}"):
         metadata = pod["metadata"]
         if REQUESTED_ANNOTATION in (metadata.get("annotations") or {}):
             key = f"{metadata.get('namespace')}/{metadata['name']}"

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from agent.actions.answers import paged
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, Api, ask
 from agent.drill.kit import LOAD, Object
 from agent.drill.pod_exec import Execute
@@ -57,10 +58,10 @@ class Cluster:
         return list(self.get(f"{self.home}/pods")["items"])
 
     def all_pods(self) -> list[Object]:
-        return list(self.get("/api/v1/pods")["items"])
+        return list(paged(self.api, "/api/v1/pods"))
 
     def nodes(self) -> list[Object]:
-        return list(self.get("/api/v1/nodes")["items"])
+        return list(paged(self.api, "/api/v1/nodes"))
 
     def node(self, name: str) -> Object:
         return dict(self.get(node_path(name)))

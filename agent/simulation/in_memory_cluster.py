@@ -71,8 +71,9 @@ class InMemoryCluster:
             if query.get("watch"):
                 return 200, self._events(query["fieldSelector"].partition("metadata.name=")[2])
             if not rest:
-                found = self._select(kind, namespace, query)
-                return 200, _table(kind, found) if accept == TABLE else {"items": _copy(found)}
+                found, more = _page(self._select(kind, namespace, query), query)
+                answer = _table(kind, found) if accept == TABLE else {"items": _copy(found)}
+                return 200, {**answer, "metadata": {"continue": more}}
             old = self._objects.get((kind, namespace, rest[0]))
             if old is None:
                 return _status(HTTPStatus.NOT_FOUND, f'{kind} "{rest[0]}" not found')
@@ -176,6 +177,18 @@ def _labelled(labels: dict[str, str], label: str, valued: str, wanted: str) -> b
     if label.endswith("!"):
         return labels.get(label[:-1]) != wanted
     return labels.get(label) == wanted if valued else label in labels
+
+
+def _page(found: list[dict[str, Any]], query: dict[str, str]) -> tuple[list[dict[str, Any]], str]:
+    """At most ``limit`` of them, and after which one the next page begins."""
+    if not (limit := int(query.get("limit", 0))):
+        return found, ""
+    rest = sorted((one for one in found if _key(one) > query.get("continue", "")), key=_key)
+    return rest[:limit], _key(rest[limit - 1]) if len(rest) > limit else ""
+
+
+def _key(one: dict[str, Any]) -> str:
+    return f"{one['metadata'].get('namespace', '')}/{one['metadata']['name']}"
 
 
 def _copy(value: Any) -> Any:

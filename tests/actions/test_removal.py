@@ -9,7 +9,10 @@ import pytest
 
 from agent.actions.kube import KubeClient
 from agent.actions.removal import release
+from agent.model.names import FREE_LABEL, POOL_LABEL, STATE_LABEL
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, FOREIGN, MERGE, cluster, drive, fatal, holders, node
+from tests.actions.test_pool import LEASES
 from tests.life import OPERANDS, Life
 
 NAMESPACE = "gpu-health-agent"
@@ -28,6 +31,8 @@ def test_a_withdrawn_node_is_left_as_if_we_had_never_been_there() -> None:
         assert (after["metadata"].get(part) or {}) == (before["metadata"].get(part) or {})
     assert (after["spec"], after["status"]) == (before["spec"], before["status"])
     assert set(holders(made).values()) == {""}
+    freed = made("GET", f"{LEASES}?labelSelector={FREE_LABEL}%3Dtrue")[1]["items"]
+    assert len(freed) == len(holders(made)), "whoever waits for one is told that it is free"
     assert "gpu-health-agent/faults" in told[0]
     assert list(release(made, NAMESPACE, "n1")) == ["node n1: nothing of ours"]
 
@@ -39,6 +44,19 @@ def test_all_nodes_and_all_permits() -> None:
     list(release(made, NAMESPACE, None))
     assert holders(made) == {}
     assert "gpu-health-agent" not in json.dumps([node(made, "n1"), node(made, "n2")])
+
+
+def test_of_a_large_cluster_all_nodes_and_all_permits_too() -> None:
+    made = InMemoryCluster()
+    for index in range(240):
+        made.add_node(f"n{index}")
+        made("PATCH", f"/api/v1/nodes/n{index}", {"metadata": {"labels": {STATE_LABEL: "healthy"}}}, MERGE)
+        body = {"metadata": {"name": f"l{index}", "labels": {POOL_LABEL: "gpu"}}, "spec": {"holderIdentity": ""}}
+        made("POST", LEASES, body)
+    told = list(release(made, NAMESPACE, None))
+    assert sum(line.startswith("node ") for line in told) == 240
+    assert holders(made) == {}
+    assert "gpu-health-agent" not in json.dumps([made.read("nodes", f"n{index}") for index in range(240)])
 
 
 def test_released_in_the_middle_of_a_repair_the_operands_come_back() -> None:
