@@ -11,7 +11,7 @@ OTHERS := bench cluster dcgm gpu image kit monitoring nodes nvml
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint plain incidents program-tests monitoring-tests screenshots chart package cluster-tests image-tests e2e gpu-tests \
-	cluster explore bench bench-fleet bench-nodes kit-bench kit-torch kit-kills drill clean
+	cluster explore bench bench-fleet bench-nodes kit-bench kit-torch kit-kills score-policy drill clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -93,6 +93,10 @@ bench-fleet: $(STAMP)
 # What the table of a large fleet takes.
 bench-nodes: $(STAMP)
 	$(BIN)/python -m tests.bench.fleet_table $(if $(NODES),--nodes $(NODES))
+
+# What the policy for what breaks again is worth, fitted on the first half of a TRACE of faults and told of the second.
+score-policy: $(STAMP)
+	$(BIN)/python -m tests.score "$(TRACE)"
 
 kit-bench: $(STAMP)
 	PYTHONPATH=daemonset/kit $(BIN)/python -m tests.bench.kit
