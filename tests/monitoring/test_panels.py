@@ -80,7 +80,10 @@ def test_every_panel_shows_what_is_so_of_a_healthy_fleet_and_of_a_sick_one(
     assert healthy["PCIe lanes"] == dict.fromkeys(gpus, 16)
     assert healthy["Since each source last spoke"].keys() >= {f"{n} {s}" for n in NODES for s in ("nvml", "kmsg")}
     assert max(healthy["Since each source last spoke"].values()) < 60
+    assert healthy["GPU-hours in service, 7 days"] == {"": 1}
+    assert healthy["Dismissed verdicts, 30 days"] == {"": 0}
     quiet = {"Faults that stand", "What nodes wait for", "Xids a minute, by code", "Withdrawn for"}
+    quiet |= {"Nodes that break again, 30 days", "How long each part takes, 30 days", "Lost GPU-hours by cause, 7 days"}
     assert not [title for title in quiet if healthy[title]]
 
     # One is withdrawn and can't be drained, one is too hot, one finds the only permit taken.
@@ -94,6 +97,7 @@ def test_every_panel_shows_what_is_so_of_a_healthy_fleet_and_of_a_sick_one(
         'gpu_health_waits{node="node-3",kind="permit"}',
         'gpu_health_waits{node="node-1",kind="eviction"}',
         'gpu_health_status{node="node-2",status="degraded"}',
+        'rate(gpu_health_lost_gpu_seconds_total{node="node-1"}[7d])',
     ):
         until(told, partial(site.stack.query, f"{told} > 0"))
     sick = shown(site.stack)
@@ -118,6 +122,9 @@ def test_every_panel_shows_what_is_so_of_a_healthy_fleet_and_of_a_sick_one(
     assert ["fatal" in row.split() for row in sick["Faults that stand"]] == [True, True, False], "the worst stand first"
     assert {"eviction node-1", "permit node-3"} <= sick["What nodes wait for"].keys()
     assert sick["Steps and what failed"]["node-1 retaint"] >= 1
+    assert sick["Lost GPU-hours by cause, 7 days"].keys() == {"xid-79"}
+    assert sick["How long each part takes, 30 days"].keys() == {"detect", "wait"}
+    assert 0 < sick["GPU-hours in service, 7 days"][""] < 1
 
     # The variable chooses the nodes of the second half; the first is the fleet's, whatever is chosen.
     one = shown(site.stack, "node-2")
