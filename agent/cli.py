@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -59,6 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plugin() -> int:
     """``kubectl gpu-health``, for kubectl runs whatever is called ``kubectl-gpu_health``."""
     return main(["nodes", *sys.argv[1:]])
+
+
+def plugin_completion() -> int:
+    """What could stand next: kubectl runs ``kubectl_complete-gpu_health`` with the words behind ``kubectl gpu-health``.
+
+    It reads one candidate a line, and at last what the shell is to add: 4, nothing.
+    """
+    import argcomplete
+
+    *before, typed = ["gpu-health-agent", "nodes", *sys.argv[1:]]
+    line = f"{shlex.join(before)} {typed}"
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_SUPPRESS_SPACE": "1", "COMP_LINE": line}
+    os.environ.update(asked, COMP_POINT=str(len(line)))
+    argcomplete.autocomplete(parser(before), exit_method=lambda _: None, output_stream=sys.stdout)
+    sys.stdout.write("\n:4\n")
+    return 0
 
 
 def _say(code: int, sentence: str) -> int:

@@ -68,6 +68,11 @@ def read_pool(api: Api, selector: str) -> Pool:
     return Pool(len(every), frozenset(every.keys() - _serving(api, selector)))
 
 
+def names(api: Api) -> list[str]:
+    """Of all Nodes. RefusedError, UnreachableError."""
+    return list(_nodes(api, ""))
+
+
 def _serving(api: Api, selector: str, only: str = "") -> set[str]:
     # A selector knows no "or": so we ask for those that bear neither label.
     bare = ",".join(filter(None, (selector, f"{OUT_LABEL}!=true", f"{WITHDRAWN_LABEL}!=true")))

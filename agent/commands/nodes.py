@@ -6,14 +6,18 @@ import argparse
 import json
 import sys
 import time
+from contextlib import suppress
 
 from agent.actions.api import connect
 from agent.actions.fleet import deployed, read_fleet
+from agent.actions.pool import names
 from agent.commands.setup import configured, persons
+from agent.model.errors import AgentError
 from agent.status.fleet_view import as_html, as_text, fleet_state
 from agent.status.ledger_view import as_table
 
 _AGAIN_S = 5.0
+_COMPLETE_S = 2.0  # nobody waits for longer behind a tab key
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -26,13 +30,21 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("node", nargs="?", metavar="NODE", help="this one, with evidence and what happens next")
+    node = parser.add_argument("node", nargs="?", metavar="NODE", help="this one, with evidence and what happens next")
+    node.completer = _names  # type: ignore[attr-defined]  # argcomplete's way
     parser.add_argument("-l", "--selector", default="", metavar="K=V", help="only nodes with these labels")
     parser.add_argument("-o", "--output", choices=("wide", "json", "html"), help="the default cuts long cells")
     parser.add_argument("--history", action="store_true", help="the last incidents, with how long each part took")
     parser.add_argument("-w", "--watch", action="store_true", help="again each 5 s")
     parser.add_argument("--config", metavar="F", help="the agents' (default: as the cluster has it)")
     parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: as kubectl finds them)")
+
+
+def _names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Of all Nodes, for the shell; none where the cluster does not say them."""
+    with suppress(AgentError):
+        return names(connect(persons(parsed_args.kubeconfig), _COMPLETE_S, gzip=True))
+    return []
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -99,6 +99,7 @@ def test_installed_by_kubectl_in_three_commands_upgraded_rolled_back_and_removed
     assert f"{site.nodes[0]} " in told
     assert "xid-95" in told
     assert run("kubectl gpu-health", shell).splitlines()[0] == told.splitlines()[0]
+    assert {site.nodes[0], "--history"} <= {*run("kubectl __complete gpu-health ''", shell).splitlines()}
     assert "xid-95@" in run(f"gpu-health-agent nodes {site.nodes[0]}", shell)
     no_agent, release, rest = UNINSTALL
     run(no_agent, shell)

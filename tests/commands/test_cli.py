@@ -16,6 +16,7 @@ import pytest
 
 from agent.cli import COMMANDS, main, parser
 from agent.config.limits import Limits
+from tests.loopback import Loopback, answer, answers, kubeconfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -324,6 +325,22 @@ def test_the_shell_completes_commands_options_and_rules_by_the_line_in_the_readm
     done = subprocess.run(script, capture_output=True, text=True, timeout=30, env={**os.environ, **there})
     assert done.stdout.splitlines()[:2] == ["policy ", "--severity "], done.stderr
     assert "sxid-12001" in done.stdout.splitlines()[2].split()
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [(("--sel",), {"--selector"}), (("-o", ""), {"wide", "json", "html"}), (("n",), {"n1", "n2"}), (("x",), set())],
+)
+def test_kubectl_completes_the_plugins_options_and_nodes(
+    typed: tuple[str, ...], offered: set[str], tmp_path: Path
+) -> None:
+    named = [{"name": "Name"}, {"name": "Status"}]
+    rows = [{"cells": ["n1", "Ready"]}, {"cells": ["n2", "Ready"]}]
+    with Loopback(answers(answer({"kind": "Table", "columnDefinitions": named, "rows": rows}))) as server:
+        asked = [sys.executable, "-c", "from agent.cli import plugin_completion; plugin_completion()", *typed]
+        there = {**os.environ, "KUBECONFIG": kubeconfig(tmp_path, server.url)}
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=30, env=there)
+    assert ({*done.stdout.split()}, done.stderr) == ({*offered, ":4"}, "")
 
 
 def test_explain_without_an_agent_says_what_else_to_ask(tmp_path: Path) -> None:
