@@ -31,7 +31,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="F")
+    parser.add_argument("--config", metavar="F", help="that of the agent (default: all defaults)")
     parser.add_argument("--json", action="store_true", help="the whole state, as /state has it")
 
 

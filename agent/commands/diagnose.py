@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", action="append", default=[], metavar="G", help="PCI address, UUID or index")
     parser.add_argument("--force", action="store_true", help="though the GPU is in use or the node in service")
     parser.add_argument("--sources", type=Path, metavar="S", help="in the container with this socket, not in this one")
-    parser.add_argument("--config", metavar="F")
+    parser.add_argument("--config", metavar="F", help="that of the agent (default: all defaults)")
     parser.add_argument("--node", metavar="N", help="see by this Node whether it is withdrawn, where no agent runs")
     parser.add_argument("--kubeconfig", metavar="F", help="credentials for --node")
 

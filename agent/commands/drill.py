@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step-s", type=_positive, default=0.5, metavar="S", help="of the training (0.5)")
     parser.add_argument("--only", metavar="E,...", help=f"some exercises of {', '.join(EXERCISES)} (default: all)")
     parser.add_argument("--target", action="append", default=[], metavar="NAME=VALUE", help="another than the default")
-    parser.add_argument("--agent-namespace", default="gpu-health-agent", metavar="S")
+    parser.add_argument("--agent-namespace", default="gpu-health-agent", metavar="S", help="where the agents run")
     parser.add_argument("--json", type=Path, metavar="F", help="write the report as JSON")
-    parser.add_argument("--html", type=Path, metavar="F", help="and as a page")
+    parser.add_argument("--html", type=Path, metavar="F", help="and as HTML")
     parser.add_argument("--keep", action="store_true", help="leave the kit in its namespace, until the next drill")
 
 

@@ -45,12 +45,12 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fault", nargs="?", metavar="FAULT", help="one fault's id (default: all that stand)")
-    parser.add_argument("--config", metavar="F")
+    parser.add_argument("--config", metavar="F", help="that of the agent (default: all defaults)")
     parser.add_argument("--node", metavar="N", help="from this Node's annotation, instead of the agent that runs here")
     parser.add_argument("--recording", type=Path, metavar="F", help="as a recording of 'run --record' ends")
     parser.add_argument("--kubeconfig", metavar="F", help="credentials for --node (default: as kubectl finds them)")
     parser.add_argument("--history", action="store_true", help="the last incidents, with how long each part took")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="the whole state, as /state has it")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", type=_gpu, metavar="G", help="the GPU's index or UUID (with --clear: default all)")
     parser.add_argument("--pid", type=int, metavar="PID", help="with --xid: the process that the kernel names")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--xid", type=int, metavar="CODE")
+    what.add_argument("--xid", type=int, metavar="CODE", help="the driver reports this Xid")
     what.add_argument("--temperature", type=float, metavar="C", help="°C")
     what.add_argument("--ecc-uncorrected", type=int, metavar="N", help="new uncorrectable memory errors")
     what.add_argument("--lost", action="store_true", help="the GPU falls off the bus")

@@ -24,21 +24,21 @@ _OTHERS = f"also {', '.join(name for name in Override.model_fields if name not i
 
 EXAMPLES = (
     ("gpu-health-agent policy --severity fatal", "what withdraws a node"),
-    ("gpu-health-agent policy xid-79", "one rule's page"),
+    ("gpu-health-agent policy xid-79", "everything about one rule"),
     ("gpu-health-agent policy xid-149", "and what a line's details make of it"),
     ("gpu-health-agent policy --config config.yaml --gpu-model 'NVIDIA L40S'", "with the overrides for these GPUs"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    rule = parser.add_argument("rule", nargs="?", metavar="RULE", help="this one's page: begin, end, what to do")
+    rule = parser.add_argument("rule", nargs="?", metavar="RULE", help="everything about this one")
     rule.completer = lambda **_: list(ROWS)  # type: ignore[attr-defined]  # argcomplete's way
     parser.add_argument("--severity", choices=[s.name.lower() for s in Severity], help="only rules of this severity")
     parser.add_argument("--config", metavar="F", help="validated without a cluster or a GPU")
     parser.add_argument("--gpu-model", default="", metavar="X", help="NVML's product name, for overrides by model")
     parser.add_argument("--node-label", default=[], action="append", metavar="K=V", help="for overrides by node label")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true")
+    form.add_argument("--json", action="store_true", help="one JSON object a line and rule")
     form.add_argument("--markdown", action="store_true", help="the table of agent/diagnosis/README.md")
 
 
@@ -72,7 +72,7 @@ def page(entry: Entry, config: Config) -> str:
     acts: dict[str, list[str]] = {}  # what is done → the modes in which it is
     for mode in Mode:
         effect = None if mode is Mode.OBSERVE else config.policy.degraded_effect
-        acts.setdefault(by_itself(fault, mode, effect).removeprefix(f"mode {mode}: "), []).append(mode)
+        acts.setdefault(by_itself(fault, mode, effect).replace(f"mode {mode}: ", ""), []).append(mode)
     settings = (f"policy.{name} {_value(value)}" for name, value in entry.settings.items())
     where = " or ".join("the node" if one == "node" else "a GPU" for one in entry.scope)
     rows = (

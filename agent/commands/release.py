@@ -17,7 +17,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     whose = parser.add_mutually_exclusive_group(required=True)
-    whose.add_argument("--node", metavar="N")
+    whose.add_argument("--node", metavar="N", help="one node, whose agent must be gone or opted out")
     whose.add_argument("--all", action="store_true", help="every node, and the permits")
     parser.add_argument("--config", metavar="F", help="for budget.namespace")
     parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: as kubectl finds them)")

@@ -80,7 +80,7 @@ class Drain(Section):
     """ask_then_delete: the Eviction API is asked in a dry run only, then the pod is deleted by its UID: for clusters
     where a stolen token must evict nothing, with overlays/hardened."""
     on_deadline: Literal["wait", "delete"] = "wait"
-    """delete: what a budget still protects is deleted, with its own grace period."""
+    """delete: a pod that a PodDisruptionBudget still protects is deleted, with its own grace period."""
     unmanaged: Literal["wait", "delete"] = "wait"
     """Pods without a controller, or with a volume on this node's own disk: wait for a person, or let them go."""
     checkpoint_s: Seconds = 300

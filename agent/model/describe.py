@@ -41,7 +41,7 @@ def describe(step: Step) -> str:
         case Evict(pod):
             return f"ask for the eviction of pod {pod.key}"
         case Delete(pod):
-            return f"delete pod {pod.key} past its budget"
+            return f"delete pod {pod.key} past its PodDisruptionBudget"
         case StartJob(name, remedy):
             return f"start {remedy} as Job {name}"
         case Diagnose(_, level, uuids):

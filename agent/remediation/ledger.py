@@ -1,4 +1,4 @@
-"""The ledger: what befell the node, incident by incident, and the sums of those for which it has no room. Pure.
+"""The ledger: what happened to the node, incident by incident, and the sums of those for which it has no room. Pure.
 
 It is told to people and to metrics, and what recurs in it decides how a node returns. Its times are Unix seconds.
 Within a boot they go on by the boot's monotonic clock from the first of them, so that a clock that is set makes no

@@ -1,4 +1,4 @@
-"""The ledger as data and as a table for a terminal: what befell a node, how long each part took, how it ended."""
+"""The ledger as data and as a table for a terminal: what happened to a node, how long each part took, how it ended."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -10,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -294,6 +296,19 @@ def test_rules_of_one_severity_are_listed_alone() -> None:
     assert "\ntemperature " not in cli("policy", "--severity", "fatal")[1]
     code, _, said = cli("policy", "--severity", "bad")
     assert (code, "--severity: invalid choice" in said) == (64, True)
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _options(below)
+        else:
+            yield action
+
+
+def test_every_argument_of_every_command_is_explained_in_its_help() -> None:
+    assert not [action.option_strings for action in _options(parser([*COMMANDS])) if not action.help]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
