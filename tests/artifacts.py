@@ -22,7 +22,7 @@ from tests.image import build
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "package"
-_PACKAGED = ("agent", "pyproject.toml", "LICENSE", "README.md")
+_PACKAGED = ("agent", "daemonset/kit", "pyproject.toml", "LICENSE", "README.md")
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
     FOLDER.mkdir(parents=True)
     for make in (wheel, bill_of_materials, chart, image):
         made = make(FOLDER)
-        sys.stdout.write(f"{made.relative_to(ROOT)}  {made.stat().st_size / 1e6:.1f} MB\n")
+        sys.stdout.write(f"{made.relative_to(ROOT)}  {made.stat().st_size / 1e6:.2f} MB\n")
         sys.stdout.flush()
     return 0
 
@@ -40,6 +40,7 @@ def wheel(folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as name:
         for part in _PACKAGED:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            (Path(name) / part).parent.mkdir(exist_ok=True)
             copy(ROOT / part, Path(name) / part)
         _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), name)
     return _wheel(folder)
