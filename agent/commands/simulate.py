@@ -92,8 +92,7 @@ def simulate(
     node = node or _NODE
     story = Story(as_json)
     actor = Actor(config, client, False, story.tell)
-    for left in ("kmsg", "boot_id", "gpus"):  # each story is told on a machine of its own
-        (directory / left).unlink(missing_ok=True)
+    _clean(directory)
     daemon = Daemon(config, node, actor, story.tell, supervisor(config, directory))
     daemon.listener, daemon.judged, actor.did = story.see, story.judged, story.did
     server = _serve(config, daemon)
@@ -108,10 +107,17 @@ def simulate(
     for timer in timers:
         timer.cancel()
     server.shutdown()
+    _clean(directory)
     shot = daemon.snapshot
     # Which pods a real node has is not the story's to say.
     ignored = () if connect is None else ("evict",)
     return story.close(scenario, str(shot.verdict.status) if shot else "unknown", ignored)
+
+
+def _clean(directory: Path) -> None:
+    """Each story is told on a machine of its own, and an agent that is started afterwards finds no fault of it."""
+    for left in ("kmsg", "boot_id", "gpus"):
+        (directory / left).unlink(missing_ok=True)
 
 
 def _config(scenario: str) -> Config:

@@ -21,12 +21,22 @@ def main() -> int:
         plane = ControlPlane(Path(folder), programs)
         plane.up(nodes=4)
         try:
+            plane.toolkit()
             print(
                 f"""
-four nodes, node-0 to node-3, with 8 simulated GPUs each. Try, in another terminal:
+four nodes, node-0 to node-3, with 8 simulated GPUs each. No pod really runs on them: start the agent by hand.
+In another terminal, once:
 
-  {programs}/kubectl --kubeconfig={plane.kubeconfig} get nodes
-  make run REAL_KUBECONFIG={plane.kubeconfig} NODE=node-0
+  export KUBECONFIG={plane.kubeconfig}
+  export PATH={Path(sys.executable).parent}:{programs}:$PATH
+
+The whole story on node-0; and on node-1 an agent that only observes, and a fault:
+
+  make run REAL_KUBECONFIG=$KUBECONFIG NODE=node-0
+  gpu-health-agent run --kubeconfig $KUBECONFIG --node node-1 --simulate idle &
+  gpu-health-agent inject --gpu 3 --xid 79
+  gpu-health-agent explain
+  kubectl gpu-health
 
 Ctrl-C ends the cluster and forgets it.""",
                 flush=True,

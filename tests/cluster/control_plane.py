@@ -187,10 +187,14 @@ class ControlPlane:
         path.chmod(0o600)
         return path
 
+    def toolkit(self) -> None:
+        """The nodes have NVIDIA's container toolkit, as gpu-operator installs it."""
+        runtime = {"metadata": {"name": "nvidia"}, "handler": "nvidia"}
+        self.request("POST", "/apis/node.k8s.io/v1/runtimeclasses", runtime)
+
     def install(self, manifests: Path) -> None:
-        """What an operator applies, on a cluster whose nodes have NVIDIA's container toolkit."""
-        toolkit = {"metadata": {"name": "nvidia"}, "handler": "nvidia"}
-        self.request("POST", "/apis/node.k8s.io/v1/runtimeclasses", toolkit)
+        """What an operator applies."""
+        self.toolkit()
         self.kubectl("apply", "-k", str(manifests))
 
     def agent_token(self, node: str) -> str:

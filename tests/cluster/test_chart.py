@@ -255,7 +255,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 
 def test_installed_upgraded_rolled_back_and_uninstalled(plane: ControlPlane) -> None:
-    plane.request("POST", "/apis/node.k8s.io/v1/runtimeclasses", {"metadata": {"name": "nvidia"}, "handler": "nvidia"})
+    plane.toolkit()
 
     def mode() -> str:
         name = f"/api/v1/namespaces/{NAMESPACE}/configmaps/gpu-health-agent"

@@ -30,7 +30,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A cluster with NVIDIA's container toolkit and nothing of ours."""
     made = ControlPlane(tmp_path_factory.mktemp("operations"), assets())
     made.up(nodes=0)
-    made.must("POST", "/apis/node.k8s.io/v1/runtimeclasses", {"metadata": {"name": "nvidia"}, "handler": "nvidia"})
+    made.toolkit()
     yield made
     made.down()
 

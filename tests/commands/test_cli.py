@@ -220,6 +220,7 @@ expect:
 """)
     code, out, said = program("simulate", str(path), "--simulation-dir", str(tmp_path / "sim"), timeout_s=40)
     assert code == 0, out + said
+    assert not (tmp_path / "sim" / "kmsg").exists(), "an agent that is started afterwards would find the story's faults"
 
 
 def test_the_policy_in_force_shows_overrides_in_their_scope(tmp_path: Path) -> None:

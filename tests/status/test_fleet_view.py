@@ -109,7 +109,10 @@ def test_a_draining_node_without_the_permit_to_evict_waits_for_it_and_not_for_it
     rows = {one["node"]: one for one in state(made, one_drains)["nodes"]}
     assert (rows["n1"]["state"], rows["n2"]["state"]) == ("draining", "draining")
     waits = {rows[name]["waits"][0] for name in ("n1", "n2")}
-    assert waits == {"its pods to leave", "a permit: the budget is spent: 1 draining of 3 nodes allowed, held by n1"}
+    assert waits == {
+        "its pods to leave; Events on the Node name those that can't",
+        "a permit: the budget is spent: 1 draining of 3 nodes allowed, held by n1",
+    }
 
 
 def test_who_may_not_read_the_permits_is_told_so_and_sees_the_faults() -> None:
