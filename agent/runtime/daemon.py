@@ -182,7 +182,7 @@ class Daemon:
         key = (
             verdict.status,
             verdict.remedy,
-            tuple((f.finding.id, f.finding.severity) for f in verdict.faults),
+            tuple((f.finding.id, f.finding.severity, f.proved) for f in verdict.faults),
             verdict.boot_id,
             bool(verdict.blind),
         )

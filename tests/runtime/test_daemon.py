@@ -199,3 +199,21 @@ def test_a_persons_word_is_logged_and_one_that_names_nothing_too() -> None:
     daemon.run(stop)
     assert ("a person dismissed a fault", f"xid-79@{GPU}") in logged
     assert ("a person dismissed a fault that does not stand", f"xid-97@{GPU}") in logged
+
+
+def test_a_proved_cure_is_looked_at_at_once_and_not_when_a_waiting_node_looks_again() -> None:
+    now, stop, rung = time.monotonic(), threading.Event(), list[bool]()
+
+    class Bell(Script):
+        def turn(self, wait_s: float) -> list[Observation]:
+            rung.append(daemon._exchange.news.is_set())
+            daemon._exchange.news.clear()
+            return [replace(one, arrived=now + len(rung) / 100) for one in super().turn(wait_s)]
+
+    polls = [[alive(), reading(energy_j=energy_j)] for energy_j in (100.0, 101.0, 1.0, 2.0)]  # a reset after the second
+    script = Bell(stop, polls[0], [xid(95)], *polls[1:], [])
+    daemon = Daemon(Config(), "n", None, lambda *_, **__: None, script)
+    daemon.run(stop)
+    assert daemon.snapshot
+    assert [fault.proved for fault in daemon.snapshot.verdict.faults] == [True]
+    assert rung == [False, True, True, False, False, True]
