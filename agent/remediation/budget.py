@@ -62,11 +62,12 @@ def spent(world: World, kind: PermitKind, budget: Budget) -> str:
     limit = allowed(world, kind, budget)
     if kind is PermitKind.HOURLY:
         return f"the budget is spent: {limit} withdrawals an hour allowed"
-    sentence = f"the budget is spent: {limit} {kind} of {world.pool_size} nodes allowed"
     ours = [permit for permit in world.permits if permit.kind is kind]
     holders = [permit.holder.split("/")[0] for permit in ours if permit.holder and not permit.abandoned]
-    if holders:
-        sentence += f", held by {some(holders)}"
+    by = f", by {some(holders)}" if holders else ""
+    sentence = (
+        f"the budget is spent: {len(holders)} of {limit} taken{by} ({kind} permits, pool of {world.pool_size} nodes)"
+    )
     if kind is PermitKind.WITHDRAWN and world.out:
         sentence += f"; out of service otherwise: {some(sorted(world.out))}"
     return sentence

@@ -156,7 +156,7 @@ def test_without_a_free_permit_nothing_but_the_report_is_written() -> None:
     drive(client, fatal())
     assert (taints(made, "n2"), made.evicted) == ([], ["research/train"])
     waits = [s.why for s in plan(fatal(), client.look(closely=True), EVICT, Local()).steps if isinstance(s, Wait)]
-    assert waits == ["the budget is spent: 1 withdrawn of 2 nodes allowed, held by n1"]
+    assert waits == ["the budget is spent: 1 of 1 taken, by n1 (withdrawn permits, pool of 2 nodes)"]
     drive(KubeClient(made, "n1", EVICT), healthy())
     drive(client, fatal())
     assert taints(made, "n2") == ["gpu-health-agent/unhealthy"], "the permit passes on once n1 is back"
@@ -399,7 +399,10 @@ def test_a_budget_of_none_withdraws_no_node_and_says_so(none: int | str) -> None
     waits = [
         step.why for step in plan(fatal(), client.look(closely=True), config, Local()).steps if isinstance(step, Wait)
     ]
-    assert (taints(made, "n1"), waits) == ([], ["the budget is spent: 0 withdrawn of 25 nodes allowed"])
+    assert (taints(made, "n1"), waits) == (
+        [],
+        ["the budget is spent: 0 of 0 taken (withdrawn permits, pool of 25 nodes)"],
+    )
 
 
 def test_evictions_are_asked_with_the_pods_own_uid() -> None:

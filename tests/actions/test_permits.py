@@ -188,7 +188,7 @@ def test_a_node_that_is_out_of_service_otherwise_counts_against_the_budget(troub
     drive(KubeClient(made, "n1", config), fatal(), config)
     assert taints(made) == []
     assert waits(KubeClient(made, "n1", config), config) == [
-        "the budget is spent: 1 withdrawn of 3 nodes allowed; out of service otherwise: n3"
+        "the budget is spent: 0 of 1 taken (withdrawn permits, pool of 3 nodes); out of service otherwise: n3"
     ]
     two = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=2))
     drive(KubeClient(made, "n1", two), fatal(), two)

@@ -187,7 +187,7 @@ class Node(Life):
         fleet.promises.keep(
             "voice", self.turns < _MOST_TURNS, f"{self.name} comes to no rest: {last.done} {last.waits}"
         )
-        if any(wait.on is On.PERMIT and " draining of " in wait.why for wait in last.waits):
+        if any(wait.on is On.PERMIT and " (draining permits," in wait.why for wait in last.waits):
             fleet.wire.watch.draining(self)
 
     def _starts(self, name: str, job: dict[str, Any]) -> None:

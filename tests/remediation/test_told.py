@@ -59,7 +59,7 @@ def test_a_spent_budget_is_told_with_who_has_the_permits() -> None:
     (spent,) = [one for one in events if one["reason"] == "BudgetSpent"]
     assert (spent["involvedObject"]["name"], spent["message"]) == (
         "n2",
-        "not withdrawn: the budget is spent: 1 withdrawn of 2 nodes allowed, held by n1",
+        "not withdrawn: the budget is spent: 1 of 1 taken, by n1 (withdrawn permits, pool of 2 nodes)",
     )
 
 

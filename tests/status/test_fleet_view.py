@@ -49,7 +49,9 @@ def test_it_names_the_sick_first_with_what_is_waited_for_and_who_holds_the_permi
     told = state(made)
     rows = {one["node"]: one for one in told["nodes"]}
     assert [one["node"] for one in told["nodes"]] == ["n2", "n1", "n3"]
-    assert rows["n2"]["waits"] == ["a permit: the budget is spent: 1 withdrawn of 3 nodes allowed, held by n1"]
+    assert rows["n2"]["waits"] == [
+        "a permit: the budget is spent: 1 of 1 taken, by n1 (withdrawn permits, pool of 3 nodes)"
+    ]
     assert (rows["n1"]["withdrawn"], rows["n1"]["faults"][0]["id"]) == (True, f"xid-79@{GPU}")
     assert (rows["n3"]["state"], rows["n3"]["waits"], rows["n3"]["faults"]) == ("healthy", [], [])
     assert told["permits"]["withdrawn"] == {"allowed": 1, "taken": 1, "by": ["n1"]}
@@ -89,7 +91,7 @@ def test_one_node_alone_waits_for_what_the_fleets_table_says_and_for_whose_permi
         if row["node"] != "n3":  # which no agent wrote to
             assert of_node(made, row["node"], ONE)["waits"] == row["waits"]
     assert of_node(made, "n2", ONE)["waits"] == [
-        "a permit: the budget is spent: 1 withdrawn of 3 nodes allowed, held by n1"
+        "a permit: the budget is spent: 1 of 1 taken, by n1 (withdrawn permits, pool of 3 nodes)"
     ]
 
 
@@ -111,7 +113,7 @@ def test_a_draining_node_without_the_permit_to_evict_waits_for_it_and_not_for_it
     waits = {rows[name]["waits"][0] for name in ("n1", "n2")}
     assert waits == {
         "its pods to leave; Events on the Node name those that can't",
-        "a permit: the budget is spent: 1 draining of 3 nodes allowed, held by n1",
+        "a permit: the budget is spent: 1 of 1 taken, by n1 (draining permits, pool of 3 nodes)",
     }
 
 
@@ -198,7 +200,7 @@ def test_of_a_large_pools_holders_a_sentence_names_five_and_the_data_all() -> No
     assert f"Permits, withdrawn: 8 of 8 taken: {five}." in as_text(told, NOW)
     assert told["permits"]["withdrawn"]["by"] == [f"n{n}" for n in range(8)]
     (waits,) = (one["waits"] for one in told["nodes"] if one["node"] == "n8")
-    assert waits[-1].endswith(f"8 withdrawn of 9 nodes allowed, held by {five}")
+    assert waits[-1].endswith(f"8 of 8 taken, by {five} (withdrawn permits, pool of 9 nodes)")
 
 
 def test_hostile_text_stays_text() -> None:
