@@ -84,7 +84,7 @@ class Finding:
     signals: tuple[str, ...] = ()  # the readings without which its absence can't be seen
     instance: int | None = None  # the MIG GPU instance that it stays on
     pod: str = ""  # the UID of the pod whose fault it is
-    drill: str = ""  # the nonce of the drill whose word it is; a real fault beside it is another fault
+    drill: str = ""  # the nonce of the drill that made it; a real fault beside it is another fault
     switch: str = ""  # the address of the NVSwitch, which is the node's: each switch's fault is one of its own
 
     @property
@@ -122,7 +122,7 @@ class Fault:
     fell: tuple[str, ...] = ()  # those that fell since the last evidence and proved no reset
     pre_start: bool = False  # only a record from before the agent's start speaks for it
     aside: bool = False  # it was seen only while the GPUs were somebody else's: it is reported, and withdraws nothing
-    witnesses: tuple[Evidence, ...] = ()  # the first word of each source that saw it
+    witnesses: tuple[Evidence, ...] = ()  # the first evidence of each source that saw it
     after: str = ""  # the Job of our reset after which it was seen again: that one is no cure of it
     joined: tuple[Fault, ...] = ()  # its symptoms: faults of their own that this one explains
     doubts: tuple[str, ...] = ()  # where the witnesses disagree
@@ -194,7 +194,7 @@ class Verdict:
     kernel_seq: int | None = None  # the last kernel record that this verdict has taken in
     standing: tuple[Fault, ...] = ()  # the same faults before any was joined to another: what a restart must know
     onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
-    dismissed: frozenset[str] = frozenset()  # the fault ids of the operator's words that were obeyed
+    dismissed: frozenset[str] = frozenset()  # the fault ids of the dismissals that were obeyed
     cards: Mapping[str, Card] = field(default_factory=dict)  # the node's GPUs, those that are gone too
     resets: frozenset[str] = frozenset()  # UUIDs of the GPUs whose reset by us was known to the judge
     heard: frozenset[str] = frozenset()  # UUIDs of the GPUs that answered since the agent's start, whatever it was
@@ -227,5 +227,5 @@ class Remembered:
     kernel_seq: int | None = None
     faults: tuple[Fault, ...] = ()
     onsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # when each GPU turned fatal, Unix seconds
-    dismissed: frozenset[str] = frozenset()  # the operator's words that were obeyed
+    dismissed: frozenset[str] = frozenset()  # the dismissals that were obeyed
     cards: Mapping[str, Card] = field(default_factory=dict)

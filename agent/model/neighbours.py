@@ -1,6 +1,6 @@
 """The presets: a row for each neighbour that acts on what the agent writes.
 
-A row says what is written beside our own words, by which mark it is ours, how it is undone, and where the neighbour
+A row says what is written beside our own names, by which mark it is ours, how it is undone, and where the neighbour
 answers. All of it is written under a permit, and undone with what it stands for.
 """
 

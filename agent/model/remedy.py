@@ -42,7 +42,7 @@ class Row:
     template: str  # the setting under repair that names its CronJob; empty: there is none
     deadline: str  # the setting under drain.deadline_s
     proof: Proof
-    ends: str  # what that is in words; empty: nothing but another card or a person's word ends such a fault
+    ends: str  # what that is in words; empty: nothing but another card or a person's dismissal ends such a fault
     to_do: (
         str  # what a person does, where the fault's rule knows nothing better; {target} says to nvidia-smi which GPUs
     )

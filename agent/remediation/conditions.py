@@ -22,7 +22,7 @@ from agent.remediation.situation import Now, Situation
 def replacement(now: Now, records: Records) -> Request:
     """An act, not a report: another controller replaces the node on it. A node that never had it doesn't get it.
 
-    So it is asked for only while we may act at all: a pause takes the word back before it is obeyed.
+    So it is asked for only while we may act at all: a pause takes the request back before it is obeyed.
     """
     world, config = now.case.world, now.case.config
     incident = requested(now, records)

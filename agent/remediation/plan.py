@@ -252,7 +252,7 @@ def _aim(now: Now, records: Records) -> _Aim:
 def _bad_news(verdict: Verdict, world: World) -> Steps:
     """What stands, and nothing about what doesn't: a fault that we can't read may still stand."""
     bad = tuple(c for c in reported(verdict, world, {}) if c.status == "True" and world.conditions.get(c.type) != c)
-    # A word that another wrote there stays theirs.
+    # What another wrote there stays theirs.
     true = ((ERROR_LABEL, bool(verdict.fatal)), (WITHDRAWN_LABEL, world.withdrawn))
     labels = {label: "true" for label, stands in true if stands and label not in world.labels}
     return (Report(bad, labels),) if bad or labels else ()

@@ -62,7 +62,7 @@ def request(presets: Collection[str], world: World, asking: str, asked: Mapping[
     """``asking``: since when another node is asked for, and for which incident; empty: for none. ``asked``: as the Node
     has it.
 
-    A condition is False while it is asked for, and True after it. A node that never had a word from us doesn't get it.
+    A condition is False while it is asked for, and True after it. A node for which we never asked doesn't get it.
     """
     conditions, labels, noted = list[Condition](), dict[str, str | None](), dict[str, str]()
     ours = asked_labels(world.labels, asked)

@@ -16,7 +16,7 @@ from agent.remediation.events import event_name
 from agent.remediation.records import Kind, Records, Stage, Validation
 from agent.remediation.recurrence import of_incident
 
-DISMISSED = "check@node"  # the word that lets a node return without it
+DISMISSED = "check@node"  # the dismissal that lets a node return without it
 CHECK = "check"  # a Job's remedy, for its template
 _TO_BE = "the node is to be checked before it returns"
 _MOST_RUNS = 3  # of a diagnosis that the agent's end cut off

@@ -3,7 +3,7 @@
 A ``Cycle`` is what the loop carries from round to round, a value; ``turn`` makes the next one of it. Threads, pauses,
 logs and counters are the driver's. A round reads the judge's word once. It ends at the first step that is refused.
 Only a pod's step or an Event that is refused is its own trouble: the other pods and Events go on. On a look that is
-over a second old no pod is asked and no repair begun, so that a person's word is heard between two of them.
+over a second old no pod is asked and no repair begun, so that what a person writes is obeyed between two of them.
 """
 
 from __future__ import annotations

@@ -191,9 +191,9 @@ class Daemon:
         self._pass_on(verdict, changed=key != self._key)  # first of all: the taint waits for no log line
         self._key = key
         self._tell_changes(before, verdict)
-        for word in sorted(self._memory.dismissed - memory.dismissed):
-            stands = "" if word in memory.faults else " that does not stand"
-            self._tell(f"a person dismissed a fault{stands}", fault=word)
+        for fault in sorted(self._memory.dismissed - memory.dismissed):
+            stands = "" if fault in memory.faults else " that does not stand"
+            self._tell(f"a person dismissed a fault{stands}", fault=fault)
         self.snapshot = self._show(verdict, acted, now)
         if self.judged:
             self.judged(verdict)
