@@ -149,7 +149,7 @@ def waits(node: str, labels: Mapping[str, str], stored: Stored | None, fleet: Fl
         yield _permit(kinds, fleet, config)
     elif state == "draining":
         drains = any(one.kind is PermitKind.DRAINING and _holder(one) == node for one in fleet.permits)
-        leaving = "its pods to leave (see the Node's Events)"
+        leaving = "its pods to leave (see Events)"
         yield leaving if drains else _permit((PermitKind.DRAINING,), fleet, config)
     elif state == "drained":
         yield "its repair, or a person where none is configured"

@@ -112,7 +112,7 @@ def test_a_draining_node_without_the_permit_to_evict_waits_for_it_and_not_for_it
     assert (rows["n1"]["state"], rows["n2"]["state"]) == ("draining", "draining")
     waits = {rows[name]["waits"][0] for name in ("n1", "n2")}
     assert waits == {
-        "its pods to leave (see the Node's Events)",
+        "its pods to leave (see Events)",
         "a permit: the budget is spent: 1 of 1 taken, by n1 (draining permits, pool of 3 nodes)",
     }
 
