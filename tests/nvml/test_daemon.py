@@ -41,14 +41,14 @@ class Agent:
     def metric(self, name: str, **labels: str) -> float | None:
         return registry(lambda: self.daemon.snapshot).get_sample_value(f"gpu_health_{name}", {"node": "n", **labels})
 
-    def unreadable(self, gpu: int, signal: str) -> float | None:
+    def unreadable(self, gpu: int, signal: str, name: str = "unreadable") -> float | None:
         labels = {
             "pci_bus_id": ADDRESSES[gpu],
             "uuid": f"GPU-c0de0000-0000-4000-8000-{gpu:012d}",
             "gpu": str(gpu),
             "signal": signal,
         }
-        return self.metric("unreadable", **labels)
+        return self.metric(name, **labels)
 
     @property
     def nvml(self) -> SourceView:
@@ -90,6 +90,8 @@ def test_what_is_unsupported_is_logged_once_and_what_is_unreadable_is_a_metric(a
     polls(agent, 2)
     assert agent.status is Status.HEALTHY
     assert agent.unreadable(0, "ecc_mode") is None
+    assert (agent.unreadable(1, "ecc_mode", "failed_reads_total") or 0) >= 2
+    assert agent.unreadable(0, "ecc_mode", "failed_reads_total") is None
     told = [facts for what, facts in agent.told if what == NOT_SUPPORTED]
     both, second = list(ADDRESSES), [ADDRESSES[1]]
     degrees = {f"temperature_{limit}_c" for limit in ("shutdown", "slowdown", "mem_max", "gpu_max")}

@@ -125,9 +125,10 @@ def test_a_flood_is_held_back_in_the_pipe_and_read_in_bounded_bites(source: list
 
 def test_rubbish_between_good_lines_is_counted_and_costs_none_of_them(source: list[Source]) -> None:
     another = GOOD.replace("x", "y")
-    one = made(source, f"print('nonsense')\n{GOOD}print('[1]')\n{another}{GOOD}")
+    long = GOOD.replace('"alive"', '"alive","raw":"' + "x" * 20_000 + '"')
+    one = made(source, f"print('nonsense')\n{GOOD}print('[1]')\n{another}{long}{GOOD}")
     seen = turn(one, lambda: one.status.starts == 1 and one.status.pid is None)
-    assert (len(seen), one.status.garbage) == (2, 3)
+    assert (len(seen), one.status.garbage) == (2, 4)
 
 
 def test_a_program_that_is_not_there_is_said(source: list[Source]) -> None:
