@@ -61,6 +61,8 @@ _PROBE_ENDS: tuple[tuple[str, Words | None], ...] = (
 )
 _PROBE_RECORDS = 64  # the most records from its first line to the last
 _NEW_LINE = re.compile(r"\n|\\x0a|#012")  # as the kernel, an escaping reader and rsyslog write it
+# In an Xid a process's name may hold one as well, but not what another Xid begins with: it has fifteen characters.
+_NEXT_XID = re.compile(rf"(?:{_NEW_LINE.pattern})\s*(?=NVRM: Xid \()")
 # A port's error names the device at fault where the port knows it; which GPUs are behind it only the bus can tell.
 _PORT = re.compile(
     rf"pcieport {_ADDRESS}: (?:AER: )?(?:(?:Multiple )?Uncorrect(?:ed|able) \(Fatal\) error (?:message )?received"
@@ -129,16 +131,15 @@ class Facts:
         if not (spoken := _BEGIN.match(text)):
             return
         text = text[spoken.end() :]
-        if xid := _XID.match(text):
-            code = int(xid[3])
-            yield Signal.XID, normalise_pci(xid[1]), code, details(xid[2], text[xid.end() :], code)
-            return
-        for line in _NEW_LINE.split(text):
+        for line in (_NEXT_XID if _XID.match(text) else _NEW_LINE).split(text):
             yield from self._said(line.strip())
 
     def _said(self, line: str) -> Iterator[Fact]:
         """What one line of a record of the driver's states."""
-        if switch := _SXID.match(line):
+        if xid := _XID.match(line):
+            code = int(xid[3])
+            yield Signal.XID, normalise_pci(xid[1]), code, details(xid[2], line[xid.end() :], code)
+        elif switch := _SXID.match(line):
             values: dict[str, Value] = {"fatal": int(switch[3] == "Fatal")}
             if switch[4]:
                 values["link"] = int(switch[4])

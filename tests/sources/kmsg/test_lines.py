@@ -172,6 +172,17 @@ def test_what_another_record_quotes_is_not_the_drivers_word(text: str) -> None:
     assert list(Facts().of(text)) == []
 
 
+def test_an_xid_counts_in_whichever_line_of_a_joined_record_it_stands() -> None:
+    xids = [f"NVRM: Xid (PCI:0000:3b:00): {code}, pid=7, name=a, x" for code in (31, 79)]
+    for join in ("\n", "#012", "\\x0a", "\n    "):
+        for before in ("NVRM: GPU at PCI:0000:3b:00: GPU-aa", "NVRM: GPU Board Serial Number: 1652322034567"):
+            assert [fact[2] for fact in Facts().of(join.join((before, *xids)))] == [31, 79]
+        assert [fact[2] for fact in Facts().of(join.join(xids))] == [31, 79]
+        broken = f"NVRM: Xid (PCI:0000:3b:00): 13, pid=7, name=a{join}NVRM: Xid, Graphics SM (GPC 1, TPC 3, SM 0): x"
+        (fact,) = Facts().of(broken)
+        assert (fact[2], fact[3]["sm"]) == (13, 0)
+
+
 def test_a_process_can_not_name_itself_into_a_worse_error() -> None:
     named = "NVRM: Xid (PCI:0000:3b:00): 145, pid=8, name=Fatal XC0, RLW_RXPIPE Nonfatal XC0 i0 Link 13 (0x0)"
     assert next(Facts().of(named))[3]["fatal"] == 0
