@@ -6,6 +6,8 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +19,13 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def podman() -> Iterator[Run]:
-    """podman with the image loaded; ``podman("run", …)`` gets what it takes to run inside of another container too."""
-    archive, _ = images()
+    with podman_with(images()[0]) as call:
+        yield call
+
+
+@contextmanager
+def podman_with(archive: Path) -> Iterator[Run]:
+    """podman with an image loaded; ``podman("run", …)`` gets what it takes to run inside of another container too."""
     with storage() as options:
 
         def call(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
