@@ -51,6 +51,8 @@ def test_every_command_is_one(line: str) -> None:
         assert line in (
             *OPERATIONS,
             "kubectl apply -k daemonset/kit/",  # as tests/cluster/test_kit.py does
+            "docker build --tag registry.example.com/gpu-kit daemonset/kit",  # as tests/image/kit.py does, by buildah
+            "docker push registry.example.com/gpu-kit",
             "kubectl annotate node NODE gpu-health-agent/dismiss=xid-79@0000:1b:00.0",  # as its test does
         )
 

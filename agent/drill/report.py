@@ -135,7 +135,7 @@ def picture(part: Part) -> str:
     return (
         f'<svg viewBox="0 0 {_WIDTH:g} {base + 24:g}" role="img"><title>{title}</title><defs><pattern id="hatch" '
         'width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><path d="M0 0V5" '
-        f'class="hatch"/></pattern></defs><text class="tick" x="{_LEFT - 8:g}" y="{_TOP + 10:g}">{most}/s</text>'
+        f'class="hatch"/></pattern></defs><text class="most" x="{_LEFT - 4:g}" y="{_TOP + 10:g}">{most}/s</text>'
         f'<line x1="{_LEFT:g}" x2="{_WIDTH - 10:g}" y1="{base:g}" y2="{base:g}"/>{"".join(marks)}</svg>'
     )
 
