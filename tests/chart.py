@@ -26,6 +26,8 @@ COPIED = (
     "base/namespace.yaml",
     "base/policies.yaml",
     "base/rbac.yaml",
+    "components/dra/policies.yaml",
+    "components/dra/rbac.yaml",
     "components/hardened/policies.yaml",
     "components/hardened/rbac.yaml",
     "components/network-policy/networkpolicy.yaml",
@@ -116,9 +118,9 @@ def _configured(overlay: Path) -> dict[str, Any]:
 def opened(component: str) -> dict[str, str]:
     """The policy's variables that it replaces, each named by the test before it."""
     file = DAEMONSET / "components" / component / "kustomization.yaml"
-    patches = yaml.safe_load(file.read_text(encoding="utf-8"))["patches"]
-    (patch,) = (one for one in patches if one["target"]["kind"] == "ValidatingAdmissionPolicy")
-    steps = yaml.safe_load(patch["patch"])
+    patches = yaml.safe_load(file.read_text(encoding="utf-8")).get("patches", ())
+    policies = (one["patch"] for one in patches if one["target"]["kind"] == "ValidatingAdmissionPolicy")
+    steps = [step for patch in policies for step in yaml.safe_load(patch)]
     assert [step["op"] for step in steps] == ["test", "replace"] * (len(steps) // 2)
     return {test["value"]: replaced["value"] for test, replaced in zip(steps[::2], steps[1::2], strict=True)}
 

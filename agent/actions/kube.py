@@ -12,6 +12,7 @@ from agent.actions.answers import may_arrive, sensible
 from agent.actions.api import JSON, Api, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
 from agent.actions.event_object import Events
+from agent.actions.fences import Fences
 from agent.actions.jobs import Jobs
 from agent.actions.leases import Clock
 from agent.actions.offered import offered
@@ -33,6 +34,7 @@ from agent.model.names import (
     HARD_TAINT,
     HISTORY_ANNOTATION,
     SOFT_TAINT,
+    UNHEALTHY,
 )
 from agent.model.neighbours import CORDON_REASON
 from agent.model.ownership import opted_out
@@ -43,9 +45,11 @@ from agent.model.steps import (
     Diagnose,
     Evict,
     GivePermit,
+    LiftFence,
     Post,
     Report,
     Retaint,
+    SetFence,
     StartJob,
     Step,
     TakePermit,
@@ -79,6 +83,7 @@ class KubeClient:
         self._pods = Pods(self._api, node, config, clock, wall, answer_s)
         self._jobs = Jobs(self._api, node, config, clock)
         self._slices = Slices(self._api, node, clock)
+        self._fences = Fences(self._api, node, clock)
         self.lacks = Trial(self._api, node, config, wall).lacks
         self._receiver = Receiver(config.webhook, node, clock, wall)
         self._events = Events(self._api, node, clock, wall)
@@ -125,6 +130,16 @@ class KubeClient:
         raw = self._own.read(afresh=not eases)
         self._closely_at = self._clock() if closely else float("-inf")
         metadata, spec, status = (raw.get(part) or {} for part in ("metadata", "spec", "status"))
+        conditions = {c["type"]: condition_of(c) for c in status.get("conditions") or ()}
+        taints = tuple(map(taint_of, spec.get("taints") or ()))
+        soft = any(taint.key == HARD_TAINT and taint.effect == "PreferNoSchedule" for taint in taints)  # fences stand
+        ill = closely or (UNHEALTHY in conditions and conditions[UNHEALTHY].status == "True")
+        by_device = soft or self._config.fences
+        if soft or (by_device and (ill or self._fences.there != ())):
+            self._fences.look()
+        if by_device:
+            self._slices.look(soon=ill)
+        fences = self._fences.there or ()
         permits: tuple[Permit, ...] | None = None
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None
@@ -135,12 +150,13 @@ class KubeClient:
             permits = self._permits.look(self._own.holder, written_at(raw))
             pool, paused = self._permits.pool(self._own.holder, permits, counts), self._permits.paused()
             clock_s = int(self._clock())
-            ours = {taint["key"] for taint in spec.get("taints") or ()}
+            ours = {taint.key for taint in taints}
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
             drains = any(permit.holder == self._own.holder and permit.kind is PermitKind.DRAINING for permit in permits)
             if tainted or idle or drains:
                 hostname = (metadata.get("labels") or {}).get("kubernetes.io/hostname", self._node)
-                pods = self._pods.look(tainted, metadata["uid"], hostname)
+                fenced = frozenset(fence.device for fence in fences) if soft else None
+                pods = self._pods.look(tainted, metadata["uid"], hostname, fenced)
                 if tainted and self._jobs.configured:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
             else:
@@ -152,11 +168,11 @@ class KubeClient:
             node=self._node,
             uid=metadata["uid"],
             managed=not opted_out(labels),
-            taints=tuple(map(taint_of, spec.get("taints") or ())),
+            taints=taints,
             cordoned=spec.get("unschedulable") is True,
             cordon_reason=annotations.get(CORDON_REASON, ""),
             labels=labels,
-            conditions={c["type"]: condition_of(c) for c in status.get("conditions") or ()},
+            conditions=conditions,
             dismissed=dismissed,
             unread=unread,
             stored=annotations.get(FAULTS_ANNOTATION),
@@ -180,6 +196,9 @@ class KubeClient:
             posted=self._receiver.taken,
             unposted=self._receiver.trouble,
             offer=offered(labels, status, self._config.drain.resource_prefixes, self._slices),
+            devices=self._slices.devices if by_device else (),
+            fences=fences,
+            unfenced=self._fences.trouble or (self._slices.trouble if by_device else ""),
         )
 
     def words(self) -> Iterator[tuple[Labels, Annotations]]:
@@ -256,6 +275,12 @@ class KubeClient:
                 self._permits.require(PermitKind.DRAINING)
                 self._pods.evictions.delete(step)
                 return step.pod.uid not in self._pods.evictions.refused
+            case SetFence():
+                if step.uid:  # else it has no effect
+                    self._permits.require(PermitKind.WITHDRAWN)
+                self._fences.set(step, self._own.raw["metadata"]["uid"])
+            case LiftFence():
+                self._fences.lift(step)
             case StartJob():
                 self._permits.require(PermitKind.WITHDRAWN)
                 self._jobs.start(step, self._own.raw["metadata"]["uid"])

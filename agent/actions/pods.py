@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.actions.checkpoint import ANSWER_S, Calls, declared
+from agent.actions.claims import Claims
 from agent.actions.controllers import controller, told, workload
 from agent.actions.eviction import Evictions, path_of
 from agent.actions.leases import Clock
 from agent.actions.volumes import Volumes
 from agent.config.settings import Config
+from agent.model.devices import Device
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT, KEEP_ANNOTATION, NODE_UID_LABEL, REQUESTED_ANNOTATION, SAVED_ANNOTATION
 from agent.model.neighbours import NODE_SET, SLURM_BUSY, SLURM_STATE
@@ -58,9 +61,14 @@ class Pods:
         self.calls = Calls(answer_s)
         self.evictions = Evictions(api, config.drain, wall)
         self.volumes = Volumes(api, node)
+        self._claims = Claims(api)
 
-    def look(self, draining: bool, node_uid: str, hostname: str) -> tuple[Pod, ...]:
-        """Every pod of the node whose object has this UID. RefusedError, UnreachableError."""
+    def look(
+        self, draining: bool, node_uid: str, hostname: str, fenced: frozenset[Device] | None = None
+    ) -> tuple[Pod, ...]:
+        """Every pod of the node whose object has this UID; ``fenced``: the devices that are, where others of it are in
+        service. RefusedError, UnreachableError.
+        """
         self.volumes.names = frozenset({self._node, hostname})
         if not draining:
             self.forget()
@@ -70,9 +78,14 @@ class Pods:
         self._going = {uid: self._going.get(uid, self._clock()) for uid in going}
         self._node_uid = node_uid
         pods = tuple(self._pod(raw) for raw in self._raw.values())
+        if self._config.fences or fenced is not None:
+            pods = tuple(replace(pod, devices=self._devices(pod)) for pod in pods)
+            self._claims.forget_others(self._raw.keys())
+        # Taint and fences keep others away: what is new tolerates them, and came back.
+        back = [pod for pod in pods if pod.uid not in known and _kept_off(pod, fenced)]
         for name, size in Counter(pod.workload for pod in pods).items():
-            fresh = sum(pod.workload == name for pod in pods if pod.uid not in known)
-            if self._draining and fresh:  # the taint keeps others away: what is new tolerates it, and came back
+            fresh = sum(pod.workload == name for pod in back)
+            if self._draining and fresh:
                 self.returns[name] += -(-fresh // max(size, self._sizes.get(name, 1)))
             self._sizes[name] = max(size, self._sizes.get(name, 1))
         self._draining = draining
@@ -169,11 +182,6 @@ class Pods:
         annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
         if not all(isinstance(metadata[key], str) for key in ("namespace", "uid")):
             raise TypeError("its namespace or UID is no text")
-        requests = [
-            name
-            for container in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
-            for name in ((container.get("resources") or {}).get("limits") or {})
-        ]
         wish, (saved, why) = declared(annotations), self.calls.answer(metadata["uid"])
         why, asked = self._unwritten.get(metadata["uid"]) or why, self._asked.get(metadata["uid"])
         if wish.way == "http" and spec.get("hostNetwork"):
@@ -187,8 +195,7 @@ class Pods:
             owner=owner.kind if owner else "",
             workload=workload(metadata),
             controller=told(owner),
-            gpu=any(name.startswith(self._config.drain.resource_prefixes) for name in requests)
-            or bool(spec.get("resourceClaims")),
+            gpu=self._requests(spec) or bool(spec.get("resourceClaims")),
             claims=_claims(annotations),
             static=_MIRROR in annotations,
             finished=status.get("phase") in _OVER,
@@ -210,10 +217,26 @@ class Pods:
             saved=saved or (wish.way == "annotation" and _answered(annotations, self._wall())),
         )
 
+    def _devices(self, pod: Pod) -> frozenset[Device] | None:
+        """What its claims were given, where it has GPUs by these alone."""
+        raw = self._raw[pod.uid]
+        plugged = self._requests(raw["spec"]) or (raw.get("status") or {}).get("extendedResourceClaimStatus")
+        return None if pod.unread or plugged else self._claims.devices(raw)
+
+    def _requests(self, spec: Mapping[str, Any]) -> bool:
+        """Whether it requests a GPU as a device plugin offers it."""
+        containers = (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
+        names = (name for one in containers for name in ((one.get("resources") or {}).get("limits") or {}))
+        return any(name.startswith(self._config.drain.resource_prefixes) for name in names)
+
     def _is_stuck(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
         """Whether its time is over, by our own clock since we first saw it terminate: others write its times."""
         since = self._going.get(metadata["uid"])
         return since is not None and self._clock() - since > _grace_s(metadata, spec) + _STUCK_S
+
+
+def _kept_off(pod: Pod, fenced: frozenset[Device] | None) -> bool:
+    return fenced is None or pod.devices is None or bool(pod.devices & fenced)
 
 
 def _operand(spec: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from agent.actions.answers import ask_node, paged, whole_node
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
+from agent.actions.fences import RULES, lift, own
 from agent.actions.leases import holder, rewritten
 from agent.actions.rights import NODE_ANNOTATIONS, NODE_CONDITIONS, NODE_LABELS, REPAIR_CONDITIONS
 from agent.model.errors import RefusedError
@@ -51,6 +52,7 @@ def release(api: Api, namespace: str, node: str | None) -> Iterator[str]:
     for name in names:
         done = _release(api, name)
         yield f"node {name}: {', '.join(done) or 'nothing of ours'}"
+    yield from _fences(api, node)
     path = f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace, safe='')}/leases"
     for lease in paged(api, f"{path}?labelSelector={quote(POOL_LABEL, safe='')}"):
         if node is None:
@@ -59,6 +61,19 @@ def release(api: Api, namespace: str, node: str | None) -> Iterator[str]:
         elif holder(lease).partition("/")[0] == node:
             ask(api, "PUT", f"{path}/{lease['metadata']['name']}", rewritten(lease, {"holderIdentity": ""}))
             yield f"permit {lease['metadata']['name']}: given back"
+
+
+def _fences(api: Api, node: str | None) -> Iterator[str]:
+    try:
+        rules = list(paged(api, RULES))
+    except RefusedError as refused:
+        if refused.status != HTTPStatus.NOT_FOUND:  # an older API server has none
+            yield f"fences of devices could not be listed ({refused})"
+        return
+    for rule in rules:
+        if device := own(rule, node):
+            lift(api, rule["metadata"]["name"], rule["metadata"]["uid"])
+            yield f"fence of device {device.name} of node {device.pool}: removed"
 
 
 def _touched(api: Api) -> Iterator[str]:

@@ -28,7 +28,7 @@ from agent.model.names import (
 )
 from agent.model.ownership import OPERANDS
 
-NODE_TAINTS = {HARD_TAINT: ["NoSchedule"], SOFT_TAINT: ["PreferNoSchedule", "NoSchedule"]}
+NODE_TAINTS = {HARD_TAINT: ["NoSchedule", "PreferNoSchedule"], SOFT_TAINT: ["PreferNoSchedule", "NoSchedule"]}
 NODE_LABELS = (STATE_LABEL, WITHDRAWN_LABEL, OUT_LABEL, ERROR_LABEL)
 NODE_ANNOTATIONS = (FAULTS_ANNOTATION, HISTORY_ANNOTATION)
 NODE_CONDITIONS = (UNHEALTHY, DEGRADED)
@@ -43,6 +43,7 @@ TOLD_CONTROLLERS = {"ReplicaSet": "apps/v1", "Deployment": "apps/v1", "StatefulS
 # By these labels the admission policies know which of their comparisons a request asks for, and refuse it without.
 OURS = {MANAGED_BY_LABEL: "gpu-health-agent"}
 
+_RULE_VERBS = ("list", "create", "patch", "delete")
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -55,7 +56,7 @@ class Right:
     verbs: tuple[str, ...]
     own: bool = False
     name: str = ""  # of the one object that it is for
-    overlay: Literal["", "repair", "hardened"] = ""  # which must be applied; empty: the base grants it
+    overlay: Literal["", "repair", "hardened", "dra"] = ""  # which must be applied; empty: the base grants it
     mode: Mode = Mode.EVICT  # from which on the agent needs it
     optional: bool = False  # without it the agent does as well as it can, and says itself what it is refused
 
@@ -73,6 +74,8 @@ RIGHTS = (
     Right("", "persistentvolumes", ("get",)),
     Right("", "events", ("create",), mode=Mode.OBSERVE),
     Right("resource.k8s.io", "resourceslices", ("list",), mode=Mode.OBSERVE, optional=True),  # what DRA drivers offer
+    Right("resource.k8s.io", "resourceclaims", ("get",), overlay="dra"),
+    Right("resource.k8s.io", "devicetaintrules", _RULE_VERBS, overlay="dra", mode=Mode.OBSERVE),
     Right("apps", "replicasets", ("get",)),
     Right("policy", "poddisruptionbudgets", ("list",)),
     Right("coordination.k8s.io", "leases", ("list", "create", "update"), own=True, mode=Mode.TAINT),
@@ -86,6 +89,7 @@ def of_mode(config: Config) -> Iterator[Right]:
     """What the agent needs as it is configured."""
     modes = list(Mode)
     overlays = {"": True, "repair": bool(config.repair.templates), "hardened": config.drain.eviction != "api"}
+    overlays["dra"] = config.fences
     for right in RIGHTS:
         if modes.index(right.mode) <= modes.index(config.mode) and overlays[right.overlay] and not right.optional:
             yield right

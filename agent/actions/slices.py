@@ -9,11 +9,14 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import Api, ask
+from agent.model.devices import Device, Published
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.ownership import GPU_DRIVER
+from agent.model.text import normalise_pci, printable
 
 _SELDOM_S, _SOON_S = 600.0, 60.0  # between two reads: of a node that is well, and while nothing is offered
 _KEEPS_AWAY = ("NoSchedule", "NoExecute")
+_PCI, _UUID = "resource.kubernetes.io/pciBusID", "uuid"  # attributes of a device; the second is its driver's own
 _UNREADABLE = (KeyError, TypeError, AttributeError, ValueError)
 
 
@@ -29,16 +32,17 @@ class Slices:
         self._asked = float("-inf")
         self.capacity: Mapping[str, int] = {}
         self.allocatable: Mapping[str, int] = {}
+        self.devices: tuple[Published, ...] = ()  # of all drivers; those of an answer that never came stay
         self.trouble = ""  # why they are not known; where nobody serves them there are none
 
-    def look(self) -> None:
-        """Read them anew if it is time."""
-        withheld = any(self.capacity.values()) and not any(self.allocatable.values())
-        if self._clock() - self._asked < (_SOON_S if withheld else _SELDOM_S):
+    def look(self, soon: bool = False) -> None:
+        """Read them anew if it is time; ``soon``: somebody asks for the devices."""
+        soon = soon or (any(self.capacity.values()) and not any(self.allocatable.values()))
+        if self._clock() - self._asked < (_SOON_S if soon else _SELDOM_S):
             return
         self._asked = self._clock()
         try:
-            published, free = _counts(ask(self._api, "GET", self._path)["items"])
+            published, free, devices = _counts(ask(self._api, "GET", self._path)["items"])
         except RefusedError as refused:
             self.trouble = "" if refused.status == HTTPStatus.NOT_FOUND else str(refused)
         except UnreachableError as silence:
@@ -47,28 +51,44 @@ class Slices:
             self.trouble = ""
             most = {**published, **self.capacity}
             self.capacity = {key: max(published[key], self.capacity.get(key, 0)) for key in most}
-            self.allocatable = free
+            self.allocatable, self.devices = free, devices
 
 
-def _counts(items: list[dict[str, Any]]) -> tuple[Counter[str], Counter[str]]:
-    """How many devices the GPU driver publishes, and how many of them no taint keeps from new pods. UnreachableError.
+def _counts(items: list[dict[str, Any]]) -> tuple[Counter[str], Counter[str], tuple[Published, ...]]:
+    """How many devices the GPU driver publishes, how many of them no taint keeps from new pods, and every driver's
+    devices. UnreachableError.
 
     A pool's slices of an older generation are on their way out.
     """
-    published, free = Counter[str](), Counter[str]()
+    published, free, devices = Counter[str](), Counter[str](), list[Published]()
     try:
-        specs = [item["spec"] for item in items if item["spec"]["driver"] == GPU_DRIVER]
-        latest: dict[str, int] = {}
-        for pool in (spec["pool"] for spec in specs):
-            latest[pool["name"]] = max(pool["generation"], latest.get(pool["name"], 0))
+        specs = [item["spec"] for item in items]
+        latest: dict[tuple[str, str], int] = {}
         for spec in specs:
-            if spec["pool"]["generation"] < latest[spec["pool"]["name"]]:
+            pool = spec["driver"], spec["pool"]["name"]
+            latest[pool] = max(spec["pool"]["generation"], latest.get(pool, 0))
+        for spec in specs:
+            if spec["pool"]["generation"] < latest[spec["driver"], spec["pool"]["name"]]:
                 continue
             name = f"devices of {spec['driver']}"
             for device in spec.get("devices") or ():
-                published[name] += 1
-                free[name] += not any(taint["effect"] in _KEEPS_AWAY for taint in device.get("taints") or ())
+                devices.append(_published(spec, device))
+                if spec["driver"] == GPU_DRIVER:
+                    published[name] += 1
+                    free[name] += not any(taint["effect"] in _KEEPS_AWAY for taint in device.get("taints") or ())
     except _UNREADABLE as error:
         why = f"the API server's answer to GET resourceslices makes no sense: {type(error).__name__}"
         raise UnreachableError(why) from error
-    return published, free
+    return published, free, tuple(devices)
+
+
+def _published(spec: Mapping[str, Any], device: Mapping[str, Any]) -> Published:
+    attributes = device.get("attributes") or {}
+    uuid, pci = ((attributes.get(key) or {}).get("string") for key in (_UUID, _PCI))
+    taints = (f"{one['key']}={one.get('value', '')}:{one['effect']}" for one in device.get("taints") or ())
+    try:
+        address = normalise_pci(pci) if isinstance(pci, str) else ""
+    except ValueError:
+        address = ""
+    named = Device(str(spec["driver"]), str(spec["pool"]["name"]), str(device["name"]))
+    return Published(named, str(uuid or ""), address, tuple(map(printable, taints)))

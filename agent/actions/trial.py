@@ -73,7 +73,7 @@ class Trial:
         named = verb in ("get", "update", "patch", "delete") or below
         if right.own:
             path += f"/namespaces/{quote(self._config.budget.namespace, safe='')}"
-        elif resource not in ("nodes", "persistentvolumes") and verb != "list":
+        elif resource not in ("nodes", "persistentvolumes", "devicetaintrules") and verb != "list":
             path += f"/namespaces/{_THERE}"
         path += f"/{resource}"
         if named:

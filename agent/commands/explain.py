@@ -114,6 +114,7 @@ def stored(world: World, config: Config) -> dict[str, Any]:
             ),
         ],
         "blind": [],
+        "fences": [fence.words for fence in world.fences],
         "incidents": _past(world.history),
     }
 
@@ -151,7 +152,9 @@ def in_words(state: Mapping[str, Any], only: str | None) -> str:
     lines = [f"{state.get('node') or 'this node'} is {state['status']} ({state.get('at', '')})"]
     for one in faults:
         lines += ["", *_fault(one)]
-    lines += [""] if state["blind"] or state["waits"] else []
+    fences = state.get("fences", ())
+    lines += [""] if state["blind"] or state["waits"] or fences else []
+    lines += [f"fenced: {fence}" for fence in fences]
     lines += [f"blind: {why}" for why in state["blind"]]
     lines += [f"waiting: {why}" for why in state["waits"]]
     return "\n".join(printable(line) for line in lines) + "\n"

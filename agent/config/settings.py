@@ -188,10 +188,10 @@ class Config(Section):
     webhook: Webhook = Webhook()
     presets: tuple[Preset, ...] = ()
     """What other controllers act on, reported in their terms too. cluster-autoscaler: its taint beside our hard one.
-    slinky: a cordon beside it, so that Slurm drains the node; its pods leave once it has. The others replace a node,
-    and need repair.request_replacement. cluster-api, medik8s: GpuReplacementRequested alone; eks: condition
-    AcceleratedHardwareReady beside it; gke, hyperpod: a label of theirs beside it; webhook: a POST beside
-    it."""
+    slinky: a cordon beside it, so that Slurm drains the node; its pods leave once it has. dra: a DeviceTaintRule in its
+    place, for the GPU alone. The others replace a node, and need repair.request_replacement. cluster-api, medik8s:
+    GpuReplacementRequested alone; eks: condition AcceleratedHardwareReady beside it; gke, hyperpod: a label of theirs
+    beside it; webhook: a POST beside it."""
     http: Http = Http()
 
     @field_validator("repair")
@@ -207,6 +207,11 @@ class Config(Section):
         if gate.enabled and others.data.get("mode") is Mode.OBSERVE:
             raise ValueError("mode observe takes no taint off: set mode to taint or evict, or gate.enabled to false")
         return gate
+
+    @property
+    def fences(self) -> bool:
+        """Whether single GPUs are fenced where that is possible."""
+        return any(NEIGHBOURS[preset].fences for preset in self.presets)
 
     @field_validator("presets")
     @classmethod

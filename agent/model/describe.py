@@ -11,9 +11,11 @@ from agent.model.steps import (
     Diagnose,
     Evict,
     GivePermit,
+    LiftFence,
     Post,
     Report,
     Retaint,
+    SetFence,
     StartJob,
     Step,
     TakePermit,
@@ -36,6 +38,10 @@ def describe(step: Step) -> str:
             return f"{'confirm' if confirms else 'take'} {kind} permit {index}"
         case GivePermit(kind, index):
             return f"give {kind} permit {index} back"
+        case SetFence(device, gpu, uid):
+            return f"{'fence' if uid else 'try a fence of'} device {device.name} of {device.driver} ({gpu})"
+        case LiftFence(device):
+            return f"lift the fence of device {device.name} of {device.driver}"
         case AskCheckpoint(pod=pod):
             return f"ask pod {pod.key} to save a checkpoint"
         case Evict(pod):

@@ -30,6 +30,9 @@ TEMPLATE_LABEL = "gpu-health-agent/template"
 NODE_UID_LABEL = "gpu-health-agent/node-uid"
 GPUS_ANNOTATION = "gpu-health-agent/gpus"
 
+# A DeviceTaintRule; its taint has the hard taint's key.
+FENCE_RULE = "gpu-health-agent.{node}.{driver}.{device}"
+
 # In the agent's namespace: the permits, and the ConfigMap that pauses every agent.
 SLOT_LEASE = "gpu-health-agent-{kind}-{pool}-{index}"
 POOL_LABEL = "gpu-health-agent/pool"

@@ -22,6 +22,7 @@ class Preset(StrEnum):
     HYPERPOD = "hyperpod"
     WEBHOOK = "webhook"
     SLINKY = "slinky"
+    DRA = "dra"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Neighbour:
     """What is said to one neighbour."""
 
     replaces: bool = False  # it acts on a request for a replacement, and needs repair.request_replacement
+    fences: bool = False  # single GPUs are fenced, and new pods come to the node's others
     cordons: bool = False  # it acts on a cordon, which stands with our hard taint; CORDON_MARK says that it is ours
     taint: Taint | None = None  # stands beside our hard one, for its time; its value says that it is ours
     condition: str = ""  # a type: False while a replacement is asked for; the reasons ASKED, NOT_ASKED say it is ours
@@ -92,6 +94,7 @@ NEIGHBOURS: Mapping[str, Neighbour] = {
     ),
     Preset.WEBHOOK: Neighbour(replaces=True, posts=True),
     Preset.SLINKY: Neighbour(cordons=True),
+    Preset.DRA: Neighbour(fences=True),
 }
 
 ASKING_LABELS = tuple(row.label.key for row in NEIGHBOURS.values() if row.label)

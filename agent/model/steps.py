@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from agent.model.devices import Device
 from agent.model.world import About, Cause, Condition, PermitKind, Pod, Taint
 
 
@@ -86,6 +87,23 @@ class Diagnose:
 
 
 @dataclass(frozen=True, slots=True)
+class SetFence:
+    """Keep new pods off one device, by a rule of ours: made without effect first, then changed to have one."""
+
+    device: Device
+    gpu: str  # UUID of the GPU for which it is
+    uid: str = ""  # of the rule that is to have its effect; empty: it is made
+
+
+@dataclass(frozen=True, slots=True)
+class LiftFence:
+    """Remove such a rule."""
+
+    device: Device
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """An Event on the Node, on a pod of it, or on what controls such a pod.
 
@@ -132,4 +150,5 @@ class Wait:
 
 
 _OfAPod = AskCheckpoint | Evict | Delete
-Step = Report | Retaint | TakePermit | GivePermit | _OfAPod | StartJob | Diagnose | Announce | Post | Wait
+_OfADevice = SetFence | LiftFence
+Step = Report | Retaint | TakePermit | GivePermit | _OfADevice | _OfAPod | StartJob | Diagnose | Announce | Post | Wait

@@ -1,4 +1,4 @@
-"""The words for the cluster: the World that is looked at, the Steps that change it. Imports nothing from the agent."""
+"""The words for the cluster: the World that is looked at, as this node sees it in one look."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from agent.model.devices import Device, Fence, Published
 from agent.model.names import HARD_TAINT, SOFT_TAINT
 
 
@@ -17,8 +18,8 @@ class Taint:
 
     @property
     def withdraws(self) -> bool:
-        """Whether it is ours and keeps every new pod away: that costs a permit."""
-        return self.key in (HARD_TAINT, SOFT_TAINT) and self.effect != "PreferNoSchedule"
+        """Whether it is ours and costs a permit: it keeps new pods away, or a fence does of which it tells."""
+        return self.key == HARD_TAINT or (self.key == SOFT_TAINT and self.effect != "PreferNoSchedule")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Pod:
     controller: About | None = None  # where an Event may be about it
     gpus: frozenset[str] | None = None  # UUIDs of the GPUs that it holds; None: not known
     claims: frozenset[str] | None = frozenset()  # those that its own annotations name; None: one that can't be told
+    devices: frozenset[Device] | None = None  # what its ResourceClaims were given, if it has GPUs by these alone
     tolerates: bool = False  # our hard taint
     protected: bool = False  # an annotation asks to leave it alone
     pinned: bool = False  # a volume of it is this node's own disk
@@ -193,6 +195,9 @@ class World:
     unposted: str = ""  # why it did not take the last
     diagnosed: Diagnosed | None = None  # of this agent's own life
     offer: Offer = field(default_factory=Offer)
+    devices: tuple[Published, ...] = ()  # of the node's own pools; with the preset dra only
+    fences: tuple[Fence, ...] = ()  # ours on them
+    unfenced: str = ""  # why none can be set
 
     @property
     def holder(self) -> str:
@@ -207,6 +212,11 @@ class World:
     def withdrawn(self) -> bool:
         """Whether the node bears a taint that takes a permit."""
         return any(taint.withdraws for taint in self.taints)
+
+    @property
+    def closed(self) -> bool:
+        """Whether our hard taint keeps every new pod away, as it does where no single GPU is fenced."""
+        return any(taint.key == HARD_TAINT and taint.effect != "PreferNoSchedule" for taint in self.taints)
 
     def held(self, kind: PermitKind) -> Permit | None:
         return next(

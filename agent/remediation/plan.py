@@ -9,6 +9,7 @@ between:
 - Reserve, then act: a repair or a check is written to the Node, under the name of its Job, before that is made. Whoever
   dies in between finds it again, and one incident is repaired once.
 - The taint goes before the permit is given back: between the two a crash costs a place for a moment, never the budget.
+- Fences stand only beside the hard taint: it comes before the first of them, and goes after the last.
 - Nothing is given back while something that this life of the agent or an earlier one asked for in vain may still
   arrive: an eviction, a Job or a taint would meet a node in service.
 - The draining permit goes back wherever nobody is evicted: others wait for it.
@@ -23,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from agent.config.settings import Budget, Config, Mode
+from agent.config.settings import Config, Mode
 from agent.model.fault import Verdict
 from agent.model.names import ERROR_LABEL, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.neighbours import ASKING_LABELS
@@ -31,11 +32,12 @@ from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
 from agent.model.world import Condition, Local, PermitKind, Taint, World
-from agent.remediation.budget import free_permit, given, hidden, lately, needed, spent
+from agent.remediation.budget import free_permit, given, hidden, needed, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.conditions import posts, replacement, reported
 from agent.remediation.drain import PENDING, ceased, drain, drained
 from agent.remediation.events import announcements
+from agent.remediation.fence import fencing, lifted, rehearsed
 from agent.remediation.noting import unread, written
 from agent.remediation.other_controllers import out_by_others
 from agent.remediation.presets import cordon, error_label, spoken_for
@@ -44,16 +46,11 @@ from agent.remediation.recurrence import held
 from agent.remediation.repair import awaited, operand_labels, repair, running, settled, yet_to_come
 from agent.remediation.situation import Now, Situation, said, situation
 from agent.remediation.stored import dump
-from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted, withdrawn_label
+from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, in_vain, kept_soft, permitted, withdrawn_label
 from agent.remediation.told import acts
 from agent.remediation.validation import validate
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
-_REFUSED_S = 600  # how long a node keeps a permit for a taint that is refused
-_REFUSED = Wait(
-    "our taint was refused for ten minutes: others that wait for a permit go first, then the agent asks again",
-    On.STOPPED,
-)
 _PENDING = (
     "for five minutes the node and its permit stay as they are: "
     "the API server may still carry out a request that failed"
@@ -118,7 +115,9 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = (*_aim(now, _kept(now)[0]).report(), *now.stands)
         case Situation.OBSERVED | Situation.PAUSED | Situation.HELD | Situation.BLIND:
             records, checking = _kept(now)
-            steps = (*_aim(now, records).report(), *now.stands, *checking)
+            tries = now.treatment if now.situation is Situation.OBSERVED else None
+            tried = rehearsed(now.case, tries) if tries else ()
+            steps = (*_aim(now, records).report(), *tried, *now.stands, *checking)
         case Situation.TO_WITHDRAW | Situation.BY_HAND:
             steps = _withdrawn(now, now.records, now.stands)
         case Situation.WITHDRAWN:
@@ -155,7 +154,7 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
     """Under its permits and with its taint, which come first wherever one is missing."""
     world, budget, aimed = now.case.world, now.case.config.budget, _aim(now, records)
     left_free = LEFT_FREE if now.treatment and now.treatment.idle else 0
-    if vain := _in_vain(world, budget, left_free):
+    if vain := in_vain(world, budget, left_free):
         return (*aimed.report(), *vain)
     # One that only waits to be given back is not confirmed: an agent that never lives so long keeps nobody waiting.
     steps: list[Step] = [*confirmed(world, drains=now.situation is Situation.WITHDRAWN and PENDING not in moves)]
@@ -165,19 +164,8 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
             return (*aimed.report(), Wait(spent(world, kind, budget), On.PERMIT))
         steps.append(TakePermit(kind, permit))
     used = given(world, PermitKind.HOURLY) if world.tainted else ()
-    retaint = aimed.retaint()
-    return (*steps, *used, *retaint, *aimed.report(with_taint=bool(retaint)), *moves)
-
-
-def _in_vain(world: World, budget: Budget, left_free: int) -> Steps:
-    """Where our taint was refused for so long that others have its permit first; empty where it is asked for."""
-    if world.withdrawn or world.untainted_s < _REFUSED_S:
-        return ()
-    if held := world.held(PermitKind.WITHDRAWN):
-        back = () if held.pending else given(world, PermitKind.HOURLY, PermitKind.WITHDRAWN)
-        return (*back, _REFUSED) if held.had_s >= _REFUSED_S else ()
-    permit = free_permit(world, PermitKind.WITHDRAWN, budget, left_free)
-    return () if permit is None or not lately(world, PermitKind.WITHDRAWN, permit) else (_REFUSED,)
+    retaint, fences = aimed.retaint(), fencing(now.case, now.treatment) if now.treatment else ()
+    return (*steps, *used, *retaint, *aimed.report(with_taint=bool(retaint)), *fences, *moves)
 
 
 def _kept(now: Now) -> Outcome:
@@ -202,13 +190,13 @@ def _in_service(now: Now, records: Records) -> Steps:
     world, config, aimed = now.case.world, now.case.config, _aim(now, records)
     soft = kept_soft(aimed.taints, config)
     if any(taint.withdraws for taint in aimed.taints):  # degraded, and as good as withdrawn
-        if vain := _in_vain(world, config.budget, LEFT_FREE):
+        if vain := in_vain(world, config.budget, LEFT_FREE):
             return (*aimed.report(), *vain)
-        return (*permitted(world, config.budget), *aimed.retaint(), *aimed.report(), *soft)
+        return (*permitted(world, config.budget), *lifted(world), *aimed.retaint(), *aimed.report(), *soft)
     used = given(world, PermitKind.HOURLY)
     if _may_arrive(now):
         return (*(used if world.withdrawn else ()), *aimed.report(), Wait(_PENDING), *soft)
-    return (*used, *aimed.retaint(), *aimed.report(), *given(world, PermitKind.WITHDRAWN), *soft)
+    return (*used, *lifted(world), *aimed.retaint(), *aimed.report(), *given(world, PermitKind.WITHDRAWN), *soft)
 
 
 def _may_arrive(now: Now) -> bool:

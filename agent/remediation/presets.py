@@ -42,7 +42,7 @@ def beside_hard(presets: Iterable[str], taints: Iterable[Taint]) -> tuple[Taint,
 
 def cordon(presets: Iterable[str], world: World, taints: Iterable[Taint]) -> str | None:
     """What is to become of the node's cordon beside these taints of ours, as ``Retaint`` has it."""
-    hard = next((taint for taint in taints if taint.key == HARD_TAINT), None)
+    hard = next((taint for taint in taints if taint.key == HARD_TAINT and taint.effect == "NoSchedule"), None)
     wanted = hard and any(NEIGHBOURS[preset].cordons for preset in presets)
     if wanted and hard and not world.cordoned:
         return f"{CORDON_MARK}{hard.value}"

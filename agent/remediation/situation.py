@@ -12,6 +12,7 @@ from agent.model.names import DISMISS_ANNOTATION, FAULTS_ANNOTATION, HARD_TAINT,
 from agent.model.steps import On, Wait
 from agent.model.world import Claim, PermitKind, World
 from agent.remediation.case import Case, Treatment
+from agent.remediation.fence import closed, drivers_taints
 from agent.remediation.gate import kept_closed
 from agent.remediation.idle_reset import chosen
 from agent.remediation.ladder import effective
@@ -38,9 +39,9 @@ class Situation(Enum):
     # To be treated:
     OBSERVED = auto()  # in mode observe
     PAUSED = auto()  # while all agents are to pause
-    TO_WITHDRAW = auto()  # the permit or the hard taint is missing
-    WITHDRAWN = auto()  # both are there: it is drained and repaired
-    BY_HAND = auto()  # both are there, in mode taint
+    TO_WITHDRAW = auto()  # the permit, the hard taint or a fence is missing
+    WITHDRAWN = auto()  # all are there: it is drained and repaired
+    BY_HAND = auto()  # all are there, in mode taint
     # Not to be treated any more, but the hard taint stands:
     HELD = auto()  # a repair's Job runs on it
     BLIND = auto()  # whether a fault stands can't be seen
@@ -125,7 +126,7 @@ def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wa
         if world.paused:
             why = f"paused: {world.paused}; nothing is withdrawn, evicted or repaired"
             return Situation.PAUSED, (Wait(why, On.STOPPED),)
-        if not (world.tainted and world.held(PermitKind.WITHDRAWN)):
+        if not (world.tainted and world.held(PermitKind.WITHDRAWN) and closed(case, treatment)):
             return Situation.TO_WITHDRAW, ()
         if case.config.mode is Mode.TAINT:
             why = "mode taint: no pod is moved and nothing is repaired; the node returns once its cure is proved"
@@ -149,7 +150,8 @@ def under_way(world: World) -> bool:
 
 def said(now: Now) -> tuple[Wait, ...]:
     """What is waited for or left out, whatever is done."""
-    return (*now.waits, *_unconfirmed(now), *kept_closed(now.case), *recurs(now), *_left_out(now))
+    others = drivers_taints(now.case.world)
+    return (*now.waits, *_unconfirmed(now), *kept_closed(now.case), *recurs(now), *_left_out(now), *others)
 
 
 def recurs(now: Now) -> tuple[Wait, ...]:

@@ -12,16 +12,22 @@ from agent.config.settings import Budget, Config, Mode
 from agent.model.fault import Severity
 from agent.model.names import HARD_TAINT, SOFT_TAINT, WITHDRAWN_LABEL
 from agent.model.ownership import GATE_TAINTS, own_taint
-from agent.model.steps import Step, TakePermit, Wait
+from agent.model.steps import On, Step, TakePermit, Wait
 from agent.model.world import PermitKind, Taint, World
-from agent.remediation.budget import allowed, free_permit, given, needed
+from agent.remediation.budget import allowed, free_permit, given, lately, needed
 from agent.remediation.case import Case, Treatment
+from agent.remediation.fence import by_device
 from agent.remediation.gate import standing
 from agent.remediation.presets import beside_hard
 from agent.remediation.recurrence import watched
 
 LEFT_FREE = 1  # for a fatal fault
 LAST_PERMIT = "of the permits the last is left to a fatal fault"
+_REFUSED_S = 600  # how long a node keeps a permit for a taint that is refused
+_REFUSED = Wait(
+    "our taint was refused for ten minutes: others that wait for a permit go first, then the agent asks again",
+    On.STOPPED,
+)
 _SOFT = Taint(SOFT_TAINT, "", "PreferNoSchedule")
 _FIRM = Taint(SOFT_TAINT, "", "NoSchedule")
 
@@ -43,6 +49,8 @@ def _aimed(case: Case, treatment: Treatment | None) -> tuple[Taint, ...]:
         return ()
     if not bad:
         return (_SOFT,) if watched(case) else ()
+    if treatment and by_device(case, treatment):
+        return (Taint(HARD_TAINT, treatment.remedy, "PreferNoSchedule"),)
     if treatment:
         return (Taint(HARD_TAINT, treatment.remedy, "NoSchedule"), *beside_hard(config.presets, world.taints))
     firm = any(f.finding.severity > Severity.NOTICE and not f.aside for f in verdict.faults)
@@ -76,6 +84,17 @@ def permitted(world: World, budget: Budget) -> tuple[Step, ...]:
     taken = tuple(TakePermit(kind, index) for kind, index in free if index is not None)
     used = given(world, PermitKind.HOURLY) if world.withdrawn else ()
     return (*confirmed(world), *taken, *used)
+
+
+def in_vain(world: World, budget: Budget, left_free: int) -> tuple[Step, ...]:
+    """Where our taint was refused for so long that others have its permit first; empty where it is asked for."""
+    if world.withdrawn or world.untainted_s < _REFUSED_S:
+        return ()
+    if held := world.held(PermitKind.WITHDRAWN):
+        back = () if held.pending else given(world, PermitKind.HOURLY, PermitKind.WITHDRAWN)
+        return (*back, _REFUSED) if held.had_s >= _REFUSED_S else ()
+    permit = free_permit(world, PermitKind.WITHDRAWN, budget, left_free)
+    return () if permit is None or not lately(world, PermitKind.WITHDRAWN, permit) else (_REFUSED,)
 
 
 def kept_soft(taints: tuple[Taint, ...], config: Config) -> tuple[Wait, ...]:

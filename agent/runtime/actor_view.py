@@ -43,6 +43,7 @@ def _standing(world: World, looked_at: float, budget: Budget) -> dict[str, Any]:
         "stage": world.labels.get(STATE_LABEL, ""),
         "withdrawn": withdrawn,
         "degraded_effect": effect_on(world.taints),
+        "fences": tuple(fence.words for fence in world.fences),
         "withdrawn_since": looked_at - permit.taken_s if withdrawn and permit else None,
         "permits": tuple(
             _permits(world, kind, budget) for kind in _SHOWN if world.permits is not None and world.pool_size

@@ -239,7 +239,7 @@ def _planned(
     leave = verdict.fatal and any(not pod.finished for pod in world.pods or ())
     idle = world.pods is not None and wanted(verdict, cycle.config, cycle.failed_resets)
     holders = ask(bool(cycle.keep_off)) if leave or idle else None  # else it decides nothing
-    world = with_gpus(world, holders, judged.clients)
+    world = with_gpus(world, holders, judged.clients, verdict.cards)
     closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
     up_s, stage_s = int(now - max(cycle.began, cycle.watched.sees_from)), int(now - cycle.watched.since)
     before = kept(cycle.stored) if now - cycle.began < PERMIT_VALID_S else Records()

@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from agent.model.devices import Device
 from agent.model.errors import UnaskedError
+from agent.model.fault import Card
+from agent.model.ownership import GPU_DRIVER
 from agent.model.world import Clients, Pod, World
 
 _SERVES_S, _LONGEST_S = 10.0, 60.0  # how long an answer serves: twice as long as the last one, if it is the same
@@ -47,20 +50,31 @@ class PodGpus:
         return answer
 
 
-def with_gpus(world: World, holders: Holders | None, clients: Clients) -> World:
-    """The pods with the GPUs that each holds: by the kubelet, by others' annotations, by a process that NVML names.
+def with_gpus(world: World, holders: Holders | None, clients: Clients, cards: Mapping[str, Card]) -> World:
+    """The pods with the GPUs that each holds: by the kubelet, by its ResourceClaims, by others' annotations, by a
+    process that NVML names.
 
-    One that requests a GPU and of which the kubelet tells none may hold any.
+    One that requests a GPU and of which nobody tells which may hold any.
     """
-    known = holders or {}
-    pods = tuple(_with_gpus(pod, known, clients) for pod in world.pods or ())
+    known, behind = holders or {}, {one.device: one.gpu(cards) for one in world.devices}
+    pods = tuple(_with_gpus(pod, known, clients, behind) for pod in world.pods or ())
     return world if world.pods is None else replace(world, pods=pods)
 
 
-def _with_gpus(pod: Pod, known: Holders, clients: Clients) -> Pod:
+def _claimed(pod: Pod, behind: Mapping[Device, str]) -> frozenset[str] | None:
+    """The GPUs behind the devices of its claims. None: not known."""
+    if pod.devices is None or any(one.driver == GPU_DRIVER and not behind.get(one) for one in pod.devices):
+        return None
+    return frozenset(filter(None, (behind.get(device) for device in pod.devices)))
+
+
+def _with_gpus(pod: Pod, known: Holders, clients: Clients, behind: Mapping[Device, str]) -> Pod:
+    claimed = _claimed(pod, behind)
     listed = known.get(pod.key, ())
-    if listed is None or pod.claims is None or (pod.gpu and not listed):
+    if not listed and claimed is not None:
+        listed = claimed
+    if listed is None or pod.claims is None or (pod.gpu and not listed and claimed is None):
         return replace(pod, gpu=True, gpus=None)
     running = {gpu for gpu, pids in clients.items() if pod.uid in pids.values()}
     gpus = frozenset(listed) | pod.claims | running
-    return replace(pod, gpu=True, gpus=gpus) if gpus else pod
+    return replace(pod, gpu=True, gpus=gpus) if gpus else replace(pod, gpus=None if claimed is None else gpus)

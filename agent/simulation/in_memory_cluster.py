@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from agent.actions.api import JSON, JSON_PATCH, PATCH_FAILED, TABLE
 
 _OBJECTS = {"nodes", "pods", "leases", "events", "configmaps", "jobs", "cronjobs", "replicasets"}
+_OBJECTS |= {"resourceslices", "resourceclaims", "devicetaintrules"}
 
 
 class InMemoryCluster:

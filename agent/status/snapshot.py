@@ -57,6 +57,7 @@ class Snapshot:
     withdrawn: bool | None = None  # whether our hard taint stands; None: the Node was not read yet
     degraded_effect: str = ""  # of our taint on a degraded node, while it stands
     withdrawn_since: float | None = None  # when its permit was taken, Unix seconds
+    fences: tuple[str, ...] = ()  # each in words
     permits: tuple[PermitsView, ...] = ()  # empty: not asked for, because this node needs none
     done: Mapping[str, int] = field(default_factory=dict)  # steps done since start, by kind
     failed: Mapping[str, int] = field(default_factory=dict)  # rounds and steps that failed, by kind

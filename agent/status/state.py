@@ -53,6 +53,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
         "waits": [wait.why for wait in shot.waits],
         "stage": shot.stage,
         "degraded_effect": shot.degraded_effect,
+        "fences": list(shot.fences),
         "withdrawn_since": rfc3339(shot.withdrawn_since) if shot.withdrawn_since else None,
         "aside": shot.keep_off,
         "requests": dict(shot.requests),

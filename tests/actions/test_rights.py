@@ -23,6 +23,7 @@ from tests.actions.test_permits import Clock
 from tests.actions.test_pods import annotate, change, config, reset
 from tests.chart import opened
 from tests.life import Life
+from tests.remediation.test_fence import Fenced
 
 NAMESPACE = "gpu-health-agent"
 OF_A_REPLICA_SET = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "train-5d5", "uid": "u", "controller": True}
@@ -81,6 +82,14 @@ def offered() -> set[tuple[Right, str]]:
     return made.used
 
 
+def fenced() -> set[tuple[Right, str]]:
+    life = Fenced(95)
+    watched = life.api = Watched(life.cluster)
+    life.run(200)
+    assert life.repairs
+    return watched.used
+
+
 def watched() -> set[tuple[Right, str]]:
     made = Watched(cluster())
     assert next(KubeClient(made, "n1", EVICT).words())
@@ -89,7 +98,7 @@ def watched() -> set[tuple[Right, str]]:
 
 def test_every_declared_right_is_used_and_nothing_else_is_asked_for() -> None:
     declared = {(right, verb) for right in RIGHTS for verb in right.verbs}
-    assert drained() | drained(eviction="ask_then_delete") | repaired() | watched() | offered() == declared
+    assert drained() | drained(eviction="ask_then_delete") | repaired() | watched() | offered() | fenced() == declared
 
 
 @pytest.mark.parametrize(
@@ -125,7 +134,7 @@ def granted(folder: str) -> Iterator[tuple[bool, str, str, str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("overlay", "folder"), [("", "base"), ("repair", "components/repair"), ("hardened", "components/hardened")]
+    ("overlay", "folder"), [("", "base"), *((part, f"components/{part}") for part in ("repair", "hardened", "dra"))]
 )
 def test_rbac_grants_exactly_what_is_declared(overlay: str, folder: str) -> None:
     declared = [(r.own, r.group, r.resource, r.name, verb) for r in RIGHTS if r.overlay == overlay for verb in r.verbs]
@@ -197,7 +206,7 @@ def test_in_the_base_nothing_that_a_component_opens_is_open() -> None:
 
 
 def test_every_policy_denies_fails_closed_and_is_bound() -> None:
-    for folder in ("base", "components/repair", "components/hardened"):
+    for folder in ("base", "components/repair", "components/hardened", "components/dra"):
         documents = list(yaml.safe_load_all((DAEMONSET / folder / "policies.yaml").read_text()))
         policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "ValidatingAdmissionPolicy"}
         bound = [d["spec"] for d in documents if d["kind"] == "ValidatingAdmissionPolicyBinding"]

@@ -12,6 +12,7 @@ from agent.actions.kube import KubeClient
 from agent.actions.rights import RIGHTS, Right, needed, of_mode
 from agent.config.settings import Config, Drain, Mode, Repair
 from agent.model.errors import UnreachableError
+from agent.model.neighbours import Preset
 from agent.model.steps import On
 from agent.runtime.actor import Actor
 from agent.runtime.actor_view import view
@@ -19,7 +20,12 @@ from tests.actions.test_kube import cluster
 from tests.observe import Judge, alive, reading, xid
 from tests.runtime.test_actor import tell
 
-ALL = Config(mode=Mode.EVICT, drain=Drain(eviction="ask_then_delete"), repair=Repair(reset_gpu="gpu-reset"))
+ALL = Config(
+    mode=Mode.EVICT,
+    drain=Drain(eviction="ask_then_delete"),
+    repair=Repair(reset_gpu="gpu-reset"),
+    presets=(Preset.DRA,),
+)
 NAMESPACE = ALL.budget.namespace
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from agent.model.devices import Device, Published
 from agent.model.errors import UnaskedError
+from agent.model.fault import Card
 from agent.model.world import Pod, World
 from agent.runtime.pod_gpus import Holders, PodGpus, with_gpus
 from tests.actions.test_kube import MERGE
@@ -41,15 +43,38 @@ def test_a_pod_holds_what_anybody_says_that_it_holds(
 ) -> None:
     pod = Pod("a", "b", "uid", gpu=requests, claims=None if claims is None else frozenset(claims))
     clients = {runs_on: {"4711": "uid", "4712": ""}} if runs_on else {GOOD: {"1": "other"}}
-    (found,) = (
-        with_gpus(World("n1", "u", pods=(pod,)), {"a/b": None if told is None else frozenset(told)}, clients).pods or ()
-    )
+    holders = {"a/b": None if told is None else frozenset(told)}
+    (found,) = with_gpus(World("n1", "u", pods=(pod,)), holders, clients, {}).pods or ()
     assert (found.gpu, found.gpus) == (True, held)
+
+
+@pytest.mark.parametrize(
+    ("devices", "held"),
+    [
+        (("gpu-0",), {BAD}),
+        (("gpu-1-mig",), {GOOD}),  # known by its GPU's address
+        (("gpu-0", "gpu-1-mig"), {BAD, GOOD}),
+        (("nic-0",), set()),
+        (("gpu-7",), None),  # in no slice: it may be any
+        (None, None),
+    ],
+)
+def test_a_pod_holds_what_its_claims_were_given_where_the_kubelet_is_silent(
+    devices: tuple[str, ...] | None, held: set[str] | None
+) -> None:
+    def device(name: str) -> Device:
+        return Device("nic.example" if name.startswith("nic") else "gpu.nvidia.com", "n1", name)
+
+    given = None if devices is None else frozenset(map(device, devices))
+    published = (Published(device("gpu-0"), BAD), Published(device("gpu-1-mig"), "MIG-1", OTHER))
+    world = World("n1", "u", pods=(Pod("a", "b", "uid", gpu=True, devices=given),), devices=published)
+    (found,) = with_gpus(world, None, {}, {OTHER: Card(GOOD)}).pods or ()
+    assert found.gpus == held
 
 
 def test_a_pod_of_which_nobody_says_that_it_holds_a_gpu_holds_none() -> None:
     pod = Pod("a", "b", "uid")
-    assert with_gpus(World("n1", "u", pods=(pod,)), None, {GOOD: {"1": "other"}}).pods == (pod,)
+    assert with_gpus(World("n1", "u", pods=(pod,)), None, {GOOD: {"1": "other"}}, {}).pods == (pod,)
 
 
 def add(life: Life, name: str, owner: str = "Job", gpus: int = 0, **metadata: Any) -> str:
