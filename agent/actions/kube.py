@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, assert_never
 
+from agent.actions.admissions import Admissions
 from agent.actions.answers import may_arrive, sensible
 from agent.actions.api import JSON, Api, condition_of, taint_of, written_at
 from agent.actions.checkpoint import ANSWER_S
@@ -84,6 +85,7 @@ class KubeClient:
         self._jobs = Jobs(self._api, node, config, clock)
         self._slices = Slices(self._api, node, clock)
         self._fences = Fences(self._api, node, clock)
+        self._admissions = Admissions(self._api, node, config.policy.refused_window_s, clock)
         self.lacks = Trial(self._api, node, config, wall).lacks
         self._receiver = Receiver(config.webhook, node, clock, wall)
         self._events = Events(self._api, node, clock, wall)
@@ -134,8 +136,7 @@ class KubeClient:
         taints = tuple(map(taint_of, spec.get("taints") or ()))
         soft = any(taint.key == HARD_TAINT and taint.effect == "PreferNoSchedule" for taint in taints)  # fences stand
         ill = closely or (UNHEALTHY in conditions and conditions[UNHEALTHY].status == "True")
-        by_device = soft or self._config.fences
-        if soft or (by_device and (ill or self._fences.there != ())):
+        if (by_device := soft or self._config.fences) and (soft or ill or self._fences.there != ()):
             self._fences.look()
         if by_device:
             self._slices.look(soon=ill)
@@ -195,7 +196,7 @@ class KubeClient:
             announced=self._events.sent,
             posted=self._receiver.taken,
             unposted=self._receiver.trouble,
-            offer=offered(labels, status, self._config.drain.resource_prefixes, self._slices),
+            offer=offered(labels, status, self._config.drain.resource_prefixes, self._slices, self._admissions),
             devices=self._slices.devices if by_device else (),
             fences=fences,
             unfenced=self._fences.trouble or (self._slices.trouble if by_device else ""),

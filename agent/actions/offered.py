@@ -1,17 +1,24 @@
-"""What the cluster says of a node's GPUs: whether there should be some, and what is offered to pods."""
+"""What the cluster says of a node's GPUs: whether there should be some, what is offered to pods, who is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from agent.actions.admissions import Admissions
 from agent.actions.slices import Slices
 from agent.model.world import Offer
 
 _PRESENT = "nvidia.com/gpu.present"
 
 
-def offered(labels: Mapping[str, str], status: Mapping[str, Any], prefixes: tuple[str, ...], slices: Slices) -> Offer:
+def offered(
+    labels: Mapping[str, str],
+    status: Mapping[str, Any],
+    prefixes: tuple[str, ...],
+    slices: Slices,
+    admissions: Admissions,
+) -> Offer:
     """The Node's offer. ``prefixes`` are those of the resources that are GPUs, their MIG instances and shares too.
 
     By DRA they are offered in ``slices``, which are looked at where the kubelet offers no resource of a device plugin.
@@ -28,7 +35,8 @@ def offered(labels: Mapping[str, str], status: Mapping[str, Any], prefixes: tupl
     if not due and there:
         due = f"{whose} " + ", ".join(f"{count} {resource}" for resource, count in there.items())
     # A resource that another took the place of stays for some minutes, without one that is allocatable.
-    return Offer(due[:200], {} if any(allocatable.values()) else there, trouble)
+    ready: Mapping[str, Any] = next((one for one in status.get("conditions") or () if one["type"] == "Ready"), {})
+    return Offer(due[:200], {} if any(allocatable.values()) else there, admissions.look(ready), trouble)
 
 
 def _counts(quantities: Any, prefixes: tuple[str, ...]) -> Mapping[str, int]:

@@ -51,6 +51,9 @@ class Limits(Section):
     """How long a GPU must be missing from NVML's enumeration: driver roll-outs pass sooner."""
     withheld_confirm_s: Seconds = 300
     """How long the kubelet must offer pods none of the GPUs that it has: a device plugin begins anew sooner."""
+    refused_window_s: Seconds = 3600
+    refused_workloads: Annotated[int, Field(ge=2)] = 3
+    """Where the kubelet refuses pods of so many workloads within the window, and all GPUs read well: degraded."""
     temperature_confirm_s: Seconds = 60  # how long a GPU must be too hot before it counts
     temperature_clear_s: Seconds = 600  # and cool before that clears
     temperature_hysteresis_c: Annotated[float, Field(ge=0)] = 3  # °C below the limit that count as cool

@@ -81,7 +81,7 @@ ADVICE = {
     "gpu-needs-open-modules": _MODULES,
     "gpu-unusable": _REFUSED,
     "gpu-none": _UNUSED,
-    "gpu-withheld": _PLUGIN,
+    **dict.fromkeys(("gpu-withheld", "pods-refused"), _PLUGIN),
     "dcgm-elsewhere": _ADDRESS,
     "dcgm-mismatch": _RELEASE,
     "dcgm-no-health": _NO_HEALTH,

@@ -154,6 +154,7 @@ class Offer:
 
     due: str = ""  # why there should be some; empty: nobody says so
     withheld: Mapping[str, int] = field(default_factory=dict)  # resource → how many, where pods can have none of any
+    refused: tuple[str, ...] = ()  # workloads whose pods its kubelet refuses, again and again
     trouble: str = ""  # why the ResourceSlices could not be read; a node whose kubelet offers GPUs needs none
 
 

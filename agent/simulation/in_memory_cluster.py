@@ -92,8 +92,8 @@ class InMemoryCluster:
 
     def _select(self, kind: str, namespace: str, query: dict[str, str]) -> list[dict[str, Any]]:
         selectors = [one.partition("=") for one in query.get("labelSelector", "").split(",") if one]
-        node = query.get("fieldSelector", "").partition("spec.nodeName=")[2]
-        only = query.get("fieldSelector", "").partition("metadata.name=")[2]
+        fields = dict(one.split("=") for one in query.get("fieldSelector", "").split(",") if one)
+        node, only, phase = (fields.get(key, "") for key in ("spec.nodeName", "metadata.name", "status.phase"))
         return [
             o
             for (k, ns, name), o in self._objects.items()
@@ -102,6 +102,7 @@ class InMemoryCluster:
             and only in ("", name)
             and all(_labelled(o["metadata"].get("labels") or {}, *one) for one in selectors)
             and (not node or o["spec"]["nodeName"] == node)
+            and (not phase or o["status"]["phase"] == phase)
         ]
 
     def _create(self, kind: str, namespace: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -214,7 +215,12 @@ _POD_COLUMNS = ("Name", "Ready", "Status", "Node")
 
 
 def _pod_cells(pod: dict[str, Any]) -> list[str]:
-    return [pod["metadata"]["name"], "1/1", pod["status"]["phase"], pod["spec"]["nodeName"]]
+    return [
+        pod["metadata"]["name"],
+        "1/1",
+        pod["status"].get("reason", pod["status"]["phase"]),
+        pod["spec"]["nodeName"],
+    ]
 
 
 def _status(code: int, message: str) -> tuple[int, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.actions.admissions import Admissions
 from agent.actions.offered import offered
 from agent.actions.slices import Slices
 from agent.model.fault import Severity, Status, Unseen
@@ -19,6 +20,7 @@ from tests.observe import GPU, OTHER, Judge, alive, ids, reading
 
 PREFIXES = ("nvidia.com/",)
 NO_DRA = Slices(lambda *_: (404, {}), "n1", time.monotonic)
+NOBODY = Admissions(lambda *_: (403, {}), "n1", 3600, float)  # is refused, as far as may be asked
 GUEST = "0000:45:00.0"  # a virtual machine's
 
 
@@ -53,14 +55,19 @@ def test_an_agent_that_has_dcgm_alone_is_blind_without_it() -> None:
 def test_gpus_are_withheld_where_the_kubelet_has_some_and_offers_none_of_any(
     capacity: dict[str, str], allocatable: dict[str, str] | None, withheld: dict[str, int]
 ) -> None:
-    assert offered({}, {"capacity": capacity, "allocatable": allocatable}, PREFIXES, NO_DRA).withheld == withheld
+    assert (
+        offered({}, {"capacity": capacity, "allocatable": allocatable}, PREFIXES, NO_DRA, NOBODY).withheld == withheld
+    )
 
 
 def test_there_should_be_gpus_where_a_label_or_the_kubelet_says_so() -> None:
     has = {"capacity": {"nvidia.com/gpu": "8"}}
-    assert offered({"nvidia.com/gpu.present": "true"}, has, PREFIXES, NO_DRA).due == "label nvidia.com/gpu.present=true"
-    assert offered({}, has, PREFIXES, NO_DRA).due == "the kubelet's capacity of 8 nvidia.com/gpu"
-    assert offered({"nvidia.com/gpu.present": "false"}, {}, PREFIXES, NO_DRA).due == ""
+    assert (
+        offered({"nvidia.com/gpu.present": "true"}, has, PREFIXES, NO_DRA, NOBODY).due
+        == "label nvidia.com/gpu.present=true"
+    )
+    assert offered({}, has, PREFIXES, NO_DRA, NOBODY).due == "the kubelet's capacity of 8 nvidia.com/gpu"
+    assert offered({"nvidia.com/gpu.present": "false"}, {}, PREFIXES, NO_DRA, NOBODY).due == ""
 
 
 def test_what_the_kubelet_offers_counts_only_while_nobody_took_the_device_plugin_off() -> None:

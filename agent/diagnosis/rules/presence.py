@@ -11,6 +11,7 @@ from agent.diagnosis.cards import HELD_BY_NOBODY_ELSE, given_away, missing, off_
 from agent.diagnosis.history import History, number
 from agent.diagnosis.row import TABLE
 from agent.diagnosis.rules import xid
+from agent.diagnosis.seen import hung, unread
 from agent.model.fault import Evidence, Finding, Severity
 from agent.model.observation import Observation, Signal
 from agent.model.text import quoted
@@ -22,7 +23,9 @@ REPLACED = TABLE["gpu-replaced"]
 COUNT = TABLE["gpu-count"]
 NONE = TABLE["gpu-none"]
 WITHHELD = TABLE["gpu-withheld"]
+REFUSED = TABLE["pods-refused"]
 
+_NAMED = 3  # workloads, in a message
 _ABSENT, _NVIDIA, _UNBOUND = HELD_BY_NOBODY_ELSE[:3]
 
 
@@ -49,6 +52,11 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     if count and history.offer.withheld:
         offers = ", ".join(f"0 of {there} {resource}" for resource, there in history.offer.withheld.items())
         yield WITHHELD.found(alive, limits, f"pods are offered {offers}, and NVML reads {count:.0f} GPUs", pci="")
+    refused = history.offer.refused
+    ill = [*history.lost, *history.resets, *missing(alive), *hung(history), *unread(history, limits.silent_s)]
+    if len(refused) >= limits.refused_workloads and count and not ill:
+        names = f"{', '.join(refused[:_NAMED])}{' and others' if len(refused) > _NAMED else ''}"
+        yield REFUSED.found(alive, limits, f"{REFUSED.meaning}: of {len(refused)} workloads ({names})", pci="")
 
 
 def given_up(history: History) -> set[str]:

@@ -1,0 +1,60 @@
+"""Pods that this node's kubelet refused when they came: of whose workloads, and since when it goes on like that.
+
+By our own clock alone. A kubelet that begins anew refuses pods too, until its device plugins are back. So what is
+refused within ten minutes of the Node's turning ready counts for nothing, nor what is within ten minutes of a first
+refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from agent.actions.api import JSON, TABLE, Api, ask
+from agent.actions.controllers import workload
+from agent.model.errors import RefusedError, UnreachableError
+
+_SELDOM_S, _SOON_S = 300.0, 60.0  # between two reads: of a node that refuses nobody, and of one that did lately
+_BEGINS_S = 600.0  # so long a kubelet that began anew may refuse pods
+_REFUSED = "UnexpectedAdmissionError"
+_UNREADABLE = (KeyError, TypeError, AttributeError)
+
+
+class Admissions:
+    """What this life saw: pods that were refused before its start count for nothing."""
+
+    def __init__(self, api: Api, node: str, window_s: float, clock: Callable[[], float]) -> None:
+        self._api, self._window_s, self._clock = api, window_s, clock
+        selector = quote(f"spec.nodeName={node},status.phase=Failed", safe="")
+        self._path = f"/api/v1/pods?fieldSelector={selector}"
+        self._ready, self._begins, self._asked = "", float("-inf"), float("-inf")
+        self._known: set[str] | None = None  # pods by UID
+        self._at: dict[str, float] = {}  # workload → when one of it was last refused so that it counts
+        self._last = float("-inf")  # and when any was
+
+    def look(self, ready: Mapping[str, Any]) -> tuple[str, ...]:
+        """The workloads, ``namespace/Kind/name``; ``ready`` is the Node's condition. Who may not ask knows of none."""
+        now, since = self._clock(), str(ready.get("lastTransitionTime", ""))
+        if since != self._ready:
+            self._ready, self._begins = since, now
+        if now - self._asked >= (_SOON_S if now - self._last < self._window_s else _SELDOM_S):
+            self._asked = now
+            try:
+                self._read(now)
+            except (RefusedError, UnreachableError, *_UNREADABLE):
+                pass
+        self._at = {name: at for name, at in self._at.items() if now - at < self._window_s}
+        return tuple(sorted(self._at))
+
+    def _read(self, now: float) -> None:
+        answer = ask(self._api, "GET", self._path, None, JSON, TABLE)
+        status = [column["name"] for column in answer["columnDefinitions"]].index("Status")
+        rows = [row["object"]["metadata"] for row in answer.get("rows") or () if row["cells"][status] == _REFUSED]
+        new = [pod for pod in rows if self._known is not None and pod["uid"] not in self._known]
+        self._known = {pod["uid"] for pod in rows}
+        if new and now - self._last >= self._window_s:
+            self._begins = now
+        self._last = now if new else self._last
+        if now - self._begins >= _BEGINS_S:
+            self._at |= dict.fromkeys((workload(pod) for pod in new), now)

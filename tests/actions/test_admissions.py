@@ -1,0 +1,83 @@
+"""Pods that the kubelet refused: by distinct workloads, within a window, and not while a kubelet begins anew."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.actions.kube import KubeClient
+from agent.config.settings import Config
+from agent.simulation.in_memory_cluster import InMemoryCluster
+from tests.actions.test_kube import MERGE, cluster
+from tests.actions.test_permits import Clock
+
+A_MINUTE, AN_HOUR = 60, 3600
+
+
+class Node:
+    """A node whose kubelet refuses pods, and the client that looks at it once a minute."""
+
+    def __init__(self) -> None:
+        self.made: InMemoryCluster = cluster()
+        self.clock, self.number = Clock(), 0
+        self.client = KubeClient(self.made, "n1", Config(), self.clock)
+        self.ready("2026-01-01T00:00:00Z")
+        self.passes(A_MINUTE)
+
+    def ready(self, since: str) -> None:
+        told = {"type": "Ready", "status": "True", "lastTransitionTime": since}
+        self.made("PATCH", "/api/v1/nodes/n1/status", {"status": {"conditions": [told]}}, MERGE)
+
+    def refuses(self, workload: str, reason: str = "UnexpectedAdmissionError", node: str = "n1") -> None:
+        self.number += 1
+        name = f"{workload}-{self.number}"
+        self.made.add_pod("research", name, node, owner="Job")
+        pod = self.made._objects["pods", "research", name]
+        pod["metadata"]["ownerReferences"][0]["name"] = workload
+        pod["status"] = {"phase": "Failed", "reason": reason}
+
+    def passes(self, seconds: int) -> tuple[str, ...]:
+        for _ in range(seconds // A_MINUTE):
+            self.clock.now += A_MINUTE
+            self.client.look(closely=False)
+        return self.client.look(closely=False).offer.refused
+
+
+def test_a_kubelet_that_goes_on_refusing_is_told_by_workload_for_an_hour() -> None:
+    node = Node()
+    node.refuses("a")
+    assert node.passes(16 * A_MINUTE) == (), "it may have begun anew"
+    for workload in ("b", "b", "a"):
+        node.refuses(workload)
+    node.refuses("c", node="n2")
+    node.refuses("d", reason="Evicted")
+    assert node.passes(5 * A_MINUTE) == ("research/Job/a", "research/Job/b")
+    assert node.passes(AN_HOUR) == ()
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_is_refused_within_ten_minutes_of_a_kubelets_begin_counts_for_nothing(again: bool) -> None:
+    node = Node()
+    node.refuses("a")
+    node.passes(15 * A_MINUTE)
+    if again:
+        node.ready("2026-01-01T00:20:00Z")
+    node.refuses("b")
+    assert node.passes(5 * A_MINUTE) == (() if again else ("research/Job/b",))
+
+
+def test_what_was_refused_before_the_agents_start_counts_for_nothing() -> None:
+    node = Node()
+    node.refuses("a")
+    node.client = KubeClient(node.made, "n1", Config(), node.clock)
+    assert node.passes(AN_HOUR) == ()
+
+
+def test_a_node_that_refuses_nobody_is_asked_each_five_minutes_and_one_that_may_not_ask_goes_on() -> None:
+    node = Node()
+    node.made.requests.clear()
+    node.passes(AN_HOUR)
+    assert node.made.requests.count(("GET", "/api/v1/pods")) == AN_HOUR // 300
+    client = KubeClient(
+        lambda method, path, *more: (403, {}) if "pods?" in path else node.made(method, path, *more), "n1", Config()
+    )
+    assert client.look(closely=False).offer.refused == ()
