@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError, UnreachableError
-from agent.model.names import OUT_LABEL
+from agent.model.names import HARD_TAINT, OUT_LABEL
 from agent.model.steps import Evict, Retaint, Step, TakePermit, Wait
 from agent.model.text import rfc3339
 from agent.model.world import Local, Permit, PermitKind, World
@@ -364,7 +364,7 @@ class Fleet:
         if "resourceVersion=0" in path:
             self.cached[path] = self.clock.now, answer
         if method == "PATCH" and path.startswith("/api/v1/nodes/") and answer[0] == 200:
-            name, borne = answer[1]["metadata"]["name"], answer[1]["spec"].get("taints")
+            name, borne = answer[1]["metadata"]["name"], _out(answer[1])
             (self.tainted.add if borne else self.tainted.discard)(name)
         return answer
 
@@ -394,7 +394,12 @@ class Fleet:
 
     def withdrawn(self) -> list[int]:
         nodes = [self.cluster._objects.get(("nodes", "", f"n{i}")) for i in range(len(self.client))]
-        return [i for i, raw in enumerate(nodes) if raw and raw["spec"].get("taints")]
+        return [i for i, raw in enumerate(nodes) if raw and _out(raw)]
+
+
+def _out(node: dict[str, Any]) -> bool:
+    """Whether it bears the hard taint: one that broke before may bear the soft one in service."""
+    return any(taint["key"] == HARD_TAINT for taint in node["spec"].get("taints") or ())
 
 
 @settings(max_examples=25, deadline=None)
