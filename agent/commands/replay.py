@@ -85,7 +85,9 @@ def replay(lines: Iterable[str], config: Config | None, profile: str) -> Iterato
     if first.lstrip().startswith("{") and '"__REALTIME_TIMESTAMP"' not in first:  # which a journal's lines have
         yield from _Alone(config, ()).play(_said(together))
     else:
-        yield from _Alone(config, PROFILES[profile]()).play(_logged(together, config.sources.kmsg.accept_userspace))
+        gpus = PROFILES[profile]()
+        known = {gpu.address for gpu in gpus}
+        yield from _Alone(config, gpus).play(_logged(together, config.sources.kmsg.accept_userspace, known))
 
 
 def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
@@ -156,9 +158,12 @@ def _said(lines: Iterable[str]) -> Iterator[Observation]:
             yield replace(observation, arrived=observation.at)
 
 
-def _logged(lines: Iterable[str], userspace: bool) -> Iterator[Observation]:
-    """A kernel log as people paste it, by its own clock. Says on standard error how much of it was understood."""
-    paste, facts = Paste(), Facts()
+def _logged(lines: Iterable[str], userspace: bool, gpus: set[str]) -> Iterator[Observation]:
+    """A kernel log as people paste it, by its own clock. Says on standard error how much of it was understood.
+
+    ``gpus`` are the addresses by which a port's error is known to be a GPU's; the log names more.
+    """
+    paste, facts = Paste(), Facts(lambda pci: gpus & {pci})
     for number, record in enumerate(paste.records(lines), 1):
         try:
             found = list(facts.of(record.text)) if record.kernel or userspace else []
@@ -167,6 +172,7 @@ def _logged(lines: Iterable[str], userspace: bool) -> Iterator[Observation]:
         if not found and names(record.text):
             paste.unclear += 1
         for signal, pci, value, values in found:
+            gpus |= {pci} - {""} if signal is not Signal.SXID else set()
             raw = record.text[:500]
             yield Observation(
                 record.at, KERNEL_LOG, signal, pci, value, values, raw, "replay", number, arrived=record.at

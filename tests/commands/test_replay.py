@@ -139,6 +139,16 @@ def test_a_log_of_a_gpu_that_the_profile_lacks_is_judged_all_the_same() -> None:
     assert (last["withdraw"], last["remedy"]) == (True, "reset_gpu")
 
 
+def test_a_ports_error_is_judged_where_it_names_a_gpu_that_is_known() -> None:
+    def ends(pci: str, before: str = "") -> list[str]:
+        port = f"[ 9.0] pcieport 0000:00:1d.0: AER: Uncorrected (Fatal) error received: {pci}\n"
+        return [fault["id"] for fault in decisions(before + port)[-1]["faults"] if "xid" not in fault["id"]]
+
+    assert ends("0000:1b:00.0") == ["pcie-link-gone@0000:1b:00.0"]
+    assert ends("0000:05:00.0") == []
+    assert ends("0000:05:00.0", before=f"[ 8.0] {APP.replace('43', '05')}\n") == ["pcie-link-gone@0000:05:00.0"]
+
+
 def test_notices_of_a_long_log_pass_and_rubbish_in_it_is_nothing() -> None:
     text = f"[ 1.0] {APP}\n[ 2.0] \x00\xff rubbish\n[ 99999.0] NVRM: loading\n[ 99999.5] {APP}\n"
     assert [len(one["faults"]) for one in decisions(text)] == [1, 0, 1]
