@@ -21,6 +21,7 @@ COMMANDS = {
     "check": "this node's verdict: exit 0 healthy, 1 degraded, 2 unhealthy, 3 unknown",
     "nodes": "the fleet in one table: which nodes are sick, why, and what is waited for",
     "explain": "each fault: evidence, what would clear it, what happens next",
+    "evidence": "what was seen around the last fatal faults, as one archive",
     "config": "the settings in force, or the schema of the configuration file",
     "policy": "the rules in force: the defaults with the configuration's overrides",
     "replay": "what was decided, or would be, from a recording or a kernel log",

@@ -70,7 +70,9 @@ def test_both_containers_are_started_as_the_program_understands_and_meet_at_one_
 
 def test_the_agent_may_write_to_no_folder_that_the_privileged_container_reads() -> None:
     writable = [mount["name"] for mount in AGENT["volumeMounts"] if not mount.get("readOnly")]
-    assert writable == []
+    assert writable == ["evidence"]
+    assert "evidence" not in mounts(SOURCES)
+    assert mounts(AGENT)["evidence"] == str(Config().evidence.folder)
 
 
 def test_the_one_port_is_the_configurations_and_the_probes_ask_there() -> None:

@@ -13,7 +13,8 @@ from agent import __version__
 from agent.commands.setup import add_directory, add_logging, client, configured, simulated, stop_on_signals
 from agent.model.errors import ConfigError
 from agent.model.world import BY_HAND
-from agent.recording.recording import recorder
+from agent.recording.flight import FlightRecorder
+from agent.recording.recording import Recorder, recorder
 from agent.runtime import log
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon, serve
@@ -59,7 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
     sources: Sources = Remote(there, names(config)) if there else supervisor(config, directory)
     connect = partial(client, arguments.kubeconfig, node, config)
     able = (lambda: DiagRunner(connect(), sources.diagnose)) if config.repair.diagnose else connect
-    record = recorder(arguments.record, config, node, sources.names) if arguments.record else None
+    record: Recorder | None = None
+    if arguments.record:
+        record = recorder(arguments.record, config, node, sources.names)
+    elif config.evidence.folder.is_dir():
+        record = FlightRecorder(config.evidence.folder, config, node, sources.names)
     ask = sources.who_holds if config.sources.pods.enabled else None
     life = os.environ.get("POD_UID") or f"{BY_HAND}{secrets.token_hex(8)}"
     actor = Actor(config, able, arguments.dry_run, log.tell, ask, record, life)

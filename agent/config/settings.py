@@ -167,6 +167,13 @@ class Webhook(Section):
     """What each POST is signed with, read anew each time."""
 
 
+class Evidence(Section):
+    """The flight recorder: the last quarter of an hour in memory, written down when a fault turns fatal."""
+
+    folder: Path = Path("/var/lib/gpu-health-agent/evidence")
+    """Where, in four files of about 1 MiB at most. Nothing is recorded where this folder is not there."""
+
+
 class Http(Section):
     address: str = ""
     """Where /metrics listens; empty: every address of the pod, IPv4 and IPv6."""
@@ -192,6 +199,7 @@ class Config(Section):
     place, for the GPU alone. The others replace a node, and need repair.request_replacement. cluster-api, medik8s:
     GpuReplacementRequested alone; eks: condition AcceleratedHardwareReady beside it; gke, hyperpod: a label of theirs
     beside it; webhook: a POST beside it."""
+    evidence: Evidence = Evidence()
     http: Http = Http()
 
     @field_validator("repair")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -33,14 +33,19 @@ _RESET = ("job", "over", "known")
 T = TypeVar("T")
 
 
+class Sink(Protocol):
+    def write(self, text: str, /) -> object: ...
+    def close(self) -> None: ...
+
+
 class Recorder:
     """Writes a recording. A disk that is full ends it with a word, never the agent."""
 
-    def __init__(self, path: Path, config: Config, node: str, sources: tuple[str, ...]) -> None:
-        self._file = path.open("w", encoding="utf-8", buffering=1)
+    def __init__(self, to: Path | Sink, config: Config, node: str, sources: tuple[str, ...]) -> None:
+        self._file = to.open("w", encoding="utf-8", buffering=1) if isinstance(to, Path) else to
         self._lock = threading.Lock()  # the judge's rounds and the act thread's plans
         self._readings: dict[tuple[str, str], Mapping[str, Value]] = {}
-        self._orders = Orders()
+        self._orders: Orders | None = Orders()  # None: to be told again
         self._untold: tuple[object, ...] = ({}, [])  # of the last verdict: what no decision need tell
         self._world = ""
         self._judged, self._planned = Decisions(), Decisions()  # each thread has its own
@@ -80,6 +85,10 @@ class Recorder:
         new = {} if text == self._world else {"world": json.loads(text)}
         self._world = text
         self._write({"plan": verdict.at, "local": asdict(local), **new}, decision)
+
+    def begins_anew(self) -> None:
+        """What follows can be read without what came before."""
+        self._readings, self._orders, self._world = {}, None, ""
 
     def _new(self, orders: Orders) -> dict[str, Any]:
         if orders == self._orders:
