@@ -11,7 +11,7 @@ OTHERS := bench cluster dcgm gpu image kit monitoring nodes nvml
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint plain incidents program-tests monitoring-tests screenshots chart package cluster-tests image-tests e2e gpu-tests \
-	cluster explore bench bench-fleet bench-nodes kit-bench kit-torch kit-kills score-policy drill clean
+	cluster explore bench bench-fleet bench-flood bench-nodes kit-bench kit-torch kit-kills score-policy drill clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -89,6 +89,10 @@ bench: $(STAMP)
 bench-fleet: $(STAMP)
 	$(BIN)/python -m tests.bench.waiting_fleet $(if $(NODES),--nodes $(NODES)) $(if $(AGENTS),--agents $(AGENTS)) \
 	  $(if $(WAITS_S),--waits-s $(WAITS_S))
+
+# What others wait at an API server that a whole fleet asks at once.
+bench-flood: $(STAMP)
+	$(BIN)/python -m tests.bench.flood
 
 # What the table of a large fleet takes.
 bench-nodes: $(STAMP)

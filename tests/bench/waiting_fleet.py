@@ -21,6 +21,7 @@ from typing import Any
 
 from agent.actions.api import METADATA, connect
 from agent.actions.kube import KubeClient
+from agent.actions.leases import rewritten
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import UnreachableError
 from agent.model.names import (
@@ -238,7 +239,7 @@ def _one_comes_free(plane: ControlPlane, name: str, out_now: Withdrawn) -> float
     lease = next(one for one in plane.must("GET", LEASES)["items"] if _holds(one, name))
     before = set(out_now.names)
     plane.must("PATCH", f"/api/v1/nodes/{name}", {"metadata": {"labels": {WITHDRAWN_LABEL: None}}}, MERGE)
-    plane.must("PATCH", f"{LEASES}/{lease['metadata']['name']}", {"spec": {"holderIdentity": ""}}, MERGE)
+    plane.must("PUT", f"{LEASES}/{lease['metadata']['name']}", rewritten(lease, {"holderIdentity": ""}))
     began = time.monotonic()
     while time.monotonic() - began < SERVED_S:
         if out_now.names - before:
