@@ -19,6 +19,7 @@ COMMANDS = {
     "run": "watch this node's GPUs and act on its Node object",
     "sources": "only the sources, for an agent without the host's privileges",
     "check": "this node's verdict: exit 0 healthy, 1 degraded, 2 unhealthy, 3 unknown",
+    "door": "whether a job may join on this node, told over a unix socket to whoever asks",
     "nodes": "the fleet in one table: which nodes are sick, why, and what is waited for",
     "explain": "each fault: evidence, what would clear it, what happens next",
     "evidence": "what was seen around the last fatal faults, as one archive",

@@ -26,6 +26,7 @@ COPIED = (
     "base/namespace.yaml",
     "base/policies.yaml",
     "base/rbac.yaml",
+    "components/door/door.yaml",
     "components/dra/policies.yaml",
     "components/dra/rbac.yaml",
     "components/hardened/policies.yaml",
@@ -65,6 +66,7 @@ def schema() -> dict[str, Any]:
         presets=_of(**{str(preset): _YES_OR_NO for preset in Preset}),
         monitoring=_of(enabled=_YES_OR_NO, labels=_NAMED, runbooks=_TEXT),
         gate=switch,
+        door=_of(enabled=_YES_OR_NO, nvhcd=_YES_OR_NO),
         networkPolicy=_of(enabled=_YES_OR_NO, namespaces=_WORDS),
         runtimeClassName=_TEXT,
         driverLibrary=_TEXT,
@@ -90,7 +92,13 @@ _VERSION = re.compile(
     r"^(version: |appVersion: |    newTag: | *image: gpu-health-agent:|.*app.kubernetes.io/version: )[\w.+-]+",
     re.MULTILINE,
 )
-STAMPED = ("chart/Chart.yaml", "base/daemonset.yaml", "base/kustomization.yaml", "components/repair/templates.yaml")
+STAMPED = (
+    "chart/Chart.yaml",
+    "base/daemonset.yaml",
+    "base/kustomization.yaml",
+    "components/door/door.yaml",
+    "components/repair/templates.yaml",
+)
 
 
 def stamped() -> dict[str, str]:

@@ -31,7 +31,7 @@ ONLY_IN = {
     "kubernetes": ("actions", "drill"),
     "pynvml": ("sources", "simulation"),
     "pydcgm": ("sources",),
-    "grpc": ("sources",),
+    "grpc": ("sources", "status"),
     "google": ("sources",),
     "urllib3": ("actions",),
     "websocket": ("drill",),

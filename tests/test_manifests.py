@@ -75,6 +75,18 @@ def test_the_agent_may_write_to_no_folder_that_the_privileged_container_reads() 
     assert mounts(AGENT)["evidence"] == str(Config().evidence.folder)
 
 
+def test_who_answers_strangers_has_no_credential_no_privilege_and_only_its_own_folder() -> None:
+    added = yaml.safe_load((BASE.parent / "components" / "door" / "door.yaml").read_text())
+    door, (first,), volume = (one["value"] for one in added)
+    parsed = parser(door["args"]).parse_args(door["args"])
+    assert (parsed.command, parsed.config) == ("door", "/etc/gpu-health-agent/config.yaml")
+    assert mounts(door) == {"config": "/etc/gpu-health-agent", "door": str(parsed.socket.parent)}
+    assert volume["hostPath"]["path"] == "/run/gpu-health-agent"
+    assert door["securityContext"] == AGENT["securityContext"]
+    assert first["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN"]}
+    assert mounts(first) == {"door": first["command"][-1]}
+
+
 def test_the_one_port_is_the_configurations_and_the_probes_ask_there() -> None:
     ports = [port for container in CONTAINERS.values() for port in container.get("ports", ())]
     assert ports == [{"name": "metrics", "containerPort": Config().http.port}]

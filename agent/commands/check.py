@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 import threading
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from agent.commands.setup import configured
@@ -15,6 +17,7 @@ from agent.model.text import printable
 from agent.runtime.daemon import Daemon
 from agent.sources.process.command_lines import names, supervisor
 from agent.status.client import running
+from agent.status.fitness import asked
 from agent.status.state import state
 
 _READ_S = 15.0  # the first poll of eight GPUs without persistence mode takes seconds
@@ -27,18 +30,29 @@ _UNKNOWN = 3
 EXAMPLES = (
     ("gpu-health-agent check", "the agent's that runs here, else by one reading of our own"),
     ("gpu-health-agent check --json", "all that /state has"),
+    ("gpu-health-agent check --socket /run/gpu-health-agent/check.sock", "in a job's pod: exit 0 if it may join"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", help="that of the agent (default: all defaults)")
+    parser.add_argument("--socket", type=Path, metavar="S", help="ask at this node's door: exit 0 if a job may join")
     parser.add_argument("--json", action="store_true", help="the whole state, as /state has it")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.socket:
+        return _ask(arguments.socket, arguments.json)
     found = check(configured(arguments.config))
     sys.stdout.write(json.dumps(found, indent=2) + "\n" if arguments.json else in_words(found))
     return _EXIT_CODES.get(str(found["status"]), _UNKNOWN)
+
+
+def _ask(door: Path, as_json: bool) -> int:
+    found = asked(door)
+    text = json.dumps(asdict(found)) if as_json else "; ".join((found.status, *found.why))
+    sys.stdout.write(printable(text) + "\n")
+    return 0 if found.fit else _EXIT_CODES.get(found.status, _UNKNOWN)
 
 
 def check(config: Config) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def test_two_more_witnesses_go_together() -> None:
     [
         ("driver-on-host", "driverLibrary=/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"),
         ("network-policy", "networkPolicy.enabled=true"),
+        ("door", "door.enabled=true"),
         ("openshift", "openshift.enabled=true"),
     ],
 )

@@ -112,10 +112,10 @@ def messages(package: str = "v1", described: Messages = _MESSAGES) -> dict[str, 
         for name, (number, repeated, kind) in fields.items():
             field = added.field.add(name=name, number=number)
             field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            if kind == "string":
-                field.type = kinds.TYPE_STRING
-            else:
+            if kind in described:
                 field.type, field.type_name = kinds.TYPE_MESSAGE, f".{package}.{kind}"
+            else:
+                field.type = kinds.Type.Value(f"TYPE_{kind.upper()}")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {

@@ -1,0 +1,113 @@
+"""Whoever may join asks at the door: a clear answer at once, however the agent and its GPUs hang."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from agent.sources.kubelet.pod_resources import messages
+from agent.status.fitness import Answer, Door, State, answer, asked
+from agent.status.nvhcd import MESSAGES, serve
+from tests.waiting import until
+
+FATAL = {"id": "xid-79@0000:1b:00.0", "severity": "fatal"}
+HOT = {"id": "temperature@0000:1b:00.0", "severity": "degraded"}
+
+
+def state(status: str = "healthy", *faults: dict[str, str], blind: tuple[str, ...] = (), age_s: float = 1) -> State:
+    return {
+        "status": status,
+        "faults": faults,
+        "blind": blind,
+        "sources": [{"name": "nvml", "age_s": age_s}, {"name": "kmsg", "age_s": None}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "age_s", "fit", "status", "why"),
+    [
+        (state(), 0, True, "healthy", ""),
+        (state("degraded", HOT), 0, True, "degraded", "temperature@"),
+        (state("unhealthy", FATAL, HOT), 0, False, "unhealthy", "xid-79@"),
+        (state("unknown", blind=("nvml: not heard yet",)), 0, False, "unknown", "not heard yet"),
+        (state(age_s=19), 2, False, "unknown", "the GPUs have said nothing for 21 s"),
+        (state(), 6, False, "unknown", "does not answer"),
+        (None, 0, False, "unknown", "does not answer"),
+    ],
+)
+def test_only_a_node_that_was_lately_seen_to_be_fit_is(
+    said: State | None, age_s: float, fit: bool, status: str, why: str
+) -> None:
+    found = answer(said, age_s)
+    assert (found.fit, found.status) == (fit, status)
+    assert why in "; ".join(found.why)
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Callable[[Callable[[], State | None]], Path]]:
+    """Opens one before an agent."""
+    opened: list[Door] = []
+
+    def at(ask: Callable[[], State | None]) -> Path:
+        path = tmp_path / "check.sock"
+        made = Door(path, ask)
+        opened.append(made)
+        threading.Thread(target=made.run, daemon=True).start()
+        return path
+
+    yield at
+    for one in opened:
+        one.stop()
+
+
+def test_a_hung_agent_is_a_clear_no_within_50_ms_at_the_99th_percentile(door: Callable[..., Path]) -> None:
+    hangs, took = threading.Event(), []
+    path = door(lambda: state() if hangs.wait(5) else None)
+    for _ in range(200):
+        began = time.monotonic()
+        assert asked(path) == Answer(False, "unknown", ("the agent of this node does not answer",))
+        took.append(time.monotonic() - began)
+    hangs.set()
+    assert sorted(took)[197] < 0.05, sorted(took)[-5:]
+
+
+def test_a_stranger_that_says_nothing_keeps_nobody_waiting(door: Callable[..., Path]) -> None:
+    path = door(state)
+    until(lambda: asked(path).fit, 5)
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(32)]
+    for one in silent:
+        one.connect(str(path))
+        one.send(b"GET /che")
+    assert asked(path) == Answer(True, "healthy")
+    for one in silent:
+        one.close()
+
+
+def test_nobody_at_the_door_is_a_no(tmp_path: Path) -> None:
+    assert asked(tmp_path / "nobody").status == "unknown"
+
+
+@pytest.mark.parametrize(
+    "found", [Answer(True, "degraded", ("hot",)), Answer(False, "unhealthy", ("xid-79@x: fatal",))]
+)
+def test_nvidias_launcher_is_told_by_its_own_protocol(tmp_path: Path, found: Answer) -> None:
+    server = serve(tmp_path / "nvhcd.sock", lambda: found)
+    known: dict[str, Any] = messages("nvhcd", MESSAGES)
+    with grpc.insecure_channel(f"unix://{tmp_path}/nvhcd.sock") as channel:
+        call = channel.unary_unary(
+            "/nvhcd.HealthCheckService/RunHealthCheck",
+            request_serializer=known["HealthCheckRequest"].SerializeToString,
+            response_deserializer=known["HealthCheckResponse"].FromString,
+        )
+        said = call(known["HealthCheckRequest"](args=["--no-slurm"]), timeout=5)
+    server.stop(None)
+    failed = json.loads(said.output)["fail_count"]
+    assert (said.success, said.exit_code, failed) == ((True, 0, 0) if found.fit else (False, 1, 2))
