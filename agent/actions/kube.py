@@ -145,8 +145,7 @@ class KubeClient:
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None
         pool, paused, clock_s = Pool(), "", 0
-        if not closely:  # no taint of ours is wanted any more
-            self._vainly_from = None
+        self._vainly_from = self._vainly_from if closely else None  # else no taint of ours is wanted any more
         if closely or self._permits.awaited or self._permits.found(self._own.holder):
             permits = self._permits.look(self._own.holder, written_at(raw))
             pool, paused = self._permits.pool(self._own.holder, permits, counts), self._permits.paused()
@@ -180,6 +179,7 @@ class KubeClient:
             history=annotations.get(HISTORY_ANNOTATION),
             drill=annotations.get(DRILL_ANNOTATION),
             permits=permits,
+            pending=self._permits.pending,
             pool_size=pool.size,
             out=pool.out,
             aged=self._own.aged or (permits is not None and self._permits.aged),

@@ -155,6 +155,11 @@ class Permits:
         """Nobody knows whether what was asked for under a permit arrives: for a while the permit stays."""
         self._unanswered = self._clock()
 
+    @property
+    def pending(self) -> bool:
+        """Whether something that was asked for under a permit in vain may still arrive."""
+        return self._clock() - self._unanswered < PERMIT_VALID_S
+
     def unheard(self) -> None:
         """Nobody knows whether a permit that was asked for comes to be ours."""
         self._asked = self._clock()
@@ -190,7 +195,6 @@ class Permits:
             index,
             who,
             stale=bool(ours) and self._confirmed_s(name) > _CONFIRM_S,
-            pending=bool(ours) and now - self._unanswered < PERMIT_VALID_S,
             abandoned=bool(who) and not ours and leases.abandoned(name),
             hidden=leases.hidden(name),
             inherited=found and now - self._began < PERMIT_VALID_S,

@@ -132,7 +132,6 @@ class Permit:
     index: int
     holder: str  # "<node name>/<node UID>", empty when free
     stale: bool = False  # ours, and to be confirmed before anything else is written
-    pending: bool = False  # ours, and a request under it that was in vain may still arrive
     abandoned: bool = False  # another's who is gone: it may be taken over
     hidden: bool = False  # its Lease lacks its labels: it counts as held, and nobody can take it
     inherited: bool = (
@@ -176,6 +175,7 @@ class World:
     history: str | None = None  # the ledger's annotation, as text
     drill: str | None = None  # a drill's annotation, as text
     permits: tuple[Permit, ...] | None = None  # None: not asked, which allows nothing
+    pending: bool = False  # what this life asked for under them in vain may still arrive, whatever became of them
     pool_size: int = 0
     out: frozenset[str] = frozenset()  # other nodes of the pool that are out of service and hold no withdrawn permit
     aged: bool = False  # the Node, the permits or the pool were read a while ago: no permit is taken on that
@@ -252,6 +252,8 @@ class Local:
     holders: Mapping[str, frozenset[str] | None] | None = None  # pod → its GPUs by PodResources; None: not known
     reserved: tuple[str, ...] = ()  # Jobs that an earlier life had written down, and may have asked for just now
     drains: bool = False  # an earlier life had begun a drain, and may have asked for an eviction just now
+    drained_under: int | None = None  # the number of its draining permit; None: not known
+    opted_out_at: int = 0  # when this life last saw the node opted out, monotonic seconds; 0: it did not
     aside_s: int = 0  # for how long the GPUs have been somebody else's; 0: they are not
     claim: Claim | None = None  # this life's; None: it makes none, and obeys none
 

@@ -89,7 +89,8 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     if records.drain and records.drain.returns != world.returns:
         records = replace(records, drain=replace(records.drain, returns=dict(world.returns)))
     if records.drain:
-        records = replace(records, drain=_with_asked(records.drain, there, world))
+        under = held.index if held else records.drain.permit
+        records = replace(records, drain=replace(_with_asked(records.drain, there, world), permit=under))
     over_s = -1.0 if lasted_s is None else lasted_s - config.drain.deadline_s.of(treatment.remedy)
     overdue = over_s >= 0
     begun = records.drain or Begun(treatment.remedy, int(case.verdict.at))
@@ -113,7 +114,11 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
         return records, waits if refused else (*stay, spent_on)
     if overdue and lately(world, PermitKind.DRAINING, permit):
         return records, waits if refused else (*waits, _BEHIND)
-    return records, (TakePermit(PermitKind.DRAINING, permit), *waits, *asks)
+    return _under(records, permit), (TakePermit(PermitKind.DRAINING, permit), *waits, *asks)
+
+
+def _under(records: Records, permit: int) -> Records:
+    return replace(records, drain=replace(records.drain, permit=permit)) if records.drain else records
 
 
 def _in_turn(asks: list[Evict | Delete | AskCheckpoint], world: World) -> list[Evict | Delete | AskCheckpoint]:
@@ -153,7 +158,7 @@ def ceased(world: World) -> tuple[Step, ...]:
 
 def _given_back(world: World) -> tuple[Step, ...]:
     held = world.held(PermitKind.DRAINING)
-    return (PENDING,) if held and (held.pending or held.inherited) else given(world, PermitKind.DRAINING)
+    return (PENDING,) if held and (world.pending or held.inherited) else given(world, PermitKind.DRAINING)
 
 
 def _lasted_s(case: Case, treatment: Treatment, records: Records) -> float | None:

@@ -178,8 +178,10 @@ def _kept(now: Now) -> Outcome:
         may = bool(not world.paused and world.held(PermitKind.WITHDRAWN) and not job)
         records, checking = validate(case, now.records, now.stored.faults if now.stored else (), may)
         # What a repair that runs has paused stays so until it has ended.
+        records = replace(records, drain=now.records.drain)  # its evictions may still arrive
         return (replace(records, paused=now.records.paused) if job else records), checking
-    return settled(world, now.records) if world.tainted and (blind or job) else Records(), ()
+    kept = settled(case, now.records) if blind or job else Records(drain=now.records.drain)
+    return kept if world.tainted else Records(), ()
 
 
 def _in_service(now: Now, records: Records) -> Steps:
@@ -187,34 +189,32 @@ def _in_service(now: Now, records: Records) -> Steps:
 
     But first of all what this withdrawal used of the hour: another withdrawal must not find it held.
     """
-    world, config, aimed = now.case.world, now.case.config, _aim(now, records)
+    world, config, arrives = now.case.world, now.case.config, _may_arrive(now)
+    aimed = _aim(now, now.records if arrives else replace(records, drain=None))
     soft = kept_soft(aimed.taints, config)
     if any(taint.withdraws for taint in aimed.taints):  # degraded, and as good as withdrawn
         if vain := in_vain(world, config.budget, LEFT_FREE):
             return (*aimed.report(), *vain)
         return (*permitted(world, config.budget), *lifted(world), *aimed.retaint(), *aimed.report(), *soft)
     used = given(world, PermitKind.HOURLY)
-    if _may_arrive(now):
+    if arrives:
         return (*(used if world.withdrawn else ()), *aimed.report(), Wait(_PENDING), *soft)
     return (*used, *lifted(world), *aimed.retaint(), *aimed.report(), *given(world, PermitKind.WITHDRAWN), *soft)
 
 
 def _may_arrive(now: Now) -> bool:
-    """Whether an eviction, a Job or a taint may still meet the node: one that was asked for in vain, or by a life of
-    the agent that ended less than five minutes ago.
+    """Whether an eviction, a Job or a taint may still meet the node: asked for in vain, or by a life that just ended.
 
     What that life may have asked for last is told by what it held and wrote first: evictions by the draining permit,
     the taint by the withdrawn one on a node without a taint, a Job by its reservation. So a cured node whose drain was
-    over when the agent was started anew doesn't wait. But where a drain was written down and its permits are not there
-    (somebody deleted them, or the pool has another name since) nothing tells that it was over.
+    over when the agent was started anew doesn't wait: only its draining permit, free again, tells that it was.
     """
-    world, permits = now.case.world, now.case.world.permits or ()
-    if awaited(now.case) or any(permit.pending for permit in permits):
-        return True
+    world, permits, under = now.case.world, now.case.world.permits or (), now.case.local.drained_under
     earlier = {permit.kind for permit in permits if permit.inherited}
-    told = PermitKind.WITHDRAWN in earlier and any(permit.kind is PermitKind.DRAINING for permit in permits)
-    lost = now.case.local.drains and world.withdrawn and not told
-    return lost or PermitKind.DRAINING in earlier or (PermitKind.WITHDRAWN in earlier and not world.withdrawn)
+    free = any(p.kind is PermitKind.DRAINING and p.index == under and not p.holder for p in permits)
+    lost = now.case.local.drains and world.withdrawn and not (free and PermitKind.WITHDRAWN in earlier)
+    may = lost or PermitKind.DRAINING in earlier or (PermitKind.WITHDRAWN in earlier and not world.withdrawn)
+    return may or awaited(now.case) or world.pending
 
 
 def _aim(now: Now, records: Records) -> _Aim:

@@ -94,8 +94,9 @@ class Begun:
     at: int  # Unix seconds, for people
     returns: Mapping[str, int] = field(default_factory=dict)  # workload → how often it came back
     boot_id: str = ""  # the boot then; empty of a node that tells of none
-    boot_s: float = 0.0  # monotonic seconds in that boot; 0: an older agent's word
+    boot_s: float = 0.0  # monotonic seconds in that boot; 0: its deadline begins anew once pods may be asked
     asked: Mapping[str, int] = field(default_factory=dict)  # pod UID → when it was asked to save, monotonic seconds
+    permit: int | None = None  # the number of the draining permit; None: an older agent's word
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,11 @@ class Records:
     def latest(self, attempt: Attempt) -> Records:
         """With the last attempt as it is now."""
         return replace(self, attempts=(*self.attempts[:-1], attempt))
+
+    @property
+    def stopped(self) -> Records:
+        """While nobody may be asked to leave: no deadline runs."""
+        return replace(self, drain=replace(self.drain, boot_s=0.0)) if self.drain else self
 
     def unbegun(self) -> Records:
         """Without the last attempt, of which no Job was made: it was none. Should its Job come after all, the next one,
@@ -171,6 +177,8 @@ def as_json(records: Records, words: int) -> dict[str, Any]:
             "boot_id": records.drain.boot_id,
             "boot_s": records.drain.boot_s,
         }
+        if records.drain.permit is not None:
+            stored["drain"]["permit"] = records.drain.permit
         if records.drain.asked:
             stored["drain"]["asked"] = dict(records.drain.asked)
     if records.idle != Idle():
@@ -247,4 +255,5 @@ def _begun(data: Mapping[str, object]) -> Begun:
     returns = {workload: strict.whole(times) for workload, times in strict.table(data.get("returns", {})).items()}
     boot = strict.text(data.get("boot_id", "")), strict.number(data.get("boot_s", 0.0), 0.0)
     asked = {uid: strict.whole(at) for uid, at in strict.table(data.get("asked", {})).items()}
-    return Begun(Remedy(strict.text(data["remedy"])), strict.second(data["at"]), returns, *boot, asked)
+    permit = strict.whole(data["permit"]) if "permit" in data else None
+    return Begun(Remedy(strict.text(data["remedy"])), strict.second(data["at"]), returns, *boot, asked, permit)

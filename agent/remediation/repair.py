@@ -66,7 +66,8 @@ def repair(case: Case, treatment: Treatment, records: Records, drained: bool) ->
     if job is not None:
         return records.latest(replace(live, stage=Stage.STARTED, acted_at=case.verdict.at)), ()
     if world.jobs is not None and (why := _overtaken(case, treatment, live)):
-        return _restored(records.unbegun()), (Wait(f"{live.remedy}, attempt {live.number}, is not begun: {why}"),)
+        left = records if _may_come(case) else _restored(records.unbegun())
+        return left, (Wait(f"{live.remedy}, attempt {live.number}, is not begun: {why}"),)
     if world.jobs is None or not drained:
         return records, (Wait(f"{live.remedy} is reserved, and waits until no pod is in its way"),)
     if live.remedy is Remedy.RESET_GPU and not case.local.released:
@@ -86,6 +87,11 @@ def _overtaken(case: Case, treatment: Treatment, live: Attempt) -> str:
 def awaited(case: Case) -> bool:
     """Whether a Job may still come that an earlier life of the agent may have asked for."""
     return not {*case.local.reserved} <= {job.name for job in case.world.jobs or ()}
+
+
+def _may_come(case: Case) -> bool:
+    """The same of this life's, too: until none may, its reservation stays for the next life to know."""
+    return awaited(case) or case.world.pending
 
 
 def running(world: World) -> str:
@@ -185,10 +191,14 @@ def _watch(case: Case, records: Records, live: Attempt, job: Job | None) -> Outc
     return _ended(case, records, live, "")
 
 
-def settled(world: World, records: Records) -> Records:
-    """An attempt whose fault is gone: nothing is started for it, and a Job that runs is waited for."""
-    live = records.live
-    if live is None or any(job.name == live.job and job.state == "active" for job in world.jobs or ()):
+def settled(case: Case, records: Records) -> Records:
+    """An attempt whose fault is gone: nothing is started for it, and a Job that runs, or may come, is waited for."""
+    world, live = case.world, records.live
+    if (
+        live is None
+        or _may_come(case)
+        or any(job.name == live.job and job.state == "active" for job in world.jobs or ())
+    ):
         return records
     if live.stage is Stage.RESERVED and world.jobs is not None and live.job not in {job.name for job in world.jobs}:
         return records.unbegun()

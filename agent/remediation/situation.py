@@ -83,7 +83,7 @@ def situation(case: Case) -> Now:
     if own and writer and writer.life != own.life and writer > own:
         return Now(Situation.ANOTHER_AGENT, (Wait(_overtaken(writer), On.STOPPED),), case)
     if why := upgrading(world.labels):
-        records = replace(stored.records, drain=None) if stored else Records()
+        records = stored.records.stopped if stored else Records()
         return Now(Situation.KEEP_OFF, (_aside(why, case),), case, stored, records=records)
     if world.tainted and stored is None and not case.verdict.fatal:
         why = f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for"
@@ -96,8 +96,9 @@ def situation(case: Case) -> Now:
         records = replace(records, validation=None)  # it began too early, and comes again after the cure
         if evicts:
             treatment = effective(with_replacement(case, treatment), records, config.repair)
-        if not evicts or world.paused or another(world):
-            records = replace(records, drain=None)  # a deadline doesn't run while nobody may be asked
+        began_s = records.drain.boot_s if records.drain else 0.0
+        if not evicts or world.paused or another(world) or began_s < case.local.opted_out_at:
+            records = records.stopped
     return Now(*_named(case, treatment), case, stored, treatment, records, waits)
 
 

@@ -91,7 +91,7 @@ def in_vain(world: World, budget: Budget, left_free: int) -> tuple[Step, ...]:
     if world.withdrawn or world.untainted_s < _REFUSED_S:
         return ()
     if held := world.held(PermitKind.WITHDRAWN):
-        back = () if held.pending else given(world, PermitKind.HOURLY, PermitKind.WITHDRAWN)
+        back = () if world.pending else given(world, PermitKind.HOURLY, PermitKind.WITHDRAWN)
         return (*back, _REFUSED) if held.had_s >= _REFUSED_S else ()
     permit = free_permit(world, PermitKind.WITHDRAWN, budget, left_free)
     return () if permit is None or not lately(world, PermitKind.WITHDRAWN, permit) else (_REFUSED,)

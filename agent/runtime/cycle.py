@@ -63,6 +63,7 @@ class Cycle:
     failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
     keep_off: str = ""  # why no process of ours may hold a GPU now
     keep_off_from: float = 0.0  # when the look began that found so first
+    opted_out_at: float = 0.0  # when a look last found the node opted out
     spent_from: float = 0.0  # since when it waits for a permit; 0: it does not
     standing: bool = True  # the node bears a taint that takes a permit, or has one; assumed until a look at both
 
@@ -151,9 +152,8 @@ def turn(
     if verdict is None or (_unheard(verdict) and now() - cycle.began < _FIRST_WORDS_S):
         return Turn(cycle, (_UNHEARD,))
     if news := (world.dismissed - verdict.dismissed) & {key for fault in verdict.faults for key in fault.ids}:
-        return Turn(
-            cycle, (Wait(f"a person dismissed {', '.join(sorted(news))}: nothing is done before that is judged"),)
-        )
+        why = f"a person dismissed {', '.join(sorted(news))}: nothing is done before that is judged"
+        return Turn(cycle, (Wait(why),))
     gathers_s = _gathers_s(verdict, cycle.config, now())
     planned = _planned(cycle, world, judged, verdict, ask, now(), gathers_s <= 0)
     if world.aged and any(isinstance(step, TakePermit) and not world.held(step.kind) for step in planned.acts):
@@ -194,12 +194,10 @@ def _wants_permit(cycle: Cycle, judged: Judged, verdict: Verdict) -> bool:
 def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> Cycle:
     """With what the Node's labels and our own records on it say, to the sources and to the judge."""
     config, records = cycle.config, kept(world.stored)
-    returned = cycle.returned
-    if not cycle.started or not records.drain:  # what the agent's last life counted in this drain
-        returned = records.drain.returns if records.drain else {}
+    before = records.drain.returns if records.drain else {}  # what the agent's last life counted in this drain
+    returned = cycle.returned if cycle.started and records.drain else before
     acts = config.mode is Mode.EVICT and not cycle.dry_run
-    waited = now - cycle.began >= config.repair.prove_s
-    heard = verdict.heard if verdict else frozenset()
+    waited, heard = now - cycle.began >= config.repair.prove_s, verdict.heard if verdict else frozenset()
     keep_off = released(world.labels, records, None if waited else heard) if acts else upgrading(world.labels)
     # A hidden permit can't be given back: nothing of it is done here, and who needs one is told of it.
     standing = world.withdrawn or any(p.holder == world.holder and not p.hidden for p in world.permits or ())
@@ -211,6 +209,7 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
         watched=seen,
         resets=dict.fromkeys(records.attempts[-1].gpus, seen.reset) if seen.reset else {},
         failed_resets=records.idle.failed_resets,
+        opted_out_at=cycle.opted_out_at if world.managed else now,
         keep_off=keep_off,
         keep_off_from=cycle.keep_off_from if keep_off and cycle.keep_off else cycle.look_began,
         standing=standing,
@@ -243,9 +242,10 @@ def _planned(
     closed = bool(cycle.keep_off) and judged.released is not None and judged.released >= cycle.keep_off_from
     up_s, stage_s = int(now - max(cycle.began, cycle.watched.sees_from)), int(now - cycle.watched.since)
     before = kept(cycle.stored) if now - cycle.began < PERMIT_VALID_S else Records()
-    reserved, drains = tuple(before.reserved), before.drain is not None
+    drain, clients, aside_s, out_at = before.drain, judged.clients, int(cycle.aside_s), int(cycle.opted_out_at)
+    reserved, drains, under = tuple(before.reserved), drain is not None, drain.permit if drain else None
     claim = None if cycle.dry_run else cycle.claim
-    local = Local(gathered, up_s, stage_s, closed, judged.clients, holders, reserved, drains, int(cycle.aside_s), claim)
+    local = Local(gathered, up_s, stage_s, closed, clients, holders, reserved, drains, under, out_at, aside_s, claim)
     return Planned(verdict, world, local, plan(verdict, world, cycle.config, local))
 
 

@@ -236,4 +236,4 @@ def test_an_eviction_is_answered_with_a_status_as_the_api_server_does() -> None:
     client = KubeClient(api, "n1", settings)
     drive(client, reset(), settings)
     assert made.evicted == ["research/train"]
-    assert not any(permit.pending for permit in client.look(closely=True).permits or ())
+    assert not client.look(closely=True).pending

@@ -71,7 +71,7 @@ class Fleet:
         return Config.model_validate(
             {
                 "mode": "evict",
-                "policy": {"soak_s": 20, "relapses": 1000},
+                "policy": {"soak_s": 20, "relapses": 1000, "silent_s": 120},  # a node at rest is judged once a minute
                 "recurrence": {"hold_s": 30, "most_hold_s": 60, "watch_s": 120, "replace_after": 0},
                 "budget": {
                     "max_withdrawn": chance.choice((1, 2, 3, "40%")),

@@ -14,6 +14,7 @@ from agent.model.names import GPUS_ANNOTATION, HARD_TAINT
 from agent.model.steps import On
 from agent.model.text import rfc3339
 from agent.runtime.cycle import Turn
+from tests.exploration.wire import LATEST_S
 from tests.life import Killed, Life
 from tests.observe import GPU, OTHER, START
 
@@ -40,6 +41,7 @@ class Node(Life):
         self.asleep = False  # and its clock stands still
         self.due = 0.0  # when its agent's next round is, by the fleet's time
         self.failures, self.silent, self.turns, self.process, self.second = 0, 0, 0, 0, False
+        self.under: dict[str, float] = {}  # GPU → when its last reset began
         self.card = self.booted = self.pardoned = 0.0  # since when its cards are in; until when a person dismissed all
         linked = fleet.chance.random() < 0.2
         super().__init__(0, name=name, config=config, cluster=fleet.server, now=fleet.now + self.ahead, linked=linked)
@@ -97,12 +99,12 @@ class Node(Life):
         """GPUs that nothing has cured, and that nobody calls well."""
         return {pci for *_, at, pci, code in self.log if code in FATAL and at >= max(self.new[pci], self.pardoned)}
 
-    @property
-    def was_bad(self) -> bool:
-        """Now, or so lately that its agent need not know."""
-        cured = {95: self.new, 79: dict.fromkeys(self.new, self.booted), 74: dict.fromkeys(self.new, self.card)}
+    def was_bad(self, within_s: float = _RACE_S) -> bool:
+        """Now, or so lately that its agent need not know. What a GPU says in its reset may be read after that."""
+        reset = {pci: min(at, self.under.get(pci, at)) for pci, at in self.new.items()}
+        cured = {95: reset, 79: dict.fromkeys(self.new, self.booted), 74: dict.fromkeys(self.new, self.card)}
         return any(
-            at >= cured[code][pci] or cured[code][pci] >= self.now - _RACE_S
+            at >= cured[code][pci] or cured[code][pci] >= self.now - within_s
             for *_, at, pci, code in self.log
             if code in FATAL
         )
@@ -207,8 +209,11 @@ class Node(Life):
         if remedy == "reset_gpu":
             self.reset.append(",".join(sorted(gpus)))
         if remedy != "check":
-            self._once(self.was_bad or self.pending, f"Job {name} repairs what is well")
+            lately = self.was_bad(LATEST_S + _RACE_S)  # what was asked for before a cure may still arrive
+            self._once(lately or self.pending, f"Job {name} repairs what is well")
             self.repairs.append(remedy)
+        if remedy == "reset_gpu":
+            self.under |= {pci: self.now for pci, uuid in self.uuids.items() if uuid in gpus}
 
     def _once(self, so: object, said: str) -> None:
         self.fleet.promises.keep("once", so, f"{self.name}: {said}")

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from agent.actions.permits import Permits
-from agent.model.world import Permit
 from agent.remediation import plan
 from tests.exploration.fleet import Fleet
 from tests.exploration.promises import BrokenError
 
-_permit = Permits._permit
-
 
 def _nothing_may_still_arrive(patch: pytest.MonkeyPatch) -> None:
-    def permit(self: Permits, *rest: Any) -> Permit:
-        return replace(_permit(self, *rest), pending=False)
-
-    patch.setattr(Permits, "_permit", permit)
+    patch.setattr(Permits, "pending", False)
 
 
 def _every_node_is_drained(patch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,8 @@ def person(fleet: Fleet) -> Trouble:
 
 
 def _dismisses(fleet: Fleet, node: Node) -> None:
-    node.pardoned = node.now
+    for one in (*fleet.nodes, *fleet.twins):
+        one.pardoned = one.now if one.name == node.name else one.pardoned
     text = " ".join(f"xid-{code}@{pci}" for *_, pci, code in node.log[-3:])
     _note(fleet, node.name, {DISMISS_ANNOTATION: text})
 

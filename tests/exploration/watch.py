@@ -72,7 +72,7 @@ class Watch:
             held = {_kind(lease) for lease in self.held(node)}
             keep, said = self.fleet.promises.keep, f"{node.name} sends {method} {path}"
             keep("evict", node.uses.mode is Mode.EVICT, f"{said} in mode {node.uses.mode}")
-            keep("evict", node.was_bad and not node.proved, f"{said} while its GPUs are well")
+            keep("evict", node.was_bad() and not node.proved, f"{said} while its GPUs are well")
             keep("evict", self._tainted(node.name) or self.helped(node.name), f"{said} without a taint")
             self._drains(node)
             keep("evict", held >= {"withdrawn", "draining"} or self.helped(node.name), f"{said} with {held} alone")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from agent.config.settings import Budget, Repair
-from agent.model.names import PAUSE_CONFIGMAP, PERMIT_KIND_LABEL, POOL_LABEL
+from agent.config.settings import Budget, Deadlines, Drain, Repair
+from agent.model.errors import UnreachableError
+from agent.model.names import DISMISS_ANNOTATION, MANAGED_LABEL, PAUSE_CONFIGMAP, PERMIT_KIND_LABEL, POOL_LABEL
 from agent.model.text import rfc3339
+from tests.actions.test_pods import budget
 from tests.life import CONFIG, UUID, Killed, Life
 from tests.observe import GPU, OTHER
 from tests.remediation.test_repair import CONTACT_SUPPORT, MERGE, REBOOT, RESET, returned
@@ -62,7 +65,23 @@ def _renamed(life: Life) -> None:
     life.config = life.config.model_copy(update={"budget": budget})
 
 
-@pytest.mark.parametrize("lost", [_hidden, _deleted, _installed_anew, _renamed])
+def _deleted_beside_another(life: Life) -> None:
+    free = copy.deepcopy(life.cluster._objects["leases", NAMESPACE, "gpu-health-agent-draining-gpu-0"])
+    free["metadata"]["name"], free["spec"]["holderIdentity"] = "gpu-health-agent-draining-gpu-1", ""
+    life.cluster._store("leases", NAMESPACE, free)
+    _deleted(life)
+
+
+def _deleted_before_a_pause(life: Life) -> None:
+    _deleted(life)
+    life.cluster._store("configmaps", NAMESPACE, {"metadata": {"name": PAUSE_CONFIGMAP}, "data": {"paused": "true"}})
+    life.run(20)
+    del life.cluster._objects["configmaps", NAMESPACE, PAUSE_CONFIGMAP]
+
+
+@pytest.mark.parametrize(
+    "lost", [_hidden, _deleted, _installed_anew, _renamed, _deleted_beside_another, _deleted_before_a_pause]
+)
 def test_what_an_earlier_life_asked_for_is_waited_for_whatever_became_of_its_permits(
     lost: Callable[[Life], None],
 ) -> None:
@@ -84,6 +103,56 @@ def test_what_an_earlier_life_asked_for_is_waited_for_whatever_became_of_its_per
         life.tick()
     assert (life.cluster.evicted, life.verdict.fatal) == ([], ())
     assert 300 <= life.now - began <= 330
+
+
+@pytest.mark.parametrize("how", ["dismissed", "rebooted"])
+def test_a_job_that_was_asked_for_in_vain_is_awaited_by_the_next_life_though_its_fault_is_over(how: str) -> None:
+    life = Life(REBOOT)
+
+    def answers_no_job(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if (method, path.endswith("/jobs")) == ("POST", True):
+            raise UnreachableError("timed out")
+        return life.cluster(method, path, *rest, **more)
+
+    life.api = answers_no_job
+    while not life.records().begun:
+        life.tick()
+    life.tick()
+    life.api = None
+    if how == "rebooted":
+        life.reboots()
+    else:
+        word = {"metadata": {"annotations": {DISMISS_ANNOTATION: f"xid-{REBOOT}@{GPU}"}}}
+        life.cluster("PATCH", "/api/v1/nodes/n1", word, MERGE)
+    life.run(20)
+    life._begin()
+    began = life.now
+    while life.tainted():
+        life.tick()
+    assert (life.ended, life.verdict.fatal) == ([], ())
+    assert 290 <= life.now - began <= 330
+
+
+def test_what_this_life_asked_for_in_vain_is_waited_for_whatever_became_of_its_permits() -> None:
+    life = Life(RESET, CONFIG.model_copy(update={"repair": Repair()}))
+
+    def answers_no_eviction(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.endswith("/eviction"):
+            raise UnreachableError("timed out")
+        return life.cluster(method, path, *rest, **more)
+
+    life.api = answers_no_eviction
+    life.run(30)
+    began = life.now
+    life.new[GPU] = life.now  # a person resets the GPU
+    life.run(40)
+    assert life.verdict.fatal == ()
+    _installed_anew(life)
+    not_ours = {"metadata": {"name": "not-ours"}, "spec": {"holderIdentity": "n1/uid-1"}}
+    life.cluster._store("leases", NAMESPACE, not_ours)  # a life without a permit bears no taint, says tests/life.py
+    while life.tainted():
+        life.tick()
+    assert 280 <= life.now - began <= 310
 
 
 @pytest.mark.parametrize(
@@ -117,12 +186,33 @@ def test_a_permit_that_was_out_of_sight_goes_back_once_it_is_seen_though_its_nod
         life._begin()
     life.run(400)
     assert (life.tainted(), life.cycle.standing, sorted(life.holders())) == (False, False, ["", "", "n1/uid-1"])
-    life.client.requests.clear()
+    life.cluster.requests.clear()
     life.run(600)
-    assert life.client.requests == {"GET": 60 + 10}, "of the Node, as no watch vouches for it, and of the Lease"
+    lists = [path for _, path in life.cluster.requests if path.endswith("/leases")]
+    assert len(lists) == 10 + 60, "the life itself looks at each of its polls"
     life.cluster("PATCH", lease, {"metadata": {"labels": labels}}, MERGE)
     life.run(70)
     assert life.holders() == ["", "", ""]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_the_deadline_does_not_run_while_a_person_keeps_the_agent_off_the_node(anew: bool) -> None:
+    drain = Drain(on_deadline="delete", deadline_s=Deadlines(reset_gpu=600))
+    life = Life(RESET, CONFIG.model_copy(update={"drain": drain, "repair": Repair()}))
+    life.api = budget(life.cluster, "train")
+    life.run(300)
+    managed = {"metadata": {"labels": {MANAGED_LABEL: "false"}}}
+    life.cluster("PATCH", "/api/v1/nodes/n1", managed, MERGE)
+    life.run(60)
+    if anew:
+        life._begin()
+    life.run(1000)
+    managed["metadata"]["labels"][MANAGED_LABEL] = "true"
+    life.cluster("PATCH", "/api/v1/nodes/n1", managed, MERGE)
+    life.run(590)
+    assert "train" in life.cluster.pods_on("n1")
+    life.run(60)
+    assert "train" not in life.cluster.pods_on("n1")
 
 
 def test_a_node_that_is_cured_before_it_was_withdrawn_is_not_withdrawn_and_says_what_it_waits_for() -> None:

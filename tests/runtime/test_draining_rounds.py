@@ -165,9 +165,9 @@ def test_an_eviction_without_an_answer_may_still_arrive_and_the_node_does_not_re
     node = Node(hook=TROUBLES["answers nobody"])
     node.pods(1, "a")
     node.round()
-    permit = node.client.look(closely=True).held(PermitKind.DRAINING)
-    assert permit
-    assert permit.pending
+    world = node.client.look(closely=True)
+    assert world.held(PermitKind.DRAINING)
+    assert world.pending
     node.verdict = healthy()
     node.now += 200
     node.round()
@@ -181,7 +181,7 @@ def test_a_webhook_that_could_not_be_called_has_let_nothing_through() -> None:
     node = Node(hook=TROUBLES["fails after 5 s"])
     node.pods(1, "a")
     node.round()
-    assert not any(permit.pending for permit in node.client.look(closely=True).permits or ())
+    assert not node.client.look(closely=True).pending
 
 
 def test_a_namesake_that_follows_a_refused_pod_was_refused_nothing() -> None:
