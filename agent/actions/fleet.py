@@ -19,10 +19,9 @@ from pydantic import ValidationError
 from agent.actions.answers import sensible
 from agent.actions.api import TABLE, Api, ask
 from agent.actions.permits import Permits
-from agent.actions.pool import Pool
+from agent.actions.pool import Pool, serves
 from agent.config.settings import Budget, Config
 from agent.model.errors import RefusedError
-from agent.model.names import OUT_LABEL, WITHDRAWN_LABEL
 from agent.model.text import unix_s
 from agent.model.world import Permit
 
@@ -77,7 +76,7 @@ def read_fleet(api: Api, budget: Budget, selector: str = "") -> Fleet:
         return Fleet(nodes, pool, held, paused, agents.result())
 
 
-def read_pool(api: Api, budget: Budget) -> Fleet:
+def read_fleet_without_nodes(api: Api, budget: Budget) -> Fleet:
     """All but the nodes: who holds permits, and where agents run. RefusedError, UnreachableError."""
     permits = _read_anew(api, budget)
     held = permits.look(_NOBODY)
@@ -93,10 +92,8 @@ def _read_anew(api: Api, budget: Budget) -> Permits:
 def _as_pool(nodes: Collection[Listed], held: Iterable[Permit]) -> Pool:
     """The pool as an agent reads it, by a list of all its nodes."""
     holders = {permit.holder.partition("/")[0] for permit in held if permit.withdraws}
-    ready = {one.name: one.cells.get("Status") == "Ready" for one in nodes}
-    labelled = {one.name for one in nodes if "true" in (one.labels.get(OUT_LABEL), one.labels.get(WITHDRAWN_LABEL))}
-    out = {name for name, well in ready.items() if not well} | labelled
-    return Pool(len(ready), frozenset(out - holders))
+    out = {one.name for one in nodes if not serves(one.cells.get("Status", ""), one.labels)}
+    return Pool(len(nodes), frozenset(out - holders))
 
 
 def deployed(api: Api, namespace: str) -> Config | None:

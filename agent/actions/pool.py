@@ -6,13 +6,14 @@ answered the same few bytes a minute. Whoever takes one reads it just before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from agent.actions.api import TABLE, Api, ask
 from agent.model.names import OUT_LABEL, WITHDRAWN_LABEL
 
+_OUT = (OUT_LABEL, WITHDRAWN_LABEL)  # each, where it is "true", says that a node is out of service
 _JUST_NOW_S = 2.0  # how old a reading may be for whoever takes a withdrawn permit
 _NODE_S = 22.0  # so long the 0.36 kB serve that are read of each node: 1 kB a minute
 _WAITED_S = 300.0  # whoever asked last before that begins to wait
@@ -62,6 +63,11 @@ class PoolReading:
             self.pool = Pool(self.pool.size, self.pool.out - {node})
 
 
+def serves(status: str, labels: Mapping[str, str]) -> bool:
+    """Whether a node is in service, by its status as kubectl shows it and by its labels."""
+    return status == "Ready" and not any(labels.get(label) == "true" for label in _OUT)
+
+
 def read_pool(api: Api, selector: str) -> Pool:
     """Ask the API server how the pool is. RefusedError, UnreachableError."""
     every = _nodes(api, selector)
@@ -74,9 +80,9 @@ def names(api: Api) -> list[str]:
 
 
 def _serving(api: Api, selector: str, only: str = "") -> set[str]:
-    # A selector knows no "or": so we ask for those that bear neither label.
-    bare = ",".join(filter(None, (selector, f"{OUT_LABEL}!=true", f"{WITHDRAWN_LABEL}!=true")))
-    return {node for node, status in _nodes(api, bare, only).items() if status == "Ready"}
+    # A selector knows no "or": so we ask for those that bear neither label, and a table shows none.
+    bare = ",".join(filter(None, (selector, *(f"{label}!=true" for label in _OUT))))
+    return {node for node, status in _nodes(api, bare, only).items() if serves(status, {})}
 
 
 def _nodes(api: Api, selector: str, only: str = "") -> dict[str, str]:

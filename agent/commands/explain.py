@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.actions.api import Api, connect
-from agent.actions.fleet import deployed, read_pool
+from agent.actions.fleet import deployed, read_fleet_without_nodes
 from agent.actions.kube import KubeClient
 from agent.commands.replay import ending
 from agent.commands.setup import configured, lines_of, opened, persons
@@ -82,7 +82,7 @@ def of_node(api: Api, node: str, config: Config | None) -> dict[str, Any]:
     state = stored(world, config)
     kept = load(world.stored or "", 0.0)
     try:
-        why = list(waits(node, world.labels, kept, read_pool(api, config.budget), config))
+        why = list(waits(node, world.labels, kept, read_fleet_without_nodes(api, config.budget), config))
     except RefusedError as error:  # to a person who may not list Leases or Nodes
         why = [f"perhaps a permit, which can't be seen: {error}"] if kept.faults else []
     recurs = outlook(load_ledger(world.history).entries, config.recurrence, time.time())

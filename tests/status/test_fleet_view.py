@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.actions.fleet import deployed, read_fleet, read_pool
+from agent.actions.fleet import deployed, read_fleet, read_fleet_without_nodes
 from agent.actions.kube import KubeClient
 from agent.commands.explain import of_node
 from agent.config.settings import Budget, Config, Mode
@@ -186,7 +186,7 @@ def test_the_nodes_are_asked_for_once_and_the_pool_is_what_an_agent_reads() -> N
     made.requests.clear()
     told = read_fleet(made, ONE.budget)
     assert sum(path.startswith("/api/v1/nodes") for _, path in made.requests) == 1
-    assert told.pool == read_pool(made, ONE.budget).pool
+    assert told.pool == read_fleet_without_nodes(made, ONE.budget).pool
     assert (told.pool.size, sorted(told.pool.out)) == (6, ["n2", "n3", "n4"])
 
 
