@@ -138,14 +138,18 @@ def test_a_tls_handshake_and_a_proxy_that_never_end_are_within_the_requests_time
 
 
 def test_an_answer_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    sent = []
+
     def serve(line: socket.socket) -> None:
         head(line)
         line.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
         for _ in range(100):
             line.sendall(b" " * (1 << 20))
+            sent.append(line)
 
     with Loopback(serve) as server:
         fails(UnreachableError, "answers GET / with more than 32 MiB", kubeconfig(tmp_path, server.url))
+    assert len(sent) < 50
 
 
 @pytest.mark.parametrize(

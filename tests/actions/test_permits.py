@@ -77,6 +77,7 @@ def test_a_silent_holder_that_bears_our_taint_keeps_its_slot_for_ever() -> None:
     for _ in range(100):
         clock.now += 600
         drive(client, fatal(), rounds=1)
+        assert not any(permit.abandoned for permit in client.look(closely=True).permits or ())
     assert (taints(made, "n2"), holders(made)["gpu-health-agent-withdrawn-gpu-0"]) == ([], "n1")
 
 

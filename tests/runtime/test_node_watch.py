@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from agent.actions.kube import KubeClient
 from agent.config.settings import Config
+from agent.model.cluster_client import Annotations, Labels
 from agent.model.errors import RefusedError, UnreachableError
 from agent.runtime.actor import Actor
 from agent.runtime.exchange import Judged
@@ -19,6 +21,7 @@ from tests.actions.test_kube import healthy
 from tests.waiting import until
 
 NODE = "/api/v1/nodes/n1"
+WORD = "xid-79@0000:1b:00.0"
 
 
 def made() -> InMemoryCluster:
@@ -71,15 +74,30 @@ def test_a_persons_word_is_heard_at_once() -> None:
         actor.stop()
 
 
+class Following(KubeClient):
+    """It keeps what its watch says."""
+
+    def words(self) -> Iterator[tuple[Labels, Annotations]]:
+        self.heard_words: list[Annotations] = []
+        for word in super().words():
+            self.heard_words.append(word[1])
+            yield word
+
+    def said(self, key: str, value: str) -> bool:
+        return self.heard_words[-1].get(key) == value
+
+
 def test_a_change_of_the_node_that_can_wait_costs_no_look() -> None:
     cluster, rang = made(), []
-    watch = NodeWatch(lambda: KubeClient(cluster, "n1", Config()), lambda: rang.append(1), lambda *_, **__: None)
+    client = Following(cluster, "n1", Config())
+    watch = NodeWatch(lambda: client, lambda: rang.append(1), lambda *_, **__: None)
     watch.start()
     until(lambda: rang, 30)
-    for i in range(20):
-        change(cluster, labels={"team": str(i)}, annotations={"beat": str(i)})
-    change(cluster, annotations={"gpu-health-agent/dismiss": "xid-79@0000:1b:00.0"})
-    until(lambda: len(rang) > 1, 30)
+    for beat in ("1", "2", "3"):
+        change(cluster, labels={"team": beat}, annotations={"beat": beat})
+        until(partial(client.said, "beat", beat), 30)
+    change(cluster, annotations={"gpu-health-agent/dismiss": WORD})
+    until(lambda: client.said("gpu-health-agent/dismiss", WORD) and len(rang) > 1, 30)
     watch.stop()
     assert len(rang) == 2
     assert [path for _, path in cluster.requests].count("/api/v1/nodes") == 1
