@@ -29,12 +29,14 @@ def _broken(kinds: str, seed: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("mutant", "kinds"), [(_nothing_may_still_arrive, "overtaken"), (_every_node_is_drained, "endless-pods")]
+    ("mutant", "kinds", "first"),
+    [(_nothing_may_still_arrive, "overtaken", 23), (_every_node_is_drained, "endless-pods", 3)],
 )
 def test_a_guard_that_is_taken_out_breaks_a_promise(
-    mutant: Callable[[pytest.MonkeyPatch], None], kinds: str, monkeypatch: pytest.MonkeyPatch
+    mutant: Callable[[pytest.MonkeyPatch], None], kinds: str, first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the first of a few seeds that meets it: the whole schedules are for the product as it is."""
+    """At the first of some seeds that meets it: the whole schedules are for the product as it is. It begins where one
+    does; what shifts the seeds makes it search."""
     mutant(monkeypatch)
-    said = next((said for seed in range(30) if (said := _broken(kinds, seed))), "")
+    said = next((said for seed in range(first, first + 60) if (said := _broken(kinds, seed))), "")
     assert said.startswith(("once: ", "evict: ", "permit: "))
