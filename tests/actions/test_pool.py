@@ -230,6 +230,7 @@ def test_one_answer_that_a_holders_node_is_not_there_frees_no_permit() -> None:
     client = KubeClient(forgetful, "n2", config, clock)
     for _ in range(60):
         drive(client, fatal(), config, rounds=1)
+        assert not any(permit.abandoned for permit in client.look(closely=True).permits or ())
         clock.now += 31
     assert (once, withdrawn(made), holders(made)) == ([], {"n1"}, {"gpu-health-agent-withdrawn-gpu-0": "n1"})
 

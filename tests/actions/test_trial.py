@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,9 +18,11 @@ from agent.model.neighbours import Preset
 from agent.model.steps import On
 from agent.runtime.actor import Actor
 from agent.runtime.actor_view import view
+from agent.runtime.daemon import Daemon
 from tests.actions.test_kube import cluster
 from tests.observe import Judge, alive, reading, xid
 from tests.runtime.test_actor import tell
+from tests.runtime.test_daemon import Script
 
 ALL = Config(
     mode=Mode.EVICT,
@@ -174,6 +178,18 @@ def test_an_agent_without_a_right_is_not_able_says_so_and_acts_as_far_as_it_can(
     tell(made, judge.after(1, xid(79)))
     made.round()
     assert server.made.read("nodes", "n1")["spec"]["taints"]
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_an_agent_that_lacks_a_right_of_its_mode_is_alive_and_not_ready(able: bool) -> None:
+    made = actor(
+        Server(lambda resource, verb: None if able or "disruption" not in resource else forbidden(resource, verb))
+    )
+    made.round()
+    stop, seen = threading.Event(), [replace(one, arrived=time.monotonic()) for one in (alive(), reading())]
+    daemon = Daemon(ALL, "n1", made, lambda *_, **__: None, Script(stop, seen, seen))
+    daemon.run(stop)
+    assert (daemon.alive(), daemon.ready()) == (True, able)
 
 
 def test_once_all_rights_were_there_a_later_refusal_is_told_and_makes_nothing_unready() -> None:

@@ -49,6 +49,7 @@ def test_an_agent_that_has_dcgm_alone_is_blind_without_it() -> None:
         ({"nvidia.com/mig-1g.5gb": "7"}, {"nvidia.com/mig-1g.5gb": "0"}, {"nvidia.com/mig-1g.5gb": 7}),
         # Another strategy of the device plugin: what it offered before goes minutes later.
         ({"nvidia.com/gpu": "8", "nvidia.com/mig-1g.5gb": "56"}, {"nvidia.com/mig-1g.5gb": "56"}, {}),
+        ({"nvidia.com/gpu": "8", "nvidia.com/mig-1g.5gb": "0"}, {"nvidia.com/gpu": "0"}, {"nvidia.com/gpu": 8}),
         ({"nvidia.com/gpu": "8k", "nvidia.com/x": "-1"}, None, {}),
     ],
 )
