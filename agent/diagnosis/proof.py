@@ -111,8 +111,10 @@ def _outlived(fault: Fault, reset: Reset) -> bool:
 def counted(old: Fault | None, history: History, pci: str) -> Mapping[str, float]:
     """The GPU's counters at a fault, or when it came again: a reset before that doesn't cure it.
 
-    What comes again before this life has read its GPU may have come after a reset that nobody watched.
+    What comes before this life has read its GPU, or while it can't, may have come after a reset that nobody watched.
     """
+    if GPUS in history.failed:
+        return {}
     now = counters(history.readings.get(pci))
     known = old is not None and old.counters
     return least(known, now) if known and now else sober(now, counters(history.before.get(pci)))

@@ -12,7 +12,7 @@ from agent.config.limits import Limits
 from agent.diagnosis.judge import Memory, judge
 from agent.diagnosis.resume import resumed
 from agent.model.fault import Severity, Verdict
-from agent.model.observation import Missing, Observation, Signal, Value, Words
+from agent.model.observation import Failure, Missing, Observation, Signal, Value, Words
 from agent.model.remedy import Remedy
 from agent.remediation.other_controllers import released
 from agent.remediation.records import Attempt, Records, Stage
@@ -98,6 +98,18 @@ def test_a_restart_makes_no_proof_of_a_reset_that_the_fault_may_have_outlived() 
     assert not stands.faults[0].proved
     again = life_after(reading(energy_j=950.0, persistence_mode=1), stored=stands).after(0)
     assert not again.faults[0].proved
+
+
+@pytest.mark.parametrize("code", [RESET, 64])
+def test_what_came_while_nvml_was_closed_is_not_proved_by_a_reset_that_came_before_it(code: int) -> None:
+    """As it is for a reset of our own, of which the API server then tells nobody."""
+    life = Judge(expected=("nvml", "kmsg"))
+    life.after(0, alive(), alive("kmsg"), reading(energy_j=5000.0, persistence_mode=1))
+    life.after(1, xid(RESET, source="kmsg"))
+    life.after(1, Observation(0, "nvml", Signal.FAILED, value=Failure.KEEP_OFF, raw="the GPU is being reset"))
+    stands = life.after(30, xid(code, source="kmsg"))  # the reset was done by then
+    again = life_after(reading(energy_j=950.0, persistence_mode=1), stored=stands).after(0)
+    assert not next(fault for fault in again.standing if fault.finding.rule == f"xid-{code}").proved
 
 
 def pre_start(life: Judge) -> bool:
