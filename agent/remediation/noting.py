@@ -60,7 +60,8 @@ def noted(ledger: Ledger, now: Now, records: Records, taints: Iterable[Taint]) -
     by = None if treatment else ended_by(entry, case.verdict, case.world)
     if not hard:
         entry = replace(entry, by=by)
-    cured = not stands(entry, case.verdict) and (treatment is not None or by is End.PROOF)
+    proved = not treatment.unproved if treatment else by is End.PROOF  # a fault may have found no room in the entry
+    cured = not stands(entry, case.verdict) and proved
     reached = set(_reached(now, treatment, hard, cured))
     if entry.by:
         reached.add(Moment.ENDED)

@@ -19,7 +19,7 @@ from agent.remediation.records import Stage
 from agent.remediation.stored import MOST_BYTES as MOST_FAULT_BYTES
 from tests.life import CONFIG, POLL_S, Life
 from tests.observe import GPU, OTHER, START
-from tests.remediation.test_repair import MERGE, RESET
+from tests.remediation.test_repair import CONTACT_SUPPORT, MERGE, REBOOT, RESET
 
 NODE = "/api/v1/nodes/n1"
 WITHDRAWN = (Moment.ONSET, Moment.VERDICT, Moment.PERMIT, Moment.TAINT, Moment.DRAINED, Moment.PROVED, Moment.ENDED)
@@ -159,6 +159,25 @@ def test_one_that_nobody_can_read_is_told_and_left_and_stops_nothing(text: str) 
     life.run(600, rests=True)
     assert life.node()["metadata"]["annotations"][HISTORY_ANNOTATION] == text
     assert not life.tainted()
+
+
+def test_a_fault_for_which_an_incident_has_no_room_is_noted_once_though_it_comes_after_the_cure() -> None:
+    life = Life(REBOOT)
+    for pci, code in ((OTHER, REBOOT), (GPU, RESET), (OTHER, RESET)):
+        life.breaks(pci, code)
+    life.gathered = False
+    life.run(30)
+    life.reboots()
+    life.tick()
+    while not all(fault.proved for fault in life.verdict.fatal):
+        life.tick()
+    assert life.tainted()
+    life.breaks(OTHER, CONTACT_SUPPORT)
+    life.run(30)
+    writes = life.writes
+    life.run(100)
+    (entry,) = ledger(life).entries
+    assert (len(entry.faults), entry.again <= 1, life.writes - writes <= 2) == (4, True, True)
 
 
 def test_a_drill_is_counted_as_one() -> None:
