@@ -194,6 +194,7 @@ class Permits:
             kind,
             index,
             who,
+            former=bool(ours) and holder(leases.seen[name]) != own,
             stale=bool(ours) and self._confirmed_s(name) > _CONFIRM_S,
             abandoned=bool(who) and not ours and leases.abandoned(name),
             hidden=leases.hidden(name),

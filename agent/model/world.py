@@ -131,6 +131,7 @@ class Permit:
     kind: PermitKind
     index: int
     holder: str  # "<node name>/<node UID>", empty when free
+    former: bool = False  # ours, and taken by a Node object of our name that is gone
     stale: bool = False  # ours, and to be confirmed before anything else is written
     abandoned: bool = False  # another's who is gone: it may be taken over
     hidden: bool = False  # its Lease lacks its labels: it counts as held, and nobody can take it

@@ -48,6 +48,18 @@ def free_permit(world: World, kind: PermitKind, budget: Budget, left_free: int =
     return next((index for index in range(left) if index not in held), None) if len(held) < left else None
 
 
+def beyond(world: World, budget: Budget) -> bool:
+    """Whether the permit of the Node object before this one would now exceed the budget.
+
+    No taint of ours is on the node any more, and others may be out of service since.
+    """
+    held = world.held(PermitKind.WITHDRAWN)
+    if held is None or not held.former or world.withdrawn:
+        return False
+    others = [p for p in world.permits or () if p.kind is held.kind and p.holder != world.holder and _counts(p)]
+    return len(others) + len(world.out) >= allowed(world, PermitKind.WITHDRAWN, budget)
+
+
 def _counts(permit: Permit) -> bool:
     """An hourly permit rests for an hour after its use: of one that was never given back, at the last possible time."""
     rests_s = _HOUR_S + (PERMIT_VALID_S if permit.holder else 0)

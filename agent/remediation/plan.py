@@ -32,7 +32,7 @@ from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
 from agent.model.world import Condition, Local, PermitKind, Taint, World
-from agent.remediation.budget import free_permit, given, hidden, needed, spent
+from agent.remediation.budget import beyond, free_permit, given, hidden, needed, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.conditions import posts, replacement, reported
 from agent.remediation.drain import PENDING, ceased, drain, drained
@@ -156,6 +156,9 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
     left_free = LEFT_FREE if now.treatment and now.treatment.idle else 0
     if vain := in_vain(world, budget, left_free):
         return (*aimed.report(), *vain)
+    if beyond(world, budget):
+        why = Wait(spent(world, PermitKind.WITHDRAWN, budget), On.PERMIT)
+        return (*aimed.report(), *given(world, PermitKind.WITHDRAWN), why)
     # One that only waits to be given back is not confirmed: an agent that never lives so long keeps nobody waiting.
     steps: list[Step] = [*confirmed(world, drains=now.situation is Situation.WITHDRAWN and PENDING not in moves)]
     for kind in needed(world, budget):

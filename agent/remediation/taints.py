@@ -75,7 +75,7 @@ def effect_on(taints: Iterable[Taint]) -> str:
 def confirmed(world: World, drains: bool = False) -> tuple[Step, ...]:
     """Nothing is done on a permit that was not confirmed lately. Whoever evicts nobody lets the draining one go."""
     kept = (permit for permit in world.permits or () if drains or permit.kind is not PermitKind.DRAINING)
-    return tuple(TakePermit(permit.kind, permit.index, confirms=True) for permit in kept if permit.stale)
+    return tuple(TakePermit(permit.kind, permit.index, confirms=not permit.former) for permit in kept if permit.stale)
 
 
 def permitted(world: World, budget: Budget) -> tuple[Step, ...]:

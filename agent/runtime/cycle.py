@@ -156,7 +156,7 @@ def turn(
         return Turn(cycle, (Wait(why),))
     gathers_s = _gathers_s(verdict, cycle.config, now())
     planned = _planned(cycle, world, judged, verdict, ask, now(), gathers_s <= 0)
-    if world.aged and any(isinstance(step, TakePermit) and not world.held(step.kind) for step in planned.acts):
+    if world.aged and any(isinstance(step, TakePermit) and not step.confirms for step in planned.acts):
         client.renew()
         return Turn(cycle, planned.waits, again=True)
     decided(planned)

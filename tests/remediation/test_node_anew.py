@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.config.settings import Budget
+from agent.config.settings import Budget, Repair
 from agent.model.names import NODE_UID_LABEL
 from tests.life import CONFIG, OPERANDS, POLL_S, Life
 from tests.remediation.test_repair import MERGE, RESET, job_of, returned
@@ -44,6 +44,22 @@ def test_while_a_job_of_the_former_node_object_runs_no_other_is_begun_and_the_no
     del life.cluster._objects["pods", "gpu-health-agent", "a-reset"]
     life.run(600)
     assert (life.repairs, returned(life)) == (["reset_gpu"], True), life.waits
+
+
+@pytest.mark.parametrize("out", [True, False])
+def test_under_the_permit_that_it_had_it_is_withdrawn_only_within_the_budget_as_it_is_by_now(out: bool) -> None:
+    life = Life(RESET, CONFIG.model_copy(update={"budget": Budget(max_withdrawn=1), "repair": Repair()}))
+    life.run(60)
+    made_anew(life)
+    if out:
+        life.cluster("PATCH", "/api/v1/nodes/n2", {"spec": {"unschedulable": True}}, MERGE)
+    life._begin()
+    life.breaks()
+    life.run(60)
+    assert life.tainted() is not out
+    life.cluster("PATCH", "/api/v1/nodes/n2", {"spec": {"unschedulable": False}}, MERGE)
+    life.run(600)
+    assert life.tainted()
 
 
 def test_its_withdrawal_and_its_drain_go_on_under_the_permits_that_it_had() -> None:
