@@ -56,9 +56,8 @@ def _withdrawal(now: Now, steps: Iterable[Step]) -> Iterator[Announce]:
     world, treatment = now.case.world, now.treatment
     if treatment and now.situation in (Situation.WITHDRAWN, Situation.BY_HAND):
         ids = ", ".join(fault.finding.id for fault in treatment.faults)
-        yield _event(
-            world, f"withdrawn {_incident(now)}", "Withdrawn", f"new pods stay away: {treatment.remedy} for {ids}"
-        )
+        new = "new pods stay away" if world.closed else "new pods come to its other GPUs only"
+        yield _event(world, f"withdrawn {_incident(now)}", "Withdrawn", f"{new}: {treatment.remedy} for {ids}")
     if now.situation is Situation.TO_WITHDRAW:
         for why in _waits(steps, On.PERMIT):
             yield _event(world, f"spent {_incident(now)}", "BudgetSpent", f"not withdrawn: {why}")

@@ -183,7 +183,9 @@ def _sources(shot: Snapshot) -> Iterator[Metric]:
 def _standing(shot: Snapshot) -> Iterator[Metric]:
     """The node in its cluster."""
     withdrawn = GaugeMetricFamily(
-        "gpu_health_withdrawn", "1 while our taint keeps new pods off the node.", labels=["node"]
+        "gpu_health_withdrawn",
+        "1 while our taint keeps new pods off the node, or stands beside a fence of single GPUs.",
+        labels=["node"],
     )
     if shot.withdrawn is not None:
         withdrawn.add_metric([shot.node], float(shot.withdrawn))

@@ -21,7 +21,7 @@ _RANK = {"healthy": 0, "notice": 0, "unknown": 1, "degraded": 2, "fatal": 3}
 _SIGNS = {"healthy": "✓", "unknown": "?", "degraded": "▲", "unhealthy": "✖", "notice": "•"}
 _STATE_OF = {"fatal": "unhealthy", "degraded": "degraded", "notice": "notice"}
 _STAGES = {
-    "draining": "The node is withdrawn: new pods stay away, and the pods that must leave are being moved.",
+    "draining": "The node is withdrawn: {new}, and the pods that must leave are being moved.",
     "drained": "The node is withdrawn, and the pods that had to leave have left.",
     "repairing": "The node is withdrawn and drained, and a repair is under way.",
     "validating": "The repair is done; the GPUs must stay well for a while before the node returns.",
@@ -121,7 +121,8 @@ def _sentence(state: Mapping[str, Any]) -> str:
         return f"{broken} The agent only observes (mode observe): nothing keeps pods away."
     if not state.get("withdrawn_since") and state.get("stage") not in _STAGES:
         return f"{broken} The node is not withdrawn yet: see what is waited for."
-    return f"{broken} {_STAGES.get(str(state.get('stage')), 'The node is withdrawn: new pods stay away.')}"
+    new = "new pods come to its other GPUs only" if state.get("fences") else "new pods stay away"
+    return f"{broken} {_STAGES.get(str(state.get('stage')), 'The node is withdrawn: {new}.').format(new=new)}"
 
 
 def _waits(waits: Iterable[str]) -> str:

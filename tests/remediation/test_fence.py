@@ -11,6 +11,7 @@ import pytest
 from agent.actions.fences import RULES
 from agent.actions.removal import release
 from agent.config.settings import Config, Mode
+from agent.model.names import HARD_TAINT, WITHDRAWN_LABEL
 from agent.model.neighbours import Preset
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.life import CONFIG, Life, lives
@@ -19,6 +20,7 @@ from tests.observe import GPU, OTHER
 DRIVER = "gpu.nvidia.com"
 DRA = CONFIG.model_copy(update={"presets": (Preset.DRA,)})
 MERGE = "application/merge-patch+json"
+KEPT = {"gpu-health-agent/do-not-evict": "true"}
 RULE = f"gpu-health-agent.n1.{DRIVER}.gpu-0"
 
 
@@ -66,7 +68,7 @@ class Fenced(Life):
     def effect(self) -> str:
         """Of our hard taint."""
         taints = self.node()["spec"].get("taints") or ()
-        return next((str(t["effect"]) for t in taints if t["key"] == "gpu-health-agent/unhealthy"), "")
+        return next((str(t["effect"]) for t in taints if t["key"] == HARD_TAINT), "")
 
     def _permitted(self) -> None:
         super()._permitted()
@@ -198,6 +200,30 @@ def test_an_incident_that_began_with_a_fence_ends_so_though_the_preset_is_switch
     life.run(200, rests=True)
     assert (life.repairs, life.cluster.evicted) == (["reset_gpu"], ["research/bad"])
     assert (life.effect(), life.rules(), any(life.holders())) == ("", {}, False)
+
+
+def test_a_fenced_node_counts_as_withdrawn_and_nobody_is_told_to_take_it_out() -> None:
+    life = Fenced(95, DRA.model_copy(update={"presets": (Preset.DRA, Preset.CLUSTER_AUTOSCALER, Preset.SLINKY)}))
+    life.run(20)
+    node = life.node()
+    assert [(taint["key"], taint["effect"]) for taint in node["spec"]["taints"]] == [(HARD_TAINT, "PreferNoSchedule")]
+    assert node["metadata"]["labels"][WITHDRAWN_LABEL] == "true"
+    assert "unschedulable" not in node["spec"]
+    said = [event["message"] for (kind, *_), event in life.cluster._objects.items() if kind == "events"]
+    assert any(one.startswith("new pods come to its other GPUs only: reset_gpu") for one in said)
+
+
+def test_a_pod_that_comes_to_another_gpu_of_the_node_did_not_come_back() -> None:
+    life = Fenced(95)
+    life.cluster("PATCH", "/api/v1/namespaces/research/pods/bad", {"metadata": {"annotations": KEPT}}, MERGE)
+    life.run(30)
+    for number in range(3):
+        claimed(life.cluster, f"new-{number}", "gpu-1")
+        life.run(10)
+    assert life.world.returns == {}
+    claimed(life.cluster, "tolerates", "gpu-0")
+    life.run(10)
+    assert life.world.returns == {"research/Job/tolerates": 1}
 
 
 def test_a_drivers_own_taint_is_told_and_left() -> None:

@@ -90,6 +90,8 @@ def test_a_broken_gpu_is_named_with_evidence_what_is_next_and_what_is_waited_for
     assert "✖ unhealthy" in text
     assert f"gpu-health-agent {__version__}, mode evict." in text
     assert "1 of 2 GPUs is broken. The node is withdrawn: new pods stay away, and the pods that must leave" in text
+    fenced = words(seen(told(fences=("device gpu-0 of gpu.nvidia.com, effect NoSchedule",))))
+    assert "The node is withdrawn: new pods come to its other GPUs only, and the pods that must leave" in fenced
     assert "GPU 0 (0000:1b:00.0): " in text
     assert "Happens next the node is withdrawn under a permit" in text
     assert "Waiting for pod a/b may not be evicted yet" in text
