@@ -101,6 +101,8 @@ def test_the_network_policy_is_of_the_agents_pods_and_their_one_port_and_of_noth
     assert spec["policyTypes"] == ["Ingress"]
     (rule,) = spec["ingress"]
     assert rule["ports"] == [{"protocol": "TCP", "port": AGENT["ports"][0]["name"]}]
+    one = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["monitoring"]}
+    assert rule["from"] == [{"namespaceSelector": {"matchExpressions": [one]}}], "all others are kept out"
     assert not POD.get("hostNetwork"), "a policy says nothing about pods of the host's network"
 
 

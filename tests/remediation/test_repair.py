@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.actions.kube import KubeClient
-from agent.config.settings import Config
+from agent.config.settings import Config, Recurrence
 from agent.diagnosis.gpu_processes import clients
 from agent.model.errors import RefusedError
 from agent.model.observation import Missing, Observation, Signal
@@ -400,7 +400,7 @@ def test_a_job_that_somebody_removed_is_a_failed_attempt_and_never_counts_as_a_r
 
 
 def test_a_relapsing_gpu_is_held_for_a_person_and_not_repaired_for_ever() -> None:
-    life = Life(RESET)
+    life = Life(RESET, CONFIG.model_copy(update={"recurrence": Recurrence(enabled=False)}))
     for _ in range(6):
         life.run(300)
         life.breaks()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.commands.explain import stored
-from agent.config.settings import Config, load
+from agent.config.settings import Config, Recurrence, load
 from agent.model.cluster_client import ClusterClient
 from agent.model.errors import ConfigError
 from agent.model.fault import Status, Verdict
@@ -25,6 +25,7 @@ from tests.life import CHECK, CONFIG, Killed, Life, lives
 from tests.observe import GPU, OTHER
 from tests.remediation.test_repair import MERGE, REBOOT, RESET, job_of, returned
 
+FIRST = {"recurrence": Recurrence(enabled=False)}  # each incident counts as the first: nothing is held for hours
 CHECKED = CONFIG.model_copy(update={"repair": CONFIG.repair.model_copy(update={"check": CHECK})})
 
 
@@ -118,7 +119,7 @@ def test_a_node_whose_fault_a_person_dismissed_is_not_checked() -> None:
 
 
 def test_a_fault_during_the_check_is_repaired_first_and_the_check_comes_again() -> None:
-    life = Life(RESET, CHECKED)
+    life = Life(RESET, CHECKED.model_copy(update=FIRST))
     while "check" not in life.repairs:
         life.tick()
     life.breaks(OTHER)
@@ -298,7 +299,7 @@ def test_one_that_the_agents_end_cuts_off_again_and_again_is_a_persons_matter() 
 
 
 def test_a_fault_during_a_diagnosis_is_repaired_first_and_what_was_found_before_proves_nothing() -> None:
-    life = Diagnosed(RESET, demanding(), clients=IDLE)
+    life = Diagnosed(RESET, demanding().model_copy(update=FIRST), clients=IDLE)
     while not life.diagnoses:
         life.tick()
     life.breaks()
