@@ -33,6 +33,7 @@ UUID = f"GPU-{GPU}"
 REMAPPED = 63  # the Xid of a memory row that waits for a reset, as a flag says as well
 TEMPLATES = {"reset_gpu": "reset", "reboot_node": "reboot", "replace_node": "replace"}
 CHECK = "node-check"
+EVIDENCE = "collect-evidence"
 CONFIG = Config.model_validate(
     {
         "mode": "evict",
@@ -335,6 +336,11 @@ class Life:
     def _starts(self, name: str, job: dict[str, Any]) -> None:
         remedy = name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_")
         records = self.records()
+        if remedy == "collect":
+            assert records.collected, "evidence that was not reserved"
+            assert (records.collected.job, self.tainted()) == (name, True)
+            self.repairs.append(remedy)
+            return
         assert records.begun, "a repair that was not reserved"
         assert records.begun[-1].stage.live, "a repair that was not reserved"
         reserved = records.validation.name if records.validation else records.attempts[-1].job
@@ -394,8 +400,8 @@ class Life:
 
 
 def templates(cluster: InMemoryCluster) -> None:
-    """Of the remedies and of the check."""
-    for name in (*TEMPLATES.values(), CHECK):
+    """Of the remedies, of the check and of the evidence."""
+    for name in (*TEMPLATES.values(), CHECK, EVIDENCE):
         spec = {"containers": [{"name": "main", "image": "none"}]}
         job = {"spec": {"template": {"spec": spec}, "ttlSecondsAfterFinished": 60}}
         body = {"metadata": {"name": name}, "spec": {"suspend": True, "jobTemplate": job}}

@@ -57,7 +57,8 @@ class Jobs:
         labels = {**(metadata.get("labels") or {}), **OURS, **of}
         # That it ran must not be forgotten before it was read, by an agent that may be down for a while.
         spec["ttlSecondsAfterFinished"] = max(spec.get("ttlSecondsAfterFinished") or 0, _KEPT_S)
-        limit_s = min(spec.get("activeDeadlineSeconds") or self._repair.deadline_s, self._repair.deadline_s)
+        most_s = self._repair.collect_s if step.remedy == "collect" else self._repair.deadline_s
+        limit_s = max(1, int(min(spec.get("activeDeadlineSeconds") or most_s, most_s)))
         spec |= {"backoffLimit": 0, "activeDeadlineSeconds": limit_s, "parallelism": 1, "completions": 1}
         pod = spec["template"]
         pod["metadata"] = pod.get("metadata") or {}

@@ -99,6 +99,10 @@ class Repair(Section):
     replace_node: str | None = None
     """Suspended CronJobs in the agent's namespace, of which a Job on this node is made."""
     check: str | None = None  # one more: a Job of it must end well before a cured node returns
+    collect: str | None = None
+    """One more: a Job of it takes evidence before the first remedy of an incident, while the node is drained."""
+    collect_s: Seconds = 300
+    """How long that Job may run; the repair waits for it no longer."""
     reset_when_idle: bool = False
     """In mode evict, a degraded GPU whose remedy is reset_gpu is reset once nobody uses it: under a permit, but never
     the last free one. Nobody is evicted for it, and an incident gets one reset."""
@@ -119,7 +123,10 @@ class Repair(Section):
     @property
     def templates(self) -> dict[str, str]:
         """What a Job can be made for, a remedy or the check → the name of its template."""
-        named = {str(remedy): getattr(self, remedy.row.template) for remedy in LADDER} | {"check": self.check}
+        named = {str(remedy): getattr(self, remedy.row.template) for remedy in LADDER} | {
+            "check": self.check,
+            "collect": self.collect,
+        }
         return {what: template for what, template in named.items() if template}
 
     def offers(self, remedy: Remedy) -> bool:

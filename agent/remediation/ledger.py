@@ -85,6 +85,7 @@ class Entry:
     gpus: int = 0  # of the node: they are lost while it is withdrawn
     repairs: tuple[Repair, ...] = ()
     by: End | None = None  # None: it has not ended
+    collected: str = ""  # the Job that took evidence before the repair
     again: int = 0  # how often it came back after its cure, before the node was back in service
     boot_id: str = ""  # when the last moment was noted
     boot_s: int = 0  # and that boot's monotonic clock then; 0: not known

@@ -46,6 +46,8 @@ def _entry(entry: Entry) -> dict[str, Any]:
             [one.remedy, one.number, one.stage, max(0, one.ended_at - onset) if one.ended_at else None]
             for one in entry.repairs
         ]
+    if entry.collected:
+        data["collected"] = entry.collected
     if entry.again:
         data["again"] = entry.again
     if entry.by:
@@ -93,6 +95,7 @@ def _read(value: object) -> Entry:
         strict.whole(data["gpus"]),
         tuple(_repair(one, onset) for one in strict.each(data.get("repairs", []))),
         End(strict.text(data["by"])) if "by" in data else None,
+        strict.text(data.get("collected", "")),
         strict.whole(data.get("again", 0)),
         strict.text(boot_id),
         strict.whole(boot_s),

@@ -57,6 +57,8 @@ def noted(ledger: Ledger, now: Now, records: Records, taints: Iterable[Taint]) -
         entry = _of(entry, treatment, case.verdict)
     if kept := _repairs(records):
         entry = replace(entry, repairs=kept)
+    if records.collected:
+        entry = replace(entry, collected=records.collected.job)
     by = None if treatment else ended_by(entry, case.verdict, case.world)
     if not hard:
         entry = replace(entry, by=by)

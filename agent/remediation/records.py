@@ -99,6 +99,19 @@ class Begun:
     permit: int | None = None  # the number of the draining permit; None: an older agent's word
 
 
+COLLECTS = "gpu-health-collect-"  # with what the name of its Job begins
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The evidence of the incident: by which Job, and since when that is waited for."""
+
+    job: str
+    boot_id: str
+    boot_s: int  # monotonic seconds in that boot
+    over: bool = False  # it ended somehow, or lasted for too long
+
+
 @dataclass(frozen=True, slots=True)
 class Idle:
     """What is known of resets of idle GPUs; it outlives the node's return."""
@@ -119,6 +132,7 @@ class Records:
     validation: Validation | None = None
     labelled: bool | None = None  # whether the label gpu-error is ours; None: it is not there, or nobody wrote it down
     asked: Mapping[str, str] = field(default_factory=dict)  # preset → the incident for which its label asks
+    collected: Collected | None = None  # None: nothing was, so far
 
     def latest(self, attempt: Attempt) -> Records:
         """With the last attempt as it is now."""
@@ -166,6 +180,8 @@ def as_json(records: Records, words: int) -> dict[str, Any]:
         stored["paused"] = True
     if records.labelled is not None:
         stored["labelled"] = records.labelled
+    if made := records.collected:
+        stored["collected"] = [made.job, made.boot_id, made.boot_s, made.over]
     if records.asked:
         stored["asked"] = dict(records.asked)
     if records.drain:
@@ -217,7 +233,13 @@ def from_json(data: Mapping[str, object]) -> Records:
     paused, labelled = strict.flag(data.get("paused", False)), data.get("labelled")
     noted = None if labelled is None else strict.flag(labelled)
     asked = {preset: strict.text(incident) for preset, incident in strict.table(data.get("asked", {})).items()}
-    return Records(tuple(found), paused, begun, _idle(data.get("idle", {})), check, noted, asked)
+    evidence = _collected(data["collected"]) if "collected" in data else None
+    return Records(tuple(found), paused, begun, _idle(data.get("idle", {})), check, noted, asked, evidence)
+
+
+def _collected(value: object) -> Collected:
+    job, boot_id, boot_s, over = strict.each(value)
+    return Collected(strict.text(job), strict.text(boot_id), strict.whole(boot_s), strict.flag(over))
 
 
 def _check(one: Attempt) -> Validation:

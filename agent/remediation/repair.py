@@ -19,10 +19,11 @@ from agent.model.remedy import Proof, Remedy
 from agent.model.steps import On, StartJob, Wait
 from agent.model.world import Job, Pod, World
 from agent.remediation.case import Case, Outcome, Treatment
+from agent.remediation.collect import collected
 from agent.remediation.ladder import aimed, concerns, current, own, possible
 from agent.remediation.nvidia_smi import EXIT_CODES
 from agent.remediation.presets import answers
-from agent.remediation.records import Attempt, Records, Stage
+from agent.remediation.records import COLLECTS, Attempt, Records, Stage
 
 CURED = "the GPUs were cured by somebody else: they stay well for a while first"
 
@@ -99,7 +100,8 @@ def running(world: World) -> str:
 
     A Job that was made for a Node object of this name that is gone is known by its pod alone.
     """
-    jobs = (f"Job {job.name}" for job in world.jobs or () if job.state == "active")
+    active = (job.name for job in world.jobs or () if job.state == "active" and not job.name.startswith(COLLECTS))
+    jobs = (f"Job {name}" for name in active)
     pods = (pod.key for pod in world.pods or () if pod.former and not pod.finished)
     return next(chain(jobs, (f"pod {key}, of a repair that a former Node object began," for key in pods)), "")
 
@@ -113,8 +115,9 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
         if records.attempts or possible(settings, treatment):
             return _restored(records), (Wait(why, On.REPAIR),)
         return _restored(records), (Wait(why if treatment.unproved else CURED),)  # who repairs by hand is not alerted
-    if not drained:
-        return records, ()
+    records, collects, lasts = collected(case, treatment.outstanding, records)
+    if not drained or lasts:
+        return records, collects
     if not local.gathered:
         return records, (Wait("the node's faults are gathered before it is repaired"),)
     if world.jobs is None:

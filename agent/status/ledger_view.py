@@ -33,6 +33,7 @@ def _incident(entry: Entry, at: float) -> dict[str, Any]:
             }
             for one in entry.repairs
         ],
+        "collected": entry.collected or None,
         "ended_by": entry.by,
         "lost_gpu_s": entry.lost_gpu_s(at),
     }

@@ -189,6 +189,12 @@ def test_a_fault_that_comes_back_while_it_is_held_is_the_same_incident() -> None
     assert life.tainted()
 
 
+def test_a_fault_that_a_person_dismissed_holds_no_node() -> None:
+    life = twice()
+    dismiss(life, f"xid-{RESET}@{GPU}")
+    assert until(life, False) <= 2 * POLL_S
+
+
 def test_a_node_that_lost_its_permit_is_not_held() -> None:
     life = twice()
     (name,) = (
