@@ -27,7 +27,7 @@ class Admissions:
     def __init__(self, api: Api, node: str, window_s: float, clock: Callable[[], float]) -> None:
         self._api, self._window_s, self._clock = api, window_s, clock
         selector = quote(f"spec.nodeName={node},status.phase=Failed", safe="")
-        self._path = f"/api/v1/pods?fieldSelector={selector}"
+        self._path = f"/api/v1/pods?fieldSelector={selector}&resourceVersion=0"  # of the server's cache: each node asks
         self._ready, self._begins, self._asked = "", float("-inf"), float("-inf")
         self._known: set[str] | None = None  # pods by UID
         self._at: dict[str, float] = {}  # workload → when one of it was last refused so that it counts

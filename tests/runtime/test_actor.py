@@ -61,7 +61,7 @@ def test_whose_a_pod_is_is_asked_once_and_kept() -> None:
         tell(actor, verdict, pods=frozenset({uid, "gone"}))
         actor.round()
     assert actor.exchange.acted.workloads == {uid: "a/Job/train"}
-    assert sum(path == "/api/v1/pods" for _, path in cluster.requests) == 1
+    assert sum(path == "/api/v1/pods" for _, path in cluster.requests) == 2, "once for the pods that were refused"
 
 
 def test_it_waits_for_the_first_words_of_a_source_and_not_for_one_whose_words_sound_alike() -> None:
