@@ -25,7 +25,7 @@ from agent.model.world import Permit, PermitKind
 
 _PAUSE = "/api/v1/namespaces/{}/configmaps/" + PAUSE_CONFIGMAP
 _CONFIRM_S = 120.0
-_SEEK_S = 60.0  # how often a node that needs no permit looks for one of its own that was out of sight
+_SEEK_S = 120.0  # how often a node that needs no permit looks for one of its own that was out of sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class Permits:
         self._asked = self._began
 
     def found(self, own: str) -> bool:
-        """Whether one of our own that was out of sight is back, to be given back: one of them is read once a minute."""
+        """Whether one of our own that was out of sight is back, to be given back: one is read each two minutes."""
         if not self._unseen or self._clock() - self._sought < _SEEK_S:
             return False
         self._sought, name = self._clock(), self._unseen[0]
