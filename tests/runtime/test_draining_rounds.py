@@ -143,6 +143,10 @@ def test_a_pod_that_can_not_be_evicted_opens_no_circuit_and_is_counted_and_named
     assert (acted.failures, {*acted.failed}) == (0, {"evict"})
     assert [wait.on for wait in acted.waits] == [On.EVICTION, On.EVICTION]
     assert all(f"a/a-0{n}" in wait.why and f"{HOOK}EOF" in wait.why for n, wait in enumerate(acted.waits))
+    node = Node(hook=TROUBLES["fails"])
+    node.pods(2, "a")
+    first = next(one for one in node.round() if one.failed)
+    assert [wait.on for wait in first.waits if wait.why.startswith("could not ")] == [On.EVICTION] * 2, "and at once"
 
 
 def test_a_server_that_answers_nothing_at_all_is_told_from_a_pod_by_the_next_look() -> None:
