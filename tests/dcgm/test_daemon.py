@@ -121,8 +121,8 @@ def test_an_engine_that_comes_back_is_read_again_and_told_in_the_log(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with agent(engine, tmp_path, monkeypatch) as one:
-        one.until(lambda: one.dcgm().up)
-        assert one.dcgm().version == "stand-in"
+        one.until(lambda: one.dcgm().version == "stand-in")
+        assert one.dcgm().up
         engine.answers("error * -21\n", SAME)
         one.until(lambda: not one.dcgm().up)
         engine.answers(gpus=SAME)

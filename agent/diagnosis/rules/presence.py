@@ -47,7 +47,7 @@ def find(history: History, limits: Limits) -> Iterator[Finding]:
     yield from _missing(history, alive, count or 0, limits)
     if limits.expected_gpus is not None and count is not None and count < limits.expected_gpus:
         yield COUNT.found(alive, limits, f"{count:.0f} GPUs where {limits.expected_gpus} are expected", pci="")
-    elif count == 0 and not dict(missing(alive)):  # none is given away either
+    elif count == 0 and not [*missing(alive), *unread(history, limits.silent_s)]:  # none is given away, or silent
         yield NONE.found(alive, limits, f"{NONE.meaning} ({history.offer.due or 'the driver is loaded'})", pci="")
     if count and history.offer.withheld:
         offers = ", ".join(f"0 of {there} {resource}" for resource, there in history.offer.withheld.items())
