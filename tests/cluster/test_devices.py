@@ -22,13 +22,16 @@ KEY = "gpu-health-agent/unhealthy"
 
 
 @pytest.fixture(scope="module")
-def plane(plane: ControlPlane) -> ControlPlane:
+def plane(plane: ControlPlane) -> Iterator[ControlPlane]:
     """With the component, and a class of devices for everybody's claims."""
-    for part in ("rbac", "policies"):
-        plane.kubectl("apply", "-f", str(OVERLAYS.parent / "components" / "dra" / f"{part}.yaml"))
+    folder = OVERLAYS.parent / "components" / "dra"
+    added = [word for part in ("rbac", "policies") for word in ("-f", str(folder / f"{part}.yaml"))]
+    plane.kubectl("apply", *added)
     every = {"selectors": [{"cel": {"expression": f"device.driver == '{DRIVER}'"}}]}
     plane.must("POST", f"{DRA}/deviceclasses", {"metadata": {"name": "gpus"}, "spec": every})
-    return plane
+    yield plane
+    plane.kubectl("delete", *added)
+    plane.must("DELETE", f"{DRA}/deviceclasses/gpus")
 
 
 @pytest.fixture
@@ -71,13 +74,17 @@ def claims(site: Site, name: str, pin: str | None = None) -> None:
 def pod(site: Site, app: str) -> dict[str, Any]:
     path = f"/api/v1/namespaces/{site.name}/pods?labelSelector=app%3D{app}"
     there = [one for one in site.plane.must("GET", path)["items"] if not one["metadata"].get("deletionTimestamp")]
-    return dict(there[0])
+    return dict(there[0]) if there else {}
 
 
-def given(site: Site, app: str) -> tuple[str, str]:
-    """Pool and device of its claim."""
-    (status,) = pod(site, app)["status"]["resourceClaimStatuses"]
-    claim = site.plane.must("GET", f"{DRA}/namespaces/{site.name}/resourceclaims/{status['resourceClaimName']}")
+def given(site: Site, app: str) -> tuple[str, str] | None:
+    """Pool and device of its claim; None while it has none."""
+    made = pod(site, app).get("status", {}).get("resourceClaimStatuses")
+    if not made:
+        return None
+    claim = site.plane.must("GET", f"{DRA}/namespaces/{site.name}/resourceclaims/{made[0]['resourceClaimName']}")
+    if "allocation" not in claim.get("status", {}):
+        return None
     (result,) = claim["status"]["allocation"]["devices"]["results"]
     return result["pool"], result["device"]
 
@@ -97,7 +104,9 @@ def test_one_device_is_fenced_its_pod_leaves_a_new_claim_lands_elsewhere_and_a_k
     with site._pinned(here):
         claims(site, "good")
         claims(site, "bad")
-    stays, (_, device) = pod(site, "good")["metadata"]["uid"], given(site, "bad")
+    stays, was = pod(site, "good")["metadata"]["uid"], given(site, "bad")
+    assert was
+    device = was[1]
     rule = f"gpu-health-agent.{here}.{DRIVER}.{device}"
     running = agent(simulate="idle", kubeconfig=kubeconfig, presets=["dra"])
     running.wait_for_simulation()
@@ -115,11 +124,12 @@ def test_one_device_is_fenced_its_pod_leaves_a_new_claim_lands_elsewhere_and_a_k
     running.start()
     site.plane.wait("fenced", lambda: rules(site) == {rule: "NoSchedule"})
     assert [(t["key"], t["effect"]) for t in site.node()["spec"]["taints"]] == [(KEY, "PreferNoSchedule")]
-    site.plane.wait("its pod left", lambda: given(site, "bad") != (here, device) and site.running("bad"))
+    site.plane.wait("its pod left", lambda: given(site, "bad") not in (None, was) and site.running("bad"))
     assert pod(site, "good")["metadata"]["uid"] == stays
     claims(site, "new", pin=here)
-    assert given(site, "new")[0] == here, "the node's others stay in service"
-    assert given(site, "new")[1] != device
+    new = given(site, "new")
+    assert new, "the node's others stay in service"
+    assert (new[0], new[1] != device) == (here, True)
     (said,) = running.state()["fences"]
     assert "1 pod would be evicted" in said
     running.inject("--gpu", device.removeprefix("gpu-"), "--clear")
