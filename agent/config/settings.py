@@ -148,8 +148,8 @@ class Recurrence(Section):
     """Off: each incident counts as the first."""
     window_s: Seconds = 2_592_000  # how long an incident that ended well is remembered for it
     hold_s: Seconds = 21_600
-    """How long a node whose fault recurred stays out of service after its cure, with its permit; it doubles with each
-    further time."""
+    """How long a node whose fault recurred stays out of service after its cure, with its permit, while the pool has
+    another one free; it doubles with each further time."""
     most_hold_s: Seconds = 86_400  # and no longer than this
     watch_s: Seconds = 86_400
     """How long it bears the soft taint after its return."""

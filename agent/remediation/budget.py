@@ -43,9 +43,18 @@ def free_permit(world: World, kind: PermitKind, budget: Budget, left_free: int =
     if world.permits is None:
         return None
     out = world.out if kind is PermitKind.WITHDRAWN and not world.withdrawn else ()
-    left = allowed(world, kind, budget) - len(out) - left_free
-    held = {permit.index for permit in world.permits if permit.kind is kind and _counts(permit)}
+    left, held = allowed(world, kind, budget) - len(out) - left_free, _held(world, kind)
     return next((index for index in range(left) if index not in held), None) if len(held) < left else None
+
+
+def left_for_others(world: World, budget: Budget) -> bool:
+    """Whether a node in service that turns fatal finds a withdrawn permit free beside ours."""
+    kind = PermitKind.WITHDRAWN
+    return len(_held(world, kind)) + len(world.out) < allowed(world, kind, budget)
+
+
+def _held(world: World, kind: PermitKind) -> set[int]:
+    return {permit.index for permit in world.permits or () if permit.kind is kind and _counts(permit)}
 
 
 def beyond(world: World, budget: Budget) -> bool:

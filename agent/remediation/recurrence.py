@@ -15,11 +15,13 @@ from agent.model.remedy import Remedy
 from agent.model.steps import On, Wait
 from agent.model.text import printable, rfc3339
 from agent.model.world import PermitKind
+from agent.remediation.budget import left_for_others
 from agent.remediation.case import Case, Treatment
 from agent.remediation.ledger import DRILL, End, Entry, Moment, Suspect, ended_by, stands
 from agent.remediation.ledger_json import load
 
 DISMISSED = "recurrence@node"  # the word by which a person wants none of it on this node
+_FREE = "another withdrawn permit of the pool is free"
 _HARDEST = 3  # level of DCGM's diagnosis: the fourth takes hours
 
 
@@ -75,6 +77,8 @@ def held(case: Case) -> tuple[Wait, ...]:
     told, world = of_incident(case), case.world
     if not told.hold_s or case.config.mode is Mode.OBSERVE or world.held(PermitKind.WITHDRAWN) is None:
         return ()
+    if world.pool_size and not left_for_others(world, case.config.budget):  # a broken GPU goes first
+        return ()
     entry = _entries(case)[-1]
     if stands(entry, case.verdict) or ended_by(entry, case.verdict, world) is not End.PROOF:
         return ()
@@ -108,13 +112,15 @@ def outlook(entries: Sequence[Entry], settings: Recurrence, at: float) -> tuple[
     if told.hold_s and entries[-1].by is None:
         if proved := entries[-1].times.get(Moment.PROVED):
             return (_held(told, proved),)
-        return (f"{told.why}: once it is cured it stays out of service for {told.hold_s / 3600:g} h more",)
+        hours = f"{told.hold_s / 3600:g} h more"
+        return (f"{told.why}: once it is cured it stays out of service for {hours}, while {_FREE}",)
     return _watched(entries, settings, at)
 
 
 def _held(told: Care, proved: float) -> str:
     until = rfc3339(proved + told.hold_s, "seconds")
-    return f"{told.why}: cured, it stays out of service, with its permit, until {until}; {DISMISSED} dismisses this"
+    held = f"cured, it stays out of service, with its permit, until {until} and while {_FREE}"
+    return f"{told.why}: {held}; {DISMISSED} dismisses this"
 
 
 def _watched(entries: Sequence[Entry], settings: Recurrence, at: float) -> tuple[str, ...]:

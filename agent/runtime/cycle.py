@@ -184,11 +184,11 @@ def _unheard(verdict: Verdict) -> bool:
 
 
 def _wants_permit(cycle: Cycle, judged: Judged, verdict: Verdict) -> bool:
-    config = cycle.config
+    config, held = cycle.config, cycle.world is not None and cycle.world.withdrawn  # that may have to give way
     least = Severity.DEGRADED if config.policy.degraded_effect == "NoSchedule" else Severity.FATAL
     bad = any(fault.finding.severity >= least and not fault.aside for fault in verdict.faults)
     idle = any(not judged.clients.get(fault.uuid) for fault in wanted(verdict, config, cycle.failed_resets))
-    return (bad or idle) and config.mode is not Mode.OBSERVE
+    return (bad or idle or held) and config.mode is not Mode.OBSERVE
 
 
 def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> Cycle:

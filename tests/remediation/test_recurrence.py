@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.actions.fleet import read_fleet
-from agent.config.settings import Config, Recurrence
-from agent.model.names import HISTORY_ANNOTATION, SOFT_TAINT
+from agent.config.settings import Budget, Config, Recurrence
+from agent.model.names import HISTORY_ANNOTATION, OUT_LABEL, SOFT_TAINT
 from agent.remediation.ledger import DRILL, End, Entry, Moment, Suspect
 from agent.remediation.ledger_json import load
 from agent.remediation.recurrence import Care, care
@@ -21,7 +21,10 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
 SETTINGS = Recurrence()
 OWN = Suspect(GPU, "GPU-a", "165")
 HOLD_S, WATCH_S = 400, 600
-RECURRING = {"recurrence": Recurrence(hold_s=HOLD_S, most_hold_s=2 * HOLD_S, watch_s=WATCH_S)}
+RECURRING = {
+    "recurrence": Recurrence(hold_s=HOLD_S, most_hold_s=2 * HOLD_S, watch_s=WATCH_S),
+    "budget": Budget(max_withdrawn=2, max_draining=2),
+}
 
 
 def incident(day: float, *suspects: Suspect, by: End | None = End.PROOF, rule: str = "xid-95@x") -> Entry:
@@ -204,6 +207,25 @@ def test_a_node_that_lost_its_permit_is_not_held() -> None:
     )
     life.cluster("DELETE", f"{LEASES}/{name}", None)
     assert until(life, False) <= 2 * POLL_S
+
+
+def test_a_held_node_gives_way_when_another_would_find_no_permit() -> None:
+    life = twice()
+    life.run(POLL_S * 3)
+    assert life.tainted()
+    out = {"metadata": {"labels": {OUT_LABEL: "true"}}}
+    life.cluster("PATCH", "/api/v1/nodes/n2", out, "application/merge-patch+json")
+    assert until(life, False) < HOLD_S / 2
+    assert soft(life), "it is watched all the same"
+
+
+def test_a_pool_with_a_single_permit_holds_no_node() -> None:
+    life = Life(RESET, config=CONFIG.model_copy(update={**RECURRING, "budget": Budget(max_withdrawn=1)}))
+    for _ in range(2):
+        until(life, True)
+        assert until(life, False, 300)
+        life.run(100)
+        life.breaks()
 
 
 def test_every_consequence_is_told_on_the_node_and_to_whoever_asks() -> None:
