@@ -94,15 +94,22 @@ def simulate(
     actor = Actor(config, client, False, story.tell)
     _clean(directory)
     daemon = Daemon(config, node, actor, story.tell, supervisor(config, directory))
-    daemon.listener, daemon.judged, actor.did = story.see, story.judged, story.did
-    server = _serve(config, daemon)
-    story.open(scenario, config, node, server.port, connect is None)
     timers = [threading.Timer(step.at_s, story.say, (step.say,)) for step in scenario.steps if step.say]
     if scenario.duration_s:
         timers.append(threading.Timer(scenario.duration_s, stop.set))
+    waiting = list(timers)
+
+    def see(observation: Observation) -> None:
+        """The steps are played from NVML's start on, which takes its time on a busy machine."""
+        while observation.source == "nvml" and waiting:
+            waiting.pop().start()
+        story.see(observation)
+
+    daemon.listener, daemon.judged, actor.did = see, story.judged, story.did
+    server = _serve(config, daemon)
+    story.open(scenario, config, node, server.port, connect is None)
     for timer in timers:
         timer.daemon = True
-        timer.start()
     daemon.run(stop)
     for timer in timers:
         timer.cancel()

@@ -31,7 +31,7 @@ def says(told: object) -> list[str]:
 
 def started(path: Path) -> int:
     """Its pid, once it says that it runs."""
-    due = time.monotonic() + 20
+    due = time.monotonic() + 60
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < due
         time.sleep(0.01)

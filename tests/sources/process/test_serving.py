@@ -63,7 +63,7 @@ def other(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 def gather(remote: Remote, true: Callable[[list[Observation]], object]) -> list[Observation]:
     """What came until it was true."""
     seen: list[Observation] = []
-    due = time.monotonic() + 20
+    due = time.monotonic() + 60
     while not true(seen):
         assert time.monotonic() < due, (seen[-3:], remote.statuses)
         seen += remote.turn(0.2)
