@@ -18,6 +18,7 @@ from agent.model.errors import RefusedError, UnreachableError
 _SELDOM_S, _SOON_S = 300.0, 60.0  # between two reads: of a node that refuses nobody, and of one that did lately
 _BEGINS_S = 600.0  # so long a kubelet that began anew may refuse pods
 _REFUSED = "UnexpectedAdmissionError"
+_MOST = 1000  # of a node's pods that failed, with the metadata of each
 _UNREADABLE = (KeyError, TypeError, AttributeError)
 
 
@@ -48,9 +49,13 @@ class Admissions:
         return tuple(sorted(self._at))
 
     def _read(self, now: float) -> None:
-        answer = ask(self._api, "GET", self._path, None, JSON, TABLE)
-        status = [column["name"] for column in answer["columnDefinitions"]].index("Status")
-        rows = [row["object"]["metadata"] for row in answer.get("rows") or () if row["cells"][status] == _REFUSED]
+        if not (there := [words for words, _ in self._rows("None")]).count(_REFUSED):
+            self._known = set()
+            return
+        if len(there) > _MOST:  # a list of them all would be too much; it goes on as it did
+            self._at, self._last = dict.fromkeys(self._at, now), now
+            return
+        rows = [row["object"]["metadata"] for words, row in self._rows("Metadata") if words == _REFUSED]
         new = [pod for pod in rows if self._known is not None and pod["uid"] not in self._known]
         self._known = {pod["uid"] for pod in rows}
         if new and now - self._last >= self._window_s:
@@ -58,3 +63,9 @@ class Admissions:
         self._last = now if new else self._last
         if now - self._begins >= _BEGINS_S:
             self._at |= dict.fromkeys((workload(pod) for pod in new), now)
+
+    def _rows(self, included: str) -> list[tuple[str, dict[str, Any]]]:
+        """Each pod that failed: what kubectl prints as its status, and its row."""
+        answer = ask(self._api, "GET", f"{self._path}&includeObject={included}", None, JSON, TABLE)
+        status = [column["name"] for column in answer["columnDefinitions"]].index("Status")
+        return [(str(row["cells"][status]), row) for row in answer.get("rows") or ()]

@@ -85,7 +85,10 @@ def of_node(api: Api, node: str, config: Config | None) -> dict[str, Any]:
         why = list(waits(node, world.labels, kept, read_fleet_without_nodes(api, config.budget), config))
     except RefusedError as error:  # to a person who may not list Leases or Nodes
         why = [f"perhaps a permit, which can't be seen: {error}"] if kept.faults else []
-    recurs = outlook(load_ledger(world.history).entries, config.recurrence, time.time())
+    try:
+        recurs = outlook(load_ledger(world.history).entries, config.recurrence, time.time())
+    except MalformedError as error:
+        recurs = (f"a person: annotation {HISTORY_ANNOTATION}: {error}",)
     return {**state, "waits": [*why, *state["waits"], *recurs]}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import deque
-from contextlib import suppress
 from pathlib import Path
 
 from agent.config.settings import Config
@@ -72,6 +71,7 @@ class FlightRecorder(Recorder):
         self._folder, self._whole = folder, threading.RLock()
         self._fatal: frozenset[str] = frozenset()
         self._file_name, self._due = "", 0.0
+        self._writes = threading.Lock()  # a disk that hangs keeps one thread, not many
         super().__init__(self.segments, config, node, sources)
 
     def judged(self, now: float, wall: float, seen: list[Observation], orders: Orders, verdict: Verdict) -> None:
@@ -95,12 +95,13 @@ class FlightRecorder(Recorder):
             super().planned(verdict, world, local, steps)
 
     def _keep(self) -> None:
-        written = (self._folder, self._file_name, self.segments.whole())
-        threading.Thread(target=_write, args=written, daemon=True).start()
+        if self._writes.acquire(blocking=False):
+            written = (self._folder, self._file_name, self.segments.whole(), self._writes)
+            threading.Thread(target=_write, args=written, daemon=True).start()
 
 
-def _write(folder: Path, name: str, data: tuple[bytes, ...]) -> None:
-    with suppress(OSError):  # evidence is worth no trouble of the agent's
+def _write(folder: Path, name: str, data: tuple[bytes, ...], writes: threading.Lock) -> None:
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         new = folder / f".{name}"
         new.touch(mode=0o600)
@@ -108,6 +109,10 @@ def _write(folder: Path, name: str, data: tuple[bytes, ...]) -> None:
         new.rename(folder / name)
         for old in kept(folder)[:-MOST_FILES]:
             old.unlink()
+    except OSError:
+        pass  # evidence is worth no trouble of the agent's
+    finally:
+        writes.release()
 
 
 def kept(folder: Path) -> list[Path]:

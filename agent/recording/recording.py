@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -81,7 +81,7 @@ class Recorder:
         decision = self._planned.planned(verdict, steps)
         if decision is None:
             return
-        text = json.dumps(plain_world(world), default=sorted, separators=(",", ":"))
+        text = _json(plain_world(world))
         new = {} if text == self._world else {"world": json.loads(text)}
         self._world = text
         self._write({"plan": verdict.at, "local": asdict(local), **new}, decision)
@@ -123,7 +123,7 @@ class Recorder:
         """A line, and right after it what was decided from it."""
         if self.trouble:
             return
-        text = json.dumps(line, default=sorted, separators=(",", ":")) + "\n"
+        text = _json(line) + "\n"
         if decision is not None:
             text += f'{{"decision":{decision}}}\n'
         try:
@@ -237,6 +237,15 @@ def _orders(line: dict[str, Any]) -> dict[str, Any] | None:
     before = {uuid: Reset("", float("inf"), 0.0) for uuid in new["resets"]}
     ours = {uuid: dict(zip(_RESET, one, strict=True)) for uuid, one in new.get("our_resets", {}).items()}
     return {**new, "resets": {**before, **ours}}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=plain_set, separators=(",", ":"))
+
+
+def plain_set(value: frozenset[Any]) -> list[Any]:
+    """A set, into which ``asdict`` does not look."""
+    return [asdict(one) if is_dataclass(one) and not isinstance(one, type) else one for one in sorted(value)]
 
 
 def plain_world(world: World) -> dict[str, Any]:

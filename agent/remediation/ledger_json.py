@@ -88,6 +88,8 @@ def _read(value: object) -> Entry:
     onset = strict.second(data["onset"])
     after = {Moment(name): strict.second(s) for name, s in strict.table(data["after"]).items()} | {Moment.ONSET: 0}
     boot_id, boot_s = strict.each(data.get("clock", ["", 0]))
+    if "by" in data and Moment.ENDED not in after:
+        raise ValueError("an incident that somebody ended, without its end")
     return Entry(
         {moment: onset + after[moment] for moment in Moment if moment in after},
         strict.texts(data["faults"]),

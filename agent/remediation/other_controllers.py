@@ -53,16 +53,18 @@ def clients_paused(labels: Mapping[str, str]) -> bool:
     return any(key.startswith(_CLIENTS) and value.startswith("paused-for-") for key, value in labels.items())
 
 
-def released(labels: Mapping[str, str], records: Records, heard: frozenset[str] | None) -> str:
+def released(labels: Mapping[str, str], records: Records, heard: frozenset[str] | None, asked: bool) -> str:
     """Why our own processes must hold no GPU now; empty if they may.
 
     A reset that is reserved waits until its GPUs were ``heard`` in this life of the agent, for an earlier one may have
-    done it; None: that was waited for long enough.
+    done it; None: that was waited for long enough. One of an idle GPU also waits until it was ``asked`` which pod holds
+    which, for nobody is while NVML is closed.
     """
     if why := upgrading(labels):
         return why
     live = records.live
-    looked = not live or live.stage is Stage.STARTED or heard is None or heard.issuperset(live.uuids)
+    asked = asked or not records.idle.withdrawn
+    looked = not live or live.stage is Stage.STARTED or heard is None or (asked and heard.issuperset(live.uuids))
     if live and live.remedy is Remedy.RESET_GPU and looked:
         return "the GPU is being reset"
     return ""

@@ -30,7 +30,7 @@ from agent.remediation.records import Attempt, Records
 from agent.remediation.stored import kept, restored
 from agent.runtime.claim import claimed
 from agent.runtime.exchange import Judged
-from agent.runtime.patience import PUT_OFF, changes, goes_on, put_off_s, spent
+from agent.runtime.patience import PUT_OFF, changes, goes_on, is_spare, put_off_s, spent
 from agent.runtime.pod_gpus import Holders, with_gpus
 from agent.runtime.watched import Watched, watched
 
@@ -63,6 +63,7 @@ class Cycle:
     failed_resets: Mapping[str, Attempt] = field(default_factory=dict)  # by the faults' ids: they cured nothing
     keep_off: str = ""  # why no process of ours may hold a GPU now
     keep_off_from: float = 0.0  # when the look began that found so first
+    asked: bool = False  # which pod holds which GPU is known, by an answer in this life
     opted_out_at: float = 0.0  # when a look last found the node opted out
     spent_from: float = 0.0  # since when it waits for a permit; 0: it does not
     standing: bool = True  # the node bears a taint that takes a permit, or has one; assumed until a look at both
@@ -162,7 +163,8 @@ def turn(
     decided(planned)
     takes = any(isinstance(step, TakePermit) for step in planned.acts)  # whatever becomes of what it is taken for
     spent_from = (cycle.spent_from or now()) if spent(planned.waits) and not cycle.standing else 0.0
-    cycle = replace(cycle, world=planned.world, standing=cycle.standing or takes, spent_from=spent_from)
+    asked = cycle.asked or planned.local.holders is not None
+    cycle = replace(cycle, world=planned.world, standing=cycle.standing or takes, spent_from=spent_from, asked=asked)
     looked(cycle)
     so_far = Turn(cycle, planned.waits, look_s=look_s, gathers_s=gathers_s, planned=planned)
     if spent_from and (later_s := put_off_s(planned.world, planned.acts, now() - spent_from)):
@@ -171,11 +173,10 @@ def turn(
         would = tuple(Wait(f"dry run: would {describe(step)}") for step in planned.acts)
         return replace(so_far, waits=(*would, *planned.waits))
     ended = _done(so_far, planned, client, now, did)
-    stopped = any(wait.on is On.STOPPED for wait in planned.waits)
-    waits_for = wants or verdict.fatal or stopped or (planned.waits and resettable(verdict.faults))
-    probation = any(wait.on is On.PROBATION for wait in planned.waits)
-    rests = probation or not goes_on(planned.world, planned.acts)
-    queued = rests if cycle.standing else bool(waits_for or probation)
+    on = {wait.on for wait in planned.waits}
+    waits_for = wants or verdict.fatal or On.STOPPED in on or (planned.waits and resettable(verdict.faults))
+    rests = On.PROBATION in on or not goes_on(planned.world, planned.acts)
+    queued = rests if cycle.standing else bool(waits_for or On.PROBATION in on)
     return replace(ended, queued=queued and not (ended.again or ended.cut or ended.failed))
 
 
@@ -197,8 +198,8 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
     before = records.drain.returns if records.drain else {}  # what the agent's last life counted in this drain
     returned = cycle.returned if cycle.started and records.drain else before
     acts = config.mode is Mode.EVICT and not cycle.dry_run
-    waited, heard = now - cycle.began >= config.repair.prove_s, verdict.heard if verdict else frozenset()
-    keep_off = released(world.labels, records, None if waited else heard) if acts else upgrading(world.labels)
+    heard = None if now - cycle.began >= config.repair.prove_s else verdict.heard if verdict else frozenset[str]()
+    keep_off = released(world.labels, records, heard, cycle.asked) if acts else upgrading(world.labels)
     # A hidden permit can't be given back: nothing of it is done here, and who needs one is told of it.
     standing = world.withdrawn or any(p.holder == world.holder and not p.hidden for p in world.permits or ())
     seen = watched(cycle.watched, records, world, cycle.look_began, now, cycle.looked_at, cycle.aside)
@@ -256,8 +257,7 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
     waits, again, left, begun = so_far.waits, False, set[str](), False
 
     def ended(**more: Any) -> Turn:
-        # Whom somebody refused before is asked again in a while, and not at once.
-        cut = bool(left.difference(world.refused))
+        cut = bool(left.difference(world.refused))  # whom somebody refused before is asked again in a while
         facts = {"done": tuple(done), "failed": tuple(failed), "waits": waits, "again": again, "cut": cut}
         return replace(so_far, **{**facts, **more})
 
@@ -281,7 +281,7 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
                     until = float("-inf")  # the next look shows whether it is the server that doesn't answer
                 continue
             sentence = f"could not {describe(step)}: {error}"
-            if isinstance(step, Announce) and not isinstance(error, CredentialsError):  # the last steps of a plan
+            if is_spare(step) and not isinstance(error, CredentialsError):
                 waits = (*waits, Wait(sentence, On.REFUSED)) if failed.count(kind(step)) == 1 else waits
                 until = float("-inf") if isinstance(error, UnreachableError) else until
                 continue

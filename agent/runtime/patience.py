@@ -6,8 +6,21 @@ import random
 from collections.abc import Iterable
 
 from agent.actions.pool import share_s
-from agent.model.steps import Announce, AskCheckpoint, Delete, Evict, On, Report, Retaint, Step, TakePermit, Wait
+from agent.model.steps import (
+    Announce,
+    AskCheckpoint,
+    Delete,
+    Evict,
+    On,
+    Report,
+    Retaint,
+    StartJob,
+    Step,
+    TakePermit,
+    Wait,
+)
 from agent.model.world import World
+from agent.remediation.collect import COLLECT
 from agent.remediation.situation import under_way
 
 LONGEST_S = 60.0  # a pause of all agents is heard within a minute
@@ -28,6 +41,11 @@ def changes(step: Step, waits: bool) -> bool:
     """
     still = isinstance(step, AskCheckpoint | Evict | Delete | TakePermit | Announce)
     return not still and not (waits and isinstance(step, Report))
+
+
+def is_spare(step: Step) -> bool:
+    """Whether the steps after it are done though it was refused: an Event, or the Job that collects evidence."""
+    return isinstance(step, Announce) or (isinstance(step, StartJob) and step.remedy == COLLECT)
 
 
 def put_off_s(world: World, acts: Iterable[Step], waited_s: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agent.actions import admissions
 from agent.actions.kube import KubeClient
 from agent.config.settings import Config
 from agent.simulation.in_memory_cluster import InMemoryCluster
@@ -81,3 +82,16 @@ def test_a_node_that_refuses_nobody_is_asked_each_five_minutes_and_one_that_may_
         lambda method, path, *more: (403, {}) if "pods?" in path else node.made(method, path, *more), "n1", Config()
     )
     assert client.look(closely=False).offer.refused == ()
+
+
+def test_more_refused_pods_than_can_be_read_leave_what_was_told_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admissions, "_MOST", 3)
+    node = Node()
+    node.refuses("a")
+    node.passes(16 * A_MINUTE)
+    for workload in ("b", "b"):
+        node.refuses(workload)
+    assert node.passes(5 * A_MINUTE) == ("research/Job/b",)
+    for _ in range(5):
+        node.refuses("c")
+    assert node.passes(2 * AN_HOUR) == ("research/Job/b",)

@@ -160,8 +160,11 @@ def test_removed_by_its_overlay_it_leaves_nothing_in_the_cluster(plane: ControlP
     left = plane.kubectl("get", kinds, "-o", "name").splitlines()
     ours = {name for name in left if "gpu-health-agent" in name}
     assert ours <= {
-        f"clusterrole{kind}.rbac.authorization.k8s.io/gpu-health-agent-hardened" for kind in ("", "binding")
-    } | {
-        f"validatingadmissionpolicy{kind}.admissionregistration.k8s.io/gpu-health-agent-pod-status"
+        f"clusterrole{kind}.rbac.authorization.k8s.io/gpu-health-agent-{name}"
         for kind in ("", "binding")
+        for name in ("dra", "hardened")
+    } | {
+        f"validatingadmissionpolicy{kind}.admissionregistration.k8s.io/gpu-health-agent-{name}"
+        for kind in ("", "binding")
+        for name in ("fences", "pod-status")
     }, "what another overlay brought, which isn't this one's to remove"

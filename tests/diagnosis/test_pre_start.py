@@ -145,10 +145,10 @@ def test_a_reset_that_an_earlier_life_reserved_waits_until_its_gpus_were_heard()
     def records(stage: Stage) -> Records:
         return Records((Attempt(Remedy.RESET_GPU, 1, "job", ("GPU-a",), "boot", stage),))
 
-    assert released({}, records(Stage.RESERVED), frozenset()) == ""
-    assert released({}, records(Stage.RESERVED), frozenset({"GPU-a"})) == "the GPU is being reset"
-    assert released({}, records(Stage.RESERVED), None) == "the GPU is being reset"
-    assert released({}, records(Stage.STARTED), frozenset()) == "the GPU is being reset"
+    assert released({}, records(Stage.RESERVED), frozenset(), True) == ""
+    assert released({}, records(Stage.RESERVED), frozenset({"GPU-a"}), True) == "the GPU is being reset"
+    assert released({}, records(Stage.RESERVED), None, True) == "the GPU is being reset"
+    assert released({}, records(Stage.STARTED), frozenset(), True) == "the GPU is being reset"
 
 
 def record(signal: Signal, pci: str, raw: str, value: Value = None) -> Observation:

@@ -15,10 +15,11 @@ from agent.cli import main
 from agent.commands.evidence import archive
 from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
+from agent.model.devices import Device
 from agent.model.fault import Verdict
 from agent.model.observation import Observation
 from agent.model.steps import GivePermit
-from agent.model.world import Local, PermitKind, World
+from agent.model.world import Local, PermitKind, Pod, World
 from agent.recording.flight import MOST_BYTES, MOST_FILES, FlightRecorder, Segments, kept
 from agent.recording.recording import Recording, Round
 from tests.observe import OTHER, START, alive, fields, ids, reading, xid
@@ -145,7 +146,8 @@ def packed(flight: Flight, pods: bool) -> dict[str, bytes]:
 def test_an_archive_replays_to_the_same_verdict_and_names_pods_only_when_asked(tmp_path: Path) -> None:
     flight = Flight(tmp_path)
     flight.polls(30)
-    world = World("n1", "uid", labels={})
+    given = frozenset({Device("gpu.example.com", "n1", "gpu-0")})  # by a ResourceClaim
+    world = World("n1", "uid", labels={}, pods=(Pod("research", "train", "uid-1", devices=given),))
     flight.recorder.planned(
         flight.verdicts[-1], world, Local(holders={"research/train": None}), (GivePermit(PermitKind.DRAINING, 0),)
     )

@@ -17,7 +17,7 @@ from agent.commands.explain import stored
 from agent.config.settings import Budget, Config, Mode, Recurrence, Repair
 from agent.model.errors import MalformedError, RefusedError
 from agent.model.fault import Status, Verdict
-from agent.model.names import HARD_TAINT, PERMIT_VALID_S
+from agent.model.names import HARD_TAINT
 from agent.model.remedy import Remedy
 from agent.model.world import Local
 from agent.remediation.plan import plan
@@ -563,7 +563,7 @@ def test_twelve_nodes_degraded_alike_keep_the_budget_and_each_is_reset_once() ->
 
 
 def test_killed_before_its_job_was_seen_the_node_waits_for_it_as_it_is_and_goes_on_as_soon_as_it_may() -> None:
-    """The life before may have asked for the Job: it must meet no pod. After five minutes none of its can come."""
+    """The life before may have asked for the Job: it must meet no pod."""
     life = idle()
     template = life.cluster._objects.pop(("cronjobs", "gpu-health-agent", "reset"))
     life.run(30)
@@ -574,7 +574,7 @@ def test_killed_before_its_job_was_seen_the_node_waits_for_it_as_it_is_and_goes_
     life.run(20)
     assert (life.tainted(), life.repairs) == (True, [])
     life.resources = known
-    life.run(PERMIT_VALID_S + 60)
+    life.run(40)
     assert life.repairs == ["reset_gpu"]
     life.run(200)
     assert (life.repairs, returned(life)) == (["reset_gpu"], True)

@@ -147,8 +147,19 @@ def test_a_second_fault_is_noted_with_the_first_and_a_later_one_apart() -> None:
     assert [one.faults for one in ledger(life).entries][1:] == [(f"xid-{RESET}@{GPU}",)]
 
 
+ENDLESS = '{"onset":1000,"after":{"verdict":1},"faults":["xid-79@x"],"gpus":8,"by":"proof"}'  # ended, and not when
+
+
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"version":2}', '{"version":1,"incidents":[{"onset":1e999}]}', "x" * 9000]
+    "text",
+    [
+        "{",
+        "[]",
+        '{"version":2}',
+        '{"version":1,"incidents":[{"onset":1e999}]}',
+        f'{{"version":1,"incidents":[{ENDLESS}]}}',
+        "x" * 9000,
+    ],
 )
 def test_one_that_nobody_can_read_is_told_and_left_and_stops_nothing(text: str) -> None:
     life = Life(RESET)
