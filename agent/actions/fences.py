@@ -10,7 +10,7 @@ from urllib.parse import quote
 from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.model.devices import CLOSED, TRIED, Device, Fence
 from agent.model.errors import RefusedError, UnreachableError
-from agent.model.names import FENCE_RULE, GPUS_ANNOTATION, HARD_TAINT, MANAGED_BY_LABEL
+from agent.model.names import FENCE_RULE, GPUS_ANNOTATION, HARD_TAINT, MANAGED_BY_LABEL, NODE_UID_LABEL
 from agent.model.steps import LiftFence, SetFence
 from agent.model.text import printable
 
@@ -27,8 +27,9 @@ class Fences:
         self._api, self._node, self._clock = api, node, clock
         self._seen: dict[str, tuple[float, str]] = {}  # rule's UID → since when, and what an eviction would hit
         self._refused, self._refused_at = "", float("-inf")
+        self._all = True  # one that an earlier version set has no label, and may be found in a life's first list
         self._unread = ""  # why they could not be listed
-        self.there: tuple[Fence, ...] | None = None  # None: not asked in this life
+        self.there: tuple[Fence, ...] | None = None  # None: not known in this life
 
     @property
     def trouble(self) -> str:
@@ -36,16 +37,22 @@ class Fences:
         lately = self._clock() - self._refused_at < _REFUSED_S
         return self._unread or (self._refused if lately else "")
 
-    def look(self) -> None:
+    def look(self, node_uid: str) -> None:
         """UnreachableError. One who may not list them knows what he knew."""
+        selector = "" if self._all else f"?labelSelector={quote(f'{NODE_UID_LABEL}={node_uid}', safe='')}"
         try:
-            items = ask(self._api, "GET", RULES)["items"]
+            items = ask(self._api, "GET", f"{RULES}{selector}")["items"]
         except RefusedError as refused:
-            served = refused.status != HTTPStatus.NOT_FOUND
-            why = printable(str(refused))[:200] if served else "it serves no DeviceTaintRule, as Kubernetes 1.37 does"
-            self._unread, self.there = f"the API server: {why}", self.there or ()
+            if refused.passes:
+                raise UnreachableError(f"fences could not be listed: {printable(str(refused))[:200]}") from refused
+            why = printable(str(refused))[:200]
+            if refused.status == HTTPStatus.NOT_FOUND:
+                why, self.there = "it serves no DeviceTaintRule, as Kubernetes 1.37 does", ()
+            self._unread = f"the API server: {why}"
             return
-        found = [fence for item in items if (fence := self._fence(item))]
+        ours = [(item, fence) for item in items if (fence := self._fence(item))]
+        self._all = any(NODE_UID_LABEL not in (item["metadata"].get("labels") or {}) for item, _ in ours)
+        found = [fence for _, fence in ours]
         self._unread, self.there = "", tuple(found)
         self._seen = {fence.uid: self._seen[fence.uid] for fence in found}
 
@@ -75,8 +82,7 @@ class Fences:
                 ask(self._api, "POST", RULES, self._rule(name, step, node_uid))
         except RefusedError as refused:
             overtaken = step.uid and refused.status in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND)
-            busy = refused.status == HTTPStatus.TOO_MANY_REQUESTS
-            if not (overtaken or busy or refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR):
+            if not (overtaken or refused.passes):
                 self._refused_at = self._clock()
                 self._refused = f"a rule for device {step.device.name} was refused: {printable(str(refused))[:200]}"
             raise
@@ -88,7 +94,7 @@ class Fences:
         owner = {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": node_uid}
         metadata = {
             "name": name,
-            "labels": {MANAGED_BY_LABEL: _OURS},
+            "labels": {MANAGED_BY_LABEL: _OURS, NODE_UID_LABEL: node_uid},
             "annotations": {GPUS_ANNOTATION: step.gpu},
             "ownerReferences": [owner],
         }

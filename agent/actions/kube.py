@@ -137,10 +137,9 @@ class KubeClient:
         soft = any(taint.key == HARD_TAINT and taint.effect == "PreferNoSchedule" for taint in taints)  # fences stand
         ill = closely or (UNHEALTHY in conditions and conditions[UNHEALTHY].status == "True")
         if (by_device := soft or self._config.fences) and (soft or ill or self._fences.there != ()):
-            self._fences.look()
+            self._fences.look(metadata["uid"])
         if by_device:
             self._slices.look(soon=ill)
-        fences = self._fences.there or ()
         permits: tuple[Permit, ...] | None = None
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None
@@ -155,7 +154,7 @@ class KubeClient:
             drains = any(permit.holder == self._own.holder and permit.kind is PermitKind.DRAINING for permit in permits)
             if tainted or idle or drains:
                 hostname = (metadata.get("labels") or {}).get("kubernetes.io/hostname", self._node)
-                fenced = frozenset(fence.device for fence in fences) if soft else None
+                fenced = frozenset(fence.device for fence in self._fences.there or ()) if soft else None
                 pods = self._pods.look(tainted, metadata["uid"], hostname, fenced)
                 if tainted and self._jobs.configured:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
@@ -198,8 +197,9 @@ class KubeClient:
             unposted=self._receiver.trouble,
             offer=offered(labels, status, self._config.drain.resource_prefixes, self._slices, self._admissions),
             devices=self._slices.devices if by_device else (),
-            fences=fences,
-            unfenced=self._fences.trouble or (self._slices.trouble if by_device else ""),
+            fences=self._fences.there or (),
+            unfenced=self._fences.trouble or (self._slices.trouble if by_device and not self._slices.devices else ""),
+            unlisted=self._fences.trouble if soft and self._fences.there is None else "",
         )
 
     def words(self) -> Iterator[tuple[Labels, Annotations]]:

@@ -219,9 +219,11 @@ class Pods:
 
     def _devices(self, pod: Pod) -> frozenset[Device] | None:
         """What its claims were given, where it has GPUs by these alone."""
+        if pod.unread:
+            return None
         raw = self._raw[pod.uid]
-        plugged = self._requests(raw["spec"]) or (raw.get("status") or {}).get("extendedResourceClaimStatus")
-        return None if pod.unread or plugged else self._claims.devices(raw)
+        plugged = self._requests(raw.get("spec") or {}) or (raw.get("status") or {}).get("extendedResourceClaimStatus")
+        return None if plugged else self._claims.devices(raw)
 
     def _requests(self, spec: Mapping[str, Any]) -> bool:
         """Whether it requests a GPU as a device plugin offers it."""

@@ -29,26 +29,33 @@ class Slices:
     def __init__(self, api: Api, node: str, clock: Callable[[], float]) -> None:
         self._api, self._clock = api, clock
         self._path = f"/apis/resource.k8s.io/v1/resourceslices?fieldSelector={quote(f'spec.nodeName={node}', safe='')}"
-        self._asked = float("-inf")
+        self._asked, self._silent = float("-inf"), False
         self.capacity: Mapping[str, int] = {}
         self.allocatable: Mapping[str, int] = {}
         self.devices: tuple[Published, ...] = ()  # of all drivers; those of an answer that never came stay
         self.trouble = ""  # why they are not known; where nobody serves them there are none
 
     def look(self, soon: bool = False) -> None:
-        """Read them anew if it is time; ``soon``: somebody asks for the devices."""
+        """Read them anew if it is time; ``soon``: somebody asks for the devices.
+
+        UnreachableError for that one, where none are known: silence doesn't say that there are none.
+        """
+        needed = soon and not self.devices
         soon = soon or (any(self.capacity.values()) and not any(self.allocatable.values()))
-        if self._clock() - self._asked < (_SOON_S if soon else _SELDOM_S):
+        lately = self._clock() - self._asked < (_SOON_S if soon else _SELDOM_S)
+        if lately and not (needed and self._silent):
             return
         self._asked = self._clock()
         try:
             published, free, devices = _counts(ask(self._api, "GET", self._path)["items"])
-        except RefusedError as refused:
-            self.trouble = "" if refused.status == HTTPStatus.NOT_FOUND else str(refused)
-        except UnreachableError as silence:
-            self.trouble = str(silence)
+        except (RefusedError, UnreachableError) as error:
+            status = error.status if isinstance(error, RefusedError) else None
+            self.trouble = "" if status == HTTPStatus.NOT_FOUND else str(error)
+            self._silent = not isinstance(error, RefusedError) or error.passes
+            if needed and self._silent:
+                raise UnreachableError(f"ResourceSlices: {error}") from error
         else:
-            self.trouble = ""
+            self.trouble, self._silent = "", False
             most = {**published, **self.capacity}
             self.capacity = {key: max(published[key], self.capacity.get(key, 0)) for key in most}
             self.allocatable, self.devices = free, devices

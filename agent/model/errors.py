@@ -29,6 +29,8 @@ Those that one room alone knows stand there; the others here.
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 
 class AgentError(Exception):
     """One sentence for a person: what is wrong and, where it can be said, what to do."""
@@ -75,6 +77,11 @@ class RefusedError(AgentError):
         """``wait_s``: for how long the server wants to be left alone."""
         super().__init__(sentence)
         self.status, self.sentence, self.causes, self.wait_s = status, sentence, causes, wait_s
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is the server's trouble, and not the request's."""
+        return self.status == HTTPStatus.TOO_MANY_REQUESTS or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class MalformedError(AgentError):

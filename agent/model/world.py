@@ -200,6 +200,7 @@ class World:
     devices: tuple[Published, ...] = ()  # of the node's own pools; with the preset dra only
     fences: tuple[Fence, ...] = ()  # ours on them
     unfenced: str = ""  # why none can be set
+    unlisted: str = ""  # why it isn't known which stand; empty where it is, or none can
 
     @property
     def holder(self) -> str:

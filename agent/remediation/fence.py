@@ -33,8 +33,7 @@ def closed(case: Case, treatment: Treatment) -> bool:
     """Whether no new pod comes to the GPUs that are to be treated."""
     if not by_device(case, treatment):
         return case.world.closed
-    there = {fence.device for fence in case.world.fences if fence.closed}
-    return there.issuperset(_devices(case, treatment))
+    return _stand(case, treatment)
 
 
 def fencing(case: Case, treatment: Treatment) -> tuple[Step, ...]:
@@ -88,13 +87,19 @@ def _lifted(world: World, wanted: Mapping[Device, str]) -> Iterator[Step]:
 def _prevented(case: Case, treatment: Treatment) -> str:
     """Why these GPUs can't be fenced; empty if they can."""
     world = case.world
-    if world.unfenced:
+    if world.unfenced and not _stand(case, treatment):
         return world.unfenced
     if not treatment.gpus:
         return "the UUID of a faulty GPU isn't known"
     if lacking := sorted(treatment.reset_set.difference(_devices(case, treatment).values())):
         return f"no device of a pool of the node's name is {', '.join(lacking)}, by its address or UUID"
     return f"{HARD_TAINT} kept pods off it before, and does until its cure is proved" if world.closed else ""
+
+
+def _stand(case: Case, treatment: Treatment) -> bool:
+    """Whether all devices that are to be fenced are."""
+    there, wanted = {fence.device for fence in case.world.fences if fence.closed}, _devices(case, treatment)
+    return bool(wanted) and there.issuperset(wanted)
 
 
 def _devices(case: Case, treatment: Treatment) -> dict[Device, str]:

@@ -113,7 +113,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = (*_only_reported(now), *now.stands)
         case Situation.ANOTHERS:
             steps = (*_aim(now, _kept(now)[0]).report(), *now.stands)
-        case Situation.OBSERVED | Situation.PAUSED | Situation.HELD | Situation.BLIND:
+        case Situation.UNLISTED | Situation.OBSERVED | Situation.PAUSED | Situation.HELD | Situation.BLIND:
             records, checking = _kept(now)
             tries = now.treatment if now.situation is Situation.OBSERVED else None
             tried = rehearsed(now.case, tries) if tries else ()
@@ -178,7 +178,7 @@ def _kept(now: Now) -> Outcome:
         return now.records, ()
     blind, job = bool(case.verdict.blind), running(world)
     if world.tainted and not blind and case.config.mode is Mode.EVICT and (settings.check or settings.diagnose):
-        may = bool(not world.paused and world.held(PermitKind.WITHDRAWN) and not job)
+        may = bool(not (world.paused or world.unlisted or job) and world.held(PermitKind.WITHDRAWN))
         records, checking = validate(case, now.records, now.stored.faults if now.stored else (), may)
         # What a repair that runs has paused stays so until it has ended.
         records = replace(records, drain=now.records.drain)  # its evictions may still arrive

@@ -36,6 +36,7 @@ class Situation(Enum):
     ANOTHER_AGENT = auto()  # one that began later acts on this node
     UNEXPLAINED = auto()  # our hard taint stands, and nothing says what for
     ANOTHERS = auto()  # another controller repairs the node
+    UNLISTED = auto()  # fences may stand on it, and can't be listed
     # To be treated:
     OBSERVED = auto()  # in mode observe
     PAUSED = auto()  # while all agents are to pause
@@ -97,7 +98,7 @@ def situation(case: Case) -> Now:
         if evicts:
             treatment = effective(with_replacement(case, treatment), records, config.repair)
         began_s = records.drain.boot_s if records.drain else 0.0
-        if not evicts or world.paused or another(world) or began_s < case.local.opted_out_at:
+        if not evicts or world.paused or another(world) or world.unlisted or began_s < case.local.opted_out_at:
             records = records.stopped
     return Now(*_named(case, treatment), case, stored, treatment, records, waits)
 
@@ -121,6 +122,9 @@ def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wa
     world = case.world
     if why := another(world):
         return Situation.ANOTHERS, (Wait(f"{why}: it is only reported on"),)
+    if world.unlisted:
+        why = f"devices may be fenced, and the fences can't be listed ({world.unlisted}): taint and permit stay"
+        return Situation.UNLISTED, (Wait(why, On.REFUSED),)
     if treatment:
         if case.config.mode is Mode.OBSERVE:
             return Situation.OBSERVED, (Wait(_OBSERVED_WITHDRAWN if world.tainted else _OBSERVED),)

@@ -287,8 +287,7 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
                 continue
             if not isinstance(error, RefusedError):
                 return ended(trouble=error)
-            busy = error.status == HTTPStatus.TOO_MANY_REQUESTS
-            if busy or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # the server's trouble, and not the step's
+            if error.passes:  # the server's trouble, and not the step's
                 return ended(trouble=RefusedError(error.status, sentence, wait_s=error.wait_s))
             on = On.OTHER if error.status == HTTPStatus.NOT_FOUND else On.REFUSED  # what is missing may yet come
             return ended(waits=(*waits, Wait(sentence, on)))

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from agent.actions.fences import RULES
 from agent.actions.kube import KubeClient
 from agent.config.settings import Config
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.fault import Status, Verdict
+from agent.model.names import HARD_TAINT
 from agent.model.steps import TakePermit, Wait
 from agent.model.world import Local, PermitKind
 from agent.remediation.case import Case
@@ -54,6 +56,8 @@ class Site:
         return KubeClient(self.api, name, CONFIG, self.clock)
 
     def api(self, method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if path.startswith(RULES):
+            return 403, {"message": "forbidden"}
         if not path.endswith("/pods/train/eviction"):
             return self.made(method, path, *rest, **more)
         match self.pod:
@@ -127,6 +131,10 @@ def anothers(site: Site) -> None:
     site.patch({"spec": {"taints": taints}})
 
 
+def unlisted(site: Site) -> None:
+    site.patch({"spec": {"taints": [{"key": HARD_TAINT, "value": "reboot_node", "effect": "PreferNoSchedule"}]}})
+
+
 def paused(site: Site) -> None:
     metadata = {"name": "gpu-health-agent-pause"}
     site.made._store("configmaps", "gpu-health-agent", {"metadata": metadata, "data": {"paused": "true"}})
@@ -160,6 +168,7 @@ HAPPENS: dict[Situation, Callable[[Site], None]] = {
     Situation.MALFORMED: annotation("{}"),
     Situation.UNEXPLAINED: unexplained,
     Situation.ANOTHERS: anothers,
+    Situation.UNLISTED: unlisted,
     Situation.OBSERVED: mode("observe"),
     Situation.PAUSED: paused,
     Situation.TO_WITHDRAW: robbed,

@@ -11,7 +11,7 @@ import pytest
 from agent.actions.fences import RULES
 from agent.actions.removal import release
 from agent.config.settings import Config, Mode
-from agent.model.names import HARD_TAINT, WITHDRAWN_LABEL
+from agent.model.names import HARD_TAINT, NODE_UID_LABEL, WITHDRAWN_LABEL
 from agent.model.neighbours import Preset
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.life import CONFIG, Life, lives
@@ -244,3 +244,4 @@ def test_a_rule_goes_with_its_node_and_names_driver_pool_and_device() -> None:
         {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": life.node()["metadata"]["uid"]}
     ]
     assert rule["spec"]["deviceSelector"] == {"driver": DRIVER, "pool": "n1", "device": "gpu-0"}
+    assert rule["metadata"]["labels"][NODE_UID_LABEL] == life.node()["metadata"]["uid"]

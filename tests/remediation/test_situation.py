@@ -40,6 +40,7 @@ LOOKS: dict[Situation, tuple[Verdict, World, Config]] = {
         replace(OUT, taints=(HARD, Taint("karpenter.sh/disrupted", "", "NoSchedule"))),
         EVICT,
     ),
+    Situation.UNLISTED: (fatal(), replace(OUT, unlisted="forbidden"), EVICT),
     Situation.OBSERVED: (fatal(), replace(SERVING, paused="by a person"), Config()),
     Situation.PAUSED: (fatal(), replace(OUT, paused="by a person"), EVICT),
     Situation.TO_WITHDRAW: (fatal(), replace(OUT, permits=()), EVICT),
