@@ -73,7 +73,7 @@ def test_that_it_fails_or_hangs_or_cannot_be_made_is_no_obstacle(fails: Any, mos
     fails(life)
     if fails is refusing:
         life.run(60)
-        events = life.cluster("GET", "/api/v1/namespaces/default/events")[1]["items"]
+        events = life.cluster("GET", "/api/v1/namespaces/research/events")[1]["items"]
         assert "MovedForGpuFault" in {event["reason"] for event in events}
     for one in (plain, life):
         while "reset_gpu" not in one.repairs or not returned(one):

@@ -26,7 +26,7 @@ from tests import waiting
 from tests.observe import GPU, OTHER
 
 ALIVE = Observation(0, "nvml", Signal.ALIVE).to_json()
-until = partial(waiting.until, timeout_s=60.0)
+until = partial(waiting.until, timeout_s=150.0)
 NONE = set[str]()
 PYTHON = [sys.executable, "-I", "-S", "-c"]  # begins in a third of the time
 
