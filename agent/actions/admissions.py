@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.api import JSON, TABLE, Api, ask
+from agent.actions.answers import rows
+from agent.actions.api import TABLE, Api, ask
 from agent.actions.controllers import workload
 from agent.model.errors import RefusedError, UnreachableError
 
@@ -49,23 +50,22 @@ class Admissions:
         return tuple(sorted(self._at))
 
     def _read(self, now: float) -> None:
-        if not (there := [words for words, _ in self._rows("None")]).count(_REFUSED):
+        if not (there := [shown for shown, _ in self._failed("None")]).count(_REFUSED):
             self._known = set()
             return
         if len(there) > _MOST:  # a list of them all would be too much; it goes on as it did
             self._at, self._last = dict.fromkeys(self._at, now), now
             return
-        rows = [row["object"]["metadata"] for words, row in self._rows("Metadata") if words == _REFUSED]
-        new = [pod for pod in rows if self._known is not None and pod["uid"] not in self._known]
-        self._known = {pod["uid"] for pod in rows}
+        refused = [metadata for shown, metadata in self._failed("Metadata") if shown == _REFUSED]
+        new = [pod for pod in refused if self._known is not None and pod["uid"] not in self._known]
+        self._known = {pod["uid"] for pod in refused}
         if new and now - self._last >= self._window_s:
             self._begins = now
         self._last = now if new else self._last
         if now - self._begins >= _BEGINS_S:
             self._at |= dict.fromkeys((workload(pod) for pod in new), now)
 
-    def _rows(self, included: str) -> list[tuple[str, dict[str, Any]]]:
-        """Each pod that failed: what kubectl prints as its status, and its row."""
-        answer = ask(self._api, "GET", f"{self._path}&includeObject={included}", None, JSON, TABLE)
-        status = [column["name"] for column in answer["columnDefinitions"]].index("Status")
-        return [(str(row["cells"][status]), row) for row in answer.get("rows") or ()]
+    def _failed(self, included: str) -> list[tuple[str, dict[str, Any]]]:
+        """Each pod that failed: what kubectl prints as its status, and its metadata if that is ``included``."""
+        answer = ask(self._api, "GET", f"{self._path}&includeObject={included}", accept=TABLE)
+        return [(cells["Status"], metadata) for cells, metadata in rows(answer)]

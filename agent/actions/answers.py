@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -55,15 +55,29 @@ def objects(answer: Any, what: str) -> list[dict[str, Any]]:
     return items
 
 
-def paged(api: Api, path: str) -> Iterator[dict[str, Any]]:
-    """The objects of a list that grows with the cluster, asked for in pages. RefusedError, UnreachableError."""
+def pages(api: Api, path: str, at_once: int, accept: str = JSON) -> Iterator[dict[str, Any]]:
+    """A list that grows with the cluster, page by page: whoever takes one checks it. RefusedError, UnreachableError."""
     more, sign = "", "&" if "?" in path else "?"
     while True:
-        page = ask(api, "GET", f"{path}{sign}limit={_AT_ONCE}&continue={quote(more, safe='')}")
-        yield from objects(page, f"GET {path}")
+        page = ask(api, "GET", f"{path}{sign}limit={at_once}&continue={quote(more, safe='')}", accept=accept)
+        yield page
         more = str((page.get("metadata") or {}).get("continue") or "")
         if not more:
             return
+
+
+def paged(api: Api, path: str) -> Iterator[dict[str, Any]]:
+    """The objects of such a list. RefusedError, UnreachableError."""
+    for page in pages(api, path, _AT_ONCE):
+        yield from objects(page, f"GET {path}")
+
+
+def rows(table: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+    """What a table shows of each object: column → what kubectl prints there; and its metadata, if it was asked for."""
+    columns = [str(column["name"]) for column in table["columnDefinitions"]]
+    for row in table.get("rows") or ():
+        cells = dict(zip(columns, map(str, row["cells"]), strict=False))
+        yield cells, (row.get("object") or {}).get("metadata") or {}
 
 
 def ask_node(api: Api, method: str, path: str, body: Any = None, content_type: str = JSON) -> dict[str, Any]:

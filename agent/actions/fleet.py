@@ -10,13 +10,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 from urllib.parse import quote
 
 import yaml
 from pydantic import ValidationError
 
-from agent.actions.answers import sensible
+from agent.actions.answers import pages, rows, sensible
 from agent.actions.api import TABLE, Api, ask
 from agent.actions.permits import Permits
 from agent.actions.pool import Pool, serves
@@ -134,16 +133,9 @@ def _ready(shown: str) -> bool:
 
 def _listed(api: Api, path: str) -> Iterator[Listed]:
     """As tables with each object's metadata: whole Nodes are 24 kB each, of which 20 are not looked at."""
-    more = ""
-    while True:
-        page = ask(
-            api, "GET", f"{path}&includeObject=Metadata&limit={_AT_ONCE}&continue={quote(more, safe='')}", accept=TABLE
-        )
+    for page in pages(api, f"{path}&includeObject=Metadata", _AT_ONCE, TABLE):
         sensible(page, f"GET {path}", "", listed=True, accept=TABLE)
-        columns = [str(column["name"]) for column in page["columnDefinitions"]]
-        for row in page.get("rows") or ():
-            cells = dict(zip(columns, map(str, row["cells"]), strict=True))
-            metadata: Mapping[str, Any] = (row.get("object") or {}).get("metadata") or {}
+        for cells, metadata in rows(page):
             yield Listed(
                 cells["Name"],
                 cells,
@@ -151,6 +143,3 @@ def _listed(api: Api, path: str) -> Iterator[Listed]:
                 metadata.get("annotations") or {},
                 unix_s(metadata.get("creationTimestamp")) or 0.0,
             )
-        more = str((page.get("metadata") or {}).get("continue") or "")
-        if not more:
-            return

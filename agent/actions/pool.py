@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from agent.actions.answers import rows
 from agent.actions.api import TABLE, Api, ask
 from agent.model.names import OUT_LABEL, WITHDRAWN_LABEL
 
@@ -93,6 +94,4 @@ def _nodes(api: Api, selector: str, only: str = "") -> dict[str, str]:
     path = f"/api/v1/nodes?labelSelector={quote(selector, safe='')}&includeObject=None&resourceVersion=0"
     path += f"&fieldSelector=metadata.name%3D{quote(only, safe='')}" if only else ""
     table = ask(api, "GET", path, accept=TABLE)
-    columns = [column["name"] for column in table["columnDefinitions"]]
-    name, status = columns.index("Name"), columns.index("Status")
-    return {str(row["cells"][name]): str(row["cells"][status]) for row in table.get("rows") or ()}
+    return {cells["Name"]: cells["Status"] for cells, _ in rows(table)}

@@ -102,7 +102,7 @@ class Repair(Section):
     collect: str | None = None
     """One more: a Job of it takes evidence before the first remedy of an incident, while the node is drained."""
     collect_s: Seconds = 300
-    """How long that Job may run; the repair waits for it no longer."""
+    """How long that Job may run; the repair waits for it one minute more at most."""
     reset_when_idle: bool = False
     """In mode evict, a degraded GPU whose remedy is reset_gpu is reset once nobody uses it: under a permit, but never
     the last free one. Nobody is evicted for it, and an incident gets one reset."""

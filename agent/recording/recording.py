@@ -240,10 +240,10 @@ def _orders(line: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=plain_set, separators=(",", ":"))
+    return json.dumps(value, default=_plain_set, separators=(",", ":"))
 
 
-def plain_set(value: frozenset[Any]) -> list[Any]:
+def _plain_set(value: frozenset[Any]) -> list[Any]:
     """A set, into which ``asdict`` does not look."""
     return [asdict(one) if is_dataclass(one) and not isinstance(one, type) else one for one in sorted(value)]
 

@@ -65,7 +65,7 @@ class Treatment:
         return tuple(fault for fault in persons if not (self.replaces and fault.finding.rule == RELAPSING))
 
     @property
-    def due(self) -> Remedy:
+    def mildest(self) -> Remedy:
         """The mildest that is worth a try."""
         return Remedy.REPLACE_NODE if self.replaces else self.remedy
 

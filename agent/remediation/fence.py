@@ -31,16 +31,16 @@ def by_device(case: Case, treatment: Treatment) -> bool:
 
 def closed(case: Case, treatment: Treatment) -> bool:
     """Whether no new pod comes to the GPUs that are to be treated."""
-    if not by_device(case, treatment):
-        return case.world.closed
-    return _stand(case, treatment)
+    return _stand(case, treatment) if by_device(case, treatment) else case.world.closed
 
 
 def fencing(case: Case, treatment: Treatment) -> tuple[Step, ...]:
     """What is still to be done to the node's fences, under the permit and beside the taint."""
-    if chosen(case, treatment) and (why := _prevented(case, treatment)):
-        return (Wait(f"the whole node is tainted, and not one GPU fenced: {why}"), *_lifted(case.world, {}))
-    wanted = _devices(case, treatment) if by_device(case, treatment) else {}
+    if not chosen(case, treatment):
+        return lifted(case.world)
+    if why := _prevented(case, treatment):
+        return (Wait(f"the whole node is tainted, and not one GPU fenced: {why}"), *lifted(case.world))
+    wanted = _devices(case, treatment)
     return (*_set(case.world, wanted), *_lifted(case.world, wanted))
 
 

@@ -33,12 +33,12 @@ def aimed(treatment: Treatment, records: Records, settings: Repair) -> tuple[Rem
     if attempt := current(treatment, records):
         return attempt.remedy, ""
     due = treatment.outstanding
-    for fault in due.held:
-        return None, f"a person must decide about {fault.finding.id}"
-    if due.due not in LADDER:
+    if due.held:
+        return None, f"a person must decide about {due.held[0].finding.id}"
+    if due.mildest not in LADDER:
         return None, f"no repair can {due.remedy}: a person must decide"
     attempts = own(due, records)
-    least = max([due.due.rank, *(attempt.remedy.rank for attempt in attempts)])
+    least = max([due.mildest.rank, *(attempt.remedy.rank for attempt in attempts)])
     for remedy in possible(settings, due):
         made = [attempt for attempt in attempts if attempt.remedy is remedy]
         if remedy.rank >= least and len(made) < settings.max_attempts and not any(a.final for a in made):
@@ -79,7 +79,7 @@ def in_force(together: Sets, live: Attempt | None, template: str | None) -> Sets
 
 def _worst(treatment: Treatment, records: Records) -> Remedy:
     due = treatment.outstanding
-    wanted = Remedy.CONTACT_SUPPORT if due.held else due.due
+    wanted = Remedy.CONTACT_SUPPORT if due.held else due.mildest
     return max([wanted, *(attempt.remedy for attempt in own(due, records))], key=lambda one: one.rank)
 
 

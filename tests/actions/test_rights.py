@@ -66,8 +66,8 @@ def drained(**drain: str) -> set[tuple[Right, str]]:
     return made.used
 
 
-def repaired() -> set[tuple[Right, str]]:
-    life = Life(95)
+def repaired(kind: type[Life]) -> set[tuple[Right, str]]:
+    life = kind(95)
     watched = life.api = Watched(life.cluster)
     life.run(200)
     assert life.repairs
@@ -82,14 +82,6 @@ def offered() -> set[tuple[Right, str]]:
     return made.used
 
 
-def fenced() -> set[tuple[Right, str]]:
-    life = Fenced(95)
-    watched = life.api = Watched(life.cluster)
-    life.run(200)
-    assert life.repairs
-    return watched.used
-
-
 def watched() -> set[tuple[Right, str]]:
     made = Watched(cluster())
     assert next(KubeClient(made, "n1", EVICT).words())
@@ -98,7 +90,8 @@ def watched() -> set[tuple[Right, str]]:
 
 def test_every_declared_right_is_used_and_nothing_else_is_asked_for() -> None:
     declared = {(right, verb) for right in RIGHTS for verb in right.verbs}
-    assert drained() | drained(eviction="ask_then_delete") | repaired() | watched() | offered() | fenced() == declared
+    treated = drained() | drained(eviction="ask_then_delete") | repaired(Life) | repaired(Fenced)
+    assert treated | watched() | offered() == declared
 
 
 @pytest.mark.parametrize(
