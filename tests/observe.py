@@ -56,7 +56,7 @@ class Judge:
         return verdict
 
     def each_poll(self, seconds: float, *seen: Observation) -> Verdict:
-        """The verdict after ``seconds`` of a poll each 5 s that says the same."""
+        """The verdict after ``seconds`` of a poll every 5 s that says the same."""
         verdict = self.after(0, *seen)
         for _ in range(int(seconds // 5)):
             verdict = self.after(5, *seen)

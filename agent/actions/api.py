@@ -16,7 +16,7 @@ from agent.model.world import Condition, Taint
 
 TIMEOUT_S = 10.0
 MOST_BYTES = 32 << 20  # of an answer: twice as much, in pieces and whole, goes into the container's 192 MiB
-# A watch is sent a bookmark each minute: one that is silent for longer is a connection that has no other end any more.
+# A watch is sent a bookmark every minute: one that is silent for longer is a connection that has no other end any more.
 _QUIET_S = 150.0
 _LONGEST_EVENT_BYTES = 4 * 1024 * 1024
 _TYPED = re.compile(r"/apis?/(?!.*/proxy/)")  # whatever is there says its kind; a pod's own answer need not

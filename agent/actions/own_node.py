@@ -20,7 +20,7 @@ from agent.model.ownership import own_taint
 from agent.model.steps import Report, Retaint
 from agent.model.text import rfc3339
 
-_VOUCHES_S = 90.0  # for so long a word of the watch counts: a bookmark comes each minute or so
+_VOUCHES_S = 90.0  # for so long a word of the watch counts: a bookmark comes every minute or so
 _SERVES_S = 600.0  # however sure the watch is: the longest that one reading serves
 
 Clock = Callable[[], float]

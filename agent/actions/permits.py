@@ -175,7 +175,7 @@ class Permits:
         self._asked = self._began
 
     def found(self, own: str) -> bool:
-        """Whether one of our own that was out of sight is back, to be given back: one is read each two minutes."""
+        """Whether one of our own that was out of sight is back, to be given back: one is read every two minutes."""
         if not self._unseen or self._clock() - self._sought < _SEEK_S:
             return False
         self._sought, name = self._clock(), self._unseen[0]

@@ -131,7 +131,7 @@ def diagnose(config: Config, there: Path | None, level: int, gpus: list[str], pr
 
 
 def on_terminal(level: int, gpus: list[str]) -> Progress:
-    """Progress on standard error: a line that grows on a terminal, one each minute elsewhere."""
+    """Progress on standard error: a line that grows on a terminal, one every minute elsewhere."""
     terminal, said = sys.stderr.isatty(), [0.0]
 
     def tell(elapsed_s: float) -> None:

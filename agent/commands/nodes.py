@@ -23,7 +23,7 @@ _CLEAR = "\x1b[H\x1b[2J"
 
 EXAMPLES = (
     ("gpu-health-agent nodes", "the worst first"),
-    ("gpu-health-agent nodes --selector pool=a100 --watch", "again each 5 s"),
+    ("gpu-health-agent nodes --selector pool=a100 --watch", "again every 5 s"),
     ("gpu-health-agent nodes node-1", "its faults, and what happens next"),
     ("gpu-health-agent nodes -o json", "for a script"),
 )
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-l", "--selector", default="", metavar="K=V", help="only nodes with these labels")
     parser.add_argument("-o", "--output", choices=("wide", "json", "html"), help="the default cuts long cells")
     parser.add_argument("--history", action="store_true", help="the last incidents, with how long each part took")
-    parser.add_argument("-w", "--watch", action="store_true", help="again each 5 s")
+    parser.add_argument("-w", "--watch", action="store_true", help="again every 5 s")
     parser.add_argument("--config", metavar="F", help="the agents' (default: as the cluster has it)")
     parser.add_argument("--kubeconfig", metavar="F", help="credentials (default: as kubectl finds them)")
 

@@ -12,7 +12,7 @@ from agent.model.fault import Card
 from agent.model.observation import Missing, Observation, Signal, Value
 from agent.model.world import Offer
 
-SECOND_LATE_S = 90.0  # the second witness is late: DCGM is asked each 10 s, and its engine may need 45 s to answer
+SECOND_LATE_S = 90.0  # the second witness is late: DCGM is asked every 10 s, and its engine may need 45 s to answer
 # Counters of which rates and shares of time are judged, kept once a minute for two hours.
 TREND = (
     "hw_thermal_ns",

@@ -17,7 +17,7 @@ from agent.model.observation import Observation, Signal
 
 TOGETHER_S = 5.0  # within so long the two tell the same error
 _TOLD_S = 2.0  # so long the trace may take
-_SILENT_S = 10.0  # without a word for so long it vetoes nothing: it says each second that it is there
+_SILENT_S = 10.0  # without a word for so long it vetoes nothing: it says every second that it is there
 _ERRORS = (Signal.XID, Signal.SXID)
 _WITNESSES = (KERNEL_LOG, TRACE, GPUS)
 

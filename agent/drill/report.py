@@ -93,7 +93,7 @@ def _failures(part: Part) -> list[str]:
 
 
 def picture(part: Part) -> str:
-    """Requests each second as bars, failed ones hatched with a cross above; the moments as numbered lines."""
+    """Requests per second as bars, failed ones hatched with a cross above; the moments as numbered lines."""
     ended = max([part.ended, part.began + 1, *(moment.at for moment in part.moments)])
     span = ended - part.began
     shift = part.requests["began"] - part.began if part.requests else 0.0

@@ -16,7 +16,7 @@ from agent.model.fault import Identity
 from agent.model.text import printable, unix_s
 
 _REFRESH_S = 5
-_STALE_S = 30.0  # the judge loop turns each second
+_STALE_S = 30.0  # the judge loop turns every second
 _RANK = {"healthy": 0, "notice": 0, "unknown": 1, "degraded": 2, "fatal": 3}
 _SIGNS = {"healthy": "✓", "unknown": "?", "degraded": "▲", "unhealthy": "✖", "notice": "•"}
 _STATE_OF = {"fatal": "unhealthy", "degraded": "degraded", "notice": "notice"}

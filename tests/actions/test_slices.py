@@ -97,7 +97,7 @@ def test_slices_that_went_with_their_driver_are_missed_and_soon_seen_again() -> 
     assert seen(1) == (1, EIGHT)
     assert seen(59) == (2, EIGHT)
     server.slices = [published()]
-    assert seen(1) == (2, {}), "where nothing is offered it is asked each minute"
+    assert seen(1) == (2, {}), "where nothing is offered it is asked every minute"
     assert len(server.asked) == 3
 
 

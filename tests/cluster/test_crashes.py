@@ -88,7 +88,7 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
 
     def kill(method: str, path: str) -> None:
         """After each write but an Event, which changes no plan, and the third confirmation of a permit or a condition:
-        every new life begins with one, and each minute brings another."""
+        every new life begins with one, and every minute brings another."""
         write = f"{method} {path}"
         if path.endswith("/events"):
             return

@@ -301,7 +301,7 @@ def test_a_node_is_healthy_only_when_every_gpu_was_read_once() -> None:
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["crash", "hang"])
 def test_readings_before_the_gpu_at_which_every_poll_ends_are_no_poll(hangs: bool) -> None:
-    """A source that is started anew each minute, reads GPUs 0 to 3, and dies or hangs at GPU 4."""
+    """A source that is started anew every minute, reads GPUs 0 to 3, and dies or hangs at GPU 4."""
     judge, gpus = Judge(), [f"0000:{bus}:00.0" for bus in range(10, 18)]
     hung = [Observation(0, "nvml", Signal.FAILED, value=Failure.HUNG, raw="reading name of GPU 4")] if hangs else []
     assert judge.after(0, *map(reading, gpus), alive()).status is Status.HEALTHY

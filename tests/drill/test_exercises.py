@@ -32,7 +32,7 @@ UID = "01234567-89ab-cdef-0123-456789abcdef"
 
 
 class Gateway(BaseHTTPRequestHandler):
-    """Answers each second request of a connection last, and without a word that it closes then."""
+    """Answers every second request of a connection last, and without a word that it closes then."""
 
     protocol_version = "HTTP/1.1"
     served: dict[Any, int]

@@ -117,7 +117,7 @@ def alertmanager(folder: Path, receiver: Receiver, group_wait_s: int, group_inte
 
 
 class Stack:
-    """Scrapes ``targets`` (node → port) each second; rules and routes are the shipped ones, the times shorter."""
+    """Scrapes ``targets`` (node → port) every second; rules and routes are the shipped ones, the times shorter."""
 
     def __init__(self, folder: Path, targets: Mapping[str, int]) -> None:
         self.receiver = Receiver()

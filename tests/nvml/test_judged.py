@@ -18,7 +18,7 @@ OTHER, BAD = ADDRESSES
 
 
 class Node:
-    """Two boards, polled each 5 s."""
+    """Two boards, polled every 5 s."""
 
     def __init__(self, driver: Driver, *boards: Board) -> None:
         self.driver, self.boards = driver, dict(enumerate(boards or (h100(A), h100(B))))

@@ -169,7 +169,7 @@ def test_what_this_life_asked_for_in_vain_is_waited_for_whatever_became_of_its_p
 def test_a_permit_that_was_out_of_sight_goes_back_once_it_is_seen_though_its_node_is_well_by_then(
     kind: str, label: str, anew: bool
 ) -> None:
-    """It costs that node a request each two minutes: with what it reads of itself it stays within one a minute."""
+    """It costs that node a request every two minutes: with what it reads of itself it stays within one a minute."""
     budget = Budget(max_withdrawn=1, per_hour=8)
     life = Life(RESET, CONFIG.model_copy(update={"budget": budget, "repair": Repair()}))
     life.api = lambda method, path, *rest, **more: (

@@ -25,7 +25,7 @@ _BYTES_PER_S = 4 * 1024 * 1024  # what comes faster waits in the socket, and the
 _AGAIN_S = 1.0
 _ASK_S = 15.0
 _AWAY_S = 15.0  # a container that is begun anew is quicker
-_QUIET_S = 60.0  # a diagnosis that runs says so each second
+_QUIET_S = 60.0  # a diagnosis that runs says so every second
 
 
 class Remote:
