@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError
 
 from agent.actions.deadline import Deadline, bound
 from agent.actions.leases import Clock
-from agent.config.settings import Webhook
+from agent.config.neighbour_settings import Webhook
 from agent.model.steps import Post
 from agent.model.text import printable, rfc3339
 

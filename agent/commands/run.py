@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     there = arguments.sources
     sources: Sources = Remote(there, names(config)) if there else supervisor(config, directory)
     connect = partial(client, arguments.kubeconfig, node, config)
-    able = (lambda: DiagRunner(connect(), sources.diagnose)) if config.repair.diagnose else connect
+    able = (lambda: DiagRunner(connect(), sources.diagnose)) if config.diagnoses else connect
     record: Recorder | None = None
     if arguments.record:
         record = recorder(arguments.record, config, node, sources.names)

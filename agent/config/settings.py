@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from agent.config.limits import Count, Limits, Override, Seconds, Section
+from agent.config.neighbour_settings import Gate, Webhook
 from agent.config.source_settings import Sources
 from agent.model.errors import ConfigError
 from agent.model.neighbours import NEIGHBOURS, Preset
@@ -158,22 +159,6 @@ class Recurrence(Section):
     configured; 0: never."""
 
 
-class Gate(Section):
-    """New nodes that whoever makes them taints until their GPUs were seen well."""
-
-    enabled: bool = False
-    """Take the startup taint gpu-health-agent/not-checked, or Cluster Autoscaler's form of it, off the node after the
-    first verdict that is healthy and misses nothing. Modes taint and evict only."""
-
-
-class Webhook(Section):
-    """Who is told by the preset webhook."""
-
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$")] | None = None  # of the receiver
-    secret_file: Path = Path("/etc/gpu-health-agent/webhook/secret")
-    """What each POST is signed with, read anew each time."""
-
-
 class Evidence(Section):
     """The flight recorder: the last quarter of an hour in memory, written down when a fault turns fatal."""
 
@@ -221,7 +206,16 @@ class Config(Section):
     def _liftable(cls, gate: Gate, others: ValidationInfo) -> Gate:
         if gate.enabled and others.data.get("mode") is Mode.OBSERVE:
             raise ValueError("mode observe takes no taint off: set mode to taint or evict, or gate.enabled to false")
+        if gate.diagnose and not gate.enabled:
+            raise ValueError("gate.diagnose is what the gate waits for: set gate.enabled to true as well")
+        if gate.diagnose and "sources" in others.data and not others.data["sources"].dcgm.enabled:
+            raise ValueError("gate.diagnose needs DCGM: set sources.dcgm.enabled to true, or leave it out")
         return gate
+
+    @property
+    def diagnoses(self) -> bool:
+        """Whether the agent itself has GPUs diagnosed."""
+        return bool(self.repair.diagnose or self.gate.diagnose)
 
     @property
     def fences(self) -> bool:

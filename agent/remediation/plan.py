@@ -38,6 +38,7 @@ from agent.remediation.conditions import posts, replacement, reported
 from agent.remediation.drain import PENDING, ceased, drain, drained
 from agent.remediation.events import announcements
 from agent.remediation.fence import fencing, lifted, rehearsed
+from agent.remediation.gate import checked as gate
 from agent.remediation.noting import unread, written
 from agent.remediation.other_controllers import out_by_others
 from agent.remediation.presets import cordon, error_label, spoken_for
@@ -127,7 +128,8 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             stays = (*confirmed(world), *_aim(now, records).report(), *(checking := checking or held(now.case)))
             steps = stays if checking else _in_service(now, records)
         case Situation.IN_SERVICE:
-            steps = _in_service(now, Records())
+            records, checking = gate(now.case, now.records)
+            steps = (*_in_service(now, records), *checking)
         case _:
             assert_never(now.situation)
     waits: Steps = (*said(now), *unread(world), *hidden(world, config.budget))
@@ -236,7 +238,7 @@ def _aim(now: Now, records: Records) -> _Aim:
         **asks.labels,
     }
     conditions = (*reported(verdict, world, records.idle.failed_resets), *asks.conditions)
-    taints = aimed_taints(case, now.treatment)
+    taints = aimed_taints(case, now.treatment, now.records)
     return _Aim(now, records, taints, labels, conditions, _stored(now, records), cordon(config.presets, world, taints))
 
 

@@ -16,10 +16,16 @@ _MOST_RETURNED, _FEW_RETURNED = 32, 4  # workloads that came back: those that di
 
 
 class Kind(StrEnum):
-    """Who makes the check before the return: with what its name begins."""
+    """Who makes the check, and before what: with what its name begins."""
 
     JOB = "gpu-health-check-"
     DIAGNOSIS = "gpu-health-diagnosis-"  # DCGM's, run by the agent itself
+    GATE = "gpu-health-diagnosis-gate-"  # the same, of a new node
+
+    @property
+    def before(self) -> str:
+        """What waits for it."""
+        return "the startup taint's removal" if self is Kind.GATE else "the return"
 
 
 class Stage(StrEnum):
@@ -63,7 +69,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The check that a cured node must pass before it returns."""
+    """The check that a cured node must pass before it returns, or a new one before it takes pods."""
 
     kind: Kind
     name: str
@@ -83,7 +89,7 @@ class Validation:
     @property
     def what(self) -> str:
         """For people."""
-        return f"check, attempt {self.number} ({'DCGM' if self.kind is Kind.DIAGNOSIS else f'Job {self.name}'})"
+        return f"check, attempt {self.number} ({f'Job {self.name}' if self.kind is Kind.JOB else 'DCGM'})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +249,7 @@ def _collected(value: object) -> Collected:
 
 
 def _check(one: Attempt) -> Validation:
-    kind = Kind.DIAGNOSIS if one.job.startswith(Kind.DIAGNOSIS) else Kind.JOB
+    kind = next((kind for kind in (Kind.GATE, Kind.DIAGNOSIS) if one.job.startswith(kind)), Kind.JOB)
     return Validation(
         kind, one.job, one.uuids, one.boot_id, one.number, one.stage, one.acted_at, one.ended_at, one.said
     )

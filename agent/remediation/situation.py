@@ -156,7 +156,7 @@ def under_way(world: World) -> bool:
 def said(now: Now) -> tuple[Wait, ...]:
     """What is waited for or left out, whatever is done."""
     others = drivers_taints(now.case.world)
-    return (*now.waits, *_unconfirmed(now), *kept_closed(now.case), *recurs(now), *_left_out(now), *others)
+    return (*now.waits, *_unconfirmed(now), *kept_closed(now.case, now.records), *recurs(now), *_left_out(now), *others)
 
 
 def recurs(now: Now) -> tuple[Wait, ...]:

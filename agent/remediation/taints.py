@@ -19,6 +19,7 @@ from agent.remediation.case import Case, Treatment
 from agent.remediation.fence import by_device
 from agent.remediation.gate import standing
 from agent.remediation.presets import beside_hard
+from agent.remediation.records import Records
 from agent.remediation.recurrence import watched
 
 LEFT_FREE = 1  # for a fatal fault
@@ -32,9 +33,9 @@ _SOFT = Taint(SOFT_TAINT, "", "PreferNoSchedule")
 _FIRM = Taint(SOFT_TAINT, "", "NoSchedule")
 
 
-def aimed_taints(case: Case, treatment: Treatment | None) -> tuple[Taint, ...]:
-    """With the startup taints that stay."""
-    gate = standing(case)
+def aimed_taints(case: Case, treatment: Treatment | None, records: Records) -> tuple[Taint, ...]:
+    """With the startup taints that stay, as the ``records`` on the Node have it."""
+    gate = standing(case, records)
     return (*(taint for taint in _aimed(case, treatment) if taint.key not in GATE_TAINTS), *gate)
 
 

@@ -1,4 +1,7 @@
-"""The check that a node must pass before it returns, where one is configured: a Job on it, or DCGM's diagnosis."""
+"""The check that a node must pass before it returns, where one is configured: a Job on it, or DCGM's diagnosis.
+
+A new node passes the same diagnosis before its startup taint goes (``agent/remediation/gate.py``).
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ Checked = tuple[Validation | None, tuple[Step, ...]]
 
 
 def awaited(records: Records) -> str:
-    """The name of the diagnosis that a node's return waits for; empty for none."""
+    """The name of the diagnosis that the node waits for; empty for none."""
     check = records.validation
-    return check.run if check and check.kind is Kind.DIAGNOSIS and check.stage.live else ""
+    return check.run if check and check.kind is not Kind.JOB and check.stage.live else ""
 
 
 def validate(case: Case, records: Records, ended: tuple[Fault, ...], may: bool) -> Outcome:
@@ -50,15 +53,14 @@ def validate(case: Case, records: Records, ended: tuple[Fault, ...], may: bool) 
 def _goes_on(case: Case, check: Validation, may: bool) -> Checked:
     """The check as it should be written, none once it is passed, and what to do."""
     if check.stage is Stage.FAILED:
-        why = f"the check before the return failed ({check.said}): a person must decide; {DISMISSED} dismisses it"
-        return check, (*_announced(case.world, check), Wait(why, On.REPAIR))
+        return check, failure(case.world, check)
     configured = case.config.repair.diagnose
     level = of_incident(case).level(configured) if configured else None
     if check.kind is not (kind := _kind(case)):  # the configuration asks for the other kind by now
         name = kind + check.name.rpartition("-")[2]
         anew = replace(check, kind=kind, name=name, number=1, stage=Stage.RESERVED, blocked_at=0.0)
         return anew, (Wait(_TO_BE),)
-    return _diagnosis(case, level, check, may) if level else _job(case, check, may)
+    return diagnosis(case, level, check, may) if level else _job(case, check, may)
 
 
 def _job(case: Case, check: Validation, may: bool) -> Checked:
@@ -75,7 +77,7 @@ def _job(case: Case, check: Validation, may: bool) -> Checked:
     return _failed(case, check, why)
 
 
-def _diagnosis(case: Case, level: int, check: Validation, may: bool) -> Checked:
+def diagnosis(case: Case, level: int, check: Validation, may: bool) -> Checked:
     """Of its state only this agent's own life knows: whoever finds one begun and knows nothing of it begins anew."""
     verdict, world, settings = case.verdict, case.world, case.config.repair
     uuids = check.uuids or tuple(sorted(card.uuid for card in verdict.cards.values() if card.uuid))
@@ -92,17 +94,18 @@ def _diagnosis(case: Case, level: int, check: Validation, may: bool) -> Checked:
         return _failed(case, check, f"{what}: {diagnosed.said}")
     if diagnosed and diagnosed.state == "active":
         started = replace(check, stage=Stage.STARTED)
-        return started, (Wait(f"{what}, runs before the node returns, on {', '.join(uuids)}"),)
+        return started, (Wait(f"{what}, runs before {check.kind.before}, on {', '.join(uuids)}"),)
     if not may:
-        return replace(check, blocked_at=0.0), (Wait("the node is checked before it returns"),)
+        return replace(check, blocked_at=0.0), (Wait(f"{what}, is to run before {check.kind.before}"),)
     busy = _busy(level, uuids, world, case.local.clients)
     why = busy or (diagnosed.said if diagnosed else "")
     since = (check.blocked_at or case.verdict.at) if why else 0.0
-    if why and check.blocked_at and case.local.stage_s >= settings.deadline_s:
+    late = bool(why and check.blocked_at and case.local.stage_s >= settings.deadline_s)
+    if late and check.kind is not Kind.GATE:  # a new node's engine may come at any time, and nobody waits for a permit
         return _failed(case, check, f"{what}, could not be run for {settings.deadline_s} s: {why}")
     start = () if busy or (diagnosed and diagnosed.ended_s < _AGAIN_S) else (Diagnose(check.run, level, uuids),)
     state = f"can't be run yet: {why}" if why else "begins"
-    return replace(check, blocked_at=since), (*start, Wait(f"{what}, {state}"))
+    return replace(check, blocked_at=since), (*start, Wait(f"{what}, {state}", On.REPAIR if late else On.OTHER))
 
 
 def _busy(level: int, uuids: tuple[str, ...], world: World, clients: Clients) -> str:
@@ -119,14 +122,15 @@ def _busy(level: int, uuids: tuple[str, ...], world: World, clients: Clients) ->
 
 def _failed(case: Case, check: Validation, why: str) -> Checked:
     failed = replace(check, stage=Stage.FAILED, said=printable(why)[:200], ended_at=int(case.verdict.at))
-    return failed, (Wait("the check before the return failed", On.REPAIR),)
+    return failed, (Wait(f"the check before {check.kind.before} failed", On.REPAIR),)
 
 
-def _announced(world: World, check: Validation) -> tuple[Step, ...]:
-    """Its one Event."""
-    name = event_name(world, check.run)
-    message = f"the node does not return to service: the check before the return failed ({check.said})"
-    return () if name in world.announced else (Announce(name, True, "CheckFailed", message),)
+def failure(world: World, check: Validation) -> tuple[Step, ...]:
+    """One that failed: its one Event, and what is waited for."""
+    name, failed = event_name(world, check.run), f"the check before {check.kind.before} failed ({check.said})"
+    told = Announce(name, True, "CheckFailed", f"the node stays out of service: {failed}")
+    why = f"{failed}: a person must decide; {DISMISSED} dismisses it"
+    return (*(() if name in world.announced else (told,)), Wait(why, On.REPAIR))
 
 
 def _reserved(case: Case, records: Records, cured: list[Fault]) -> Validation:

@@ -23,6 +23,7 @@ from agent.model.fault import Reset, Severity, Unseen, Verdict
 from agent.model.names import PERMIT_VALID_S
 from agent.model.steps import Announce, AskCheckpoint, Delete, Diagnose, Evict, On, StartJob, Step, TakePermit, Wait
 from agent.model.world import Claim, Local, World
+from agent.remediation.gate import to_check
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
 from agent.remediation.plan import Plan, plan
@@ -66,7 +67,7 @@ class Cycle:
     asked: bool = False  # which pod holds which GPU is known, by an answer in this life
     opted_out_at: float = 0.0  # when a look last found the node opted out
     spent_from: float = 0.0  # since when it waits for a permit; 0: it does not
-    standing: bool = True  # the node bears a taint that takes a permit, or has one; assumed until a look at both
+    standing: bool = True  # the node bears a taint that takes a permit, or has one, or is new: assumed until a look
 
     @property
     def aside_s(self) -> float:
@@ -201,7 +202,7 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
     heard = None if now - cycle.began >= config.repair.prove_s else verdict.heard if verdict else frozenset[str]()
     keep_off = released(world.labels, records, heard, cycle.asked) if acts else upgrading(world.labels)
     # A hidden permit can't be given back: nothing of it is done here, and who needs one is told of it.
-    standing = world.withdrawn or any(p.holder == world.holder and not p.hidden for p in world.permits or ())
+    holds = any(p.holder == world.holder and not p.hidden for p in world.permits or ())
     seen = watched(cycle.watched, records, world, cycle.look_began, now, cycle.looked_at, cycle.aside)
     cycle = replace(
         cycle,
@@ -213,7 +214,7 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
         opted_out_at=cycle.opted_out_at if world.managed else now,
         keep_off=keep_off,
         keep_off_from=cycle.keep_off_from if keep_off and cycle.keep_off else cycle.look_began,
-        standing=standing,
+        standing=world.withdrawn or holds or to_check(world, config),
     )
     # From now on it looks with what was stored; the time before counts for no proof.
     return cycle if cycle.started else replace(cycle, started=True, stored=world.stored, began=now)

@@ -154,7 +154,7 @@ def waits(node: str, labels: Mapping[str, str], stored: Stored | None, fleet: Fl
     elif state == "drained":
         yield "its repair, or a person where none is configured"
     elif state == "validating":
-        yield "the proof that it stays well"
+        yield "the proof that it is well"
 
 
 def repairs(stored: Stored | None) -> Iterator[str]:

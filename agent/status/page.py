@@ -24,7 +24,7 @@ _STAGES = {
     "draining": "The node is withdrawn: {new}, and the pods that must leave are being moved.",
     "drained": "The node is withdrawn, and the pods that had to leave have left.",
     "repairing": "The node is withdrawn and drained, and a repair is under way.",
-    "validating": "The repair is done; the GPUs must stay well for a while before the node returns.",
+    "validating": "The GPUs are checked, or must stay well for a while, before the node takes pods.",
 }
 _STATUS = {"healthy": "Every GPU is well.", "unknown": "The agent can't see everything. This does not mean healthy."}
 

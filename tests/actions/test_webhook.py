@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.actions.webhook import Receiver, signed
-from agent.config.settings import Webhook
+from agent.config.neighbour_settings import Webhook
 from agent.model.steps import Post
 from tests.actions.test_permits import Clock
 from tests.loopback import Loopback, head

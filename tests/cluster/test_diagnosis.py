@@ -33,7 +33,7 @@ def test_killed_while_dcgm_diagnoses_the_gpu_it_is_diagnosed_once_more_and_that_
         return sum(call == "dcgmActionValidate_v2 level=2 gpus=3" for call in engine.calls())
 
     site.plane.wait("diagnosed", lambda: diagnoses() == 1)
-    site.plane.wait("told", lambda: any("runs before the node returns" in why for why in running.state()["waits"]))
+    site.plane.wait("told", lambda: any("runs before the return" in why for why in running.state()["waits"]))
     running.kill()
     assert site.taints() == [UNHEALTHY]
     engine.answers(found, gpus)

@@ -9,7 +9,8 @@ import yaml
 
 from agent.actions.kube import KubeClient
 from agent.actions.removal import release
-from agent.config.settings import Config, Gate, Mode
+from agent.config.neighbour_settings import Gate
+from agent.config.settings import Config, Mode
 from agent.model import names
 from agent.model.fault import Status, Verdict
 from agent.model.ownership import GATE_TAINTS

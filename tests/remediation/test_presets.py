@@ -11,7 +11,8 @@ import pytest
 
 from agent.actions.kube import KubeClient
 from agent.actions.removal import release
-from agent.config.settings import Config, Mode, Webhook
+from agent.config.neighbour_settings import Webhook
+from agent.config.settings import Config, Mode
 from agent.model.errors import RefusedError
 from agent.model.fault import Status, Verdict
 from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, CORDON_REASON, NOT_ASKED, Preset

@@ -19,6 +19,7 @@ from agent.model.steps import TakePermit, Wait
 from agent.model.world import Local, Taint
 from agent.remediation.case import Case
 from agent.remediation.plan import plan
+from agent.remediation.records import Records
 from agent.remediation.taints import aimed_taints, effect_on
 from tests.actions.test_kube import MERGE, cluster, drive, fatal, healthy, holders, node, taints
 from tests.actions.test_permits import Clock
@@ -179,8 +180,12 @@ def test_a_blind_agent_aims_at_no_weaker_taint_than_the_hard_one_that_stands() -
     client = KubeClient(made, "n1", config())
     drive(client, fatal(), config())
     world, blind = client.look(closely=True), silent()
-    assert aimed_taints(Case(replace(degraded(), blind=blind), world, config(), Local()), None) == world.taints
-    assert aimed_taints(Case(degraded(), world, config(), Local()), None) == (Taint(SOFT_TAINT, "", "NoSchedule"),)
+    assert (
+        aimed_taints(Case(replace(degraded(), blind=blind), world, config(), Local()), None, Records()) == world.taints
+    )
+    assert aimed_taints(Case(degraded(), world, config(), Local()), None, Records()) == (
+        Taint(SOFT_TAINT, "", "NoSchedule"),
+    )
 
 
 def test_a_degraded_node_whose_taint_is_refused_gives_its_permit_back_to_others_and_asks_again() -> None:

@@ -158,7 +158,7 @@ class Diagnosing:
         life, check = self._life, self._life.records().validation
         assert check, "a diagnosis that was not reserved"
         assert check.stage.live, "a diagnosis that was not reserved"
-        assert life.tainted(), "a diagnosis without our taint"
+        assert life.kept_off(), "a diagnosis where pods may come"
         assert step.name.startswith(check.name)
         life.diagnoses.append((step.level, *step.uuids))
         self._run = step.name, life.now
@@ -175,6 +175,10 @@ class Diagnosed(Life):
     said: str = ""
     dies: Collection[int] = ()
     diagnoses: list[tuple[object, ...]] = field(default_factory=list)
+
+    def kept_off(self) -> bool:
+        """Whether no new pod comes."""
+        return self.tainted()
 
     def _begin(self) -> None:
         super()._begin()
@@ -292,7 +296,7 @@ def test_one_that_the_agents_end_cuts_off_again_and_again_is_a_persons_matter() 
     life = Diagnosed(RESET, demanding(), clients=IDLE)
     for _ in range(50):
         life.tick()
-        if life.waits and "runs before the node returns" in life.waits[0]:
+        if life.waits and "runs before the return" in life.waits[0]:
             life._begin()  # kill -9, and nothing was written
     assert (len(life.diagnoses), life.tainted(), state(life)) == (3, True, "unhealthy")
     assert "was cut off 3 times by the agent's end" in life.waits[0]

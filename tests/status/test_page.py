@@ -158,7 +158,7 @@ def test_an_old_verdict_is_told_as_old_and_not_as_healthy() -> None:
         ({"stage": "unhealthy", "withdrawn_since": None}, "not withdrawn yet: see what is waited for"),
         ({"stage": "drained"}, "the pods that had to leave have left"),
         ({"stage": "repairing"}, "a repair is under way"),
-        ({"stage": "validating"}, "must stay well for a while before the node returns"),
+        ({"stage": "validating"}, "must stay well for a while, before the node takes pods"),
         ({"keep_off": "the GPU is being reset"}, "The agent keeps off the GPUs: the GPU is being reset."),
     ],
 )
