@@ -117,6 +117,54 @@ def test_it_renders_what_a_component_makes_that_is_in_no_overlay(component: str,
     assert made == kustomized(tmp_path) != kustomized(OVERLAYS / "observe")
 
 
+@pytest.mark.parametrize(
+    ("component", "parts"),
+    [("", ("gateway", "inference", "training")), ("gateway-only", ("gateway",)), ("training-only", ("training",))],
+)
+def test_of_the_kit_it_renders_the_parts_that_are_switched_on(
+    component: str, parts: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As Kustomize makes them, but with the programs in the image. Switched off, it removes no checkpoint."""
+    base, part = (os.path.relpath(OVERLAYS.parent / "kit" / one, tmp_path) for one in ("", component))
+    words = {"resources": [base], "components": [part] if component else []}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(words))
+    wanted = {key: one for key, one in kustomized(tmp_path).items() if key[0] != "ConfigMap"}
+    for one in wanted.values():
+        job = one["spec"].get("jobTemplate", one).get("spec", {})
+        if template := job.get("template"):
+            pod = template["spec"]
+            pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] != "kit"]
+            for container in pod["containers"]:
+                container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] != "kit"]
+    values = [*(f"kit.{name}.enabled=true" for name in parts), "kit.image.tag=latest"] + (
+        ["kit.gateway.replicas=my-replicas.my-namespace:8080"] if component == "gateway-only" else []
+    )
+    text = chart("template", "gpu-health-agent", str(CHART), values=values)
+    alone = objects(chart("template", "gpu-health-agent", str(CHART)))
+    made = {key: one for key, one in objects(text).items() if key not in alone}
+    for (kind, _), one in made.items():
+        kept = one["metadata"].pop("annotations", {}) == {"helm.sh/resource-policy": "keep"}
+        assert kept == (kind == "PersistentVolumeClaim")
+    assert made == wanted
+    (namespace,) = [one for one in yaml.safe_load_all(text) if one and one["kind"] == "Namespace"]
+    assert namespace["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_the_kits_image_and_storage_can_be_said() -> None:
+    values = [
+        "kit.training.enabled=true",
+        "kit.image.repository=r.example/kit",
+        "kit.image.tag=1.2.3",
+        "kit.storageClassName=efs",
+        "kit.backupStorageClassName=other",
+    ]
+    made = objects(chart("template", "gpu-health-agent", str(CHART), values=values))
+    (container,) = made["Job", "training"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "r.example/kit:1.2.3"
+    claims = {name: one["spec"]["storageClassName"] for (kind, name), one in made.items() if "Claim" in kind}
+    assert claims == {"checkpoints": "efs", "checkpoints-backup": "other"}
+
+
 def test_a_network_policy_lets_in_the_namespaces_that_are_named() -> None:
     values = ["networkPolicy.enabled=true", "networkPolicy.namespaces={a,b}"]
     made = objects(chart("template", "gpu-health-agent", str(CHART), values=values))
