@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import sys
 from collections.abc import Iterator
@@ -36,12 +35,14 @@ class Bindings:
 
 def versions(bindings: Bindings, handle: Any) -> Iterator[tuple[str, str]]:
     """The engine's own, and the library's that is loaded here: each may be upgraded without the other."""
+    from ctypes import byref  # 1 MB that a node without an engine has no use for
+
     structs = bindings.structs
     for name, call, *of in (("dcgm_version", "dcgmHostengineVersionInfo", handle), ("dcgm_library", "dcgmVersionInfo")):
         info = structs.c_dcgmVersionInfo_v2()
         info.version = structs.dcgmVersionInfo_version2
         with suppress(structs.DCGMError):  # one that has no word for it
-            structs._dcgmCheckReturn(structs._dcgmGetFunctionPointer(call)(*of, ctypes.byref(info)))
+            structs._dcgmCheckReturn(structs._dcgmGetFunctionPointer(call)(*of, byref(info)))
             parts = str(info.rawBuildInfoString).split(";")
             yield name, next((printable(part[8:40]) for part in parts if part.startswith("version:")), "")
 

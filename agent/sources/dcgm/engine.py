@@ -7,7 +7,7 @@ slot for it that all of the engine's clients share.
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -259,7 +259,7 @@ def _when(at_us: int) -> float:
 
 def _named(name: str) -> str:
     """Unique in an engine that other clients use: two agents in containers of their own may have one process id."""
-    return f"gpu-health-agent-{name}-{secrets.token_hex(4)}"
+    return f"gpu-health-agent-{name}-{os.urandom(4).hex()}"
 
 
 def _instance(place: Place) -> dict[str, Value]:
