@@ -13,38 +13,46 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from agent import __version__
-from agent.commands.setup import as_text, configured
-from agent.model.errors import NotRunningError, UsageError
+from agent.commands.setup import DAMAGE, as_text, configured, damaged, plain
+from agent.model.errors import NotRunningError, UnreadableError, UsageError
 from agent.model.text import printable, read_json
-from agent.recording.flight import SUFFIX, kept
+from agent.recording.flight import SUFFIX, ask, kept
 from agent.status.client import running
 from agent.status.ledger_view import as_table
 
 EXAMPLES = (
     ("gpu-health-agent evidence", "to standard output: in the pod, by kubectl exec without -t"),
     ("gpu-health-agent evidence --output evidence.tar.gz", "to a file"),
+    ("gpu-health-agent evidence --freeze --output now.tar.gz", "with the last minutes, whatever stands"),
 )
+_RECORDINGS = "recordings/"
+_MOST_BYTES = 64 << 20  # of a recording in an archive, compressed as it is; an agent's have one or two MiB
+_BLOCK, _MAGIC = 512, slice(257, 262)
 _OF_THE_STATE = ("node", "version", "mode", "at", "status", "faults", "blind", "cards", "gpus", "xids", "sources")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", help="the agent's own file, for its folder and port")
     parser.add_argument("--output", type=Path, metavar="F", help="the archive (default: standard output)")
+    parser.add_argument("--freeze", action="store_true", help="let the agent write down the last minutes first")
     parser.add_argument("--pods", action="store_true", help="with the names of pods, and what was planned for them")
 
 
 def run(arguments: argparse.Namespace) -> int:
     config = configured(arguments.config)
+    if arguments.output is None and sys.stdout.isatty():
+        raise UsageError("standard output is a terminal: name a file with --output")
+    if arguments.freeze:
+        ask(config.evidence.folder)
     state = running(config)
     recordings = kept(config.evidence.folder)
     if state is None and not recordings:
         raise NotRunningError(f"no agent answers here, and no recording lies in {config.evidence.folder}")
-    if arguments.output is None and sys.stdout.isatty():
-        raise UsageError("standard output is a terminal: name a file with --output")
     if arguments.output:
         with arguments.output.open("wb") as out:
             archive(out, state, recordings, arguments.pods)
@@ -68,8 +76,26 @@ def archive(out: BinaryIO, state: dict[str, Any] | None, recordings: Iterable[Pa
             with path.open("rb") as stream:
                 lines = [*as_text(stream)]
             kept_lines = lines if pods else [*without_pods(lines)]
-            _add(tar, f"recordings/{path.name}", gzip.compress("".join(kept_lines).encode()))
+            _add(tar, f"{_RECORDINGS}{path.name}", gzip.compress("".join(kept_lines).encode()))
             _add(tar, f"kernel/{name}.txt", "".join(f"{line}\n" for line in kernel_lines(lines)).encode())
+
+
+def texts(stream: BufferedReader) -> Iterator[tuple[str, TextIOWrapper]]:
+    """The recordings of an archive of this kind, by name; else the one text that it is, which has none."""
+    file, found = plain(stream), False
+    try:
+        if file.peek(_BLOCK)[_MAGIC] != b"ustar":
+            yield "", as_text(file)
+            return
+        with tarfile.open(fileobj=file, mode="r|") as tar:
+            for member in tar:
+                if member.name.startswith(_RECORDINGS) and (part := tar.extractfile(member)):
+                    found = True
+                    yield printable(member.name), as_text(BufferedReader(io.BytesIO(part.read(_MOST_BYTES))))
+    except (*DAMAGE, tarfile.TarError) as error:
+        raise damaged(error) from error
+    if not found:
+        raise UnreadableError("no recording is in the archive: the agent kept none, or 'evidence' did not make it")
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

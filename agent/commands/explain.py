@@ -14,7 +14,7 @@ from agent.actions.api import Api, connect
 from agent.actions.fleet import deployed, read_fleet_without_nodes
 from agent.actions.kube import KubeClient
 from agent.commands.replay import ending
-from agent.commands.setup import configured, lines_of, opened, persons
+from agent.commands.setup import as_text, configured, lines_of, opened, persons, undamaged
 from agent.config.settings import Config, Mode
 from agent.diagnosis.correlate import incidents
 from agent.diagnosis.history import History
@@ -132,8 +132,8 @@ def _past(history: str | None) -> list[dict[str, Any]]:
 
 def recorded(path: Path, other: Config | None) -> dict[str, Any]:
     """How a recording ends. UsageError for a file that is none."""
-    with opened(path) as lines:
-        verdict, config = ending(lines_of(lines), other)
+    with opened(path) as stream, as_text(stream) as text:
+        verdict, config = ending(undamaged(lines_of(text)), other)
     return {
         "node": path.name,
         "status": str(verdict.status),

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import cast
 
 from agent.actions.kube import KubeClient
-from agent.commands.setup import as_text, configured, lines_of, opened, undamaged
+from agent.commands.evidence import texts
+from agent.commands.setup import configured, lines_of, opened, undamaged
 from agent.config.settings import Config
 from agent.config.source_index import GPUS, KERNEL_LOG
 from agent.diagnosis.judge import Memory, Orders, judge
@@ -43,6 +44,7 @@ _MOST_ROUNDS = 20
 
 EXAMPLES = (
     ("gpu-health-agent replay run.jsonl", "what was decided"),
+    ("gpu-health-agent replay evidence.tar.gz", "the same of each recording in an archive of 'evidence'"),
     ("gpu-health-agent replay run.jsonl --config other.yaml", "what another configuration would have decided"),
     ("gpu-health-agent replay dmesg.txt --profile a100-8", "what a kernel log would have led to"),
     ("journalctl -k | gpu-health-agent replay -", "the same of this machine's"),
@@ -50,7 +52,8 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a recording, a source's lines or a raw kernel log; - for stdin")
+    what = "a recording, an archive of 'evidence', a source's lines or a raw kernel log; - for stdin"
+    parser.add_argument("file", metavar="FILE", help=what)
     parser.add_argument("--config", metavar="OTHER", help="another policy than the recording's own")
     parser.add_argument("--profile", default="h100-8", metavar="P", help="the healthy GPUs beside a raw kernel log")
     parser.add_argument("--json", action="store_true", help="one JSON object a line and change, the only form there is")
@@ -62,14 +65,17 @@ def run(arguments: argparse.Namespace) -> int:
     config = configured(arguments.config) if arguments.config else None
     with contextlib.ExitStack() as stack:
         if arguments.file == "-":
-            text = as_text(cast(BufferedReader, sys.stdin.buffer))
+            stream = cast(BufferedReader, sys.stdin.buffer)
         else:
             path = Path(arguments.file)
             if not path.is_file():
                 raise UsageError(f"{path}: no such file")
-            text = stack.enter_context(opened(path))
-        for decision in replay(undamaged(lines_of(text)), config, arguments.profile):
-            sys.stdout.write(decision + "\n")
+            stream = stack.enter_context(opened(path))
+        for name, text in texts(stream):
+            if name:
+                sys.stderr.write(f"gpu-health-agent: {name}\n")
+            for decision in replay(undamaged(lines_of(text)), config, arguments.profile):
+                sys.stdout.write(decision + "\n")
     return 0
 
 

@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.record:
         record = recorder(arguments.record, config, node, sources.names)
     elif config.evidence.folder.is_dir():
-        record = FlightRecorder(config.evidence.folder, config, node, sources.names)
+        record = flight = FlightRecorder(config.evidence.folder, config, node, sources.names)
+        flight.answer()
     ask = sources.who_holds if config.sources.pods.enabled else None
     life = os.environ.get("POD_UID") or f"{BY_HAND}{secrets.token_hex(8)}"
     actor = Actor(config, able, arguments.dry_run, log.tell, ask, record, life)

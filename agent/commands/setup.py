@@ -20,6 +20,7 @@ from agent.model.cluster_client import ClusterClient
 from agent.model.errors import ConfigError, UnreadableError, UsageError
 from agent.simulation.folder import simulation_directory
 
+DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 _LONGEST_LINE = 16 << 20  # characters; what a Node and its pods hold is a thirtieth of it
 
 
@@ -55,28 +56,36 @@ def client(kubeconfig: str | None, node: str, config: Config) -> ClusterClient:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[TextIOWrapper]:
-    """A text of any bytes that was named on the command line, gzip or plain; UsageError if it can't be read."""
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """What was named on the command line; UsageError if it can't be read."""
     try:
         stream = path.open("rb")
     except OSError as error:
         raise UsageError(f"{path}: can't be read ({error.strerror}): name another file") from error
     with stream:
-        yield as_text(stream)
+        yield stream
 
 
 def as_text(stream: BufferedReader) -> TextIOWrapper:
     """A text of any bytes, gzip or plain."""
-    plain = stream if stream.peek(2)[:2] != b"\x1f\x8b" else gzip.GzipFile(fileobj=stream)
-    return TextIOWrapper(plain, encoding="utf-8", errors="replace")
+    return TextIOWrapper(plain(stream), encoding="utf-8", errors="replace")
+
+
+def plain(stream: BufferedReader) -> BufferedReader:
+    """Without its gzip, if it has one."""
+    return stream if stream.peek(2)[:2] != b"\x1f\x8b" else BufferedReader(gzip.GzipFile(fileobj=stream))
 
 
 def undamaged(lines: Iterable[str]) -> Iterator[str]:
     """The same lines; UnreadableError where a gzip is damaged or ends too early."""
     try:
         yield from lines
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UnreadableError(f"the gzip is damaged or cut off ({error}): copy the file anew") from error
+    except DAMAGE as error:
+        raise damaged(error) from error
+
+
+def damaged(error: Exception) -> UnreadableError:
+    return UnreadableError(f"the file is damaged or cut off ({error}): copy it anew")
 
 
 def lines_of(text: TextIO) -> Iterator[str]:

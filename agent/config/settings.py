@@ -163,7 +163,7 @@ class Evidence(Section):
     """The flight recorder: the last quarter of an hour in memory, written down when a fault turns fatal."""
 
     folder: Path = Path("/var/lib/gpu-health-agent/evidence")
-    """Where, in four files of about 1 MiB at most. Nothing is recorded where this folder is not there."""
+    """Where, in five files of about 1 MiB at most. Nothing is recorded where this folder is not there."""
 
 
 class Http(Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -67,10 +67,7 @@ class Recorder:
         before, self._untold = self._untold, (verdict.blind, [(f.finding.id, f.proved) for f in verdict.standing])
         if not seen and decision is None and orders == self._orders and before == self._untold:
             return
-        line: dict[str, Any] = {"t": now, "wall": wall, **self._new(orders)}
-        if seen:
-            line["seen"] = [self._observation(one) for one in seen]
-        self._write(line, decision)
+        self._write({"t": now, "wall": wall, **self._new(orders)}, decision, seen)
 
     def restored(self, stored: str | None, at: float, orders: Orders) -> None:
         """What the Node held when it was first read, and when that was taken in (monotonic seconds)."""
@@ -81,7 +78,7 @@ class Recorder:
         decision = self._planned.planned(verdict, steps)
         if decision is None:
             return
-        text = _json(plain_world(world))
+        text = as_json(plain_world(world))
         new = {} if text == self._world else {"world": json.loads(text)}
         self._world = text
         self._write({"plan": verdict.at, "local": asdict(local), **new}, decision)
@@ -119,16 +116,17 @@ class Recorder:
         self._readings[one.source, one.pci] = one.values
         return [one.source, one.pci, one.at, changed, *([gone] if gone else [])]
 
-    def _write(self, line: dict[str, Any], decision: str | None) -> None:
-        """A line, and right after it what was decided from it."""
+    def _write(self, line: dict[str, Any], decision: str | None, seen: Collection[Observation] = ()) -> None:
+        """A line, and right after it what was decided from it. Of a storm only a piece at a time is held as text."""
         if self.trouble:
             return
-        text = _json(line) + "\n"
-        if decision is not None:
-            text += f'{{"decision":{decision}}}\n'
         try:
             with self._lock:
-                self._file.write(text)
+                self._file.write(as_json(line)[:-1])
+                for number, one in enumerate(seen):
+                    self._file.write(("," if number else ',"seen":[') + as_json(self._observation(one)))
+                ends = "]}\n" if seen else "}\n"
+                self._file.write(ends if decision is None else f'{ends}{{"decision":{decision}}}\n')
         except OSError as error:
             self.trouble = f"the recording ended: {error.strerror}"
 
@@ -239,7 +237,7 @@ def _orders(line: dict[str, Any]) -> dict[str, Any] | None:
     return {**new, "resets": {**before, **ours}}
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
     return json.dumps(value, default=_plain_set, separators=(",", ":"))
 
 

@@ -21,6 +21,7 @@ import yaml
 from agent.actions.api import connect
 from tests.bench.crowd import crowd
 from tests.bench.fleet import fleet
+from tests.bench.flight import flight
 from tests.bench.furniture import furniture
 from tests.bench.judging import judging
 from tests.bench.usage import cpu_s, rollup
@@ -51,6 +52,7 @@ def main() -> int:
                     footprint(plane, folder, profile, split)
             fleet(plane)
             judging()
+            flight()
             crowd()
             witness()
         finally:

@@ -21,6 +21,7 @@ from agent.recording.recording import Recorder
 from agent.runtime.daemon import Daemon, serve
 from agent.simulation.simulated import inject
 from agent.sources.process.command_lines import supervisor
+from tests.bench.usage import own_rss_mib
 
 _POLL_S, _DAY_S, _GPUS = 5.0, 86400.0, 8
 _STORM_S, _LINES_A_S = 10, 20_000
@@ -39,12 +40,9 @@ def day(folder: Path) -> None:
     path = folder / "day"
     recorder = Recorder(path, Config(), "n", ("nvml",))
     verdict = Verdict(0.0, Status.HEALTHY, Remedy.NONE)
-    for poll in range(int(_DAY_S / _POLL_S)):
-        now = poll * _POLL_S
-        seen = [_reading(gpu, poll, now) for gpu in range(_GPUS)]
-        beat: dict[str, Value] = {"gpu_count": _GPUS, "missing": ""}
-        seen.append(Observation(now, "nvml", Signal.ALIVE, values=beat, boot_id="boot", arrived=now))
-        recorder.judged(now, now, seen, Orders(), verdict)
+    for number in range(int(_DAY_S / _POLL_S)):
+        now = number * _POLL_S
+        recorder.judged(now, now, poll(number, now), Orders(), verdict)
     recorder.close()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "agent", "replay", str(path)], check=True, stdout=subprocess.DEVNULL)
@@ -53,13 +51,20 @@ def day(folder: Path) -> None:
     print(f"replay of a day, 8 GPUs, 5 s poll    {cpu_s:.1f} s of CPU", flush=True)
 
 
-def _reading(gpu: int, poll: int, now: float) -> Observation:
+def poll(number: int, now: float) -> list[Observation]:
+    """Of all GPUs."""
+    beat: dict[str, Value] = {"gpu_count": _GPUS, "missing": ""}
+    readings = (_reading(gpu, number, now) for gpu in range(_GPUS))
+    return [*readings, Observation(now, "nvml", Signal.ALIVE, values=beat, boot_id="boot", arrived=now)]
+
+
+def _reading(gpu: int, number: int, now: float) -> Observation:
     values: dict[str, Value] = {
         "uuid": f"GPU-{gpu}",
-        "temperature_c": 45 + (poll * 7 + gpu) % 5,
-        "margin_c": 40 - (poll * 7 + gpu) % 5,
-        "power_w": 300.0 + poll % 11,
-        "energy_j": 1000.0 + poll,
+        "temperature_c": 45 + (number * 7 + gpu) % 5,
+        "margin_c": 40 - (number * 7 + gpu) % 5,
+        "power_w": 300.0 + number % 11,
+        "energy_j": 1000.0 + number,
         "recovery_action": 0,
         "pcie_width": 16,
         "pcie_max_width": 16,
@@ -136,7 +141,7 @@ def hang(folder: Path) -> None:
 def storm(folder: Path) -> None:
     """Xids of ever other processes at 20,000 lines a second, and one lost GPU in between."""
     run = Run(folder, 1.0)
-    before, found = _rss(), threading.Event()
+    before, found = own_rss_mib(), threading.Event()
 
     def write() -> None:
         with (folder / "kmsg").open("ab", buffering=0) as log:
@@ -165,17 +170,10 @@ def storm(folder: Path) -> None:
     run.until(lambda: counted() >= _STORM_S * _LINES_A_S - 1)
     print(
         f"a storm of {_LINES_A_S} Xid lines a second, {_STORM_S} s: {counted()} counted, the lost GPU in between "
-        f"found after {took:.2f} s, RSS {before:.1f} → {_rss():.1f} MiB",
+        f"found after {took:.2f} s, RSS {before:.1f} → {own_rss_mib():.1f} MiB",
         flush=True,
     )
     run.end()
-
-
-def _rss() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("no VmRSS in /proc/self/status")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def test_a_gzip_is_read_and_a_damaged_one_is_said(
     assert json.loads(file.splitlines()[-1])["withdraw"]
     for damaged in (packed[:-9], packed[:20], packed[:12] + b"xxxxxxxx" + packed[20:]):
         assert asked(tmp_path, damaged) == 65
-        assert "the gzip is damaged or cut off" in capsys.readouterr().err
+        assert "the file is damaged or cut off" in capsys.readouterr().err
 
 
 def test_a_journal_as_json_is_a_log_and_no_sources_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

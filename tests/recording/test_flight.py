@@ -11,17 +11,23 @@ import tarfile
 import time
 from pathlib import Path
 
+import pytest
+
 from agent.cli import main
 from agent.commands.evidence import archive
 from agent.config.settings import Config
 from agent.diagnosis.judge import Memory, Orders, judge
+from agent.diagnosis.resume import resumed
 from agent.model.devices import Device
+from agent.model.errors import NotRunningError
 from agent.model.fault import Verdict
 from agent.model.observation import Observation
 from agent.model.steps import GivePermit
 from agent.model.world import Local, PermitKind, Pod, World
-from agent.recording.flight import MOST_BYTES, MOST_FILES, FlightRecorder, Segments, kept
-from agent.recording.recording import Recording, Round
+from agent.recording.flight import MOST_BYTES, MOST_FILES, FlightRecorder, Segments, ask, kept
+from agent.recording.recording import Recording, Restored, Round
+from agent.remediation.stored import restored
+from tests.bench.flight import stormed_mib
 from tests.observe import OTHER, START, alive, fields, ids, reading, xid
 
 EXPECTED = ("nvml", "kmsg")
@@ -35,15 +41,16 @@ class Flight:
         self.recorder = FlightRecorder(folder, Config(), "n1", EXPECTED)
         self.folder, self.memory, self.now = folder, Memory(), 1000.0
         self.verdicts: list[Verdict] = []
+        self.orders = ORDERS
 
     def round(self, *seen: Observation, after_s: float = 5) -> None:
         self.now += after_s
         stamped = [Observation(**{**fields(o), "arrived": self.now, "at": START + self.now}) for o in seen]
         self.memory, verdict = judge(
-            self.memory, stamped, self.now, START + self.now, Config().policy, EXPECTED, ORDERS
+            self.memory, stamped, self.now, START + self.now, Config().policy, EXPECTED, self.orders
         )
         self.verdicts.append(verdict)
-        self.recorder.judged(self.now, START + self.now, stamped, ORDERS, verdict)
+        self.recorder.judged(self.now, START + self.now, stamped, self.orders, verdict)
 
     def polls(self, seconds: float) -> None:
         for number in range(int(seconds // 5)):
@@ -65,8 +72,10 @@ def replayed(text: str) -> list[list[str]]:
     """The faults of each round of a recording, judged anew."""
     recording, memory, orders, told = Recording.open(iter(text.splitlines())), Memory(), Orders(), []
     for entry in recording:
-        if isinstance(entry, Round):
-            orders = entry.orders or orders
+        orders = getattr(entry, "orders", None) or orders
+        if isinstance(entry, Restored):
+            memory = resumed(memory, restored(entry.stored, entry.t), recording.config.policy, orders.labels)
+        elif isinstance(entry, Round):
             memory, verdict = judge(
                 memory, entry.seen, entry.t, entry.wall, recording.config.policy, recording.sources, orders
             )
@@ -116,6 +125,7 @@ def test_only_the_last_few_files_are_kept(tmp_path: Path) -> None:
 def test_a_storm_of_lines_that_do_not_compress_stays_within_its_bytes() -> None:
     segments, chance, most = Segments(), random.Random(1), 0
     segments.write("head\n")
+    segments.begin()
     for second in range(900):
         if segments.full(second):
             segments.turn(second)
@@ -123,6 +133,40 @@ def test_a_storm_of_lines_that_do_not_compress_stays_within_its_bytes() -> None:
         most = max(most, segments.size)
     assert MOST_BYTES / 2 < most <= MOST_BYTES + MOST_BYTES // 4
     assert gzip.decompress(b"".join(segments.whole())).startswith(b"head\n")
+
+
+def test_the_recorder_takes_at_most_two_mebibytes_in_a_storm_and_while_it_writes() -> None:
+    assert 1.0 < stormed_mib(lines=1000, seconds=9) <= 2.0
+
+
+def test_what_a_person_asks_for_is_written_beside_the_fatal_onsets_and_pushes_out_none(tmp_path: Path) -> None:
+    flight = Flight(tmp_path)
+    flight.recorder.answer()
+    flight.polls(30)
+    flight.breaks()
+    (onset,) = flight.files()
+    for _ in range(MOST_FILES + 1):
+        flight.polls(10)
+        ask(tmp_path)
+    assert kept(tmp_path) == [onset, tmp_path / "on-request.jsonl.gz"]
+    assert replayed(gzip.decompress(kept(tmp_path)[1].read_bytes()).decode())[-1] == ids(flight.verdicts[-1])
+
+
+def test_a_fault_that_began_before_what_is_kept_stands_in_it_all_the_same(tmp_path: Path) -> None:
+    flight = Flight(tmp_path)
+    flight.polls(60)
+    flight.breaks()
+    flight.polls(3600)
+    told = replayed(gzip.decompress(b"".join(flight.recorder.segments.whole())).decode())
+    assert [*map(tuple, told)] == [tuple(ids(verdict)) for verdict in flight.verdicts[-len(told) :]]
+    assert told[0]
+
+
+def test_nobody_waits_for_an_agent_that_does_not_record(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "not there"):
+        with pytest.raises(NotRunningError, match=str(folder)):
+            ask(folder, 0.2)
+    assert not [*tmp_path.iterdir()], "an agent that begins later finds no old question"
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
