@@ -211,22 +211,27 @@ print(type(ApiClient(made).rest_client.pool_manager).__name__)
     assert ran.stdout == "PoolManager\n"
 
 
+def container_of(template: str) -> dict[str, Any]:
+    """Of a remedy's Job."""
+    documents = yaml.safe_load_all((BASE.parent / "components" / "repair" / "templates.yaml").read_text())
+    found = next(one for one in documents if one["metadata"]["name"] == template)
+    return dict(found["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0])
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
 @pytest.mark.parametrize("code", [0, 15])
 @pytest.mark.parametrize("persistence", ["Enabled", "Disabled", "hangs"])
 def test_a_reset_finds_persistence_mode_off_sets_it_back_and_ends_as_nvidia_smi_does(
     tmp_path: Path, code: int, persistence: str
 ) -> None:
-    documents = yaml.safe_load_all((BASE.parent / "components" / "repair" / "templates.yaml").read_text())
-    template = next(one for one in documents if one["metadata"]["name"] == "gpu-reset")
-    command = template["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["command"]
-    log = tmp_path / "log"
+    command, log = container_of("gpu-reset")["command"], tmp_path / "log"
     answer = "exit 124" if persistence == "hangs" else f"echo {persistence}"
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text(f"""#!/bin/sh
-        echo "$*" >> {log}
-        case "$1" in --query-gpu*) {answer} ;; --gpu-reset) exit {code} ;; esac
-    """)
-    smi.chmod(0o755)
+    says = f'case "$1" in --query-gpu*) {answer} ;; --gpu-reset) exit {code} ;; esac'
+    program(tmp_path / "nvidia-smi", f'echo "$*" >> {log}; {says}')
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     assert subprocess.run(command, env={**path, "GPUS": "GPU-a,GPU-b"}).returncode == code
     told = log.read_text().splitlines()[1:]
@@ -234,3 +239,28 @@ def test_a_reset_finds_persistence_mode_off_sets_it_back_and_ends_as_nvidia_smi_
     assert told == ([off, reset, on] if persistence == "Enabled" else [reset])
     assert subprocess.run(command, env=path, stderr=subprocess.DEVNULL).returncode != 0, "no GPU is named"
     assert len(log.read_text().splitlines()) == len(told) + 1
+
+
+@pytest.mark.parametrize("driver", ["the host's", "gpu-operator's"])
+@pytest.mark.parametrize("code", [0, 1])
+def test_evidence_bears_its_jobs_name_and_the_latest_alone_are_kept(tmp_path: Path, driver: str, code: int) -> None:
+    kept, programs, job = tmp_path / "evidence", tmp_path / "bin", f"gpu-health-collect-{tmp_path.name}"
+    for folder in (kept, programs, tmp_path / "driver" / "tmp"):
+        folder.mkdir(parents=True)
+    for number in range(20):
+        (kept / f"old-{number}.log.gz").touch()
+    report = f'[ "$1 $2" = "--safe-mode --output-file" ] && echo report > "$ROOT$3.gz"; exit {code}'
+    program(programs / "dcgmi", 'echo "$*"')
+    if driver == "the host's":
+        program(programs / "nvidia-bug-report.sh", report)
+    else:  # found in its root alone
+        program(tmp_path / "driver" / "nvidia-bug-report.sh", report)
+        program(programs / "chroot", 'export ROOT="$1"; shift; exec "$ROOT/$@"')
+    made = container_of("gpu-collect")
+    assert {one["name"] for one in made["env"]} == {"JOB", "EVIDENCE", "DRIVER"}
+    path = {"PATH": f"{programs}:{os.environ['PATH']}", "DRIVER": str(tmp_path / "driver")}
+    shell = made["command"][made["command"].index("sh") :]
+    assert subprocess.run(shell, env={**path, "JOB": job, "EVIDENCE": str(kept)}).returncode == code
+    assert (kept / f"{job}.log.gz").read_text() == "report\n"
+    assert (kept / f"{job}.dcgm.json").read_text() == "diag -r 1 -j\n"
+    assert len([*kept.iterdir()]) == 8

@@ -8,7 +8,7 @@ from typing import Any
 from agent.model.text import aligned, printable, rfc3339
 from agent.remediation.ledger import PHASES, Entry, Ledger, Moment
 
-_COLUMNS = ("NODE", "ONSET", "FAULT", "GPU", *map(str.upper, PHASES), "GPU-HOURS", "ENDED BY")
+_COLUMNS = ("NODE", "ONSET", "FAULT", "GPU", *map(str.upper, PHASES), "GPU-HOURS", "ENDED BY", "EVIDENCE")
 _BY = {"proof": "proof", "person": "a person", "card": "another card"}
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60))
 
@@ -59,6 +59,7 @@ def _row(node: str, one: Mapping[str, Any]) -> tuple[str, ...]:
         *phases,
         f"{one['lost_gpu_s'] / 3600:.1f}",
         _BY.get(one["ended_by"] or "", "stands"),
+        one["collected"] or "",
     )
     return tuple(map(printable, cells))
 

@@ -272,6 +272,7 @@ def job(stolen: Stolen, template: str = "gpu-reset") -> dict[str, Any]:
 def test_a_job_of_a_template_on_the_own_node_is_allowed(stolen: Stolen) -> None:
     assert stolen("POST", f"{BATCH}/jobs", job(stolen)) == 201
     assert stolen("POST", f"{BATCH}/jobs", job(stolen, "node-reboot")) == 201
+    assert stolen("POST", f"{BATCH}/jobs", job(stolen, "gpu-collect")) == 201
 
 
 def test_a_job_with_another_image_is_refused(stolen: Stolen) -> None:
@@ -322,7 +323,7 @@ def test_a_job_of_no_template_or_of_one_without_a_binding_is_refused(stolen: Sto
         made = job(stolen)
         made["metadata"]["labels"] = labels
         assert stolen("POST", f"{BATCH}/jobs", made) in REFUSED
-        assert "of these templates only: gpu-reset, node-reboot" in stolen.why
+        assert "of these templates only: gpu-reset, node-reboot, gpu-collect" in stolen.why
 
 
 @pytest.mark.parametrize("gpus", ["GPU-1;reboot", "$(reboot)", "0", "GPU-1,"])

@@ -56,6 +56,22 @@ def test_a_cured_node_returns_once_its_check_ended_well(site: Site, agent: Start
     assert [job["metadata"]["name"].rpartition("-")[0] for job in made] == ["gpu-health-reset-gpu", "gpu-health-check"]
 
 
+def test_the_shipped_template_takes_evidence_before_the_reset_and_the_history_names_its_job(
+    site: Site, agent: StartAgent
+) -> None:
+    running = agent(simulate="idle", repair={"reset_gpu": "gpu-reset", "collect": "gpu-collect", "pause_s": 1})
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.inject("--gpu", "3", "--xid", "95")
+    site.plane.wait("both Jobs", lambda: len(jobs(site)) == 2)
+    collect, reset = sorted(jobs(site), key=lambda job: "-reset-" in job["metadata"]["name"])
+    assert collect["spec"]["activeDeadlineSeconds"] == 300
+    assert collect["metadata"]["creationTimestamp"] <= reset["metadata"]["creationTimestamp"]
+    running.inject("--gpu", "3", "--clear")
+    site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
+    site.plane.wait("an end", lambda: running.state()["incidents"][0]["ended_by"])
+    assert running.state()["incidents"][0]["collected"] == collect["metadata"]["name"]
+
+
 def test_killed_while_the_gpu_is_being_reset_it_repairs_once_and_returns(site: Site, agent: StartAgent) -> None:
     site.deploy("train", 1, pin=site.nodes[0])
     running = agent(simulate="idle", repair={"reset_gpu": "gpu-reset", "pause_s": 1})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from agent.actions.fleet import read_fleet
 from agent.config.settings import Config
 from agent.model.names import HISTORY_ANNOTATION
+from agent.remediation.ledger import Ledger
 from agent.remediation.ledger_json import dump
 from agent.status.fleet_view import fleet_state
 from agent.status.ledger_view import as_table, incidents, lasted
@@ -18,7 +20,22 @@ from tests.observe import GPU
 from tests.status.test_metrics import LEDGER, snapshot
 
 ROWS = [
-    ["NODE", "ONSET", "FAULT", "GPU", "DETECT", "WAIT", "DRAIN", "REPAIR", "PROVE", "OUT", "GPU-HOURS", "ENDED", "BY"],
+    [
+        "NODE",
+        "ONSET",
+        "FAULT",
+        "GPU",
+        "DETECT",
+        "WAIT",
+        "DRAIN",
+        "REPAIR",
+        "PROVE",
+        "OUT",
+        "GPU-HOURS",
+        "ENDED",
+        "BY",
+        "EVIDENCE",
+    ],
     ["n1", "2025-10-09T08:53:20Z", "xid-79", GPU, "16m", "2001s", "0.1", "stands"],
     ["n1", "2025-09-27T19:06:40Z", "xid-48", GPU, "16m", "33m", "16m", "16m", "16m", "50m", "1.7", "proof"],
 ]
@@ -32,6 +49,12 @@ def test_each_incident_is_a_row_with_its_parts_and_its_end_the_latest_first() ->
     rows = table(as_table([("n1", incidents(LEDGER, 1_760_000_121.0))]))
     assert [rows[0], rows[2]] == [ROWS[0], ROWS[2]]
     assert (rows[1][:4], rows[1][-2:]) == (ROWS[1][:4], ROWS[1][-2:])
+
+
+def test_the_job_that_took_evidence_is_named_in_its_row() -> None:
+    (entry, *_) = LEDGER.entries
+    told = incidents(Ledger((replace(entry, collected="gpu-health-collect-1"),)), 1_760_000_121.0)
+    assert table(as_table([("n1", told)]))[1][-1] == "gpu-health-collect-1"
 
 
 def test_state_and_the_fleet_tell_the_same_incidents() -> None:
