@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 from aiohttp import Payload, web
@@ -55,13 +56,14 @@ class Bodies:
         self.held_bytes = 0
 
     @contextlib.asynccontextmanager
-    async def of(self, request: web.BaseRequest) -> AsyncIterator[Body]:
-        """The whole of it, held until the block ends. RefusedError."""
+    async def of(self, request: web.BaseRequest, deadline: float) -> AsyncIterator[Body]:
+        """The whole of it, held until the block ends. RefusedError, also where it is not there by the deadline."""
         body, counted = Body(), 0
         try:
             counted += self._hold(_LEAST_BYTES)
-            async with self._in_time():
+            async with self._in_time(deadline) as clock:
                 async for part in request.content.iter_any():
+                    clock.reschedule(min(deadline, time.monotonic() + self._wait_s))
                     body.append(part)
                     if body.bytes > self._largest_bytes:
                         raise RefusedError(413, f"the body has more than {self._largest_bytes} bytes")
@@ -72,12 +74,14 @@ class Bodies:
             self.held_bytes -= counted
 
     @contextlib.asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
+    async def _in_time(self, deadline: float) -> AsyncIterator[asyncio.Timeout]:
         try:
-            async with asyncio.timeout(self._wait_s):
-                yield
+            async with asyncio.timeout_at(min(deadline, time.monotonic() + self._wait_s)) as clock:
+                yield clock
         except TimeoutError:
-            raise RefusedError(408, f"the request's body did not come within {self._wait_s:g} s") from None
+            late = time.monotonic() >= deadline
+            why = "was not whole in time" if late else f"stood still for {self._wait_s:g} s"
+            raise RefusedError(408, f"the request's body {why}") from None
         except web.RequestPayloadError as error:
             raise RefusedError(400, f"the request's body can't be read: {error}") from None
 

@@ -43,7 +43,7 @@ class Forwarder:
         deadline = time.monotonic() + self._options.total_s  # of the clock that the loop goes by too
         if not self._pool().pick():
             raise self._shed()  # before its body is read
-        async with self.bodies.of(request) as body:
+        async with self.bodies.of(request, deadline) as body:
             self.budget.count()
             return await self._send(request, body, deadline)
 

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler
 from attempt import LEFT, CutError
 from bodies import RefusedError
 from forwarding import Forwarder
@@ -42,12 +43,17 @@ class Gateway:
         self._metrics = self._forwarder.metrics
 
     def app(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(middlewares=[self._strange])
         for page in (self.healthz, self.readyz, self.metrics, self.status):
             app.router.add_get(f"/{page.__name__}", page)
         app.router.add_route("*", "/{path:.*}", self.proxy)
         app.cleanup_ctx.append(self._reach_replicas)
         return app
+
+    @web.middleware
+    async def _strange(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """What names no path (CONNECT, OPTIONS *) is refused as all else is, and counted."""
+        return await (handler if request.match_info.http_exception is None else self.proxy)(request)
 
     async def _reach_replicas(self, _: web.Application) -> AsyncIterator[None]:
         connector = aiohttp.TCPConnector(limit=0)  # the replicas' own limit counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,22 @@ def test_other_protocols_are_refused_in_plain_words(front: Front, stubs: list[St
     assert not sum(stub.served for stub in stubs)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"), [(b"CONNECT example.com:443", b"no tunnel"), (b"OPTIONS *", b"must be a path")]
+)
+def test_what_names_no_path_is_refused_in_plain_words_and_counted(
+    front: Front, stubs: list[Stub], line: bytes, said: bytes
+) -> None:
+    gateway = front()
+    with socket.create_connection(("127.0.0.1", gateway.port()), timeout=10) as client:
+        client.sendall(line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = all_of(client)
+    assert said in answer
+    code = answer.split()[1].decode()
+    assert metric(gateway, "gateway_requests_total", f'code="{code}"') == 1
+    assert not sum(stub.served for stub in stubs)
+
+
 def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(front: Front, stubs: list[Stub]) -> None:
     """Whoever stands before or behind might take the other of the two, and the rest for a request."""
     smuggled = b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -157,6 +174,24 @@ def all_of(client: socket.socket) -> bytes:
     while part := client.recv(65536):
         got += part
     return got
+
+
+def send_slowly(gateway: Program, parts: int, pause_s: float) -> int:
+    """A body of which a byte comes after each pause; the status of the answer."""
+    with socket.create_connection(("127.0.0.1", gateway.port()), timeout=30) as client:
+        client.sendall(b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % parts)
+        for _ in range(parts):
+            time.sleep(pause_s)
+            try:
+                client.sendall(b"x")
+            except ConnectionError:
+                break
+        return int(client.recv(65536).split()[1])
+
+
+def test_a_body_may_come_slowly_as_long_as_it_comes_and_not_for_ever(front: Front, stubs: list[Stub]) -> None:
+    assert send_slowly(front("--read-s", 1), parts=8, pause_s=0.2) == 200
+    assert send_slowly(front("--read-s", 1, "--total-s", 2), parts=15, pause_s=0.2) == 408
 
 
 def test_a_body_that_never_comes_or_is_too_large_is_refused(front: Front, stubs: list[Stub]) -> None:
