@@ -50,7 +50,7 @@ def test_a_template_is_shipped_for_every_remedy_or_known_to_be_the_sites_own() -
     shipped = list(yaml.safe_load_all((DAEMONSET / "components" / "repair" / "templates.yaml").read_text()))
     configured = load(DAEMONSET / "overlays" / "repair" / "config.yaml").repair.templates
     assert {*configured} == {*LADDER} - {*OF_THE_SITE}
-    assert {*configured.values()} == {one["metadata"]["name"] for one in shipped}
+    assert {*configured.values(), "gpu-collect"} == {one["metadata"]["name"] for one in shipped}, "which is opt-in"
 
 
 def test_what_proves_a_cure_is_said_and_what_nothing_proves_is_a_persons() -> None:
