@@ -10,11 +10,13 @@ from difflib import get_close_matches
 from agent.config.limits import Limits
 from agent.diagnosis import nvlink4, nvlink5
 from agent.diagnosis.correlate import EXPLAINED_BY
-from agent.diagnosis.history import NVLINK4_XID, NVLINK5_XIDS
+from agent.diagnosis.history import ACTION_XID, NVLINK4_XID, NVLINK5_XIDS
 from agent.diagnosis.overrides import in_scope
 from agent.diagnosis.row import Row
 from agent.diagnosis.rules import ROWS, dcgm, kernel, xid
+from agent.diagnosis.rules.recovery import ROW as RECOVERY
 
+_ACTION = f"xid-{ACTION_XID}"
 _CODE = re.compile(r"(xid|sxid|dcgm)-(0|[1-9]\d{0,8})")  # has a rule, whether a table lists it or not
 _COUNTS = {code.row.rule: code.count for code in xid.CATALOG.values()}
 _MADE: tuple[Callable[[int], Row], ...] = (xid.unlisted, kernel.unlisted, dcgm.unlisted)
@@ -47,6 +49,9 @@ def wrong_override(limits: Limits) -> str:
     for number, override in enumerate(limits.overrides):
         if override.count and override.rule.partition("-")[0] != "xid":
             return f"policy.overrides.{number}.count: only Xids are counted, not {override.rule}: leave it out"
+        if override.rule == _ACTION and not override.disabled:
+            why = f"what an Xid {ACTION_XID} asks for is judged as {RECOVERY.rule}: override that"
+            return f"policy.overrides.{number}.rule: {why}; of {_ACTION} only disabled is obeyed"
         if override.rule in ROWS or _CODE.fullmatch(override.rule):
             continue
         near = get_close_matches(override.rule, ROWS, n=1)

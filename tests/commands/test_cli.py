@@ -62,6 +62,7 @@ def test_the_exit_code_is_the_process_own() -> None:
         ),
         ("policy: {overrides: [{rule: xid-63, severty: notice}]}", "no such setting; did you mean severity?"),
         ("policy: {overrides: [{rule: gpu-lost, count: 3}]}", "policy.overrides.0.count: only Xids are counted"),
+        ("policy: {overrides: [{rule: xid-154, severity: notice}]}", "judged as recovery-action: override that"),
         ("policy: {overrides: [{rule: xid-63, severity: bad}]}", "policy.overrides.0.severity: Input should be"),
         ("gate: {enabled: true}", "gate: Value error, mode observe takes no taint off: set mode to taint or evict"),
         ("presets: [webhook]", "presets: Value error, webhook has nobody to tell: set webhook.url as well"),
