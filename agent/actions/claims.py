@@ -1,4 +1,7 @@
-"""Which devices a pod's ResourceClaims were given: an allocation stays as it is while a pod has it."""
+"""Which devices a pod's ResourceClaims were given, and what the kubelet says of its devices.
+
+An allocation stays as it is while a pod has it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from urllib.parse import quote
 from agent.actions.api import Api, ask
 from agent.model.devices import Device
 from agent.model.errors import RefusedError
+from agent.model.text import printable
 
+_MOST_UNWELL = 8  # devices of a pod that are named
 _UNREADABLE = (KeyError, TypeError, AttributeError)
 
 
@@ -38,6 +43,18 @@ class Claims:
         path = f"/apis/resource.k8s.io/v1/namespaces/{quote(namespace)}/resourceclaims/{quote(name)}"
         results = ask(self._api, "GET", path)["status"]["allocation"]["devices"]["results"]
         return frozenset(Device(one["driver"], one["pool"], one["device"]) for one in results)
+
+
+def unwell(status: Mapping[str, Any]) -> tuple[str, ...]:
+    """Its devices that the kubelet doesn't find healthy, where it tells of any. It raises any of ``_UNREADABLE``."""
+    found = []
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        for resource in container.get("allocatedResourcesStatus") or ():
+            for one in resource.get("resources") or ():
+                if one.get("health", "Healthy") != "Healthy":
+                    why = f" ({one['message']})" if one.get("message") else ""
+                    found.append(printable(f"{resource['name']} {one['resourceID']} {one['health']}{why}")[:200])
+    return tuple(found[:_MOST_UNWELL])
 
 
 def _names(pod: Mapping[str, Any]) -> Iterator[str]:

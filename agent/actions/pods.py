@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.actions.checkpoint import ANSWER_S, Calls, declared
-from agent.actions.claims import Claims
+from agent.actions.claims import Claims, unwell
 from agent.actions.controllers import controller, told, workload
 from agent.actions.eviction import Evictions, path_of
 from agent.actions.leases import Clock
@@ -213,6 +213,7 @@ class Pods:
             operand=_operand(spec) if owner is not None and owner.kind == "DaemonSet" else "",
             slurm_busy=owner is not None and owner.kind == NODE_SET and _slurm_busy(status),
             ours=ours,
+            unwell=unwell(status),
             former=ours and labels[NODE_UID_LABEL] != self._node_uid,
             saved=saved or (wish.way == "annotation" and _answered(annotations, self._wall())),
         )

@@ -74,6 +74,7 @@ class Pod:
     operand: str = ""  # of gpu-operator's clients of the GPU: the Node's label by which it is deployed
     ours: bool = False  # a remedy's own
     slurm_busy: bool = False  # Slinky's, and Slurm has not drained it
+    unwell: tuple[str, ...] = ()  # its devices that the kubelet doesn't find healthy, in words
     unread: str = ""  # why it can't be read: it may be anything
     former: bool = False  # ours, and made for a Node object of this name that is gone
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from itertools import islice
 
 from agent.config.settings import Mode
 from agent.model.errors import MalformedError, NewerError
@@ -22,6 +24,7 @@ from agent.remediation.recurrence import replaced, watched, with_replacement
 from agent.remediation.repair import CURED, running
 from agent.remediation.stored import Stored, load
 
+_MOST_UNWELL = 8  # pods that are named
 _OBSERVED = "mode observe: the node would be withdrawn, and is only reported"
 _OBSERVED_WITHDRAWN = (
     "mode observe: the node stays withdrawn until its cure is proved; no pod is moved and nothing is repaired"
@@ -155,8 +158,14 @@ def under_way(world: World) -> bool:
 
 def said(now: Now) -> tuple[Wait, ...]:
     """What is waited for or left out, whatever is done."""
-    others = drivers_taints(now.case.world)
+    others = (*drivers_taints(now.case.world), *_unwell(now.case.world))
     return (*now.waits, *_unconfirmed(now), *kept_closed(now.case, now.records), *recurs(now), *_left_out(now), *others)
+
+
+def _unwell(world: World) -> Iterator[Wait]:
+    """What the kubelet says of the devices of pods that are still there."""
+    for pod in islice((one for one in world.pods or () if one.unwell and not one.finished), _MOST_UNWELL):
+        yield Wait(f"pod {pod.key} has devices that its kubelet doesn't find healthy: {'; '.join(pod.unwell)}")
 
 
 def recurs(now: Now) -> tuple[Wait, ...]:

@@ -626,3 +626,22 @@ def test_what_the_dry_run_refuses_is_neither_marked_nor_deleted() -> None:
         "pod research/train may not be evicted yet: Cannot evict pod budget web needs 3"
     ]
     assert not [path for method, path in made.requests if method != "GET" and "/pods/train" in path]
+
+
+def test_what_the_kubelet_says_of_a_pods_devices_is_told_while_it_is_there() -> None:
+    made, settings = cluster(), config(eviction="api")
+    change(made, "train", {"metadata": {"annotations": DO_NOT_EVICT}})
+    resources = [
+        {"resourceID": "GPU-1", "health": "Unhealthy", "message": "uncorrectable\x1b[31m error"},
+        {"resourceID": "GPU-2", "health": "Healthy"},
+        {"resourceID": "GPU-3", "health": "Unknown"},
+    ]
+    status = [{"name": "main", "allocatedResourcesStatus": [{"name": "nvidia.com/gpu", "resources": resources}]}]
+    change(made, "train", {"status": {"containerStatuses": status}})
+    client = KubeClient(made, "n1", settings)
+    drive(client, reset(), settings)
+    devices = "nvidia.com/gpu GPU-1 Unhealthy (uncorrectable?[31m error); nvidia.com/gpu GPU-3 Unknown"
+    why = f"pod research/train has devices that its kubelet doesn't find healthy: {devices}"
+    assert why in said(client, reset(), settings)
+    change(made, "train", {"status": {"phase": "Succeeded"}})
+    assert not [one for one in said(client, reset(), settings) if "its kubelet" in one]
