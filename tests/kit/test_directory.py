@@ -109,3 +109,10 @@ def test_the_manager_copies_directories_with_their_marks_and_the_way_back_finds_
     truncated(backup / f"{directory.SHARDS}4")
     with pytest.raises(BrokenError):
         newest(Folder(folder.path, backup=backup))
+
+
+def test_twenty_kills_in_the_midst_of_saving_directories_break_no_restore() -> None:
+    program = [sys.executable, "-m", "tests.kit.kills", "--kills=20", "--program=tests.kit.directories"]
+    done = subprocess.run(program, cwd=KIT.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 kills -9 over 1 rank(s)" in done.stdout

@@ -39,7 +39,7 @@ def test_a_training_killed_again_and_again_ends_as_if_nothing_had_been(start: St
         time.sleep(chance.random() * 0.5)
         run.signal(signal.SIGKILL)
         run.process.wait()
-    assert train(start, tmp_path / "run", "--steps", steps, interval_s=0.05).process.wait(60) == 0
+    assert train(start, tmp_path / "run", "--steps", steps, interval_s=0.05).process.wait(300) == 0
     undisturbed = model(_WIDTH)
     for step in range(steps):
         undisturbed.train(step)
