@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from agent.actions.api import MERGE_PATCH, connect
-from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane
 
 ROOT = Path(__file__).parents[2]
@@ -254,28 +252,3 @@ def unschedulable(pod: dict[str, Any]) -> bool:
         condition.get("reason") == "Unschedulable" and "anti-affinity" in condition.get("message", "")
         for condition in pod["status"].get("conditions") or ()
     )
-
-
-@pytest.mark.parametrize(
-    ("component", "left"),
-    [
-        ("gateway-only", {"Deployment/gateway", "PodDisruptionBudget/gateway", "Service/gateway"}),
-        (
-            "training-only",
-            {
-                "Job/training",
-                "CronJob/checkpoint-manager",
-                "PersistentVolumeClaim/checkpoints",
-                "PersistentVolumeClaim/checkpoints-backup",
-            },
-        ),
-    ],
-)
-def test_a_part_of_the_kit_stands_alone(tmp_path: Path, component: str, left: set[str]) -> None:
-    relative = os.path.relpath(KIT, tmp_path)
-    overlay = {"resources": [relative], "components": [f"{relative}/{component}"]}
-    (tmp_path / "kustomization.yaml").write_text(json.dumps(overlay))
-    command = [str(assets() / "kubectl"), "kustomize", str(tmp_path)]
-    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    there = {f"{one['kind']}/{one['metadata']['name']}" for one in yaml.safe_load_all(made)}
-    assert {name for name in there if not name.startswith(("ConfigMap/", "Namespace/"))} == left
