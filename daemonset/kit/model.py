@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from typing import Any, BinaryIO, Protocol
+from typing import IO, Any, BinaryIO, Protocol
 
 import numpy
 
@@ -14,6 +14,7 @@ except ImportError:
     torch = None
 
 FEATURES, BATCH, RATE, MOMENTUM = 8, 32, 0.01, 0.9
+_ARRAYS, _PIECE = ("first", "second", "velocity1", "velocity2"), 1 << 20
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 Floats = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 
@@ -109,16 +110,29 @@ class NumpyModel:
         numpy.savez(file, first=first, second=second, velocity1=self._velocities[0], velocity2=self._velocities[1])
 
     def load(self, file: BinaryIO) -> None:
+        """Into the arrays that are there, piece by piece, so that no second model is held."""
+        arrays = dict(zip(_ARRAYS, (*self._weights, *self._velocities), strict=True))
         try:
-            with numpy.load(file, allow_pickle=False) as saved:
-                loaded = [saved[name] for name in ("first", "second", "velocity1", "velocity2")]
-        except (KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            with zipfile.ZipFile(file) as saved:
+                for fill in (False, True):  # nothing is touched before all are known to fit
+                    for name, array in arrays.items():
+                        with saved.open(f"{name}.npy") as member:
+                            _read(member, array, fill)
+        except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             if isinstance(error, OSError) and error.errno:  # the storage's, and not NumPy's
                 raise
             raise ValueError(f"the checkpoint is of another model ({error!r})") from error
-        if [one.shape for one in loaded] != [one.shape for one in (*self._weights, *self._velocities)]:
-            raise ValueError("the checkpoint is of a model of another width")
-        self._weights, self._velocities = loaded[:2], loaded[2:]
+
+
+def _read(member: IO[bytes], array: Floats, fill: bool) -> None:
+    """What ``numpy.savez`` wrote, into an array of its shape."""
+    numpy.lib.format.read_magic(member)
+    shape, by_columns, dtype = numpy.lib.format.read_array_header_1_0(member)
+    if (shape, by_columns, dtype) != (array.shape, False, array.dtype):
+        raise ValueError(f"an array of {shape} is none of {array.shape}")
+    room = array.data.cast("B")
+    for at in range(0, len(room) if fill else 0, _PIECE):
+        room[at : at + _PIECE] = member.read(min(_PIECE, len(room) - at))
 
 
 class TorchModel:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
+import numpy
 import pytest
 from model import FEATURES, LostGpuError, NumpyModel, OutOfMemoryError, TorchModel, meaning, model
 
@@ -53,6 +55,23 @@ def test_a_checkpoint_of_another_model_is_refused_and_none_runs_code(tmp_path: P
         with pytest.raises(ValueError, match=r"checkpoint|pickle"):
             model(16).load(io.BytesIO(payload))
     assert not trap.exists()
+
+
+def test_a_restore_holds_no_second_model_and_a_wrong_one_changes_nothing() -> None:
+    learner, wanted = NumpyModel(200_000), NumpyModel(200_000)
+    wanted.train(0)
+    fits = dumped(wanted)
+    numpy.savez(wrong := io.BytesIO(), **{**numpy.load(io.BytesIO(fits)), "velocity2": numpy.zeros(3)})
+    before = dumped(learner)
+    with pytest.raises(ValueError, match="another model"):
+        learner.load(io.BytesIO(wrong.getvalue()))
+    assert dumped(learner) == before
+    tracemalloc.start()
+    learner.load(io.BytesIO(fits))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert dumped(learner) == fits
+    assert most < 0.2 * len(fits), f"{most} bytes held for a checkpoint of {len(fits)}"
 
 
 def saved(content: object) -> bytes:
