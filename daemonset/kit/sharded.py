@@ -86,7 +86,10 @@ class Shards:
         self._gang.first(self._folder.check)
 
     def restore(self, state: dict[str, Any]) -> int | None:
-        """Fill ``state`` from the newest checkpoint that is whole, and tell its step. All ranks verify a part each."""
+        """Fill ``state`` from the newest checkpoint that is whole, and tell its step. All ranks verify a part each.
+
+        OSError on all ranks if storage fails one of them, ValueError if the checkpoint is of another model.
+        """
         found = self._gang.first(self._find)
         while isinstance(found, _Verify):  # on ranks other than 0: what rank 0 comes upon in its search
             with contextlib.suppress(BrokenError, OSError):
@@ -95,7 +98,14 @@ class Shards:
         if found is None:
             return None
         step, path = found
-        dcp.load(state, storage_reader=dcp.FileSystemReader(path), process_group=self._group)
+        try:
+            dcp.load(state, storage_reader=dcp.FileSystemReader(path), process_group=self._group)
+        except CheckpointException as error:  # on all ranks, whichever met it
+            met = [one for one, _ in error.failures.values()]
+            storage = [one for one in met if isinstance(one, OSError)]
+            if storage:
+                raise OSError(errno.EIO, f"{path} can't be read: {storage[0]}") from error
+            raise ValueError(f"the checkpoint is of another model ({met[0]!r:.300})") from error
         return step
 
     def _find(self) -> tuple[int, str] | None:

@@ -19,6 +19,7 @@ import pytest
 from checkpoint import BrokenError, Folder
 from model import Model
 
+from tests.kit.ill_storage import Storage, built
 from tests.kit.stub import Stub
 
 KIT = Path(__file__).parents[2] / "daemonset" / "kit"
@@ -120,6 +121,18 @@ def start(tmp_path: Path) -> Iterator[Start]:
             program.process.kill()
             program.process.wait()
         print(program.log.name, program.text()[-3000:])
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("ill-storage") / "ill_storage.so")
+
+
+@pytest.fixture
+def storage(tmp_path: Path, library: Path) -> Iterator[Storage]:
+    made = Storage(tmp_path, library)
+    yield made
+    made.works()
 
 
 @pytest.fixture

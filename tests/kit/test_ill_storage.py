@@ -5,52 +5,13 @@ from __future__ import annotations
 import errno
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkpoint import Folder
 
-from tests.compiler import shared_library
 from tests.kit.conftest import Program, Start, newest, save, until
-
-CODES = (errno.EACCES, errno.EIO, errno.ESTALE)
-
-
-class Storage:
-    """A run's folder on a storage that fails when it is told to."""
-
-    def __init__(self, path: Path, library: Path) -> None:
-        self.folder, self._says = path / "run", path / "says"
-        self._says.touch()
-        self.environment = {
-            "LD_PRELOAD": str(library),
-            "ILL_STORAGE": str(self.folder),
-            "ILL_STORAGE_SAYS": str(self._says),
-        }
-
-    def fails(self, code: int, late: bool = False) -> None:
-        self._says.write_text(f"{'late ' * late}{code}")
-
-    def works(self) -> None:
-        self._says.write_text("")
-
-    def saved_step(self) -> int:
-        return (newest(Folder(self.folder)) or (-1,))[0]
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("ill-storage") / "ill_storage.so"
-    shared_library(made, Path(__file__).with_name("ill_storage.c"), options=["-ldl"])
-    return made
-
-
-@pytest.fixture
-def storage(tmp_path: Path, library: Path) -> Iterator[Storage]:
-    made = Storage(tmp_path, library)
-    yield made
-    made.works()
+from tests.kit.ill_storage import CODES, Storage
 
 
 def train(start: Start, storage: Storage, *extra: object) -> Program:
@@ -126,7 +87,7 @@ def test_sigterm_while_storage_fails_waits_for_it_and_loses_no_step(start: Start
         run.process.wait(0.5)
     storage.works()
     assert run.process.wait(60) == 143
-    assert storage.saved_step() >= ended_at
+    assert (newest(Folder(storage.folder)) or (-1,))[0] >= ended_at
 
 
 def test_a_storage_without_hard_links_ends_a_training_at_its_first_step(start: Start, storage: Storage) -> None:
