@@ -119,6 +119,29 @@ def test_the_second_request_over_a_connection_ends_in_its_time_too(authority: Au
         assert api("GET", "/")[0] == 200, "over a new connection"
 
 
+def test_many_requests_at_once_end_in_their_own_times_over_one_thread(authority: Authority, tmp_path: Path) -> None:
+    """The longest begins first: whoever waits for its end must hear of a shorter one."""
+    lasted, done = dict[float, float](), threading.Event()
+
+    def ask_for(whole_s: float) -> None:
+        began = time.monotonic()
+        with pytest.raises(UnreachableError, match=f"did not come within {whole_s:g} s"):
+            connect(config, whole_s)("GET", "/")
+        lasted[whole_s] = time.monotonic() - began
+        if len(lasted) == len(times):
+            done.set()
+
+    times = (1.2, 0.3, 0.6, 0.9)
+    with Loopback(hangs, authority.server()) as server:
+        config = kubeconfig(tmp_path, server.url, authority.file)
+        for whole_s in times:
+            threading.Thread(target=ask_for, args=(whole_s,), daemon=True).start()
+            time.sleep(0.02)
+        assert [thread.name for thread in threading.enumerate()].count("deadlines") == 1
+        assert done.wait(20)
+    assert sorted(lasted, key=lasted.__getitem__) == sorted(times)
+
+
 def test_a_tls_handshake_and_a_proxy_that_never_end_are_within_the_requests_time(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
