@@ -27,6 +27,8 @@ from agent.sources.process.serving import listen
 _EVERY_S = 1.0
 _SERVES_S = 5.0  # so old may the agent's word be
 _GPUS_S = 20.0  # and what its GPUs said: a call that hangs is a fault only after minutes
+# The Node's state where no fault stands any more, and no pod is to come yet.
+_CHECKED = {"validating": "its GPUs are checked", "unhealthy": "its GPUs failed their check"}
 _WAITS_S = 1.0  # for whoever asks
 _MOST = 64  # at a time
 _MOST_BYTES = 64 * 1024
@@ -51,6 +53,8 @@ def answer(state: State | None, age_s: float) -> Answer:
     if quiet and quiet[0] + age_s > _GPUS_S:
         return Answer(False, "unknown", (f"the GPUs have said nothing for {quiet[0] + age_s:.0f} s",))
     faults = tuple(f"{one['id']}: {one['severity']}" for one in state["faults"] if one["severity"] != "notice")
+    if state["status"] in ("healthy", "degraded") and (stage := state.get("stage")) in _CHECKED:
+        return Answer(False, "unhealthy", (_CHECKED[stage], *faults))
     return Answer(state["status"] in ("healthy", "degraded"), state["status"], (*faults, *state["blind"]))
 
 
