@@ -67,8 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
         record = flight = FlightRecorder(config.evidence.folder, config, node, sources.names)
         flight.answer()
     ask = sources.who_holds if config.sources.pods.enabled else None
+    how = sources.who_runs if ask and config.sources.pods.pods_api else None
     life = os.environ.get("POD_UID") or f"{BY_HAND}{secrets.token_hex(8)}"
-    actor = Actor(config, able, arguments.dry_run, log.tell, ask, record, life)
+    actor = Actor(config, able, arguments.dry_run, log.tell, ask, record, life, how)
     daemon = Daemon(config, node, actor, log.tell, sources, record)
     server = serve(config, daemon)
     log.tell("started", version=__version__, mode=str(config.mode), port=server.port, dry_run=arguments.dry_run)

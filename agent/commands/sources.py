@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from agent.commands.setup import add_directory, add_logging, configured, simulated
-from agent.sources.process.command_lines import commands, diagnosis, hung_s, pods
+from agent.sources.process.command_lines import commands, diagnosis, hung_s, pods, runs
 
 EXAMPLES = (
     ("gpu-health-agent sources --socket /run/gpu-health-agent/sources", "the agent: 'run --sources' and the same path"),
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         "hung-s": hung_s(config),
         "commands": json.dumps(commands(config, directory)),
         "pods": json.dumps(pods(config)),
+        "runs": json.dumps(runs(config)),
         "diagnosis": json.dumps(diagnosis(config)),
         "log-level": arguments.log_level,
         "log-format": arguments.log_format or ("console" if sys.stderr.isatty() else "json"),

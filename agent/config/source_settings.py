@@ -27,6 +27,9 @@ class PodsSource(Section):
     enabled: bool = True  # ask the kubelet; else every pod that may hold the GPU leaves
     socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
     """The kubelet's PodResources API: which pod holds which GPU, asked while pods leave a bad one."""
+    pods_api: Path | None = None
+    """The kubelet's Pods API (/var/lib/kubelet/pods-api/pods-api.sock, from Kubernetes 1.37 on): how those pods are,
+    asked beside it while the API server does not answer. It tells whole pods, so it is off unless named."""
 
 
 def _engine(address: str) -> str:

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from agent.config.settings import Config
@@ -44,15 +44,16 @@ class Actor:
         ask: Ask | None = None,
         recorder: Recorder | None = None,
         life: str = "",
+        how: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
-        """``ask``: the kubelet, which pod holds which GPU; UnaskedError.
+        """``ask``: the kubelet, which pod holds which GPU, and ``how`` its pods are; UnaskedError.
 
         ``life``: a name of this one among the agents of the node; empty: it is the only one.
         """
         self._connect, self._tell, self._recorder = connect, tell, recorder
         self._client: ClusterClient | None = None
         self._stop = threading.Event()
-        self._pod_gpus = PodGpus(ask, tell)
+        self._pod_gpus = PodGpus(ask, tell, how=how)
         self._watch = NodeWatch(lambda: self._client, lambda: self.exchange.news.set(), tell)
         self._cycle = Cycle(config, time.monotonic(), dry_run, life)
         self._last_trial = float("-inf")
@@ -98,10 +99,12 @@ class Actor:
 
     def round(self) -> float:
         """Look, plan and do until nothing is left to do; seconds until the next round."""
+        held: tuple[Wait, ...] = ()
         try:
             for _ in range(_MOST_ROUNDS):
                 last = self._turn()
                 if last.trouble:
+                    held = self._held()
                     raise last.trouble
                 if not (last.again or last.cut):
                     break
@@ -111,7 +114,7 @@ class Actor:
             self._show(failures=0)
         except (CredentialsError, RefusedError, UnreachableError) as error:
             failures = self.exchange.acted.failures + 1
-            self._show((Wait(str(error)),), failures=failures)
+            self._show((Wait(str(error)), *held), failures=failures)
             longest = min(_LONGEST_PAUSE_S, 2.0 ** min(failures - 1, 6))
             asked_s = min(error.wait_s, _LONGEST_PAUSE_S) if isinstance(error, RefusedError) else 0.0
             return asked_s + longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
@@ -159,6 +162,13 @@ class Actor:
         if one.overtaken:
             self._stop.wait(random.uniform(0.0, _STEP_BACK_S))  # noqa: S311 - jitter, no secret
         return one
+
+    def _held(self) -> tuple[Wait, ...]:
+        """Who is on the bad GPUs, while nobody can be asked to leave them."""
+        verdict = self.exchange.judged.verdict
+        bad = frozenset(fault.uuid for fault in verdict.fatal) - {""} if verdict else frozenset[str]()
+        pods = self._pod_gpus.on(bad, bool(self._cycle.keep_off))
+        return (Wait(f"pods on the bad GPUs, by their kubelet: {', '.join(pods)}"),) if pods else ()
 
     def _rests(self, last: Turn) -> None:
         """Whether nothing was left to write; whoever undoes it each time, a webhook say, is told of and not raced."""

@@ -15,14 +15,24 @@ from agent.model.world import Clients, Pod, World
 _SERVES_S, _LONGEST_S = 10.0, 60.0  # how long an answer serves: twice as long as the last one, if it is the same
 Holders = Mapping[str, frozenset[str] | None]  # pod → UUIDs of its GPUs; None where they can't be told
 Ask = Callable[[], Holders]  # UnaskedError
+Runs = Mapping[str, str]  # pod → how it is, in words
+_MOST = 8  # pods that are named
 
 
 class PodGpus:
     """It is not asked while we keep off the GPUs: the answer may need NVML, for MIG devices and claims."""
 
-    def __init__(self, ask: Ask | None, tell: Callable[..., None], clock: Callable[[], float] = time.monotonic) -> None:
-        """``ask``: the kubelet; None where it is not to be asked."""
-        self._ask, self._tell, self._clock = ask, tell, clock
+    def __init__(
+        self,
+        ask: Ask | None,
+        tell: Callable[..., None],
+        clock: Callable[[], float] = time.monotonic,
+        how: Callable[[], Runs] | None = None,
+    ) -> None:
+        """``ask``: the kubelet, and ``how`` its pods are (UnaskedError); None where it is not to be asked."""
+        self._ask, self._tell, self._clock, self._how = ask, tell, clock, how
+        self._runs: Runs = {}
+        self._runs_until = 0.0
         self._holders: Holders | None = None
         self._until, self._serves_s = 0.0, _SERVES_S
         self._unasked = ""
@@ -38,6 +48,18 @@ class PodGpus:
             self._serves_s = min(_LONGEST_S, 2 * self._serves_s) if self._holders == last else _SERVES_S
             self._until = self._clock() + self._serves_s  # a kubelet that hangs takes ten seconds to say nothing
         return self._holders
+
+    def on(self, gpus: frozenset[str], keep_off: bool) -> tuple[str, ...]:
+        """The pods on these GPUs in words, as the kubelet alone tells while the API server does not answer."""
+        held = self.now(keep_off) if gpus else None
+        found = sorted(pod for pod, uuids in (held or {}).items() if uuids is None or uuids & gpus)
+        if found and self._how and self._clock() >= self._runs_until:
+            try:
+                self._runs = self._how()
+            except UnaskedError:
+                self._runs = {}  # served from Kubernetes 1.37 on, and where it is named
+            self._runs_until = self._clock() + _LONGEST_S
+        return tuple(f"{pod} ({self._runs[pod]})" if pod in self._runs else pod for pod in found[:_MOST])
 
     def _answer(self, ask: Ask) -> Holders | None:
         try:

@@ -11,6 +11,7 @@ from agent.actions.kube import KubeClient
 from agent.config.limits import Limits
 from agent.config.settings import Budget, Config, Drain, Mode, Recurrence, Repair
 from agent.model.describe import kind
+from agent.model.errors import UnreachableError
 from agent.model.fault import Verdict
 from agent.model.names import HARD_TAINT
 from agent.model.observation import Failure, Observation, Signal
@@ -18,6 +19,7 @@ from agent.model.steps import GivePermit, On, Report, TakePermit, Wait
 from agent.model.world import PermitKind
 from agent.runtime.actor import Actor
 from agent.runtime.actor_view import view
+from agent.runtime.pod_gpus import Holders
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_permits import Clock
 from tests.observe import GPU, OTHER, Judge, alive, reading, xid
@@ -194,6 +196,32 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks_and_for_half_a_minut
         actor = always(429, {"message": "Too many requests", "details": {"retryAfterSeconds": asked_s}})
         assert least <= actor.round() <= most
         assert [wait.why for wait in actor.exchange.acted.waits] == ["Too many requests"]
+
+
+def test_while_the_server_is_away_the_kubelet_tells_who_is_on_the_bad_gpu() -> None:
+    def nobody(*_: Any, **__: Any) -> tuple[int, Any]:
+        raise UnreachableError("no answer")
+
+    asked: list[str] = []
+
+    def holds() -> Holders:
+        asked.append("who holds")
+        return {"a/bad": frozenset({f"GPU-{GPU}"}), "a/good": frozenset({f"GPU-{OTHER}"}), "a/mystery": None}
+
+    def how() -> dict[str, str]:
+        asked.append("how")
+        return {"a/bad": "Running", "a/other": "Running"}
+
+    actor = Actor(CONFIG, lambda: KubeClient(nobody, "n1", CONFIG), False, lambda *_, **__: None, holds, how=how)
+    tell(actor, Judge().after(0, alive(), reading()))
+    actor.round()
+    assert asked == [], "nothing is wrong"
+    tell(actor, broken())
+    for _ in range(3):
+        actor.round()
+    waits = [wait.why for wait in actor.exchange.acted.waits]
+    assert waits == ["no answer", "pods on the bad GPUs, by their kubelet: a/bad (Running), a/mystery"]
+    assert asked == ["who holds", "how"], "each answer serves for a while"
 
 
 def test_a_round_of_many_slow_requests_is_no_act_loop_that_hangs() -> None:

@@ -156,6 +156,9 @@ class Script:
     def who_holds(self) -> Any:
         raise AssertionError("nobody asks")
 
+    def who_runs(self) -> Any:
+        raise AssertionError("nobody asks")
+
     def diagnose(self, level: int, uuids: Sequence[str], progress: object) -> dict[str, Any]:
         raise AssertionError("nobody asks")
 

@@ -50,18 +50,15 @@ def command_line(socket: Path, prefixes: Iterable[str] = ("nvidia.com/",)) -> li
     return [sys.executable, "-m", "agent.sources.kubelet.pod_resources", *options]
 
 
-class PodResources:
+class Asking:
     """Asks by one process at a time, and ends it; it starts none beside one that the kernel won't let end."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
         self._stuck: subprocess.Popen[bytes] | None = None
 
-    def who_holds(self) -> Holders:
-        """``namespace/name`` → the UUIDs of the GPUs that the pod holds; None where one of them can't be told.
-
-        UnaskedError if the kubelet could not be asked.
-        """
+    def answer(self) -> Any:
+        """What it says in JSON; UnaskedError if the kubelet could not be asked."""
         if self._stuck is not None and self._stuck.poll() is None:
             raise UnaskedError("the process that asked last hangs in the kernel and can't be ended")
         try:
@@ -80,9 +77,20 @@ class PodResources:
             lines = complaint.decode(errors="replace").strip().splitlines() or ["it ended without a message"]
             raise UnaskedError(printable(lines[-1])[:200])
         try:
-            return holders(read_json(output))
+            return read_json(output)
         except ValueError as error:
             raise UnaskedError(f"no answer that makes sense ({type(error).__name__})") from error
+
+
+class PodResources(Asking):
+    """The kubelet's PodResources API."""
+
+    def who_holds(self) -> Holders:
+        """``namespace/name`` → the UUIDs of the GPUs that the pod holds; None where one of them can't be told.
+
+        UnaskedError if the kubelet could not be asked.
+        """
+        return holders(self.answer())
 
 
 def holders(answer: Any) -> Holders:

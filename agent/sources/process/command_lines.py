@@ -8,6 +8,7 @@ from pathlib import Path
 from agent.config.settings import Config
 from agent.config.source_index import SOURCES, SourceRow, as_options
 from agent.model.errors import ConfigError
+from agent.sources.kubelet import pods_api
 from agent.sources.kubelet.pod_resources import command_line
 from agent.sources.process.supervisor import Supervisor
 
@@ -18,7 +19,7 @@ def supervisor(config: Config, simulation: Path | None = None) -> Supervisor:
     """Of all the sources; ``simulation`` is the folder of simulated GPUs."""
     if simulation is not None:
         (simulation / "kmsg").touch()  # the kernel log's source may be quicker than the simulation
-    return Supervisor(commands(config, simulation), hung_s(config), pods(config), diagnosis(config))
+    return Supervisor(commands(config, simulation), hung_s(config), pods(config), diagnosis(config), runs(config))
 
 
 def hung_s(config: Config) -> float:
@@ -47,6 +48,11 @@ def _python(row: SourceRow, simulation: Path | None) -> list[str]:
 def pods(config: Config) -> list[str]:
     """The command line that asks the kubelet which pod holds which GPU."""
     return command_line(config.sources.pods.socket, config.drain.resource_prefixes)
+
+
+def runs(config: Config) -> list[str]:
+    """And how they are; empty where that is not to be asked."""
+    return pods_api.command_line(config.sources.pods.pods_api)
 
 
 def diagnosis(config: Config) -> list[str]:

@@ -17,6 +17,7 @@ from agent.model.observation import Failure, Observation, Signal, parse_line
 from agent.model.text import printable, read_json
 from agent.sources.dcgm.diag_process import LONGEST_BYTES, LONGEST_S, Progress, result
 from agent.sources.kubelet.pod_resources import Holders, holders
+from agent.sources.kubelet.pods_api import Runs, runs
 from agent.sources.process.source import SourceStatus
 
 LONGEST_LINE_BYTES = 16 * 1024
@@ -96,6 +97,12 @@ class Remote:
     def who_holds(self) -> Holders:
         try:
             return holders(ask(self._path, {"do": "who-holds"}))
+        except OSError as error:
+            raise UnaskedError(f"the container of the sources does not answer: {error}") from error
+
+    def who_runs(self) -> Runs:
+        try:
+            return runs(ask(self._path, {"do": "who-runs"}))
         except OSError as error:
             raise UnaskedError(f"the container of the sources does not answer: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The sources for an agent in another container: their lines over a unix socket, and four requests back.
+"""The sources for an agent in another container: their lines over a unix socket, and five requests back.
 
 ``resume`` and ``release`` say of one source whether it may run; ``who-holds`` asks for the pods on the GPUs, and
 ``diagnose`` for DCGM's diagnosis of some. Whoever sends wishes gets the lines; when it hangs up everything ends, and
@@ -56,7 +56,7 @@ class Serving:
         self._wanted: frozenset[str] = frozenset()
         self._heard = 0
         self._lock = threading.Lock()  # of the two below: the loop's thread takes questions, another answers them
-        self._askers: list[socket.socket] = []
+        self._askers: list[tuple[socket.socket, str]] = []  # with what each asks
         self._asking = False
         self._status_at, self._status = 0.0, ""
         self._renewal = Renewal(path.with_name("renewals"))
@@ -119,8 +119,8 @@ class Serving:
         match request["do"]:
             case "resume" | "release" as do:
                 self._wish(connection, do, str(request["source"]), request)
-            case "who-holds":
-                self._ask(connection)
+            case "who-holds" | "who-runs" as what:
+                self._ask(connection, what)
             case "diagnose":
                 level, gpus = asked(request)
                 self._forget(connection)
@@ -149,18 +149,18 @@ class Serving:
         """The kubelet may take seconds and a diagnosis hours, and nothing else waits for it."""
         threading.Thread(target=work, name="answer", daemon=True).start()
 
-    def _ask(self, connection: socket.socket) -> None:
+    def _ask(self, connection: socket.socket, what: str) -> None:
         """Whoever asks while an answer is on its way shares the next, which is no older than the question."""
         self._forget(connection)
         with self._lock:
-            self._askers.append(connection)
+            self._askers.append((connection, what))
             if len(self._askers) > _MOST_CONNECTIONS:
-                self._askers.pop(0).close()
+                self._askers.pop(0)[0].close()
             begin, self._asking = not self._asking, True
         if begin:
-            self._in_a_thread(self._who_holds)
+            self._in_a_thread(self._answer)
 
-    def _who_holds(self) -> None:
+    def _answer(self) -> None:
         """One process after the other, until nobody waits for an answer."""
         while True:
             with self._lock:
@@ -168,15 +168,19 @@ class Serving:
                 self._asking = bool(askers)
             if not askers:
                 return
-            try:
-                found = self._supervisor.who_holds()
-            except UnaskedError as error:
-                answer: Any = {"unasked": str(error)}
-            else:
-                answer = {pod: None if uuids is None else sorted(uuids) for pod, uuids in found.items()}
-            for connection in askers:
+            answers = {what: self._asked(what) for what in {what for _, what in askers}}
+            for connection, what in askers:
                 with connection, contextlib.suppress(OSError):
-                    say(connection, answer)
+                    say(connection, answers[what])
+
+    def _asked(self, what: str) -> Any:
+        try:
+            if what == "who-runs":
+                return dict(self._supervisor.who_runs())
+            found = self._supervisor.who_holds()
+            return {pod: None if uuids is None else sorted(uuids) for pod, uuids in found.items()}
+        except UnaskedError as error:
+            return {"unasked": str(error)}
 
     def _diagnose(self, level: int, gpus: tuple[str, ...], connection: socket.socket) -> None:
         """Tell the seconds so far, then the result. It ends with its asker, and until then a second one is refused."""
@@ -265,6 +269,7 @@ def main() -> int:
     parser.add_argument("--hung-s", type=float, required=True)
     parser.add_argument("--commands", type=json.loads, required=True, help="source → command line, as JSON")
     parser.add_argument("--pods", type=json.loads, required=True, help="the command line that asks for them, as JSON")
+    parser.add_argument("--runs", type=json.loads, required=True, help="and how they are, as JSON")
     parser.add_argument("--diagnosis", type=json.loads, required=True, help="its command line, as JSON")
     parser.add_argument("--log-level", choices=_LEVELS, required=True)
     parser.add_argument("--log-format", choices=("console", "json"), required=True)
@@ -274,7 +279,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        supervisor = Supervisor(options.commands, options.hung_s, options.pods, options.diagnosis)
+        supervisor = Supervisor(options.commands, options.hung_s, options.pods, options.diagnosis, options.runs)
         serving = Serving(options.socket, supervisor, told)
     except OSError as error:
         sys.stderr.write(f"gpu-health-agent: --socket: {options.socket} can't be made ({error.strerror or error})\n")

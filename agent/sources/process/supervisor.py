@@ -13,6 +13,7 @@ from agent.config.source_index import KERNEL_LOG, SOURCES, Known, hold_gpus
 from agent.model.observation import Observation
 from agent.sources.dcgm.diag_process import Diagnosing, Progress
 from agent.sources.kubelet.pod_resources import Holders, PodResources
+from agent.sources.kubelet.pods_api import PodsApi, Runs
 from agent.sources.process.source import Source, SourceStatus
 
 _MOST_GPUS = 256  # that a node may have had: they are named on a source's command line
@@ -39,6 +40,9 @@ class Sources(Protocol):
     def who_holds(self) -> Holders:
         """Which pod holds which GPU; UnaskedError. Called by another thread."""
 
+    def who_runs(self) -> Runs:
+        """Which pods are there, and how; UnaskedError. Called by another thread."""
+
     def diagnose(self, level: int, uuids: Sequence[str], progress: Progress) -> dict[str, Any]:
         """DCGM's diagnosis of these GPUs; UndiagnosedError. Called by another thread, which waits for the result."""
 
@@ -50,10 +54,16 @@ class Supervisor:
     """Sources as processes of our own."""
 
     def __init__(
-        self, commands: Mapping[str, Sequence[str]], hung_s: float, pods: Sequence[str], diagnosis: Sequence[str]
+        self,
+        commands: Mapping[str, Sequence[str]],
+        hung_s: float,
+        pods: Sequence[str],
+        diagnosis: Sequence[str],
+        runs: Sequence[str] = (),
     ) -> None:
-        """All but ``hung_s`` are command lines; that of ``pods`` asks the kubelet which pod holds which GPU."""
-        self._commands, self._pods = commands, PodResources(pods)
+        """All but ``hung_s`` are command lines; two ask the kubelet: ``pods`` which one holds which GPU, ``runs`` how
+        each is."""
+        self._commands, self._pods, self._runs = commands, PodResources(pods), PodsApi(runs)
         self._diagnosing = Diagnosing(diagnosis)
         self._diagnosing.may = False  # until the GPUs are wanted
         self._known = Known()
@@ -101,6 +111,9 @@ class Supervisor:
 
     def who_holds(self) -> Holders:
         return self._pods.who_holds()
+
+    def who_runs(self) -> Runs:
+        return self._runs.who_runs()
 
     def diagnose(self, level: int, uuids: Sequence[str], progress: Progress) -> dict[str, Any]:
         return self._diagnosing.run(level, uuids, progress)
