@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SCENARIO ?= demo
 # Tests that need more than Python.
-OTHERS := bench cluster dcgm gpu image kit monitoring nodes nvml
+OTHERS := bench cluster dcgm gpu image kit monitoring neighbours nodes nvml
 
 # The tests start the agent a hundred times, and would compile it each time.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint plain incidents program-tests monitoring-tests screenshots chart package cluster-tests image-tests e2e gpu-tests \
+	launcher-tests \
 	cluster explore bench bench-fleet bench-flood bench-nodes kit-bench kit-torch kit-kills score-policy drill clean
 
 run: $(STAMP)
@@ -74,6 +75,11 @@ drill: $(STAMP)
 
 gpu-tests: $(STAMP)
 	$(BIN)/pytest tests/gpu
+
+# NVIDIA's ft_launcher as PyPI has it, with kit-torch's PyTorch: 20 starts on a healthy node, 20 on a bad one.
+launcher-tests: $(STAMP)
+	$(BIN)/python -m tests.cluster.build
+	$(BIN)/pytest tests/neighbours/launcher
 
 cluster: $(STAMP)
 	$(BIN)/python -m tests.cluster
