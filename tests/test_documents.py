@@ -68,7 +68,7 @@ def test_what_the_ledger_holds_is_described_field_by_field() -> None:
         seen[0].update(data)
         seen[1].update(key for one in data.get("incidents", ()) for key in one)
     assert seen[0] | {"older"} == whole
-    assert seen[1] | {"again", "collected"} == incident
+    assert seen[1] | {"again", "collected", "idle"} == incident
 
 
 def test_every_file_of_the_house_is_in_its_rooms_table_and_no_other() -> None:

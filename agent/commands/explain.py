@@ -30,7 +30,7 @@ from agent.remediation.recurrence import outlook
 from agent.remediation.stored import load
 from agent.remediation.taints import effect_on
 from agent.status.client import running
-from agent.status.fleet_view import repairs, waits
+from agent.status.fleet_view import another_free, repairs, waits
 from agent.status.ledger_view import as_table
 from agent.status.ledger_view import incidents as past
 from agent.status.state import fault
@@ -81,12 +81,15 @@ def of_node(api: Api, node: str, config: Config | None) -> dict[str, Any]:
     world = KubeClient(api, node, config).look(closely=False)
     state = stored(world, config)
     kept = load(world.stored or "", 0.0)
+    free = True
     try:
-        why = list(waits(node, world.labels, kept, read_fleet_without_nodes(api, config.budget), config))
+        fleet = read_fleet_without_nodes(api, config.budget)
+        why = list(waits(node, world.labels, kept, fleet, config))
+        free = another_free(fleet, config)
     except RefusedError as error:  # to a person who may not list Leases or Nodes
         why = [f"perhaps a permit, which can't be seen: {error}"] if kept.faults else []
     try:
-        recurs = outlook(load_ledger(world.history).entries, config.recurrence, time.time())
+        recurs = outlook(load_ledger(world.history).entries, config.recurrence, time.time(), free)
     except MalformedError as error:
         recurs = (f"a person: annotation {HISTORY_ANNOTATION}: {error}",)
     return {**state, "waits": [*why, *state["waits"], *recurs]}

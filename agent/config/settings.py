@@ -146,11 +146,13 @@ class Recurrence(Section):
     """What follows when a card, a slot or the node itself breaks again: it is proved longer and harder."""
 
     enabled: bool = True
-    """Off: each incident counts as the first."""
-    window_s: Seconds = 2_592_000  # how long an incident that ended well is remembered for it
-    hold_s: Seconds = 21_600
-    """How long a node whose fault recurred stays out of service after its cure, with its permit, while the pool has
-    another one free; it doubles with each further time."""
+    """Off: a node returns once it is cured, whatever broke before."""
+    window_s: Seconds = 5_184_000  # how long an incident that ended well is remembered for it
+    first_hold_s: Seconds = 28_800
+    """How long a node stays out of service after the cure of what broke for the first time, with its permit, while the
+    pool has another one free. 0: it returns at once."""
+    hold_s: Seconds = 28_800
+    """The same of what broke for the second time; it doubles with each further time."""
     most_hold_s: Seconds = 86_400  # and no longer than this
     watch_s: Seconds = 86_400
     """How long it bears the soft taint after its return."""

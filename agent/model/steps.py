@@ -136,7 +136,7 @@ class On(StrEnum):
     EVICTION = "eviction"  # somebody refused one, or nobody answered
     POD = "pod"  # only a person can move it
     REPAIR = "repair"  # only a person can decide how it goes on
-    PROBATION = "probation"  # it recurred: it passes by itself, after hours
+    PROBATION = "probation"  # it was cured, and may break again: it passes by itself, after hours
     REFUSED = "refused"  # the API server refuses what the agent's mode needs
     STOPPED = "stopped"  # somebody or something keeps the agent from acting at all
 

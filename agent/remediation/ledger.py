@@ -87,6 +87,7 @@ class Entry:
     by: End | None = None  # None: it has not ended
     collected: str = ""  # the Job that took evidence before the repair
     again: int = 0  # how often it came back after its cure, before the node was back in service
+    idle: bool = False  # nothing fatal was: the node was withdrawn to reset GPUs that nobody used
     boot_id: str = ""  # when the last moment was noted
     boot_s: int = 0  # and that boot's monotonic clock then; 0: not known
 

@@ -50,6 +50,8 @@ def _entry(entry: Entry) -> dict[str, Any]:
         data["collected"] = entry.collected
     if entry.again:
         data["again"] = entry.again
+    if entry.idle:
+        data["idle"] = True
     if entry.by:
         data["by"] = entry.by
     else:
@@ -99,6 +101,7 @@ def _read(value: object) -> Entry:
         End(strict.text(data["by"])) if "by" in data else None,
         strict.text(data.get("collected", "")),
         strict.whole(data.get("again", 0)),
+        strict.flag(data.get("idle", False)),
         strict.text(boot_id),
         strict.whole(boot_s),
     )

@@ -48,7 +48,8 @@ def noted(ledger: Ledger, now: Now, records: Records, taints: Iterable[Taint]) -
     if entry is None:
         if treatment is None:
             return ledger
-        entry = Entry({Moment.ONSET: int(min(case.verdict.at, *(fault.since for fault in treatment.faults)))})
+        onset = int(min(case.verdict.at, *(fault.since for fault in treatment.faults)))
+        entry = Entry({Moment.ONSET: onset}, idle=treatment.idle)
         ledger = replace(ledger, entries=(*ledger.entries, entry))
         while len(ledger.entries) > MOST_ENTRIES:
             ledger = ledger.folded()
@@ -111,6 +112,7 @@ def _of(entry: Entry, treatment: Treatment, verdict: Verdict) -> Entry:
         faults=tuple(ids)[:_MOST_FAULTS],
         suspects=tuple(suspects.values())[:_MOST_CARDS],
         gpus=max(entry.gpus, len(verdict.cards)),
+        idle=entry.idle and treatment.idle,
     )
 
 

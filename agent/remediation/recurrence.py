@@ -1,7 +1,8 @@
 """What recurs on a card, in a slot or on the node itself, and what follows from it for the node's return. Pure.
 
-A first incident changes nothing. The ledger tells the earlier ones: those that a person dismissed and drills don't
-count. A card takes its history along to another slot; a slot in which several cards broke is the slot.
+The ledger tells the earlier incidents: those that a person dismissed and drills don't count. A card takes its history
+along to another slot; a slot in which several cards broke is the slot. After a first incident the node is only held:
+most of what breaks again does so within hours.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Care:
     """What follows for one incident."""
 
     times: int = 0  # how often the same broke before within the window
-    why: str = ""  # what recurred, for people; empty: nothing did
+    why: str = ""  # what broke, and how often, for people
     hold_s: float = 0.0  # after its proof, before the node returns
     watch_s: float = 0.0  # after the return, with the soft taint
     replaces: bool = False  # rather than reset or rebooted again, where that can be asked for
@@ -49,12 +50,14 @@ def care(entries: Sequence[Entry], settings: Recurrence) -> Care:
     counted = (one for one in earlier if (one.cured or one.by is End.CARD) and one.rule != DRILL)
     lately = [one for one in counted if one.times[Moment.ENDED] >= since]
     times, what = max(_same(lately, last), key=lambda one: one[0])
+    why = printable(f"{what} in {settings.window_s / 86400:g} days")
+    first_s = 0.0 if last.idle else settings.first_hold_s
     if not times:
-        return Care()
+        return Care(0, why, first_s)
     return Care(
         times,
-        printable(f"{what} in {settings.window_s / 86400:g} days"),
-        min(settings.hold_s * 2 ** (times - 1), settings.most_hold_s),
+        why,
+        max(first_s, min(settings.hold_s * 2 ** (times - 1), settings.most_hold_s)),
         settings.watch_s,
         0 < settings.replace_after <= times,
     )
@@ -106,15 +109,20 @@ def replaced(case: Case, treatment: Treatment | None) -> tuple[Wait, ...]:
     return (Wait(f"{of_incident(case).why}: {way}; {DISMISSED} dismisses this"),)
 
 
-def outlook(entries: Sequence[Entry], settings: Recurrence, at: float) -> tuple[str, ...]:
-    """What follows for the last of them, as far as the ledger alone shows it; ``at``: Unix seconds."""
+def outlook(entries: Sequence[Entry], settings: Recurrence, at: float, free: bool) -> tuple[str, ...]:
+    """What follows for the last of them, as far as the cluster shows it; ``at``: Unix seconds.
+
+    ``free``: whether the pool has another withdrawn permit free.
+    """
     told = care(entries, settings)
-    if told.hold_s and entries[-1].by is None:
-        if proved := entries[-1].times.get(Moment.PROVED):
-            return (_held(told, proved),)
-        hours = f"{told.hold_s / 3600:g} h more"
-        return (f"{told.why}: once it is cured it stays out of service for {hours}, while {_FREE}",)
-    return _watched(entries, settings, at)
+    if not entries or entries[-1].by is not None:
+        return _watched(entries, settings, at)
+    if not (told.hold_s and free):
+        return ()
+    if proved := entries[-1].times.get(Moment.PROVED):
+        return (_held(told, proved),) if 0 <= at - proved < told.hold_s else ()
+    hours = f"{told.hold_s / 3600:g} h more"
+    return (f"{told.why}: once it is cured it stays out of service for {hours}, while {_FREE}",) if told.times else ()
 
 
 def _held(told: Care, proved: float) -> str:
@@ -147,14 +155,18 @@ def _same(lately: Sequence[Entry], last: Entry) -> Iterator[tuple[int, str]]:
     """How often the same card, slot or node broke before this time, and that in words."""
     if not last.suspects:
         times = _often((one for one in lately if not one.suspects), last)
-        yield times, f"the node itself broke {times + 1} times"
+        yield times, f"the node itself broke {_count(times)}"
     for suspect in last.suspects:
         times = _often((one for one in lately if any(_one_card(other, suspect) for other in one.suspects)), last)
         serial = f", serial {suspect.serial}" if suspect.serial else ""
-        yield times, f"GPU {suspect.pci} ({suspect.uuid or 'UUID not known'}{serial}) broke {times + 1} times"
+        yield times, f"GPU {suspect.pci} ({suspect.uuid or 'UUID not known'}{serial}) broke {_count(times)}"
         there = (other for one in lately for other in one.suspects if other.pci == suspect.pci)
         others = {other.serial or other.uuid for other in there if not _one_card(other, suspect)}
         yield len(others), f"{len(others) + 1} cards broke in the slot of GPU {suspect.pci}"
+
+
+def _count(earlier: int) -> str:
+    return f"{earlier + 1} times" if earlier else "for the first time"
 
 
 def _often(earlier: Iterable[Entry], last: Entry) -> int:

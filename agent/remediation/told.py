@@ -84,8 +84,10 @@ def _repairs(now: Now) -> Iterator[Announce]:
 
 def _recurs(now: Now, steps: Iterable[Step]) -> Iterator[Announce]:
     world = now.case.world
-    for why in (*_waits(steps, On.PROBATION), *(one.why for one in recurs(now))):
-        yield _event(world, f"recurs {why}", "Recurred", why)
+    held = (step for step in steps if isinstance(step, Wait) and step.on is On.PROBATION)
+    for one in (*held, *recurs(now)):
+        reason = "OnProbation" if one.on is On.PROBATION else "Recurred"
+        yield _event(world, f"recurs {one.why}", reason, one.why)
 
 
 def _ends(now: Now, steps: Iterable[Step]) -> Iterator[Announce]:

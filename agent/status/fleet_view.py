@@ -18,7 +18,7 @@ from agent.model.names import FAULTS_ANNOTATION, HISTORY_ANNOTATION, STATE_LABEL
 from agent.model.ownership import opted_out
 from agent.model.text import aligned, printable, rfc3339, unix_s
 from agent.model.world import Permit, PermitKind, World
-from agent.remediation.budget import allowed, free_permit, some, spent
+from agent.remediation.budget import allowed, free_permit, left_for_others, some, spent
 from agent.remediation.ledger import Ledger
 from agent.remediation.ledger_json import load as load_ledger
 from agent.remediation.other_controllers import upgrading
@@ -63,6 +63,11 @@ def _world(fleet: Fleet) -> World:
     return World(node="", uid="", permits=fleet.permits, pool_size=fleet.pool.size, out=fleet.pool.out)
 
 
+def another_free(fleet: Fleet, config: Config) -> bool:
+    """Whether a node that breaks would find a permit."""
+    return left_for_others(_world(fleet), config.budget)
+
+
 def _holders(fleet: Fleet, kind: PermitKind) -> list[str]:
     taken = (permit for permit in fleet.permits if permit.kind is kind and permit.holder and not permit.abandoned)
     return sorted(map(_holder, taken))
@@ -88,7 +93,8 @@ def _node(listed: Listed, fleet: Fleet, config: Config, now: float) -> dict[str,
     except MalformedError as error:
         unread.append(f"a person: annotation {HISTORY_ANNOTATION}: {error}")
     faults = incidents(stored.faults, History()) if stored else ()  # as the agent tells them
-    recurs = outlook(ledger.entries, config.recurrence, now) if config.mode is not Mode.OBSERVE else ()
+    free = another_free(fleet, config)
+    recurs = outlook(ledger.entries, config.recurrence, now, free) if config.mode is not Mode.OBSERVE else ()
     return {
         "node": listed.name,
         "state": listed.labels.get(STATE_LABEL, ""),

@@ -21,10 +21,10 @@ from agent.model.world import Local, PermitKind
 from agent.remediation.plan import plan
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import MERGE, drive, fatal, healthy, taints
-from tests.actions.test_permits import Clock, Fleet
+from tests.actions.test_permits import AT_ONCE, Clock, Fleet
 from tests.actions.test_pool import LEASES
 
-CONFIG = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn="10%"))
+CONFIG = Config(mode=Mode.TAINT, recurrence=AT_ONCE, budget=Budget(max_withdrawn="10%"))
 LOOK_S = 52.0  # as the act loop does while it waits, on the average
 BAD = fatal()
 
@@ -196,7 +196,7 @@ def test_through_old_lying_and_lost_words_the_budget_holds_and_everyone_is_serve
 ) -> None:
     """Holders lie about the pool, nodes go out of service by others and come back, and all GPUs get well but one."""
     chance = random.Random(seed)
-    fleet = Fleet(size, Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=limit)), chance)
+    fleet = Fleet(size, Config(mode=Mode.TAINT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=limit)), chance)
     well, cured, late_one = healthy(), set[int](), size - 1
     for step in range(size * 40):
         i = chance.randrange(size)

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.actions.kube import KubeClient
-from agent.config.settings import Budget, Config, Mode
+from agent.config.settings import Budget, Config, Mode, Recurrence
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT, OUT_LABEL
 from agent.model.steps import Evict, Retaint, Step, TakePermit, Wait
@@ -23,6 +23,8 @@ from agent.remediation.plan import plan
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, holders, node, taints
 from tests.observe import START
+
+AT_ONCE = Recurrence(enabled=False)  # a cured node is not held: here others wait for its permit
 
 REFUSED = {"message": "Cannot evict pod", "details": {"causes": [{"reason": "DisruptionBudget", "message": "budget"}]}}
 
@@ -181,7 +183,7 @@ def test_the_node_and_its_permit_stay_as_they_are_while_what_was_asked_for_in_va
 @pytest.mark.parametrize("trouble", ["NotReady", "cordoned"])
 def test_a_node_that_is_out_of_service_otherwise_counts_against_the_budget(trouble: str) -> None:
     made = cluster("n1", "n2", "n3")
-    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=1))
+    config = Config(mode=Mode.EVICT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=1))
     change: dict[str, Any] = {"spec": {"unschedulable": True}}
     if trouble == "NotReady":
         change = {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
@@ -191,7 +193,7 @@ def test_a_node_that_is_out_of_service_otherwise_counts_against_the_budget(troub
     assert waits(KubeClient(made, "n1", config), config) == [
         "the budget is spent: 0 of 1 taken (withdrawn permits, pool of 3 nodes); out of service otherwise: n3"
     ]
-    two = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=2))
+    two = Config(mode=Mode.EVICT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=2))
     drive(KubeClient(made, "n1", two), fatal(), two)
     assert taints(made) == ["gpu-health-agent/unhealthy"]
 
@@ -216,7 +218,9 @@ def test_a_node_that_others_took_out_by_a_taint_counts_for_as_long_as_it_bears_i
     taint: dict[str, str], counts: bool
 ) -> None:
     made = cluster("n1", "n2", "n3")
-    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=1, others_taints=("example.com/maintenance",)))
+    config = Config(
+        mode=Mode.EVICT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=1, others_taints=("example.com/maintenance",))
+    )
     made("PATCH", "/api/v1/nodes/n3", {"spec": {"taints": [taint]}}, MERGE)
     theirs = KubeClient(made, "n3", config)
     theirs.do(plan(healthy(), theirs.look(closely=False), config, Local()).steps[0])  # its report
@@ -243,7 +247,7 @@ def test_what_others_hold_and_what_is_out_of_service_count_together(held: set[in
 
 def test_a_draining_slot_whose_node_is_gone_is_taken_over_by_one_that_is_withdrawn_already() -> None:
     made, clock = cluster(), Clock()
-    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=2))
+    config = Config(mode=Mode.EVICT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=2))
     made.add_pod("research", "notebook", "n1", owner="")
     protected = KubeClient(
         lambda *a, **k: (429, REFUSED) if a[1].endswith("/eviction") else made(*a, **k), "n1", config
@@ -262,7 +266,7 @@ def test_a_draining_slot_whose_node_is_gone_is_taken_over_by_one_that_is_withdra
 
 def test_so_many_an_hour_and_no_more() -> None:
     made, clock = cluster("n1", "n2", "n3"), Clock()
-    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=3, per_hour=2))
+    config = Config(mode=Mode.EVICT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=3, per_hour=2))
     client = {name: KubeClient(made, name, config, clock) for name in ("n1", "n2", "n3")}
     drive(client["n1"], fatal(), config)
     drive(client["n1"], healthy(), config)
@@ -278,7 +282,7 @@ def test_so_many_an_hour_and_no_more() -> None:
 def test_the_hour_of_a_holder_that_died_begins_when_it_can_have_withdrawn_at_the_latest() -> None:
     """It may act for five minutes after it confirmed its permit, and never came to give it back."""
     made, clock = cluster("n1", "n2"), Clock()
-    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=2, per_hour=1))
+    config = Config(mode=Mode.EVICT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=2, per_hour=1))
     drive(KubeClient(made, "n1", config), fatal(), config, cuts=[2], rounds=1)  # killed as soon as it holds both
     client = KubeClient(made, "n2", config, clock)
     drive(client, fatal(), config)
@@ -293,7 +297,7 @@ def test_the_hour_of_a_holder_that_died_begins_when_it_can_have_withdrawn_at_the
 def test_no_nodes_clock_shortens_the_hour_of_a_permit_or_lengthens_it(skew_s: int) -> None:
     """Of whoever used it; the API server's clock counts, as its own records of the objects tell it."""
     made = cluster("n1", "n2", "n3")
-    config = Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=3, per_hour=1))
+    config = Config(mode=Mode.EVICT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=3, per_hour=1))
 
     def stamped(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         status, answer = made(method, path, *rest, **more)
@@ -416,7 +420,7 @@ def test_a_false_fault_everywhere_at_once_never_takes_more_than_the_budget(
     """Nodes out of service otherwise, agents that die, whole nodes that go, GPUs that recover, and late requests."""
     chance = random.Random(seed)
     budget = Budget(max_withdrawn=limit, per_hour=per_hour)
-    fleet = Fleet(size, Config(mode=Mode.EVICT, budget=budget), chance)
+    fleet = Fleet(size, Config(mode=Mode.EVICT, recurrence=AT_ONCE, budget=budget), chance)
     for i in range(out):
         fleet.cluster.add_node(f"out{i}")
         fleet.cluster("PATCH", f"/api/v1/nodes/out{i}", {"spec": {"unschedulable": True}}, MERGE)
@@ -443,7 +447,7 @@ def test_a_false_fault_everywhere_at_once_never_takes_more_than_the_budget(
 def test_a_thousand_agents_that_judge_a_false_fault_in_the_same_second_never_take_more_than_the_budget() -> None:
     """All of them plan before any of them writes; then one write each, in any order, lost, late or by a dead holder."""
     size, limit, out, chance = 1000, 20, 3, random.Random(1)
-    fleet = Fleet(size, Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=limit)), chance)
+    fleet = Fleet(size, Config(mode=Mode.TAINT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=limit)), chance)
     for i in range(out):
         fleet.cluster("PATCH", f"/api/v1/nodes/n{i}", {"spec": {"unschedulable": True}}, MERGE)
     bad, well, most = fatal(), healthy(), 0
@@ -466,7 +470,7 @@ def test_a_thousand_agents_that_judge_a_false_fault_in_the_same_second_never_tak
 
 def test_of_twenty_that_ask_at_once_everyone_is_served_in_the_end() -> None:
     chance = random.Random(7)
-    fleet = Fleet(20, Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=3)), chance)
+    fleet = Fleet(20, Config(mode=Mode.EVICT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=3)), chance)
     bad, well, served = fatal(), healthy(), set[int]()
     cured: dict[int, int] = {}
     for turns in range(60_000):

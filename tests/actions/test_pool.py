@@ -22,7 +22,7 @@ from agent.runtime.cycle import Cycle, turn
 from agent.runtime.exchange import Judged
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy, holders, node, taints
-from tests.actions.test_permits import Clock, Fleet, waits
+from tests.actions.test_permits import AT_ONCE, Clock, Fleet, waits
 from tests.observe import START
 
 NOT_READY = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
@@ -30,7 +30,7 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
 
 
 def tainting(limit: int | str = 1, **budget: Any) -> Config:
-    return Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=limit, **budget))
+    return Config(mode=Mode.TAINT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=limit, **budget))
 
 
 def labelled(made: InMemoryCluster, name: str = "n1") -> bool:
@@ -273,7 +273,7 @@ def test_a_node_object_made_anew_has_the_permits_of_the_one_before_it() -> None:
 def test_permits_that_a_person_deletes_take_no_node_past_the_budget(seed: int, size: int, limit: int) -> None:
     """Whatever the others do just then; only what is on its way at that very moment can't be known."""
     chance = random.Random(seed)
-    fleet = Fleet(size, Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=limit)), chance)
+    fleet = Fleet(size, Config(mode=Mode.EVICT, recurrence=AT_ONCE, budget=Budget(max_withdrawn=limit)), chance)
     bad, well, cured = fatal(), healthy(), set[int]()
     for _ in range(size * 40):
         i = chance.randrange(size)

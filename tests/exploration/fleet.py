@@ -72,7 +72,7 @@ class Fleet:
             {
                 "mode": "evict",
                 "policy": {"soak_s": 20, "relapses": 1000, "silent_s": 120},  # a node at rest is judged once a minute
-                "recurrence": {"hold_s": 30, "most_hold_s": 60, "watch_s": 120, "replace_after": 0},
+                "recurrence": {"first_hold_s": 15, "hold_s": 30, "most_hold_s": 60, "watch_s": 120, "replace_after": 0},
                 "budget": {
                     "max_withdrawn": chance.choice((1, 2, 3, "40%")),
                     "max_draining": chance.choice((1, 1, 2)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agent.actions.fleet import read_fleet
@@ -13,6 +15,7 @@ from agent.remediation.recurrence import Care, care
 from agent.status.fleet_view import fleet_state
 from tests.life import CONFIG, POLL_S, TEMPLATES, Life
 from tests.observe import GPU, OTHER, START
+from tests.remediation.test_idle_reset import IDLE, idle
 from tests.remediation.test_repair import RESET
 from tests.remediation.test_validation import Diagnosed, demanding, dismiss
 
@@ -22,7 +25,7 @@ SETTINGS = Recurrence()
 OWN = Suspect(GPU, "GPU-a", "165")
 HOLD_S, WATCH_S = 400, 600
 RECURRING = {
-    "recurrence": Recurrence(hold_s=HOLD_S, most_hold_s=2 * HOLD_S, watch_s=WATCH_S),
+    "recurrence": Recurrence(first_hold_s=0, hold_s=HOLD_S, most_hold_s=2 * HOLD_S, watch_s=WATCH_S),
     "budget": Budget(max_withdrawn=2, max_draining=2),
 }
 
@@ -37,9 +40,24 @@ def after(*earlier: Entry, last: Entry | None = None, settings: Recurrence = SET
     return care((*earlier, last or incident(10, OWN, by=None)), settings)
 
 
-def test_the_first_of_a_kind_changes_nothing() -> None:
+def first(what: str, settings: Recurrence = SETTINGS) -> Care:
+    days = settings.window_s / DAY
+    return Care(why=f"{what} broke for the first time in {days:g} days", hold_s=settings.first_hold_s)
+
+
+OWN_FIRST = first(f"GPU {GPU} (GPU-a, serial 165)")
+
+
+def test_after_the_first_of_a_kind_a_node_is_held_and_nothing_else() -> None:
     others = incident(1, Suspect(OTHER, "GPU-b", "166")), incident(2)
-    assert after() == after(*others) == Care()
+    assert after() == after(*others) == OWN_FIRST
+    at_once = Recurrence(first_hold_s=0)
+    assert after(*others, settings=at_once).hold_s == 0
+    assert after(last=replace(incident(10, OWN, by=None), idle=True)).hold_s == 0, "nothing broke"
+
+
+def test_a_node_is_never_held_for_less_than_the_first_time() -> None:
+    assert after(incident(1, OWN), settings=Recurrence(first_hold_s=100, hold_s=0)).hold_s == 100
 
 
 @pytest.mark.parametrize(
@@ -54,9 +72,9 @@ def test_the_first_of_a_kind_changes_nothing() -> None:
 )
 def test_a_card_takes_its_history_along_and_a_slot_that_breaks_each_card_is_the_slot(earlier: Entry, what: str) -> None:
     told = after(earlier)
-    assert (told.times, told.hold_s, told.watch_s, told.replaces) == (1, 21_600, DAY, False)
+    assert (told.times, told.hold_s, told.watch_s, told.replaces) == (1, 28_800, DAY, False)
     assert told.why.startswith(what)
-    assert told.why.endswith(" in 30 days")
+    assert told.why.endswith(" in 60 days")
 
 
 def test_a_new_card_does_not_inherit_how_often_the_last_one_broke_in_its_slot() -> None:
@@ -67,7 +85,7 @@ def test_a_new_card_does_not_inherit_how_often_the_last_one_broke_in_its_slot() 
 
 def test_the_node_itself_recurs_by_faults_that_are_no_cards() -> None:
     assert after(incident(1), last=incident(10, by=None)).times == 1
-    assert after(incident(1, OWN), last=incident(10, by=None)) == Care()
+    assert after(incident(1, OWN), last=incident(10, by=None)) == first("the node itself")
 
 
 @pytest.mark.parametrize(
@@ -75,18 +93,18 @@ def test_the_node_itself_recurs_by_faults_that_are_no_cards() -> None:
     [
         incident(1, OWN, by=End.PERSON),  # it was none
         incident(1, OWN, rule=f"{DRILL}@x/drill"),
-        incident(-21, OWN),  # a month ago
+        incident(-51, OWN),  # two months ago
         Entry(incident(1, OWN).times, (), (OWN,)),  # it has no end
     ],
 )
 def test_what_was_dismissed_or_a_drill_or_is_long_ago_does_not_count(earlier: Entry) -> None:
-    assert after(earlier) == Care()
+    assert after(earlier) == OWN_FIRST
 
 
 def test_the_hold_doubles_up_to_its_bound_and_the_third_time_is_for_a_replacement() -> None:
     earlier = [incident(day, OWN) for day in range(6)]
     told = [after(*earlier[:times]) for times in range(1, 6)]
-    assert [one.hold_s / 3600 for one in told] == [6, 12, 24, 24, 24]
+    assert [one.hold_s / 3600 for one in told] == [8, 16, 24, 24, 24]
     assert [one.replaces for one in told] == [False, True, True, True, True]
     assert [one.level(1) for one in told] == [2, 3, 3, 3, 3]
     assert told[0].level(4) == 4
@@ -133,7 +151,7 @@ def held(life: Life) -> list[str]:
 def test_a_node_whose_gpu_broke_again_is_held_with_its_permit_and_watched_after_its_return() -> None:
     life = twice()
     (why,) = held(life)
-    assert why.startswith(f"GPU {GPU} (GPU-{GPU}) broke 2 times in 30 days: cured")
+    assert why.startswith(f"GPU {GPU} (GPU-{GPU}) broke 2 times in 60 days: cured")
     assert (life.node()["metadata"]["labels"]["gpu-health-agent/state"], any(life.holders())) == ("validating", True)
     writes = life.writes
     life.run(HOLD_S - 60)
@@ -146,6 +164,26 @@ def test_a_node_whose_gpu_broke_again_is_held_with_its_permit_and_watched_after_
     life.run(WATCH_S)
     assert (soft(life), life.waits) == (False, ())
     assert len(load(life.node()["metadata"]["annotations"][HISTORY_ANNOTATION]).entries) == 2
+
+
+def test_a_node_whose_gpu_broke_for_the_first_time_is_held_while_a_permit_is_free_and_not_watched() -> None:
+    settings = Recurrence(first_hold_s=HOLD_S)
+    for permits, longest in ((2, HOLD_S + 60), (1, HOLD_S / 2)):
+        update = {"recurrence": settings, "budget": Budget(max_withdrawn=permits)}
+        life = Life(RESET, config=CONFIG.model_copy(update=update))
+        until(life, True)
+        took = until(life, False)
+        assert (took >= HOLD_S, took <= longest) == (permits == 2, True)
+        life.run(30)
+        assert not soft(life)
+
+
+def test_an_idle_gpu_that_was_reset_comes_back_at_once() -> None:
+    life = idle(IDLE.model_copy(update={"recurrence": Recurrence(), "budget": Budget(max_withdrawn=3)}))
+    until(life, True)
+    until(life, False, 200)
+    (entry,) = load(life.node()["metadata"]["annotations"][HISTORY_ANNOTATION]).entries
+    assert entry.idle
 
 
 def test_the_third_time_a_replacement_is_asked_for_and_nothing_is_reset() -> None:
@@ -240,7 +278,7 @@ def test_every_consequence_is_told_on_the_node_and_to_whoever_asks() -> None:
     said = {
         event["message"]
         for event in life.cluster("GET", "/api/v1/namespaces/default/events")[1]["items"]
-        if event["reason"] == "Recurred"
+        if event["reason"] in ("OnProbation", "Recurred")
     }
     assert [sum(part in one for one in said) for part in ("with its permit", "second choice", "a replacement")] == [
         1

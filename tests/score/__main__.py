@@ -12,11 +12,11 @@ from pathlib import Path
 
 from agent.config.settings import Recurrence
 from tests.score.generated import RULES, World, played
-from tests.score.scoring import HOUR_S, WEEK_S, Histories, Policy, Score, read, score, span
+from tests.score.scoring import DAY_S, HOUR_S, WEEK_S, Histories, Policy, Score, read, score, span
 
 _HOURS = (1, 2, 4, 6, 8, 12, 18)
 _CAPS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.10)
-_SHIPPED_SOAK_S = 600
+_SOAK_S = 600  # as shipped
 _ASSUMES = """\
 The trace knows nodes, times and classes of faults, and no cards: here each fault is the node's own. Assumed is:
 
@@ -24,7 +24,8 @@ The trace knows nodes, times and classes of faults, and no cards: here each faul
 - A replaced node starts anew: its later faults in the trace are left out, and its one return counts with the fleet's
   rate, {base:.1%} a week.
 - A replacement takes {replace_h} h longer than the repair in whose place it comes.
-- Added hours are those beyond the trace's own, as a share of its hours in repair.
+- Added hours are those beyond the trace's own, as a share of its hours in repair. The hold and the soak begin with the
+  trace's return, and the longer of the two decides; the pool always has another permit free.
 
 Each half: how many returns are followed by another fault within seven days, at how many added hours.
 """
@@ -52,12 +53,16 @@ def report(histories: Histories, nodes: int, replace_h: int, seeds: int = 10) ->
 
     yield f"{incidents} incidents of {len(histories)} nodes of {nodes}, {last / 86400:.0f} days.\n"
     yield _ASSUMES.format(base=base, replace_h=replace_h)
-    yield "| each return is held | what recurred | replaced | at most | first half | second half | nodes replaced |"
+    yield "| held the first time | again | replaced | at most | first half | second half | nodes replaced |"
     yield "|---|---|---|---|---|---|---|"
     never = Recurrence(enabled=False)
     named = [(Policy(never), "none")]
-    named += [(Policy(never, hours * HOUR_S), "") for hours in (2, 6, 12, 24)]
-    named += [(Policy(Recurrence(), _SHIPPED_SOAK_S), "as shipped")]
+    named += [(Policy(never, hours * HOUR_S), "") for hours in (1, 2, 4, 6, 8, 12, 24)]
+    named += [
+        (Policy(Recurrence(first_hold_s=0), _SOAK_S), "`first_hold_s: 0`"),
+        (Policy(Recurrence(replace_after=0), _SOAK_S), "`replace_after: 0`"),
+        (Policy(Recurrence(), _SOAK_S), "as shipped"),
+    ]
     for policy, name in named:
         yield _row(policy, name, on(policy, 0), on(policy, 1))
     for after in (0, 2, 1):
@@ -77,12 +82,13 @@ def report(histories: Histories, nodes: int, replace_h: int, seeds: int = 10) ->
 
 
 def policies(after: int) -> Iterator[Policy]:
-    """All that are tried: how long a return waits, the first and a further one, and what is remembered."""
-    for soak_h, hold_h, days in product(_HOURS, (0, 1, 6, 12), (14, 30, 60)):
-        settings = Recurrence(
-            window_s=days * 86400, hold_s=hold_h * HOUR_S, most_hold_s=24 * HOUR_S, replace_after=after
-        )
-        yield Policy(settings, soak_h * HOUR_S)
+    """All that are tried: how long a node is held the first time and again, and what is remembered."""
+    for first_h, again_h, days in product(_HOURS, (0, 6, 8, 12, 18), (14, 30, 60)):
+        if again_h == 0 or again_h >= first_h:
+            settings = Recurrence(
+                window_s=days * DAY_S, first_hold_s=first_h * HOUR_S, hold_s=again_h * HOUR_S, replace_after=after
+            )
+            yield Policy(settings, _SOAK_S)
 
 
 def _fitted(tried: list[tuple[Policy, Score]], cap: float) -> tuple[Policy, Score] | None:
@@ -91,11 +97,15 @@ def _fitted(tried: list[tuple[Policy, Score]], cap: float) -> tuple[Policy, Scor
 
 
 def _row(policy: Policy, name: str, one: Score, other: Score) -> str:
-    settings, days = policy.settings, policy.settings.window_s / 86400
-    more = f"{settings.hold_s / HOUR_S:g} h more, within {days:g} days" if settings.enabled and settings.hold_s else ""
-    last = {0: "", 1: "the second time", 2: "the third time"}[settings.replace_after] if settings.enabled else ""
+    settings, days = policy.settings, policy.settings.window_s / DAY_S
+    first, again, last = policy.soak_s / HOUR_S, "", ""
+    if settings.enabled:
+        first = max(policy.soak_s, settings.first_hold_s) / HOUR_S
+        hours = f"{settings.hold_s / HOUR_S:g} h" if settings.hold_s else "as long"
+        again = f"{hours}, within {days:g} days"
+        last = {0: "", 1: "the second time", 2: "the third time"}[settings.replace_after]
     cells = (f"{half.relapse:.1%} at {half.added:.1%}" for half in (one, other))
-    return f"| {policy.soak_s / HOUR_S:.2g} h | {more} | {last} | {name} | {' | '.join(cells)} | {other.replaced} |"
+    return f"| {first:.2g} h | {again} | {last} | {name} | {' | '.join(cells)} | {other.replaced} |"
 
 
 if __name__ == "__main__":

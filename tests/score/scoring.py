@@ -31,7 +31,7 @@ Histories = Mapping[str, tuple[Incident, ...]]  # by node, in order
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The agent's own, and how long every return waits."""
+    """The agent's own, and its soak. Both begin with the proof of a cure, which the trace has as the end."""
 
     settings: Recurrence
     soak_s: int = 0
@@ -116,7 +116,7 @@ def _node(
         if told.replaces:
             new = Score(1, base, 0, replace_s, 1) if inside else Score()
             return _sum(so_far, new)
-        counts, added = inside, policy.soak_s + round(told.hold_s)
+        counts, added = inside, max(policy.soak_s, round(told.hold_s))
         until = one.ended + added
         so_far = _sum(so_far, Score(1, 0.0, 0, added)) if inside else so_far
     return so_far

@@ -31,19 +31,26 @@ def test_a_fault_that_comes_while_the_node_is_held_is_no_relapse_and_its_hold_en
 
 
 def test_a_replaced_node_starts_anew_with_the_fleets_rate_and_takes_its_time() -> None:
-    told = scored(Policy(Recurrence(hold_s=0, replace_after=2)))
+    told = scored(Policy(Recurrence(window_s=30 * DAY_S, first_hold_s=0, hold_s=0, replace_after=2)))
     assert (told.returns, told.relapses, told.replaced) == (5, 2 + BASE, 1)
     assert told.added_s == REPLACE_S
 
 
 @pytest.mark.parametrize(("hours", "holds"), [(0, 0), (3, 3 + 6 + 12)])
 def test_what_recurs_is_held_by_the_agents_own_policy(hours: int, holds: int) -> None:
-    settings = Recurrence(hold_s=hours * HOUR_S, replace_after=0)
+    settings = Recurrence(window_s=30 * DAY_S, first_hold_s=0, hold_s=hours * HOUR_S, replace_after=0)
     assert scored(Policy(settings)).added_s == holds * HOUR_S
 
 
+def test_hold_and_soak_begin_together_and_the_longer_one_decides() -> None:
+    settings = Recurrence(window_s=30 * DAY_S, first_hold_s=0, hold_s=3 * HOUR_S, replace_after=0)
+    assert scored(Policy(settings, soak_s=4 * HOUR_S)).added_s == (3 * 4 + 4 + 6 + 12) * HOUR_S
+
+
 def test_a_half_remembers_what_came_before_it() -> None:
-    told = scored(Policy(Recurrence(hold_s=HOUR_S, replace_after=0)), (7 * DAY_S, 50 * DAY_S))
+    told = scored(
+        Policy(Recurrence(window_s=30 * DAY_S, first_hold_s=0, hold_s=HOUR_S, replace_after=0)), (7 * DAY_S, 50 * DAY_S)
+    )
     assert (told.returns, told.relapses) == (2, 0)
     assert told.added_s == 4 * HOUR_S  # the lemon's fourth time
 

@@ -25,7 +25,7 @@ _FAULTS = (RESET, RESET, RESET, REBOOT)
 _CONFIG = CONFIG.model_copy(
     update={
         "policy": CONFIG.policy.model_copy(update={"relapses": 1000}),
-        "recurrence": Recurrence(hold_s=100, most_hold_s=200, watch_s=100, replace_after=0),
+        "recurrence": Recurrence(first_hold_s=50, hold_s=100, most_hold_s=200, watch_s=100, replace_after=0),
     }
 )
 
