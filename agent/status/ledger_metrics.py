@@ -12,7 +12,9 @@ from agent.status.snapshot import Snapshot
 
 
 def ledger_families(shot: Snapshot) -> Iterator[Metric]:
-    node, sums = shot.node, shot.ledger.sums(shot.ledger_at)
+    node, sums, stands = shot.node, shot.ledger.sums(shot.ledger_at), shot.ledger.open
+    # A counter that begins at 1 never grew for Prometheus: those of what stands begin at 0.
+    rules_of, cards_of = ((stands.rule,), {one.uuid: 0 for one in stands.suspects if one.uuid}) if stands else ((), {})
     ended = CounterMetricFamily(
         "gpu_health_incidents", "Incidents that ended, by what ended them.", labels=["node", "by"]
     )
@@ -20,11 +22,11 @@ def ledger_families(shot: Snapshot) -> Iterator[Metric]:
         ended.add_metric([node, end], sum(count for (_, by), count in sums.ends.items() if by is end))
     yield ended
     rules = CounterMetricFamily("gpu_health_rule_incidents", "Incidents that ended, by rule.", labels=["node", "rule"])
-    for rule in sorted({rule for rule, _ in sums.ends}):
+    for rule in sorted({*rules_of, *(rule for rule, _ in sums.ends)}):
         rules.add_metric([node, rule], sum(sums.ends.get((rule, end), 0) for end in End))
     yield rules
     cards = CounterMetricFamily("gpu_health_card_incidents", "Incidents that ended, by card.", labels=["node", "uuid"])
-    for uuid, count in sorted(sums.cards.items()):
+    for uuid, count in sorted((cards_of | dict(sums.cards)).items()):
         cards.add_metric([node, uuid], count)
     yield cards
     lost = CounterMetricFamily(

@@ -103,6 +103,18 @@ def test_metrics_are_what_the_golden_file_says() -> None:
     assert text == GOLDEN.read_text()
 
 
+def test_the_first_incident_of_a_card_and_of_a_rule_is_seen_to_grow() -> None:
+    (_, stands) = LEDGER.entries
+    ended = replace(stands, times={**stands.times, Moment.ENDED: 1_760_000_100}, by=End.PROOF)
+    for entry, count in ((stands, "0.0"), (ended, "1.0")):
+        told = render(replace(snapshot(), ledger=Ledger((entry,))))
+        for labels in (
+            'card_incidents_total{node="n1",uuid="GPU-0000:1b:00.0"}',
+            'rule_incidents_total{node="n1",rule="xid-79"}',
+        ):
+            assert f"gpu_health_{labels} {count}" in told
+
+
 def test_a_gpu_that_is_gone_leaves_no_series_but_who_it_is() -> None:
     shot = snapshot()
     assert OTHER in render(shot)
