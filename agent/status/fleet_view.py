@@ -22,6 +22,7 @@ from agent.remediation.budget import allowed, free_permit, left_for_others, some
 from agent.remediation.ledger import Ledger
 from agent.remediation.ledger_json import load as load_ledger
 from agent.remediation.other_controllers import upgrading
+from agent.remediation.records import Stage
 from agent.remediation.recurrence import outlook
 from agent.remediation.stored import Stored, load
 from agent.status.ledger_view import incidents as incidents_of
@@ -138,6 +139,7 @@ def waits(node: str, labels: Mapping[str, str], stored: Stored | None, fleet: Fl
     """Why nothing goes on, as far as the cluster shows it; the agent's own page knows more."""
     fatal = [f for f in stored.faults if f.finding.severity is Severity.FATAL and not f.proved] if stored else []
     withdrawn, state = labels.get(WITHDRAWN_LABEL) == "true", labels.get(STATE_LABEL, "")
+    check = stored.records.validation if stored else None
     if node not in fleet.agents and not _by_hand(stored):
         yield "an agent: no pod of it runs there"
     if opted_out(labels):
@@ -153,6 +155,8 @@ def waits(node: str, labels: Mapping[str, str], stored: Stored | None, fleet: Fl
     elif fatal and not withdrawn:
         kinds = (PermitKind.HOURLY, PermitKind.WITHDRAWN) if config.budget.per_hour else (PermitKind.WITHDRAWN,)
         yield _permit(kinds, fleet, config)
+    elif check and check.stage is Stage.FAILED:
+        yield f"a person: the check before {check.kind.before} failed ({check.said})"
     elif state == "draining":
         drains = any(one.kind is PermitKind.DRAINING and _holder(one) == node for one in fleet.permits)
         leaving = "its pods to leave (see Events)"

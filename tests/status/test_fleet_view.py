@@ -13,10 +13,12 @@ from agent.actions.kube import KubeClient
 from agent.commands.explain import of_node
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError
-from agent.model.names import OUT_LABEL, WITHDRAWN_LABEL
+from agent.model.names import FAULTS_ANNOTATION, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.text import rfc3339
 from agent.model.world import BY_HAND, Claim, Local
 from agent.remediation.plan import plan
+from agent.remediation.records import Kind, Records, Stage, Validation
+from agent.remediation.stored import dump
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.status.fleet_view import as_html, as_text, fleet_state
 from tests.actions.test_kube import EVICT, MERGE, cluster, drive, fatal, healthy
@@ -230,3 +232,21 @@ def test_what_the_agents_run_with_is_read_from_the_cluster_where_it_may_be() -> 
     assert deployed(api, "gpu-health-agent") == Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=3))
     assert deployed(lambda *_, **__: (403, {"message": "no"}), "gpu-health-agent") is None
     assert deployed(lambda *_, **__: (200, {"spec": {}}), "gpu-health-agent") is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "waits"),
+    [
+        (Stage.FAILED, "a person: the check before the startup taint's removal failed (DCGM says no)"),
+        (Stage.STARTED, "the proof that it is well"),
+    ],
+)
+def test_a_node_whose_check_failed_waits_for_a_person(stage: Stage, waits: str) -> None:
+    made = with_agents(cluster())
+    check = Validation(Kind.GATE, f"{Kind.GATE}1", stage=stage, said="DCGM says no" if stage is Stage.FAILED else "")
+    records, shown = Records(validation=check), "unhealthy" if stage is Stage.FAILED else "validating"
+    annotations = {FAULTS_ANNOTATION: dump(healthy(), None, NOW, records, None)}
+    body = {"metadata": {"annotations": annotations, "labels": {STATE_LABEL: shown}}}
+    made("PATCH", "/api/v1/nodes/n1", body, MERGE)
+    (node,) = [one for one in state(made)["nodes"] if one["node"] == "n1"]
+    assert waits in node["waits"]
