@@ -16,7 +16,7 @@ from agent.commands.setup import persons
 from agent.drill.cluster import Cluster
 from agent.drill.course import EXERCISES
 from agent.drill.course import run as play
-from agent.drill.kit import Object, Settings, errands, load, objects
+from agent.drill.kit import Object, Settings, errands, load, objects, ranks
 from agent.drill.outcome import Outcome, as_json
 from agent.drill.pod_exec import executor
 from agent.drill.report import page, text
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--namespace", default="gpu-health-drill", metavar="S", help="made for it; a kit there is used")
     parser.add_argument("--node", metavar="N", help="the node to withdraw (default: the one with the training)")
     parser.add_argument("--image", metavar="I", help="Python 3.11 and the kit's requirements.txt")
+    parser.add_argument("--ranks-image", metavar="I", help="the same with PyTorch; without it ranks is left out")
     parser.add_argument("--kit", type=Path, metavar="D", help="the folder daemonset/kit (default: of this checkout)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--storage-class", metavar="C", help="for checkpoints, ReadWriteMany (default: the cluster's)")
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     server = configure(kubeconfig).host
     if not arguments.yes:
         raise UsageError(_warning(server, arguments))
-    wanted, most = _chosen(arguments.only), targets(arguments.target)
+    wanted, most = _chosen(arguments), targets(arguments.target)
     execute = executor(kubeconfig) if arguments.inject else None
     api = connect(kubeconfig, _REQUEST_S, _MOST_BYTES)
     cluster = Cluster(api, arguments.namespace, arguments.agent_namespace, execute)
@@ -83,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     _on_signals(_interrupt)
     scene = Scene(cluster, settings, outcome, _say, most)
     if settings.own:
+        scene.ranks = ranks(arguments.kit, settings)
         scene.errands = errands(arguments.kit, settings, scene.nonce)
     try:
         try:
@@ -105,8 +107,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if outcome.passed else 1
 
 
-def _chosen(only: str | None) -> tuple[str, ...]:
+def _chosen(arguments: argparse.Namespace) -> tuple[str, ...]:
+    only = arguments.only
     names = tuple(EXERCISES) if only is None else tuple(only.split(","))
+    if only and "ranks" in names and not arguments.ranks_image:
+        raise UsageError("--only ranks: name an image with PyTorch, by --ranks-image")
     if wrong := [name for name in names if name not in EXERCISES]:
         raise UsageError(f"--only: {wrong[0]!r} is none of {', '.join(EXERCISES)}")
     return names
@@ -159,6 +164,7 @@ def _kit(cluster: Cluster, arguments: argparse.Namespace) -> tuple[Settings, lis
         arguments.shared_path,
         arguments.node,
         arguments.inject,
+        ranks_image=arguments.ranks_image or "",
     )
     return settings, objects(arguments.kit, settings)
 
@@ -177,10 +183,10 @@ def _clean(cluster: Cluster, nonce: str, outcome: Outcome, keep: bool) -> None:
                     max(0.0, end - time.monotonic()),
                 )
             outcome.cleaned += cluster.sweep(nonce, keep)
-            if outcome.node:
+            if outcome.drilled:
                 cluster.wait(
-                    f"node {outcome.node} is back in service",
-                    lambda: not cluster.tainted(outcome.node),
+                    f"{' and '.join(outcome.drilled)} are back in service",
+                    lambda: not any(cluster.tainted(node) for node in outcome.drilled),
                     max(0.0, end - time.monotonic()),
                 )
             if keep:
@@ -200,14 +206,14 @@ def _clean(cluster: Cluster, nonce: str, outcome: Outcome, keep: bool) -> None:
 
 
 def _warning(server: str, arguments: argparse.Namespace) -> str:
-    node = arguments.node or "the one with its training"
+    node = arguments.node or "the one with its training" + (", then that of a rank" if arguments.ranks_image else "")
     by = "in the simulation of its agent" if arguments.inject else "from a privileged pod"
     return (
         f"--yes: say it to drill the cluster at {server}. It would deploy the kit in namespace {arguments.namespace} "
         "with a load on it, delete one of its pods, kill or stop replicas, a gateway and the training from "
-        f"privileged pods, withdraw one node on which no GPU pods of others run ({node}) by a marked kernel record "
-        f"{by} in namespace {arguments.agent_namespace}, move its own checkpoint folder away, and remove all of that "
-        f"again (label and annotation {DRILL_LABEL})"
+        f"privileged pods, withdraw one node at a time on which no GPU pods of others run ({node}) by a marked kernel "
+        f"record {by} in namespace {arguments.agent_namespace}, move its own checkpoint folder away, and remove all of "
+        f"that again (label and annotation {DRILL_LABEL})"
     )
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.drill.kit import Object
+from agent.drill.kit import RANKS, Object
 from agent.model.errors import AgentError
 from agent.model.names import FAULTS_ANNOTATION, HARD_TAINT, MANAGED_LABEL, STATE_LABEL
 from agent.model.ownership import opted_out
 from agent.model.text import read_json
 
-_PREFIX = "nvidia.com/"
+_PREFIX, _INDEX = "nvidia.com/", "batch.kubernetes.io/job-completion-index"
 
 
 class UnfitError(AgentError):
@@ -31,16 +32,42 @@ def choose(
 ) -> Choice:
     """The node of the kit's training; UnfitError says what stands in the way. ``pods`` are all of the cluster."""
     nodes, live = list(nodes), [pod for pod in pods if not _finished(pod)]
-    for node in nodes:
-        if any(taint["key"] == HARD_TAINT for taint in node["spec"].get("taints") or ()):
-            raise UnfitError(f"node {_name(node)} is withdrawn already: a drill takes no second one")
-    training = [pod for pod in live if pod["metadata"]["namespace"] == namespace and _app(pod) == "training"]
-    where = {pod["spec"].get("nodeName") for pod in training} - {None}
+    where = {pod["spec"].get("nodeName") for pod in _of_kit(live, namespace, "training")} - {None}
     if len(where) != 1:
         raise UnfitError("the kit's training runs on no node, or on several")
     (name,) = where
     if named and name != named:
         raise UnfitError(f"the kit's training runs on {name}, and not on {named} as --node asks: has it a free GPU?")
+    return _fit(str(name), nodes, live, agents, namespace)
+
+
+def choose_rank(
+    nodes: Iterable[Object], pods: Iterable[Object], agents: Mapping[str, Object], namespace: str, named: str | None
+) -> Choice:
+    """The node of a rank, where least else leaves. That of the first, which the others meet at, is the last choice."""
+    nodes, live = list(nodes), [pod for pod in pods if not _finished(pod)]
+    ranks = {pod["spec"].get("nodeName"): pod["metadata"] for pod in _of_kit(live, namespace, RANKS)}
+    first = {node for node, metadata in ranks.items() if metadata["labels"].get(_INDEX) == "0"}
+    burden = Counter(pod["spec"].get("nodeName") for pod in live if _gpus(pod))
+    troubles = [UnfitError(f"no rank of the kit's training of many runs on {named or 'a node'}")]
+    for name in sorted(ranks.keys() - {None}, key=lambda name: (name in first, burden[name], name)):
+        if not named or name == named:
+            try:
+                return _fit(str(name), nodes, live, agents, namespace)
+            except UnfitError as error:
+                troubles.append(error)
+    raise troubles[:2][-1]  # of the first that might have been it
+
+
+def _of_kit(live: list[Object], namespace: str, app: str) -> list[Object]:
+    return [pod for pod in live if pod["metadata"]["namespace"] == namespace and app_of(pod) == app]
+
+
+def _fit(name: str, nodes: list[Object], live: list[Object], agents: Mapping[str, Object], namespace: str) -> Choice:
+    """This node, if it may be drilled."""
+    for node in nodes:
+        if any(taint["key"] == HARD_TAINT for taint in node["spec"].get("taints") or ()):
+            raise UnfitError(f"node {_name(node)} is withdrawn already: a drill takes no second one")
     (node,) = (node for node in nodes if _name(node) == name)
     if why := _unfit(node, agents):
         raise UnfitError(f"node {name} {why}")
@@ -54,7 +81,7 @@ def choose(
     cards = _cards(node)
     if not cards:
         raise UnfitError(f"node {name}: its agent has stored no GPU in {FAULTS_ANNOTATION} yet")
-    return Choice(str(name), tuple(there), cards)
+    return Choice(name, tuple(there), cards)
 
 
 def _unfit(node: Object, agents: Mapping[str, Object]) -> str:
@@ -80,12 +107,12 @@ def _room(leaving: list[Object], others: list[Object], live: list[Object]) -> No
     for node in others:
         used = sum(_gpus(pod) for pod in live if pod["spec"].get("nodeName") == _name(node))
         free[_name(node)] = int(node["status"].get("allocatable", {}).get("nvidia.com/gpu", 0)) - used
-    taken = {pod["spec"].get("nodeName") for pod in live if _app(pod) == "inference"}
-    for pod in sorted(leaving, key=lambda pod: _app(pod) != "inference"):
+    taken = {pod["spec"].get("nodeName") for pod in live if app_of(pod) == "inference"}
+    for pod in sorted(leaving, key=lambda pod: app_of(pod) != "inference"):
         fits = [
             name
             for name, count in free.items()
-            if count >= _gpus(pod) and not (_app(pod) == "inference" and _apart(pod) and name in taken)
+            if count >= _gpus(pod) and not (app_of(pod) == "inference" and _apart(pod) and name in taken)
         ]
         if not fits:
             raise UnfitError(
@@ -121,7 +148,8 @@ def _is(one: Object, kind: str) -> bool:
     return any(c["type"] == kind and c["status"] == "True" for c in one.get("status", {}).get("conditions") or ())
 
 
-def _app(pod: Object) -> Any:
+def app_of(pod: Object) -> Any:
+    """Which part of the kit it is."""
     return (pod["metadata"].get("labels") or {}).get("app", "")
 
 

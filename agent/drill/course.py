@@ -19,6 +19,7 @@ from agent.drill.outcome import Part
 from agent.drill.scene import Scene
 from agent.drill.watch import REPLICAS
 from agent.drill.withdrawn_node import withdrawn_node
+from agent.drill.withdrawn_rank import withdrawn_rank
 
 _START_S = 300.0
 
@@ -31,7 +32,8 @@ class Exercise:
     run: Callable[[Scene, Part], None]
     rate: float | None = None
     refuses: bool = False
-    own: bool = False  # only with a kit that is the drill's own
+    needs: Callable[[Scene], object] = lambda _: True
+    lacks: str = ""  # why it is left out where that is not there
 
 
 # The folder before the training: a Job that is made anew starts its next pod 10 s after a kill, an older one later.
@@ -43,17 +45,29 @@ EXERCISES = {
     "quiet": Exercise("A replica is killed while there is a request a second", killed_replica, rate=1),
     "gateway": Exercise("A gateway is killed without warning", killed_gateway, refuses=True),
     "node": Exercise("A node's GPUs turn bad: taint, checkpoint, eviction", withdrawn_node),
-    "folder": Exercise("The checkpoint folder is lost: back from the backup", lost_checkpoints, own=True),
+    "folder": Exercise(
+        "The checkpoint folder is lost: back from the backup",
+        lost_checkpoints,
+        needs=lambda scene: scene.errands,
+        lacks="the kit there is not the drill's own",
+    ),
     "training": Exercise("The training is killed without warning", killed_training),
+    "ranks": Exercise(
+        "The node of one rank of a training of many turns bad",
+        withdrawn_rank,
+        needs=lambda scene: scene.ranks,
+        lacks="--ranks-image names no image with PyTorch",
+    ),
 }
 
 
 def run(scene: Scene, kit: list[Object], chosen: Collection[str] = tuple(EXERCISES)) -> None:
     """Everything in its order; MissedError and UnfitError end it."""
     planned = {name: one for name, one in EXERCISES.items() if name in chosen}
-    left_out = [name for name, one in planned.items() if one.own and not scene.errands]
-    for name in left_out:
-        scene.say(f"left out, for the kit there is not the drill's own: {planned.pop(name).title}")
+    for name in [name for name, one in planned.items() if not one.needs(scene)]:
+        one = planned.pop(name)
+        scene.outcome.left_out += (f"{one.title} ({one.lacks})",)
+        scene.say(f"left out: {scene.outcome.left_out[-1]}")
     scene.outcome.planned = tuple(planned)
     _start(scene, kit)
     for name, one in planned.items():

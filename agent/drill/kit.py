@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 from agent.model.errors import UsageError
 from agent.model.names import DRILL_LABEL
 
+RANKS = "training-ranks"  # a training of many ranks: its Job, and the label app of its pods
 LOAD, LOAD_PORT = "drill-load", 8090
 _HERE = Path(__file__).parents[2] / "daemonset" / "kit"
 _SIZE, _IMAGE, _BACKUP = "1Gi", "gpu-kit", "backup"
@@ -38,6 +39,7 @@ class Settings:
     node: str | None = None  # where the training should start
     inject: bool = False  # the fault by the simulation of the agent's GPUs
     own: bool = True  # deployed by the drill, and not there before it
+    ranks_image: str = ""  # with PyTorch, for a training of many ranks
 
 
 def objects(folder: Path | None, settings: Settings) -> list[Object]:
@@ -84,6 +86,20 @@ def errands(folder: Path | None, settings: Settings, nonce: str) -> tuple[Object
     return (*made, training)
 
 
+def ranks(folder: Path | None, settings: Settings) -> tuple[Object, ...]:
+    """A training of many ranks, to be applied later; none without an image for it."""
+    if not settings.ranks_image:
+        return ()
+    file = (folder or _HERE) / "ranks" / "training-ranks.yaml"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--ranks-image: {file} can't be read ({error.strerror}): name the kit's folder") from error
+    own = replace(settings, image=settings.ranks_image)
+    made = [_adapted(one, _IMAGE, own) for one in yaml.safe_load_all(text) if one]
+    return tuple(sorted(made, key=lambda one: one["kind"] == "Job"))  # its pods find each other by the Service
+
+
 def _adapted(one: Object, image: str, settings: Settings) -> Object:
     one = copy.deepcopy(one)
     metadata = one["metadata"]
@@ -111,10 +127,12 @@ def _adapted(one: Object, image: str, settings: Settings) -> Object:
             mounts = container.get("volumeMounts", ())
             container["volumeMounts"] = [mount for mount in mounts if mount["name"] != _BACKUP]
             container["command"] = [_argument(word, settings) for word in container["command"]]
-            if metadata["name"] == "training":
+            if metadata["name"] in ("training", RANKS):
                 container["command"].append(f"--step-s={settings.step_s:g}")
         if metadata["name"] == "training":
             pod["spec"]["affinity"] = _beside(settings.node)
+        if metadata["name"] == RANKS:
+            pod["spec"]["affinity"] = {"podAntiAffinity": _preferred("podAffinityTerm", _on_node_of(RANKS))}
     return one
 
 
@@ -134,16 +152,18 @@ def _argument(word: str, settings: Settings) -> str:
 
 def _beside(node: str | None) -> Object:
     """The training on the node that was named, else beside an inference replica."""
-    term: Object
     if node:
         term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
-        return {
-            "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": term}]}
-        }
-    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "inference"}}}
-    return {
-        "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
-    }
+        return {"nodeAffinity": _preferred("preference", term)}
+    return {"podAffinity": _preferred("podAffinityTerm", _on_node_of("inference"))}
+
+
+def _preferred(kind: str, term: Object) -> Object:
+    return {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, kind: term}]}
+
+
+def _on_node_of(app: str) -> Object:
+    return {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": app}}}
 
 
 def load(settings: Settings) -> list[Object]:

@@ -37,6 +37,10 @@ class Figure:
         return f"{self.value:.2f} s" if self.unit == "s" else f"{self.value:g} {self.unit}".strip()
 
     @property
+    def most(self) -> str:
+        return f"{self.target:g} s" if self.unit == "s" else f"{self.target:g}"
+
+    @property
     def met(self) -> bool:
         return self.value is not None and self.value <= self.target
 
@@ -82,13 +86,14 @@ class Outcome:
     version: str
     namespace: str
     began: float
-    node: str = ""
+    drilled: tuple[str, ...] = ()  # the nodes that were withdrawn, or were about to be
     nodes: int = 0
     simulated_gpus: bool | None = None
     simulated_nodes: bool = False
     process_pods: bool = False  # no containers: the nodes' runtime runs them as processes of one machine
     client: str = "a pod in the cluster, through the gateway's Service; every other request on a kept connection"
     planned: tuple[str, ...] = ()  # the exercises
+    left_out: tuple[str, ...] = ()  # and why
     parts: list[Part] = field(default_factory=list)
     trouble: str = ""  # why it ended early
     cleaning: float = 0.0  # when that began

@@ -23,11 +23,12 @@ def text(outcome: Outcome) -> str:
         lines += ["", part.title]
         lines += [f"  {moment.at - part.began:7.2f} s  {moment.text}" for moment in _ordered(part)]
         lines += [
-            f"  {'ok    ' if one.met else 'MISSED'}  {one.name}: {one.text} (at most {one.target:g})"
+            f"  {'ok    ' if one.met else 'MISSED'}  {one.name}: {one.text} (at most {one.most})"
             for one in part.figures
         ]
         lines += [f"          {note}" for note in part.notes]
         lines += [f"          {failure}" for failure in _failures(part)]
+    lines += ["", *(f"Left out: {one}" for one in outcome.left_out)] if outcome.left_out else []
     if outcome.trouble:
         lines += ["", f"It ended early: {outcome.trouble}"]
     lines += ["", *outcome.cleaned, f"It took {took(outcome)}"]
@@ -45,7 +46,7 @@ def page(outcome: Outcome) -> str:
     facts = {
         "Cluster": f"{outcome.cluster} (Kubernetes {outcome.version})",
         "Namespace": outcome.namespace,
-        "Node drilled": outcome.node or "none",
+        "Nodes withdrawn": ", ".join(outcome.drilled) or "none",
         "Nodes with an agent": str(outcome.nodes),
         "What was real": outcome.played,
         "Client": outcome.client,
@@ -58,6 +59,7 @@ def page(outcome: Outcome) -> str:
         body.append(f'<p class="trouble">It ended early: {escape(outcome.trouble)}</p>')
     body.append("<dl>" + "".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in facts.items()) + "</dl>")
     body += [_part(part) for part in outcome.parts]
+    body += [f"<p>Left out: {escape(one)}</p>" for one in outcome.left_out]
     if outcome.cleaned:
         body.append("<h2>Afterwards</h2><ul>" + "".join(f"<li>{escape(one)}</li>" for one in outcome.cleaned) + "</ul>")
     return (
@@ -71,7 +73,7 @@ def page(outcome: Outcome) -> str:
 def _part(part: Part) -> str:
     moments = "".join(f"<li>{moment.at - part.began:.2f} s: {escape(moment.text)}</li>" for moment in _ordered(part))
     figures = "".join(
-        f"<tr><td>{escape(one.name)}</td><td>{escape(one.text)}</td><td>{one.target:g}</td>"
+        f"<tr><td>{escape(one.name)}</td><td>{escape(one.text)}</td><td>{one.most}</td>"
         f"<td>{'met' if one.met else '<strong>missed</strong>'}</td></tr>"
         for one in part.figures
     )

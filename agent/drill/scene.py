@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from agent.drill.choice import app_of
 from agent.drill.cluster import RENEW_S, Cluster, MissedError
 from agent.drill.kit import LOAD, LOAD_PORT, Object, Settings
 from agent.drill.outcome import Outcome, Part
@@ -33,6 +34,7 @@ class Scene:
         self.nonce = secrets.token_hex(16)
         self.watched = Watch(cluster)
         self.errands: tuple[Object, ...] = ()  # to be applied later, where the kit is the drill's own
+        self.ranks: tuple[Object, ...] = ()  # the same, where there is an image for them
         self.agent: Object = {}  # the pod of one of the agents
         self._paths: list[str] = []  # what says that this drill is under way
         self._renewed = 0.0
@@ -77,7 +79,7 @@ class Scene:
         part.measure("slowest answer", answer_s, self.targets["answer-s"], "s")
         part.ended = time.time()
         for figure in part.figures:
-            self.say(f"  {figure.name}: {figure.text} (at most {figure.target:g}){'' if figure.met else '  MISSED'}")
+            self.say(f"  {figure.name}: {figure.text} (at most {figure.most}){'' if figure.met else '  MISSED'}")
 
     def window(self, name: str, rate: float | None = None) -> None:
         path = f"/window?name={name}&rate={rate or self.settings.rate:g}"
@@ -168,7 +170,7 @@ class Scene:
     def successor(self, old: Object) -> dict[str, int] | None:
         """What another training says of itself than the old one."""
         uid = old["metadata"]["uid"]
-        others = (pod for pod in self.watched.live("training") if pod["metadata"]["uid"] != uid)
+        others = (pod for pod in self.watched.live(app_of(old)) if pod["metadata"]["uid"] != uid)
         return next((said for pod in others if (said := self.watched.hear(pod))), None)
 
     def wait(self, what: str, ready: Callable[[], Any], timeout_s: float = STAGE_S) -> Any:

@@ -19,6 +19,8 @@ TARGETS: Mapping[str, float] = {
     "placed-s": 60.0,
     "recover-s": 180.0,
     "steps-asked": 1,  # of work lost where a checkpoint was asked for
+    "restarts": 1,  # of the ranks whose pods stayed, when another rank's leaves
+    "steps-apart": 0,  # between the ranks of one training when they go on
     "steps-copied": 0,  # of work lost that the backup had
 }
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable
 
-from agent.drill.choice import Choice, UnfitError, choose
+from agent.drill.choice import Choice, UnfitError, app_of, choose
 from agent.drill.cluster import Cluster, MissedError, node_path
 from agent.drill.kit import Object
 from agent.drill.outcome import Part
 from agent.drill.scene import Scene, within
-from agent.drill.watch import REPLICAS, Watch, ending
+from agent.drill.watch import Watch, ending
 from agent.model.names import HARD_TAINT
 
 SAVED = "checkpoint saved"
@@ -17,12 +19,19 @@ _FIT_S, _PERMIT_S, _RETURN_S = 60.0, 120.0, 120.0
 
 
 def withdrawn_node(scene: Scene, part: Part) -> None:
-    choice = _choose(scene)
+    withdraw(scene, part, choose, scene.watched.whole)
+
+
+def withdraw(
+    scene: Scene, part: Part, choose_one: Callable[..., Choice], whole: Callable[[], bool], app: str = "training"
+) -> Withdrawal:
+    """From the choice to the figures. ``app``: whose pod there is asked to save; ``whole``: when all is well again."""
+    choice = _choose(scene, choose_one)
     node, watched = choice.node, scene.watched
-    scene.outcome.node = node
+    scene.outcome.drilled += (node,)
     state = scene.wait(f"the agent on {node} tells its state", lambda: watched.state(node), 60)
     counted = int(state.get("checkpoints", {}).get("saved", 0))
-    withdrawal = Withdrawal(scene.cluster, watched, part, choice, counted)
+    withdrawal = Withdrawal(scene.cluster, watched, part, choice, counted, whole, app)
     scene.say(f"node {node} is drilled: {', '.join(withdrawal.leaving.values())} will leave")
     scene.bear(node_path(node))
     try:
@@ -35,15 +44,16 @@ def withdrawn_node(scene: Scene, part: Part) -> None:
     scene.say(f"node {node} is back in service")
     scene.wait("the evicted pods have ended", lambda: not withdrawal.leaving.keys() & watched.uids())
     _figures(scene, part, withdrawal.training)
+    return withdrawal
 
 
-def _choose(scene: Scene) -> Choice:
+def _choose(scene: Scene, choose_one: Callable[..., Choice]) -> Choice:
     """UnfitError, if it is not but for a moment."""
     end = time.monotonic() + _FIT_S
     while True:
         try:
             there, named = scene.cluster, scene.settings.node
-            return choose(there.nodes(), there.all_pods(), there.agent_pods(), there.namespace, named)
+            return choose_one(there.nodes(), there.all_pods(), there.agent_pods(), there.namespace, named)
         except UnfitError:
             if time.monotonic() > end:
                 raise
@@ -93,11 +103,24 @@ def _figures(scene: Scene, part: Part, training: Object) -> None:
 class Withdrawal:
     """Writes the moments into the part as they are seen."""
 
-    def __init__(self, cluster: Cluster, watched: Watch, part: Part, choice: Choice, counted: int) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        watched: Watch,
+        part: Part,
+        choice: Choice,
+        counted: int,
+        whole: Callable[[], bool],
+        app: str = "training",
+    ) -> None:
         self._cluster, self._watched, self._part, self._node = cluster, watched, part, choice.node
+        self._whole = whole
         self.leaving = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in choice.pods}
-        (self.training,) = (pod for pod in choice.pods if pod["metadata"]["labels"].get("app") == "training")
-        self._there = {pod["metadata"]["uid"] for pod in cluster.pods()}  # before any left
+        self.training = next(pod for pod in choice.pods if app_of(pod) == app)
+        there = cluster.pods()  # before any left
+        self._there = {pod["metadata"]["uid"] for pod in there}
+        apps = {app_of(pod) for pod in choice.pods}
+        self._wanted = Counter(app_of(pod) for pod in there if not ending(pod) and app_of(pod) in apps)
         self._saved = 0  # the training's last checkpoint before the taint
         self._counted = counted  # checkpoints that the agent counted as saved until now
         self._saved_at: float | None = None  # when the training told of one
@@ -143,12 +166,8 @@ class Withdrawal:
             return
         part.note("all are evicted", now, self.leaving.values())
         elsewhere = [pod for pod in pods if not ending(pod) and pod["spec"].get("nodeName") not in (None, self._node)]
-        count = {
-            app: sum(pod["metadata"]["labels"].get("app") == app for pod in elsewhere)
-            for app in ("inference", "training")
-        }
-        if count["training"] and count["inference"] >= REPLICAS:
+        if self._wanted <= Counter(map(app_of, elsewhere)):
             came = [pod["metadata"]["name"] for pod in elsewhere if pod["metadata"]["uid"] not in self._there]
             part.note("all evicted pods are replaced on other nodes", now, came)
-            if self._watched.whole():
+            if self._whole():
                 part.note("all are ready", time.time())

@@ -104,7 +104,9 @@ class Training:
     def status(self) -> dict[str, Any]:
         steps = {"step": self.step, "restored_step": self.restored_step, "saved_step": self.saved_step}
         trouble = self._troubles.text()
-        return {**steps, "ranks": self._gang.size, **({"trouble": trouble} if trouble else {})}
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))  # by torchrun, of this pod's ranks
+        gang = {"ranks": self._gang.size, "restarts": restarts}
+        return {**steps, **gang, **({"trouble": trouble} if trouble else {})}
 
     def begin(self) -> None:
         """Claim before restoring: from then on nobody else can add what we would miss."""

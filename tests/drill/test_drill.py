@@ -16,10 +16,10 @@ import yaml
 
 from agent.actions.api import JSON, PATCH_FAILED
 from agent.cli import main
-from agent.drill.choice import UnfitError, choose
+from agent.drill.choice import UnfitError, choose, choose_rank
 from agent.drill.cluster import Cluster, MissedError
 from agent.drill.course import EXERCISES, fits
-from agent.drill.kit import Settings, objects
+from agent.drill.kit import RANKS, Settings, objects, ranks
 from agent.drill.load import Window
 from agent.drill.on_node import addresses, record, simulate, write
 from agent.drill.outcome import Outcome, Part, as_json
@@ -80,6 +80,27 @@ def test_the_node_of_the_training_is_chosen_with_the_kits_gpu_pods_on_it() -> No
     assert (chosen.node, chosen.cards) == ("n1", UUIDS)
     assert [one["metadata"]["name"] for one in chosen.pods] == ["training", "inference-1"]
     assert choose(NODES, KIT, AGENTS, NS, "n1").node == "n1"
+
+
+def rank(index: int, where: str) -> dict[str, Any]:
+    made = pod(f"training-ranks-{index}", where, RANKS)
+    made["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = str(index)
+    return made
+
+
+def test_of_many_ranks_one_leaves_with_as_little_else_as_can_be_and_not_the_first() -> None:
+    ranks = [rank(0, "n4"), rank(1, "n1"), rank(2, "n3"), rank(3, "n2")]
+    nodes = [node(f"n{i}", gpus=8) for i in range(1, 5)]
+    chosen = choose_rank(nodes, [*KIT, *ranks], AGENTS, NS, None)
+    assert chosen.node == "n2", "there is the training on n1, and n3 is as good"
+    assert [one["metadata"]["name"] for one in chosen.pods] == ["inference-2", "training-ranks-3"]
+    assert choose_rank(nodes, [*KIT, *ranks], AGENTS, NS, "n3").node == "n3"
+    cordoned = [*nodes[:1], node("n2", gpus=8, spec={"unschedulable": True}), *nodes[2:]]
+    fewer = [one for one in [*KIT, *ranks] if one["metadata"]["name"] != "inference-2"]
+    assert choose_rank(cordoned, fewer, AGENTS, NS, None).node == "n3", "the next, where one may not be drilled"
+    assert choose_rank(NODES, [*KIT, rank(0, "n4")], AGENTS, NS, None).node == "n4", "the first, where it is alone"
+    with pytest.raises(UnfitError, match="no rank of the kit's training of many runs on n1"):
+        choose_rank(NODES, [*KIT, rank(0, "n4")], AGENTS, NS, "n1")
 
 
 def tainted(name: str) -> dict[str, Any]:
@@ -197,6 +218,9 @@ def test_without_yes_nothing_is_asked_and_the_cluster_is_named(
     told = capsys.readouterr().err
     assert "https://cluster.example.com:6443" in told
     assert "namespace gpu-health-drill" in told
+    words = ["drill", "--kubeconfig", kubeconfig(tmp_path), "--image", "x", "--yes", "--only", "ranks"]
+    assert main(words) == 64
+    assert "--only ranks: name an image with PyTorch" in capsys.readouterr().err
     for bad in (["--rate", "0"], ["--interval-s", "-1"], ["--storage-class", "a", "--shared-path", "b"]):
         with pytest.raises(SystemExit) as ended:
             main(["drill", "--kubeconfig", kubeconfig(tmp_path), *bad])
@@ -233,6 +257,17 @@ def test_the_kit_is_applied_in_one_namespace_each_object_labelled_and_short_of_t
     assert (claim["spec"]["storageClassName"], claim["spec"]["resources"]["requests"]["storage"]) == ("c", "1Gi")
     programs = by["ConfigMap", "gpu-kit"]["data"]
     assert {"train.py", "gateway.py", "inference.py"} <= programs.keys()
+
+
+def test_the_ranks_are_applied_apart_on_an_image_of_their_own_and_only_with_one() -> None:
+    service, job = ranks(None, Settings(NS, "image:1", 20, 0.5, shared_path="/srv", ranks_image="torch:1"))
+    assert (service["kind"], service["metadata"]["namespace"]) == ("Service", NS)
+    (container,) = containers(job)
+    assert container["image"] == "torch:1"
+    assert {"--interval-s=20", "--step-s=0.5", "--restore-from=/checkpoints/backup/ranks"} <= set(container["command"])
+    (term,) = job["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"].popitem()[1]
+    assert term["podAffinityTerm"]["labelSelector"] == {"matchLabels": {"app": RANKS}}
+    assert ranks(None, Settings(NS, "image:1")) == ()
 
 
 def containers(one: dict[str, Any]) -> list[dict[str, Any]]:
@@ -389,7 +424,7 @@ class Seen:
 
     def begin(self) -> Withdrawal:
         choice = choose(NODES, KIT, AGENTS, NS, None)
-        return Withdrawal(self, self, Part("node", "", time.time()), choice, 3)  # type: ignore[arg-type]  # all of the two that it asks
+        return Withdrawal(self, self, Part("node", "", time.time()), choice, 3, self.whole)  # type: ignore[arg-type]  # all of the two that it asks
 
 
 def moments(seen: Withdrawal) -> list[str]:
@@ -492,7 +527,7 @@ def outcome(failed: int = 0, trouble: str = "") -> Outcome:
         "v1.37.2",
         NS,
         1000.0,
-        node=HOSTILE,
+        drilled=(HOSTILE,),
         nodes=4,
         simulated_gpus=True,
         planned=("pod", "node", "training"),
@@ -536,6 +571,14 @@ def test_the_report_says_plainly_that_pods_are_processes() -> None:
     played = "GPUs: simulated. Nodes: simulated. Pods: processes on one machine."
     assert played in text(made)
     assert played in page(made)
+
+
+def test_what_was_left_out_is_said_with_the_reason() -> None:
+    made = outcome()
+    made.left_out = (f"The ranks ({HOSTILE})",)
+    assert f"Left out: The ranks ({HOSTILE})" in text(made)
+    assert "Left out: The ranks (&lt;script" in page(made)
+    assert as_json(made)["left_out"] == (f"The ranks ({HOSTILE})",)
 
 
 def test_a_drill_passes_only_whole_and_with_every_target_met() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +23,10 @@ from agent.drill.course import run as play
 from agent.drill.kit import Settings, errands
 from agent.drill.load import Client, Window
 from agent.drill.on_node import hang, strike
-from agent.drill.outcome import Outcome
+from agent.drill.outcome import Outcome, Part
 from agent.drill.scene import Scene
 from agent.drill.targets import TARGETS, targets
+from agent.drill.withdrawn_rank import withdrawn_rank
 from agent.model.errors import UnreachableError, UsageError
 from tests.waiting import until
 
@@ -170,8 +172,9 @@ def test_the_folder_of_a_kit_that_is_not_the_drills_own_is_not_taken_away() -> N
     theirs.wait = lambda *_: (_ for _ in ()).throw(UnreachableError("far enough"))  # type: ignore[method-assign]
     with pytest.raises(UnreachableError):
         play(theirs, [])
-    assert told.planned == tuple(name for name in EXERCISES if name != "folder")
-    assert "left out" in said[0]
+    assert told.planned == tuple(name for name in EXERCISES if name not in ("folder", "ranks"))
+    assert ["left out" in word for word in said[:2]] == [True, True]
+    assert len(told.left_out) == 2
 
 
 def test_the_folder_is_moved_aside_and_the_copy_is_made_as_the_cron_job_makes_it() -> None:
@@ -182,6 +185,55 @@ def test_the_folder_is_moved_aside_and_the_copy_is_made_as_the_cron_job_makes_it
     assert not any(mount.get("readOnly") for mount in copying["volumeMounts"] if mount["name"] == "checkpoints")
     assert {one["metadata"]["namespace"] for one in (copy, lose, job)} == {"ns"}
     assert job["kind"] == "Job"
+
+
+class Gang:
+    """Four ranks, as the drill hears them."""
+
+    def __init__(self) -> None:
+        self.said = {f"rank-{index}": {"step": 9, "restored_step": 0, "restarts": 0} for index in range(4)}
+
+    def live(self, _: str) -> list[dict[str, Any]]:
+        return [{"metadata": {"uid": name, "name": name}} for name in self.said]
+
+    def hear(self, pod: dict[str, Any]) -> dict[str, int]:
+        return self.said[pod["metadata"]["uid"]]
+
+    def whole(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("restored", "restarts", "figures"), [((9, 9, 9, 9), 1, (1, 0, True)), ((9, 9, 9, 7), 2, (2, 2, False))]
+)
+def test_ranks_are_well_again_once_each_has_gone_on_and_restarts_and_steps_are_counted(
+    restored: tuple[int, ...], restarts: int, figures: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gang, part = Gang(), Part("ranks", "", time.time())
+
+    def withdraw(*words: Any) -> None:
+        whole = words[3]
+        assert not whole(), "none has left yet"
+        gang.said["rank-9"] = {"step": 9, "restored_step": restored[3], "restarts": 0}
+        del gang.said["rank-3"]
+        for index in range(2):
+            gang.said[f"rank-{index}"] = {"step": 9, "restored_step": restored[index], "restarts": restarts}
+        assert not whole(), "one still goes on as before"
+        gang.said["rank-2"] = {"step": 9, "restored_step": restored[2], "restarts": restarts}
+        assert whole()
+
+    monkeypatch.setattr("agent.drill.withdrawn_rank.withdraw", withdraw)
+    job = {"spec": {"completions": 4}}
+    ended: list[Any] = []
+    cluster = SimpleNamespace(apply=lambda one: None, end=ended.append)
+    played = SimpleNamespace(
+        cluster=cluster, watched=gang, ranks=(job,), targets=TARGETS, say=str, wait=lambda _, ready: ready()
+    )
+    withdrawn_rank(played, part)  # type: ignore[arg-type]  # all of it that it asks
+    told = [(one.value, one.met) for one in part.figures]
+    assert told == [(figures[0], figures[2]), (figures[1], figures[2])]
+    assert "3 of 4 ranks kept their pods" in part.notes
+    assert ended == [job]
 
 
 @contextmanager

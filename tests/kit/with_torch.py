@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,15 @@ TORCH = "torch==2.15.0"
 LIBRARIES = ("accelerate==1.15.0", "lightning==2.6.6", "transformers==5.24.0")  # for which the kit has callbacks
 ROOT = Path(__file__).parents[2]
 TESTS = ("model", "train", "way_back", "inference", "checkpoint_manager")
+
+
+NAME = "-".join(["kit", TORCH, *LIBRARIES]).replace("==", "-")
+
+
+def installed() -> Path | None:
+    """The Python that ``python`` makes, if it has."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu-health-agent"
+    return found if (found := cache / NAME / "venv/bin/python").exists() else None
 
 
 def python() -> Path:
@@ -31,7 +41,7 @@ def python() -> Path:
         pip = [str(work / "venv/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "--no-cache-dir", TORCH, *LIBRARIES, *others], check=True)
 
-    return made_once("-".join(["kit", TORCH, *LIBRARIES]).replace("==", "-"), install) / "venv/bin/python"
+    return made_once(NAME, install) / "venv/bin/python"
 
 
 def main(words: list[str]) -> int:

@@ -68,7 +68,7 @@ def _follow(plane: ControlPlane, hosts: Path, process: subprocess.Popen[bytes], 
 
 
 def records(services: list[dict[str, Any]], slices: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Names and addresses: a Service has its own address, a headless one those of its ready pods."""
+    """Names and addresses: a Service has its own, a headless one those of its ready pods, which may have names too."""
     headless = set()
     for service in services:
         name = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc.{_ZONE}"
@@ -81,4 +81,5 @@ def records(services: list[dict[str, Any]], slices: list[dict[str, Any]]) -> Ite
         name = f"{service}.{one['metadata']['namespace']}.svc.{_ZONE}"
         for endpoint in one.get("endpoints") or () if name in headless else ():
             if endpoint.get("conditions", {}).get("ready"):
-                yield from ((name, address) for address in endpoint["addresses"])
+                own = [f"{endpoint['hostname']}.{name}"] if endpoint.get("hostname") else []
+                yield from ((found, address) for address in endpoint["addresses"] for found in (name, *own))

@@ -16,18 +16,21 @@ from pathlib import Path
 
 from tests.image.build import IMAGE, images
 from tests.image.kit import KIT, kit_image
+from tests.kit.with_torch import installed
 from tests.nodes.conftest import install, serves
 from tests.nodes.rig import Rig, rig
 from tests.nodes.simulated import Site, enter, simulated
 
 _BUILD = Path(__file__).parents[2] / "build"
 _NODES = 4
+_RANKS = "localhost/gpu-kit-torch:test"  # of simulated nodes: the kit's with PyTorch, where that is installed
 
 
 @contextlib.contextmanager
 def nodes(kind: str) -> Iterator[Rig | Site]:
     if kind == "simulated":
-        with simulated(_NODES, 8, {IMAGE: ["gpu-health-agent"], KIT: []}) as site:
+        programs = {_RANKS: torch.parent} if (torch := installed()) else {}
+        with simulated(_NODES, 8, {IMAGE: ["gpu-health-agent"], KIT: [], _RANKS: []}, programs) as site:
             yield site
     else:
         with rig(_NODES, images=(*images(), kit_image()), names=True) as made:
@@ -41,6 +44,11 @@ def main() -> int:
     if kind == "simulated" and not inside:
         enter("tests.nodes.drill", options)
     options = [word for word in options if word != "--inside"]
+    torch = kind == "simulated" and installed()
+    if not torch:
+        print(
+            "without a training of many ranks: that takes simulated nodes, and PyTorch, which make kit-torch installs"
+        )
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-health-agent-drill-") as folder, nodes(kind) as made:
         began = time.monotonic()
@@ -71,6 +79,7 @@ def main() -> int:
                 str(_BUILD / "drill.json"),
                 "--html",
                 str(_BUILD / "drill.html"),
+                *(["--ranks-image", _RANKS] if torch else []),
                 *options,
             ]
         )

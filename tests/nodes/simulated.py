@@ -60,6 +60,7 @@ while [ "$1" != -- ]; do
   mount --rbind "$1" "$root$2"; shift 2
 done
 shift
+hostname "$HOSTNAME"
 cd /
 exec chroot "$root" "$@"
 """
@@ -78,8 +79,12 @@ def enter(module: str, options: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def simulated(nodes: int, gpus: int, images: Mapping[str, list[str]]) -> Iterator[Site]:
-    """Nodes n1, n2 …; ``images`` are entry points by image, each run by this Python. Only after ``enter``."""
+def simulated(
+    nodes: int, gpus: int, images: Mapping[str, list[str]], programs: Mapping[str, Path] | None = None
+) -> Iterator[Site]:
+    """Nodes n1, n2 …; ``images`` are entry points by image, each run by this Python or the one in the folder
+    ``programs``. Only after ``enter``.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="gpu-health-agent-pods-") as folder:
         _ip(
@@ -89,7 +94,7 @@ def simulated(nodes: int, gpus: int, images: Mapping[str, list[str]]) -> Iterato
             f"addr add {_GATEWAY}/16 dev br0",
             "link set br0 up",
         )
-        site = Site(Path(folder), images)
+        site = Site(Path(folder), images, programs or {})
         site.plane.up(nodes=0)
         try:
             site.begin([f"n{number}" for number in range(1, nodes + 1)], gpus)
@@ -106,12 +111,12 @@ def simulated(nodes: int, gpus: int, images: Mapping[str, list[str]]) -> Iterato
 class Site:
     """The control plane, the pods that run, and the ways to them."""
 
-    def __init__(self, folder: Path, images: Mapping[str, list[str]]) -> None:
-        self.folder, self.images = folder, images
+    def __init__(self, folder: Path, images: Mapping[str, list[str]], programs: Mapping[str, Path]) -> None:
+        self.folder, self.images, self.programs = folder, images, programs
         self.plane = ControlPlane(folder / "plane", assets(), _GATEWAY, pods=False)
         self.nodes: list[str] = []
         self.shared = folder / "shared"
-        for made in (self.shared, folder / "logs", folder / "names"):
+        for made in (self.shared, folder / "logs"):
             made.mkdir()
         self.pods: dict[str, Pod] = {}
         self.services = Services()
@@ -168,18 +173,9 @@ class Site:
         slices = self.plane.must("GET", "/apis/discovery.k8s.io/v1/endpointslices")["items"]
         self.services.set(services, slices)
         found = sorted(records(services, slices))
-        for namespace in {service["metadata"]["namespace"] for service in services}:
-            own = [(name.split(".")[0], address) for name, address in found if name.split(".")[1] == namespace]
-            text = "".join(f"{address} {name}\n" for name, address in [*own, *found])
-            hosts = self.names(namespace) / "hosts"
-            if not hosts.exists() or hosts.read_text() != text:
-                fresh = hosts.with_name("hosts.new")
-                fresh.write_text(text)
-                fresh.rename(hosts)  # whoever looks a name up finds a whole file
-
-    def names(self, namespace: str) -> Path:
-        (found := self.folder / "names" / namespace).mkdir(exist_ok=True)
-        return found
+        for pod in list(self.pods.values()):
+            own = [(name.removesuffix(pod.zone), address) for name, address in found if name.endswith(pod.zone)]
+            pod.know([*own, *found])
 
 
 class Node:
@@ -210,6 +206,8 @@ class Pod(threading.Thread):
         self.site, self.one, self.spec = site, one, one["spec"]
         self.meta, number = one["metadata"], next(Pod._numbers)
         self.path = f"/api/v1/namespaces/{self.meta['namespace']}/pods/{self.meta['name']}"
+        self._knowing, self.zone = threading.Lock(), f".{self.meta['namespace']}.svc.cluster.local"
+        self.host = self.spec.get("hostname") or self.meta["name"]
         self.address, self._cable = f"10.244.{number // 250}.{number % 250 + 1}", f"pod{number}"
         self.folder: Path = site.folder / "pods" / self.meta["uid"]
         self.node: Path = site.folder / self.spec["nodeName"]
@@ -242,13 +240,24 @@ class Pod(threading.Thread):
             self._sandbox.kill()
             self._sandbox.wait()
 
+    def know(self, names: list[tuple[str, str]]) -> None:
+        """Names and addresses, its own first, and that with its Service's as the kubelet writes it."""
+        own = f"{self.host}.{self.spec['subdomain']}{self.zone} {self.host}" if "subdomain" in self.spec else self.host
+        text = "".join(f"{address} {name}\n" for name, address in [(own, self.address), *names])
+        (hosts := self.folder / "names" / "hosts").parent.mkdir(parents=True, exist_ok=True)
+        with self._knowing:
+            if not hosts.exists() or hosts.read_text() != text:
+                fresh = hosts.with_name("hosts.new")
+                fresh.write_text(text)
+                fresh.rename(hosts)  # whoever looks a name up finds a whole file
+
     def enter(self) -> list[str]:
         """Begins a command line that runs in the pod's network."""
         assert self._sandbox is not None
         return ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/proc/{self._sandbox.pid}/ns/net"]
 
     def _begin(self) -> None:
-        self.folder.mkdir(parents=True)
+        self.know([])
         alone = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sleep", "inf"]
         sandbox = self._sandbox = subprocess.Popen(alone)
         own = os.readlink("/proc/self/ns/net")
@@ -306,6 +315,8 @@ class Pod(threading.Thread):
             return "".join(f"{key}={json.dumps(text)}\n" for key, text in self.meta.get("annotations", {}).items())
         if path == "status.podIP":
             return self.address
+        if named := re.fullmatch(r"metadata\.(labels|annotations)\['(.+)'\]", path):
+            return str(self.meta.get(named[1], {}).get(named[2], ""))
         first, _, then = path.partition(".")
         return str(self.one[first][then])
 
@@ -365,11 +376,9 @@ class Container:
 
     def start(self, volumes: Mapping[str, Path]) -> None:
         self._last_words.touch()
-        found = {
-            "/etc/names": self._pod.site.names(self._pod.meta["namespace"]),
-            "/dev/termination-log": self._last_words,
-        }
-        for path in {str(ROOT), sys.prefix, sys.base_prefix}:
+        found = {"/etc/names": self._pod.folder / "names", "/dev/termination-log": self._last_words}
+        own = self._programs
+        for path in {str(ROOT), sys.prefix, sys.base_prefix, *([str(own.parent)] if own else ())}:
             if path.startswith(_HIDDEN):
                 found[path] = Path(path)
         for mount in self.spec.get("volumeMounts") or ():
@@ -449,14 +458,14 @@ class Container:
         pod, name = self._pod, self.spec["name"]
         plane = pod.site.plane
         environment = {
-            "PATH": _PATH,
+            "PATH": f"{self._programs}:{_PATH}" if self._programs else _PATH,
             "HOME": "/",
             "PYTHONPATH": str(ROOT),  # its image is this tree, wherever the environment's own comes from
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "KUBERNETES_SERVICE_HOST": plane.address,
             "KUBERNETES_SERVICE_PORT": str(plane.port),
-            "HOSTNAME": pod.meta["name"],
+            "HOSTNAME": pod.host,
         }
         for one in self.spec.get("env") or ():
             ref = one.get("valueFrom", {}).get("fieldRef")
@@ -465,7 +474,19 @@ class Container:
         program = [*(self.spec.get("command") or pod.site.images[self.spec["image"]]), *(self.spec.get("args") or ())]
         (root := pod.folder / f"{name}.root").mkdir(exist_ok=True)
         self._began, self.code = _now(), None
-        enter = [*pod.enter(), "unshare", "--mount", "sh", "-c", _CONTAINER, "sh", str(root), *self._mounts, "--"]
+        enter = [
+            *pod.enter(),
+            "unshare",
+            "--mount",
+            "--uts",
+            "sh",
+            "-c",
+            _CONTAINER,
+            "sh",
+            str(root),
+            *self._mounts,
+            "--",
+        ]
         with (pod.site.folder / "logs" / f"{pod.meta['name']}.{name}").open("ab") as log:
             self._process = subprocess.Popen(
                 [*enter, *program],
@@ -475,6 +496,10 @@ class Container:
                 env=environment,
                 start_new_session=True,
             )
+
+    @property
+    def _programs(self) -> Path | None:
+        return self._pod.site.programs.get(self.spec["image"])
 
     def _answers(self, probe: Object) -> bool:
         asked = probe["httpGet"]

@@ -66,8 +66,8 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
         print(pod.log.name, pod.log.read_text()[-3000:])
 
 
-def manifest(folder: Path, *own: str) -> list[str]:
-    """The pod's command, with what differs on one machine."""
+def manifest(folder: Path, *own: str) -> tuple[list[str], dict[str, str]]:
+    """The pod's command, with what differs on one machine, and its environment."""
     job, _ = yaml.safe_load_all((KIT / "ranks" / "training-ranks.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == 4
@@ -84,8 +84,9 @@ def manifest(folder: Path, *own: str) -> list[str]:
         assert said in text
         text = text.replace(said, here)
     first, *rest = text.split("\n")
-    assert first == "torchrun"
-    return [*TORCHRUN, *rest, "--width=16", "--port=0", "--step-s=0.02", *own]
+    assert first == "python3"
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    return [sys.executable, *rest, "--width=16", "--port=0", "--step-s=0.02", *own], environment
 
 
 def listens(command: list[str]) -> bool:
@@ -100,10 +101,10 @@ def listens(command: list[str]) -> bool:
 def test_a_pod_that_leaves_costs_one_restart_and_the_others_stay(
     begin: Begin, tmp_path: Path, parallel: str, number: Signals
 ) -> None:
-    command = manifest(tmp_path, f"--parallel={parallel}", "--interval-s=0.5")
-    first = begin(command)
+    command, environment = manifest(tmp_path, f"--parallel={parallel}", "--interval-s=0.5")
+    first = begin(command, environment)
     until(lambda: listens(command), START_S)  # as pod 0 alone may: on one machine it is who comes first
-    pods = [first, *(begin(command) for _ in range(3))]
+    pods = [first, *(begin(command, environment) for _ in range(3))]
     until(lambda: all(len(pod.steps("saved")) > 2 for pod in pods), START_S)
     victim = pods[2]
     if number == signal.SIGTERM:  # an eviction: the kubelet sends it to torchrun, and that to its ranks
@@ -113,7 +114,7 @@ def test_a_pod_that_leaves_costs_one_restart_and_the_others_stay(
         victim.kill()
     others = [pod for pod in pods if pod is not victim]
     last = max(step for pod in pods for step in pod.steps("saved"))
-    replacement = begin(command)
+    replacement = begin(command, environment)
     gang = [*others, replacement]
     until(lambda: all(pod.steps("restored") for pod in gang), START_S)
     assert [pod.process.poll() for pod in gang] == [None] * 4
