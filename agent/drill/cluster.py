@@ -170,7 +170,7 @@ class Cluster:
         """
         done = self.release(nonce)
         for path, kind in self._made():
-            if keep and kind != "pod of a node":
+            if keep and kind != "pod on a node":
                 continue
             for one in self.get(f"{path}?labelSelector={quote(DRILL_LABEL, safe='')}")["items"]:
                 metadata = one["metadata"]
@@ -184,7 +184,7 @@ class Cluster:
 
     def _made(self) -> Iterator[tuple[str, str]]:
         """Where the drill's own things are; in a namespace of its own they go with it."""
-        yield f"/api/v1/namespaces/{self.agents}/pods", "pod of a node"
+        yield f"/api/v1/namespaces/{self.agents}/pods", "pod on a node"
         if self.state() == "theirs":
             for plural in ("pods", "configmaps"):
                 yield f"{self.home}/{plural}", plural.removesuffix("s")

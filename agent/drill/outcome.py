@@ -106,6 +106,15 @@ class Outcome:
         return whole and not self.trouble and all(figure.met for part in self.parts for figure in part.figures)
 
     @property
+    def verdict(self) -> list[str]:
+        """In a line how many targets were met, and each that was not, with its exercise."""
+        all_of_them = [(part, one) for part in self.parts for one in part.figures]
+        missed = [
+            f"{part.name}: {one.name}: {one.text} (at most {one.most})" for part, one in all_of_them if not one.met
+        ]
+        return [f"{len(all_of_them) - len(missed)} of {len(all_of_them)} targets met", *missed]
+
+    @property
     def phases(self) -> list[tuple[str, float]]:
         """What took how many seconds, in order."""
         marks = [

@@ -14,20 +14,25 @@ _WIDTH, _HEIGHT, _LEFT, _TOP = 900.0, 150.0, 40.0, 90.0
 _LEVELS, _APART = 4, 18.0
 _ABOUT_TICKS = 8
 _STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
+_LEGEND = (
+    "The bars are the requests of each second; those that failed are hatched, with a cross above. "
+    "The numbers are the moments of the list below the picture."
+)
 
 
 def text(outcome: Outcome) -> str:
     """For a terminal."""
-    lines = [f"drill of {outcome.cluster}: {'passed' if outcome.passed else 'FAILED'}", outcome.played]
+    met, *missed = outcome.verdict
+    lines = [f"drill of {outcome.cluster}: {'passed' if outcome.passed else 'FAILED'}, {met}"]
+    lines += [*(f"  MISSED  {one}" for one in missed), outcome.played]
     for part in outcome.parts:
-        lines += ["", part.title]
+        lines += ["", f"{part.name}: {part.title}"]
         lines += [f"  {moment.at - part.began:7.2f} s  {moment.text}" for moment in _ordered(part)]
         lines += [
             f"  {'ok    ' if one.met else 'MISSED'}  {one.name}: {one.text} (at most {one.most})"
             for one in part.figures
         ]
-        lines += [f"          {note}" for note in part.notes]
-        lines += [f"          {failure}" for failure in _failures(part)]
+        lines += [f"          {note}" for note in _notes(part)]
     lines += ["", *(f"Left out: {one}" for one in outcome.left_out)] if outcome.left_out else []
     if outcome.trouble:
         lines += ["", f"It ended early: {outcome.trouble}"]
@@ -51,13 +56,16 @@ def page(outcome: Outcome) -> str:
         "What was real": outcome.played,
         "Client": outcome.client,
         "Took": took(outcome),
-        "Began": rfc3339(outcome.began),
-        "Ended": rfc3339(outcome.ended or time.time()),
+        "Began": rfc3339(outcome.began, "seconds"),
+        "Ended": rfc3339(outcome.ended or time.time(), "seconds"),
     }
-    body = [f"<h1>Drill: {verdict}</h1>"]
+    met, *missed = outcome.verdict
+    body = [f"<h1>Drill: {verdict}, {met}</h1>"]
+    body += [f'<p class="trouble">Missed: {escape(one)}</p>' for one in missed]
     if outcome.trouble:
         body.append(f'<p class="trouble">It ended early: {escape(outcome.trouble)}</p>')
     body.append("<dl>" + "".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in facts.items()) + "</dl>")
+    body.append(f"<p>{_LEGEND}</p>")
     body += [_part(part) for part in outcome.parts]
     body += [f"<p>Left out: {escape(one)}</p>" for one in outcome.left_out]
     if outcome.cleaned:
@@ -77,21 +85,21 @@ def _part(part: Part) -> str:
         f"<td>{'met' if one.met else '<strong>missed</strong>'}</td></tr>"
         for one in part.figures
     )
-    notes = [*part.notes, *_failures(part)]
-    if part.requests.get("p99_s") is not None:
-        notes.append(f"answers took {part.requests['p50_s']:.3f} s (median), {part.requests['p99_s']:.3f} s (p99)")
-    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    said = "".join(f"<li>{escape(note)}</li>" for note in _notes(part))
     return (
-        f"<h2>{escape(part.title)}</h2>{picture(part)}<ol>{moments}</ol>"
+        f"<h2>{escape(part.name)}: {escape(part.title)}</h2>{picture(part)}<ol>{moments}</ol>"
         f"<table><thead><tr><th>measured</th><th>value</th><th>at most</th><th></th></tr></thead>"
         f"<tbody>{figures}</tbody></table>" + (f"<ul>{said}</ul>" if said else "")
     )
 
 
-def _failures(part: Part) -> list[str]:
-    """The first of them, those that failed alike as one."""
+def _notes(part: Part) -> list[str]:
+    """What is said beside the figures; of the first requests that failed, those that failed alike as one."""
     whys = Counter(str(one["why"]) for one in part.requests.get("failures", ()))
-    return [f"{count} failed: {why}" for why, count in whys.items()]
+    notes = [*part.notes, *(f"{count} failed: {why}" for why, count in whys.items())]
+    if part.requests.get("p99_s") is not None:
+        notes.append(f"answers took {part.requests['p50_s']:.3f} s (median), {part.requests['p99_s']:.3f} s (p99)")
+    return notes
 
 
 def picture(part: Part) -> str:

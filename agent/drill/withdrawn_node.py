@@ -74,7 +74,7 @@ def _withdraw(scene: Scene, part: Part, choice: Choice, withdrawal: Withdrawal) 
         waits = "; ".join(scene.watched.state(choice.node).get("waits", []))
         raise MissedError(f"{missed}; its agent waits for: {waits or 'nothing that it says'}") from missed
     scene.say("tainted")
-    for what in (SAVED, "evicted", "all evicted pods are replaced on other nodes", "all are ready"):
+    for what in (SAVED, "first evicted", "all evicted pods are replaced on other nodes", "all are ready"):
 
         def happened(what: str = what) -> bool:
             # A checkpoint that was never saved misses its target; it doesn't hold the drill up.
@@ -161,7 +161,7 @@ class Withdrawal:
         if self._left is None and self.training["metadata"]["uid"] not in staying:
             self._left = now
         if len(staying) < len(self.leaving):
-            part.note("evicted", now, (self.leaving[uid] for uid in self.leaving.keys() - staying))
+            part.note("first evicted", now, (self.leaving[uid] for uid in self.leaving.keys() - staying))
         if staying:
             return
         part.note("all are evicted", now, self.leaving.values())

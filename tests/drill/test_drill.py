@@ -443,7 +443,7 @@ def test_a_training_that_is_gone_before_it_tells_of_its_checkpoint_has_saved_it_
     seen.see()
     scene.counted = 4  # its /state is a second late
     seen.see()
-    assert moments(seen) == ["tainted", "evicted", "all are evicted", "checkpoint saved"]
+    assert moments(seen) == ["tainted", "first evicted", "all are evicted", "checkpoint saved"]
     assert seen.count == 1
 
 
@@ -460,15 +460,15 @@ def test_moments_name_the_pods_that_left_and_came() -> None:
     part = seen._part
     assert [moment.text for moment in part.moments] == [
         "tainted: n1",
-        "evicted: training",
+        "first evicted: training",
         "all are evicted: inference-1, training",
         "all evicted pods are replaced on other nodes: inference-4, training-2",
         "all are ready",
     ]
     told = outcome()
     told.parts.append(part)
-    assert "evicted: training" in text(told)
-    assert "evicted: training" in page(told)
+    assert "first evicted: training" in text(told)
+    assert "first evicted: training" in page(told)
     assert ["training"] in [moment["pods"] for moment in as_json(told)["parts"][-1]["moments"]]
 
 
@@ -571,6 +571,15 @@ def test_the_report_says_plainly_that_pods_are_processes() -> None:
     played = "GPUs: simulated. Nodes: simulated. Pods: processes on one machine."
     assert played in text(made)
     assert played in page(made)
+
+
+def test_a_report_begins_with_what_was_missed_and_in_which_exercise() -> None:
+    assert text(outcome()).splitlines()[0].endswith(": passed, 6 of 6 targets met")
+    made = outcome(failed=1)
+    first, *missed = text(made).splitlines()[:4]
+    assert first.endswith(": FAILED, 3 of 6 targets met")
+    assert missed[1] == "  MISSED  node: requests failed: 1 of 20 (at most 0)"
+    assert "Missed: node: requests failed: 1 of 20 (at most 0)" in page(made)
 
 
 def test_what_was_left_out_is_said_with_the_reason() -> None:
