@@ -133,10 +133,18 @@ class Pool:
         return "every replica has as many requests as it is given at once", 1
 
     def note(self, replica: Replica, failed: bool) -> None:
-        """An outcome of one of ours. A failure does not count while too many are left alone already."""
-        others = sum(one.state != "closed" for one in self.replicas if one is not replica)
-        if failed and replica.next_opens() and others + 1 > self._limits.most_open * len(self.replicas):
-            return
+        """An outcome of one of ours.
+
+        Where no more may be left alone, the one that has been for longest takes the place of the one that fails now:
+        it may be well again, or had a bad moment that all had.
+        """
+        if failed and not replica.breaker.opened and replica.next_opens():
+            others = [one for one in self.replicas if one is not replica and one.state != "closed"]
+            if len(others) + 1 > self._limits.most_open * len(self.replicas):
+                opened = [one.breaker for one in others if one.breaker.opened]
+                if not opened:
+                    return
+                min(opened, key=lambda breaker: breaker.open_remaining).reset()
         replica.note(failed)
 
     async def resolve(self) -> None:

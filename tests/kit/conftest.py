@@ -44,8 +44,8 @@ def dumped(learner: Model) -> bytes:
     return file.getvalue()
 
 
-def until(seen: Callable[[], Any], timeout_s: float = 60) -> Any:
-    """Until ``seen`` gives something."""
+def until(seen: Callable[[], Any], timeout_s: float = 180) -> Any:
+    """Until ``seen`` gives something; on a busy machine PyTorch takes half a minute to start."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         try:
@@ -99,7 +99,7 @@ class Program:
 
     def end(self, number: Signals = SIGTERM) -> int:
         self.signal(number)
-        return self.process.wait(60)
+        return self.process.wait(180)
 
 
 Start = Callable[..., Program]

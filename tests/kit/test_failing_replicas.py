@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import resource
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 from checkpoint import Folder
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from model import FEATURES, model
-from replicas import Limits, Pool
-from retry_budget import RetryBudget
 
-from tests.kit.conftest import KIT, Front, Start, breakers, infer, metric, until
+from tests.kit.conftest import Front, Start, breakers, infer, metric, until
 from tests.kit.stub import Stub
 
 
@@ -93,21 +86,6 @@ def test_retries_stay_under_the_budget_while_everything_fails(front: Front, stub
     assert metric(gateway, "gateway_retries_refused_total") > 0
 
 
-@given(st.lists(st.booleans(), max_size=400))
-@settings(max_examples=50, deadline=None)
-def test_the_budget_is_a_share_of_the_requests(events: list[bool]) -> None:
-    budget, requests, retries = RetryBudget(0.2, 1000), 0, 0
-    for is_request in events:
-        if is_request:
-            budget.count()
-            requests += 1
-        else:
-            allowed = budget.take()
-            assert allowed == (retries + 1 <= 0.2 * requests)
-            retries += allowed
-    assert budget.totals() == (requests, retries)
-
-
 def test_a_replica_that_is_full_is_no_failure_of_it(front: Front, stubs: list[Stub]) -> None:
     gateway = front()
     stubs[0].mode = "full"
@@ -145,25 +123,6 @@ def test_out_of_gpu_memory_goes_to_the_smaller_model(start: Start, tmp_path: Pat
     assert json.loads(gateway.request("POST", "/infer", {"inputs": [row]})[1])["step"] == 256
 
 
-def test_breakers_and_budget_are_usable_without_the_gateways_libraries() -> None:
-    use = """
-import asyncio, sys
-from replicas import Limits, Pool
-from retry_budget import RetryBudget
-pool, budget = Pool("127.0.0.1:9,127.0.0.2:9", Limits(failures=1)), RetryBudget(0.5, 10)
-asyncio.run(pool.resolve())
-first = pool.pick([])
-with first.use():
-    pool.note(first, failed=True)
-budget.count(); budget.count()
-assert budget.take() and not budget.take()
-assert pool.pick([]) is not first and first.summary()["breaker"] == "open"
-assert not {"aiohttp", "prometheus_client"} & sys.modules.keys()
-"""
-    done = subprocess.run([sys.executable, "-c", use], cwd=KIT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_request_that_kills_is_sent_to_two_replicas_at_most(front: Front, stubs: list[Stub]) -> None:
     gateway = front()
     for stub in stubs:
@@ -197,18 +156,6 @@ def test_of_little_traffic_some_retries_are_always_allowed(front: Front, stubs: 
     stubs[0].mode = "500"
     while not stubs[0].served:
         assert infer(gateway) == 200
-
-
-def test_a_second_try_goes_to_whoever_answered_last() -> None:
-    """Not to one that hangs, which has failed less and looks less busy as long as nobody waited for it."""
-    pool = Pool("127.0.0.1:1,127.0.0.2:1,127.0.0.3:1", Limits())
-    asyncio.run(pool.resolve())
-    hangs, fails, well = pool.replicas
-    pool.note(hangs, failed=False)
-    pool.note(well, failed=False)
-    pool.note(well, failed=True)
-    with hangs.use(), well.use(), well.use():
-        assert pool.pick([fails]) is well
 
 
 def test_two_of_three_that_fail_cost_one_request_at_most(front: Front, stubs: list[Stub]) -> None:
