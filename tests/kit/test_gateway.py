@@ -35,6 +35,14 @@ def test_a_request_passes_as_it_came(front: Front, stubs: list[Stub]) -> None:
     assert [stub.bodies for stub in stubs if stub.bodies] == [[b"\x00\xff"]]
 
 
+def test_it_goes_without_uvloop_too(start: Start, stubs: list[Stub], tmp_path: Path) -> None:
+    (tmp_path / "uvloop.py").write_text("raise ImportError\n")
+    replicas = ("--replicas", f"127.0.0.1:{stubs[0].port}")
+    gateway = start("gateway.py", *replicas, "--port", 0, environment={"PYTHONPATH": str(tmp_path)})
+    until(lambda: gateway.request("GET", "/readyz")[0] == 200)
+    assert infer(gateway) == 200
+
+
 def test_a_stream_arrives_as_it_is_made(front: Front, stubs: list[Stub]) -> None:
     gateway = front()
     for stub in stubs:
