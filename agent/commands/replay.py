@@ -34,7 +34,7 @@ from agent.simulation.gpu import SimulatedGpu
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.simulation.scenario import PROFILES
 from agent.sources.kmsg.lines import Facts, names
-from agent.sources.kmsg.pasted import Paste
+from agent.sources.kmsg.pasted import Paste, exported
 
 _LATEST_VERDICTS = 64
 _NODE = "node"
@@ -91,6 +91,8 @@ def replay(lines: Iterable[str], config: Config | None, profile: str) -> Iterato
     if first.lstrip().startswith("{") and '"__REALTIME_TIMESTAMP"' not in first:  # which a journal's lines have
         yield from _Alone(config, ()).play(_said(together))
     else:
+        if first.startswith("__CURSOR="):
+            together = exported(together)
         gpus = PROFILES[profile]()
         known = {gpu.address for gpu in gpus}
         yield from _Alone(config, gpus).play(_logged(together, config.sources.kmsg.accept_userspace, known))

@@ -114,10 +114,13 @@ def test_a_gzip_is_read_and_a_damaged_one_is_said(
         assert "the file is damaged or cut off" in capsys.readouterr().err
 
 
-def test_a_journal_as_json_is_a_log_and_no_sources_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    entry = {"__REALTIME_TIMESTAMP": "1757825325123456", "_TRANSPORT": "kernel", "MESSAGE": LOST}
-    assert asked(tmp_path, json.dumps(entry) + "\n") == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["withdraw"]
+def test_a_journal_as_json_or_exported_is_a_log_and_no_sources_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = {"__CURSOR": "s=1", "__REALTIME_TIMESTAMP": "1757825325123456", "_TRANSPORT": "kernel", "MESSAGE": LOST}
+    for text in (json.dumps(entry) + "\n", "".join(f"{key}={value}\n" for key, value in entry.items()) + "\n"):
+        assert asked(tmp_path, text) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["withdraw"]
 
 
 def test_user_space_records_of_a_raw_log_are_not_believed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -49,6 +50,27 @@ _CALLER = re.compile(r"\s*\[\s*[TC]\d+\]")
 # The kernel's name before its words, as journalctl, syslog and RFC 5424 have it, with the host's or without.
 _KERNEL = re.compile(r"\s*(?:[^\s:\[\]]{1,255} )?kernel(?:\[\d+\])?(?:: ?| (?:\S+ ){3})")
 _HOST = re.compile(r"\s*[^\s:\[\]]{1,255} (?=NVRM: |nvidia-nvswitch\d+: )")
+
+
+_FIELD = re.compile(r"([A-Z_][A-Z0-9_]{0,63})(?:=(.*))?$")
+_LENGTH = 8  # bytes before a field's text that has more than one line, or is no text
+
+
+def exported(lines: Iterable[str]) -> Iterator[str]:
+    """The entries of ``journalctl -o export`` as ``-o json`` has them."""
+    entry, name = dict[str, str](), ""  # and the field whose text goes on
+    for raw in lines:
+        line = raw.rstrip("\n")
+        field = _FIELD.match(line)
+        if not line:
+            yield json.dumps(entry)
+            entry, name = {}, ""
+        elif field:
+            name = "" if field[2] is not None else field[1]
+            entry[field[1]] = field[2] or ""
+        elif name:
+            entry[name] = f"{entry[name]}\n{line}"[:_LINE_CHARS] if entry[name] else line[_LENGTH:]
+    yield json.dumps(entry)
 
 
 @dataclass(frozen=True, slots=True)

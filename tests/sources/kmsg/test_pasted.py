@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from agent.sources.kmsg.pasted import Paste, Pasted
+from agent.sources.kmsg.pasted import Paste, Pasted, exported
 
 XID = "NVRM: Xid (PCI:0000:1b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 USB = "usb 1-1: new high-speed USB device number 7"
@@ -144,6 +144,17 @@ def test_a_journals_json_is_read_in_either_form_of_its_message() -> None:
     for message in ("null", "7", "{}", "[256]", "[[]]", "true"):
         assert read(json.dumps(entry).replace(json.dumps(XID), message))[1:] == ([],)
     assert read('{"MESSAGE":')[0].taken == 0
+
+
+def test_a_journals_export_is_read_entry_by_entry_with_messages_of_several_lines() -> None:
+    before = "__CURSOR=s=1\n__REALTIME_TIMESTAMP=1789361325123456\n_TRANSPORT=kernel\n"
+    several = f"{XID}\nname=x\n  more"  # whose length and bytes come below the field's name
+    binary = f"MESSAGE\n{len(several).to_bytes(8, 'little').decode()}{several}\n"
+    text = f"{before}MESSAGE={XID}\n\n{before}{binary}_PID=1\n\n{before}\n__CURSOR=cut"
+    paste = Paste()
+    records = [*paste.records(exported(text.splitlines(keepends=True)))]
+    assert [one.text for one in records] == [XID, several]
+    assert all(one.kernel and one.at == pytest.approx(UNIX + 0.123456) for one in records)
 
 
 def test_indented_lines_belong_to_the_record_above_them() -> None:
