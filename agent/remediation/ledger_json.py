@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,12 +19,19 @@ MOST_BYTES = 3584  # with the 28 KiB of the faults it stays within the 32 KiB th
 
 
 def dump(ledger: Ledger) -> str:
-    """Its oldest incidents go into the sums until it fits."""
+    """Its oldest incidents go into the sums until it fits; last of all the words of the one that is left."""
     while True:
         text = _json(ledger)
-        if len(text) <= MOST_BYTES or len(ledger.entries) < 2:
+        if len(text) <= MOST_BYTES:
             return text
+        if len(ledger.entries) < 2:
+            return _json(replace(ledger, entries=tuple(map(_short, ledger.entries))))
         ledger = ledger.folded()
+
+
+def _short(entry: Entry) -> Entry:
+    cards = tuple(replace(one, serial="", slot="") for one in entry.suspects)
+    return replace(entry, suspects=cards, faults=entry.faults[:2], repairs=entry.repairs[-2:])
 
 
 def _json(ledger: Ledger) -> str:

@@ -229,6 +229,23 @@ def test_whatever_befalls_the_node_it_stays_small_and_its_sums_lose_nothing(befe
     assert len({rule for rule, _ in sums.ends} - {OTHERS}) <= len({entry.rule for entry in befell})
 
 
+def test_the_largest_incident_after_the_largest_sums_fits_and_is_written_once() -> None:
+    book, times = Ledger(), {moment: 1_760_000_000 + 10**5 * number for number, moment in enumerate(Moment)}
+    for number in range(60):
+        faults = tuple(f"recovery-action-unknown-{number}-{gpu}@0000:{gpu:02x}:00.0" for gpu in range(4))
+        cards = tuple(
+            Suspect(f"0000:{gpu:02x}:00.0", f"GPU-{number:08}-0000-0000-0000-{gpu:012}", "1" * 64, "7" * 64)
+            for gpu in range(8)
+        )
+        repairs = tuple(Repair(Remedy.RESET_GPU, attempt, Stage.FAILED, times[Moment.ENDED]) for attempt in range(1, 7))
+        by, job = (*End,)[number % 3], "gpu-health-collect-0123456789"
+        text = dump(Ledger((*book.entries, Entry(times, faults, cards, 16, repairs, by, job, 3)), book.older))
+        assert len(text) <= MOST_BYTES
+        book = load(text)
+        assert dump(book) == text
+        assert len(book.entries[-1].suspects) == 8
+
+
 def test_all_that_the_agent_writes_into_annotations_stays_within_32_kib() -> None:
     assert MOST_FAULT_BYTES + MOST_BYTES + len(FAULTS_ANNOTATION + HISTORY_ANNOTATION) <= 32 * 1024
     assert MOST_ENTRIES >= 4
