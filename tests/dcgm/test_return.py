@@ -15,7 +15,7 @@ import yaml
 
 from agent.actions.kube import KubeClient
 from agent.config.settings import Config
-from agent.model.names import HARD_TAINT
+from agent.model.names import GATE_TAINT, HARD_TAINT
 from agent.runtime.actor import Actor
 from agent.runtime.daemon import Daemon
 from agent.runtime.diag_runner import DiagRunner
@@ -36,8 +36,8 @@ WELL = "test memory 0 1 3 0 0\ntest software 2 1 3 29 5 it is off\nwhole softwar
 BAD = "test memory 3 1 3 58 2 a mismatch\n"
 
 
-def tainted(cluster: InMemoryCluster) -> bool:
-    return any(taint["key"] == HARD_TAINT for taint in cluster.read("nodes", "n1")["spec"].get("taints") or ())
+def tainted(cluster: InMemoryCluster, key: str = HARD_TAINT) -> bool:
+    return any(taint["key"] == key for taint in cluster.read("nodes", "n1")["spec"].get("taints") or ())
 
 
 @contextmanager
@@ -50,6 +50,7 @@ def agent(engine: Engine, folder: Path, cluster: InMemoryCluster, apart: bool) -
         "budget": {"max_withdrawn": 1},
         "drain": {"gather_s": 0},
         "repair": {"diagnose": 2},
+        "gate": {"enabled": True, "diagnose": 1},
         "sources": {
             "simulated": {"scenario": "idle"},
             "pods": {"enabled": False},
@@ -110,3 +111,25 @@ def test_a_repaired_gpu_returns_when_dcgm_finds_it_well_and_else_never(
             )
             assert tainted(cluster)
     assert [call for call in engine.calls() if "ActionValidate" in call] == ["dcgmActionValidate_v2 level=2 gpus=3"]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("found", "opens"), [(WELL, True), (BAD, False)])
+def test_a_new_node_takes_pods_when_dcgm_finds_it_well_and_else_never(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str, opens: bool, apart: bool
+) -> None:
+    monkeypatch.setenv("DCGM_STANDIN", str(engine.file))
+    engine.answers(found, SAME)
+    cluster = InMemoryCluster()
+    cluster.add_node("n1")
+    taint = {"spec": {"taints": [{"key": GATE_TAINT, "effect": "NoSchedule"}]}}
+    cluster("PATCH", "/api/v1/nodes/n1", taint, "application/merge-patch+json")
+    with agent(engine, tmp_path, cluster, apart) as actor:
+        if opens:
+            until(lambda: not tainted(cluster, GATE_TAINT))
+        else:
+            until(lambda: any("a person must decide" in wait.why for wait in actor.exchange.acted.waits))
+            assert tainted(cluster, GATE_TAINT)
+    (call,) = [call for call in engine.calls() if "ActionValidate" in call]
+    assert call.startswith("dcgmActionValidate_v2 level=1 gpus=")
+    assert len(call.rpartition("=")[2].split(",")) == 8

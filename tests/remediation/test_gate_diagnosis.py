@@ -171,3 +171,8 @@ def test_a_diagnosis_needs_the_gate_and_dcgm(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ConfigError, match=said):
             load(path)
+
+
+def test_an_agent_has_gpus_diagnosed_for_either_of_the_two() -> None:
+    """Else its client of the cluster is one that can't."""
+    assert [one.diagnoses for one in (CONFIG, ASKED, demanding())] == [False, True, True]
