@@ -11,7 +11,7 @@ OTHERS := bench cluster dcgm gpu image kit monitoring neighbours nodes nvml
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint plain incidents program-tests monitoring-tests screenshots chart package cluster-tests image-tests e2e gpu-tests \
-	launcher-tests \
+	neighbours-tests launcher-tests \
 	cluster explore bench bench-fleet bench-flood bench-nodes kit-bench kit-torch kit-kills score-policy drill clean
 
 run: $(STAMP)
@@ -75,6 +75,12 @@ drill: $(STAMP)
 
 gpu-tests: $(STAMP)
 	$(BIN)/pytest tests/gpu
+
+# The controllers of other projects, which it builds the first time, each beside the agent on a control plane of its own.
+neighbours-tests: $(STAMP)
+	$(BIN)/python -m tests.cluster.build
+	$(BIN)/python -m tests.neighbours.programs
+	$(BIN)/pytest tests/neighbours --ignore=tests/neighbours/given --ignore=tests/neighbours/launcher
 
 # NVIDIA's ft_launcher as PyPI has it, with kit-torch's PyTorch: 20 starts on a healthy node, 20 on a bad one.
 launcher-tests: $(STAMP)
