@@ -29,26 +29,32 @@ class Cost:
     watched: float  # bytes of watches' events of Nodes
     cpu_s: float
     at: float  # monotonic seconds
+    asking_cpu_s: float = 0.0  # what it took to say so
+    asking_s: float = 0.0
 
     def since(self, before: Cost) -> Cost:
         return Cost(
             self.requests - before.requests,
             self.size - before.size,
             self.watched - before.watched,
-            self.cpu_s - before.cpu_s,
-            self.at - before.at,
+            self.cpu_s - before.cpu_s - before.asking_cpu_s,
+            self.at - before.at - before.asking_s,
         )
 
 
 def cost(plane: ControlPlane) -> Cost:
+    server = [plane.pid("kube-apiserver")]
+    used_s, at = cpu_s(server), time.monotonic()
     text = str(plane.request("GET", "/metrics")[1])
     events = re.findall(r"^apiserver_watch_events_sizes_sum{(.*?)} (\S+)$", text, re.MULTILINE)
     return Cost(
         Counter({key: int(value) for key, value in _counted(text, "apiserver_request_total")}),
         Counter({key: int(value) for key, value in _counted(text, "apiserver_response_sizes_sum")}),
         sum(float(value) for labels, value in events if 'resource="nodes"' in labels or 'kind="Node"' in labels),
-        cpu_s([plane.pid("kube-apiserver")]),
-        time.monotonic(),
+        used_s,
+        at,
+        cpu_s(server) - used_s,
+        time.monotonic() - at,
     )
 
 

@@ -17,7 +17,8 @@ from agent.remediation.records import Records
 from agent.remediation.stored import dump
 from tests.actions.test_kube import fatal
 from tests.bench.api_cost import cost
-from tests.bench.waiting_fleet import add, installed
+from tests.bench.furniture import add
+from tests.bench.waiting_fleet import installed
 from tests.cluster.control_plane import ControlPlane
 
 _TIMES = 7

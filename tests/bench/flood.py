@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 from agent.actions.api import TABLE
-from tests.bench.waiting_fleet import add, installed
+from tests.bench.furniture import add
+from tests.bench.waiting_fleet import installed
 from tests.cluster.control_plane import ControlPlane
 
 _TENANT = "/api/v1/namespaces/default/configmaps/one"

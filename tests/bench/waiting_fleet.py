@@ -13,33 +13,26 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from heapq import heapify, heapreplace
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 from agent.actions.api import METADATA, connect
 from agent.actions.kube import KubeClient
 from agent.actions.leases import rewritten
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import UnreachableError
-from agent.model.names import (
-    HARD_TAINT,
-    PERMIT_KIND_LABEL,
-    POOL_LABEL,
-    POOL_SIZE_ANNOTATION,
-    SLOT_LEASE,
-    STATE_LABEL,
-    WITHDRAWN_LABEL,
-)
+from agent.model.names import PERMIT_KIND_LABEL, POOL_LABEL, POOL_SIZE_ANNOTATION, SLOT_LEASE, WITHDRAWN_LABEL
 from agent.model.text import rfc3339
 from agent.model.world import PermitKind
 from agent.runtime.actor import Actor
 from agent.runtime.exchange import Judged
 from tests.actions.test_kube import fatal, healthy
 from tests.bench.api_cost import OWN_NODE, PAUSE, Cost, cost, over, stored
-from tests.bench.furniture import furniture
+from tests.bench.furniture import add
+from tests.bench.many_permits import many_permits
 from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane
 
@@ -47,8 +40,9 @@ MANIFESTS = Path(__file__).parents[2] / "daemonset"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
 MERGE = "application/merge-patch+json"
 POOL, SELECTOR = "fleet", "site=fleet"
+PLAYERS = "kwok", "kube-controller-manager", "kube-scheduler"  # what they do is not the agents'
 LEFT = 2  # permits that are free when the fault comes
-IDLE_S, START_S, HEALTHY_S, FIRST_S = 30.0, 15.0, 120.0, 10.0
+IDLE_S, START_S, HEALTHY_S, FIRST_S = 60.0, 15.0, 120.0, 10.0
 KUBELET_S = 300.0  # how often a kubelet writes a status in which nothing but the time is new
 CONFIRM_S = 120.0  # how often a holder confirms its permit
 SERVED_S = 900.0  # the longest that is waited for a permit to be taken
@@ -63,7 +57,13 @@ def main() -> int:
     arguments = parser.parse_args()
     for size in arguments.nodes:
         with installed() as plane:
-            waiting_fleet(plane, size, min(size, arguments.agents), arguments.waits_s)
+            waiting_fleet(plane, size, arguments.agents, arguments.waits_s)
+    with installed() as plane:
+        add(plane, "fleet-0", {})
+        account = str(plane.agent_kubeconfig("fleet-0"))
+        for name in PLAYERS:
+            plane.end(name)
+        many_permits(plane, account)
     return 0
 
 
@@ -82,14 +82,15 @@ def installed() -> Iterator[ControlPlane]:
 
 def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -> None:
     nodes = [f"fleet-{i}" for i in range(size)]
+    agents = min(agents, size - size // 10 + LEFT)
     real, others = nodes[:agents], nodes[agents:]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: add(plane, name, {}), real))
         # While the DaemonSet's controller and the scheduler still run.
         accounts = dict(zip(real, pool.map(lambda name: str(plane.agent_kubeconfig(name)), real), strict=True))
-        for name in ("kwok", "kube-controller-manager", "kube-scheduler"):
-            plane.end(name)  # what they do is not the agents'
-        held = min(size // 10 - LEFT, len(others))
+        for name in PLAYERS:
+            plane.end(name)
+        held = size // 10 - LEFT
         out = {WITHDRAWN_LABEL: "true"}
         list(pool.map(lambda one: add(plane, one[1], out if one[0] < held else {}), enumerate(others)))
         permits = list(pool.map(lambda i: _hold(plane, i, others[i], size), range(held)))
@@ -126,7 +127,8 @@ def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -
     )
     _tell_stored(bytes_before, _stored(plane, real), out_now.names)
     most = out_now.most
-    served_s = _one_comes_free(plane, others[0] if held else next(iter(out_now.names)), out_now)
+    meanwhile.given.add(permits[0])
+    served_s = _one_comes_free(plane, others[0], permits[0], out_now)
     print(f"  most withdrawn at any instant {most}, to the end {out_now.most}; a free permit was taken after", end=" ")
     print(f"{served_s:.0f} s", flush=True)
     meanwhile.stop()
@@ -185,7 +187,7 @@ class Others(threading.Thread):
 
     def __init__(self, plane: ControlPlane, nodes: list[str], permits: list[str]) -> None:
         super().__init__(daemon=True)
-        self._plane, self._over = plane, threading.Event()
+        self._plane, self._over, self.given = plane, threading.Event(), set[str]()
         self._due = sorted((KUBELET_S * i / len(nodes), KUBELET_S, self._status, n) for i, n in enumerate(nodes))
         self._due += [(CONFIRM_S * i / len(permits), CONFIRM_S, self._confirm, n) for i, n in enumerate(permits)]
 
@@ -194,7 +196,8 @@ class Others(threading.Thread):
         heapify(self._due)
         while not self._over.wait(max(0.0, began + self._due[0][0] - time.monotonic())):
             at, every_s, write, name = self._due[0]
-            write(name)
+            with suppress(OSError, HTTPException, RuntimeError):  # what was in vain comes again
+                write(name)
             heapreplace(self._due, (at + every_s, every_s, write, name))
 
     def stop(self) -> None:
@@ -210,7 +213,8 @@ class Others(threading.Thread):
         self._plane.request("PUT", f"{path}/status", one)  # one that was overtaken writes the next time
 
     def _confirm(self, name: str) -> None:
-        self._plane.must("PATCH", f"{LEASES}/{name}", {"spec": {"renewTime": rfc3339(time.time())}}, MERGE)
+        if name not in self.given:
+            self._plane.must("PATCH", f"{LEASES}/{name}", {"spec": {"renewTime": rfc3339(time.time())}}, MERGE)
 
 
 class Withdrawn(threading.Thread):
@@ -234,12 +238,11 @@ class Withdrawn(threading.Thread):
                 return
 
 
-def _one_comes_free(plane: ControlPlane, name: str, out_now: Withdrawn) -> float:
+def _one_comes_free(plane: ControlPlane, name: str, permit: str, out_now: Withdrawn) -> float:
     """Seconds until a node that waited is out in place of this one."""
-    lease = next(one for one in plane.must("GET", LEASES)["items"] if _holds(one, name))
-    before = set(out_now.names)
+    lease, before = plane.must("GET", f"{LEASES}/{permit}"), set(out_now.names)
     plane.must("PATCH", f"/api/v1/nodes/{name}", {"metadata": {"labels": {WITHDRAWN_LABEL: None}}}, MERGE)
-    plane.must("PUT", f"{LEASES}/{lease['metadata']['name']}", rewritten(lease, {"holderIdentity": ""}))
+    plane.must("PUT", f"{LEASES}/{permit}", rewritten(lease, {"holderIdentity": ""}))
     began = time.monotonic()
     while time.monotonic() - began < SERVED_S:
         if out_now.names - before:
@@ -247,37 +250,6 @@ def _one_comes_free(plane: ControlPlane, name: str, out_now: Withdrawn) -> float
         out_now.news.clear()
         out_now.news.wait(1)
     return float("inf")
-
-
-def _holds(lease: dict[str, Any], name: str) -> bool:
-    kind = (lease["metadata"].get("labels") or {}).get(PERMIT_KIND_LABEL)
-    return kind == PermitKind.WITHDRAWN and (lease["spec"].get("holderIdentity") or "").startswith(f"{name}/")
-
-
-def add(plane: ControlPlane, name: str, labels: dict[str, str], annotations: dict[str, str] | None = None) -> None:
-    """A Node of 24 kB that is Ready; nobody plays it."""
-    images, furnished = furniture()
-    own = {"kubernetes.io/hostname": name, "nvidia.com/gpu.present": "true", "site": "fleet"}
-    state = {STATE_LABEL: "unhealthy"}
-    gpus = {"nvidia.com/gpu": "8"}
-    plane.must(
-        "POST",
-        "/api/v1/nodes",
-        {
-            "metadata": {
-                "name": name,
-                "labels": {**own, **furnished, **(labels and {**labels, **state})},
-                "annotations": annotations or {},
-            },
-            "spec": {"taints": [{"key": HARD_TAINT, "value": "reboot_node", "effect": "NoSchedule"}] if labels else []},
-            "status": {
-                "capacity": gpus,
-                "allocatable": {"cpu": "64", "memory": "512Gi", "pods": "110", **gpus},
-                "images": images,
-                "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready"}],
-            },
-        },
-    )
 
 
 def _hold(plane: ControlPlane, index: int, node: str, size: int) -> str:
