@@ -128,8 +128,8 @@ class KubeClient:
         ``counts``: and the pool itself, for whoever may take a permit. RefusedError, UnreachableError.
         """
         # The first look of one that may take a permit, and each of one that has something, is at the Node itself.
-        eases = not self._permits.holding and (not closely or self._clock() - self._closely_at < _WAITS_S)
-        raw = self._own.read(afresh=not eases)
+        first = closely and self._clock() - self._closely_at >= _WAITS_S
+        raw = self._own.read(afresh=first or self._permits.holding)
         self._closely_at = self._clock() if closely else float("-inf")
         metadata, spec, status = (raw.get(part) or {} for part in ("metadata", "spec", "status"))
         conditions = {c["type"]: condition_of(c) for c in status.get("conditions") or ()}
@@ -146,7 +146,7 @@ class KubeClient:
         pool, paused, clock_s = Pool(), "", 0
         self._vainly_from = self._vainly_from if closely else None  # else no taint of ours is wanted any more
         if closely or self._permits.awaited or self._permits.found(self._own.holder):
-            permits = self._permits.look(self._own.holder, written_at(raw))
+            permits = self._permits.look(self._own.holder, written_at(raw), first)
             pool, paused = self._permits.pool(self._own.holder, permits, counts), self._permits.paused()
             clock_s = int(self._clock())
             ours = {taint.key for taint in taints}
@@ -258,11 +258,11 @@ class KubeClient:
                 if any(taint.withdraws for taint in taints):
                     self._permits.require(PermitKind.WITHDRAWN)
                 self._own.retaint(step)
-            case TakePermit(kind, index):
-                if self._own.aged:
+            case TakePermit(kind, index, early=early):
+                if self._own.aged and not early:
                     self.renew()
                     raise RefusedError(HTTPStatus.CONFLICT, "the Node was read a while ago: it is read anew")
-                self._permits.take(kind, index, self._own.holder)
+                self._permits.take(kind, index, self._own.holder, early)
             case GivePermit(kind, index):
                 self._permits.give(kind, index, self._own.holder)
             case AskCheckpoint(pod, drain):

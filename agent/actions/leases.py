@@ -9,7 +9,6 @@ old. Before it takes a permit it lists all anew, and reads the pool.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,13 +16,15 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import Api, ask, taint_of, written_at
-from agent.actions.pool import Pool, PoolReading, share_s
+from agent.actions.lease import holder, largest_pool, mine, pool_size, rewritten
+from agent.actions.pool import Pool, PoolReading, count, share_s
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
-from agent.model.names import FREE_LABEL, PERMIT_KIND_LABEL, POOL_LABEL, POOL_SIZE_ANNOTATION, SLOT_LEASE
+from agent.model.names import FREE_LABEL, LARGE_POOL, PERMIT_KIND_LABEL, POOL_LABEL, POOL_UNREAD, SLOT_LEASE
 from agent.model.world import PermitKind
 
-_PATH = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
+_API = "coordination.k8s.io/v1"
+_PATH = f"/apis/{_API}/namespaces/{{}}/leases"
 _ABANDONED_S = 600.0
 _SILENT_S, _ASK_S = 300.0, 60.0  # from when on, and how often at most, the Node of a silent holder is asked for
 _ASKED_TWICE = 2  # one answer that a Node isn't there may be a mistake
@@ -68,7 +69,8 @@ class Leases:
     def read(self, own: str, whole: bool) -> None:
         """Those that are due, of the node ``own``, or ``whole``. RefusedError, UnreachableError: nothing is allowed."""
         self.aged = True
-        serves_s = 0.0 if whole or self._anew or self._clashed or len(self.seen) <= _FEW else len(self.seen) * _LEASE_S
+        whole = whole or self._anew or self._early(own) or bool(self._clashed)
+        serves_s = 0.0 if whole or len(self.seen) <= _FEW else len(self.seen) * _LEASE_S
         self._whole = self._clock() - self._listed_at >= serves_s
         read = self._list() if self._whole else {name for name, lease in self.seen.items() if mine(lease, own)}
         if not self._anew and self._clock() - self._turn_at >= share_s(self._pool.pool.size):
@@ -77,6 +79,7 @@ class Leases:
             read |= self._given_back(own) if self._asked_free else self._in_turn(own, read)
         for name in sorted(read) if not self._whole else ():
             self._read_one(name)
+        self._anew = self._anew or self._early(own)
         self._clashed = {name for name in self._clashed if name in self.seen and self.hidden(name)}
         self._watched = {name: self._sighted(name, name in read) for name in self.seen}
         self._ask_a_holder([name for name in self._wanted(own) if name in read])
@@ -86,7 +89,7 @@ class Leases:
 
         RefusedError, UnreachableError.
         """
-        fresh = (counts or self._anew) and self._pool.read(self._anew, self._said(own))
+        fresh = (counts or self._anew) and self._pool.read(self._anew, lambda: self._said(own))
         self._held = named if fresh else self._held
         self.aged, self._anew = not (self._whole and fresh), False
         pool = self._pool.pool
@@ -103,11 +106,14 @@ class Leases:
         """The next look reads the Leases and the pool whole, as whoever takes a permit must."""
         self._anew = True
 
-    def create(self, kind: PermitKind, index: int, body: Mapping[str, Any]) -> None:
-        name = self.name(kind, index)
-        self.numbers[name] = kind, index
+    def create(self, name: str, spec: Mapping[str, Any], words: Mapping[str, str]) -> None:
+        """``words``: annotations."""
+        if number := self._number(name):
+            self.numbers[name] = number
+        labels = {POOL_LABEL: self._budget.pool, PERMIT_KIND_LABEL: str(self.numbers[name][0])}
+        metadata = {"name": name, "labels": labels, "annotations": {**words}}
         try:
-            self._write("POST", name, body)
+            self._write("POST", name, {"apiVersion": _API, "kind": "Lease", "metadata": metadata, "spec": {**spec}})
         except RefusedError as refused:
             if refused.status == HTTPStatus.CONFLICT:
                 self._clashed.add(name)
@@ -144,6 +150,14 @@ class Leases:
             return watched.seen - watched.since >= _ABANDONED_S
         # The answer about the taint must itself be from after the ten minutes.
         return not watched.tainted and watched.asked - watched.since >= _ABANDONED_S
+
+    def unread(self, name: str) -> bool:
+        """Whether it was taken before the pool was read."""
+        return pool_size(self.seen.get(name, {})) == POOL_UNREAD
+
+    def _early(self, own: str) -> bool:
+        """Whether this node took one so, and must see now whether the budget has a place for it."""
+        return any(self.unread(name) and mine(lease, own) for name, lease in self.seen.items())
 
     def hidden(self, name: str) -> bool:
         """Whether it lacks the labels by which every agent finds it."""
@@ -201,18 +215,18 @@ class Leases:
         return {self._eye}.intersection(held)
 
     def _said(self, own: str) -> int:
-        """The pool's size, if by the greatest that a holder wrote down all its permits are held; else 0.
+        """The pool's size by the word of holders, or else of those before them, where that is enough; else 0.
 
-        A whole fleet that turns sick at once need not read the pool to know that. Whoever lies there gives nobody a
-        permit: before one is taken the pool is read, and those that wait read it in their turn.
+        A whole fleet that turns sick at once need not read the pool to know that all its permits are held. And in a
+        large one a permit is taken before the pool is read. So whoever lies there makes nobody exceed the budget.
         """
         if PermitKind.WITHDRAWN in self._kinds(own):
             return 0
-        kinds = ((lease, self.numbers[name][0]) for name, lease in self.seen.items() if holder(lease))
-        held = [lease["metadata"].get("annotations") or {} for lease, kind in kinds if kind is PermitKind.WITHDRAWN]
-        words = [str(one.get(POOL_SIZE_ANNOTATION)) for one in held]
-        size = max((int(word) for word in words if re.fullmatch("[0-9]{1,6}", word)), default=0)
-        return size if self._budget.withdrawn(size) <= len(held) else 0
+        ours = [lease for name, lease in self.seen.items() if self.numbers[name][0] is PermitKind.WITHDRAWN]
+        held = [lease for lease in ours if holder(lease)]
+        size = largest_pool(held) or largest_pool(ours) or count(self._api)
+        early = size >= LARGE_POOL and not self._budget.per_hour
+        return size if early or self._budget.withdrawn(size) <= len(held) else 0
 
     def _kinds(self, own: str) -> set[PermitKind]:
         """What the node holds."""
@@ -265,27 +279,3 @@ class Leases:
 
     def name(self, kind: PermitKind, index: int) -> str:
         return SLOT_LEASE.format(kind=kind, pool=self._budget.pool, index=index)
-
-
-def rewritten(
-    lease: Mapping[str, Any], spec: Mapping[str, Any], words: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """With these fields of its spec, of which the holder is one, and annotations. A free one is labelled as free."""
-    metadata = lease["metadata"]
-    labels = {key: value for key, value in (metadata.get("labels") or {}).items() if key != FREE_LABEL}
-    labels |= {} if spec["holderIdentity"] else {FREE_LABEL: "true"}
-    annotations = {**(metadata.get("annotations") or {}), **(words or {})}
-    return {
-        **lease,
-        "metadata": {**metadata, "labels": labels, "annotations": annotations},
-        "spec": {**(lease.get("spec") or {}), **spec},
-    }
-
-
-def holder(lease: Mapping[str, Any]) -> str:
-    return str((lease.get("spec") or {}).get("holderIdentity") or "")
-
-
-def mine(lease: Mapping[str, Any], own: str) -> bool:
-    """Whether this node holds it: as it is, or as a Node object of its name that is gone."""
-    return holder(lease).partition("/")[0] == own.partition("/")[0]

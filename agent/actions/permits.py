@@ -15,11 +15,12 @@ from http import HTTPStatus
 from typing import Any
 
 from agent.actions.api import Api, ask, written_at
-from agent.actions.leases import Clock, Leases, holder, mine
+from agent.actions.lease import holder, mine
+from agent.actions.leases import Clock, Leases
 from agent.actions.pool import Pool
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
-from agent.model.names import PAUSE_CONFIGMAP, PERMIT_KIND_LABEL, PERMIT_VALID_S, POOL_LABEL, POOL_SIZE_ANNOTATION
+from agent.model.names import PAUSE_CONFIGMAP, PERMIT_VALID_S, POOL_SIZE_ANNOTATION, POOL_UNREAD
 from agent.model.text import rfc3339, unix_s
 from agent.model.world import Permit, PermitKind
 
@@ -67,12 +68,12 @@ class Permits:
         """The next look reads the permits and the pool whole."""
         self._leases.renew()
 
-    def look(self, own: str, told_at: float = 0.0) -> tuple[Permit, ...]:
+    def look(self, own: str, told_at: float = 0.0, whole: bool = False) -> tuple[Permit, ...]:
         """Every permit that was ever taken. RefusedError or UnreachableError: then nothing is allowed.
 
-        ``told_at``: a time by the API server's clock that has passed, Unix seconds.
+        ``told_at``: a time by the API server's clock that has passed, Unix seconds. ``whole``: all are read anew.
         """
-        self._leases.read(own, self.awaited)
+        self._leases.read(own, whole or self.awaited)
         self._asked = None if self.awaited else self._asked
         seen = self._leases.seen
         ours = {n: lease for n, lease in seen.items() if mine(lease, own) and not self._leases.hidden(n)}
@@ -86,9 +87,9 @@ class Permits:
     def pool(self, own: str, permits: tuple[Permit, ...], counts: bool = True) -> Pool:
         """How many nodes the pool has, and which others are out of service and hold no withdrawn permit that counts.
 
-        As it was last read, unless it ``counts`` now.
+        As it was last read, unless it ``counts`` now. Whoever took one early, and may have to give it back, is out too.
         """
-        holds = {permit.holder for permit in permits if permit.withdraws}
+        holds = {permit.holder for permit in permits if permit.withdraws and not permit.early}
         return self._leases.read_pool(own, counts, frozenset(holder.partition("/")[0] for holder in (own, *holds)))
 
     def paused(self) -> str:
@@ -105,33 +106,39 @@ class Permits:
         answer = str(data.get("paused", "false")).strip().lower()
         return "" if answer in ("", "false") else "ConfigMap gpu-health-agent-pause says so"
 
-    def take(self, kind: PermitKind, index: int, own: str) -> None:
-        """Take a permit, or confirm our own; RefusedError 409 if another node was quicker."""
+    def take(self, kind: PermitKind, index: int, own: str, early: bool = False) -> None:
+        """Take a permit, or confirm our own; RefusedError 409 if another node was quicker.
+
+        ``early``: before the pool is read. It stands for nothing until it is confirmed after that.
+        """
         name, sent, wall = self._leases.name(kind, index), self._clock(), self._wall()
         lease, now = self._leases.seen.get(name), rfc3339(wall)
-        ours = lease is not None and mine(lease, own)
-        if self.aged and not ours:
+        ours = lease if lease and mine(lease, own) else None
+        if early and any(mine(one, own) for one in self._leases.seen.values()):
+            raise RefusedError(HTTPStatus.CONFLICT, "a permit is held: first the pool is read")
+        if self.aged and not (ours or early):
             self.renew()
             raise RefusedError(HTTPStatus.CONFLICT, "the permits were read a while ago: they are read anew")
-        if not ours:
-            self._ours[name] = _Ours(sent, taken=True)
-        words = {POOL_SIZE_ANNOTATION: str(self._leases.pool_size)}
-        if lease is None:
-            labels = {POOL_LABEL: self._budget.pool, PERMIT_KIND_LABEL: str(kind)}
-            body = {
-                "apiVersion": "coordination.k8s.io/v1",
-                "kind": "Lease",
-                "metadata": {"name": name, "labels": labels, "annotations": words},
-                "spec": {"holderIdentity": own, "acquireTime": now, "renewTime": now},
-            }
-            self._leases.create(kind, index, body)
-        elif ours:
-            self._leases.put(lease, {"holderIdentity": own, "renewTime": now})
-        elif not holder(lease) or self._leases.abandoned(name):
-            self._leases.put(lease, {"holderIdentity": own, "acquireTime": now, "renewTime": now}, words)
+        words = {POOL_SIZE_ANNOTATION: POOL_UNREAD if early else str(self._leases.pool_size)}
+        if ours:
+            self._leases.put(ours, {"holderIdentity": own, "renewTime": now}, None if self.aged else words)
         else:
-            raise RefusedError(HTTPStatus.CONFLICT, f"permit {name} is held")
+            self._ours[name] = _Ours(sent, taken=True)
+            try:
+                self._take(name, lease, {"holderIdentity": own, "acquireTime": now, "renewTime": now}, words)
+            except RefusedError as refused:
+                if refused.status == HTTPStatus.CONFLICT:
+                    del self._ours[name]
+                raise
         self._confirmed[name] = sent, wall
+
+    def _take(self, name: str, lease: Mapping[str, Any] | None, spec: dict[str, str], words: dict[str, str]) -> None:
+        if lease and holder(lease) and not self._leases.abandoned(name):
+            raise RefusedError(HTTPStatus.CONFLICT, f"permit {name} is held")
+        if lease:
+            self._leases.put(lease, spec, words)
+        else:
+            self._leases.create(name, spec, words)
 
     def give(self, kind: PermitKind, index: int, own: str) -> None:
         """Free our own permit; one that is another's by now is left alone."""
@@ -148,7 +155,8 @@ class Permits:
     def require(self, kind: PermitKind) -> None:
         """RefusedError 409 unless a permit of this kind was confirmed to be ours within five minutes."""
         prefix = self._leases.name(kind, 0)[:-1]
-        if not any(n.startswith(prefix) and self._confirmed_s(n) < PERMIT_VALID_S for n in self._confirmed):
+        ours = (n for n in self._confirmed if n.startswith(prefix) and not self._leases.unread(n))
+        if not any(self._confirmed_s(name) < PERMIT_VALID_S for name in ours):
             raise RefusedError(HTTPStatus.CONFLICT, f"no {kind} permit was confirmed lately: it is asked for again")
 
     def unanswered(self) -> None:
@@ -195,7 +203,8 @@ class Permits:
             index,
             who,
             former=bool(ours) and holder(leases.seen[name]) != own,
-            stale=bool(ours) and self._confirmed_s(name) > _CONFIRM_S,
+            early=bool(who) and leases.unread(name),
+            stale=bool(ours) and (leases.unread(name) or self._confirmed_s(name) > _CONFIRM_S),
             abandoned=bool(who) and not ours and leases.abandoned(name),
             hidden=leases.hidden(name),
             inherited=found and now - self._began < PERMIT_VALID_S,

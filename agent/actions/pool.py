@@ -40,19 +40,18 @@ class PoolReading:
         self._at = self._due = self._asked = float("-inf")
         self.pool = Pool()
 
-    def read(self, anew: bool, said: int) -> bool:
+    def read(self, anew: bool, said: Callable[[], int]) -> bool:
         """If it is due, or ``anew``; whether it is of just now. A thousand that ask at once don't read it each time.
 
-        ``said``: how large it is by the word of those that hold its permits, where so many do that it is enough to wait
-        for the first while; else 0.
+        ``said``: how large it is by the word of others, where that is enough for the first while; else 0.
         """
         now, asked, self._asked = self._clock(), self._asked, self._clock()
         if now - self._at <= _JUST_NOW_S:
             return True
         if not anew and now < self._due:
             return False
-        if not anew and said and now - asked > _WAITED_S:
-            self.pool, self._due = Pool(said), now + said * _NODE_S
+        if not anew and now - asked > _WAITED_S and (size := said()):
+            self.pool, self._due = Pool(size), now + size * _NODE_S
             return False
         self._at, self.pool = now, read_pool(self._api, self._selector)
         self._due = now + self.pool.size * _NODE_S
@@ -73,6 +72,12 @@ def read_pool(api: Api, selector: str) -> Pool:
     """Ask the API server how the pool is. RefusedError, UnreachableError."""
     every = _nodes(api, selector)
     return Pool(len(every), frozenset(every.keys() - _serving(api, selector)))
+
+
+def count(api: Api) -> int:
+    """How many Nodes the cluster has, whatever their pool, by a list of one. RefusedError, UnreachableError."""
+    table = ask(api, "GET", "/api/v1/nodes?includeObject=None&limit=1", accept=TABLE)
+    return len(table["rows"]) + int((table.get("metadata") or {}).get("remainingItemCount") or 0)
 
 
 def names(api: Api) -> list[str]:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from agent.actions.answers import ask_node, paged, whole_node
 from agent.actions.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ask, condition_of, taint_of
 from agent.actions.fences import RULES, lift, own
-from agent.actions.leases import holder, rewritten
+from agent.actions.lease import holder, rewritten
 from agent.actions.rights import NODE_ANNOTATIONS, NODE_CONDITIONS, NODE_LABELS, REPAIR_CONDITIONS
 from agent.model.errors import RefusedError
 from agent.model.names import (

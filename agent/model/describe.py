@@ -34,8 +34,9 @@ def describe(step: Step) -> str:
             named = ", ".join(f"{t.key}={t.value}:{t.effect}" for t in taints)
             cordoned = "" if cordon is None else " and cordon it" if cordon else " and undo our cordon"
             return (f"taint the node {named}" if taints else "remove our taint from the node") + cordoned
-        case TakePermit(kind, index, confirms):
-            return f"{'confirm' if confirms else 'take'} {kind} permit {index}"
+        case TakePermit(kind, index, confirms, early):
+            until = ", until the pool is read" if early else ""
+            return f"{'confirm' if confirms else 'take'} {kind} permit {index}{until}"
         case GivePermit(kind, index):
             return f"give {kind} permit {index} back"
         case SetFence(device, gpu, uid):

@@ -39,6 +39,8 @@ POOL_LABEL = "gpu-health-agent/pool"
 PERMIT_KIND_LABEL = "gpu-health-agent/slot"
 FREE_LABEL = "gpu-health-agent/free"  # "true" on a permit that was given back, for those that wait
 POOL_SIZE_ANNOTATION = "gpu-health-agent/pool-size"  # of a permit: as its holder read it, for those that wait
+POOL_UNREAD = "not-read-yet"  # in its place: the permit was taken before the pool was read
+LARGE_POOL = 100  # nodes: in such a pool a permit is taken first, and the pool read then
 PAUSE_CONFIGMAP = "gpu-health-agent-pause"
 PERMIT_VALID_S = 300  # a holder acts only so long after a confirmation
 

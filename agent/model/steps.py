@@ -36,6 +36,7 @@ class TakePermit:
     kind: PermitKind
     index: int
     confirms: bool = False  # it is ours already
+    early: bool = False  # before the pool is read: whether the budget has a place for it is seen then
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,7 @@ class Permit:
     index: int
     holder: str  # "<node name>/<node UID>", empty when free
     former: bool = False  # ours, and taken by a Node object of our name that is gone
+    early: bool = False  # it was taken before the pool was read, and not confirmed since
     stale: bool = False  # ours, and to be confirmed before anything else is written
     abandoned: bool = False  # another's who is gone: it may be taken over
     hidden: bool = False  # its Lease lacks its labels: it counts as held, and nobody can take it

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import islice
+from zlib import crc32
 
 from agent.config.settings import Budget
-from agent.model.names import PERMIT_VALID_S, SLOT_LEASE
-from agent.model.steps import GivePermit, On, Wait
+from agent.model.names import LARGE_POOL, PERMIT_VALID_S, SLOT_LEASE
+from agent.model.steps import GivePermit, On, TakePermit, Wait
 from agent.model.world import Permit, PermitKind, World
 
 _HOUR_S = 3600
 _NAMED = 5
+_AT_ONCE = 16  # new Leases that nodes which turn sick at once choose from
+TRIES = 3  # of those that one node asks for before it looks again
 _OTHERS_FIRST_S = 300  # whoever waits for a permit looks once a minute or so
 
 
@@ -47,6 +52,25 @@ def free_permit(world: World, kind: PermitKind, budget: Budget, left_free: int =
     return next((index for index in range(left) if index not in held), None) if len(held) < left else None
 
 
+def taken_early(world: World, budget: Budget, left_free: int) -> tuple[TakePermit, ...]:
+    """Free withdrawn permits, one of which is taken by what is known of a large pool before it is read.
+
+    Where they are fewer than ``TRIES``, there are no more: whoever gets none need not read the pool. Not the lowest: of
+    many that turn sick at once each tries others, among so few that no more Leases are made than are needed. The number
+    of one, and those held above it, are within the budget. So whoever holds the highest vouches for all below.
+    """
+    kind = PermitKind.WITHDRAWN
+    large = world.aged and world.pool_size >= LARGE_POOL and world.permits is not None
+    if not large or world.withdrawn or world.held(kind) or budget.per_hour or left_free:
+        return ()
+    taken, left = _held(world, kind), allowed(world, kind, budget) - len(world.out)
+    held, known = sorted(taken), sum(permit.kind is kind for permit in world.permits or ())
+    free = (index for index in range(left) if index not in taken and index + _above(held, index) < left)
+    choice = [*islice(free, known + _AT_ONCE)]
+    first = crc32(world.holder.encode()) % max(len(choice), 1)
+    return tuple(TakePermit(kind, index, early=True) for index in (*choice[first:], *choice[:first])[:TRIES])
+
+
 def left_for_others(world: World, budget: Budget) -> bool:
     """Whether a node in service that turns fatal finds a withdrawn permit free beside ours."""
     kind = PermitKind.WITHDRAWN
@@ -58,15 +82,22 @@ def _held(world: World, kind: PermitKind) -> set[int]:
 
 
 def beyond(world: World, budget: Budget) -> bool:
-    """Whether the permit of the Node object before this one would now exceed the budget.
+    """Whether our permit would exceed the budget, now that the pool was read, and no taint of ours is on the node.
 
-    No taint of ours is on the node any more, and others may be out of service since.
+    It is that of the Node object before this one, and others may be out of service since. Or it was taken early: then
+    its number counts, and those above it, but for the early ones, which count below themselves.
     """
     held = world.held(PermitKind.WITHDRAWN)
-    if held is None or not held.former or world.withdrawn:
+    if held is None or not (held.former or held.early) or world.withdrawn:
         return False
     others = [p for p in world.permits or () if p.kind is held.kind and p.holder != world.holder and _counts(p)]
-    return len(others) + len(world.out) >= allowed(world, PermitKind.WITHDRAWN, budget)
+    left = allowed(world, PermitKind.WITHDRAWN, budget) - len(world.out)
+    above = sum(p.index > held.index and not p.early for p in others)
+    return (len(others) if held.former else held.index + above) >= left
+
+
+def _above(held: Sequence[int], index: int) -> int:
+    return len(held) - bisect_right(held, index)
 
 
 def _counts(permit: Permit) -> bool:

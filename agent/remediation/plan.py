@@ -32,7 +32,7 @@ from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
 from agent.model.world import Condition, Local, PermitKind, Taint, World
-from agent.remediation.budget import beyond, free_permit, given, hidden, needed, spent
+from agent.remediation.budget import beyond, free_permit, given, hidden, needed, spent, taken_early
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.conditions import posts, replacement, reported
 from agent.remediation.drain import PENDING, ceased, drain, drained
@@ -125,7 +125,11 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             steps = _withdrawn(now, *_treated(now))
         case Situation.CURED:
             records, checking = _kept(now)
-            stays = (*confirmed(world), *_aim(now, records).report(), *(checking := checking or held(now.case)))
+            stays = (
+                *confirmed(world, config.budget),
+                *_aim(now, records).report(),
+                *(checking := checking or held(now.case)),
+            )
             steps = stays if checking else _in_service(now, records)
         case Situation.IN_SERVICE:
             records, checking = gate(now.case, now.records)
@@ -158,11 +162,13 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
     left_free = LEFT_FREE if now.treatment and now.treatment.idle else 0
     if vain := in_vain(world, budget, left_free):
         return (*aimed.report(), *vain)
+    why = Wait(spent(world, PermitKind.WITHDRAWN, budget), On.PERMIT)
     if beyond(world, budget):
-        why = Wait(spent(world, PermitKind.WITHDRAWN, budget), On.PERMIT)
         return (*aimed.report(), *given(world, PermitKind.WITHDRAWN), why)
+    if early := taken_early(world, budget, left_free):
+        return (*early, *aimed.report(), why)
     # One that only waits to be given back is not confirmed: an agent that never lives so long keeps nobody waiting.
-    steps: list[Step] = [*confirmed(world, drains=now.situation is Situation.WITHDRAWN and PENDING not in moves)]
+    steps = [*confirmed(world, budget, drains=now.situation is Situation.WITHDRAWN and PENDING not in moves)]
     for kind in needed(world, budget):
         permit = free_permit(world, kind, budget, left_free)
         if permit is None:

@@ -14,7 +14,7 @@ from agent.model.names import HARD_TAINT, SOFT_TAINT, WITHDRAWN_LABEL
 from agent.model.ownership import GATE_TAINTS, own_taint
 from agent.model.steps import On, Step, TakePermit, Wait
 from agent.model.world import PermitKind, Taint, World
-from agent.remediation.budget import allowed, free_permit, given, lately, needed
+from agent.remediation.budget import allowed, beyond, free_permit, given, lately, needed
 from agent.remediation.case import Case, Treatment
 from agent.remediation.fence import by_device
 from agent.remediation.gate import standing
@@ -63,7 +63,7 @@ def spare(world: World, budget: Budget) -> bool:
     if world.paused and not world.withdrawn:
         return False
     if held := world.held(PermitKind.WITHDRAWN):
-        return held.index < allowed(world, PermitKind.WITHDRAWN, budget) - LEFT_FREE
+        return not beyond(world, budget) and held.index < allowed(world, PermitKind.WITHDRAWN, budget) - LEFT_FREE
     return all(free_permit(world, kind, budget, LEFT_FREE) is not None for kind in needed(world, budget))
 
 
@@ -73,10 +73,14 @@ def effect_on(taints: Iterable[Taint]) -> str:
     return ours.get(HARD_TAINT, ours.get(SOFT_TAINT, ""))
 
 
-def confirmed(world: World, drains: bool = False) -> tuple[Step, ...]:
-    """Nothing is done on a permit that was not confirmed lately. Whoever evicts nobody lets the draining one go."""
-    kept = (permit for permit in world.permits or () if drains or permit.kind is not PermitKind.DRAINING)
-    return tuple(TakePermit(permit.kind, permit.index, confirms=not permit.former) for permit in kept if permit.stale)
+def confirmed(world: World, budget: Budget, drains: bool = False) -> tuple[Step, ...]:
+    """Nothing is done on a permit that was not confirmed lately. Whoever evicts nobody lets the draining one go.
+
+    One that was taken early is ours by its confirmation.
+    """
+    kept = [p for p in world.permits or () if p.stale and (drains or p.kind is not PermitKind.DRAINING)]
+    over = beyond(world, budget)
+    return tuple(TakePermit(p.kind, p.index, confirms=not p.former) for p in kept if not (p.early and over))
 
 
 def permitted(world: World, budget: Budget) -> tuple[Step, ...]:
@@ -84,7 +88,7 @@ def permitted(world: World, budget: Budget) -> tuple[Step, ...]:
     free = ((kind, free_permit(world, kind, budget, LEFT_FREE)) for kind in needed(world, budget))
     taken = tuple(TakePermit(kind, index) for kind, index in free if index is not None)
     used = given(world, PermitKind.HOURLY) if world.withdrawn else ()
-    return (*confirmed(world), *taken, *used)
+    return (*confirmed(world, budget), *taken, *used)
 
 
 def in_vain(world: World, budget: Budget, left_free: int) -> tuple[Step, ...]:

@@ -23,6 +23,7 @@ from agent.model.fault import Reset, Severity, Unseen, Verdict
 from agent.model.names import PERMIT_VALID_S
 from agent.model.steps import Announce, AskCheckpoint, Delete, Diagnose, Evict, On, StartJob, Step, TakePermit, Wait
 from agent.model.world import Claim, Local, World
+from agent.remediation.budget import TRIES
 from agent.remediation.gate import to_check
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
@@ -31,7 +32,7 @@ from agent.remediation.records import Attempt, Records
 from agent.remediation.stored import kept, restored
 from agent.runtime.claim import claimed
 from agent.runtime.exchange import Judged
-from agent.runtime.patience import PUT_OFF, changes, goes_on, is_spare, put_off_s, spent
+from agent.runtime.patience import PUT_OFF, changes, gathers_s_of, goes_on, is_spare, put_off_s, spent
 from agent.runtime.pod_gpus import Holders, with_gpus
 from agent.runtime.watched import Watched, watched
 
@@ -151,38 +152,43 @@ def turn(
         return Turn(cycle, again=True)
     cycle = replace(cycle, claim=claim)
     looked(cycle)
-    if verdict is None or (_unheard(verdict) and now() - cycle.began < _FIRST_WORDS_S):
+    unheard = verdict is None or any(why.kind is Unseen.UNHEARD for why in verdict.blind.values())
+    if verdict is None or (unheard and now() - cycle.began < _FIRST_WORDS_S):
         return Turn(cycle, (_UNHEARD,))
     if news := (world.dismissed - verdict.dismissed) & {key for fault in verdict.faults for key in fault.ids}:
         why = f"a person dismissed {', '.join(sorted(news))}: nothing is done before that is judged"
         return Turn(cycle, (Wait(why),))
-    gathers_s = _gathers_s(verdict, cycle.config, now())
+    gathers_s = gathers_s_of(verdict, cycle.config, now())
     planned = _planned(cycle, world, judged, verdict, ask, now(), gathers_s <= 0)
-    if world.aged and any(isinstance(step, TakePermit) and not step.confirms for step in planned.acts):
+    if world.aged and any(isinstance(s, TakePermit) and not (s.confirms or s.early) for s in planned.acts):
         client.renew()
         return Turn(cycle, planned.waits, again=True)
     decided(planned)
+    early = [step for step in planned.acts if isinstance(step, TakePermit) and step.early and not cycle.dry_run]
     takes = any(isinstance(step, TakePermit) for step in planned.acts)  # whatever becomes of what it is taken for
     spent_from = (cycle.spent_from or now()) if spent(planned.waits) and not cycle.standing else 0.0
     asked = cycle.asked or planned.local.holders is not None
-    cycle = replace(cycle, world=planned.world, standing=cycle.standing or takes, spent_from=spent_from, asked=asked)
-    looked(cycle)
+    standing, cycle = cycle.standing, replace(cycle, world=planned.world, spent_from=spent_from, asked=asked)
+    looked(cycle := replace(cycle, standing=standing or takes))
     so_far = Turn(cycle, planned.waits, look_s=look_s, gathers_s=gathers_s, planned=planned)
+    for step in early:
+        one = _done(so_far, replace(planned, plan=Plan((step,))), client, now, did)
+        if not one.overtaken or [step] == early[TRIES - 1 :]:
+            return replace(one, waits=one.waits[len(so_far.waits) :], again=one.again or bool(one.done))
+    if early:  # another was quicker at each, and the budget is spent
+        looked(cycle := replace(cycle, standing=standing))
+        rest, so_far = tuple(s for s in planned.plan.steps if s not in early), replace(so_far, cycle=cycle)
+        planned = replace(planned, plan=replace(planned.plan, steps=rest))
     if spent_from and (later_s := put_off_s(planned.world, planned.acts, now() - spent_from)):
         return replace(so_far, waits=(*planned.waits, PUT_OFF), put_off_s=later_s)
     if cycle.dry_run:
-        would = tuple(Wait(f"dry run: would {describe(step)}") for step in planned.acts)
-        return replace(so_far, waits=(*would, *planned.waits))
+        return replace(so_far, waits=(*(Wait(f"dry run: would {describe(s)}") for s in planned.acts), *planned.waits))
     ended = _done(so_far, planned, client, now, did)
     on = {wait.on for wait in planned.waits}
     waits_for = wants or verdict.fatal or On.STOPPED in on or (planned.waits and resettable(verdict.faults))
     rests = On.PROBATION in on or not goes_on(planned.world, planned.acts)
     queued = rests if cycle.standing else bool(waits_for or On.PROBATION in on)
     return replace(ended, queued=queued and not (ended.again or ended.cut or ended.failed))
-
-
-def _unheard(verdict: Verdict) -> bool:
-    return any(reason.kind is Unseen.UNHEARD for reason in verdict.blind.values())
 
 
 def _wants_permit(cycle: Cycle, judged: Judged, verdict: Verdict) -> bool:
@@ -218,12 +224,6 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
     )
     # From now on it looks with what was stored; the time before counts for no proof.
     return cycle if cycle.started else replace(cycle, started=True, stored=world.stored, began=now)
-
-
-def _gathers_s(verdict: Verdict, config: Config, now: float) -> float:
-    """Until the faults had their time to gather."""
-    began = [fault.began for fault in verdict.fatal]
-    return min(began) + config.drain.gather_s - now if began else 0.0
 
 
 def _planned(

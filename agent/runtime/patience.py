@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterable
 
 from agent.actions.pool import share_s
+from agent.config.settings import Config
+from agent.model.fault import Verdict
 from agent.model.steps import (
     Announce,
     AskCheckpoint,
@@ -46,6 +48,12 @@ def changes(step: Step, waits: bool) -> bool:
 def is_spare(step: Step) -> bool:
     """Whether the steps after it are done though it was refused: an Event, or the Job that collects evidence."""
     return isinstance(step, Announce) or (isinstance(step, StartJob) and step.remedy == COLLECT)
+
+
+def gathers_s_of(verdict: Verdict, config: Config, now: float) -> float:
+    """Until the faults had their time to gather."""
+    began = [fault.began for fault in verdict.fatal]
+    return min(began) + config.drain.gather_s - now if began else 0.0
 
 
 def put_off_s(world: World, acts: Iterable[Step], waited_s: float) -> float:

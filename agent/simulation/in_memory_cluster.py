@@ -72,9 +72,11 @@ class InMemoryCluster:
             if query.get("watch"):
                 return 200, self._events(query["fieldSelector"].partition("metadata.name=")[2])
             if not rest:
-                found, more = _page(self._select(kind, namespace, query), query)
+                every = self._select(kind, namespace, query)
+                found, more = _page(every, query)
                 answer = _table(kind, found) if accept == TABLE else {"items": _copy(found)}
-                return 200, {**answer, "metadata": {"continue": more}}
+                left = {} if "labelSelector" in query else {"remainingItemCount": sum(_key(o) > more for o in every)}
+                return 200, {**answer, "metadata": {"continue": more, **(left if more else {})}}
             old = self._objects.get((kind, namespace, rest[0]))
             if old is None:
                 return _status(HTTPStatus.NOT_FOUND, f'{kind} "{rest[0]}" not found')

@@ -455,12 +455,12 @@ def test_a_thousand_agents_that_judge_a_false_fault_in_the_same_second_never_tak
     chance.shuffle(live)
     for i in live:
         fleet.turn(i, bad)
-    for turn in range(3000):
+    for turn in range(7000):
         i = live[chance.randrange(len(live))]
         fleet.turn(i, well if i in cured else bad)
         if chance.random() < 0.005:
             live.remove(i)
-        if turn > 2000 and (held := fleet.tainted - {f"n{i}" for i in cured}) and chance.random() < 0.05:
+        if turn > 6000 and (held := fleet.tainted - {f"n{i}" for i in cured}) and chance.random() < 0.05:
             cured.add(int(min(held)[1:]))
         fleet.clock.now += 0.001
         most = max(most, len(fleet.tainted))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from agent.actions.api import METADATA, connect
 from agent.actions.kube import KubeClient
-from agent.actions.leases import rewritten
+from agent.actions.lease import rewritten
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import UnreachableError
 from agent.model.names import PERMIT_KIND_LABEL, POOL_LABEL, POOL_SIZE_ANNOTATION, SLOT_LEASE, WITHDRAWN_LABEL
