@@ -16,6 +16,7 @@ import random
 import re
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,13 +27,24 @@ KIT = Path(__file__).parents[2] / "daemonset" / "kit"
 _LATEST_S = 600.0  # where many share the machine
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def place(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What torchrun tells each rank."""
+    names = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks)}
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    return {**names, **meet, "OMP_NUM_THREADS": "1"}
+
+
 class Life:
     """One life of the training: a process for each rank, as in a pod of its own, and what it says."""
 
     def __init__(self, folder: Path, number: int, ranks: int, program: str, arguments: list[str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.logs = [folder / f"{number}-{rank}.log" for rank in range(ranks)]
         self.processes = [self._fork(rank, ranks, port, program, arguments) for rank in range(ranks)]
 
@@ -47,10 +59,7 @@ class Life:
                 os.dup2(log, stream)
             sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
             logging.getLogger().handlers.clear()  # of whoever forked: each life has its own
-            os.environ.update(
-                RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1",
-            )  # fmt: skip
+            os.environ.update(place(rank, ranks, port))
             sys.argv = [program, *arguments]
             code = importlib.import_module(program).main()
         except BaseException:
@@ -137,24 +146,17 @@ def kills(number: int, ranks: int, program: str, seed: int, folder: Path) -> tup
 
 
 def warm(program: str, folder: Path) -> None:
-    """Import here what a life imports only as it runs (PyTorch: 300 modules), so that none has to again."""
-    reader, writer = os.pipe()
-    already = set(sys.modules)
-    if not (process := os.fork()):
-        os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.argv = [program, f"--folder={folder}", "--steps=2", "--width=16", "--port=0"]
-        try:
-            importlib.import_module(program).main()
-        finally:
-            os.write(writer, "\n".join(sys.modules.keys() - already).encode())
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as said:
-        for name in said.read().split():
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
-    os.waitpid(process, 0)
+    """Import here what a life imports only as it runs (PyTorch: 300 modules), so that none has to again.
+
+    A program of its own tells the names: who computes with many threads and is forked then may hang.
+    """
+    code = f"import sys, {program}; {program}.main(); print('modules', *sys.modules)"
+    own = [sys.executable, "-c", code, f"--folder={folder}", "--steps=2", "--width=16", "--port=0"]
+    environment = {**os.environ, **place(0, 1, free_port()), "PYTHONPATH": str(KIT)}
+    done = subprocess.run(own, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=_LATEST_S)
+    for name in done.stdout.rpartition("modules ")[2].split():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def main() -> int:
