@@ -150,6 +150,15 @@ def test_of_the_kit_it_renders_the_parts_that_are_switched_on(
     assert namespace["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
 
 
+def test_an_upgrade_of_the_agent_changes_no_training() -> None:
+    """A Job can't be changed: so its image is the operator's to name, and not the chart's version."""
+    with pytest.raises(AssertionError, match="name the tag of your image of the kit"):
+        chart("template", "gpu-health-agent", str(CHART), values=["kit.training.enabled=true"])
+    values = ["kit.training.enabled=true", "kit.image.tag=1.2.3"]
+    training = objects(chart("template", "gpu-health-agent", str(CHART), values=values))["Job", "training"]
+    assert agent.__version__ not in yaml.safe_dump(training)
+
+
 def test_the_kits_image_and_storage_can_be_said() -> None:
     values = [
         "kit.training.enabled=true",
