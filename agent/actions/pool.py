@@ -1,7 +1,7 @@
 """The pool's nodes: how many there are, and which are out of service.
 
 What grows with the pool is read the more seldom the larger it is, so that each agent that waits for a permit is
-answered the same few bytes a minute. Whoever takes one reads it just before.
+answered the same few bytes a minute. Whoever takes one reads it just before the taint.
 """
 
 from __future__ import annotations
