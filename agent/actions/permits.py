@@ -20,7 +20,13 @@ from agent.actions.leases import Clock, Leases
 from agent.actions.pool import Pool
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
-from agent.model.names import PAUSE_CONFIGMAP, PERMIT_VALID_S, POOL_SIZE_ANNOTATION, POOL_UNREAD
+from agent.model.names import (
+    LAST_HOLDER_ANNOTATION,
+    PAUSE_CONFIGMAP,
+    PERMIT_VALID_S,
+    POOL_SIZE_ANNOTATION,
+    POOL_UNREAD,
+)
 from agent.model.text import rfc3339, unix_s
 from agent.model.world import Permit, PermitKind
 
@@ -150,7 +156,7 @@ class Permits:
             # Before the request: one whose answer is lost may free the permit at any time, until a new
             # confirmation changes its version.
             self._confirmed.pop(name, None)
-            self._leases.put(lease, {"holderIdentity": "", "renewTime": now, **used})
+            self._leases.put(lease, {"holderIdentity": "", "renewTime": now, **used}, {LAST_HOLDER_ANNOTATION: own})
 
     def require(self, kind: PermitKind) -> None:
         """RefusedError 409 unless a permit of this kind was confirmed to be ours within five minutes."""
@@ -211,6 +217,7 @@ class Permits:
             taken_s=int(self._taken_s(leases.seen[name], ours, leases.watched_s(name))),
             had_s=int(now - ours.since) if ours else 0,
             unchanged_s=int(leases.unchanged_s(name)),
+            last=str((leases.seen[name]["metadata"].get("annotations") or {}).get(LAST_HOLDER_ANNOTATION, "")),
         )
 
     def _confirmed_s(self, name: str) -> float:

@@ -143,6 +143,7 @@ class Permit:
     taken_s: int = 0  # seconds since it was last taken; of ours for people only, for it may be by the wall clock
     had_s: int = 0  # ours: seconds for which this life has had it
     unchanged_s: int = 0  # seconds since its Lease was last seen to change
+    last: str = ""  # who gave it back last
 
     @property
     def withdraws(self) -> bool:

@@ -218,11 +218,12 @@ def _may_arrive(now: Now) -> bool:
 
     What that life may have asked for last is told by what it held and wrote first: evictions by the draining permit,
     the taint by the withdrawn one on a node without a taint, a Job by its reservation. So a cured node whose drain was
-    over when the agent was started anew doesn't wait: only its draining permit, free again, tells that it was.
+    over when the agent was started anew doesn't wait: only its draining permit, which it gave back, tells that it was.
     """
     world, permits, under = now.case.world, now.case.world.permits or (), now.case.local.drained_under
     earlier = {permit.kind for permit in permits if permit.inherited}
-    free = any(p.kind is PermitKind.DRAINING and p.index == under and not p.holder for p in permits)
+    drained = (p for p in permits if p.kind is PermitKind.DRAINING and p.index == under)
+    free = any(not p.holder and p.last == world.holder for p in drained)
     lost = now.case.local.drains and world.withdrawn and not (free and PermitKind.WITHDRAWN in earlier)
     may = lost or PermitKind.DRAINING in earlier or (PermitKind.WITHDRAWN in earlier and not world.withdrawn)
     return may or awaited(now.case) or world.pending

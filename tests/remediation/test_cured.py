@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Deadlines, Drain, Repair
 from agent.model.errors import UnreachableError
 from agent.model.names import DISMISS_ANNOTATION, MANAGED_LABEL, PAUSE_CONFIGMAP, PERMIT_KIND_LABEL, POOL_LABEL
+from agent.model.steps import GivePermit, TakePermit
 from agent.model.text import rfc3339
+from agent.model.world import PermitKind
 from tests.actions.test_pods import budget
 from tests.life import CONFIG, UUID, Killed, Life
 from tests.observe import GPU, OTHER
@@ -72,6 +75,15 @@ def _deleted_beside_another(life: Life) -> None:
     _deleted(life)
 
 
+def _deleted_and_used_by_another(life: Life) -> None:
+    _deleted(life)
+    other = KubeClient(life.cluster, "n2", life.config, lambda: life.now)
+    for step in (TakePermit(PermitKind.DRAINING, 0), GivePermit(PermitKind.DRAINING, 0)):
+        other.renew()
+        other.look(closely=True)
+        other.do(step)
+
+
 def _deleted_before_a_pause(life: Life) -> None:
     _deleted(life)
     life.cluster._store("configmaps", NAMESPACE, {"metadata": {"name": PAUSE_CONFIGMAP}, "data": {"paused": "true"}})
@@ -80,7 +92,16 @@ def _deleted_before_a_pause(life: Life) -> None:
 
 
 @pytest.mark.parametrize(
-    "lost", [_hidden, _deleted, _installed_anew, _renamed, _deleted_beside_another, _deleted_before_a_pause]
+    "lost",
+    [
+        _hidden,
+        _deleted,
+        _installed_anew,
+        _renamed,
+        _deleted_beside_another,
+        _deleted_and_used_by_another,
+        _deleted_before_a_pause,
+    ],
 )
 def test_what_an_earlier_life_asked_for_is_waited_for_whatever_became_of_its_permits(
     lost: Callable[[Life], None],
