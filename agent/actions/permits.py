@@ -20,13 +20,7 @@ from agent.actions.leases import Clock, Leases
 from agent.actions.pool import Pool
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
-from agent.model.names import (
-    LAST_HOLDER_ANNOTATION,
-    PAUSE_CONFIGMAP,
-    PERMIT_VALID_S,
-    POOL_SIZE_ANNOTATION,
-    POOL_UNREAD,
-)
+from agent.model.names import LAST_HOLDER_ANNOTATION, PAUSE_CONFIGMAP, PERMIT_VALID_S, POOL_SIZE_ANNOTATION, POOL_UNREAD
 from agent.model.text import rfc3339, unix_s
 from agent.model.world import Permit, PermitKind
 
@@ -218,6 +212,7 @@ class Permits:
             had_s=int(now - ours.since) if ours else 0,
             unchanged_s=int(leases.unchanged_s(name)),
             last=str((leases.seen[name]["metadata"].get("annotations") or {}).get(LAST_HOLDER_ANNOTATION, "")),
+            silent_s=int(max(0.0, self._told_at - at)) if (at := written_at(leases.seen[name])) else 0,
         )
 
     def _confirmed_s(self, name: str) -> float:

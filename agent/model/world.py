@@ -144,6 +144,7 @@ class Permit:
     had_s: int = 0  # ours: seconds for which this life has had it
     unchanged_s: int = 0  # seconds since its Lease was last seen to change
     last: str = ""  # who gave it back last
+    silent_s: int = 0  # for how long at least nobody had written it, by the API server's clock
 
     @property
     def withdraws(self) -> bool:
@@ -258,7 +259,7 @@ class Local:
     reserved: tuple[str, ...] = ()  # Jobs that an earlier life had written down, and may have asked for just now
     drains: bool = False  # an earlier life had begun a drain, and may have asked for an eviction just now
     drained_under: int | None = None  # the number of its draining permit; None: not known
-    opted_out_at: int = 0  # when this life last saw the node opted out, monotonic seconds; 0: it did not
+    opted_out_at: int = 0  # when this life last saw the node opted out, or could not know, monotonic seconds; 0: never
     aside_s: int = 0  # for how long the GPUs have been somebody else's; 0: they are not
     claim: Claim | None = None  # this life's; None: it makes none, and obeys none
 

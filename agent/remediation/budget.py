@@ -16,6 +16,7 @@ _HOUR_S = 3600
 _NAMED = 5
 _AT_ONCE = 16  # new Leases that nodes which turn sick at once choose from
 TRIES = 3  # of those that one node asks for before it looks again
+_AWAY_S = 600  # whoever is there confirms its permit every two minutes
 _OTHERS_FIRST_S = 300  # whoever waits for a permit looks once a minute or so
 
 
@@ -129,6 +130,15 @@ def some(nodes: Sequence[str]) -> str:
     """The first five: a pool may be large."""
     more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
     return f"{', '.join(nodes[:_NAMED])}{more}"
+
+
+def unwatched(world: World) -> bool:
+    """Whether an opt-out may have come and gone before this life of the agent: nobody held the node's permit for long.
+
+    A label that is taken off leaves no trace on the Node, so that only somebody who was there knows of it.
+    """
+    held = world.held(PermitKind.WITHDRAWN)
+    return held is None or held.silent_s >= _AWAY_S
 
 
 def lately(world: World, kind: PermitKind, index: int) -> bool:

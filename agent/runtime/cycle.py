@@ -23,7 +23,7 @@ from agent.model.fault import Reset, Severity, Unseen, Verdict
 from agent.model.names import PERMIT_VALID_S
 from agent.model.steps import Announce, AskCheckpoint, Delete, Diagnose, Evict, On, StartJob, Step, TakePermit, Wait
 from agent.model.world import Claim, Local, World
-from agent.remediation.budget import TRIES
+from agent.remediation.budget import TRIES, unwatched
 from agent.remediation.gate import to_check
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
@@ -66,7 +66,7 @@ class Cycle:
     keep_off: str = ""  # why no process of ours may hold a GPU now
     keep_off_from: float = 0.0  # when the look began that found so first
     asked: bool = False  # which pod holds which GPU is known, by an answer in this life
-    opted_out_at: float = 0.0  # when a look last found the node opted out
+    opted_out_at: float = 0.0  # when a look last found the node opted out, or that nobody was there to see it
     spent_from: float = 0.0  # since when it waits for a permit; 0: it does not
     standing: bool = True  # the node bears a taint that takes a permit, or has one, or is new: assumed until a look
 
@@ -217,7 +217,7 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
         watched=seen,
         resets=dict.fromkeys(records.attempts[-1].gpus, seen.reset) if seen.reset else {},
         failed_resets=records.idle.failed_resets,
-        opted_out_at=cycle.opted_out_at if world.managed else now,
+        opted_out_at=now if not world.managed or (not cycle.started and unwatched(world)) else cycle.opted_out_at,
         keep_off=keep_off,
         keep_off_from=cycle.keep_off_from if keep_off and cycle.keep_off else cycle.look_began,
         standing=world.withdrawn or holds or to_check(world, config),

@@ -15,9 +15,10 @@ from agent.model.names import DISMISS_ANNOTATION, MANAGED_LABEL, PAUSE_CONFIGMAP
 from agent.model.steps import GivePermit, TakePermit
 from agent.model.text import rfc3339
 from agent.model.world import PermitKind
+from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_pods import budget
 from tests.life import CONFIG, UUID, Killed, Life
-from tests.observe import GPU, OTHER
+from tests.observe import GPU, OTHER, START
 from tests.remediation.test_repair import CONTACT_SUPPORT, MERGE, REBOOT, RESET, returned
 
 NAMESPACE = "gpu-health-agent"
@@ -234,6 +235,39 @@ def test_the_deadline_does_not_run_while_a_person_keeps_the_agent_off_the_node(a
     assert "train" in life.cluster.pods_on("n1")
     life.run(60)
     assert "train" not in life.cluster.pods_on("n1")
+
+
+class Stamped(InMemoryCluster):
+    """It tells when something was written, as an API server does."""
+
+    now = 0.0
+
+    def _store(self, kind: str, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
+        body["metadata"]["managedFields"] = [{"time": rfc3339(START + self.now, "seconds")}]
+        return super()._store(kind, namespace, body)
+
+
+@pytest.mark.parametrize(("away_s", "left_s"), [(240, 60), (900, 590)])
+def test_the_deadline_begins_anew_where_nobody_was_there_to_see_an_opt_out(away_s: int, left_s: int) -> None:
+    drain = Drain(on_deadline="delete", deadline_s=Deadlines(reset_gpu=600))
+    cluster = Stamped()
+    life = Life(RESET, CONFIG.model_copy(update={"drain": drain, "repair": Repair()}), cluster=cluster)
+
+    def api(*asked: Any, **more: Any) -> tuple[int, Any]:
+        cluster.now = life.now
+        answer: tuple[int, Any] = protected(*asked, **more)
+        return answer
+
+    protected = budget(cluster, "train")
+    life.api = api
+    life.run(300)
+    cluster.now = life.now = life.now + away_s
+    cluster("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": {"a-person": "was-here"}}}, MERGE)  # so it is told
+    life._begin()
+    life.run(left_s - 20)
+    assert "train" in cluster.pods_on("n1")
+    life.run(60)
+    assert "train" not in cluster.pods_on("n1")
 
 
 def test_a_node_that_is_cured_before_it_was_withdrawn_is_not_withdrawn_and_says_what_it_waits_for() -> None:
