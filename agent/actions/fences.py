@@ -38,13 +38,14 @@ class Fences:
         return self._unread or (self._refused if lately else "")
 
     def look(self, node_uid: str) -> None:
-        """UnreachableError. One who may not list them knows what he knew."""
+        """RefusedError of a moment's trouble, UnreachableError. One who may not list them knows what he knew."""
         selector = "" if self._all else f"?labelSelector={quote(f'{NODE_UID_LABEL}={node_uid}', safe='')}"
         try:
             items = ask(self._api, "GET", f"{RULES}{selector}")["items"]
         except RefusedError as refused:
             if refused.passes:
-                raise UnreachableError(f"fences could not be listed: {printable(str(refused))[:200]}") from refused
+                said = f"fences could not be listed: {printable(str(refused))[:200]}"
+                raise RefusedError(refused.status, said, wait_s=refused.wait_s) from refused
             why = printable(str(refused))[:200]
             if refused.status == HTTPStatus.NOT_FOUND:
                 why, self.there = "it serves no DeviceTaintRule, as Kubernetes 1.37 does", ()

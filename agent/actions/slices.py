@@ -38,7 +38,7 @@ class Slices:
     def look(self, soon: bool = False) -> None:
         """Read them anew if it is time; ``soon``: somebody asks for the devices.
 
-        UnreachableError for that one, where none are known: silence doesn't say that there are none.
+        RefusedError, UnreachableError for that one, where none are known: silence doesn't say that there are none.
         """
         needed = soon and not self.devices
         soon = soon or (any(self.capacity.values()) and not any(self.allocatable.values()))
@@ -53,7 +53,10 @@ class Slices:
             self.trouble = "" if status == HTTPStatus.NOT_FOUND else str(error)
             self._silent = not isinstance(error, RefusedError) or error.passes
             if needed and self._silent:
-                raise UnreachableError(f"ResourceSlices: {error}") from error
+                said = f"ResourceSlices: {error}"
+                if isinstance(error, RefusedError):
+                    raise RefusedError(error.status, said, wait_s=error.wait_s) from error
+                raise UnreachableError(said) from error
         else:
             self.trouble, self._silent = "", False
             most = {**published, **self.capacity}

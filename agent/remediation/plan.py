@@ -52,10 +52,7 @@ from agent.remediation.told import acts
 from agent.remediation.validation import validate
 
 _POSITION_EVERY_S = 60.0  # how often the kernel position alone is worth a write
-_PENDING = (
-    "for five minutes the node and its permit stay as they are: "
-    "the API server may still carry out a request that failed"
-)
+_PENDING = "for five minutes the node {}: the API server may still carry out a request that failed"
 
 Steps = tuple[Step, ...]
 
@@ -209,7 +206,8 @@ def _in_service(now: Now, records: Records) -> Steps:
         return (*permitted(world, config.budget), *lifted(world), *aimed.retaint(), *aimed.report(), *soft)
     used = given(world, PermitKind.HOURLY)
     if arrives:
-        return (*(used if world.withdrawn else ()), *aimed.report(), Wait(_PENDING), *soft)
+        stay = "and its permit stay as they are" if world.held(PermitKind.WITHDRAWN) else "stays as it is"
+        return (*(used if world.withdrawn else ()), *aimed.report(), Wait(_PENDING.format(stay)), *soft)
     return (*used, *lifted(world), *aimed.retaint(), *aimed.report(), *given(world, PermitKind.WITHDRAWN), *soft)
 
 

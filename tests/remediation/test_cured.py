@@ -172,8 +172,11 @@ def test_what_this_life_asked_for_in_vain_is_waited_for_whatever_became_of_its_p
     _installed_anew(life)
     not_ours = {"metadata": {"name": "not-ours"}, "spec": {"holderIdentity": "n1/uid-1"}}
     life.cluster._store("leases", NAMESPACE, not_ours)  # a life without a permit bears no taint, says tests/life.py
+    words = set[str]()
     while life.tainted():
         life.tick()
+        words |= {why.partition(":")[0] for why in life.waits if why.startswith("for five minutes ")}
+    assert words == {"for five minutes the node stays as it is"}, "it has no permit"
     assert 280 <= life.now - began <= 310
 
 

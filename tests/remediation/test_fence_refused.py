@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agent.actions.fences import RULES
+from agent.model.errors import RefusedError
 from agent.model.names import NODE_UID_LABEL
 from agent.model.steps import On, Wait
 from tests.life import Life
@@ -41,6 +42,22 @@ def test_a_server_that_is_busy_for_a_moment_makes_no_whole_nodes_taint_of_a_fenc
     refuses(life, what, status)
     life.run(80)
     assert (life.effect(), life.rules()) == STANDS
+
+
+@pytest.mark.parametrize("what", ["devicetaintrules", "resourceslices"])
+def test_a_server_that_is_busy_is_left_alone_for_as_long_as_it_wants(what: str) -> None:
+    life = Fenced(95)
+    life._begin()
+
+    def busy(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if what in path:
+            return 429, {"message": "too many requests", "details": {"retryAfterSeconds": 7}}
+        return life.cluster(method, path, *rest, **more)
+
+    life.api = busy
+    with pytest.raises(RefusedError, match="too many requests") as refused:
+        life.client.look(closely=True)
+    assert refused.value.wait_s == 7
 
 
 def test_devices_that_were_once_seen_can_be_fenced_though_their_slices_can_not_be_read_any_more() -> None:
