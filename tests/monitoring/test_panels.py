@@ -81,9 +81,9 @@ def test_every_panel_shows_what_is_so_of_a_healthy_fleet_and_of_a_sick_one(
     assert healthy["Since each source last spoke"].keys() >= {f"{n} {s}" for n in NODES for s in ("nvml", "kmsg")}
     assert max(healthy["Since each source last spoke"].values()) < 60
     assert healthy["GPU-hours in service, 7 days"] == {"": 1}
-    assert healthy["Dismissed verdicts, 30 days"] == {"": 0}
+    assert healthy["Dismissed per node and day"] == {"": 0}
     quiet = {"Faults that stand", "What nodes wait for", "Xids a minute, by code", "Withdrawn for"}
-    quiet |= {"Nodes that break again, 30 days", "How long each part takes, 30 days", "Lost GPU-hours by cause, 7 days"}
+    quiet |= {"Incidents by node, 30 days", "How long each part takes, 30 days", "Lost GPU-hours by cause, 7 days"}
     assert not [title for title in quiet if healthy[title]]
 
     # One is withdrawn and can't be drained, one is too hot, one finds the only permit taken.
