@@ -272,9 +272,7 @@ TROUBLES: dict[str, Callable[[Fleet], Trouble]] = {
 
 
 # What the product does not bear yet, why, and the seed of a schedule that shows it.
-KNOWN = {
-    "renamed-pool": ("two names of one pool have two sets of permits, of which each may give the last place away", 2)
-}
+KNOWN: dict[str, tuple[str, int]] = {}
 BORNE = tuple(kind for kind in TROUBLES if kind not in KNOWN)
 
 
