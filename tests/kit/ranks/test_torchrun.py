@@ -131,7 +131,7 @@ def of_two(folder: Path) -> list[str]:
 
 
 def test_torchrun_starts_all_ranks_anew_after_one_was_killed(begin: Begin, tmp_path: Path) -> None:
-    pod = begin(of_two(tmp_path / "run"))
+    pod = begin(of_two(tmp_path / "run"), manifest(tmp_path)[1])
     until(lambda: len(pod.steps("saved")) > 6, START_S)
     os.kill(pod.ranks()[-1], signal.SIGKILL)
     restored = until(lambda: pod.steps("restored")[1:] and pod.steps("restored"), START_S)
@@ -139,7 +139,7 @@ def test_torchrun_starts_all_ranks_anew_after_one_was_killed(begin: Begin, tmp_p
 
 
 def test_a_storage_that_fails_for_a_while_is_waited_for_by_all_ranks(begin: Begin, storage: Storage) -> None:
-    pod = begin(of_two(storage.folder), storage.environment)
+    pod = begin(of_two(storage.folder), manifest(storage.folder)[1] | storage.environment)
     until(lambda: len(pod.steps("saved")) > 6, START_S)
     for code in CODES:
         storage.fails(code)
