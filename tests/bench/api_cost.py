@@ -70,7 +70,8 @@ def _counted(text: str, name: str) -> Iterator[tuple[str, float]]:
     for labels, value in re.findall(rf"^{name}{{(.*?)}} (\S+)$", text, re.MULTILINE):
         said = dict(re.findall(r'(\w+)="([^"]*)"', labels))
         what = f"{said['verb']} {said['resource']}" + (f"/{said['subresource']}" if said["subresource"] else "")
-        if said["resource"] in _OF_AGENTS and what not in _OTHERS:
+        # A watch is counted when it ends, with the bytes of its whole life; its events are told apart.
+        if said["resource"] in _OF_AGENTS and what not in _OTHERS and said["verb"] != "WATCH":
             found[what] += float(value)  # type: ignore[assignment]
     yield from found.items()
 
