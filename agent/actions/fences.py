@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import MERGE_PATCH, Api, ask
-from agent.model.devices import CLOSED, TRIED, Device, Fence
+from agent.model.devices import DELETES, KEEPS_OFF, TRIED, Device, Fence
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import FENCE_RULE, GPUS_ANNOTATION, HARD_TAINT, MANAGED_BY_LABEL, NODE_UID_LABEL
 from agent.model.steps import LiftFence, SetFence
@@ -76,14 +76,14 @@ class Fences:
         name = rule_name(self._node, step.device)
         try:
             if step.uid:  # of another rule of this name the API server answers that it is in conflict
-                taint = {"key": HARD_TAINT, "effect": CLOSED[0]}
+                taint = {"key": HARD_TAINT, "effect": DELETES if step.deletes else KEEPS_OFF}
                 body = {"metadata": {"uid": step.uid}, "spec": {"taint": taint}}
                 ask(self._api, "PATCH", f"{RULES}/{quote(name)}", body, MERGE_PATCH)
             else:
                 ask(self._api, "POST", RULES, self._rule(name, step, node_uid))
         except RefusedError as refused:
             overtaken = step.uid and refused.status in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND)
-            if not (overtaken or refused.passes):
+            if not (overtaken or refused.passes or step.deletes):
                 self._refused_at = self._clock()
                 self._refused = f"a rule for device {step.device.name} was refused: {printable(str(refused))[:200]}"
             raise

@@ -240,7 +240,8 @@ class KubeClient:
         try:
             accepted = self._do(step)
         except (RefusedError, UnreachableError) as error:
-            if (withdraws or isinstance(step, Evict | Delete | StartJob)) and may_arrive(error):
+            ends = isinstance(step, Evict | Delete | StartJob) or (isinstance(step, SetFence) and step.deletes)
+            if (withdraws or ends) and may_arrive(error):
                 self._permits.unanswered()
             if isinstance(step, TakePermit) and may_arrive(error):
                 self._permits.unheard()
@@ -276,17 +277,16 @@ class KubeClient:
                 return step.pod.uid not in self._pods.evictions.refused
             case SetFence():
                 if step.uid:  # else it has no effect
-                    self._permits.require(PermitKind.WITHDRAWN)
+                    self._permits.require(PermitKind.DRAINING if step.deletes else PermitKind.WITHDRAWN)
                 self._fences.set(step, self._own.raw["metadata"]["uid"])
+                self._pods.evictions.moved |= {pod.uid: (pod, why) for pod, why in step.deletes}
             case LiftFence():
                 self._fences.lift(step)
             case StartJob():
                 self._permits.require(PermitKind.WITHDRAWN)
                 self._jobs.start(step, self._own.raw["metadata"]["uid"])
             case Diagnose():
-                raise RefusedError(
-                    HTTPStatus.NOT_FOUND, "whoever has no sources of its own can't have DCGM diagnose a GPU"
-                )
+                raise RefusedError(HTTPStatus.NOT_FOUND, "whoever has no sources has no GPU diagnosed")
             case Announce():
                 return self._events.send(step, self._known.get(step.pod))
             case Post():

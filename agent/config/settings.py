@@ -80,8 +80,9 @@ class Drain(Section):
     eviction: Literal["api", "ask_then_delete"] = "api"
     """ask_then_delete: the Eviction API is asked in a dry run only, then the pod is deleted by its UID: for clusters
     where a stolen token must evict nothing, with overlays/hardened."""
-    on_deadline: Literal["wait", "delete"] = "wait"
-    """delete: a pod that a PodDisruptionBudget still protects is deleted, with its own grace period."""
+    on_deadline: Literal["wait", "delete", "no_execute"] = "wait"
+    """delete: a pod that a PodDisruptionBudget still protects is deleted, with its own grace period. no_execute, with
+    the preset dra: where its GPU is fenced, Kubernetes deletes all pods on it, past budgets and checkpoints."""
     unmanaged: Literal["wait", "delete"] = "wait"
     """Pods without a controller, or with a volume on this node's own disk: wait for a person, or let them go."""
     checkpoint_s: Seconds = 300
@@ -187,7 +188,7 @@ class Config(Section):
     recurrence: Recurrence = Recurrence()
     gate: Gate = Gate()
     webhook: Webhook = Webhook()
-    presets: tuple[Preset, ...] = ()
+    presets: Annotated[tuple[Preset, ...], Field(validate_default=True)] = ()
     """What other controllers act on, reported in their terms too. cluster-autoscaler: its taint beside our hard one.
     slinky: a cordon beside it, so that Slurm drains the node; its pods leave once it has. dra: a DeviceTaintRule in its
     place, for the GPU alone. The others replace a node, and need repair.request_replacement. cluster-api, medik8s:
@@ -229,6 +230,8 @@ class Config(Section):
     def _asking(cls, presets: tuple[Preset, ...], others: ValidationInfo) -> tuple[Preset, ...]:
         if Preset.WEBHOOK in presets and "webhook" in others.data and not others.data["webhook"].url:
             raise ValueError("webhook has nobody to tell: set webhook.url as well")
+        if Preset.DRA not in presets and "drain" in others.data and others.data["drain"].on_deadline == "no_execute":
+            raise ValueError("drain.on_deadline: no_execute is an effect of fences: choose the preset dra as well")
         if "repair" not in others.data or others.data["repair"].request_replacement:
             return presets
         for preset in presets:

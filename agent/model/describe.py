@@ -39,8 +39,11 @@ def describe(step: Step) -> str:
             return f"{'confirm' if confirms else 'take'} {kind} permit {index}{until}"
         case GivePermit(kind, index, pool):
             return f"give {kind} permit {index}{f' of pool {pool}' if pool else ''} back"
-        case SetFence(device, gpu, uid):
-            return f"{'fence' if uid else 'try a fence of'} device {device.name} of {device.driver} ({gpu})"
+        case SetFence(device, gpu, uid, deletes):
+            past = ", ".join(pod.key for pod, _ in deletes)
+            deleting = f"have Kubernetes delete {past}, past their budgets, from"
+            does = deleting if past else "fence" if uid else "try a fence of"
+            return f"{does} device {device.name} of {device.driver} ({gpu})"
         case LiftFence(device):
             return f"lift the fence of device {device.name} of {device.driver}"
         case AskCheckpoint(pod=pod):

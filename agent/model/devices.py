@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from agent.model.fault import Card
 
-TRIED, CLOSED = "None", ("NoSchedule", "NoExecute")  # effects: a rehearsal, and those that keep new pods off
+TRIED, KEEPS_OFF, DELETES = "None", "NoSchedule", "NoExecute"  # effects; the last also ends what is on the device
+CLOSED = (KEEPS_OFF, DELETES)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -95,6 +95,7 @@ class SetFence:
     device: Device
     gpu: str  # UUID of the GPU for which it is
     uid: str = ""  # of the rule that is to have its effect; empty: it is made
+    deletes: tuple[tuple[Pod, Cause], ...] = ()  # pods that Kubernetes is to delete from it, past budgets; none: nobody
 
 
 @dataclass(frozen=True, slots=True)

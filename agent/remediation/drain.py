@@ -16,6 +16,7 @@ from agent.model.world import PermitKind, Pod, World
 from agent.remediation.budget import beyond, free_permit, given, lately, spent, unsure
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.events import cause
+from agent.remediation.fence import expelled, expelling
 from agent.remediation.records import Begun, Records
 from agent.remediation.repair import rebooted
 
@@ -105,17 +106,22 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
         return records, (*waits, *_given_back(world), Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT))
     if held and unsure(world, PermitKind.DRAINING):
         return records, waits  # it is confirmed, and looked at again
+    # It ends every pod on the device: so a budget is the last thing that holds any of them.
+    last = [step for step in asks if isinstance(step, Evict) and step.pod.key in world.blocked]
+    to_expel = overdue and len(last) == len(asks) and not any(wait.on is On.POD for wait in waits)
+    expels = expelling(case, treatment, [(step.pod, step.cause) for step in last]) if to_expel else ()
     if held:
-        idle = (refused or not asks) and not any(pod.terminating and not pod.stuck for pod in world.pods)
+        goes_on = expels or expelled(world) or any(pod.terminating and not pod.stuck for pod in world.pods)
+        idle = (refused or not asks) and not goes_on
         # However many checkpoints, refusals and pods that end without end come one after the other.
         had_s = over_s if held.inherited else held.had_s  # how long an earlier life had it nobody knows
         endless = min(over_s, had_s) >= config.drain.checkpoint_s + _LEAVES_S
-        return records, (*waits, *(_given_back(world) if idle or endless else asks))
+        return records, (*waits, *(_given_back(world) if idle or endless else (*asks, *expels)))
     if not asks:
         return records, waits
     if permit is None:
         spent_on = Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT)
-        return records, waits if refused else (*stay, spent_on)
+        return records, waits if refused and not expels else (*stay, spent_on)
     if overdue and lately(world, PermitKind.DRAINING, permit):
         return records, waits if refused else (*waits, _BEHIND)
     asks = [] if unsure(world, PermitKind.DRAINING) else asks

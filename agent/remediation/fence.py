@@ -7,12 +7,12 @@ fence is made without effect, then given one under the permit. So one that arriv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from agent.model.devices import CLOSED, Device
+from agent.model.devices import CLOSED, DELETES, KEEPS_OFF, Device
 from agent.model.names import HARD_TAINT
 from agent.model.steps import LiftFence, SetFence, Step, Wait
-from agent.model.world import World
+from agent.model.world import Cause, Pod, World
 from agent.remediation.case import Case, Treatment
 from agent.remediation.repair import running
 
@@ -52,6 +52,19 @@ def rehearsed(case: Case, treatment: Treatment) -> tuple[Step, ...]:
     wanted = _devices(case, treatment) if by_device(case, treatment) else {}
     made = (SetFence(device, gpu) for device, gpu in wanted.items() if device not in there)
     return (*made, *_lifted(case.world, wanted))
+
+
+def expelling(case: Case, treatment: Treatment, moved: Iterable[tuple[Pod, Cause]]) -> tuple[Step, ...]:
+    """At a drain's deadline, where that is chosen: Kubernetes deletes these from the devices that they hold."""
+    if case.config.drain.on_deadline != "no_execute" or not by_device(case, treatment):
+        return ()
+    on = {f: tuple((pod, why) for pod, why in moved if f.gpu in (pod.gpus or ())) for f in case.world.fences}
+    return tuple(SetFence(f.device, f.gpu, f.uid, pods) for f, pods in on.items() if pods and f.effect == KEEPS_OFF)
+
+
+def expelled(world: World) -> bool:
+    """Whether Kubernetes deletes pods at our word: it may take its time."""
+    return any(fence.effect == DELETES for fence in world.fences)
 
 
 def lifted(world: World) -> tuple[Step, ...]:

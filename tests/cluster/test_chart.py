@@ -38,6 +38,7 @@ VALUES = {
     "trace": [ACTS, "trace.enabled=true"],
     "gate": [ACTS, "gate.enabled=true"],
     **{str(preset): [ACTS, f"presets.{preset}=true"] for preset in Preset},
+    "dra-no-execute": [ACTS, "presets.dra=true", "config.drain.on_deadline=no_execute"],
     "webhook": [ACTS, "presets.webhook=true", "config.webhook.url=https://receiver.example.com/gpu-health"],
 }
 

@@ -156,14 +156,17 @@ def test_a_stolen_token_fences_single_devices_of_its_own_node_alone_and_they_go_
     assert make(pool=stolen.other) in REFUSED
     for part in ("driver", "pool", "device"):
         assert make(**{part: ""}) in REFUSED, part
-    assert make(effect="NoSchedule") in REFUSED
+    assert make(driver="", pool="", device="") in REFUSED
+    for effect in ("NoSchedule", "NoExecute"):
+        assert make(effect=effect) in REFUSED
     assert make(name="another") in REFUSED
     assert make() == 201
     path = f"{RULES}/gpu-health-agent.{stolen.node}.{DRIVER}.gpu-0"
     for effect, refused in (("NoExecute", True), ("NoSchedule", False)):
         status = stolen("PATCH", path, {"spec": {"taint": {"key": KEY, "effect": effect}}}, MERGE)
         assert (status in REFUSED) == refused, effect
-    assert stolen("PATCH", path, {"spec": {"deviceSelector": {"device": None}}}, MERGE) in REFUSED
+    for selector in ({"device": None}, {"pool": None}, {"driver": None}, None):
+        assert stolen("PATCH", path, {"spec": {"deviceSelector": selector}}, MERGE) in REFUSED
     theirs = {"deviceSelector": {"driver": DRIVER}, "taint": {"key": KEY, "effect": "None"}}
     site.plane.must("POST", RULES, {"metadata": {"name": f"{site.name}-theirs"}, "spec": theirs})
     assert stolen("DELETE", f"{RULES}/{site.name}-theirs") in REFUSED
