@@ -1,8 +1,8 @@
 """What recurs on a card, in a slot or on the node itself, and what follows from it for the node's return. Pure.
 
 The ledger tells the earlier incidents: those that a person dismissed and drills don't count. A card takes its history
-along to another slot; a slot in which several cards broke is the slot. After a first incident the node is only held:
-most of what breaks again does so within hours.
+along to another slot; a slot in which several cards broke is the slot. After a first incident the node may be held,
+where a setting asks for it: most of what breaks again does so within hours.
 """
 
 from __future__ import annotations
