@@ -57,7 +57,7 @@ from agent.model.steps import (
     Wait,
 )
 from agent.model.text import fault_ids
-from agent.model.world import About, Job, Names, Permit, PermitKind, Pod, World
+from agent.model.world import About, Job, Permit, PermitKind, Pod, World
 
 _WAITS_S = 120.0  # whoever looked closely so lately, and holds nothing, waits
 
@@ -143,12 +143,11 @@ class KubeClient:
         permits: tuple[Permit, ...] | None = None
         pods: tuple[Pod, ...] | None = None
         jobs: tuple[Job, ...] | None = None
-        pool, names, paused, clock_s = Pool(), Names(), "", 0
+        pool, paused, clock_s = Pool(), "", 0
         self._vainly_from = self._vainly_from if closely else None  # else no taint of ours is wanted any more
         if closely or self._permits.awaited or self._permits.found(self._own.holder):
             permits = self._permits.look(self._own.holder, written_at(raw), first)
-            pool = self._permits.pool(self._own.holder, permits, counts)
-            names, paused = self._permits.names(self._own.holder, pool), self._permits.paused()
+            pool, paused = self._permits.pool(self._own.holder, permits, counts), self._permits.paused()
             clock_s = int(self._clock())
             ours = {taint.key for taint in taints}
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
@@ -179,7 +178,6 @@ class KubeClient:
             history=annotations.get(HISTORY_ANNOTATION),
             drill=annotations.get(DRILL_ANNOTATION),
             permits=permits,
-            names=names,
             pending=self._permits.pending,
             pool_size=pool.size,
             out=pool.out,
@@ -236,7 +234,7 @@ class KubeClient:
 
         False: an eviction that was refused, and the next look says why; an Event that nobody takes just now.
         """
-        withdraws = isinstance(step, Retaint) and any(t.withdraws for t in step.taints)
+        withdraws = isinstance(step, Retaint) and any(taint.withdraws for taint in step.taints)
         try:
             accepted = self._do(step)
         except (RefusedError, UnreachableError) as error:
@@ -266,14 +264,18 @@ class KubeClient:
                     self.renew()
                     raise RefusedError(HTTPStatus.CONFLICT, "the Node was read a while ago: it is read anew")
                 self._permits.take(kind, index, self._own.holder, early)
-            case GivePermit():
-                self._permits.give(step, self._own.holder)
+            case GivePermit(kind, index):
+                self._permits.give(kind, index, self._own.holder)
             case AskCheckpoint(pod, drain):
                 self._permits.require(PermitKind.DRAINING)
                 self._pods.ask_checkpoint(pod, drain)
-            case Evict() | Delete():
+            case Evict():
                 self._permits.require(PermitKind.DRAINING)
                 self._pods.evict(step)
+                return step.pod.uid not in self._pods.evictions.refused
+            case Delete():
+                self._permits.require(PermitKind.DRAINING)
+                self._pods.evictions.delete(step)
                 return step.pod.uid not in self._pods.evictions.refused
             case SetFence():
                 if step.uid:  # else it has no effect

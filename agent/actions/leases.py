@@ -17,7 +17,6 @@ from urllib.parse import quote
 
 from agent.actions.api import Api, ask, taint_of, written_at
 from agent.actions.lease import holder, largest_pool, mine, pool_size, rewritten
-from agent.actions.other_names import OtherNames
 from agent.actions.pool import Pool, PoolReading, count, share_s
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
@@ -62,7 +61,6 @@ class Leases:
         self._clashed: set[str] = set()  # they could not be created: they are there, and were not listed
         self._listed_at = self._turn_at = self._asks_from = float("-inf")
         self._held = self._out = frozenset[str]()  # who held one when the pool was read; who is out besides
-        self.others = OtherNames(budget.pool, clock)
         self._eye = ""  # what was looked at last, in our turn
         self._free_from = float("-inf")  # from when on it may be asked again which are free
         self._asked_free = False  # in the last turn
@@ -91,14 +89,13 @@ class Leases:
 
         RefusedError, UnreachableError.
         """
-        holders, said = self.others.holders, lambda: self._said(own)
-        fresh = (counts or self._anew) and self._pool.read(self._anew, said, holders)
+        fresh = (counts or self._anew) and self._pool.read(self._anew, lambda: self._said(own))
         self._held = named if fresh else self._held
         self.aged, self._anew = not (self._whole and fresh), False
         pool = self._pool.pool
         # Whoever held a permit when the pool was read, and holds none any more, is most likely back.
         self._out = pool.out - named - self._held
-        return Pool(pool.size, self._out if self.aged else pool.out - named, pool.outside)
+        return Pool(pool.size, self._out if self.aged else pool.out - named)
 
     @property
     def pool_size(self) -> int:
@@ -122,19 +119,13 @@ class Leases:
                 self._clashed.add(name)
             raise
 
-    def rivalled(self) -> bool:
-        """Whether there are Leases of another name by now."""
-        self._list()
-        return self.others.double
-
     def put(self, lease: Mapping[str, Any], spec: Mapping[str, Any], words: Mapping[str, str] | None = None) -> None:
         """``words``: annotations that it bears from now on."""
         self._write("PUT", lease["metadata"]["name"], rewritten(lease, spec, words))
 
     def _write(self, method: str, name: str, body: Mapping[str, Any]) -> None:
-        there = self.others.there if name in self.others.there else self.seen
         listed_at, self._listed_at = self._listed_at, float("-inf")  # whoever was overtaken lists them at once
-        there[name] = ask(self._api, method, self._path + (f"/{name}" if method == "PUT" else ""), body)
+        self.seen[name] = ask(self._api, method, self._path + (f"/{name}" if method == "PUT" else ""), body)
         self._listed_at = listed_at
 
     def watched_s(self, name: str) -> float:
@@ -186,12 +177,11 @@ class Leases:
         return max(map(written_at, self.seen.values()), default=0.0)
 
     def _list(self) -> set[str]:
-        selector = "" if self._clashed else f"?labelSelector={quote(POOL_LABEL, safe='')}"
+        selector = "" if self._clashed else f"?labelSelector={POOL_LABEL}%3D{self._budget.pool}"
         answer = ask(self._api, "GET", self._path + selector)
         found = {str(lease["metadata"]["name"]): lease for lease in answer.get("items", ())}
         self.numbers = {name: number for name in found if (number := self._number(name))}
         self.seen = {name: found[name] for name in self.numbers}  # what only looks like a permit is none
-        self.others.listed(self.seen.values(), found.values())
         self._listed_at = self._clock()
         return {*self.seen}
 
@@ -287,5 +277,5 @@ class Leases:
         numbers = ((kind, int(index)) for kind in PermitKind) if index.isdecimal() else ()
         return next((number for number in numbers if self.name(*number) == name), None)
 
-    def name(self, kind: PermitKind, index: int, pool: str = "") -> str:
-        return SLOT_LEASE.format(kind=kind, pool=pool or self._budget.pool, index=index)
+    def name(self, kind: PermitKind, index: int) -> str:
+        return SLOT_LEASE.format(kind=kind, pool=self._budget.pool, index=index)

@@ -21,9 +21,8 @@ from agent.actions.pool import Pool
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
 from agent.model.names import LAST_HOLDER_ANNOTATION, PAUSE_CONFIGMAP, PERMIT_VALID_S, POOL_SIZE_ANNOTATION, POOL_UNREAD
-from agent.model.steps import GivePermit
 from agent.model.text import rfc3339, unix_s
-from agent.model.world import Names, Permit, PermitKind
+from agent.model.world import Permit, PermitKind
 
 _PAUSE = "/api/v1/namespaces/{}/configmaps/" + PAUSE_CONFIGMAP
 _CONFIRM_S = 120.0
@@ -50,7 +49,6 @@ class Permits:
         self._sought = float("-inf")
         # Our own permits: when the request was sent that confirmed them, by our two clocks.
         self._confirmed: dict[str, tuple[float, float]] = {}
-        self._used: set[str] = set()  # under these something was asked for since they have been firm
         self._unanswered = float("-inf")  # when a request under them was last in vain
         # When one was last asked for in vain, and may yet come: by an earlier life before this one began.
         self._asked: float | None = self._began
@@ -83,7 +81,6 @@ class Permits:
         self._unseen = sorted(n for n in lost if n not in seen or mine(seen[n], own))
         self._ours = {name: self._ours.get(name, _Ours(self._clock())) for name in ours}
         self._confirmed = {n: at for n, at in self._confirmed.items() if n in ours and holder(ours[n]) == own}
-        self._used = {name for name in self._used if self._firm(name)}
         self._told_at = max(told_at, self._told_at, self._leases.told_at())
         return tuple(self._permit(name, own) for name in seen)
 
@@ -94,10 +91,6 @@ class Permits:
         """
         holds = {permit.holder for permit in permits if permit.withdraws and not permit.early}
         return self._leases.read_pool(own, counts, frozenset(holder.partition("/")[0] for holder in (own, *holds)))
-
-    def names(self, own: str, pool: Pool) -> Names:
-        """After the pool: the permits of its other names, of which those count that its nodes hold."""
-        return self._leases.others.names(own, pool.outside, min(self._told_at, self._wall()))
 
     def paused(self) -> str:
         """Why the whole cluster's agents are to pause; empty while they run."""
@@ -120,14 +113,13 @@ class Permits:
         """
         name, sent, wall = self._leases.name(kind, index), self._clock(), self._wall()
         lease, now = self._leases.seen.get(name), rfc3339(wall)
-        ours, firm = lease if lease and mine(lease, own) else None, self._firm(name)
+        ours = lease if lease and mine(lease, own) else None
         if early and any(mine(one, own) for one in self._leases.seen.values()):
             raise RefusedError(HTTPStatus.CONFLICT, "a permit is held: first the pool is read")
         if self.aged and not (ours or early):
             self.renew()
             raise RefusedError(HTTPStatus.CONFLICT, "the permits were read a while ago: they are read anew")
         words = {POOL_SIZE_ANNOTATION: POOL_UNREAD if early else str(self._leases.pool_size)}
-        first = lease is None and self._leases.others.first
         if ours:
             self._leases.put(ours, {"holderIdentity": own, "renewTime": now}, None if self.aged else words)
         else:
@@ -138,11 +130,7 @@ class Permits:
                 if refused.status == HTTPStatus.CONFLICT:
                     del self._ours[name]
                 raise
-        if first and not early and self._leases.rivalled():
-            raise RefusedError(HTTPStatus.CONFLICT, "the pool has another name: its permits are read first")
         self._confirmed[name] = sent, wall
-        if self._leases.others.double and not firm:
-            self.renew()
 
     def _take(self, name: str, lease: Mapping[str, Any] | None, spec: dict[str, str], words: dict[str, str]) -> None:
         if lease and holder(lease) and not self._leases.abandoned(name):
@@ -152,13 +140,13 @@ class Permits:
         else:
             self._leases.create(name, spec, words)
 
-    def give(self, step: GivePermit, own: str) -> None:
+    def give(self, kind: PermitKind, index: int, own: str) -> None:
         """Free our own permit; one that is another's by now is left alone."""
-        name = self._leases.name(step.kind, step.index, step.pool)
-        lease = (self._leases.others.there if step.pool else self._leases.seen).get(name)
+        name = self._leases.name(kind, index)
+        lease = self._leases.seen.get(name)
         if lease and mine(lease, own):
             now = rfc3339(self._wall())
-            used = {"acquireTime": now} if step.kind is PermitKind.HOURLY else {}  # its hour begins now
+            used = {"acquireTime": now} if kind is PermitKind.HOURLY else {}  # its hour begins now
             # Before the request: one whose answer is lost may free the permit at any time, until a new
             # confirmation changes its version.
             self._confirmed.pop(name, None)
@@ -167,11 +155,9 @@ class Permits:
     def require(self, kind: PermitKind) -> None:
         """RefusedError 409 unless a permit of this kind was confirmed to be ours within five minutes."""
         prefix = self._leases.name(kind, 0)[:-1]
-        ours = {n for n in self._confirmed if n.startswith(prefix) and not self._leases.unread(n)}
-        used = set(filter(self._firm, ours))
-        if not used:
+        ours = (n for n in self._confirmed if n.startswith(prefix) and not self._leases.unread(n))
+        if not any(self._confirmed_s(name) < PERMIT_VALID_S for name in ours):
             raise RefusedError(HTTPStatus.CONFLICT, f"no {kind} permit was confirmed lately: it is asked for again")
-        self._used |= used
 
     def unanswered(self) -> None:
         """Nobody knows whether what was asked for under a permit arrives: for a while the permit stays."""
@@ -193,7 +179,7 @@ class Permits:
 
     def succeeds(self) -> None:
         """Whatever the node holds is another life's: as after a start, nothing of it was taken or confirmed by us."""
-        self._began, self._ours, self._confirmed, self._used = self._clock(), {}, {}, set()
+        self._began, self._ours, self._confirmed = self._clock(), {}, {}
         self._asked = self._began
 
     def found(self, own: str) -> bool:
@@ -227,12 +213,7 @@ class Permits:
             unchanged_s=int(leases.unchanged_s(name)),
             last=str((leases.seen[name]["metadata"].get("annotations") or {}).get(LAST_HOLDER_ANNOTATION, "")),
             silent_s=int(max(0.0, self._told_at - at)) if (at := written_at(leases.seen[name])) else 0,
-            firm=bool(ours) and self._firm(name),
-            used=bool(ours) and name in self._used,
         )
-
-    def _firm(self, name: str) -> bool:
-        return self._confirmed_s(name) < PERMIT_VALID_S
 
     def _confirmed_s(self, name: str) -> float:
         """Seconds since it was confirmed, by the clock that tells more: the monotonic one stands in a sleep.

@@ -23,7 +23,7 @@ from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT, KEEP_ANNOTATION, NODE_UID_LABEL, REQUESTED_ANNOTATION, SAVED_ANNOTATION
 from agent.model.neighbours import NODE_SET, SLURM_BUSY, SLURM_STATE
 from agent.model.ownership import OPERAND_ON, OPERANDS
-from agent.model.steps import Delete, Evict
+from agent.model.steps import Evict
 from agent.model.text import printable, rfc3339, unix_s
 from agent.model.world import Pod
 
@@ -124,11 +124,8 @@ class Pods:
         """The UIDs of this node's pods that have not ended. The agent may have ended before its pod has."""
         return frozenset(str(item["metadata"].get("uid")) for item in self._items() if not _ended(item))
 
-    def evict(self, step: Evict | Delete) -> None:
-        if isinstance(step, Delete):
-            self.evictions.delete(step)
-        else:
-            self.evictions.evict(step, self._raw[step.pod.uid]["metadata"].get("labels") or {})
+    def evict(self, step: Evict) -> None:
+        self.evictions.evict(step, self._raw[step.pod.uid]["metadata"].get("labels") or {})
 
     def ask_checkpoint(self, pod: Pod, drain: int) -> None:
         """Ask it in the way that it declared, and write the annotation that says since when; wait for no answer.

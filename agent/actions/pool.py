@@ -7,7 +7,7 @@ answered the same few bytes a minute. Whoever takes one reads it just before the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from agent.actions.answers import rows
@@ -25,7 +25,6 @@ _SHARED_A_S = 30.0  # small requests a second, of all agents of a pool together
 class Pool:
     size: int = 0
     out: frozenset[str] = frozenset()  # NotReady, cordoned, or labelled as withdrawn, by us or by others
-    outside: frozenset[str] = frozenset()  # of the nodes that were asked for: those that it has not
 
 
 def share_s(size: int) -> float:
@@ -41,11 +40,10 @@ class PoolReading:
         self._at = self._due = self._asked = float("-inf")
         self.pool = Pool()
 
-    def read(self, anew: bool, said: Callable[[], int], holders: frozenset[str]) -> bool:
+    def read(self, anew: bool, said: Callable[[], int]) -> bool:
         """If it is due, or ``anew``; whether it is of just now. A thousand that ask at once don't read it each time.
 
-        ``said``: how large it is by the word of others, where that is enough for the first while; else 0. ``holders``:
-        nodes of which it is asked whether they are of the pool.
+        ``said``: how large it is by the word of others, where that is enough for the first while; else 0.
         """
         now, asked, self._asked = self._clock(), self._asked, self._clock()
         if now - self._at <= _JUST_NOW_S:
@@ -55,14 +53,14 @@ class PoolReading:
         if not anew and now - asked > _WAITED_S and (size := said()):
             self.pool, self._due = Pool(size), now + size * _NODE_S
             return False
-        self._at, self.pool = now, read_pool(self._api, self._selector, holders)
+        self._at, self.pool = now, read_pool(self._api, self._selector)
         self._due = now + self.pool.size * _NODE_S
         return True
 
     def look_at(self, node: str) -> None:
         """Whether one that was out of service is back."""
         if node in _serving(self._api, self._selector, node):
-            self.pool = replace(self.pool, out=self.pool.out - {node})
+            self.pool = Pool(self.pool.size, self.pool.out - {node})
 
 
 def serves(status: str, labels: Mapping[str, str]) -> bool:
@@ -70,10 +68,10 @@ def serves(status: str, labels: Mapping[str, str]) -> bool:
     return status == "Ready" and not any(labels.get(label) == "true" for label in _OUT)
 
 
-def read_pool(api: Api, selector: str, holders: frozenset[str] = frozenset()) -> Pool:
+def read_pool(api: Api, selector: str) -> Pool:
     """Ask the API server how the pool is. RefusedError, UnreachableError."""
     every = _nodes(api, selector)
-    return Pool(len(every), frozenset(every.keys() - _serving(api, selector)), holders - every.keys())
+    return Pool(len(every), frozenset(every.keys() - _serving(api, selector)))
 
 
 def count(api: Api) -> int:

@@ -37,8 +37,8 @@ def describe(step: Step) -> str:
         case TakePermit(kind, index, confirms, early):
             until = ", until the pool is read" if early else ""
             return f"{'confirm' if confirms else 'take'} {kind} permit {index}{until}"
-        case GivePermit(kind, index, pool):
-            return f"give {kind} permit {index}{f' of pool {pool}' if pool else ''} back"
+        case GivePermit(kind, index):
+            return f"give {kind} permit {index} back"
         case SetFence(device, gpu, uid, deletes):
             past = ", ".join(pod.key for pod, _ in deletes)
             deleting = f"have Kubernetes delete {past}, past their budgets, from"

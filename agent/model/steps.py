@@ -43,7 +43,6 @@ class TakePermit:
 class GivePermit:
     kind: PermitKind
     index: int
-    pool: str = ""  # the other name of the pool that it was taken under
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,24 +145,11 @@ class Permit:
     unchanged_s: int = 0  # seconds since its Lease was last seen to change
     last: str = ""  # who gave it back last
     silent_s: int = 0  # for how long at least nobody had written it, by the API server's clock
-    firm: bool = False  # ours, and confirmed within five minutes: no other agent takes it for given up
-    used: bool = False  # and something was asked for under it since
-    pool: str = ""  # under which other name of the pool it is one; empty: under ours
 
     @property
     def withdraws(self) -> bool:
         """Whether it counts as a node that is out of service."""
         return self.kind is PermitKind.WITHDRAWN and bool(self.holder) and not self.abandoned
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The permits of a pool that has more names than ours: it was renamed, or there are several pools."""
-
-    double: bool = False  # it has: a permit that is taken counts only once all permits were read again
-    new: bool = False  # ours came up beside another one less than five minutes ago: it gives no permit yet
-    ours: tuple[Permit, ...] = ()  # this node's own, under other names; each ``holder`` is a node's name alone
-    others: tuple[Permit, ...] = ()  # those that other nodes of the pool hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +180,6 @@ class World:
     history: str | None = None  # the ledger's annotation, as text
     drill: str | None = None  # a drill's annotation, as text
     permits: tuple[Permit, ...] | None = None  # None: not asked, which allows nothing
-    names: Names = field(default_factory=Names)
     pending: bool = False  # what this life asked for under them in vain may still arrive, whatever became of them
     pool_size: int = 0
     out: frozenset[str] = frozenset()  # other nodes of the pool that are out of service and hold no withdrawn permit

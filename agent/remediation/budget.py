@@ -17,7 +17,6 @@ _NAMED = 5
 _AT_ONCE = 16  # new Leases that nodes which turn sick at once choose from
 TRIES = 3  # of those that one node asks for before it looks again
 _AWAY_S = 600  # whoever is there confirms its permit every two minutes
-_OVER_S = 960  # the longest grace that counts, a minute, and the time that a request may take to arrive
 _OTHERS_FIRST_S = 300  # whoever waits for a permit looks once a minute or so
 
 
@@ -47,10 +46,10 @@ def free_permit(world: World, kind: PermitKind, budget: Budget, left_free: int =
     by us without a permit, permits beyond a limit that was lowered) counts as well. A node that bears our taint already
     is counted by all others as it is: its permit takes nobody out.
     """
-    if world.permits is None or (exceeds(world, kind) and world.names.new and world.permits):
-        return None  # the first one of a name is taken for all to see, and goes back at once
-    others = _others(world, kind) if exceeds(world, kind) else ()
-    left, held = allowed(world, kind, budget) - len(others) - left_free, _held(world, kind)
+    if world.permits is None:
+        return None
+    out = world.out if kind is PermitKind.WITHDRAWN and not world.withdrawn else ()
+    left, held = allowed(world, kind, budget) - len(out) - left_free, _held(world, kind)
     return next((index for index in range(left) if index not in held), None) if len(held) < left else None
 
 
@@ -62,7 +61,7 @@ def taken_early(world: World, budget: Budget, left_free: int) -> tuple[TakePermi
     of one, and those held above it, are within the budget. So whoever holds the highest vouches for all below.
     """
     kind = PermitKind.WITHDRAWN
-    large = world.aged and world.pool_size >= LARGE_POOL and world.permits is not None and not world.names.double
+    large = world.aged and world.pool_size >= LARGE_POOL and world.permits is not None
     if not large or world.withdrawn or world.held(kind) or budget.per_hour or left_free:
         return ()
     taken, left = _held(world, kind), allowed(world, kind, budget) - len(world.out)
@@ -76,61 +75,30 @@ def taken_early(world: World, budget: Budget, left_free: int) -> tuple[TakePermi
 def left_for_others(world: World, budget: Budget) -> bool:
     """Whether a node in service that turns fatal finds a withdrawn permit free beside ours."""
     kind = PermitKind.WITHDRAWN
-    return len(_held(world, kind)) + len(_others(world, kind)) < allowed(world, kind, budget)
-
-
-def exceeds(world: World, kind: PermitKind) -> bool:
-    """Whether such a permit, taken, makes one node more than without it. An hourly one counts under its name alone."""
-    return kind is PermitKind.DRAINING or (kind is PermitKind.WITHDRAWN and not world.withdrawn)
-
-
-def _others(world: World, kind: PermitKind) -> frozenset[str]:
-    """The nodes beside those that hold such a permit of our name: out of service otherwise, or under another name."""
-    named = {p.holder.partition("/")[0] for p in world.permits or () if p.kind is kind and not p.abandoned}
-    elsewhere = frozenset(permit.holder for permit in world.names.others if permit.kind is kind) - named
-    return elsewhere | world.out if kind is PermitKind.WITHDRAWN else elsewhere
-
-
-def unsure(world: World, kind: PermitKind) -> bool:
-    """Whether all permits are to be read once more before anything is done under ours: then it is taken alone."""
-    held = world.held(kind)
-    return world.names.double and exceeds(world, kind) and not (held and held.firm)
+    return len(_held(world, kind)) + len(world.out) < allowed(world, kind, budget)
 
 
 def _held(world: World, kind: PermitKind) -> set[int]:
     return {permit.index for permit in world.permits or () if permit.kind is kind and _counts(permit)}
 
 
-def beyond(world: World, kind: PermitKind, budget: Budget) -> bool:
-    """Whether our permit, not used yet, would exceed the budget, as all permits and the pool show it by now.
+def beyond(world: World, budget: Budget) -> bool:
+    """Whether our permit would exceed the budget, now that the pool was read, and no taint of ours is on the node.
 
-    It is that of the Node object before this one, of which no taint is left, while others may be out of service since.
-    Or the pool has two names, and a place under the other one was taken at the same time. Or it was taken early: then
+    It is that of the Node object before this one, and others may be out of service since. Or it was taken early: then
     its number counts, and those above it, but for the early ones, which count below themselves.
     """
-    held = world.held(kind)
-    if held is None or held.used or not exceeds(world, kind):
+    held = world.held(PermitKind.WITHDRAWN)
+    if held is None or not (held.former or held.early) or world.withdrawn:
         return False
-    if not (held.former or held.early or world.names.double):
-        return False
-    others = [p for p in world.permits or () if p.kind is kind and p.holder != world.holder and _counts(p)]
+    others = [p for p in world.permits or () if p.kind is held.kind and p.holder != world.holder and _counts(p)]
+    left = allowed(world, PermitKind.WITHDRAWN, budget) - len(world.out)
     above = sum(p.index > held.index and not p.early for p in others)
-    taken = held.index + above if held.early and not held.former else len(others)
-    return world.names.new or taken >= allowed(world, kind, budget) - len(_others(world, kind))
+    return (len(others) if held.former else held.index + above) >= left
 
 
 def _above(held: Sequence[int], index: int) -> int:
     return len(held) - bisect_right(held, index)
-
-
-def put_away(world: World) -> tuple[GivePermit, ...]:
-    """The node's own permits under other names go back once nothing that was asked for under them goes on.
-
-    A withdrawn node keeps the one for that until it has one of ours.
-    """
-    kept = PermitKind.WITHDRAWN if world.withdrawn and not world.held(PermitKind.WITHDRAWN) else None
-    done = (permit for permit in world.names.ours if permit.unchanged_s >= _OVER_S and permit.kind is not kept)
-    return tuple(GivePermit(permit.kind, permit.index, permit.pool) for permit in done)
 
 
 def _counts(permit: Permit) -> bool:
@@ -147,18 +115,12 @@ def spent(world: World, kind: PermitKind, budget: Budget) -> str:
     limit = allowed(world, kind, budget)
     if kind is PermitKind.HOURLY:
         return f"the budget is spent: {limit} withdrawals an hour allowed"
-    if world.names.new and world.permits and exceeds(world, kind):
-        return "the pool's name is new, and there are permits of another one: for five minutes none is taken"
     ours = [permit for permit in world.permits if permit.kind is kind]
     holders = [permit.holder.split("/")[0] for permit in ours if permit.holder and not permit.abandoned]
-    elsewhere = sorted(_others(world, kind) - world.out)
-    holders += elsewhere
     by = f", by {some(holders)}" if holders else ""
     sentence = (
         f"the budget is spent: {len(holders)} of {limit} taken{by} ({kind} permits, pool of {world.pool_size} nodes)"
     )
-    if elsewhere:
-        sentence += f"; under another name of the pool: {some(elsewhere)}"
     if kind is PermitKind.WITHDRAWN and world.out:
         sentence += f"; out of service otherwise: {some(sorted(world.out))}"
     return sentence

@@ -13,7 +13,7 @@ from agent.config.settings import Drain
 from agent.model.remedy import Remedy
 from agent.model.steps import AskCheckpoint, Delete, Evict, On, Step, TakePermit, Wait
 from agent.model.world import PermitKind, Pod, World
-from agent.remediation.budget import beyond, free_permit, given, lately, spent, unsure
+from agent.remediation.budget import free_permit, given, lately, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.events import cause
 from agent.remediation.fence import expelled, expelling
@@ -102,10 +102,6 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     no = {*world.blocked, *world.denied}
     refused = overdue and all(isinstance(step, Evict) and step.pod.key in no for step in asks)
     waits = (*stay, *(step for step in steps if isinstance(step, Wait)))
-    if beyond(world, PermitKind.DRAINING, config.budget):
-        return records, (*waits, *_given_back(world), Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT))
-    if held and unsure(world, PermitKind.DRAINING):
-        return records, waits  # it is confirmed, and looked at again
     # It ends every pod on the device: so a budget is the last thing that holds any of them.
     last = [step for step in asks if isinstance(step, Evict) and step.pod.key in world.blocked]
     to_expel = overdue and len(last) == len(asks) and not any(wait.on is On.POD for wait in waits)
@@ -124,7 +120,6 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
         return records, waits if refused and not expels else (*stay, spent_on)
     if overdue and lately(world, PermitKind.DRAINING, permit):
         return records, waits if refused else (*waits, _BEHIND)
-    asks = [] if unsure(world, PermitKind.DRAINING) else asks
     return _under(records, permit), (TakePermit(PermitKind.DRAINING, permit), *waits, *asks)
 
 

@@ -32,7 +32,7 @@ from agent.model.ownership import own_taint
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Report, Retaint, Step, TakePermit, Wait
 from agent.model.world import Condition, Local, PermitKind, Taint, World
-from agent.remediation.budget import free_permit, given, hidden, needed, put_away, spent, taken_early, unsure
+from agent.remediation.budget import beyond, free_permit, given, hidden, needed, spent, taken_early
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.conditions import posts, replacement, reported
 from agent.remediation.drain import PENDING, ceased, drain, drained
@@ -47,7 +47,7 @@ from agent.remediation.recurrence import held
 from agent.remediation.repair import awaited, operand_labels, repair, running, settled, yet_to_come
 from agent.remediation.situation import Now, Situation, said, situation
 from agent.remediation.stored import dump
-from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, kept_soft, permitted, withdrawn_label, yields
+from agent.remediation.taints import LEFT_FREE, aimed_taints, confirmed, in_vain, kept_soft, permitted, withdrawn_label
 from agent.remediation.told import acts
 from agent.remediation.validation import validate
 
@@ -134,8 +134,7 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
         case _:
             assert_never(now.situation)
     waits: Steps = (*said(now), *unread(world), *hidden(world, config.budget))
-    made = (*back, *steps, *posts(now), *waits, *announcements(verdict, world), *acts(now, steps), *put_away(world))
-    return Plan(made, now.treatment)
+    return Plan((*back, *steps, *posts(now), *waits, *announcements(verdict, world), *acts(now, steps)), now.treatment)
 
 
 def _treated(now: Now) -> Outcome:
@@ -158,10 +157,13 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
     """Under its permits and with its taint, which come first wherever one is missing."""
     world, budget, aimed = now.case.world, now.case.config.budget, _aim(now, records)
     left_free = LEFT_FREE if now.treatment and now.treatment.idle else 0
-    if others := yields(world, budget, left_free):
-        return (*aimed.report(), *others)
+    if vain := in_vain(world, budget, left_free):
+        return (*aimed.report(), *vain)
+    why = Wait(spent(world, PermitKind.WITHDRAWN, budget), On.PERMIT)
+    if beyond(world, budget):
+        return (*aimed.report(), *given(world, PermitKind.WITHDRAWN), why)
     if early := taken_early(world, budget, left_free):
-        return (*early, *aimed.report(), Wait(spent(world, PermitKind.WITHDRAWN, budget), On.PERMIT))
+        return (*early, *aimed.report(), why)
     # One that only waits to be given back is not confirmed: an agent that never lives so long keeps nobody waiting.
     steps = [*confirmed(world, budget, drains=now.situation is Situation.WITHDRAWN and PENDING not in moves)]
     for kind in needed(world, budget):
@@ -169,8 +171,6 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
         if permit is None:
             return (*aimed.report(), Wait(spent(world, kind, budget), On.PERMIT))
         steps.append(TakePermit(kind, permit))
-    if unsure(world, PermitKind.WITHDRAWN):
-        return (*steps, *aimed.report())
     used = given(world, PermitKind.HOURLY) if world.tainted else ()
     retaint, fences = aimed.retaint(), fencing(now.case, now.treatment) if now.treatment else ()
     return (*steps, *used, *retaint, *aimed.report(with_taint=bool(retaint)), *fences, *moves)
@@ -201,10 +201,9 @@ def _in_service(now: Now, records: Records) -> Steps:
     aimed = _aim(now, now.records if arrives else replace(records, drain=None))
     soft = kept_soft(aimed.taints, config)
     if any(taint.withdraws for taint in aimed.taints):  # degraded, and as good as withdrawn
-        if others := yields(world, config.budget, LEFT_FREE):
-            return (*aimed.report(), *others)
-        at_once = () if unsure(world, PermitKind.WITHDRAWN) else (*lifted(world), *aimed.retaint())
-        return (*permitted(world, config.budget), *at_once, *aimed.report(), *soft)
+        if vain := in_vain(world, config.budget, LEFT_FREE):
+            return (*aimed.report(), *vain)
+        return (*permitted(world, config.budget), *lifted(world), *aimed.retaint(), *aimed.report(), *soft)
     used = given(world, PermitKind.HOURLY)
     if arrives:
         stay = "and its permit stay as they are" if world.held(PermitKind.WITHDRAWN) else "stays as it is"

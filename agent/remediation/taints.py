@@ -14,7 +14,7 @@ from agent.model.names import HARD_TAINT, SOFT_TAINT, WITHDRAWN_LABEL
 from agent.model.ownership import GATE_TAINTS, own_taint
 from agent.model.steps import On, Step, TakePermit, Wait
 from agent.model.world import PermitKind, Taint, World
-from agent.remediation.budget import allowed, beyond, free_permit, given, lately, needed, spent
+from agent.remediation.budget import allowed, beyond, free_permit, given, lately, needed
 from agent.remediation.case import Case, Treatment
 from agent.remediation.fence import by_device
 from agent.remediation.gate import standing
@@ -63,10 +63,7 @@ def spare(world: World, budget: Budget) -> bool:
     if world.paused and not world.withdrawn:
         return False
     if held := world.held(PermitKind.WITHDRAWN):
-        return (
-            not beyond(world, PermitKind.WITHDRAWN, budget)
-            and held.index < allowed(world, PermitKind.WITHDRAWN, budget) - LEFT_FREE
-        )
+        return not beyond(world, budget) and held.index < allowed(world, PermitKind.WITHDRAWN, budget) - LEFT_FREE
     return all(free_permit(world, kind, budget, LEFT_FREE) is not None for kind in needed(world, budget))
 
 
@@ -82,7 +79,7 @@ def confirmed(world: World, budget: Budget, drains: bool = False) -> tuple[Step,
     One that was taken early is ours by its confirmation.
     """
     kept = [p for p in world.permits or () if p.stale and (drains or p.kind is not PermitKind.DRAINING)]
-    over = beyond(world, PermitKind.WITHDRAWN, budget)
+    over = beyond(world, budget)
     return tuple(TakePermit(p.kind, p.index, confirms=not p.former) for p in kept if not (p.early and over))
 
 
@@ -103,16 +100,6 @@ def in_vain(world: World, budget: Budget, left_free: int) -> tuple[Step, ...]:
         return (*back, _REFUSED) if held.had_s >= _REFUSED_S else ()
     permit = free_permit(world, PermitKind.WITHDRAWN, budget, left_free)
     return () if permit is None or not lately(world, PermitKind.WITHDRAWN, permit) else (_REFUSED,)
-
-
-def yields(world: World, budget: Budget, left_free: int) -> tuple[Step, ...]:
-    """Where others have the permit first: one that is held goes back, since it was of no use or is one too many."""
-    if not beyond(world, PermitKind.WITHDRAWN, budget):
-        return in_vain(world, budget, left_free)
-    held = world.held(PermitKind.WITHDRAWN)
-    arrives = held is not None and not (held.former or held.early) and (world.pending or held.inherited)
-    back = () if arrives else given(world, PermitKind.WITHDRAWN)
-    return (*back, Wait(spent(world, PermitKind.WITHDRAWN, budget), On.PERMIT))
 
 
 def kept_soft(taints: tuple[Taint, ...], config: Config) -> tuple[Wait, ...]:

@@ -32,7 +32,7 @@ from agent.remediation.records import Attempt, Records
 from agent.remediation.stored import kept, restored
 from agent.runtime.claim import claimed
 from agent.runtime.exchange import Judged
-from agent.runtime.patience import PUT_OFF, changes, gathers_s_of, goes_on, is_spare, needs_all, put_off_s, spent
+from agent.runtime.patience import PUT_OFF, changes, gathers_s_of, goes_on, is_spare, put_off_s, spent
 from agent.runtime.pod_gpus import Holders, with_gpus
 from agent.runtime.watched import Watched, watched
 
@@ -160,7 +160,7 @@ def turn(
         return Turn(cycle, (Wait(why),))
     gathers_s = gathers_s_of(verdict, cycle.config, now())
     planned = _planned(cycle, world, judged, verdict, ask, now(), gathers_s <= 0)
-    if needs_all(world, planned.acts):
+    if world.aged and any(isinstance(s, TakePermit) and not (s.confirms or s.early) for s in planned.acts):
         client.renew()
         return Turn(cycle, planned.waits, again=True)
     decided(planned)
@@ -208,7 +208,7 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
     heard = None if now - cycle.began >= config.repair.prove_s else verdict.heard if verdict else frozenset[str]()
     keep_off = released(world.labels, records, heard, cycle.asked) if acts else upgrading(world.labels)
     # A hidden permit can't be given back: nothing of it is done here, and who needs one is told of it.
-    holds = bool(world.names.ours) or any(p.holder == world.holder and not p.hidden for p in world.permits or ())
+    holds = any(p.holder == world.holder and not p.hidden for p in world.permits or ())
     seen = watched(cycle.watched, records, world, cycle.look_began, now, cycle.looked_at, cycle.aside)
     cycle = replace(
         cycle,
@@ -296,5 +296,5 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
             continue
         done.append(step)
         did(step)
-        again = again or changes(step, bool(so_far.cycle.spent_from), world)
+        again = again or changes(step, waits=bool(so_far.cycle.spent_from))
     return ended()

@@ -22,7 +22,6 @@ from agent.model.steps import (
     Wait,
 )
 from agent.model.world import World
-from agent.remediation.budget import exceeds, unsure
 from agent.remediation.collect import COLLECT
 from agent.remediation.situation import under_way
 
@@ -36,26 +35,13 @@ def spent(steps: Iterable[Step]) -> bool:
     return any(isinstance(step, Wait) and step.on is On.PERMIT for step in steps)
 
 
-def needs_all(world: World, acts: Iterable[Step]) -> bool:
-    """Whether a permit is taken, or was not confirmed for long, and what was read for that is partly old."""
-    for step in acts if world.aged else ():
-        if isinstance(step, TakePermit) and not step.early:
-            held = world.held(step.kind) if step.confirms else None
-            if held is None or (exceeds(world, step.kind) and not held.firm):
-                return True
-    return False
-
-
-def changes(step: Step, waits: bool, world: World) -> bool:
+def changes(step: Step, waits: bool) -> bool:
     """Whether another look may find more to do once a step is done, on a node that ``waits`` for a permit or not.
 
     An eviction's effect is not there at once, and a refused one is asked again in a while. What a permit was taken for
-    stands in the same plan, unless all permits are read again first. An Event changes nothing, and a report nothing of
-    what a permit is waited for.
+    stands in the same plan. An Event changes nothing, and a report nothing of what a permit is waited for.
     """
-    if isinstance(step, TakePermit):
-        return unsure(world, step.kind)
-    still = isinstance(step, AskCheckpoint | Evict | Delete | Announce)
+    still = isinstance(step, AskCheckpoint | Evict | Delete | TakePermit | Announce)
     return not still and not (waits and isinstance(step, Report))
 
 

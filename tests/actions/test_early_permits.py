@@ -232,7 +232,7 @@ def test_whatever_each_believed_of_the_pool_no_more_early_permits_are_proved_tha
             if chance.random() < 0.5:
                 views.pop(name)  # it looks anew the next time
         elif own in early and chance.random() < 0.7:
-            early_one = beyond(world(name, dict(permits), False), PermitKind.WITHDRAWN, budget)
+            early_one = beyond(world(name, dict(permits), False), budget)
             early.discard(own)
             if early_one:
                 del permits[own]

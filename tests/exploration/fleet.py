@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from random import Random
 
 from agent.config.settings import Budget, Config
-from agent.model.names import STATE_LABEL
+from agent.model.names import POOL_LABEL, STATE_LABEL
 from agent.model.ownership import OPERAND_ON, OPERANDS
 from tests.exploration.neighbours import Trouble
 from tests.exploration.node import Node
@@ -209,7 +209,9 @@ class Fleet:
         """What is not at rest yet."""
         there = {f"{one['metadata']['name']}/{one['metadata']['uid']}" for one in self.server.all("nodes")}
         leases = [one for one in self.server.all("leases") if one["spec"].get("holderIdentity") in there]
-        said = [f"{one['metadata']['name']} is held by {one['spec']['holderIdentity']}" for one in leases]
+        pool = self.config.budget.pool  # those of a name that is out of use are nobody's
+        held = [one for one in leases if (one["metadata"].get("labels") or {}).get(POOL_LABEL) == pool]
+        said = [f"{one['metadata']['name']} is held by {one['spec']['holderIdentity']}" for one in held]
         for node in self.nodes:
             raw = node.raw
             if raw is None:

@@ -33,8 +33,6 @@ def test_whatever_comes_to_a_fleet_every_promise_holds(seed: int) -> None:
 @pytest.mark.parametrize(
     ("kinds", "promise", "seed"),
     [
-        ("renamed-pool", "", 2),
-        ("renamed-pool,crashes,stalls", "", 3),
         *(known(why, kind, "", seed) for kind, (why, seed) in KNOWN_KINDS.items()),
         *(known(why, kinds, promise, seed) for promise, (why, kinds, seed) in KNOWN_PROMISES.items()),
     ],

@@ -272,7 +272,9 @@ TROUBLES: dict[str, Callable[[Fleet], Trouble]] = {
 
 
 # What the product does not bear yet, why, and the seed of a schedule that shows it.
-KNOWN: dict[str, tuple[str, int]] = {}
+KNOWN = {
+    "renamed-pool": ("two names of one pool have two sets of permits, of which each may give the last place away", 2)
+}
 BORNE = tuple(kind for kind in TROUBLES if kind not in KNOWN)
 
 

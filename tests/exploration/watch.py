@@ -147,10 +147,6 @@ class Watch:
         name, _, uid = was.partition("/")
         raw = self.server._objects.get(("nodes", "", name))
         bears = raw is not None and raw["metadata"]["uid"] == uid and withdraws(raw)
-        # Under another name of the pool it has one more.
-        bears = bears and not any(
-            _holder(one) == was and _kind(one) == "withdrawn" for one in self.server.all("leases")
-        )
         self._others(not bears, node, f"{was} lost its permit to {now or 'nobody'} under its taint")
         if now:
             self.taken[now] = self.fleet.now
