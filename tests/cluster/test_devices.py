@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from agent.actions.fences import RULES
-from tests.cluster.conftest import OVERLAYS, Site, StartAgent
+from tests.chart import opened
+from tests.cluster.conftest import OVERLAYS, AgentProcess, Site, StartAgent
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.test_crashes import Proxy, proxied
 from tests.cluster.test_offered import SLICES, STRATEGIC
 from tests.cluster.test_policies import MERGE, REFUSED, Stolen
+from tests.cluster.test_repair import jobs
 
 __all__ = ["proxied"]
 DRIVER, DRA = "gpu.nvidia.com", "/apis/resource.k8s.io/v1"
@@ -133,9 +135,103 @@ def test_one_device_is_fenced_its_pod_leaves_a_new_claim_lands_elsewhere_and_a_k
     (said,) = running.state()["fences"]
     assert "1 pod would be evicted" in said
     running.inject("--gpu", device.removeprefix("gpu-"), "--clear")
+    dismissed(site, running)
+    site.plane.wait("released", lambda: rules(site) == {} and site.taints() == [])
+
+
+def dismissed(site: Site, running: AgentProcess) -> None:
+    """By a person: all faults."""
     word = ",".join(fault["id"] for fault in running.state()["faults"])
     body = {"metadata": {"annotations": {"gpu-health-agent/dismiss": word}}}
-    site.plane.must("PATCH", f"/api/v1/nodes/{here}", body, MERGE)
+    site.plane.must("PATCH", f"/api/v1/nodes/{site.nodes[0]}", body, MERGE)
+
+
+def test_killed_after_every_write_from_the_taint_on_one_device_is_fenced_and_none_is_left(
+    site: Site, agent: StartAgent, published: None, proxied: tuple[Proxy, Path]
+) -> None:
+    proxy, kubeconfig = proxied
+    with site._pinned(site.nodes[0]):
+        claims(site, "good")
+        claims(site, "bad")
+    stays, was = pod(site, "good")["metadata"]["uid"], given(site, "bad")
+    assert was
+    number = was[1].removeprefix("gpu-")
+    repair = {"reset_gpu": "gpu-reset", "pause_s": 1}
+    running = agent(simulate="idle", kubeconfig=kubeconfig, presets=["dra"], repair=repair)
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.module = "tests.cluster.hasty"  # every life from the first kill on
+    killed, dead, seen = list[str](), threading.Event(), set[str]()
+
+    def kill(method: str, path: str) -> None:
+        """As in the test of repairs."""
+        write = f"{method} {path}"
+        confirms = "leases" in path or path.endswith("/status")
+        seen.update(f"{name.rpartition('.')[2]} {effect}" for name, effect in rules(site).items())
+        if path.endswith("/events") or not site.taints() or dead.is_set() or (confirms and killed.count(write) >= 2):
+            return
+        killed.append(write)
+        running.kill()
+        dead.set()
+
+    running.inject("--gpu", number, "--xid", "95")
+    proxy.written = kill
+    healed = False
+    for _ in range(40):
+        if not healed and jobs(site):
+            running.inject("--gpu", number, "--clear")  # what the Job would have done
+            healed = True
+        if not dead.wait(6):
+            if not site.taints() and killed:
+                break
+            continue
+        dead.clear()
+        running.start()
+    proxy.written = lambda method, path: None
+    site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
+    assert rules(site) == {}
+    assert seen == {f"{was[1]} None", f"{was[1]} NoSchedule"}
+    assert len(jobs(site)) == 1, killed
+    assert pod(site, "good")["metadata"]["uid"] == stays
+    assert given(site, "bad") != was
+    assert len([write for write in killed if "devicetaintrules" in write]) == 3, killed
+
+
+def test_by_choice_kubernetes_deletes_what_a_budget_protects_at_the_deadline_and_the_policy_knows_that_choice(
+    site: Site, agent: StartAgent, published: None
+) -> None:
+    with site._pinned(site.nodes[0]):
+        claims(site, "good")
+        claims(site, "bad")
+    site.budget("bad", 1)
+    stays, was = pod(site, "good")["metadata"]["uid"], given(site, "bad")
+    assert was
+    drain = {"on_deadline": "no_execute", "gather_s": 0, "deadline_s": {"reset_gpu": 3}}
+    running = agent(simulate="idle", presets=["dra"], drain=drain)
+    running.wait_for_simulation()
+    running.inject("--gpu", was[1].removeprefix("gpu-"), "--xid", "95")
+    rule = f"gpu-health-agent.{site.nodes[0]}.{DRIVER}.{was[1]}"
+
+    def told() -> bool:
+        return any("have Kubernetes delete" in why and "that was not chosen" in why for why in running.state()["waits"])
+
+    site.plane.wait("the policy refuses what was not chosen", told)
+    assert (rules(site), given(site, "bad")) == ({rule: "NoSchedule"}, was)
+    policy = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/gpu-health-agent-fences"
+    (effects,) = opened("dra-no-execute").values()
+
+    def allow(expression: str) -> None:
+        change = [{"op": "replace", "path": "/spec/variables/2/expression", "value": expression}]
+        site.plane.must("PATCH", policy, change, "application/json-patch+json")
+
+    allow(effects)
+    try:
+        site.plane.wait("its effect", lambda: rules(site) == {rule: "NoExecute"})
+        site.plane.wait("its pod left", lambda: given(site, "bad") not in (None, was) and site.running("bad"))
+        assert pod(site, "good")["metadata"]["uid"] == stays
+    finally:
+        allow("['NoSchedule']")
+    running.inject("--gpu", was[1].removeprefix("gpu-"), "--clear")
+    dismissed(site, running)
     site.plane.wait("released", lambda: rules(site) == {} and site.taints() == [])
 
 
