@@ -10,7 +10,7 @@ import contextlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,19 +131,23 @@ def messages(package: str = "v1", described: Messages = _MESSAGES) -> dict[str, 
     }
 
 
-def ask(socket: Path, prefixes: tuple[str, ...]) -> dict[str, list[str] | None]:
-    """One List call; OSError or grpc.RpcError where there is no answer."""
+def called(socket: Path, method: str, request: Any, response: Any, most_bytes: int) -> Any:
+    """The kubelet's answer to a call that says nothing; OSError or grpc.RpcError where there is none."""
     import grpc
 
-    known = messages()
-    options = [("grpc.max_receive_message_length", _MOST_BYTES)]
+    options = [("grpc.max_receive_message_length", most_bytes)]
     with grpc.insecure_channel(f"unix://{socket}", options=options) as channel:
         call = channel.unary_unary(
-            _METHOD,
-            request_serializer=known["ListPodResourcesRequest"].SerializeToString,
-            response_deserializer=known["ListPodResourcesResponse"].FromString,
+            method, request_serializer=request.SerializeToString, response_deserializer=response.FromString
         )
-        answer = call(known["ListPodResourcesRequest"](), timeout=_ANSWER_S)
+        return call(request(), timeout=_ANSWER_S)
+
+
+def ask(socket: Path, prefixes: tuple[str, ...]) -> dict[str, list[str] | None]:
+    """One List call; OSError or grpc.RpcError where there is no answer."""
+    known = messages()
+    kinds = known["ListPodResourcesRequest"], known["ListPodResourcesResponse"]
+    answer = called(socket, _METHOD, *kinds, _MOST_BYTES)
     return {f"{pod.namespace}/{pod.name}": _gpus(_devices(pod, prefixes)) for pod in answer.pod_resources}
 
 
@@ -202,16 +206,23 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--prefixes", nargs="*", default=(), help="of the resources that are GPUs")
     options = parser.parse_args(arguments)
-    socket = options.socket
+    missing = "mount the kubelet's folder pod-resources into the agent"
+    told(options.socket, missing, "PodResources", lambda socket: ask(socket, tuple(options.prefixes)))
+
+
+def told(socket: Path, missing: str, api: str, ask: Callable[[Path], Any]) -> None:
+    """Say what the kubelet answers there, or end in one sentence. ``missing``: what to do where there is no socket."""
     if not socket.is_socket():
-        sys.exit(f"{socket} is not a socket: mount the kubelet's folder pod-resources into the agent")
+        sys.exit(f"{socket} is not a socket: {missing}")
     import grpc
 
     try:
-        say_result(ask(socket.absolute(), tuple(options.prefixes)))
+        say_result(ask(socket.absolute()))
+    except ValueError as error:
+        sys.exit(f"the kubelet's {api} API: {error}")
     except grpc.RpcError as error:
         code = getattr(error, "code", lambda: "no answer")()
-        sys.exit(f"the kubelet's PodResources API does not answer: {getattr(code, 'name', code)}")
+        sys.exit(f"the kubelet's {api} API does not answer: {getattr(code, 'name', code)}")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ from typing import Any
 
 from agent.model.errors import UnaskedError
 from agent.model.text import printable
-from agent.sources.kubelet.pod_resources import Asking, Messages, messages
-from agent.sources.process.program import say_result
+from agent.sources.kubelet.pod_resources import Asking, Messages, called, messages, told
 
 _METHOD = "/v1alpha1.Pods/ListPods"
-_ANSWER_S = 5.0
 _MOST_BYTES = 64 * 1024 * 1024  # of whole pods
 _MOST_CHARS, _MOST_PODS = 300, 1024  # of what is said of one, and of how many
 
@@ -61,18 +59,10 @@ def runs(answer: Any) -> Runs:
 
 def ask(socket: Path) -> dict[str, str]:
     """One ListPods call; OSError, ValueError or grpc.RpcError where there is no answer."""
-    import grpc
     from google.protobuf.message import DecodeError
 
     listed, known = messages("v1alpha1", _LISTED), messages("corev1", _POD)
-    options = [("grpc.max_receive_message_length", _MOST_BYTES)]
-    with grpc.insecure_channel(f"unix://{socket}", options=options) as channel:
-        call = channel.unary_unary(
-            _METHOD,
-            request_serializer=listed["ListPodsRequest"].SerializeToString,
-            response_deserializer=listed["ListPodsResponse"].FromString,
-        )
-        answer = call(listed["ListPodsRequest"](), timeout=_ANSWER_S)
+    answer = called(socket, _METHOD, listed["ListPodsRequest"], listed["ListPodsResponse"], _MOST_BYTES)
     try:
         pods = [known["Pod"].FromString(one) for one in answer.pods]
     except DecodeError as error:
@@ -93,17 +83,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m agent.sources.kubelet.pods_api", description=__doc__)
     parser.add_argument("--socket", type=Path, required=True)
     socket = parser.parse_args(arguments).socket
-    if not socket.is_socket():
-        sys.exit(f"{socket} is not a socket: the kubelet serves its Pods API from Kubernetes 1.37 on")
-    import grpc
-
-    try:
-        say_result(ask(socket.absolute()))
-    except ValueError as error:
-        sys.exit(f"the kubelet's Pods API: {error}")
-    except grpc.RpcError as error:
-        code = getattr(error, "code", lambda: "no answer")()
-        sys.exit(f"the kubelet's Pods API does not answer: {getattr(code, 'name', code)}")
+    told(socket, "the kubelet serves its Pods API from Kubernetes 1.37 on", "Pods", ask)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from agent.sources.kubelet.pod_resources import PodResources, command_line, gpu_
 from agent.sources.process.command_lines import supervisor
 from agent.sources.process.remote import Remote
 from tests import waiting
+from tests.sources.kubelet.playing import served
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-aaaaaaaa-0000-0000-0000-000000000002"
 KNOWN = messages()
@@ -59,13 +59,8 @@ class Kubelet(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no ty
 @pytest.fixture
 def kubelet(tmp_path: Path) -> Iterator[tuple[Kubelet, Path]]:
     socket, played = tmp_path / "kubelet.sock", Kubelet()
-    with ThreadPoolExecutor(2) as pool:
-        server = grpc.server(pool)
-        server.add_generic_rpc_handlers((played,))
-        server.add_insecure_port(f"unix://{socket}")
-        server.start()
+    with served(socket, played):
         yield played, socket
-        server.stop(None).wait()
 
 
 def test_each_pod_is_told_with_the_gpus_that_it_holds(kubelet: tuple[Kubelet, Path]) -> None:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from agent.sources.kubelet.pods_api import _LISTED, _POD, PodsApi, command_line
 from agent.sources.process.command_lines import supervisor
 from agent.sources.process.remote import Remote
 from tests import waiting
+from tests.sources.kubelet.playing import served
 
 LISTED, KNOWN = messages("v1alpha1", _LISTED), messages("corev1", _POD)
 
@@ -52,13 +52,8 @@ class Kubelet(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no ty
 @pytest.fixture
 def kubelet(tmp_path: Path) -> Iterator[tuple[Kubelet, Path]]:
     socket, played = tmp_path / "pods-api.sock", Kubelet()
-    with ThreadPoolExecutor(2) as pool:
-        server = grpc.server(pool)
-        server.add_generic_rpc_handlers((played,))
-        server.add_insecure_port(f"unix://{socket}")
-        server.start()
+    with served(socket, played):
         yield played, socket
-        server.stop(None).wait()
 
 
 def test_each_pod_is_told_with_its_phase_and_with_devices_that_are_not_healthy(kubelet: tuple[Kubelet, Path]) -> None:
