@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from tests.cluster.conftest import Site, StartAgent
+from tests.cluster.conftest import AgentProcess, Site, StartAgent
 from tests.cluster.test_repair import jobs
 
 
@@ -75,13 +75,10 @@ def proxied(site: Site, tmp_path: Path) -> Iterator[tuple[Proxy, Path]]:
     proxy.close()
 
 
-def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
-    site: Site, agent: StartAgent, proxied: tuple[Proxy, Path]
-) -> None:
-    proxy, kubeconfig = proxied
-    site.deploy("train", 1, pin=site.nodes[0])
-    running = agent(simulate="idle", kubeconfig=kubeconfig, repair={"reset_gpu": "gpu-reset", "pause_s": 1})
-    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+def killed_after_each_write(
+    site: Site, proxy: Proxy, running: AgentProcess, gpu: str, wrote: Callable[[], object] = bool
+) -> list[str]:
+    """From a fault of this GPU to the node's return: after which writes it was killed. ``wrote`` hears of every one."""
     running.module = "tests.cluster.hasty"  # every life from the first kill on
     killed: list[str] = []
     dead = threading.Event()
@@ -90,6 +87,7 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
         """After each write but an Event, which changes no plan, and the third confirmation of a permit or a condition:
         every new life begins with one, and every minute brings another."""
         write = f"{method} {path}"
+        wrote()
         if path.endswith("/events"):
             return
         confirms = "leases" in path or path.endswith("/status")
@@ -98,12 +96,12 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
             running.kill()
             dead.set()
 
-    running.inject("--gpu", "3", "--xid", "95")
+    running.inject("--gpu", gpu, "--xid", "95")
     proxy.written = kill
     healed = False
     for _ in range(40):  # the last life waits 30 s for what the one before may have asked
         if not healed and jobs(site):
-            running.inject("--gpu", "3", "--clear")  # what the Job would have done
+            running.inject("--gpu", gpu, "--clear")  # what the Job would have done
             healed = True
         if not dead.wait(6):
             if not site.taints() and killed:
@@ -113,6 +111,17 @@ def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
         running.start()
     proxy.written = lambda method, path: None
     site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
+    return killed
+
+
+def test_killed_after_every_write_from_the_taint_on_it_repairs_once_and_returns(
+    site: Site, agent: StartAgent, proxied: tuple[Proxy, Path]
+) -> None:
+    proxy, kubeconfig = proxied
+    site.deploy("train", 1, pin=site.nodes[0])
+    running = agent(simulate="idle", kubeconfig=kubeconfig, repair={"reset_gpu": "gpu-reset", "pause_s": 1})
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    killed = killed_after_each_write(site, proxy, running, "3")
     site.plane.wait("state", lambda: site.node()["metadata"]["labels"]["gpu-health-agent/state"] == "healthy")
     assert len(jobs(site)) == 1, killed
     assert site.running("train") == [site.nodes[1]]

@@ -13,7 +13,7 @@ from agent.actions.fences import RULES
 from tests.chart import opened
 from tests.cluster.conftest import OVERLAYS, AgentProcess, Site, StartAgent
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.test_crashes import Proxy, proxied
+from tests.cluster.test_crashes import Proxy, killed_after_each_write, proxied
 from tests.cluster.test_offered import SLICES, STRATEGIC
 from tests.cluster.test_policies import MERGE, REFUSED, Stolen
 from tests.cluster.test_repair import jobs
@@ -159,35 +159,12 @@ def test_killed_after_every_write_from_the_taint_on_one_device_is_fenced_and_non
     repair = {"reset_gpu": "gpu-reset", "pause_s": 1}
     running = agent(simulate="idle", kubeconfig=kubeconfig, presets=["dra"], repair=repair)
     site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
-    running.module = "tests.cluster.hasty"  # every life from the first kill on
-    killed, dead, seen = list[str](), threading.Event(), set[str]()
+    seen = set[str]()
 
-    def kill(method: str, path: str) -> None:
-        """As in the test of repairs."""
-        write = f"{method} {path}"
-        confirms = "leases" in path or path.endswith("/status")
+    def see() -> None:
         seen.update(f"{name.rpartition('.')[2]} {effect}" for name, effect in rules(site).items())
-        if path.endswith("/events") or not site.taints() or dead.is_set() or (confirms and killed.count(write) >= 2):
-            return
-        killed.append(write)
-        running.kill()
-        dead.set()
 
-    running.inject("--gpu", number, "--xid", "95")
-    proxy.written = kill
-    healed = False
-    for _ in range(40):
-        if not healed and jobs(site):
-            running.inject("--gpu", number, "--clear")  # what the Job would have done
-            healed = True
-        if not dead.wait(6):
-            if not site.taints() and killed:
-                break
-            continue
-        dead.clear()
-        running.start()
-    proxy.written = lambda method, path: None
-    site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
+    killed = killed_after_each_write(site, proxy, running, number, see)
     assert rules(site) == {}
     assert seen == {f"{was[1]} None", f"{was[1]} NoSchedule"}
     assert len(jobs(site)) == 1, killed
