@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.cluster.build import made_once
+from tests.cache import made_once, pip_install, say
 
 _ZIG = "ziglang==0.13.0"  # clang with headers and a linker, 80 MB
 _SAFE = ["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-fno-sanitize=undefined"]
@@ -27,6 +26,5 @@ def _compiler() -> list[str]:
 
 
 def _install(folder: Path) -> None:
-    print(f"no C compiler on this machine: installing {_ZIG} from PyPI", file=sys.stderr, flush=True)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--no-deps", "--target", str(folder), _ZIG], check=True)
+    say(f"no C compiler on this machine: installing {_ZIG} from PyPI")
+    pip_install(folder, _ZIG)

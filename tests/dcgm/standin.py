@@ -8,10 +8,8 @@ developers' machines alone; and no test runs DCGM's own library or engine, excep
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,11 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.cache import made_once
 from tests.compiler import shared_library
 from tests.watched import Watched
 
 HERE = Path(__file__).parent
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu-health-agent"
 _THREE = "triton-model-analyzer==1.58.0"
 _PACKAGE = "model_analyzer/monitor/dcgm/"
 FOUR = os.environ.get("DCGM_BINDINGS")
@@ -42,19 +40,10 @@ def bindings(generation: str) -> Path:
     """The folder with pydcgm.py."""
     if generation == "4":
         return Path(str(FOUR))
-    folder = CACHE / "dcgm-bindings-3"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "dcgm-bindings-3.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            _fetch(folder)
-    return folder
+    return made_once("dcgm-bindings-3", _fetch)
 
 
-def _fetch(folder: Path) -> None:
-    new = folder.with_suffix(".new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
+def _fetch(new: Path) -> None:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", _THREE]
     subprocess.run([*pip, "--dest", str(new)], check=True)
     with zipfile.ZipFile(next(new.glob("*.whl"))) as wheel:
@@ -62,7 +51,6 @@ def _fetch(folder: Path) -> None:
             if name.startswith(_PACKAGE) and name.endswith(".py") and name.count("/") == _PACKAGE.count("/"):
                 text = wheel.read(name).decode().replace(_PACKAGE.replace("/", "."), "")
                 (new / Path(name).name).write_text(text)
-    new.rename(folder)
 
 
 def library(folder: Path, where: Path) -> Path:

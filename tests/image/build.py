@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent import __version__
-from tests.cluster.build import key, made_once
+from tests.cache import key, made_once
 from tests.packages import need
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cluster.build import key, made_once
+from tests.cache import key, made_once
 from tests.image.build import BASE, ROOT, base, bud, python_index, storage
 
 KIT = "localhost/gpu-kit:test"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-from tests.cluster.build import made_once
+from tests.cache import CACHE, made_once
 
 TORCH = "torch==2.15.0"
 LIBRARIES = ("accelerate==1.15.0", "lightning==2.6.6", "transformers==5.24.0")  # for which the kit has callbacks
@@ -21,8 +20,7 @@ NAME = "-".join(["kit", TORCH, *LIBRARIES]).replace("==", "-")
 
 def installed() -> Path | None:
     """The Python that ``python`` makes, if it has."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu-health-agent"
-    return found if (found := cache / NAME / "venv/bin/python").exists() else None
+    return found if (found := CACHE / NAME / "venv/bin/python").exists() else None
 
 
 def python() -> Path:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
-import shutil
 import subprocess
-import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gpu-health-agent" / "debian"
+from tests.cache import alone, made_once
 
 
 @cache
 def program(package: str, name: str) -> str:
     """The path of a package's program, of the version that apt would install now."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests in several processes want the same at once
-        folder = CACHE / _file(package).removesuffix(".deb")
-        if not folder.is_dir():
-            _unpack(package, folder)
-    return str(folder / "usr" / "bin" / name)
+    with alone("debian/lists"):
+        version = _file(package).removesuffix(".deb")
+    return str(made_once(f"debian/{version}", partial(_unpack, package)) / "usr" / "bin" / name)
 
 
 def at_home(package: str, name: str) -> tuple[str, ...]:
@@ -45,14 +38,13 @@ def _file(package: str) -> str:
 
 
 def _unpack(package: str, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=CACHE) as work:
-        # apt's sandbox user may not write into root's cache.
-        _run("apt-get", "--quiet=2", "-o", "APT::Sandbox::User=root", "download", package, cwd=work)
-        (deb,) = Path(work).glob("*.deb")
-        _run("dpkg-deb", "--extract", str(deb), f"{work}/unpacked")
-        shutil.move(f"{work}/unpacked", folder)
+    # apt's sandbox user may not write into root's cache.
+    _run("apt-get", "--quiet=2", "-o", "APT::Sandbox::User=root", "download", package, cwd=folder)
+    (deb,) = folder.glob("*.deb")
+    _run("dpkg-deb", "--extract", str(deb), str(folder))
+    deb.unlink()
 
 
-def _run(*command: str, cwd: str | None = None) -> None:
+def _run(*command: str, cwd: Path | None = None) -> None:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr or done.stdout}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.build import _TAGS, _go, assets, key, made_once
+from tests.cache import go_environment, key, made_once, say
+from tests.cluster.build import TAGS, assets
 
 SOURCE = Path(__file__).parent / "controllers"
 PROGRAM, MANIFESTS = "controller", "manifests.yaml"
@@ -50,13 +50,12 @@ def built(controller: Controller) -> Path:
         name += f"-{key(SOURCE / file for file in ('go.mod', 'go.sum', 'cluster_api/main.go'))}"
 
     def make(folder: Path) -> None:
-        _say(f"building {name}, once")
-        path = f"{_go(folder.parent, _say)}:{os.environ['PATH']}"
-        environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOBIN": str(folder), "PATH": path}
+        say(f"building {name}, once")
+        environment = {**go_environment(), "GOBIN": str(folder)}
         flags = ["-trimpath", "-ldflags", "-s -w"]
         if controller.here:
             # The control plane's tags: what it has compiled is not compiled again.
-            command = ["go", "build", "-tags", _TAGS, *flags, "-o", str(folder), controller.here]
+            command = ["go", "build", "-tags", TAGS, *flags, "-o", str(folder), controller.here]
         else:
             command = ["go", "install", *flags, f"{controller.module}{controller.package}@{controller.version}"]
         subprocess.run(["nice", *command], cwd=SOURCE, env=environment, check=True)
@@ -69,10 +68,6 @@ def built(controller: Controller) -> Path:
             subprocess.run(command, check=True, stdout=out)
 
     return made_once(name, make)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import shutil
 import subprocess
 import threading
@@ -13,7 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.monitoring.programs import CACHE
+from tests.cache import key, made_once
 from tests.monitoring.stack import FOLDER
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("package.json", "panels.jsx")]
@@ -33,18 +32,16 @@ def served(prometheus: str) -> Iterator[str]:
 
 def _built() -> Path:
     """The folder of the page, built once from npm's packages into a cache outside the tree."""
-    key = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:16]
-    folder = CACHE.with_name("panels") / key
-    out = folder / "out"
-    if not (out / "index.html").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+
+    def make(folder: Path) -> None:
         for source in _SOURCES:
             shutil.copy(source, folder)
         for command in (["install", "--no-audit", "--no-fund", "--ignore-scripts"], ["run", "build"]):
             subprocess.run(["npm", *command], cwd=folder, check=True)
         shutil.rmtree(folder / "node_modules")  # 600 MB
-        (out / "index.html").write_text(_PAGE)
+        (folder / "out" / "index.html").write_text(_PAGE)
+
+    out = made_once(f"panels/{key(_SOURCES)}", make) / "out"
     shutil.copy(FOLDER / "dashboard.json", out)
     return out
 

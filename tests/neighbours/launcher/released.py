@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cluster.build import made_once
+from tests.cache import made_once
 from tests.kit.with_torch import python
 
 RELEASE = "nvidia-resiliency-ext==0.7.0"  # from 0.5 on its wheels are for a newer libc than Debian 12 has
