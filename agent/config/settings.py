@@ -149,7 +149,7 @@ class Recurrence(Section):
     enabled: bool = True
     """Off: a node returns once it is cured, whatever broke before."""
     window_s: Seconds = 5_184_000  # how long an incident that ended well is remembered for it
-    first_hold_s: Seconds = 0
+    first_hold_s: Seconds = 28_800
     """How long a node stays out of service after the cure of what broke for the first time, with its permit, while the
     pool has another one free. 0: it returns at once."""
     hold_s: Seconds = 28_800

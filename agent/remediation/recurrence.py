@@ -1,8 +1,8 @@
 """What recurs on a card, in a slot or on the node itself, and what follows from it for the node's return. Pure.
 
 The ledger tells the earlier incidents: those that a person dismissed and drills don't count. A card takes its history
-along to another slot; a slot in which several cards broke is the slot. After a first incident the node may be held,
-where a setting asks for it: most of what breaks again does so within hours.
+along to another slot; a slot in which several cards broke is the slot. After a first incident the node is only held:
+most of what breaks again does so within hours.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from agent.config.settings import Mode, Recurrence
+from agent.config.settings import Config, Mode, Recurrence
 from agent.model.errors import MalformedError
+from agent.model.names import DISMISS_ANNOTATION
 from agent.model.remedy import Remedy
 from agent.model.steps import On, Wait
 from agent.model.text import printable, rfc3339
-from agent.model.world import PermitKind
+from agent.model.world import PermitKind, World
 from agent.remediation.budget import left_for_others
 from agent.remediation.case import Case, Treatment
 from agent.remediation.ledger import DRILL, End, Entry, Moment, Suspect, ended_by, stands
 from agent.remediation.ledger_json import load
 
 DISMISSED = "recurrence@node"  # the word by which a person wants none of it on this node
+_ENDS = f"annotation {DISMISS_ANNOTATION}={DISMISSED} ends this at once"
 _FREE = "another withdrawn permit of the pool is free"
 _HARDEST = 3  # level of DCGM's diagnosis: the fourth takes hours
 
@@ -65,7 +67,7 @@ def care(entries: Sequence[Entry], settings: Recurrence) -> Care:
 
 def of_incident(case: Case) -> Care:
     """Of the one that the ledger has open."""
-    entries = _entries(case)
+    entries = _entries(case.world)
     return care(entries, case.config.recurrence) if entries and entries[-1].by is None else Care()
 
 
@@ -82,7 +84,7 @@ def held(case: Case) -> tuple[Wait, ...]:
         return ()
     if world.pool_size and not left_for_others(world, case.config.budget):  # a broken GPU goes first
         return ()
-    entry = _entries(case)[-1]
+    entry = _entries(world)[-1]
     if stands(entry, case.verdict) or ended_by(entry, case.verdict, world) is not End.PROOF:
         return ()
     same_boot = world.clock_s and entry.boot_s and entry.boot_id == case.verdict.boot_id
@@ -97,7 +99,7 @@ def watched(case: Case) -> tuple[Wait, ...]:
     """Why a node that came back bears the soft taint for a while."""
     if case.config.mode is Mode.OBSERVE:
         return ()
-    whys = _watched(_entries(case), case.config.recurrence, case.verdict.at)
+    whys = _watched(_entries(case.world), case.config.recurrence, case.verdict.at)
     return tuple(Wait(why, On.PROBATION) for why in whys)
 
 
@@ -106,7 +108,15 @@ def replaced(case: Case, treatment: Treatment | None) -> tuple[Wait, ...]:
     if not (treatment and treatment.replaces):
         return ()
     way = "a replacement is asked for instead of another reset or reboot"
-    return (Wait(f"{of_incident(case).why}: {way}; {DISMISSED} dismisses this"),)
+    return (Wait(f"{of_incident(case).why}: {way}; {_ENDS}"),)
+
+
+def coming(world: World, config: Config) -> tuple[str, ...]:
+    """What will follow once an incident is cured, for people; from then on ``held`` and ``watched`` tell of it."""
+    entries = _entries(world)
+    if not entries or config.mode is Mode.OBSERVE or not world.pool_size or Moment.PROVED in entries[-1].times:
+        return ()
+    return outlook(entries, config.recurrence, 0.0, left_for_others(world, config.budget))
 
 
 def outlook(entries: Sequence[Entry], settings: Recurrence, at: float, free: bool) -> tuple[str, ...]:
@@ -122,13 +132,13 @@ def outlook(entries: Sequence[Entry], settings: Recurrence, at: float, free: boo
     if proved := entries[-1].times.get(Moment.PROVED):
         return (_held(told, proved),) if 0 <= at - proved < told.hold_s else ()
     hours = f"{told.hold_s / 3600:g} h more"
-    return (f"{told.why}: once it is cured it stays out of service for {hours}, while {_FREE}",) if told.times else ()
+    return (f"{told.why}: once it is cured it stays out of service for {hours}, while {_FREE}; {_ENDS}",)
 
 
 def _held(told: Care, proved: float) -> str:
     until = rfc3339(proved + told.hold_s, "seconds")
     held = f"cured, it stays out of service, with its permit, until {until} and while {_FREE}"
-    return f"{told.why}: {held}; {DISMISSED} dismisses this"
+    return f"{told.why}: {held}; {_ENDS}"
 
 
 def _watched(entries: Sequence[Entry], settings: Recurrence, at: float) -> tuple[str, ...]:
@@ -141,12 +151,12 @@ def _watched(entries: Sequence[Entry], settings: Recurrence, at: float) -> tuple
     return (f"{told.why}: back in service, it is only second choice for new pods until {until}",)
 
 
-def _entries(case: Case) -> tuple[Entry, ...]:
+def _entries(world: World) -> tuple[Entry, ...]:
     """None where a person wants nothing of it, or nobody can read it."""
-    if DISMISSED in case.world.dismissed:
+    if DISMISSED in world.dismissed:
         return ()
     try:
-        return load(case.world.history).entries
+        return load(world.history).entries
     except MalformedError:
         return ()
 

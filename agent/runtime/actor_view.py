@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.config.settings import Budget
+from agent.config.settings import Budget, Config
 from agent.model.errors import MalformedError
 from agent.model.names import HARD_TAINT, STATE_LABEL
 from agent.model.world import PermitKind, World
 from agent.remediation.budget import allowed
 from agent.remediation.ledger_json import load
+from agent.remediation.recurrence import coming
 from agent.remediation.taints import effect_on
 from agent.runtime.exchange import Acted
 from agent.status.snapshot import PermitsView
@@ -17,7 +18,7 @@ from agent.status.snapshot import PermitsView
 _SHOWN = (PermitKind.WITHDRAWN, PermitKind.DRAINING)  # held for as long as a node is out; an hourly one is used at once
 
 
-def view(acted: Acted, budget: Budget, restored: bool, boot_id: str) -> dict[str, Any]:
+def view(acted: Acted, config: Config, restored: bool, boot_id: str) -> dict[str, Any]:
     """``restored``: the faults of the agent's last life are known again; the Node is told of together with them."""
     return {
         "keep_off": acted.keep_off,
@@ -31,12 +32,12 @@ def view(acted: Acted, budget: Budget, restored: bool, boot_id: str) -> dict[str
         "failed": acted.failed,
         "requests": acted.requests,
         "look_s": acted.look_s,
-        **(_standing(acted.world, acted.looked_at, budget) if acted.world and restored else {}),
+        **(_standing(acted.world, acted.looked_at, config) if acted.world and restored else {}),
         **(_past(acted.world, acted.looked_at, boot_id) if acted.world else {}),
     }
 
 
-def _standing(world: World, looked_at: float, budget: Budget) -> dict[str, Any]:
+def _standing(world: World, looked_at: float, config: Config) -> dict[str, Any]:
     withdrawn = any(taint.key == HARD_TAINT for taint in world.taints)
     permit = world.held(PermitKind.WITHDRAWN)
     return {
@@ -44,9 +45,10 @@ def _standing(world: World, looked_at: float, budget: Budget) -> dict[str, Any]:
         "withdrawn": withdrawn,
         "degraded_effect": effect_on(world.taints),
         "fences": tuple(fence.words for fence in world.fences),
+        "coming": coming(world, config),
         "withdrawn_since": looked_at - permit.taken_s if withdrawn and permit else None,
         "permits": tuple(
-            _permits(world, kind, budget) for kind in _SHOWN if world.permits is not None and world.pool_size
+            _permits(world, kind, config.budget) for kind in _SHOWN if world.permits is not None and world.pool_size
         ),
     }
 

@@ -255,7 +255,7 @@ class Daemon:
             else frozenset(),
             sources=tuple(source_view(one, verdict, history, now) for one in self._sources.statuses),
             act_age_s=self._actor.age_s if self._actor else None,
-            **(view(acted, self._config.budget, self._restored, verdict.boot_id) if self._actor else {}),
+            **(view(acted, self._config, self._restored, verdict.boot_id) if self._actor else {}),
         )
 
 

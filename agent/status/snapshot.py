@@ -52,6 +52,7 @@ class Snapshot:
     sources: tuple[SourceView, ...] = ()
     steps: tuple[str, ...] = ()  # done in the last round that did anything
     waits: tuple[Wait, ...] = ()
+    coming: tuple[str, ...] = ()  # what will be waited for once the node is cured, in words
     stage: str = ""  # the Node's state label as last read: draining, drained, repairing …
     treatment: Treatment | None = None  # what the last plan is for; None: the node is to be in service
     withdrawn: bool | None = None  # whether our hard taint stands; None: the Node was not read yet

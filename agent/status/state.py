@@ -50,7 +50,7 @@ def state(shot: Snapshot, limits: Limits) -> dict[str, Any]:
             for f in verdict.faults
         ],
         "steps": list(shot.steps),
-        "waits": [wait.why for wait in shot.waits],
+        "waits": [*(wait.why for wait in shot.waits), *shot.coming],
         "stage": shot.stage,
         "degraded_effect": shot.degraded_effect,
         "fences": list(shot.fences),

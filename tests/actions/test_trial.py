@@ -132,7 +132,7 @@ def test_what_a_webhook_that_hangs_keeps_unknown_is_said_and_tried_again_in_a_wh
     server = Server(lambda resource, verb: says() if (resource, verb) == ("leases", "create") else None)
     made = actor(server)
     assert made.round() <= 30
-    (said,) = view(made.exchange.acted, ALL.budget, restored=True, boot_id="")["waits"]
+    (said,) = view(made.exchange.acted, ALL, restored=True, boot_id="")["waits"]
     assert said.why.startswith("whether the agent may create leases, as its mode needs, is not known yet: ")
     assert not made.able
     asked = len(server.asked)
@@ -166,7 +166,7 @@ def test_an_agent_without_a_right_is_not_able_says_so_and_acts_as_far_as_it_can(
     assert not made.able
     assert 15 <= made.round() <= 60
     assert not made.able
-    shown = view(made.exchange.acted, ALL.budget, restored=True, boot_id="")
+    shown = view(made.exchange.acted, ALL, restored=True, boot_id="")
     assert ["may not list poddisruptionbudgets" in wait.why for wait in shown["waits"]] == [True]
     assert (shown["waits"][0].on, shown["api_failures"]) == (On.REFUSED, 0)
     asked = len(server.asked)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from agent.actions.api import connect
 from agent.actions.kube import KubeClient
-from agent.config.settings import Budget, Config, Mode
+from agent.config.settings import Budget, Config, Mode, Recurrence
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT
 from agent.model.steps import Wait
@@ -17,6 +17,7 @@ from tests.actions.test_kube import drive, fatal, healthy
 from tests.cluster.control_plane import ControlPlane
 
 _AGENTS, _LIMIT = 50, 3
+_AT_ONCE = Recurrence(first_hold_s=0)  # a cured node is not held: here others wait for its permit
 
 
 def test_the_hour_of_a_permit_is_the_api_servers_whatever_the_clock_of_the_node_that_used_it(
@@ -25,7 +26,7 @@ def test_the_hour_of_a_permit_is_the_api_servers_whatever_the_clock_of_the_node_
     for name in ("hour-0", "hour-1"):
         plane.add_node(name, labels={"site": "hour"})
     budget = Budget(max_withdrawn=2, per_hour=1, pool="hour", pool_selector="site=hour")
-    config = Config(mode=Mode.TAINT, budget=budget)
+    config = Config(mode=Mode.TAINT, budget=budget, recurrence=_AT_ONCE)
     client = [KubeClient(connect(str(plane.agent_kubeconfig(name))), name, config) for name in ("hour-0", "hour-1")]
     for verdict in (fatal(), healthy()):
         drive(client[0], verdict, config)
@@ -89,7 +90,8 @@ def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_every
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda node: plane.add_node(node, labels={"site": "race"}), nodes))
     plane.wait("nodes Ready", lambda: all(plane.ready(node) for node in nodes))
-    config = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=_LIMIT, pool="race", pool_selector="site=race"))
+    budget = Budget(max_withdrawn=_LIMIT, pool="race", pool_selector="site=race")
+    config = Config(mode=Mode.TAINT, budget=budget, recurrence=_AT_ONCE)
     accounts = {node: str(plane.agent_kubeconfig(node)) for node in nodes}
     start, done = threading.Barrier(_AGENTS + 1), threading.Event()
     bad, well = fatal(), healthy()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,31 @@ def test_a_cured_node_returns_once_its_check_ended_well(site: Site, agent: Start
     site.plane.wait("returned", lambda: site.taints() == [] and running.state()["status"] == "healthy")
     made = sorted(jobs(site), key=lambda job: str(job["metadata"]["creationTimestamp"]))
     assert [job["metadata"]["name"].rpartition("-")[0] for job in made] == ["gpu-health-reset-gpu", "gpu-health-check"]
+
+
+def test_as_shipped_a_cured_node_is_held_with_its_permit_says_so_and_a_persons_word_ends_it(
+    site: Site, agent: StartAgent
+) -> None:
+    running = agent(simulate="idle", repair={"reset_gpu": "gpu-reset", "pause_s": 1}, budget={"max_withdrawn": 2})
+    site.plane.wait("healthy", lambda: running.state()["status"] == "healthy")
+    running.inject("--gpu", "3", "--xid", "95")
+
+    def told(what: str) -> bool:
+        return any(what in why for why in running.state()["waits"])
+
+    site.plane.wait("told ahead", lambda: told("once it is cured it stays out of service for 8 h more"))
+    site.plane.wait("a Job", lambda: len(jobs(site)) == 1)
+    running.inject("--gpu", "3", "--clear")
+    site.plane.wait("held", lambda: told("cured, it stays out of service, with its permit, until "))
+    time.sleep(3)  # its soak is a second
+    assert site.taints() == [UNHEALTHY]
+    command = [sys.executable, "-m", "agent", "explain", "--node", site.nodes[0], "--config", str(running.config)]
+    asked = subprocess.run(
+        [*command, "--kubeconfig", str(site.plane.kubeconfig)], capture_output=True, text=True, check=True
+    )
+    assert "annotation gpu-health-agent/dismiss=recurrence@node ends this at once" in asked.stdout
+    site.plane.kubectl("annotate", "node", site.nodes[0], "gpu-health-agent/dismiss=recurrence@node")
+    site.plane.wait("returned", lambda: site.taints() == [])
 
 
 def test_the_shipped_template_takes_evidence_before_the_reset_and_the_history_names_its_job(

@@ -98,7 +98,7 @@ def test_an_agent_that_gets_no_answer_waits_and_its_circuit_is_open(
     config = case(tmp_path, authority)
     actor = Actor(Config(), lambda: KubeClient(connect(config), "n1", Config()), False, lambda *_, **__: None)
     assert actor.round() <= 1
-    shown = view(actor.exchange.acted, Config().budget, restored=True, boot_id="")
+    shown = view(actor.exchange.acted, Config(), restored=True, boot_id="")
     assert [said in wait.why for wait in shown["waits"]] == [True]
     assert (shown["api_failures"], shown["failed"]) == (1, {"look": 1})
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from agent.actions.fleet import read_fleet
-from agent.config.settings import Budget, Config, Recurrence
+from agent.config.settings import Budget, Config, Mode, Recurrence
 from agent.model.names import HISTORY_ANNOTATION, OUT_LABEL, SOFT_TAINT
 from agent.remediation.ledger import DRILL, End, Entry, Moment, Suspect
 from agent.remediation.ledger_json import load
-from agent.remediation.recurrence import Care, care
+from agent.remediation.recurrence import Care, care, coming
 from agent.status.fleet_view import fleet_state
 from tests.life import CONFIG, POLL_S, TEMPLATES, Life
 from tests.observe import GPU, OTHER, START
@@ -51,6 +51,7 @@ OWN_FIRST = first(f"GPU {GPU} (GPU-a, serial 165)")
 def test_after_the_first_of_a_kind_a_node_is_held_and_nothing_else() -> None:
     others = incident(1, Suspect(OTHER, "GPU-b", "166")), incident(2)
     assert after() == after(*others) == OWN_FIRST
+    assert OWN_FIRST.hold_s == 28_800, "as shipped"
     at_once = Recurrence(first_hold_s=0)
     assert after(*others, settings=at_once).hold_s == 0
     assert after(last=replace(incident(10, OWN, by=None), idle=True)).hold_s == 0, "nothing broke"
@@ -176,6 +177,28 @@ def test_a_node_whose_gpu_broke_for_the_first_time_is_held_while_a_permit_is_fre
         assert (took >= HOLD_S, took <= longest) == (permits == 2, True)
         life.run(30)
         assert not soft(life)
+
+
+def test_that_a_node_will_be_held_is_told_before_its_cure_where_it_will_be() -> None:
+    def told(permits: int, mode: Mode = Mode.EVICT) -> tuple[str, ...]:
+        life = Life(
+            RESET, config=CONFIG.model_copy(update={"recurrence": Recurrence(), "budget": Budget(max_withdrawn=2)})
+        )
+        until(life, True)
+        found = coming(
+            life.world, life.config.model_copy(update={"mode": mode, "budget": Budget(max_withdrawn=permits)})
+        )
+        while not held(life):
+            life.tick()
+        assert not coming(life.world, life.config), "now it is waited for"
+        return found
+
+    (why,) = told(2)
+    assert why.startswith(f"GPU {GPU} (GPU-{GPU}) broke for the first time in 60 days: once it is cured it stays out")
+    assert (
+        "for 8 h more, while another withdrawn permit of the pool is free; annotation gpu-health-agent/dismiss=" in why
+    )
+    assert told(1) == told(2, Mode.OBSERVE) == ()
 
 
 def test_an_idle_gpu_that_was_reset_comes_back_at_once() -> None:

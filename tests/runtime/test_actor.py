@@ -144,7 +144,7 @@ def test_a_spent_budget_and_a_refused_eviction_are_told_apart_without_reading_se
         tell(actor, bad)
         for _ in range(2):
             actor.round()
-        views.append(view(actor.exchange.acted, config.budget, restored=True, boot_id=""))
+        views.append(view(actor.exchange.acted, config, restored=True, boot_id=""))
     first, second = views
     assert [wait.on for wait in first["waits"]] == [On.EVICTION]
     assert [wait.on for wait in second["waits"]] == [On.PERMIT]

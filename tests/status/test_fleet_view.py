@@ -129,7 +129,9 @@ def test_who_may_not_read_the_permits_is_told_so_and_sees_the_faults() -> None:
         return made(method, path, *rest, **more)
 
     told = of_node(api, "n1", ONE)
-    assert told["waits"] == ["perhaps a permit, which can't be seen: leases is forbidden"]
+    permit, hold = told["waits"]
+    assert permit == "perhaps a permit, which can't be seen: leases is forbidden"
+    assert "once it is cured it stays out of service for 8 h more, while another withdrawn permit" in hold
     assert [one["id"] for one in told["faults"]] == [f"xid-79@{GPU}"]
 
 
