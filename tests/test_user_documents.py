@@ -54,7 +54,7 @@ def test_every_command_is_one(line: str) -> None:
             "docker build --tag registry.example.com/gpu-kit daemonset/kit",  # as tests/image/kit.py does, by buildah
             "docker push registry.example.com/gpu-kit",
             "kubectl annotate node NODE gpu-health-agent/dismiss=xid-79@0000:1b:00.0",  # as its test does
-                "kubectl annotate node NODE gpu-health-agent/dismiss=recurrence@node",  # as tests/cluster/test_repair.py
+            "kubectl annotate node NODE gpu-health-agent/dismiss=recurrence@node",  # as its test does
             # What it runs in the pod is run by tests/recording/test_flight.py.
             "kubectl exec -n gpu-health-agent POD -c agent -- gpu-health-agent evidence > evidence.tar.gz",
         )

@@ -12,7 +12,7 @@ from agent.diagnosis.aside import only_aside
 from agent.diagnosis.correlate import incidents, order, overruled
 from agent.diagnosis.dismissal import dismissed, ends_when_cured, lasts, with_dismissal, without
 from agent.diagnosis.history import History
-from agent.diagnosis.lapses import Lapse, holds, lapses
+from agent.diagnosis.lapses import Lapse, held_until, holds, lapses
 from agent.diagnosis.linked import linked
 from agent.diagnosis.overrides import settle
 from agent.diagnosis.pre_start import doubted
@@ -69,6 +69,7 @@ def judge(
     history = replace(history, expected=expected, offer=orders.offer)
     history, began_at = without(history, orders.dismissed), wall - (history.now - history.began)
     unseen = dict(blind(history, expected, limits.silent_s))
+    settled_s = 5 * limits.silent_s
     lapsed, earlier = memory.lapses, replace(memory.history, now=history.now)
     # What came and went lapsed again, whether or not anybody asked before it was seen once more in this round.
     again = [(name, why) for name, why in blind(earlier, expected, limits.silent_s) if name in lapsed] if lapsed else []
@@ -79,7 +80,7 @@ def judge(
             for name, why in reasons
             if name not in SPARE or expected == (SECOND_WITNESS,)
         }
-        lapsed = lapses(lapsed, told, history.now, 5 * limits.silent_s)
+        lapsed = lapses(lapsed, told, history.now, settled_s)
     findings = [finding for rule in RULES for finding in rule(history, limits)]
     history = history.without({finding.pci for finding in findings})
     wanted = [
@@ -102,7 +103,10 @@ def judge(
     if gone := old.keys() - found.keys():
         was = (finding for rule in RULES for finding in rule(replace(memory.history, fresh=()), limits))
         gone -= {finding.id for finding in was if _renews(finding, memory.faults)}
-    absent = {key: could_show_s(old[key], memory.history, history.now, limits) for key in gone}
+    absent = {}
+    for key in gone:
+        since = held_until(memory.lapses, old[key], settled_s)
+        absent[key] = could_show_s(old[key], memory.history, since, history.now, limits)
     faults: dict[str, Fault] = {}
     for key in {**old, **found}:
         if key in old and key not in found and holds(lapsed, old[key]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 
 from agent.config.source_index import GPUS
 from agent.diagnosis.rules import silence
@@ -54,9 +55,16 @@ def lapses(before: Mapping[str, Lapse], unseen: Mapping[str, Came], now: float, 
 
 def holds(found: Mapping[str, Lapse], fault: Fault) -> bool:
     """Whether a fault says that something can't be seen which comes and goes: then it stays as it is."""
+    return held_until(found, fault, inf) > 0.0
+
+
+def held_until(before: Mapping[str, Lapse], fault: Fault, settled_s: float) -> float:
+    """Until when (monotonic seconds) it stays so as far as these lapses tell, however often anybody asks meanwhile."""
     finding = fault.finding
-    lapse = found.get(f"GPU {finding.pci}" if finding.pci else finding.evidence.source)
-    return lapse is not None and lapse.again and fault.confirmed and finding.rule in _RULES
+    lapse = before.get(f"GPU {finding.pci}" if finding.pci else finding.evidence.source)
+    if lapse is None or not (lapse.again and fault.confirmed and finding.rule in _RULES):
+        return 0.0
+    return inf if lapse.over is None else lapse.over + settled_s
 
 
 def _expected(reason: Reason) -> bool:

@@ -68,8 +68,11 @@ def read_until(history: History, pci: str, silent_s: float) -> float:
     return reading.arrived + silent_s if reading else -inf
 
 
-def could_show_s(fault: Fault, was: History, now: float, limits: Limits) -> float:
-    """Seconds since the last round in which the fault would have shown, however many rounds there were."""
+def could_show_s(fault: Fault, was: History, since: float, now: float, limits: Limits) -> float:
+    """Seconds since the last round in which the fault would have shown, however many rounds there were.
+
+    ``since``: what was before that, monotonic seconds, doesn't count.
+    """
     finding = fault.finding
     until = now
     if finding.witness:
@@ -85,7 +88,7 @@ def could_show_s(fault: Fault, was: History, now: float, limits: Limits) -> floa
         if reading.arrived <= fault.last:
             return 0.0  # what was read before an event says nothing about it
         until = min(until, reading.arrived + limits.silent_s)
-    return max(0.0, until - was.now) if was.now else 0.0
+    return max(0.0, until - max(was.now, since)) if was.now else 0.0
 
 
 def could_show(fault: Fault, history: History, unseen: Mapping[str, Reason], limits: Limits) -> bool:

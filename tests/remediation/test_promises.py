@@ -156,6 +156,25 @@ def test_a_batch_is_judged_as_its_parts_would_be(batch: list[Observation], data:
     ],
     1.0,
 )
+@example(  # a GPU that comes and goes stays silent for five minutes after its word; no poll comes meanwhile
+    [
+        *((wait, reading(pci)) for wait, pci in ((436.0, OTHER), (379.0, GPU), (157.0, OTHER))),
+        (296.0, Observation(0, "nvml", Signal.RESET_REQUIRED, OTHER, raw="NVML error 16")),
+        (488.0, Observation(0, "nvml", Signal.RESET_REQUIRED, GPU, raw="NVML error 16")),
+        (625.0, reading(OTHER)),
+    ],
+    13.0,
+)
+@example(  # the same of a GPU that is lost, beside Xids
+    [
+        (867.0, xid(45, source="kmsg")),
+        (258.0, reading(OTHER, recovery_action=2)),
+        *((wait, xid(code, OTHER, "kmsg")) for wait, code in ((257.0, 64), (504.0, 13))),
+        (237.0, lost(OTHER)),
+        (577.0, lost(source="kmsg")),
+    ],
+    18.75,
+)
 def test_judging_more_often_concludes_nothing_else(events: list[tuple[float, Observation]], tick_s: float) -> None:
     """What a recording leaves out, rounds in which nothing came and nothing changed, changes nothing."""
     seldom, often = Judge(expected=SOURCES), Judge(expected=SOURCES)
