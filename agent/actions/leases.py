@@ -20,7 +20,15 @@ from agent.actions.lease import holder, largest_pool, mine, pool_size, rewritten
 from agent.actions.pool import Pool, PoolReading, count, share_s
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
-from agent.model.names import FREE_LABEL, LARGE_POOL, PERMIT_KIND_LABEL, POOL_LABEL, POOL_UNREAD, SLOT_LEASE
+from agent.model.names import (
+    FREE_LABEL,
+    LARGE_POOL,
+    PERMIT_KIND_LABEL,
+    POOL_LABEL,
+    POOL_UNREAD,
+    SELECTOR_ANNOTATION,
+    SLOT_LEASE,
+)
 from agent.model.world import PermitKind
 
 _API = "coordination.k8s.io/v1"
@@ -111,7 +119,8 @@ class Leases:
         if number := self._number(name):
             self.numbers[name] = number
         labels = {POOL_LABEL: self._budget.pool, PERMIT_KIND_LABEL: str(self.numbers[name][0])}
-        metadata = {"name": name, "labels": labels, "annotations": {**words}}
+        about = {SELECTOR_ANNOTATION: self._budget.pool_selector}
+        metadata = {"name": name, "labels": labels, "annotations": {**about, **words}}
         try:
             self._write("POST", name, {"apiVersion": _API, "kind": "Lease", "metadata": metadata, "spec": {**spec}})
         except RefusedError as refused:

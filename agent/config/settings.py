@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from agent.config.limits import Count, Limits, Override, Seconds, Section
 from agent.config.neighbour_settings import Gate, Webhook
+from agent.config.pool_name import DEFAULT_SELECTOR, old_name, pool_name, with_old_name, without_old_name
 from agent.config.source_settings import Sources
 from agent.model.errors import ConfigError
 from agent.model.neighbours import NEIGHBOURS, Preset
@@ -31,18 +33,23 @@ class Mode(StrEnum):
 class Budget(Section):
     """How much of the cluster may be out of service at once through our doing."""
 
+    _known = model_validator(mode="before")(without_old_name)
+    model_config = ConfigDict(json_schema_extra=with_old_name)
     max_withdrawn: Annotated[int, Field(ge=0)] | Share = "10%"
     """Nodes of the pool with our hard taint, a number or a share of the pool (at least 1, of 0% none)."""
     max_draining: Annotated[int, Field(ge=0)] | Share = 1  # nodes that evict at once
     per_hour: Count = 0
     """Withdrawals an hour for the whole pool; 0 is no limit beyond max_withdrawn."""
-    pool: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$")] = "gpu"
-    """The pool's name in the Leases that hold its permits."""
-    pool_selector: str = "nvidia.com/gpu.present=true"
-    """The label selector of the pool's nodes."""
+    pool_selector: str = DEFAULT_SELECTOR
+    """The label selector of the pool's nodes. Agents with the same one share the permits."""
     others_taints: tuple[str, ...] = ()
     """More keys of others' taints that mean a node is out of service, and count (those of autoscalers are known)."""
     namespace: str = "gpu-health-agent"  # where Leases, pause and templates are
+
+    @property
+    def pool(self) -> str:
+        """In the names and labels of the permits' Leases."""
+        return pool_name(self.pool_selector)
 
     def withdrawn(self, pool_size: int) -> int:
         """How many nodes of so many may hold a withdrawn permit."""
@@ -253,6 +260,8 @@ def load(path: str | os.PathLike[str] | None) -> Config:
         raise ConfigError(f"{path}: is not valid YAML: {str(error).splitlines()[0]}") from error
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold a mapping such as 'mode: observe', not a {type(data).__name__}")
+    if notice := old_name(data):
+        sys.stderr.write(f"gpu-health-agent: {path}: {notice}\n")
     try:
         return Config.model_validate(data or {})
     except ValidationError as error:

@@ -39,6 +39,7 @@ POOL_LABEL = "gpu-health-agent/pool"
 PERMIT_KIND_LABEL = "gpu-health-agent/slot"
 FREE_LABEL = "gpu-health-agent/free"  # "true" on a permit that was given back, for those that wait
 LAST_HOLDER_ANNOTATION = "gpu-health-agent/last-holder"  # of a permit: who gave it back
+SELECTOR_ANNOTATION = "gpu-health-agent/pool-selector"  # of a permit: which pool that is, for people
 POOL_SIZE_ANNOTATION = "gpu-health-agent/pool-size"  # of a permit: as its holder read it, for those that wait
 POOL_UNREAD = "not-read-yet"  # in its place: the permit was taken before the pool was read
 LARGE_POOL = 100  # nodes: in such a pool a permit is taken first, and the pool read then

@@ -93,7 +93,8 @@ class InMemoryCluster:
             return 200, _copy(old)
 
     def _select(self, kind: str, namespace: str, query: dict[str, str]) -> list[dict[str, Any]]:
-        selectors = [one.partition("=") for one in query.get("labelSelector", "").split(",") if one]
+        wanted = query.get("labelSelector", "")
+        selectors = [one.partition("=") for one in wanted.replace(" ", "").replace("==", "=").split(",") if one]
         fields = dict(one.split("=") for one in query.get("fieldSelector", "").split(",") if one)
         node, only, phase = (fields.get(key, "") for key in ("spec.nodeName", "metadata.name", "status.phase"))
         return [

@@ -98,21 +98,24 @@ def test_a_namespace_that_was_installed_anew_without_a_release_takes_no_node_pas
     assert {*holders(made).values()} == before, "each has its permit again"
 
 
-def test_a_pool_under_another_name_counts_the_nodes_that_were_withdrawn_under_the_old_one() -> None:
-    made, old, new = cluster("n1", "n2", "n3"), tainting(), tainting(pool="renamed")
+ANOTHER = "nvidia.com/gpu.present=true,os!=windows"  # the same nodes by another selector
+
+
+def test_a_pool_by_another_selector_counts_the_nodes_that_were_withdrawn_by_the_old_one() -> None:
+    made, old, new = cluster("n1", "n2", "n3"), tainting(), tainting(pool_selector=ANOTHER)
     drive(KubeClient(made, "n1", old), fatal(), old)
     drive(KubeClient(made, "n2", new), fatal(), new)
     assert withdrawn(made) == {"n1"}
     assert waits(KubeClient(made, "n2", new), new)[0].endswith("out of service otherwise: n1")
     drive(KubeClient(made, "n1", new), fatal(), new)
-    assert holders(made)["gpu-health-agent-withdrawn-renamed-0"] == "n1"
+    assert holders(made)[f"gpu-health-agent-withdrawn-{new.budget.pool}-0"] == "n1"
 
 
-def test_two_names_of_one_pool_allow_a_drain_and_a_withdrawal_of_the_hour_each() -> None:
-    """A stated limit: while the name is rolled out the agents are to pause."""
+def test_two_selectors_of_the_same_nodes_allow_a_drain_and_a_withdrawal_of_the_hour_each() -> None:
+    """A stated limit: while another selector is rolled out the agents are to pause."""
     made = cluster("n1", "n2", "n3")
-    for name, pool in (("n1", "gpu"), ("n2", "renamed")):
-        config = tainting(2, per_hour=1, max_draining=1, pool=pool)
+    for name, selector in (("n1", "nvidia.com/gpu.present=true"), ("n2", ANOTHER)):
+        config = tainting(2, per_hour=1, max_draining=1, pool_selector=selector)
         client = KubeClient(made, name, config)
         world = client.look(closely=True)
         for kind in (PermitKind.HOURLY, PermitKind.DRAINING):

@@ -26,7 +26,7 @@ def fleet(plane: ControlPlane, size: int = 100) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda node: plane.add_node(node, labels={"site": "fleet"}), nodes))
     plane.wait("nodes Ready", lambda: all(plane.ready(node) for node in nodes), 120)
-    config = Config(mode=Mode.TAINT, budget=Budget(pool="fleet", pool_selector="site=fleet"))
+    config = Config(mode=Mode.TAINT, budget=Budget(pool_selector="site=fleet"))
     accounts = {node: str(plane.agent_kubeconfig(node)) for node in nodes}
     actors = [
         Actor(config, partial(_client, accounts[node], node, config), False, lambda *_, **__: None) for node in nodes

@@ -15,7 +15,8 @@ from agent.model.world import PermitKind
 from tests.bench.api_cost import cost, over, stored
 from tests.cluster.control_plane import ControlPlane
 
-POOL, KIND, OWN = "many", PermitKind.WITHDRAWN, "fleet-0/0"
+BUDGET = Budget(pool_selector="site=many")
+POOL, KIND, OWN = BUDGET.pool, PermitKind.WITHDRAWN, "fleet-0/0"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
 TIMES, IDLE_S = 50, 20.0
 
@@ -23,7 +24,7 @@ TIMES, IDLE_S = 50, 20.0
 def many_permits(plane: ControlPlane, account: str, numbers: Iterable[int] = (10, 100, 1000)) -> None:
     """With so many held, by the agent's own code and with the rights of this account."""
     api, held, idle_s = connect(account), 0, over(plane, IDLE_S).cpu_s / IDLE_S
-    permits = Permits(api, Budget(pool=POOL, pool_selector=f"site={POOL}"), time.monotonic, time.time)
+    permits = Permits(api, BUDGET, time.monotonic, time.time)
     one = f"{LEASES}?fieldSelector=metadata.name%3Dgpu-health-agent-{KIND}-{POOL}-0"
     free = f"{LEASES}?labelSelector={POOL_LABEL}%3D{POOL}%2C{FREE_LABEL}%3Dtrue&resourceVersion=0"
 

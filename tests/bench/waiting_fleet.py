@@ -39,7 +39,7 @@ from tests.cluster.control_plane import ControlPlane
 MANIFESTS = Path(__file__).parents[2] / "daemonset"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
 MERGE = "application/merge-patch+json"
-POOL, SELECTOR = "fleet", "site=fleet"
+BUDGET = Budget(pool_selector="site=fleet")
 PLAYERS = "kwok", "kube-controller-manager", "kube-scheduler"  # what they do is not the agents'
 LEFT = 2  # permits that are free when the fault comes
 IDLE_S, START_S, HEALTHY_S, FIRST_S = 60.0, 15.0, 120.0, 10.0
@@ -94,7 +94,7 @@ def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -
         out = {WITHDRAWN_LABEL: "true"}
         list(pool.map(lambda one: add(plane, one[1], out if one[0] < held else {}), enumerate(others)))
         permits = list(pool.map(lambda i: _hold(plane, i, others[i], size), range(held)))
-    config = Config(mode=Mode.TAINT, budget=Budget(pool=POOL, pool_selector=SELECTOR))
+    config = Config(mode=Mode.TAINT, budget=BUDGET)
     actors = [Actor(config, partial(_client, accounts[n], n, config), False, lambda *_, **__: None) for n in real]
     print(f"{size} Nodes, {agents} act loops, a false fault on all at once, {size // 10} allowed:")
     meanwhile, out_now = Others(plane, real, permits), Withdrawn(plane)
@@ -255,11 +255,11 @@ def _one_comes_free(plane: ControlPlane, name: str, permit: str, out_now: Withdr
 def _hold(plane: ControlPlane, index: int, node: str, size: int) -> str:
     uid, now = plane.must("GET", f"/api/v1/nodes/{node}")["metadata"]["uid"], rfc3339(time.time())
     kind = PermitKind.WITHDRAWN
-    name = SLOT_LEASE.format(kind=kind, pool=POOL, index=index)
+    name = SLOT_LEASE.format(kind=kind, pool=BUDGET.pool, index=index)
     body = {
         "metadata": {
             "name": name,
-            "labels": {POOL_LABEL: POOL, PERMIT_KIND_LABEL: str(kind)},
+            "labels": {POOL_LABEL: BUDGET.pool, PERMIT_KIND_LABEL: str(kind)},
             "annotations": {POOL_SIZE_ANNOTATION: str(size)},
         },
         "spec": {"holderIdentity": f"{node}/{uid}", "acquireTime": now, "renewTime": now},

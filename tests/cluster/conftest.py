@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from agent.config.settings import Budget
 from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane
 from tests.running import Running
@@ -42,6 +43,7 @@ class Site:
 
     def __init__(self, plane: ControlPlane) -> None:
         self.plane, self.name = plane, f"t{next(_NUMBERS)}"
+        self.pool = Budget(pool_selector=f"site={self.name}").pool  # as its permits are named
         self.nodes = (f"{self.name}-a", f"{self.name}-b")
         for node in self.nodes:
             plane.add_node(node, labels={"site": self.name})
@@ -152,7 +154,7 @@ class AgentProcess:
             "mode": mode,
             "poll_s": 0.5,
             "sources": {"nvml": {"enabled": simulate is not None}, "kmsg": {"path": str(self.kernel_log)}},
-            "budget": {"pool": site.name, "pool_selector": f"site={site.name}"},
+            "budget": {"pool_selector": f"site={site.name}"},
             "drain": {"gather_s": 0.5},
             "policy": {"soak_s": 1, "flag_confirm_s": 0.3},
             "http": {"address": "127.0.0.1", "port": 0},

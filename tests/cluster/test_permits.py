@@ -25,12 +25,12 @@ def test_the_hour_of_a_permit_is_the_api_servers_whatever_the_clock_of_the_node_
 ) -> None:
     for name in ("hour-0", "hour-1"):
         plane.add_node(name, labels={"site": "hour"})
-    budget = Budget(max_withdrawn=2, per_hour=1, pool="hour", pool_selector="site=hour")
+    budget = Budget(max_withdrawn=2, per_hour=1, pool_selector="site=hour")
     config = Config(mode=Mode.TAINT, budget=budget, recurrence=_AT_ONCE)
     client = [KubeClient(connect(str(plane.agent_kubeconfig(name))), name, config) for name in ("hour-0", "hour-1")]
     for verdict in (fatal(), healthy()):
         drive(client[0], verdict, config)
-    lease = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/gpu-health-agent-hourly-hour-0"
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/gpu-health-agent-hourly-{budget.pool}-0"
     long_ago = {"spec": {"acquireTime": "2020-01-01T00:00:00.000000Z", "renewTime": "2020-01-01T00:00:00.000000Z"}}
     plane.must("PATCH", lease, long_ago, "application/merge-patch+json")
     drive(client[1], fatal(), config)
@@ -54,10 +54,11 @@ def test_a_withdrawn_node_whose_permits_were_deleted_counts_by_its_label_and_get
     for name in names:
         plane.add_node(name, labels={"site": "label"})
     plane.wait("nodes Ready", lambda: all(plane.ready(name) for name in names))
-    config = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=1, pool="label", pool_selector="site=label"))
+    config = Config(mode=Mode.TAINT, budget=Budget(max_withdrawn=1, pool_selector="site=label"))
     client = [KubeClient(connect(str(plane.agent_kubeconfig(name))), name, config) for name in names]
     drive(client[0], fatal(), config)
-    path = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/gpu-health-agent-withdrawn-label-0"
+    name = f"gpu-health-agent-withdrawn-{config.budget.pool}-0"
+    path = f"/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/{name}"
     plane.must("DELETE", path)
     plane.wait("the label is seen", lambda: anew(client[1]).out == {"label-0"})
     drive(client[1], fatal(), config)
@@ -90,7 +91,7 @@ def test_of_fifty_raced_agents_never_more_than_the_budget_hold_a_taint_and_every
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda node: plane.add_node(node, labels={"site": "race"}), nodes))
     plane.wait("nodes Ready", lambda: all(plane.ready(node) for node in nodes))
-    budget = Budget(max_withdrawn=_LIMIT, pool="race", pool_selector="site=race")
+    budget = Budget(max_withdrawn=_LIMIT, pool_selector="site=race")
     config = Config(mode=Mode.TAINT, budget=budget, recurrence=_AT_ONCE)
     accounts = {node: str(plane.agent_kubeconfig(node)) for node in nodes}
     start, done = threading.Barrier(_AGENTS + 1), threading.Event()

@@ -181,8 +181,8 @@ def test_a_pod_is_deleted_by_its_uid_and_with_its_own_grace_period_only(stolen: 
 
 
 def lease(stolen: Stolen, index: int, node: str) -> dict[str, Any]:
-    name = f"gpu-health-agent-withdrawn-{stolen.site.name}-{index}"
-    labels = {"gpu-health-agent/pool": stolen.site.name, "gpu-health-agent/slot": "withdrawn"}
+    name = f"gpu-health-agent-withdrawn-{stolen.site.pool}-{index}"
+    labels = {"gpu-health-agent/pool": stolen.site.pool, "gpu-health-agent/slot": "withdrawn"}
     return {"metadata": {"name": name, "labels": labels}, "spec": {"holderIdentity": f"{node}/uid" if node else ""}}
 
 

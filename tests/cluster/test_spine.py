@@ -159,7 +159,7 @@ expect: {faults: [xid-95], steps: {taint: 1, evict: 9, untaint: 1}, status: heal
 
 def _holders(site: Site) -> set[str]:
     path = "/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases"
-    leases = site.plane.must("GET", f"{path}?labelSelector=gpu-health-agent%2Fpool%3D{site.name}")["items"]
+    leases = site.plane.must("GET", f"{path}?labelSelector=gpu-health-agent%2Fpool%3D{site.pool}")["items"]
     return {lease["spec"]["holderIdentity"] for lease in leases}
 
 
@@ -182,7 +182,7 @@ def test_a_degraded_node_that_is_to_get_no_new_pod_holds_a_permit_for_it(site: S
     running.inject("--gpu", "3", "--xid", "171")
     firm = [{"key": "gpu-health-agent/degraded", "effect": "NoSchedule"}]
     site.plane.wait("tainted", lambda: site.node()["spec"].get("taints") == firm)
-    lease = f"/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/gpu-health-agent-withdrawn-{site.name}-0"
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent/leases/gpu-health-agent-withdrawn-{site.pool}-0"
     assert site.plane.must("GET", lease)["spec"]["holderIdentity"].startswith(f"{site.nodes[0]}/")
     assert site.running("train") == [site.nodes[0]]
     site.plane.wait("said", lambda: "no new ones come" in running.state()["faults"][0]["next"])

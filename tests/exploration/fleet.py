@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from heapq import heappop, heappush
 from random import Random
 
 from agent.config.settings import Budget, Config
-from agent.model.names import POOL_LABEL, STATE_LABEL
+from agent.model.names import STATE_LABEL
 from agent.model.ownership import OPERAND_ON, OPERANDS
 from tests.exploration.neighbours import Trouble
 from tests.exploration.node import Node
-from tests.exploration.promises import KNOWN, Promises
+from tests.exploration.promises import Promises
 from tests.exploration.server import Manner, Server
-from tests.exploration.trouble import TROUBLES, helps
+from tests.exploration.trouble import SELECTORS, TROUBLES, helps
 from tests.exploration.watch import own_label, withdraws
 from tests.exploration.wire import Wire
 from tests.life import TEMPLATES, templates
@@ -36,13 +36,11 @@ _MANNERS = (
 class Fleet:
     """One schedule, all of it from one seed."""
 
-    def __init__(
-        self, seed: int, kinds: tuple[str, ...], known: Collection[str] = tuple(KNOWN), seconds: float = 2400.0
-    ) -> None:
-        """``kinds`` of trouble; ``known``: promises that may be broken; ``seconds`` of trouble."""
+    def __init__(self, seed: int, kinds: tuple[str, ...], seconds: float = 2400.0) -> None:
+        """``kinds`` of trouble, for so many ``seconds``."""
         self.seconds, self.chance = seconds, Random(seed)
         self.now, self.rounds, self.writes, self.begun, self.depth = 0.0, 0, 0, False, 0
-        self.promises = Promises(known)
+        self.promises = Promises()
         self.server = Server(self.chance, lambda: self.now)
         self.in_force: dict[int, tuple[Budget, float]] = {}  # process → its budget, and until when it lived
         self.kills, self.outlives = 0.0, False  # chance of dying after a write; whether late requests outlive that
@@ -74,6 +72,7 @@ class Fleet:
                 "policy": {"soak_s": 20, "relapses": 1000, "silent_s": 120},  # a node at rest is judged once a minute
                 "recurrence": {"first_hold_s": 15, "hold_s": 30, "most_hold_s": 60, "watch_s": 120, "replace_after": 0},
                 "budget": {
+                    "pool_selector": SELECTORS[0],
                     "max_withdrawn": chance.choice((1, 2, 3, "40%")),
                     "max_draining": chance.choice((1, 1, 2)),
                     "per_hour": chance.choice((0, 0, 8)),
@@ -209,9 +208,7 @@ class Fleet:
         """What is not at rest yet."""
         there = {f"{one['metadata']['name']}/{one['metadata']['uid']}" for one in self.server.all("nodes")}
         leases = [one for one in self.server.all("leases") if one["spec"].get("holderIdentity") in there]
-        pool = self.config.budget.pool  # those of a name that is out of use are nobody's
-        held = [one for one in leases if (one["metadata"].get("labels") or {}).get(POOL_LABEL) == pool]
-        said = [f"{one['metadata']['name']} is held by {one['spec']['holderIdentity']}" for one in held]
+        said = [f"{one['metadata']['name']} is held by {one['spec']['holderIdentity']}" for one in leases]
         for node in self.nodes:
             raw = node.raw
             if raw is None:

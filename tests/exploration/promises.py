@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
 
 PROMISES = {
     "budget": "no taint of ours comes to a node beyond the most generous limit in force",
@@ -19,27 +18,17 @@ PROMISES = {
 }
 
 
-# What the product does not hold yet, why, and the trouble and the seed of a schedule that shows it. Such a promise is
-# counted where it is broken, and ends no schedule.
-KNOWN: dict[str, tuple[str, str, int]] = {}
-
-
 class BrokenError(AssertionError):
     """A promise was not kept."""
 
 
 class Promises:
-    """How often each was kept; the first that is not ends the schedule, but for those that are ``known`` to break."""
+    """How often each was kept; the first that is not ends the schedule."""
 
-    def __init__(self, known: Collection[str] = ()) -> None:
+    def __init__(self) -> None:
         self.kept: Counter[str] = Counter()
-        self.broken: Counter[str] = Counter()
-        self.known = known
 
     def keep(self, name: str, so: object, said: str) -> None:
-        if not so and name in self.known:
-            self.broken[name] += 1
-            return
         if not so:
             raise BrokenError(f"{name}: {said} ({PROMISES[name]})")
         self.kept[name] += 1

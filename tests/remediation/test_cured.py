@@ -64,8 +64,8 @@ def _installed_anew(life: Life) -> None:
         del life.cluster._objects[key]
 
 
-def _renamed(life: Life) -> None:
-    budget = life.config.budget.model_copy(update={"pool": "gpus"})
+def _reselected(life: Life) -> None:
+    budget = life.config.budget.model_copy(update={"pool_selector": "nvidia.com/gpu.present"})
     life.config = life.config.model_copy(update={"budget": budget})
 
 
@@ -98,7 +98,7 @@ def _deleted_before_a_pause(life: Life) -> None:
         _hidden,
         _deleted,
         _installed_anew,
-        _renamed,
+        _reselected,
         _deleted_beside_another,
         _deleted_and_used_by_another,
         _deleted_before_a_pause,
