@@ -31,7 +31,8 @@ def error_label(case: Case, noted: bool | None) -> tuple[dict[str, str | None], 
     reported = any(fault.finding.severity is Severity.FATAL for fault in case.verdict.faults)
     if case.verdict.blind and UNHEALTHY in world.conditions:  # which stays as it is
         reported |= world.conditions[UNHEALTHY].status == "True"
-    return ({ERROR_LABEL: None} if ours else {}), False if reported else None
+    # What is noted stays so: the conditions come in a write of their own, and that may never come.
+    return ({ERROR_LABEL: None} if ours else {}), False if reported or ours or noted is not None else None
 
 
 def beside_hard(presets: Iterable[str], taints: Iterable[Taint]) -> tuple[Taint, ...]:

@@ -51,7 +51,6 @@ def test_our_label_comes_and_goes_with_the_fault_over_any_restart() -> None:
     assert label(made) == "true"
     lives(made, healthy())
     assert label(made) is None
-    assert "labelled" not in json.loads(node(made)["metadata"]["annotations"][FAULTS_ANNOTATION])
 
 
 def test_a_label_that_a_person_changed_is_theirs_from_then_on() -> None:
@@ -103,3 +102,21 @@ def test_wherever_the_agent_dies_it_knows_whose_the_label_is(writes: int) -> Non
         drive(KubeClient(made, "n1", EVICT), healthy(), cuts=[writes], rounds=1)
         lives(made, healthy())
         assert label(made) == last
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_persons_label_stays_though_the_agent_died_before_its_condition_said_that_the_fault_is_over(
+    ours: bool,
+) -> None:
+    """The conditions come in a write of their own."""
+    for writes in range(1, 6):
+        made = cluster()
+        lives(made, healthy())
+        says(made, None if ours else "true")
+        lives(made, fatal(), fatal())
+        drive(KubeClient(made, "n1", EVICT), healthy(), cuts=[writes], rounds=1)
+        theirs = not ours or label(made) is None
+        if theirs:
+            says(made, "true")
+        lives(made, healthy(), healthy())
+        assert label(made) == ("true" if theirs else None), writes
