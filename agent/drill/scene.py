@@ -127,7 +127,7 @@ class Scene:
             meanwhile()
             return finished(self.cluster.get(f"{path}/{pod['metadata']['name']}"))
 
-        return dict(self.wait(f"the drill's pod on {node} has ended", words, 90))
+        return dict(self.wait(f"the drill's pod on {node} has ended", words))
 
     def inject(self, node: str, what: str, arguments: list[str], meanwhile: Callable[[], object]) -> dict[str, Any]:
         """The same in the container of the agent there that simulates its GPUs."""
@@ -142,7 +142,7 @@ class Scene:
                 meanwhile()
                 return answer.done()
 
-            self.wait(f"the {what} is injected on {node}", ended, 90)
+            self.wait(f"the {what} is injected on {node}", ended)
             return report_of(answer.result())
 
     def finish(self, pod: Object) -> None:

@@ -25,7 +25,7 @@ from agent.drill.on_node import addresses, record, simulate, write
 from agent.drill.outcome import Outcome, Part, as_json
 from agent.drill.privileged_pod import finished, privileged_pod
 from agent.drill.report import page, text
-from agent.drill.scene import Scene
+from agent.drill.scene import STAGE_S, Scene
 from agent.drill.withdrawn_node import Withdrawal
 from agent.model.errors import UsageError
 from agent.model.names import DRILL_ANNOTATION, DRILL_LABEL
@@ -498,7 +498,7 @@ def test_the_drills_pod_on_a_node_bears_no_token_and_ends() -> None:
     assert made["metadata"]["labels"] == {DRILL_LABEL: "true"}
     spec = made["spec"]
     assert (spec["automountServiceAccountToken"], spec["restartPolicy"]) == (False, "Never")
-    assert spec["activeDeadlineSeconds"] <= 60
+    assert 180 <= spec["activeDeadlineSeconds"] < STAGE_S  # on a busy machine it starts late; the drill sees it fail
     assert (spec["nodeName"], spec["containers"][0]["image"]) == ("n1", "agent:1")
     said = {"containerStatuses": [{"state": {"terminated": {"message": '{"at": 1.5}', "exitCode": 0}}}]}
     assert finished({"spec": spec, "status": {"phase": "Running"}}) is None
