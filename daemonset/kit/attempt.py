@@ -97,7 +97,9 @@ class Attempts:
         except (aiohttp.ClientError, TimeoutError) as error:
             late = isinstance(error, TimeoutError)
             if begun:
-                raise CutError("stream" if late else "connection", 504 if late else 502) from error
+                stalls = isinstance(error, aiohttp.ServerTimeoutError)  # else it came, and lasted too long
+                kind = "stream" if stalls else "long" if late else "connection"
+                raise CutError(kind, 504 if late else 502) from error
             why = f"the replica did not answer ({type(error).__name__})"
             if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
                 raise AttemptError("refused", 502, why) from error

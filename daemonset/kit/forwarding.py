@@ -56,6 +56,7 @@ class Forwarder:
         return RefusedError(503, *self._pool().why_none())
 
     async def _send(self, request: web.BaseRequest, body: Body, deadline: float) -> web.StreamResponse:
+        began = time.monotonic()
         pool, tried, failed = self._large, list[Replica](), list[tuple[Pool, Replica, AttemptError]]()
         while True:
             if pool is self._large and (
@@ -72,12 +73,14 @@ class Forwarder:
             except AttemptError as error:
                 failed.append((pool, replica, error))
                 continue
-            self._blame(failed)  # for another did better
+            self._blame(failed, {"error", "timeout"})  # for another did better
             return response
         if not failed:
             raise self._shed()
         if not self._repeats(request):
-            self._blame(failed)
+            self._blame(failed, {"error"})
+        if all(replica.answered_at < began for _, replica, _ in failed):
+            self._blame(failed, {"timeout"})
         last = failed[-1][2]
         if not last.answer:
             raise RefusedError(last.code, str(last), retry_after_s=1 if last.untaken else 0)
@@ -98,15 +101,20 @@ class Forwarder:
             raise
         finally:
             self.metrics.attempts.labels(outcome).inc()
-            if outcome == "ok" or outcome in self._failures:
+            if outcome == "ok" or outcome in self._failures - {"timeout"}:
                 pool.note(replica, failed=outcome != "ok")
             elif outcome == "full":
                 replica.full_for(_FULL_S)
 
-    def _blame(self, failed: list[tuple[Pool, Replica, AttemptError]]) -> None:
-        """For 5xx. What two replicas say of one request is the request's: one client's must not open breakers."""
+    def _blame(self, failed: list[tuple[Pool, Replica, AttemptError]], kinds: Collection[str]) -> None:
+        """For 5xx and time-outs, which may be the request's own: one client's must not open breakers.
+
+        They are the replica's where another answered the same request. Where none did, what two replicas say is the
+        request's, and a time-out the replicas' only if they answered nobody else meanwhile.
+        """
         for pool, replica, error in failed:
-            if error.kind == "error" and self._failures & {"5xx", str(error.code)}:
+            counts = {"timeout"} if error.kind == "timeout" else {"5xx", str(error.code)}
+            if error.kind in kinds and self._failures & counts:
                 pool.note(replica, failed=True)
 
     def _repeats(self, request: web.BaseRequest) -> bool:

@@ -15,6 +15,7 @@ OUTCOMES = (
     "connection",  # it broke
     "timeout",  # before the answer began
     "stream",  # after that
+    "long",  # after all of the time it has, however steadily it came
     "full",
     "error",  # 5xx
     "out_of_memory",

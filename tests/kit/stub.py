@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Stub:
-    """``mode`` is a status, or one of the words below."""
+    """``mode`` is a status, or one of the words below. The body ``slow`` is never answered."""
 
     def __init__(self) -> None:
         self.mode, self.served, self.left, self.bodies = "ok", 0, 0, list[bytes]()
@@ -28,7 +28,7 @@ class Stub:
                 stub.bodies.append(body)
                 stub.heads.append((self.path, self.headers.items()))
                 mode = stub.mode
-                if mode == "hang":
+                if mode == "hang" or body == b"slow":
                     self._hold()
                     self.close_connection = True
                 elif mode == "kill":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import threading
@@ -47,6 +48,33 @@ def test_a_client_that_reads_nothing_has_left_once_it_took_nothing_for_long_enou
     assert metric(gateway, "gateway_requests_total", 'code="499"') == 3
     for client in clients:
         client.close()
+
+
+def test_a_client_that_reads_slowly_counts_against_no_replica(front: Front, stubs: list[Stub]) -> None:
+    gateway = front("--read-s", 5, "--stream-s", 1, "--breaker-failures", 1, "--failures", "stream,timeout")
+    for stub in stubs:
+        stub.mode = "flood"
+    for _ in range(3):
+        with ask(gateway) as client, contextlib.suppress(ConnectionError):
+            while client.recv(4096):
+                time.sleep(0.01)
+    assert set(breakers(gateway).values()) == {"closed"}
+    assert metric(gateway, "gateway_attempts_total", 'outcome="long"') == 3
+
+
+def test_one_clients_slow_requests_open_no_breakers_while_others_are_answered(front: Front, stubs: list[Stub]) -> None:
+    gateway = front("--read-s", 0.3, "--breaker-failures", 1)
+    slow = list[int]()
+
+    def ask_slowly() -> None:
+        slow.extend(gateway.request("POST", "/infer", b"slow")[0] for _ in range(4))
+
+    asking = threading.Thread(target=ask_slowly)
+    asking.start()
+    while asking.is_alive():
+        assert [infer(gateway) for _ in range(8)] == [200] * 8
+        assert set(breakers(gateway).values()) == {"closed"}
+    assert slow == [504] * 4
 
 
 @pytest.mark.parametrize("mode", ["hang", "stream", "flood"])
