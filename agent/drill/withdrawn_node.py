@@ -10,7 +10,7 @@ from agent.drill.choice import Choice, UnfitError, app_of, choose
 from agent.drill.cluster import Cluster, MissedError, node_path
 from agent.drill.kit import Object
 from agent.drill.outcome import Part
-from agent.drill.scene import Scene, within
+from agent.drill.scene import STAGE_S, Scene, within
 from agent.drill.watch import Watch, ending
 from agent.model.names import HARD_TAINT
 
@@ -68,11 +68,7 @@ def _withdraw(scene: Scene, part: Part, choice: Choice, withdrawal: Withdrawal) 
     done = give(choice.node, "fault", [f"--nonce={scene.nonce}", *cards, *pods], meanwhile=withdrawal.see)
     part.note("fault", within(part.began, done["written"][0]["at"], time.time()), [choice.node])
     scene.say(f"marked Xid 74 in the kernel log of {choice.node}: {', '.join(w['pci'] for w in done['written'])}")
-    try:
-        scene.wait("the node is tainted", withdrawal.see, _PERMIT_S)
-    except MissedError as missed:
-        waits = "; ".join(scene.watched.state(choice.node).get("waits", []))
-        raise MissedError(f"{missed}; its agent waits for: {waits or 'nothing that it says'}") from missed
+    await_on(scene, choice.node, "the node is tainted", withdrawal.see, _PERMIT_S)
     scene.say("tainted")
     for what in (SAVED, "first evicted", "all evicted pods are replaced on other nodes", "all are ready"):
 
@@ -80,9 +76,18 @@ def _withdraw(scene: Scene, part: Part, choice: Choice, withdrawal: Withdrawal) 
             # A checkpoint that was never saved misses its target; it doesn't hold the drill up.
             return withdrawal.see() and bool(part.at(what) or (what == SAVED and part.at("all are evicted")))
 
-        scene.wait(what, happened)
+        await_on(scene, choice.node, what, happened)
         scene.say(what)
     part.notes.append(f"the agent counts {withdrawal.count} checkpoint{'s' * (withdrawal.count != 1)} as saved")
+
+
+def await_on(scene: Scene, node: str, what: str, seen: Callable[[], bool], timeout_s: float = STAGE_S) -> None:
+    """What did not come is explained by the agent's own word."""
+    try:
+        scene.wait(what, seen, timeout_s)
+    except MissedError as missed:
+        waits = "; ".join(scene.watched.state(node).get("waits", []))
+        raise MissedError(f"{missed}; its agent waits for: {waits or 'nothing that it says'}") from missed
 
 
 def _figures(scene: Scene, part: Part, training: Object) -> None:

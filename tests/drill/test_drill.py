@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -26,7 +27,7 @@ from agent.drill.outcome import Outcome, Part, as_json
 from agent.drill.privileged_pod import finished, privileged_pod
 from agent.drill.report import page, text
 from agent.drill.scene import STAGE_S, Scene
-from agent.drill.withdrawn_node import Withdrawal
+from agent.drill.withdrawn_node import Withdrawal, await_on
 from agent.model.errors import UsageError
 from agent.model.names import DRILL_ANNOTATION, DRILL_LABEL
 from agent.model.observation import parse_line
@@ -376,6 +377,13 @@ def test_an_annotation_of_the_drill_is_one_that_agents_believe() -> None:
 def test_every_wait_ends_and_says_what_did_not_happen() -> None:
     with pytest.raises(MissedError, match="the moon: not within 0 s"):
         Cluster(Server(), NS, "agents").wait("the moon", lambda: False, 0)
+
+
+def test_what_does_not_come_on_a_withdrawn_node_is_explained_by_its_agents_own_word() -> None:
+    watched = SimpleNamespace(state=lambda _: {"waits": ["a free permit"]})
+    played: Any = SimpleNamespace(watched=watched, wait=Cluster(Server(), NS, "agents").wait)
+    with pytest.raises(MissedError, match="saved: not within 0 s; its agent waits for: a free permit"):
+        await_on(played, "n1", "saved", lambda: False, 0)
 
 
 def test_what_is_written_on_the_node_is_what_the_kernel_logs_source_marks(tmp_path: Path) -> None:

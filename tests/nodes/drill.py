@@ -85,6 +85,9 @@ def main() -> int:
         )
         if done.returncode:
             print(made.plane.kubectl("get", "pods,events", "--all-namespaces", "--output=wide"))
+        if done.returncode and kind == "real":
+            agents = "--namespace=gpu-health-agent", "--selector=app.kubernetes.io/name=gpu-health-agent"
+            print(made.plane.kubectl("logs", *agents, "--all-containers", "--prefix", "--tail=200"))
     print(f"{_BUILD / 'drill.html'} tells it with a picture; {time.monotonic() - begun:.0f} s in all")
     return done.returncode
 
