@@ -12,6 +12,8 @@ try:
     import torch
 except ImportError:
     torch = None
+else:
+    import in_place
 
 FEATURES, BATCH, RATE, MOMENTUM = 8, 32, 0.01, 0.9
 _ARRAYS, _PIECE = ("first", "second", "velocity1", "velocity2"), 1 << 20
@@ -168,10 +170,19 @@ class TorchModel:
         torch.save({"layers": self._layers.state_dict(), "optimizer": self._optimizer.state_dict()}, file)
 
     def load(self, file: BinaryIO) -> None:
-        # weights_only: a checkpoint is data. Without it, whoever may write the folder runs code in every replica.
+        """Into the tensors that are there: it holds no second model. A checkpoint is data, and runs no code."""
+        state = {"layers": self._layers.state_dict(), "optimizer": self._optimizer.state_dict()}
         try:
-            saved = torch.load(file, map_location=self._device, weights_only=True)
+            saved = in_place.load(file, state, self._device)
             self._layers.load_state_dict(saved["layers"])
             self._optimizer.load_state_dict(saved["optimizer"])
-        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, AttributeError, EOFError) as error:
+        except (
+            pickle.UnpicklingError,
+            RuntimeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            EOFError,
+            ValueError,
+        ) as error:
             raise ValueError(f"the checkpoint is of another model ({repr(error)[:200]})") from error

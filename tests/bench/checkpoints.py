@@ -1,8 +1,9 @@
 """``python -m tests.bench.checkpoints``: memory and time of saving, verifying, copying and restoring, by size.
 
 Each in a process of its own: the most memory that it held beyond what it held before, the most in all, and the time
-beside that of the same bytes written and forced to the disk, or read, without a checkpoint. The model is NumPy's, and
-random. ``--stream`` leaves it out, and hands over the same bytes again and again: the kit's own share.
+beside that of the same bytes written and forced to the disk, or read, without a checkpoint. The model is NumPy's, or
+PyTorch's where the Python that runs it has that. ``--stream`` leaves it out, and
+hands over the same bytes again and again: the kit's own share.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, BinaryIO
 
 KIT = Path(__file__).parents[2] / "daemonset" / "kit"
 WHAT = ("write", "save", "read", "verify", "copy", "restore")
-_BYTES_A_COLUMN, _PIECE = 72, 64 << 20  # of NumpyModel: 9 weights and 9 velocities
+_BYTES_A_COLUMN, _BYTES_A_COLUMN_OF_TORCH = 72, 80  # 9 weights and 9 velocities; PyTorch has a bias as well
+_PIECE = 64 << 20
 
 
 def held(what: str = "VmRSS") -> int:
@@ -36,7 +38,6 @@ def one(what: str, folder: Path, size: int, stream: bool) -> None:
     """Do it, and print seconds and the bytes held at most: beyond those before, and in all."""
     sys.path.insert(0, str(KIT))
     from checkpoint import Folder
-    from model import NumpyModel
 
     runs, piece = Folder(folder / "run"), os.urandom(_PIECE)
 
@@ -49,10 +50,7 @@ def one(what: str, folder: Path, size: int, stream: bool) -> None:
             pass
 
     buffer = bytearray(1 << 20)
-    learner: Any = None if stream or what not in ("save", "restore") else NumpyModel(size // _BYTES_A_COLUMN)
-    if learner:
-        for velocities in learner._velocities:
-            velocities.fill(0)  # zeros are no memory until somebody writes there
+    learner = None if stream or what not in ("save", "restore") else trained(size)
     forget()
     before, began = held(), time.monotonic()
     if what == "write":
@@ -76,6 +74,23 @@ def one(what: str, folder: Path, size: int, stream: bool) -> None:
         assert runs.restore(read if learner is None and what == "restore" else (learner.load if learner else skip))
     seconds = time.monotonic() - began
     print(seconds, held("VmHWM") - before, held("VmHWM"))
+
+
+def trained(size: int) -> Any:
+    """A model whose checkpoint has that many bytes, with the momenta of one that has trained."""
+    from model import NumpyModel, TorchModel
+
+    try:
+        import torch
+    except ImportError:
+        learner = NumpyModel(size // _BYTES_A_COLUMN)
+        for velocities in learner._velocities:
+            velocities.fill(0)  # zeros are no memory until somebody writes there
+        return learner
+    of_torch = TorchModel(size // _BYTES_A_COLUMN_OF_TORCH)
+    for parameter in of_torch._layers.parameters():
+        of_torch._optimizer.state[parameter]["momentum_buffer"] = torch.full_like(parameter, 0.0)
+    return of_torch
 
 
 def skip(file: BinaryIO) -> None:

@@ -74,6 +74,29 @@ def test_a_restore_holds_no_second_model_and_a_wrong_one_changes_nothing() -> No
     assert most < 0.2 * len(fits), f"{most} bytes held for a checkpoint of {len(fits)}"
 
 
+@pytest.mark.skipif(torch is None, reason="make kit-torch runs it")
+def test_a_restore_with_pytorch_fills_the_tensors_that_are_there() -> None:
+    learner, wanted = TorchModel(200_000), TorchModel(200_000)
+    for step in range(2):
+        learner.train(step)
+        wanted.train(step + 1)
+    fits, before = dumped(wanted), dumped(learner)
+    with pytest.raises(ValueError, match="another model"):
+        learner.load(io.BytesIO(dumped(TorchModel(200_001))))
+    assert dumped(learner) == before
+    there = tensors(learner)
+    (file := io.BytesIO(b"a head" + fits)).seek(len(b"a head"))  # as a checkpoint has one
+    learner.load(file)
+    assert dumped(learner) == fits
+    assert tensors(learner) == there
+
+
+def tensors(learner: TorchModel) -> set[int]:
+    """Where the model's and the optimizer's lie."""
+    momenta = [state["momentum_buffer"] for state in learner._optimizer.state.values()]
+    return {one.data_ptr() for one in (*learner._layers.parameters(), *momenta)}
+
+
 def saved(content: object) -> bytes:
     torch.save(content, file := io.BytesIO())
     return file.getvalue()
