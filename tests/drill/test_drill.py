@@ -247,6 +247,7 @@ def test_the_kit_is_applied_in_one_namespace_each_object_labelled_and_short_of_t
     assert not [mount for mount in training["volumeMounts"] if mount["name"] == "backup"]
     assert {c["image"] for one in made for c in containers(one)} == {"image:1"}
     assert "7" in containers(by["Pod", "drill-load"])[0]["command"]
+    assert containers(by["Pod", "drill-load"])[0]["resources"]["requests"]["cpu"], "on a busy node it would stand still"
     volumes = by["Job", "training"]["spec"]["template"]["spec"]["volumes"]
     assert {"name": "checkpoints", "hostPath": {"path": "/srv/shared"}} in volumes
     assert not [key for key in by if key[0] in ("CronJob", "PersistentVolumeClaim")]
