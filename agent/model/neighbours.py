@@ -62,8 +62,8 @@ AUTOSCALER_TAINT = Taint(
     "status-taint.cluster-autoscaler.kubernetes.io/gpu-unhealthy", "gpu-health-agent", "NoSchedule"
 )
 
-# Karpenter replaces a node on which this was False for 10 minutes, past every budget. It reads the status
-# alone (karpenter-provider-aws, pkg/cloudprovider), so the reasons say whose the condition is.
+# Karpenter replaces a node on which this was False for some minutes. The reasons say whose the condition is. Since 1.15
+# it looks for an Xid in them, and reboots for some (karpenter-provider-aws, pkg/cloudprovider): ours name none.
 ACCELERATED = "AcceleratedHardwareReady"
 ASKED, NOT_ASKED = "GpuHealthAgentAsksForReplacement", "GpuHealthAgentAsksForNothing"
 

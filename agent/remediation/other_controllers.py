@@ -17,7 +17,7 @@ _MIG = "nvidia.com/mig.config.state"
 _CLIENTS, _PAUSED = "nvidia.com/gpu.deploy.", ("paused-for-driver-upgrade", "paused-for-mig-change")
 _NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
 _CORDONED = "node.kubernetes.io/unschedulable"
-_KARPENTER = "karpenter.sh/disrupted"
+_KARPENTER = {"karpenter.sh/disrupted": "replaces", "karpenter.sh/rebooting": "reboots"}
 # Keys, or their beginnings, with which Kubernetes, autoscalers and remediators take a node out of service. A pool's own
 # taint (nvidia.com/gpu, a team's) is none of them: counted on every node it would stop all withdrawals for ever.
 _OUT = (
@@ -82,6 +82,7 @@ def another(world: World) -> str:
     """Who else repairs this node already; then it is only reported on."""
     if state := world.labels.get(_NVSENTINEL):
         return f"NVSentinel acts on the node ({_NVSENTINEL}={state})"
-    if any(taint.key == _KARPENTER for taint in world.taints):
-        return f"Karpenter replaces the node (taint {_KARPENTER})"
+    for taint in world.taints:
+        if does := _KARPENTER.get(taint.key):
+            return f"Karpenter {does} the node (taint {taint.key})"
     return ""

@@ -419,12 +419,12 @@ def test_paused_nothing_is_repaired() -> None:
     assert (life.repairs, life.records().attempts) == ([], ())
 
 
-@pytest.mark.parametrize("who", ["nvsentinel", "karpenter"])
+@pytest.mark.parametrize("who", ["nvsentinel", "disrupted", "rebooting"])
 def test_where_somebody_else_already_repairs_the_node_it_is_only_reported_on(who: str) -> None:
     life = Life(RESET)
     body: dict[str, Any] = {"metadata": {"labels": {"dgxc.nvidia.com/nvsentinel-state": "draining"}}}
-    if who == "karpenter":
-        body = {"spec": {"taints": [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]}}
+    if who != "nvsentinel":
+        body = {"spec": {"taints": [{"key": f"karpenter.sh/{who}", "effect": "NoSchedule"}]}}
     life.cluster("PATCH", "/api/v1/nodes/n1", body, MERGE)
     life.run(100)
     assert (life.tainted(), life.holders(), life.cluster.evicted) == (False, [], [])
