@@ -93,6 +93,13 @@ def test_the_one_port_is_the_configurations_and_the_probes_ask_there() -> None:
     assert {AGENT[f"{kind}Probe"]["httpGet"]["port"] for kind in ("liveness", "readiness")} == {"metrics"}
 
 
+def test_where_pods_take_all_cpu_the_agent_has_ten_minutes_to_start_and_seconds_to_answer() -> None:
+    """It asks for 20m: killed three quarters of a minute after each start it would never be there."""
+    start = AGENT["startupProbe"]
+    assert start["periodSeconds"] * start["failureThreshold"] >= 600
+    assert all(AGENT[f"{kind}Probe"]["timeoutSeconds"] >= 5 for kind in ("startup", "liveness", "readiness"))
+
+
 def test_the_network_policy_is_of_the_agents_pods_and_their_one_port_and_of_nothing_that_they_send() -> None:
     file = BASE.parent / "components" / "network-policy" / "networkpolicy.yaml"
     spec = yaml.safe_load(file.read_text())["spec"]
