@@ -333,7 +333,8 @@ def test_installed_upgraded_rolled_back_and_uninstalled(plane: ControlPlane) -> 
     plane.wait("installed", rolled_out)
     assert mode() == "observe"
     install_stubs(plane)
-    more = [ACTS, "repair.enabled=true", "monitoring.enabled=true", "networkPolicy.enabled=true"]
+    kit = [*(f"kit.{part}.enabled=true" for part in ("gateway", "inference", "training")), "kit.image.tag=1.2.3"]
+    more = [ACTS, "repair.enabled=true", "monitoring.enabled=true", "networkPolicy.enabled=true", *kit]
     assert "does no longer" in chart("upgrade", *release, kubeconfig=plane.kubeconfig)
     assert "evicts the pods" in chart("upgrade", *release, values=more, kubeconfig=plane.kubeconfig)
     plane.wait("upgraded", rolled_out)
@@ -343,14 +344,34 @@ def test_installed_upgraded_rolled_back_and_uninstalled(plane: ControlPlane) -> 
     assert plane.request("GET", monitors)[0] == 200
     policies = f"/apis/networking.k8s.io/v1/namespaces/{NAMESPACE}/networkpolicies/gpu-health-agent"
     assert plane.request("GET", policies)[0] == 200
+    of_kit = "pvc,deploy,job,cronjob,svc,pdb"
+    there = "get", of_kit, "--namespace=gpu-kit", "--output=custom-columns=:kind,:metadata.name", "--no-headers"
+    assert {tuple(line.split()) for line in plane.kubectl(*there).splitlines()} == set(kit_objects(kit))
+    plane.wait("the gateways run", lambda: running(plane, "gateway") == 2)
+    chart("upgrade", *release, values=[*more, "kit.training.enabled=false"], kubeconfig=plane.kubeconfig)
+    chart("upgrade", *release, values=more, kubeconfig=plane.kubeconfig)
+    assert {tuple(line.split()) for line in plane.kubectl(*there).splitlines()} == set(kit_objects(kit))
     chart("rollback", "gpu-health-agent", "1", kubeconfig=plane.kubeconfig)
     plane.wait("rolled back", rolled_out)
     assert mode() == "observe"
     assert plane.request("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs/gpu-reset")[0] == 404
     assert plane.request("GET", monitors)[0] == 404
+    left = {tuple(line.split()) for line in plane.kubectl(*there).splitlines()}
+    assert left == {("PersistentVolumeClaim", "checkpoints"), ("PersistentVolumeClaim", "checkpoints-backup")}
     chart("uninstall", "gpu-health-agent", kubeconfig=plane.kubeconfig)
     kinds = (
         "validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings,"
         "flowschemas,prioritylevelconfigurations"
     )
     assert "gpu-health-agent" not in plane.kubectl("get", kinds, "-o", "name")
+
+
+def kit_objects(values: list[str]) -> list[tuple[str, str]]:
+    """What the chart makes of the kit, but the namespace."""
+    made = objects(chart("template", "gpu-health-agent", str(CHART), values=values))
+    return [key for key, one in made.items() if one["metadata"].get("namespace") == "gpu-kit"]
+
+
+def running(plane: ControlPlane, app: str) -> int:
+    pods = plane.must("GET", f"/api/v1/namespaces/gpu-kit/pods?labelSelector=app%3D{app}")["items"]
+    return sum(pod["status"].get("phase") == "Running" for pod in pods)
