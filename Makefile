@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint plain incidents program-tests monitoring-tests screenshots chart package cluster-tests image-tests e2e gpu-tests \
 	neighbours-tests launcher-tests \
-	cluster explore bench bench-fleet bench-flood bench-nodes kit-bench kit-torch kit-kills score-policy drill clean
+	cluster explore bench bench-fleet bench-flood bench-nodes kit-bench kit-torch kit-kills score-policy score-year drill clean
 
 run: $(STAMP)
 ifneq ($(REAL_KUBECONFIG)$(NODE),)
@@ -113,6 +113,10 @@ bench-nodes: $(STAMP)
 # What the policy for what breaks again is worth, fitted on the first half of a TRACE of faults and told of the second.
 score-policy: $(STAMP)
 	$(BIN)/python -m tests.score "$(TRACE)"
+
+# A year of 400 nodes through the one cycle and the cluster in memory: what was so beside the ledgers and the metrics.
+score-year: $(STAMP)
+	$(BIN)/python -m tests.score.year
 
 kit-bench: $(STAMP)
 	PYTHONPATH=daemonset/kit $(BIN)/python -m tests.bench.kit
