@@ -27,7 +27,8 @@ class Fences:
         self._api, self._node, self._clock = api, node, clock
         self._seen: dict[str, tuple[float, str]] = {}  # rule's UID → since when, and what an eviction would hit
         self._refused, self._refused_at = "", float("-inf")
-        self._all = True  # one that an earlier version set has no label, and may be found in a life's first list
+        self._all = True  # one without our Node's UID is found in a life's first list, and wherever a name is taken
+        self._listed = False  # whether the last list was one of all
         self._unread = ""  # why they could not be listed
         self.there: tuple[Fence, ...] | None = None  # None: not known in this life
 
@@ -51,13 +52,13 @@ class Fences:
                 why, self.there = "it serves no DeviceTaintRule, as Kubernetes 1.37 does", ()
             self._unread = f"the API server: {why}"
             return
-        ours = [(item, fence) for item in items if (fence := self._fence(item))]
-        self._all = any(NODE_UID_LABEL not in (item["metadata"].get("labels") or {}) for item, _ in ours)
-        found = [fence for _, fence in ours]
+        found = [fence for item in items if (fence := self._fence(item, node_uid))]
+        self._listed = self._all
+        self._all = any(_of_node(item) != node_uid for item in items if own(item, self._node))
         self._unread, self.there = "", tuple(found)
         self._seen = {fence.uid: self._seen[fence.uid] for fence in found}
 
-    def _fence(self, item: Mapping[str, Any]) -> Fence | None:
+    def _fence(self, item: Mapping[str, Any], node_uid: str) -> Fence | None:
         """None for a rule that isn't this node's and ours."""
         rule = own(item, self._node)
         if rule is None:
@@ -69,7 +70,7 @@ class Fences:
                 said = printable(str(one.get("message", "")).partition(" This information")[0])[:200]
         self._seen[uid] = since, said
         gpu = str((item["metadata"].get("annotations") or {}).get(GPUS_ANNOTATION, ""))
-        return Fence(rule, gpu, effect, uid, said, int(self._clock() - since))
+        return Fence(rule, gpu, effect, uid, said, int(self._clock() - since), _of_node(item) not in ("", node_uid))
 
     def set(self, step: SetFence, node_uid: str) -> None:
         """RefusedError, UnreachableError."""
@@ -82,7 +83,9 @@ class Fences:
             else:
                 ask(self._api, "POST", RULES, self._rule(name, step, node_uid))
         except RefusedError as refused:
+            taken = refused.status == HTTPStatus.CONFLICT and not step.uid
             overtaken = step.uid and refused.status in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND)
+            overtaken, self._all = overtaken or (taken and not self._listed), self._all or taken  # by whom is seen next
             if not (overtaken or refused.passes or step.deletes):
                 self._refused_at = self._clock()
                 self._refused = f"a rule for device {step.device.name} was refused: {printable(str(refused))[:200]}"
@@ -109,6 +112,11 @@ class Fences:
     def lift(self, step: LiftFence) -> None:
         """RefusedError, UnreachableError."""
         lift(self._api, rule_name(self._node, step.device), step.uid)
+
+
+def _of_node(item: Mapping[str, Any]) -> str:
+    """UID of its Node; empty for one that an earlier version set."""
+    return str((item["metadata"].get("labels") or {}).get(NODE_UID_LABEL, ""))
 
 
 def rule_name(node: str, device: Device) -> str:

@@ -45,11 +45,12 @@ class Fence:
     uid: str  # the rule's
     said: str = ""  # what Kubernetes says an eviction would hit, as long as this life knows it
     tried_s: int = 0  # seconds since this life saw it first
+    former: bool = False  # it is a Node object's of our name that is gone, and goes one day by itself
 
     @property
     def closed(self) -> bool:
-        """Whether it keeps new pods off."""
-        return self.effect in CLOSED
+        """Whether it keeps new pods off, and stays."""
+        return self.effect in CLOSED and not self.former
 
     @property
     def words(self) -> str:

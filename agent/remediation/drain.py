@@ -16,7 +16,7 @@ from agent.model.world import PermitKind, Pod, World
 from agent.remediation.budget import free_permit, given, lately, spent
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.events import cause
-from agent.remediation.fence import expelled, expelling
+from agent.remediation.fence import expelled, expelling, expels
 from agent.remediation.records import Begun, Records
 from agent.remediation.repair import rebooted
 
@@ -105,19 +105,19 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     # It ends every pod on the device: so a budget is the last thing that holds any of them.
     last = [step for step in asks if isinstance(step, Evict) and step.pod.key in world.blocked]
     to_expel = overdue and len(last) == len(asks) and not any(wait.on is On.POD for wait in waits)
-    expels = expelling(case, treatment, [(step.pod, step.cause) for step in last]) if to_expel else ()
+    deletes = expelling(case, treatment, [(step.pod, step.cause) for step in last]) if to_expel else ()
     if held:
-        goes_on = expels or expelled(world) or any(pod.terminating and not pod.stuck for pod in world.pods)
+        goes_on = deletes or expelled(world) or any(pod.terminating and not pod.stuck for pod in world.pods)
         idle = (refused or not asks) and not goes_on
         # However many checkpoints, refusals and pods that end without end come one after the other.
         had_s = over_s if held.inherited else held.had_s  # how long an earlier life had it nobody knows
         endless = min(over_s, had_s) >= config.drain.checkpoint_s + _LEAVES_S
-        return records, (*waits, *(_given_back(world) if idle or endless else (*asks, *expels)))
+        return records, (*waits, *(_given_back(world) if idle or endless else (*asks, *deletes)))
     if not asks:
         return records, waits
     if permit is None:
         spent_on = Wait(spent(world, PermitKind.DRAINING, config.budget), On.PERMIT)
-        return records, waits if refused and not expels else (*stay, spent_on)
+        return records, waits if refused and not deletes else (*stay, spent_on)
     if overdue and lately(world, PermitKind.DRAINING, permit):
         return records, waits if refused else (*waits, _BEHIND)
     return _under(records, permit), (TakePermit(PermitKind.DRAINING, permit), *waits, *asks)
@@ -156,7 +156,8 @@ def _with_asked(drain: Begun, pods: tuple[Pod, ...], world: World) -> Begun:
 def ceased(world: World) -> tuple[Step, ...]:
     """Where nobody is evicted any more: the draining permit goes back once the pods that were asked have gone."""
     held = world.held(PermitKind.DRAINING)
-    going = sorted(pod.key for pod in world.pods or () if pod.terminating and not pod.stuck)
+    pods = (pod for pod in world.pods or () if not pod.stuck)
+    going = sorted(pod.key for pod in pods if pod.terminating or expels(world, pod))
     if held and going and held.unchanged_s < _LEAVES_S:
         return (Wait(f"the draining permit goes back once these have gone: {', '.join(going)}"),)
     return _given_back(world)

@@ -16,6 +16,7 @@ from agent.model.world import Cause, Pod, World
 from agent.remediation.case import Case, Treatment
 from agent.remediation.repair import running
 
+_RUNS = "the repair that runs: it stays until that has ended"
 _TRIES_S = 10  # for so long Kubernetes may take to say what an eviction would hit
 
 
@@ -59,12 +60,20 @@ def expelling(case: Case, treatment: Treatment, moved: Iterable[tuple[Pod, Cause
     if case.config.drain.on_deadline != "no_execute" or not by_device(case, treatment):
         return ()
     on = {f: tuple((pod, why) for pod, why in moved if f.gpu in (pod.gpus or ())) for f in case.world.fences}
-    return tuple(SetFence(f.device, f.gpu, f.uid, pods) for f, pods in on.items() if pods and f.effect == KEEPS_OFF)
+    return tuple(
+        SetFence(f.device, f.gpu, f.uid, pods) for f, pods in on.items() if pods and f.closed and f.effect == KEEPS_OFF
+    )
 
 
 def expelled(world: World) -> bool:
     """Whether Kubernetes deletes pods at our word: it may take its time."""
     return any(fence.effect == DELETES for fence in world.fences)
+
+
+def expels(world: World, pod: Pod) -> bool:
+    """Whether it deletes this one, or will."""
+    gpus = {fence.gpu for fence in world.fences if fence.effect == DELETES}
+    return not pod.finished and bool(gpus & (pod.gpus or frozenset()))
 
 
 def lifted(world: World) -> tuple[Step, ...]:
@@ -85,6 +94,10 @@ def _set(world: World, wanted: Mapping[Device, str]) -> Iterator[Step]:
         fence = there.get(device)
         if fence is None:
             yield SetFence(device, gpu)
+        elif fence.former and running(world):
+            yield Wait(f"the fence of device {device.name} is that of the Node object before this one, as is {_RUNS}")
+        elif fence.former:
+            yield LiftFence(device, fence.uid)
         elif not fence.closed and (fence.said or fence.tried_s >= _TRIES_S):
             yield SetFence(device, gpu, fence.uid)
         elif not fence.closed:

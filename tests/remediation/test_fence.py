@@ -14,7 +14,7 @@ from agent.config.settings import Config, Mode
 from agent.model.names import HARD_TAINT, NODE_UID_LABEL, WITHDRAWN_LABEL
 from agent.model.neighbours import Preset
 from agent.simulation.in_memory_cluster import InMemoryCluster
-from tests.life import CONFIG, Life, lives
+from tests.life import CONFIG, OPERANDS, Life, lives
 from tests.observe import GPU, OTHER
 
 DRIVER = "gpu.nvidia.com"
@@ -245,3 +245,37 @@ def test_a_rule_goes_with_its_node_and_names_driver_pool_and_device() -> None:
     ]
     assert rule["spec"]["deviceSelector"] == {"driver": DRIVER, "pool": "n1", "device": "gpu-0"}
     assert rule["metadata"]["labels"][NODE_UID_LABEL] == life.node()["metadata"]["uid"]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("effect", ["None", "NoSchedule", "NoExecute"])
+def test_a_fence_of_a_node_object_that_is_gone_is_taken_off_and_set_anew(effect: str, restarts: bool) -> None:
+    """It would be collected one day. Until then its name is taken: each round would meet a conflict."""
+    life = Fenced(95)
+    life.cluster("PATCH", "/api/v1/namespaces/research/pods/bad", {"metadata": {"annotations": KEPT}}, MERGE)
+    life.run(20)
+    old = life.cluster.read("devicetaintrules", RULE)["metadata"]["uid"]
+    life.cluster("PATCH", f"{RULES}/{RULE}", {"spec": {"taint": {"effect": effect}}}, MERGE)
+    for gone in (("nodes", "", "n1"), ("pods", "research", "bad"), ("pods", "research", "good")):
+        del life.cluster._objects[gone]
+    life.cluster.add_node("n1")
+    life.cluster("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": OPERANDS}}, MERGE)
+    claimed(life.cluster, "beside", "gpu-0")
+    if restarts:
+        life._begin()
+    life.run(60)
+    assert life.rules() == {RULE: "NoSchedule"}
+    assert life.cluster.read("devicetaintrules", RULE)["metadata"]["uid"] != old
+    life.run(500, rests=True)
+    assert (life.effect(), life.rules(), any(life.holders())) == ("", {}, False)
+
+
+def test_where_anothers_rule_has_the_name_of_a_fence_the_whole_node_is_tainted_and_that_is_told() -> None:
+    life = Fenced(95)
+    ours = {"deviceSelector": {"driver": DRIVER, "pool": "n1", "device": "gpu-0"}}
+    life.cluster(
+        "POST", RULES, {"metadata": {"name": RULE}, "spec": {**ours, "taint": {"key": "a/b", "effect": "None"}}}
+    )
+    life.run(20)
+    assert (life.effect(), life.rules()) == ("NoSchedule", {RULE: "None"})
+    assert any(why.startswith("the whole node is tainted, and not one GPU fenced: a rule for ") for why in life.waits)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.config.settings import Config, load
+from agent.config.settings import Config, Mode, load
 from agent.model.errors import ConfigError
+from agent.model.names import MANAGED_LABEL, PAUSE_CONFIGMAP
+from tests.actions.test_kube import holders
 from tests.life import lives
 from tests.remediation.test_fence import DRA, MERGE, RULE, Fenced, claimed
 
@@ -34,6 +37,7 @@ class Protected(Fenced):
 
     config: Config = CHOSEN
     refuses: int = 0  # what the server answers to NoExecute
+    deletes: bool = True  # whether the controller does
     fenced_at: float = 0.0
     expelled_at: float = 0.0
 
@@ -61,7 +65,7 @@ class Protected(Fenced):
         if closed != "NoExecute":
             return
         self.expelled_at = self.expelled_at or self.now
-        if self.now - self.expelled_at >= 20 and ("pods", "research", "bad") in self.cluster._objects:
+        if self.deletes and self.now - self.expelled_at >= 20 and ("pods", "research", "bad") in self.cluster._objects:
             drains = "/leases/gpu-health-agent-draining-gpu-0"
             lease = self.cluster("GET", f"/apis/coordination.k8s.io/v1/namespaces/gpu-health-agent{drains}")[1]
             assert lease["spec"]["holderIdentity"].startswith("n1/"), "pods are deleted without a draining permit"
@@ -140,3 +144,51 @@ def test_it_needs_the_preset(tmp_path: Path) -> None:
     path.write_text("drain: {on_deadline: no_execute}")
     with pytest.raises(ConfigError, match="choose the preset dra as well"):
         load(path)
+
+
+def _paused(life: Protected) -> None:
+    life.cluster._store(
+        "configmaps", "gpu-health-agent", {"metadata": {"name": PAUSE_CONFIGMAP}, "data": {"paused": "true"}}
+    )
+
+
+def _opted_out(life: Protected) -> None:
+    life.cluster("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": {MANAGED_LABEL: "false"}}}, MERGE)
+
+
+def _milder(life: Protected) -> None:
+    life.config = life.config.model_copy(update={"mode": Mode.TAINT})
+    life._begin()
+
+
+def _smaller(life: Protected) -> None:
+    life.config = life.config.model_copy(update={"budget": life.config.budget.model_copy(update={"max_draining": 0})})
+    life._begin()
+
+
+def _unselected(life: Protected) -> None:
+    life.config = life.config.model_copy(update={"drain": config("wait").drain})
+    life._begin()
+
+
+@pytest.mark.parametrize("stops", [_paused, _opted_out, _milder, _smaller, _unselected])
+def test_whatever_stops_the_agent_its_draining_permit_stays_while_kubernetes_deletes_pods_at_its_word(
+    stops: Callable[[Protected], None],
+) -> None:
+    """Nobody takes the effect back. But pods that it never deletes keep others waiting for eleven minutes at most."""
+    life = Protected(95)
+    while not life.expelled_at:
+        life.tick()
+    assert life.pods() == {"bad", "good"}
+    stops(life)
+    life.run(60)
+    assert life.pods() == {"good"}
+    endless = Protected(95, deletes=False)
+    while not endless.expelled_at:
+        endless.tick()
+    stops(endless)
+    until = endless.now + 1200
+    while any("draining" in name and held for name, held in holders(endless.cluster).items()):
+        endless.tick()
+        assert endless.now < until
+    assert endless.pods() == {"bad", "good"}
