@@ -24,7 +24,7 @@ def sensible(answer: Any, what: str, resource: str, listed: bool, accept: str = 
     if not isinstance(answer, dict):
         raise _nonsense(what, "no object")
     if accept == TABLE:
-        _table(answer, what)
+        _table(answer, what, resource)
         return
     if not listed and answer.get("kind") == "Status":  # the answer to an eviction; its status is a word
         return
@@ -100,12 +100,13 @@ def whole_node(answer: Any, what: str) -> dict[str, Any]:
     return dict(answer)
 
 
-def _table(answer: dict[str, Any], what: str) -> None:
+def _table(answer: dict[str, Any], what: str, resource: str) -> None:
     columns, rows = answer.get("columnDefinitions"), answer.get("rows") or []
     names = [one["name"] for one in columns] if isinstance(columns, list) and _have(columns, ("name",)) else []
     cells = [row.get("cells") if isinstance(row, dict) else None for row in rows] if isinstance(rows, list) else [None]
-    if not {"Name", "Status"} <= {*names} or not all(isinstance(c, list) and len(c) == len(names) for c in cells):
-        raise _nonsense(what, "no table of Nodes")
+    shown = {"Name", "Holder" if resource == "leases" else "Status"}
+    if not shown <= {*names} or not all(isinstance(c, list) and len(c) == len(names) for c in cells):
+        raise _nonsense(what, f"no table of {resource}")
 
 
 def _have(items: Any, keys: tuple[str, ...]) -> bool:

@@ -130,7 +130,6 @@ class KubeClient:
         # The first look of one that may take a permit, and each of one that has something, is at the Node itself.
         first = closely and self._clock() - self._closely_at >= _WAITS_S
         raw = self._own.read(afresh=first or self._permits.holding)
-        self._closely_at = self._clock() if closely else float("-inf")
         metadata, spec, status = (raw.get(part) or {} for part in ("metadata", "spec", "status"))
         conditions = {c["type"]: condition_of(c) for c in status.get("conditions") or ()}
         taints = tuple(map(taint_of, spec.get("taints") or ()))
@@ -145,11 +144,11 @@ class KubeClient:
         jobs: tuple[Job, ...] | None = None
         pool, paused, clock_s = Pool(), "", 0
         self._vainly_from = self._vainly_from if closely else None  # else no taint of ours is wanted any more
-        if closely or self._permits.awaited or self._permits.found(self._own.holder):
+        ours = {taint.key for taint in taints}
+        if self._permits.due(self._own.holder, closely, not counts and ours.isdisjoint((HARD_TAINT, SOFT_TAINT))):
             permits = self._permits.look(self._own.holder, written_at(raw), first)
             pool, paused = self._permits.pool(self._own.holder, permits, counts), self._permits.paused()
             clock_s = int(self._clock())
-            ours = {taint.key for taint in taints}
             tainted, idle = HARD_TAINT in ours, SOFT_TAINT in ours and self._config.repair.reset_when_idle
             drains = any(permit.holder == self._own.holder and permit.kind is PermitKind.DRAINING for permit in permits)
             if tainted or idle or drains:
@@ -160,6 +159,7 @@ class KubeClient:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
             else:
                 self._pods.forget()
+        self._closely_at = self._clock() if closely and permits is not None else float("-inf")
         labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
         dismissed, unread = fault_ids(annotations.get(DISMISS_ANNOTATION, ""))
         keys, evictions = {pod.uid: pod.key for pod in pods or ()}, self._pods.evictions

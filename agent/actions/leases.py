@@ -15,7 +15,8 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.api import Api, ask, taint_of, written_at
+from agent.actions.answers import rows
+from agent.actions.api import TABLE, Api, ask, taint_of, written_at
 from agent.actions.lease import holder, largest_pool, mine, pool_size, rewritten
 from agent.actions.pool import Pool, PoolReading, count, share_s
 from agent.config.settings import Budget
@@ -91,6 +92,12 @@ class Leases:
         self._clashed = {name for name in self._clashed if name in self.seen and self.hidden(name)}
         self._watched = {name: self._sighted(name, name in read) for name in self.seen}
         self._ask_a_holder([name for name in self._wanted(own) if name in read])
+
+    def names(self, own: str) -> bool:
+        """Whether one is held by the node ``own``, by a table: a tenth of the list. RefusedError, UnreachableError."""
+        path = f"{self._path}?labelSelector={POOL_LABEL}%3D{self._budget.pool}&includeObject=None"
+        table = ask(self._api, "GET", path, accept=TABLE)
+        return any(mine({"spec": {"holderIdentity": cells["Holder"]}}, own) for cells, _ in rows(table))
 
     def read_pool(self, own: str, counts: bool, named: frozenset[str]) -> Pool:
         """After the Leases: the pool without the nodes ``named``, read if it ``counts`` and is due.

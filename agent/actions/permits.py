@@ -43,7 +43,7 @@ class Permits:
     def __init__(self, api: Api, budget: Budget, clock: Clock, wall: Clock) -> None:
         self._api, self._budget, self._clock, self._wall = api, budget, clock, wall
         self._leases = Leases(api, budget, clock)
-        self._began = clock()
+        self._began, self._new = clock(), True  # whether none was looked at in this life
         self._ours: dict[str, _Ours] = {}
         self._unseen: list[str] = []  # those of our own that went out of sight: their Leases lack labels, or are gone
         self._sought = float("-inf")
@@ -67,6 +67,20 @@ class Permits:
     def renew(self) -> None:
         """The next look reads the permits and the pool whole."""
         self._leases.renew()
+
+    def due(self, own: str, closely: bool, bare: bool) -> bool:
+        """Whether they are to be looked at, ``closely`` or for one that may have come to be ours.
+
+        A node that needs none and is ``bare`` of our taints looks only whether one is its own at all: at its agent's
+        start, and once all has come that an earlier life may have asked for.
+        """
+        new, awaited = self._new, self.awaited
+        self._new = False
+        if not bare or not (new if closely else awaited) or self.holding:
+            return closely or awaited or self.found(own)
+        held = self._leases.names(own)
+        self._asked = None if awaited and not held else self._asked
+        return held
 
     def look(self, own: str, told_at: float = 0.0, whole: bool = False) -> tuple[Permit, ...]:
         """Every permit that was ever taken. RefusedError or UnreachableError: then nothing is allowed.
@@ -179,7 +193,7 @@ class Permits:
 
     def succeeds(self) -> None:
         """Whatever the node holds is another life's: as after a start, nothing of it was taken or confirmed by us."""
-        self._began, self._ours, self._confirmed = self._clock(), {}, {}
+        self._began, self._new, self._ours, self._confirmed = self._clock(), True, {}, {}
         self._asked = self._began
 
     def found(self, own: str) -> bool:

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from agent.actions.api import JSON, JSON_PATCH, STRATEGIC_PATCH, Api, ask
+from agent.actions.api import JSON, JSON_PATCH, METADATA, STRATEGIC_PATCH, Api, ask
 from agent.actions.event_object import event_of
 from agent.actions.rights import Right, of_mode
 from agent.config.settings import Config
@@ -58,7 +58,8 @@ class Trial:
     def _refused(self, right: Right, verb: str) -> RefusedError | None:
         body, content_type = self._body(right, verb)
         try:
-            ask(self._api, _METHODS.get(verb, "GET"), self._path(right, verb), body, content_type)
+            method, accept = (_METHODS[verb], JSON) if verb in _METHODS else ("GET", METADATA)
+            ask(self._api, method, self._path(right, verb), body, content_type, accept)
         except RefusedError as refused:
             # Without a body only these say that the right is missing. With one, every other refusal means that it would
             # not be written, except that it is there already, or that a webhook knows no dry run.

@@ -74,7 +74,7 @@ class InMemoryCluster:
             if not rest:
                 every = self._select(kind, namespace, query)
                 found, more = _page(every, query)
-                answer = _table(kind, found) if accept == TABLE else {"items": _copy(found)}
+                answer = _table(kind, found, query) if accept == TABLE else {"items": _copy(found)}
                 left = {} if "labelSelector" in query else {"remainingItemCount": sum(_key(o) > more for o in every)}
                 return 200, {**answer, "metadata": {"continue": more, **(left if more else {})}}
             old = self._objects.get((kind, namespace, rest[0]))
@@ -201,10 +201,10 @@ def _copy(value: Any) -> Any:
     return marshal.loads(marshal.dumps(value))  # noqa: S302 - its own words of a moment ago
 
 
-def _table(kind: str, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Nodes and pods as kubectl shows them, each with its metadata."""
-    columns, cells = (("Name", "Status"), _node_cells) if kind == "nodes" else (_POD_COLUMNS, _pod_cells)
-    rows = [{"cells": cells(one), "object": {"metadata": _copy(one["metadata"])}} for one in found]
+def _table(kind: str, found: list[dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
+    """As kubectl shows them, each with its metadata unless none is asked for."""
+    (columns, cells), bare = _TABLES[kind], query.get("includeObject") == "None"
+    rows = [{"cells": cells(o), "object": None if bare else {"metadata": _copy(o["metadata"])}} for o in found]
     return {"columnDefinitions": [{"name": name} for name in columns], "rows": rows}
 
 
@@ -224,6 +224,17 @@ def _pod_cells(pod: dict[str, Any]) -> list[str]:
         pod["status"].get("reason", pod["status"]["phase"]),
         pod["spec"]["nodeName"],
     ]
+
+
+def _lease_cells(lease: dict[str, Any]) -> list[str]:
+    return [lease["metadata"]["name"], lease["spec"].get("holderIdentity") or ""]
+
+
+_TABLES = {
+    "nodes": (("Name", "Status"), _node_cells),
+    "pods": (_POD_COLUMNS, _pod_cells),
+    "leases": (("Name", "Holder"), _lease_cells),
+}
 
 
 def _status(code: int, message: str) -> tuple[int, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
+from agent.actions.api import JSON, TABLE
 from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from agent.model.fault import Verdict
-from agent.model.names import HARD_TAINT, WITHDRAWN_LABEL
+from agent.model.names import HARD_TAINT, PERMIT_KIND_LABEL, POOL_LABEL, SLOT_LEASE, WITHDRAWN_LABEL
 from agent.model.steps import On, Wait
 from agent.model.world import World
 from agent.runtime.actor import Actor
@@ -18,6 +21,7 @@ from agent.runtime.exchange import Judged
 from agent.runtime.patience import pause_s
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import drive, fatal, healthy
+from tests.actions.test_pool import LEASES
 from tests.observe import START
 from tests.runtime.test_actor import CONFIG, broken, made, tell, tried
 
@@ -98,16 +102,45 @@ def test_a_permit_that_a_waiting_node_knows_to_be_free_is_read_of_anew_and_taken
     assert cluster.requests.count(("GET", "/api/v1/nodes")) == 2, "the pool was read just before"
 
 
-def test_a_roll_out_over_a_healthy_fleet_lists_no_nodes() -> None:
+def test_a_roll_out_over_a_healthy_fleet_asks_for_nothing_that_grows_but_two_tables_of_the_permits() -> None:
     """At its start each agent looks whether it holds a permit, and again for one that an earlier life asked for."""
-    cluster = made()
-    one = Agent(cluster, "n1")
-    one.verdict = healthy()
+    cluster, asked, size = made(), list[tuple[str, str, str]](), 0
+    for i in range(1000):
+        labels = {POOL_LABEL: TAINT.budget.pool, PERMIT_KIND_LABEL: "withdrawn"}
+        name = SLOT_LEASE.format(kind="withdrawn", pool=TAINT.budget.pool, index=i)
+        spec = {"holderIdentity": f"other-{i}/{i}"}
+        cluster("POST", LEASES, {"metadata": {"name": name, "labels": labels, "annotations": {}}, "spec": spec})
+    one = Agent(cluster, "n1", verdict=healthy())
+
+    def counted(method: str, path: str, body: Any = None, kind: str = JSON, accept: str = JSON) -> tuple[int, Any]:
+        nonlocal size
+        asked.append((method, path, accept))
+        answer = cluster(method, path, body, kind, accept)
+        size += len(json.dumps(answer[1]))
+        return answer
+
+    one.client = KubeClient(counted, "n1", TAINT, lambda: one.now, wall=lambda: START + one.now)
+    one.round()
+    assert one.client.lacks(lambda: True) == ()
     for _ in range(10):
-        one.round()
         one.now += 60
-    assert ("GET", "/api/v1/nodes") not in cluster.requests
-    assert sum(path.endswith("/leases") for _, path in cluster.requests) == 2
+        one.round()
+    lists = [
+        (path, accept)
+        for method, path, accept in asked
+        if method == "GET" and path.partition("?")[0].endswith(("/leases", "/nodes", "/pods")) and "limit=1" not in path
+    ]
+    tables = [path for path, accept in lists if path.startswith(LEASES) and accept == TABLE]
+    assert len(tables) == 2
+    assert all("spec.nodeName%3Dn1" in path for path, _ in lists if path not in tables), "its own pods"
+    assert size < 300_000, "as lists these permits are 0.7 MB"
+    asked.clear()
+    for _ in range(30):
+        one.now += 60
+        one.client.heard(cluster.read("nodes", "n1")["metadata"]["resourceVersion"])
+        one.round()
+    assert len(asked) <= 30
+    assert {method for method, _, _ in asked} == {"GET"}
 
 
 def test_a_withdrawn_node_that_waits_for_a_person_is_looked_at_once_a_minute_and_for_one_that_drains_sooner() -> None:
