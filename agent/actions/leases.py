@@ -39,6 +39,7 @@ _SILENT_S, _ASK_S = 300.0, 60.0  # from when on, and how often at most, the Node
 _ASKED_TWICE = 2  # one answer that a Node isn't there may be a mistake
 _NODE_S, _LONGEST_ASK_S = 6.0, 1440.0  # after one that is there, 24 kB: for each node of the pool, and at most
 _FEW, _LEASE_S = 3, 40.0  # so many are always listed; of more the 0.8 kB of each serve so long: 1.2 kB a minute
+LOOKS_S = 10.0  # a node that waits and looks sooner, to be told, goes by what it knows
 
 Clock = Callable[[], float]
 
@@ -79,10 +80,11 @@ class Leases:
         """Those that are due, of the node ``own``, or ``whole``. RefusedError, UnreachableError: nothing is allowed."""
         self.aged = True
         whole = whole or self._anew or self._early(own) or bool(self._clashed)
+        least_s = 0.0 if self._kinds(own) else LOOKS_S
         serves_s = 0.0 if whole or len(self.seen) <= _FEW else len(self.seen) * _LEASE_S
         self._whole = self._clock() - self._listed_at >= serves_s
         read = self._list() if self._whole else {name for name, lease in self.seen.items() if mine(lease, own)}
-        if not self._anew and self._clock() - self._turn_at >= share_s(self._pool.pool.size):
+        if not self._anew and self._clock() - self._turn_at >= max(least_s, share_s(self._pool.pool.size)):
             self._turn_at = self._clock()
             self._asked_free = not (self._asked_free or self._whole) and self._clock() >= self._free_from
             read |= self._given_back(own) if self._asked_free else self._in_turn(own, read)

@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.actions.api import Api, ask, written_at
 from agent.actions.lease import holder, mine
-from agent.actions.leases import Clock, Leases
+from agent.actions.leases import LOOKS_S, Clock, Leases
 from agent.actions.pool import Pool
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
@@ -52,6 +52,7 @@ class Permits:
         self._unanswered = float("-inf")  # when a request under them was last in vain
         # When one was last asked for in vain, and may yet come: by an earlier life before this one began.
         self._asked: float | None = self._began
+        self._paused = "", float("-inf")  # why, and when that was read
         self._told_at = 0.0  # the latest time by the API server's clock that was seen
 
     @property
@@ -71,16 +72,15 @@ class Permits:
     def due(self, own: str, closely: bool, bare: bool) -> bool:
         """Whether they are to be looked at, ``closely`` or for one that may have come to be ours.
 
-        A node that needs none and is ``bare`` of our taints looks only whether one is its own at all: at its agent's
-        start, and once all has come that an earlier life may have asked for.
+        A table of all tells whether one is our own: at the start of an agent that needs none, on a Node ``bare`` of our
+        taints, and once all has come that was asked for in vain, or by an earlier life.
         """
-        new, awaited = self._new, self.awaited
-        self._new = False
-        if not bare or not (new if closely else awaited) or self.holding:
-            return closely or awaited or self.found(own)
-        held = self._leases.names(own)
-        self._asked = None if awaited and not held else self._asked
-        return held
+        awaited, asks, self._new = self.awaited, closely and bare and self._new, False
+        ours = awaited
+        if (awaited or asks) and not self.holding:
+            ours = self._leases.names(own)
+            self._asked = None if awaited and not ours else self._asked
+        return (closely and not asks) or ours or self.found(own)
 
     def look(self, own: str, told_at: float = 0.0, whole: bool = False) -> tuple[Permit, ...]:
         """Every permit that was ever taken. RefusedError or UnreachableError: then nothing is allowed.
@@ -107,7 +107,13 @@ class Permits:
         return self._leases.read_pool(own, counts, frozenset(holder.partition("/")[0] for holder in (own, *holds)))
 
     def paused(self) -> str:
-        """Why the whole cluster's agents are to pause; empty while they run."""
+        """Why the whole cluster's agents are to pause; empty while they run. As just read, where nothing is held."""
+        if self.aged and not self._ours and self._clock() - self._paused[1] < LOOKS_S:
+            return self._paused[0]
+        self._paused = self._read_paused(), self._clock()
+        return self._paused[0]
+
+    def _read_paused(self) -> str:
         path = _PAUSE.format(self._budget.namespace)
         try:
             data = ask(self._api, "GET", path).get("data") or {}

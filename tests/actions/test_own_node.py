@@ -100,6 +100,7 @@ def test_nothing_is_taken_on_the_word_of_a_watch_that_lags(healthy_node: Watched
     healthy_node.client.look(closely=True)
     healthy_node.cluster("PATCH", "/api/v1/nodes/n1", {"metadata": {"labels": {MANAGED_LABEL: "false"}}}, MERGE)
     drive(healthy_node.other, healthy(), CONFIG)
+    healthy_node.clock.now += 16
     world = healthy_node.client.look(closely=True)
     assert world.managed, "so the watch has it"
     assert world.aged

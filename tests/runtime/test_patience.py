@@ -12,7 +12,14 @@ from agent.actions.api import JSON, TABLE
 from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from agent.model.fault import Verdict
-from agent.model.names import HARD_TAINT, PERMIT_KIND_LABEL, POOL_LABEL, SLOT_LEASE, WITHDRAWN_LABEL
+from agent.model.names import (
+    HARD_TAINT,
+    PERMIT_KIND_LABEL,
+    POOL_LABEL,
+    POOL_SIZE_ANNOTATION,
+    SLOT_LEASE,
+    WITHDRAWN_LABEL,
+)
 from agent.model.steps import On, Wait
 from agent.model.world import World
 from agent.runtime.actor import Actor
@@ -60,6 +67,14 @@ class Agent:
         return any(t["key"] == HARD_TAINT for t in self.cluster.read("nodes", self.name)["spec"].get("taints") or ())
 
 
+def hold(cluster: InMemoryCluster, index: int, node: str, size: int) -> None:
+    """This node of a pool so large holds the withdrawn permit of this number."""
+    labels = {POOL_LABEL: TAINT.budget.pool, PERMIT_KIND_LABEL: "withdrawn"}
+    name = SLOT_LEASE.format(kind="withdrawn", pool=TAINT.budget.pool, index=index)
+    metadata = {"name": name, "labels": labels, "annotations": {POOL_SIZE_ANNOTATION: str(size)}}
+    cluster("POST", LEASES, {"metadata": metadata, "spec": {"holderIdentity": f"{node}/{index}"}})
+
+
 def test_a_large_pool_that_waits_is_told_of_bit_by_bit_and_whoever_gets_the_permit_acts_at_once() -> None:
     cluster = InMemoryCluster()
     for i in range(600):
@@ -81,6 +96,27 @@ def test_a_large_pool_that_waits_is_told_of_bit_by_bit_and_whoever_gets_the_perm
         told.append(sum(one.reported for one in others))
     assert told[-1] == len(others)
     assert len({*told}) > 4
+
+
+def test_a_report_that_was_put_off_for_a_moment_is_written_without_another_read() -> None:
+    cluster = InMemoryCluster()
+    for i in range(300):
+        cluster.add_node(f"n{i}")
+    one = Agent(cluster, "n7", verdict=healthy())
+    for i in range(30):
+        hold(cluster, i, f"n{100 + i}", 300)
+    one.round()
+    one.now, one.verdict = one.now + 60, fatal()
+    cluster.requests.clear()
+    later_s = one.round().put_off_s
+    assert 0 < later_s < 10
+    assert [method for method, _ in cluster.requests] == ["GET"] * 3, cluster.requests
+    cluster.requests.clear()
+    one.now += later_s + 0.1
+    one.client.heard(cluster.read("nodes", "n7")["metadata"]["resourceVersion"])
+    one.round()
+    assert one.reported
+    assert {method for method, _ in cluster.requests} == {"PATCH", "POST"}
 
 
 def test_a_permit_that_a_waiting_node_knows_to_be_free_is_read_of_anew_and_taken_without_a_refusal() -> None:
@@ -106,16 +142,15 @@ def test_a_roll_out_over_a_healthy_fleet_asks_for_nothing_that_grows_but_two_tab
     """At its start each agent looks whether it holds a permit, and again for one that an earlier life asked for."""
     cluster, asked, size = made(), list[tuple[str, str, str]](), 0
     for i in range(1000):
-        labels = {POOL_LABEL: TAINT.budget.pool, PERMIT_KIND_LABEL: "withdrawn"}
-        name = SLOT_LEASE.format(kind="withdrawn", pool=TAINT.budget.pool, index=i)
-        spec = {"holderIdentity": f"other-{i}/{i}"}
-        cluster("POST", LEASES, {"metadata": {"name": name, "labels": labels, "annotations": {}}, "spec": spec})
+        hold(cluster, i, f"other-{i}", 10_000)
     one = Agent(cluster, "n1", verdict=healthy())
 
-    def counted(method: str, path: str, body: Any = None, kind: str = JSON, accept: str = JSON) -> tuple[int, Any]:
+    def counted(
+        method: str, path: str, body: Any = None, content_type: str = JSON, accept: str = JSON
+    ) -> tuple[int, Any]:
         nonlocal size
         asked.append((method, path, accept))
-        answer = cluster(method, path, body, kind, accept)
+        answer = cluster(method, path, body, content_type, accept)
         size += len(json.dumps(answer[1]))
         return answer
 
