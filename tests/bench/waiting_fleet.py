@@ -30,9 +30,10 @@ from agent.model.world import PermitKind
 from agent.runtime.actor import Actor
 from agent.runtime.exchange import Judged
 from tests.actions.test_kube import fatal, healthy
-from tests.bench.api_cost import OWN_NODE, PAUSE, Cost, cost, over, stored
+from tests.bench.api_cost import Cost, cost, over, stored
 from tests.bench.furniture import add
 from tests.bench.many_permits import many_permits
+from tests.bench.waiting_row import FLEET, Each, Row, tell
 from tests.cluster.build import assets
 from tests.cluster.control_plane import ControlPlane
 
@@ -42,11 +43,11 @@ MERGE = "application/merge-patch+json"
 BUDGET = Budget(pool_selector="site=fleet")
 PLAYERS = "kwok", "kube-controller-manager", "kube-scheduler"  # what they do is not the agents'
 LEFT = 2  # permits that are free when the fault comes
-IDLE_S, START_S, HEALTHY_S, FIRST_S = 60.0, 15.0, 120.0, 10.0
+IDLE_S, START_S, FIRST_S = 60.0, 15.0, 10.0
+HEALTHY_S = 320.0  # by then each looked for what an earlier life may have asked for
 KUBELET_S = 300.0  # how often a kubelet writes a status in which nothing but the time is new
 CONFIRM_S = 120.0  # how often a holder confirms its permit
 SERVED_S = 900.0  # the longest that is waited for a permit to be taken
-FLEET = 10_000
 
 
 def main() -> int:
@@ -55,15 +56,18 @@ def main() -> int:
     parser.add_argument("--agents", type=int, default=200, help="how many of them run a real act loop")
     parser.add_argument("--waits-s", type=float, default=600, help="for how long their waiting is measured")
     arguments = parser.parse_args()
+    rows = []
     for size in arguments.nodes:
         with installed() as plane:
-            waiting_fleet(plane, size, arguments.agents, arguments.waits_s)
+            rows.append(waiting_fleet(plane, size, arguments.agents, arguments.waits_s))
+            tell(rows[-1:])
     with installed() as plane:
         add(plane, "fleet-0", {})
         account = str(plane.agent_kubeconfig("fleet-0"))
         for name in PLAYERS:
             plane.end(name)
         many_permits(plane, account)
+    tell(rows)
     return 0
 
 
@@ -80,7 +84,7 @@ def installed() -> Iterator[ControlPlane]:
             plane.down()
 
 
-def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -> None:
+def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -> Row:
     nodes = [f"fleet-{i}" for i in range(size)]
     agents = min(agents, size - size // 10 + LEFT)
     real, others = nodes[:agents], nodes[agents:]
@@ -115,43 +119,26 @@ def waiting_fleet(plane: ControlPlane, size: int, agents: int, waits_s: float) -
         actor.exchange.judged = Judged(bad)
         actor.exchange.news.set()
     time.sleep(FIRST_S)
-    _print("first 10 s, an agent", cost(plane).since(before), idle, agents, 1.0)
+    first = _print("first 10 s, an agent", cost(plane).since(before), idle, agents, 1.0)
     time.sleep(size / 30 + FIRST_S)  # by when the last of them has told its Node
     waiting = agents - len(out_now.names & set(real))
-    spent = over(plane, waits_s)
-    _print("waiting, an agent and minute", spent, idle, waiting or 1, waits_s / 60)
-    scale = FLEET * 0.9 / (waiting or 1) / spent.at
-    print(
-        f"  if {FLEET} nodes cost as much each: {spent.requests.total() * scale:.0f} requests and "
-        f"{spent.size.total() * scale / 1e6:.2f} MB a second, {_cpu_s(spent, idle) * scale:.2f} cores of API server"
-    )
-    _tell_stored(bytes_before, _stored(plane, real), out_now.names)
-    most = out_now.most
+    each = _print("waiting, an agent and minute", over(plane, waits_s), idle, waiting or 1, waits_s / 60)
+    etcd = _tell_stored(bytes_before, _stored(plane, real), out_now.names)
     meanwhile.given.add(permits[0])
     served_s = _one_comes_free(plane, others[0], permits[0], out_now)
-    print(f"  most withdrawn at any instant {most}, to the end {out_now.most}; a free permit was taken after", end=" ")
-    print(f"{served_s:.0f} s", flush=True)
     meanwhile.stop()
     for actor in actors:
         actor.stop()
+    return Row(size, agents, first, each, out_now.most, size // 10, served_s, etcd)
 
 
-def _cpu_s(spent: Cost, idle: Cost) -> float:
-    return spent.cpu_s - idle.cpu_s * spent.at / idle.at
-
-
-def _print(title: str, spent: Cost, idle: Cost, agents: int, minutes: float) -> None:
+def _print(title: str, spent: Cost, idle: Cost, agents: int, minutes: float) -> Each:
     share = 1 / agents / minutes
-    beside = {what for what in spent.requests if what not in (OWN_NODE, PAUSE)}
-    print(
-        f"  {title}: {spent.requests.total() * share:.2f} requests, {spent.size.total() * share / 1000:.1f} kB, "
-        f"{1000 * _cpu_s(spent, idle) * share:.1f} ms of API-server CPU; beside the own Node and the pause "
-        f"{sum(spent.requests[what] for what in beside) * share:.2f} requests, "
-        f"{sum(spent.size[what] for what in beside) * share / 1000:.1f} kB"
-    )
+    print(f"  {title}: {(each := Each.of(spent, idle, share))}")
     for what, count in sorted(spent.requests.items()):
         print(f"    {what:<24}{count * share:7.2f}  {spent.size[what] * share / 1000:9.2f} kB")
-    print(f"    events of watches                {spent.watched * share / 1000:9.2f} kB", flush=True)
+    print(f"    events of watches                {each.watched / 1000:9.2f} kB", flush=True)
+    return each
 
 
 def _stored(plane: ControlPlane, nodes: list[str]) -> dict[str, dict[str, int]]:
@@ -164,7 +151,7 @@ def _stored(plane: ControlPlane, nodes: list[str]) -> dict[str, dict[str, int]]:
     }
 
 
-def _tell_stored(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]], out: set[str]) -> None:
+def _tell_stored(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]], out: set[str]) -> float:
     grown = {name: size - before["Node"][name] for name, size in after["Node"].items()}
     events = len(after["Event"]) - len(before["Event"])
     a_lease = sum(after["Lease"].values()) / max(len(after["Lease"]), 1)
@@ -180,6 +167,7 @@ def _tell_stored(before: dict[str, dict[str, int]], after: dict[str, dict[str, i
         f"{a_lease / 1000:.2f} kB; {a_node:.1f} Events a node of {an_event / 1000:.2f} kB, gone after an hour; "
         f"{FLEET} sick nodes: {whole / 1e6:.0f} MB"
     )
+    return whole
 
 
 class Others(threading.Thread):
