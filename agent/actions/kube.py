@@ -129,7 +129,7 @@ class KubeClient:
         """
         # The first look of one that may take a permit, and each of one that has something, is at the Node itself.
         first = closely and self._clock() - self._closely_at >= _WAITS_S
-        raw = self._own.read(afresh=first or self._permits.holding)
+        raw = self._own.read(first or self._permits.holding, again=self._permits.early)
         metadata, spec, status = (raw.get(part) or {} for part in ("metadata", "spec", "status"))
         conditions = {c["type"]: condition_of(c) for c in status.get("conditions") or ()}
         taints = tuple(map(taint_of, spec.get("taints") or ()))

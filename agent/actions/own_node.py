@@ -21,6 +21,7 @@ from agent.model.steps import Report, Retaint
 from agent.model.text import rfc3339
 
 _VOUCHES_S = 90.0  # for so long a word of the watch counts: a bookmark comes every minute or so
+_MOMENT_S = 2.0
 _SERVES_S = 600.0  # however sure the watch is: the longest that one reading serves
 
 Clock = Callable[[], float]
@@ -41,15 +42,16 @@ class OwnNode:
     def holder(self) -> str:
         return f"{self._name}/{self.raw['metadata']['uid']}"
 
-    def read(self, afresh: bool) -> dict[str, Any]:
+    def read(self, afresh: bool, again: bool = False) -> dict[str, Any]:
         """As it is; unless ``afresh``, as it was last read while the watch vouches for it and no taint of ours stands.
 
-        RefusedError, UnreachableError.
+        ``again``: a reading of a moment ago is afresh, if the watch vouches for it. RefusedError, UnreachableError.
         """
         (version, heard_at), now = self._vouched, self._clock()
         lately = now - heard_at < _VOUCHES_S and now - self._read_at < _SERVES_S
-        self.aged = not afresh and lately and self._unchanged(version) and not self._tainted
-        if not self.aged:
+        vouched = lately and self._unchanged(version) and not self._tainted
+        self.aged = vouched and not afresh
+        if not (self.aged or (vouched and again and now - self._read_at <= _MOMENT_S)):
             self.raw = self._asked()
             self._read_at = now
         return self.raw

@@ -26,6 +26,7 @@ from agent.model.world import Permit, PermitKind
 
 _PAUSE = "/api/v1/namespaces/{}/configmaps/" + PAUSE_CONFIGMAP
 _CONFIRM_S = 120.0
+_MOMENT_S = 2.0  # from an early permit to its confirmation the pause is read once
 _SEEK_S = 120.0  # how often a node that needs no permit looks for one of its own that was out of sight
 
 
@@ -52,6 +53,7 @@ class Permits:
         self._unanswered = float("-inf")  # when a request under them was last in vain
         # When one was last asked for in vain, and may yet come: by an earlier life before this one began.
         self._asked: float | None = self._began
+        self.early = False  # whether one was taken early, and not looked at since
         self._paused = "", float("-inf")  # why, and when that was read
         self._told_at = 0.0  # the latest time by the API server's clock that was seen
 
@@ -107,8 +109,10 @@ class Permits:
         return self._leases.read_pool(own, counts, frozenset(holder.partition("/")[0] for holder in (own, *holds)))
 
     def paused(self) -> str:
-        """Why the whole cluster's agents are to pause; empty while they run. As just read, where nothing is held."""
-        if self.aged and not self._ours and self._clock() - self._paused[1] < LOOKS_S:
+        """Why the whole cluster's agents are to pause; empty while they run."""
+        serves_s = _MOMENT_S if self.early else 0.0 if self._ours or not self.aged else LOOKS_S
+        self.early = False
+        if self._clock() - self._paused[1] < serves_s:
             return self._paused[0]
         self._paused = self._read_paused(), self._clock()
         return self._paused[0]
@@ -150,7 +154,7 @@ class Permits:
                 if refused.status == HTTPStatus.CONFLICT:
                     del self._ours[name]
                 raise
-        self._confirmed[name] = sent, wall
+        self._confirmed[name], self.early = (sent, wall), early
 
     def _take(self, name: str, lease: Mapping[str, Any] | None, spec: dict[str, str], words: dict[str, str]) -> None:
         if lease and holder(lease) and not self._leases.abandoned(name):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent.actions.kube import KubeClient
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError, UnreachableError
-from agent.model.names import LARGE_POOL, POOL_SIZE_ANNOTATION, POOL_UNREAD
+from agent.model.names import LARGE_POOL, MANAGED_LABEL, POOL_SIZE_ANNOTATION, POOL_UNREAD
 from agent.model.steps import Retaint, TakePermit
 from agent.model.world import Local, Permit, PermitKind, World
 from agent.remediation.budget import beyond, taken_early
@@ -67,6 +67,26 @@ def test_of_a_large_pool_that_turns_sick_at_once_those_alone_that_got_a_permit_r
     out = {name for name in clients if taints(made, name)}
     assert len(out) == SIZE // 10
     assert made.requests.count(("GET", "/api/v1/nodes")) - reads <= 2 * 2 * SIZE // 10
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_between_an_early_permit_and_its_taint_the_permits_and_the_pool_are_read_and_a_node_that_changed(
+    changed: bool,
+) -> None:
+    made, clock = pool(), Clock()
+    client = KubeClient(made, "n0", CONFIG, clock)
+    client.look(closely=False)
+    client.heard(made.read("nodes", "n0")["metadata"]["resourceVersion"])
+    taken(client)
+    if changed:
+        made("PATCH", "/api/v1/nodes/n0", {"metadata": {"labels": {MANAGED_LABEL: "false"}}}, MERGE)
+        client.heard(made.read("nodes", "n0")["metadata"]["resourceVersion"])
+    made.requests.clear()
+    clock.now += 0.3
+    drive(client, BAD, CONFIG, rounds=1)
+    reads = [path for method, path in made.requests if method == "GET"]
+    assert reads == ["/api/v1/nodes/n0"] * changed + [LEASES, "/api/v1/nodes", "/api/v1/nodes"]
+    assert (taints(made, "n0") == []) is changed
 
 
 def test_whoever_loses_every_race_for_the_last_permits_has_asked_three_times_and_waits() -> None:
