@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from statistics import median
 
-from agent.actions.api import ask, connect
+from agent.actions.api import TABLE, ask, connect
 from agent.actions.permits import Permits
 from agent.config.settings import Budget
 from agent.model.names import FREE_LABEL, POOL_LABEL
@@ -26,6 +26,7 @@ def many_permits(plane: ControlPlane, account: str, numbers: Iterable[int] = (10
     api, held, idle_s = connect(account), 0, over(plane, IDLE_S).cpu_s / IDLE_S
     permits = Permits(api, BUDGET, time.monotonic, time.time)
     one = f"{LEASES}?fieldSelector=metadata.name%3Dgpu-health-agent-{KIND}-{POOL}-0"
+    table = f"{LEASES}?labelSelector={POOL_LABEL}%3D{POOL}&includeObject=None"
     free = f"{LEASES}?labelSelector={POOL_LABEL}%3D{POOL}%2C{FREE_LABEL}%3Dtrue&resourceVersion=0"
 
     def tell(what: str, does: Sequence[Callable[[], object]]) -> None:
@@ -54,6 +55,7 @@ def many_permits(plane: ControlPlane, account: str, numbers: Iterable[int] = (10
             take()
         tell("take one anew", takes[:TIMES])
         tell("list all", [read] * TIMES)
+        tell("table of all", [partial(ask, api, "GET", table, accept=TABLE)] * TIMES)
         tell("confirm one", [partial(permits.take, KIND, 0, OWN)] * TIMES)
         tell("look at one", [partial(ask, api, "GET", one)] * TIMES)
         tell("ask which are free", [partial(ask, api, "GET", free)] * TIMES)
