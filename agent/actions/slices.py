@@ -16,7 +16,9 @@ from agent.model.text import normalise_pci, printable
 
 _SELDOM_S, _SOON_S = 600.0, 60.0  # between two reads: of a node that is well, and while nothing is offered
 _KEEPS_AWAY = ("NoSchedule", "NoExecute")
-_PCI, _UUID = "resource.kubernetes.io/pciBusID", "uuid"  # attributes of a device; the second is its driver's own
+# Attributes of a device; the last two are NVIDIA's driver's own. A MIG instance has its GPU's address where the driver
+# knows one, and always its GPU's UUID; its own only once it is made.
+_PCI, _PARENT, _UUID = "resource.kubernetes.io/pciBusID", "parentUUID", "uuid"
 _UNREADABLE = (KeyError, TypeError, AttributeError, ValueError)
 
 
@@ -94,11 +96,11 @@ def _counts(items: list[dict[str, Any]]) -> tuple[Counter[str], Counter[str], tu
 
 def _published(spec: Mapping[str, Any], device: Mapping[str, Any]) -> Published:
     attributes = device.get("attributes") or {}
-    uuid, pci = ((attributes.get(key) or {}).get("string") for key in (_UUID, _PCI))
+    parent, uuid, pci = ((attributes.get(key) or {}).get("string") for key in (_PARENT, _UUID, _PCI))
     taints = (f"{one['key']}={one.get('value', '')}:{one['effect']}" for one in device.get("taints") or ())
     try:
         address = normalise_pci(pci) if isinstance(pci, str) else ""
     except ValueError:
         address = ""
     named = Device(str(spec["driver"]), str(spec["pool"]["name"]), str(device["name"]))
-    return Published(named, str(uuid or ""), address, tuple(map(printable, taints)))
+    return Published(named, str(parent or uuid or ""), address, tuple(map(printable, taints)))

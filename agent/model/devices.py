@@ -25,7 +25,7 @@ class Published:
     """A device as its driver describes it."""
 
     device: Device
-    uuid: str = ""  # its own
+    uuid: str = ""  # of the GPU that it is a part of, else its own
     pci: str = ""  # the address of the GPU that it is, or is a part of
     taints: tuple[str, ...] = ()  # the driver's, in words
 

@@ -24,14 +24,15 @@ KEPT = {"gpu-health-agent/do-not-evict": "true"}
 RULE = f"gpu-health-agent.n1.{DRIVER}.gpu-0"
 
 
-def published(pool: str = "n1", gpus: Collection[str] = (GPU, OTHER)) -> dict[str, Any]:
+def published(pool: str = "n1", gpus: Collection[str] = (GPU, OTHER), addresses: bool = True) -> dict[str, Any]:
     """The node's two GPUs, and a MIG instance on the second, as NVIDIA's driver publishes them."""
-    named = {"gpu-0": (GPU, f"GPU-{GPU}"), "gpu-1": (OTHER, f"GPU-{OTHER}"), "gpu-1-mig-1g": (OTHER, "MIG-1")}
-    devices = [
-        {"name": name, "attributes": {"uuid": {"string": uuid}, "resource.kubernetes.io/pciBusID": {"string": pci}}}
-        for name, (pci, uuid) in named.items()
-        if pci in gpus
-    ]
+    whole = {"gpu-0": (GPU, {"uuid": f"GPU-{GPU}"}), "gpu-1": (OTHER, {"uuid": f"GPU-{OTHER}"})}
+    named = {**whole, "gpu-1-mig-1g": (OTHER, {"uuid": "MIG-1", "parentUUID": f"GPU-{OTHER}"})}
+    devices = []
+    for name, (pci, ids) in named.items():
+        told = {**ids, **({"resource.kubernetes.io/pciBusID": pci} if addresses else {})}
+        if pci in gpus:
+            devices.append({"name": name, "attributes": {key: {"string": value} for key, value in told.items()}})
     spec = {"driver": DRIVER, "nodeName": "n1", "pool": {"name": pool, "generation": 1}, "devices": devices}
     return {"metadata": {"name": "n1-gpus"}, "spec": spec}
 
@@ -53,13 +54,14 @@ class Fenced(Life):
 
     config: Config = DRA
     pool: str = "n1"
+    addresses: bool = True
 
     def _settles(self) -> None:
         super()._settles()
         del self.cluster._objects["pods", "research", "train"]
         claimed(self.cluster, "bad", "gpu-0")
         claimed(self.cluster, "good", "gpu-1-mig-1g")
-        self.cluster._store("resourceslices", "", published(self.pool))
+        self.cluster._store("resourceslices", "", published(self.pool, addresses=self.addresses))
 
     def rules(self) -> dict[str, str]:
         """Name → effect."""
@@ -96,8 +98,9 @@ def test_wherever_it_is_killed_one_repair_is_made_and_no_fence_is_left() -> None
         assert (life.effect(), life.rules(), any(life.holders())) == ("", {}, False), life.kills
 
 
-def test_gpus_that_are_reset_together_are_fenced_together_with_every_part_of_them() -> None:
-    life = Fenced(95, linked=True)
+@pytest.mark.parametrize("addresses", [True, False])
+def test_gpus_that_are_reset_together_are_fenced_together_with_every_part_of_them(addresses: bool) -> None:
+    life = Fenced(95, linked=True, addresses=addresses)
     life.run(30)
     assert {*life.rules().values()} == {"NoSchedule"}
     assert [name.rpartition(".")[2] for name in life.rules()] == ["gpu-0", "gpu-1", "gpu-1-mig-1g"]
