@@ -188,7 +188,7 @@ def _logged(lines: Iterable[str], userspace: bool, gpus: set[str]) -> Iterator[O
     if not paste.taken:
         raise UnreadableError(
             f"none of {paste.lines} lines could be read as a kernel log record, so nothing is known of the GPUs: "
-            "give what dmesg, journalctl -k, syslog or /dev/kmsg prints"
+            "give what dmesg, journalctl -k, syslog or /dev/kmsg prints; logfmt is not read"
         )
     sys.stderr.write(
         f"gpu-health-agent: {paste.taken} of {paste.lines} lines were read as a kernel log; "

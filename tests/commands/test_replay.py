@@ -73,6 +73,7 @@ def test_a_log_is_never_called_healthy_where_no_line_of_it_is_one(
         "hello\nworld\n",
         "-- No entries --\n",
         "Xid 79 says the ticket, NVRM too\n",
+        'ts=2026-11-30T05:00:00Z level=info msg="NVRM: Xid (PCI:0000:1b:00): 79, gone"\n',  # logfmt
         "\0\xff\n" * 9,
     ):
         assert asked(tmp_path, text) == 65

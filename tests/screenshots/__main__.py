@@ -39,6 +39,7 @@ _FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--run-all-compositor-stages-before-draw",  # else a busy machine's picture may be torn
 )
 _WATCHED_S = 30.0  # long enough for lines in the dashboard
 
