@@ -170,6 +170,18 @@ def test_openshifts_constraints_have_their_documented_form_and_allow_what_the_po
     assert subject["name"] == f"system:serviceaccounts:{role['metadata']['namespace']}", "of this namespace alone"
 
 
+def test_a_fleet_in_trouble_takes_a_share_of_the_api_server_that_is_bounded_and_what_acts_has_the_larger_one() -> None:
+    """One that borrows without a limit takes whatever nobody uses at that moment, and the server's CPU with it."""
+    every = [one for one in yaml.safe_load_all((BASE / "flowcontrol.yaml").read_text()) if one["kind"] != "FlowSchema"]
+    limited = {one["metadata"]["name"].removeprefix("gpu-health-agent-"): one["spec"]["limited"] for one in every}
+    assert limited.keys() == {"acts", "reports"}
+    most = {
+        name: one["nominalConcurrencyShares"] * (1 + one["borrowingLimitPercent"] / 100)
+        for name, one in limited.items()
+    }
+    assert most["reports"] < most["acts"] <= 20, "of some 250"
+
+
 def test_what_the_sources_open_by_default_is_mounted() -> None:
     assert mounts(SOURCES)["kmsg"] == str(Config().sources.kmsg.path)
     assert mounts(SOURCES)["pod-resources"] == str(Config().sources.pods.socket.parent)
