@@ -215,10 +215,12 @@ def test_by_choice_kubernetes_deletes_what_a_budget_protects_at_the_deadline_and
 def test_a_stolen_token_fences_single_devices_of_its_own_node_alone_and_they_go_with_it(site: Site) -> None:
     stolen = Stolen(site)
 
-    def make(node: str = stolen.node, effect: str = "None", key: str = KEY, name: str = "", **parts: str) -> int:
+    def make(
+        node: str = stolen.node, effect: str = "None", key: str = KEY, name: str = "", owner: str = "Node", **parts: str
+    ) -> int:
         selector = {"driver": DRIVER, "pool": node, "device": "gpu-0", **parts}
         uid = site.node(site.nodes.index(node))["metadata"]["uid"]
-        owners = [{"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid}]
+        owners = [{"apiVersion": "v1", "kind": owner, "name": node, "uid": uid}] if owner else []
         metadata = {"name": name or f"gpu-health-agent.{node}.{DRIVER}.gpu-0", "ownerReferences": owners}
         spec = {"deviceSelector": {k: v for k, v in selector.items() if v}, "taint": {"key": key, "effect": effect}}
         body = {"apiVersion": "resource.k8s.io/v1", "kind": "DeviceTaintRule", "metadata": metadata, "spec": spec}
@@ -233,11 +235,13 @@ def test_a_stolen_token_fences_single_devices_of_its_own_node_alone_and_they_go_
     for effect in ("NoSchedule", "NoExecute"):
         assert make(effect=effect) in REFUSED
     assert make(name="another") in REFUSED
+    assert make(owner="") in REFUSED
     assert make() == 201
     path = f"{RULES}/gpu-health-agent.{stolen.node}.{DRIVER}.gpu-0"
     for effect, refused in (("NoExecute", True), ("NoSchedule", False)):
         status = stolen("PATCH", path, {"spec": {"taint": {"key": KEY, "effect": effect}}}, MERGE)
         assert (status in REFUSED) == refused, effect
+    assert stolen("PATCH", path, {"metadata": {"ownerReferences": None}}, MERGE) in REFUSED
     for selector in ({"device": None}, {"pool": None}, {"driver": None}, None):
         assert stolen("PATCH", path, {"spec": {"deviceSelector": selector}}, MERGE) in REFUSED
     theirs = {"deviceSelector": {"driver": DRIVER}, "taint": {"key": KEY, "effect": "None"}}
