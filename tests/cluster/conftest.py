@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +27,16 @@ from tests.running import Running
 
 _NUMBERS = itertools.count(1)
 OVERLAYS = Path(__file__).parents[2] / "daemonset" / "overlays"
+
+
+def composed(folder: Path, *components: str) -> Path:
+    """An overlay of the base and these components, in this order."""
+    made = {
+        "resources": [os.path.relpath(OVERLAYS.parent / "base", folder)],
+        "components": [os.path.relpath(OVERLAYS.parent / "components" / one, folder) for one in components],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(made))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, CORDON_MARK, CORDON_REASON, NOT_ASKED, Preset
 from agent.model.ownership import GATE_TAINTS
 from tests.cluster.build import assets
-from tests.cluster.conftest import OVERLAYS, Site, StartAgent
+from tests.cluster.conftest import Site, StartAgent, composed
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.test_policies import REFUSED, Stolen
 
@@ -27,18 +26,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """All presets' components beside the repair's, which comes last: their order must not matter."""
     made = ControlPlane(tmp_path_factory.mktemp("plane"), assets())
     made.up(nodes=0)
-    folder = tmp_path_factory.mktemp("overlay")
-    (folder / "config.yaml").write_text("mode: evict\n")
-    parts = [f"components/{part}" for part in (*Preset, "gate", "repair")]
-    named = ", ".join(str(Path("../" * len(folder.parts[1:])) / (OVERLAYS.parent / p).relative_to("/")) for p in parts)
-    base = Path("../" * len(folder.parts[1:])) / (OVERLAYS.parent / "base").relative_to("/")
-    (folder / "kustomization.yaml").write_text(f"""
-resources: [{base}]
-components: [{named}]
-configMapGenerator:
-  - {{name: gpu-health-agent, namespace: gpu-health-agent, behavior: replace, files: [config.yaml]}}
-""")
-    made.install(folder)
+    made.install(composed(tmp_path_factory.mktemp("overlay"), *Preset, "gate", "repair"))
     yield made
     made.down()
 
