@@ -40,20 +40,26 @@ def _each(outline: Any, state: Any, act: Any) -> Any:
 
 
 def _check(saved: torch.Tensor, there: torch.Tensor | None) -> None:
-    if not saved.is_contiguous():
-        raise ValueError("a tensor was saved that is not contiguous")
     if there is not None and (there.shape, there.dtype) != (saved.shape, saved.dtype):
         raise ValueError(f"a tensor of {list(saved.shape)} is none of {list(there.shape)}")
 
 
 def _read(file: BinaryIO, begins: int, saved: torch.Tensor, there: torch.Tensor | None, device: str) -> torch.Tensor:
-    """Piece by piece, onto the GPU as well."""
-    if there is None or not there.is_contiguous():
-        there = torch.empty(saved.shape, dtype=saved.dtype, device=device)
+    """Piece by piece, onto the GPU as well. What does not lie in a row (channels last) is held on its way."""
+    in_a_row = saved.is_contiguous()
+    if in_a_row and there is not None and there.is_contiguous():
+        room = there.detach().view(-1)
+    else:
+        ends = ((size - 1) * stride for size, stride in zip(saved.shape, saved.stride(), strict=True))
+        room = torch.empty(1 + sum(ends) if saved.numel() else 0, dtype=saved.dtype, device=device)
     place = saved.untyped_storage()._checkpoint_offset
     file.seek(begins + place + saved.storage_offset() * saved.element_size())
-    room = there.detach().view(-1).view(torch.uint8)
-    for at in range(0, room.numel(), _PIECE):
-        piece = bytearray(file.read(min(_PIECE, room.numel() - at)))
-        room[at : at + len(piece)].copy_(torch.frombuffer(piece, dtype=torch.uint8))
+    data = room.view(torch.uint8)
+    for at in range(0, data.numel(), _PIECE):
+        piece = bytearray(file.read(min(_PIECE, data.numel() - at)))
+        data[at : at + len(piece)].copy_(torch.frombuffer(piece, dtype=torch.uint8))
+    if there is None:
+        return room.as_strided(saved.shape, saved.stride())
+    if room.data_ptr() != there.data_ptr():
+        there.detach().copy_(room.as_strided(saved.shape, saved.stride()))
     return there
