@@ -15,6 +15,7 @@ import pytest
 
 from agent.actions.api import MERGE_PATCH
 from agent.actions.kube import KubeClient
+from agent.commands.evidence import archive
 from agent.commands.replay import replay
 from agent.config.settings import Config
 from agent.diagnosis.advice import clears, next_step
@@ -22,6 +23,7 @@ from agent.diagnosis.judge import Memory, Orders, judge
 from agent.diagnosis.resume import resumed
 from agent.model.fault import Status
 from agent.model.observation import Observation
+from agent.recording.flight import FlightRecorder, ask, kept
 from agent.recording.recording import Recorder
 from agent.remediation.records import Records
 from agent.remediation.stored import dump, restored
@@ -31,6 +33,7 @@ from agent.runtime.drill_marks import DrillMarks, valid
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.sources.process.command_lines import supervisor
 from tests.observe import GPU, Judge, alive, ids, reading, xid
+from tests.recording.decided import decided_anew
 
 NONCE, OTHER = "0123456789abcdef" * 2, "f" * 32
 NOW = 1_760_000_000.0
@@ -177,9 +180,11 @@ class Life:
         self.log.touch()
         self.daemons: dict[str, Daemon] = {}
         self.recorder: Recorder | None = None
+        self.evidence = folder / "evidence"
         self._stop, self._threads, self._seq = threading.Event(), list[threading.Thread](), 10
 
-    def start(self, node: str, dry_run: bool = False, record: bool = False) -> None:
+    def start(self, node: str, dry_run: bool = False, record: bool = False, keep: bool = False) -> None:
+        """``record``: all of it; ``keep``: as the flight recorder does."""
         config = Config.model_validate(
             {
                 "mode": "evict",
@@ -196,6 +201,10 @@ class Life:
         own.mkdir()
         sources = supervisor(config, own)
         recorder = Recorder(self.folder / "recording", config, node, sources.names) if record else None
+        if keep:
+            self.evidence.mkdir()
+            recorder = FlightRecorder(self.evidence, config, node, sources.names)
+            recorder.answer()
         self.recorder = self.recorder or recorder
 
         def tell(*_: object, **__: object) -> None:
@@ -266,6 +275,20 @@ def test_one_of_two_nodes_that_share_a_kernel_log_is_drilled_and_returns_when_th
     live = [line.removeprefix('{"decision":')[:-1] for line in lines if line.startswith('{"decision":')]
     assert list(replay(io.StringIO("\n".join(lines) + "\n"), None, "h100-8")) == live
     assert {"unhealthy", "healthy"} <= {json.loads(line)["status"] for line in live}
+
+
+def test_what_an_agent_kept_of_a_drill_is_decided_anew_from_its_archive(life: Life) -> None:
+    life.start("n", keep=True)
+    life.annotate("n", annotation(now=time.time()))
+    life.write()
+    until(lambda: life.taints("n"))
+    life.annotate("n", None)
+    until(lambda: life.taints("n") == [] and life.status("n") is Status.HEALTHY)
+    ask(life.evidence)
+    archive(out := io.BytesIO(), None, kept(life.evidence), pods=False)
+    *_, last = decided = decided_anew(out.getvalue())
+    assert any(fault["id"].endswith("/drill") for one in decided for fault in one["faults"])
+    assert (last["status"], last["faults"]) == ("healthy", [])
 
 
 def test_a_dry_run_runs_no_drill(life: Life) -> None:
