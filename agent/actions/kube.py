@@ -154,7 +154,7 @@ class KubeClient:
             if tainted or idle or drains:
                 hostname = (metadata.get("labels") or {}).get("kubernetes.io/hostname", self._node)
                 fenced = frozenset(fence.device for fence in self._fences.there or ()) if soft else None
-                pods = self._pods.look(tainted, metadata["uid"], hostname, fenced)
+                pods = self._pods.look(tainted, metadata["uid"], hostname, fenced, self._permits.told_at)
                 if tainted and self._jobs.configured:
                     jobs = self._jobs.look(metadata["uid"], self._pods.ended())
             else:

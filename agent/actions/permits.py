@@ -55,7 +55,7 @@ class Permits:
         self._asked: float | None = self._began
         self.early = False  # whether one was taken early, and not looked at since
         self._paused = "", float("-inf")  # why, and when that was read
-        self._told_at = 0.0  # the latest time by the API server's clock that was seen
+        self.told_at = 0.0  # the latest time by the API server's clock that was seen
 
     @property
     def aged(self) -> bool:
@@ -97,7 +97,7 @@ class Permits:
         self._unseen = sorted(n for n in lost if n not in seen or mine(seen[n], own))
         self._ours = {name: self._ours.get(name, _Ours(self._clock())) for name in ours}
         self._confirmed = {n: at for n, at in self._confirmed.items() if n in ours and holder(ours[n]) == own}
-        self._told_at = max(told_at, self._told_at, self._leases.told_at())
+        self.told_at = max(told_at, self.told_at, self._leases.told_at())
         return tuple(self._permit(name, own) for name in seen)
 
     def pool(self, own: str, permits: tuple[Permit, ...], counts: bool = True) -> Pool:
@@ -231,12 +231,13 @@ class Permits:
             stale=bool(ours) and (leases.unread(name) or self._confirmed_s(name) > _CONFIRM_S),
             abandoned=bool(who) and not ours and leases.abandoned(name),
             hidden=leases.hidden(name),
+            found=bool(ours) and found,
             inherited=found and now - self._began < PERMIT_VALID_S,
             taken_s=int(self._taken_s(leases.seen[name], ours, leases.watched_s(name))),
             had_s=int(now - ours.since) if ours else 0,
             unchanged_s=int(leases.unchanged_s(name)),
             last=str((leases.seen[name]["metadata"].get("annotations") or {}).get(LAST_HOLDER_ANNOTATION, "")),
-            silent_s=int(max(0.0, self._told_at - at)) if (at := written_at(leases.seen[name])) else 0,
+            silent_s=int(max(0.0, self.told_at - at)) if (at := written_at(leases.seen[name])) else 0,
         )
 
     def _confirmed_s(self, name: str) -> float:
@@ -256,7 +257,7 @@ class Permits:
         now, written = self._clock(), written_at(lease)
         if ours:
             return now - ours.since if ours.taken else max(self._age_s(lease), watched_s)
-        return max(min(self._told_at, self._wall()) - written, watched_s) if written else watched_s
+        return max(min(self.told_at, self._wall()) - written, watched_s) if written else watched_s
 
     def _age_s(self, lease: Mapping[str, Any]) -> float:
         """Seconds since somebody took it, by the clock of the node that did."""

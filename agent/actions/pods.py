@@ -15,6 +15,7 @@ from agent.actions.checkpoint import ANSWER_S, Calls, declared
 from agent.actions.claims import Claims, unwell
 from agent.actions.controllers import controller, told, workload
 from agent.actions.eviction import Evictions, path_of
+from agent.actions.grace import is_over
 from agent.actions.leases import Clock
 from agent.actions.volumes import Volumes
 from agent.config.settings import Config
@@ -37,8 +38,6 @@ _BY_INDEX = "volcano.sh/gpu-index"
 _UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 _AHEAD_S = 60.0  # by so much a pod's clock may be ahead of ours
-_LONGEST_GRACE_S = 600.0  # more of a pod's grace keeps nobody else waiting
-_STUCK_S = 60.0  # after the grace period, by which the kubelet should have ended it
 
 
 class Pods:
@@ -53,7 +52,7 @@ class Pods:
         self._annotated: dict[str, int] = {}  # UID → for which drain its annotation was written
         self._unwritten: dict[str, str] = {}  # UID → why that could not be written
         self._going: dict[str, float] = {}  # UID → when it was first seen to terminate
-        self._node_uid = ""
+        self._node_uid, self._told_at = "", 0.0
         self._ours: tuple[Pod, ...] = ()
         self._sizes: dict[str, int] = {}
         self._draining = False
@@ -64,11 +63,17 @@ class Pods:
         self._claims = Claims(api)
 
     def look(
-        self, draining: bool, node_uid: str, hostname: str, fenced: frozenset[Device] | None = None
+        self,
+        draining: bool,
+        node_uid: str,
+        hostname: str,
+        fenced: frozenset[Device] | None = None,
+        told_at: float = 0.0,
     ) -> tuple[Pod, ...]:
         """Every pod of the node whose object has this UID; ``fenced``: the devices that are, where others of it are in
-        service. RefusedError, UnreachableError.
+        service; ``told_at``: the latest time that the API server told. RefusedError, UnreachableError.
         """
+        self._told_at = told_at
         self.volumes.names = frozenset({self._node, hostname})
         if not draining:
             self.forget()
@@ -233,9 +238,10 @@ class Pods:
         return any(name.startswith(self._config.drain.resource_prefixes) for name in names)
 
     def _is_stuck(self, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
-        """Whether its time is over, by our own clock since we first saw it terminate: others write its times."""
+        """Whether its time is over, since we first saw it terminate or the API server was asked to end it."""
         since = self._going.get(metadata["uid"])
-        return since is not None and self._clock() - since > _grace_s(metadata, spec) + _STUCK_S
+        now = min(self._told_at, self._wall())
+        return since is not None and is_over(metadata, spec, self._clock() - since, now)
 
 
 def _kept_off(pod: Pod, fenced: frozenset[Device] | None) -> bool:
@@ -253,13 +259,6 @@ def _slurm_busy(status: Mapping[str, Any]) -> bool:
     true = {str(one["type"]) for one in status.get("conditions") or () if one.get("status") == "True"}
     true = {state.removeprefix(SLURM_STATE) for state in true if state.startswith(SLURM_STATE)}
     return "Drain" not in true or "Undrain" in true or not true.isdisjoint(SLURM_BUSY)
-
-
-def _grace_s(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> float:
-    """A pod's grace period, as far as it counts."""
-    periods = (metadata.get("deletionGracePeriodSeconds"), spec.get("terminationGracePeriodSeconds"), 30)
-    grace = next(one for one in periods if isinstance(one, int | float))
-    return max(0.0, min(_LONGEST_GRACE_S, grace))  # NaN counts as the longest
 
 
 def _ended(item: Mapping[str, Any]) -> bool:

@@ -140,6 +140,7 @@ class Permit:
     inherited: bool = (
         False  # ours or hidden, from an earlier life, which may have asked for something just before this one began
     )
+    found: bool = False  # ours, and taken by an earlier life
     taken_s: int = 0  # seconds since it was last taken; of ours for people only, for it may be by the wall clock
     had_s: int = 0  # ours: seconds for which this life has had it
     unchanged_s: int = 0  # seconds since its Lease was last seen to change

@@ -110,7 +110,7 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
         goes_on = deletes or expelled(world) or any(pod.terminating and not pod.stuck for pod in world.pods)
         idle = (refused or not asks) and not goes_on
         # However many checkpoints, refusals and pods that end without end come one after the other.
-        had_s = over_s if held.inherited else held.had_s  # how long an earlier life had it nobody knows
+        had_s = over_s if held.found else held.had_s  # how long an earlier life had it nobody knows
         endless = min(over_s, had_s) >= config.drain.checkpoint_s + _LEAVES_S
         return records, (*waits, *(_given_back(world) if idle or endless else (*asks, *deletes)))
     if not asks:

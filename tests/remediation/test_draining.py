@@ -198,13 +198,16 @@ def test_no_other_node_waits_for_ever_behind_a_drain_whatever_becomes_of_it(what
         assert site.waited_s(most_s) <= most_s, pod
 
 
+@pytest.mark.parametrize("life_s", [3 * STEP_S, 7 * STEP_S, 13 * STEP_S])
 @pytest.mark.parametrize("pod", PODS)
-def test_an_agent_that_is_started_anew_again_and_again_keeps_no_other_node_waiting_for_ever(pod: str) -> None:
+def test_an_agent_that_is_started_anew_again_and_again_keeps_no_other_node_waiting_for_ever(
+    pod: str, life_s: int
+) -> None:
     site, waited_s = Site(pod), 0.0
     most_s = DEADLINE_S + CHECKPOINT_S + LEAVES_S + ABANDONED_S + LATE_S
     while waited_s <= most_s and holders(site.made)[DRAINING] == "n1":
         site.client["n1"] = site.starts("n1")
-        waited_s += site.waited_s(3 * STEP_S)
+        waited_s += site.waited_s(life_s)
     assert waited_s <= most_s
 
 
