@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,20 @@ def test_what_others_are_to_watch_is_the_request_and_no_report(file: str, condit
     for part in conditions:
         spec = spec[part]
     assert [(one["type"], one["status"]) for one in spec] == [(REPLACEMENT, "True")]
+
+
+def test_the_nodehealthcheck_is_one_that_medik8s_takes() -> None:
+    """By its API (v1alpha1, July 2026), and by what its webhook refuses beyond that."""
+    check = yaml.safe_load((BASE.parent / "overlays" / "medik8s" / "nodehealthcheck.yaml").read_text())
+    spec, template = check["spec"], check["spec"]["remediationTemplate"]
+    assert (check["apiVersion"], check["kind"]) == ("remediation.medik8s.io/v1alpha1", "NodeHealthCheck")
+    assert "namespace" not in check["metadata"], "it is the cluster's"
+    assert {*spec} == {"selector", "minHealthy", "unhealthyConditions", "remediationTemplate"}
+    assert re.fullmatch(r"(100|[0-9]{1,2})%|[0-9]+", spec["minHealthy"])  # maxUnhealthy is refused where Machines go
+    assert spec["selector"]["matchLabels"], "an empty selector is refused"
+    (condition,) = spec["unhealthyConditions"]
+    assert re.fullmatch(r"([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+", condition["duration"])
+    assert (sorted(template), template["kind"][-8:]) == (["apiVersion", "kind", "name", "namespace"], "Template")
 
 
 @pytest.mark.parametrize("host", ["10.96.0.1", "fd00::1"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.model import names
-from agent.model.neighbours import NEIGHBOURS, Preset
+from agent.model.neighbours import ASKED, NEIGHBOURS, NOT_ASKED, Preset
 from tests.status.test_metrics import GOLDEN
 
 # As their sources have them: node-problem-detector, NVSentinel, AKS, GKE's plugin, GCM, EKS, kubelet.
@@ -26,6 +26,11 @@ def test_no_metric_is_a_neighbours() -> None:
     told = [line.split()[2] for line in GOLDEN.read_text().splitlines() if line.startswith("# TYPE")]
     assert told
     assert not [name for name in told if name.startswith(METRICS)]
+
+
+def test_by_no_reason_of_ours_does_karpenter_reboot_a_node_that_needs_another() -> None:
+    """Its provider for AWS (1.15.2) looks for the XID in it, and reboots for some where that is switched on."""
+    assert not [reason for reason in (ASKED, NOT_ASKED) if "XID" in reason]
 
 
 def test_every_preset_has_a_row_and_writes_something_that_its_neighbour_reads() -> None:

@@ -22,7 +22,7 @@ from tests.cluster.control_plane import ControlPlane, _free_ports
 from tests.neighbours.programs import MANIFESTS, PROGRAM, Controller, built
 
 # What runs here as a process, and what is asked by nobody here.
-_LEFT_OUT = ("Deployment", "APIService", "Certificate", "Issuer")
+_LEFT_OUT = ("Deployment", "PodDisruptionBudget", "APIService", "Certificate", "Issuer")
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,11 @@ class Place:
 
 @contextmanager
 def beside(
-    controller: Controller, overlay: str, folder: Path, arguments: Callable[[Place], tuple[str, ...]]
+    controller: Controller, overlay: str | Path, folder: Path, arguments: Callable[[Place], tuple[str, ...]]
 ) -> Iterator[ControlPlane]:
-    """Its program runs with the rights that its own manifests give it; yields once it is ready."""
+    """Its program runs with the rights that its own manifests give it, beside an overlay as it is shipped or one of the
+    test's; yields once it is ready.
+    """
     program = built(controller)
     plane = ControlPlane(folder, assets())
     plane.up(nodes=0)
@@ -48,7 +50,7 @@ def beside(
         plane.install(OVERLAYS / overlay)
         place = Place(folder, folder / "certificate", *_free_ports(2))
         place.certificate.mkdir()
-        manifests = list(yaml.safe_load_all((program / MANIFESTS).read_text()))
+        manifests = [one for one in yaml.safe_load_all((program / MANIFESTS).read_text()) if one]
         (deployment,) = (one for one in manifests if one["kind"] == "Deployment")
         namespace, pod = deployment["metadata"]["namespace"], deployment["spec"]["template"]["spec"]
         _install(plane, controller, manifests, namespace, place)
@@ -56,7 +58,8 @@ def beside(
         log = folder / "log" / "controller.log"
         with log.open("wb") as out:
             command = ["setpriv", "--pdeathsig", "KILL", str(program / PROGRAM), *arguments(place)]
-            environment = {"KUBECONFIG": str(kubeconfig), "PATH": os.environ["PATH"]}
+            own = {"KUBECONFIG": str(kubeconfig), "DEPLOYMENT_NAMESPACE": namespace}
+            environment = {**own, "PATH": os.environ["PATH"]}
             process = subprocess.Popen(command, env=environment, cwd=folder, stdout=out, stderr=out)
         try:
             if controller.certifies_itself:
