@@ -20,6 +20,7 @@ import yaml
 
 from agent.actions.api import connect
 from tests.bench.crowd import crowd
+from tests.bench.door import door
 from tests.bench.fleet import fleet
 from tests.bench.flight import flight
 from tests.bench.furniture import furniture
@@ -54,6 +55,7 @@ def main() -> int:
             judging()
             flight()
             crowd()
+            door()
             witness()
         finally:
             plane.down()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,15 +71,20 @@ def door(tmp_path: Path) -> Iterator[Callable[[Callable[[], State | None]], Path
         one.stop()
 
 
-def test_a_hung_agent_is_a_clear_no_within_50_ms_at_the_99th_percentile(door: Callable[..., Path]) -> None:
-    hangs, took = threading.Event(), []
-    path = door(lambda: state() if hangs.wait(5) else None)
+def test_a_hung_agent_keeps_nobody_waiting_at_the_door(door: Callable[..., Path]) -> None:
+    """How soon the no comes `make bench` tells."""
+    over, agent_asked = threading.Event(), []
+
+    def hang() -> State | None:
+        agent_asked.append(1)
+        over.wait(60)
+        return None
+
+    path = door(hang)
     for _ in range(200):
-        began = time.monotonic()
         assert asked(path) == Answer(False, "unknown", ("the agent of this node does not answer",))
-        took.append(time.monotonic() - began)
-    hangs.set()
-    assert sorted(took)[197] < 0.05, sorted(took)[-5:]
+    assert (len(agent_asked), over.is_set()) == (1, False), "an answer waited until the agent's time was over"
+    over.set()
 
 
 def test_a_stranger_that_says_nothing_keeps_nobody_waiting(door: Callable[..., Path]) -> None:
