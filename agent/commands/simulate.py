@@ -16,7 +16,7 @@ from agent.actions.api import connect as reach
 from agent.actions.kube import KubeClient
 from agent.commands.setup import add_directory, private, stop_on_signals
 from agent.config.limits import Limits
-from agent.config.settings import Config, Drain, Http, Mode
+from agent.config.settings import Config, Drain, Http, Mode, Recurrence
 from agent.config.source_settings import PodsSource, SimulatedSource, Sources
 from agent.model.cluster_client import ClusterClient
 from agent.model.errors import ConfigError, UsageError
@@ -134,6 +134,7 @@ def _config(scenario: str) -> Config:
         sources=Sources(simulated=SimulatedSource(scenario=scenario), pods=PodsSource(enabled=False)),
         policy=Limits.model_validate(_LIMITS),
         drain=Drain(gather_s=_GATHER_S),
+        recurrence=Recurrence(enabled=False),  # it is told again and again, on large clusters too, and in a minute
         http=Http(address="127.0.0.1"),
     )
 
@@ -169,7 +170,7 @@ class Story:
         where = "an embedded in-memory cluster" if embedded else "a real cluster"
         self._line("story", f"{scenario.profile}, simulated, on node {node} of {where}, mode {config.mode}")
         limits = ", ".join(f"{key} {value:g}" for key, value in _LIMITS.items())
-        self._line("story", f"shorter limits than in service: {limits}, gather_s {_GATHER_S}")
+        self._line("story", f"shorter limits than in service: {limits}, gather_s {_GATHER_S}; a cured node is not held")
         self._line("story", f"http://127.0.0.1:{port}/metrics and /state are being served meanwhile")
 
     def say(self, text: str) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import pytest
 
+from agent.commands import simulate
 from agent.commands.simulate import Story
 from agent.model.names import HARD_TAINT, SOFT_TAINT
 from agent.model.steps import Evict, GivePermit, Retaint
@@ -34,3 +38,22 @@ def test_a_story_counts_what_was_done_and_found_and_names_what_is_missing(capsys
     out = capsys.readouterr().out
     assert "WRONG: fault xid-48 was not found" in out
     assert "WRONG: taint: 1 times, not 2" in out
+
+
+def test_on_a_cluster_with_permits_to_spare_its_node_is_back_within_the_story(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = simulate._embedded()
+    for number in range(30):
+        cluster.add_node(f"other-{number}")
+    monkeypatch.setattr(simulate, "_embedded", lambda: cluster)
+    story = tmp_path / "story.yaml"
+    story.write_text(
+        """profile: h100-8
+duration_s: 20
+steps: [{at_s: 1, gpu: 3, xid: 95}, {at_s: 7, gpu: 3, clear: true}]
+expect: {status: healthy, faults: [xid-95], steps: {taint: 1, untaint: 1}}
+"""
+    )
+    (machine := tmp_path / "machine").mkdir()
+    assert simulate.simulate(str(story), machine, threading.Event(), True, None, None) == 0
