@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agent.config.settings import Mode
-from agent.model.names import DISMISS_ANNOTATION, MANAGED_LABEL
+from agent.model.names import DEGRADED, DISMISS_ANNOTATION, MANAGED_LABEL
 from agent.model.text import rfc3339
 from tests.exploration.neighbours import (
     Trouble,
@@ -271,6 +271,10 @@ TROUBLES: dict[str, Callable[[Fleet], Trouble]] = {
 }
 
 
+def is_degraded(raw: Any) -> bool:
+    return any(one["type"] == DEGRADED and one["status"] == "True" for one in raw["status"]["conditions"])
+
+
 def helps(fleet: Fleet) -> None:
     """A person does what each wait asks for."""
     server = fleet.server
@@ -283,6 +287,9 @@ def helps(fleet: Fleet) -> None:
                 labels = raw["metadata"].get("labels") or {}
                 if raw["spec"]["nodeName"] == node.name and "work" in labels:
                     server._objects.pop(("pods", raw["metadata"]["namespace"], raw["metadata"]["name"]))
-        if node.pending:
+        # An error between the last reading before a reset and the first after it may have come after that: its fault
+        # stands until a person sees to it.
+        stands = fleet.now > fleet.seconds + 3600 and node.raw and is_degraded(node.raw) and not node.bad
+        if node.pending or stands:
             node.reboots()
         node.rises()
