@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
+from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import FREE_LABEL, POOL_SIZE_ANNOTATION
+from agent.model.text import printable
 
 
 def rewritten(
@@ -22,6 +25,22 @@ def rewritten(
         "metadata": {**metadata, "labels": labels, "annotations": annotations},
         "spec": {**(lease.get("spec") or {}), **spec},
     }
+
+
+def as_asked(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a write of one, if that was done: a permit that only seems to be ours is none.
+
+    UnreachableError: nobody knows. RefusedError: somebody changed it on its way, a webhook say.
+    """
+    name, metadata = asked["metadata"]["name"], answer.get("metadata") or {}
+    if metadata.get("name") != name or not isinstance(metadata.get("resourceVersion"), str):
+        raise UnreachableError(
+            f"the API server's answer to a write of Lease {name} makes no sense: it is no such Lease"
+        )
+    if holder(answer) != holder(asked):
+        why = f"Lease {name} was not written as asked: it is held by {printable(holder(answer)) or 'nobody'}"
+        raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{why} now; does a webhook change it?")
+    return {**answer}
 
 
 def pool_size(lease: Mapping[str, Any]) -> str:

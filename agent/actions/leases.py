@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from agent.actions.answers import rows
 from agent.actions.api import TABLE, Api, ask, taint_of, written_at
-from agent.actions.lease import holder, largest_pool, mine, pool_size, rewritten
+from agent.actions.lease import as_asked, holder, largest_pool, mine, pool_size, rewritten
 from agent.actions.pool import Pool, PoolReading, count, share_s
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
@@ -143,7 +143,8 @@ class Leases:
 
     def _write(self, method: str, name: str, body: Mapping[str, Any]) -> None:
         listed_at, self._listed_at = self._listed_at, float("-inf")  # whoever was overtaken lists them at once
-        self.seen[name] = ask(self._api, method, self._path + (f"/{name}" if method == "PUT" else ""), body)
+        answer = ask(self._api, method, self._path + (f"/{name}" if method == "PUT" else ""), body)
+        self.seen[name] = as_asked(answer, body)
         self._listed_at = listed_at
 
     def watched_s(self, name: str) -> float:
