@@ -7,6 +7,7 @@ import json
 import os
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.nodes import simulated
 from tests.nodes.rig import Rig, rig
 
 NAMESPACE = "gpu-health-agent"
+PODS_API = "var/lib/kubelet/pods-api/pods-api.sock"
 UUIDS = [gpu.uuid for gpu in h100_8()]
 _MANIFESTS = Path(__file__).parents[2] / "daemonset"
 _NUMBERS = itertools.count(1)
@@ -165,6 +167,16 @@ class Site:
         spec = self.plane.must("GET", f"/api/v1/nodes/{node}")["spec"]
         return [taint["key"] for taint in spec.get("taints") or () if taint["key"].startswith("gpu-health-agent/")]
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No agent acts meanwhile."""
+        path, name = f"/api/v1/namespaces/{NAMESPACE}/configmaps", f"{NAMESPACE}-pause"
+        self.plane.must("POST", path, {"metadata": {"name": name}, "data": {"paused": "true"}})
+        try:
+            yield
+        finally:
+            self.plane.must("DELETE", f"{path}/{name}")
+
     def _cordon(self, node: str, cordoned: bool) -> None:
         body = {"spec": {"unschedulable": cordoned or None}}
         self.plane.must("PATCH", f"/api/v1/nodes/{node}", body, "application/merge-patch+json")
@@ -204,11 +216,15 @@ spec:
 """
 
 
-def install(made: Rig | simulated.Site, folder: Path, kernel_log: bool = True, repair: bool = False) -> None:
+def install(
+    made: Rig | simulated.Site, folder: Path, *components: str, kernel_log: bool = True, pods_api: str | None = None
+) -> None:
     """The manifests as they are shipped, but for the image, simulated GPUs and shorter times."""
+    repair = "repair" in components
     config = yaml.safe_load((_MANIFESTS / "base" / "config.yaml").read_text())
     gpus = {"scenario": "idle", "kernel_log": kernel_log}
-    config |= {"mode": "evict", "poll_s": 1, "sources": {"simulated": gpus}, "policy": {"soak_s": 2}}
+    sources = {"simulated": gpus, "pods": {"pods_api": pods_api}}
+    config |= {"mode": "evict", "poll_s": 1, "sources": sources, "policy": {"soak_s": 2}}
     config["drain"]["gather_s"] = 1
     if repair:
         config["repair"] = {"reset_gpu": "gpu-reset"}
@@ -239,7 +255,7 @@ def install(made: Rig | simulated.Site, folder: Path, kernel_log: bool = True, r
         yaml.safe_dump(
             {
                 "resources": [os.path.relpath(_MANIFESTS, folder)],
-                "components": [os.path.relpath(_MANIFESTS / "components" / "repair", folder)] if repair else [],
+                "components": [os.path.relpath(_MANIFESTS / "components" / one, folder) for one in components],
                 "images": [{"name": "gpu-health-agent", "newName": name, "newTag": tag}],
                 "configMapGenerator": [
                     {"name": NAMESPACE, "namespace": NAMESPACE, "behavior": "replace", "files": ["config.yaml"]}
@@ -257,7 +273,7 @@ def install(made: Rig | simulated.Site, folder: Path, kernel_log: bool = True, r
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """Two real nodes with the agent on them, which reads its simulated GPUs."""
     with rig(2, images=images()) as made:
-        install(made, tmp_path_factory.mktemp("manifests"), repair=True)
+        install(made, tmp_path_factory.mktemp("manifests"), "repair", "door", "pods-api", pods_api=f"/{PODS_API}")
         try:
             made.plane.wait("the agents are ready", lambda: all(serves(made, node) for node in made.nodes), 180)
             yield made

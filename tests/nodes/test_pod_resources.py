@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
+import urllib.request
 from typing import Any
 
 from agent.model.errors import UnaskedError
 from agent.sources.kubelet.pod_resources import PodResources, command_line
-from tests.nodes.conftest import UUIDS, Site
+from agent.sources.kubelet.pods_api import PodsApi
+from agent.sources.kubelet.pods_api import command_line as pods_api
+from tests.nodes.conftest import PODS_API, UUIDS, Site, serves
 
 
 def holders(site: Site, node: str = "n1") -> dict[str, Any]:
@@ -20,6 +26,11 @@ def health(site: Site, app: str) -> list[str]:
     """Of the pod's devices, as its own status has it."""
     (container,) = site.pod(app)["status"]["containerStatuses"]
     return [one["health"] for device in container.get("allocatedResourcesStatus") or () for one in device["resources"]]
+
+
+def how(site: Site, pod: str, node: str = "n1") -> str:
+    """As the kubelet's Pods API has it, which asks no API server."""
+    return PodsApi(pods_api(site.rig.nodes[node].folder / PODS_API)).who_runs()[pod]
 
 
 def test_the_kubelet_names_each_pods_gpus_as_the_pod_has_them(site: Site) -> None:
@@ -46,6 +57,8 @@ def test_a_pod_keeps_its_sick_gpu_and_its_status_calls_a_lost_one_healthy(site: 
     node.sicken(uuid)
     site.plane.wait("the pod's status says so", lambda: health(site, "train") == ["Unhealthy"])
     site.plane.wait("one GPU fewer can be had", lambda: not node.ready())
+    device = f"nvidia.com/gpu {uuid} Unhealthy"
+    site.plane.wait("and the kubelet itself", lambda: how(site, pod).startswith(f"Running; {device}"))
     assert holders(site) == {pod: {uuid}}
     assert site.where("train") == ["n1"], "the kubelet ends no pod for it"
 
@@ -53,6 +66,29 @@ def test_a_pod_keeps_its_sick_gpu_and_its_status_calls_a_lost_one_healthy(site: 
     site.plane.wait("the plugin's silence reads as health", lambda: health(site, "train") == ["Healthy"])
     assert holders(site) == {pod: {uuid}}
     assert site.where("train") == ["n1"]
+
+
+def test_while_no_api_server_answers_a_pod_on_a_bad_gpu_is_named_with_how_it_is(site: Site) -> None:
+    site.deploy("train", "n1")
+    ((pod, (uuid,)),) = holders(site).items()
+    state = f"http://{site.agent('n1')['status']['podIP']}:9836/state"
+    named = f"pods on the bad GPUs, by their kubelet: {pod}"
+
+    def told() -> bool:
+        with urllib.request.urlopen(state, timeout=5) as answer:
+            return any(why.startswith(named) and "Running" in why for why in json.load(answer)["waits"])
+
+    with site.paused():
+        site.inject("n1", "--gpu", str(UUIDS.index(uuid)), "--xid", "95")
+        site.plane.wait("it is judged", lambda: site.state("n1")["status"] == "unhealthy")
+        server = site.plane.pid("kube-apiserver")
+        os.kill(server, signal.SIGSTOP)
+        try:
+            site.plane.wait("it is named", told)
+        finally:
+            os.kill(server, signal.SIGCONT)
+        site.inject("n1", "--clear")
+    site.plane.wait("the node is back", lambda: site.taints("n1") == [] and serves(site.rig, "n1"), 120)
 
 
 def test_a_kubelet_that_starts_again_still_knows(site: Site) -> None:
