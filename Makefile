@@ -80,7 +80,7 @@ gpu-tests: $(STAMP)
 neighbours-tests: $(STAMP)
 	$(BIN)/python -m tests.cluster.build
 	$(BIN)/python -m tests.neighbours.programs
-	$(BIN)/pytest tests/neighbours --ignore=tests/neighbours/given --ignore=tests/neighbours/launcher
+	$(BIN)/pytest -n 3 --dist loadfile tests/neighbours --ignore=tests/neighbours/given --ignore=tests/neighbours/launcher
 
 # NVIDIA's ft_launcher as PyPI has it, with kit-torch's PyTorch: 20 starts on a healthy node, 20 on a bad one.
 launcher-tests: $(STAMP)

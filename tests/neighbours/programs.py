@@ -51,6 +51,12 @@ ALL = (KUEUE, JOBSET, CLUSTER_API, KARPENTER)
 NODE_READINESS = Controller(
     "sigs.k8s.io/node-readiness-controller", "v0.5.0", has_webhooks=False, given="NODE_READINESS_CONTROLLER"
 )
+MEDIK8S = Controller(
+    "github.com/medik8s/node-healthcheck-operator",
+    "of July 2026",
+    has_webhooks=False,
+    given="NODE_HEALTHCHECK_OPERATOR",
+)
 
 
 def built(controller: Controller) -> Path:
