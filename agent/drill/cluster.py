@@ -71,7 +71,7 @@ class Cluster:
 
     def agent_pods(self) -> dict[str, Object]:
         """The agents by node."""
-        pods = self.get(f"/api/v1/namespaces/{self.agents}/pods?labelSelector={_AGENT}")["items"]
+        pods = paged(self.api, f"/api/v1/namespaces/{self.agents}/pods?labelSelector={_AGENT}")
         return {pod["spec"]["nodeName"]: pod for pod in pods if pod["spec"].get("nodeName")}
 
     def ask_pod(self, namespace: str, pod: str, port: int, path: str) -> Any:
