@@ -49,10 +49,10 @@ def alone(name: str) -> Iterator[None]:
 
 def go_program(module: str, name: str) -> Path:
     """A program of ``module@version``, built from its Go module."""
-    say(f"building {name}, once")
     command = ["go", "install", "-trimpath", "-ldflags", "-s -w", module]
 
     def make(folder: Path) -> None:
+        say(f"building {name}, once")
         subprocess.run(command, check=True, env={**go_environment(), "GOBIN": str(folder)})
 
     return made_once(module.replace("/", "-").replace("@", "-"), make) / name
