@@ -120,14 +120,16 @@ class Permits:
     def _read_paused(self) -> str:
         path = _PAUSE.format(self._budget.namespace)
         try:
-            data = ask(self._api, "GET", path).get("data") or {}
+            found = ask(self._api, "GET", path)
         except RefusedError as refused:
             return (
                 ""
                 if refused.status == HTTPStatus.NOT_FOUND
                 else f"ConfigMap gpu-health-agent-pause can't be read: {refused}"
             )
-        answer = str(data.get("paused", "false")).strip().lower()
+        if (found.get("metadata") or {}).get("name") != PAUSE_CONFIGMAP:
+            return f"ConfigMap {PAUSE_CONFIGMAP} can't be read: the API server's answer is another object"
+        answer = str((found.get("data") or {}).get("paused", "false")).strip().lower()
         return "" if answer in ("", "false") else "ConfigMap gpu-health-agent-pause says so"
 
     def take(self, kind: PermitKind, index: int, own: str, early: bool = False) -> None:

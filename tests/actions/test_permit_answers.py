@@ -71,3 +71,16 @@ def test_a_template_that_is_no_cronjob_is_told_as_an_answer_that_makes_no_sense(
     life.api = None
     life.run(900, rests=True)
     assert (life.tainted(), life.repairs) == (False, ["reboot_node"])
+
+
+@pytest.mark.parametrize("answer", NONSENSE)
+def test_an_answer_that_is_not_the_configmap_of_the_pause_is_a_pause(answer: Any) -> None:
+    life = Life(REBOOT)
+
+    def proxied(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        return (200, answer) if "/configmaps/" in path else life.cluster(method, path, *rest, **more)
+
+    life.api = proxied
+    life.run(60)
+    assert (life.tainted(), life.cluster.evicted) == (False, [])
+    assert any("gpu-health-agent-pause can't be read" in why for why in life.waits), life.waits
