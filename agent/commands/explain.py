@@ -89,7 +89,7 @@ def of_node(api: Api, node: str, config: Config | None) -> dict[str, Any]:
     except RefusedError as error:  # to a person who may not list Leases or Nodes
         why = [f"perhaps a permit, which can't be seen: {error}"] if kept.faults else []
     try:
-        recurs = outlook(load_ledger(world.history).entries, config.recurrence, time.time(), free)
+        recurs = outlook(load_ledger(world.history).entries, world.dismissed, config, time.time(), free)
     except MalformedError as error:
         recurs = (f"a person: annotation {HISTORY_ANNOTATION}: {error}",)
     return {**state, "waits": [*why, *state["waits"], *recurs]}

@@ -7,7 +7,7 @@ most of what breaks again does so within hours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from agent.config.settings import Config, Mode, Recurrence
@@ -114,19 +114,23 @@ def replaced(case: Case, treatment: Treatment | None) -> tuple[Wait, ...]:
 def coming(world: World, config: Config) -> tuple[str, ...]:
     """What will follow once an incident is cured, for people; from then on ``held`` and ``watched`` tell of it."""
     entries = _entries(world)
-    if not entries or config.mode is Mode.OBSERVE or not world.pool_size or Moment.PROVED in entries[-1].times:
+    if not entries or not world.pool_size or Moment.PROVED in entries[-1].times:
         return ()
-    return outlook(entries, config.recurrence, 0.0, left_for_others(world, config.budget))
+    return outlook(entries, world.dismissed, config, 0.0, left_for_others(world, config.budget))
 
 
-def outlook(entries: Sequence[Entry], settings: Recurrence, at: float, free: bool) -> tuple[str, ...]:
+def outlook(
+    entries: Sequence[Entry], dismissed: Collection[str], config: Config, at: float, free: bool
+) -> tuple[str, ...]:
     """What follows for the last of them, as far as the cluster shows it; ``at``: Unix seconds.
 
     ``free``: whether the pool has another withdrawn permit free.
     """
-    told = care(entries, settings)
+    if DISMISSED in dismissed or config.mode is Mode.OBSERVE:
+        return ()
+    told = care(entries, config.recurrence)
     if not entries or entries[-1].by is not None:
-        return _watched(entries, settings, at)
+        return _watched(entries, config.recurrence, at)
     if not (told.hold_s and free):
         return ()
     if proved := entries[-1].times.get(Moment.PROVED):

@@ -14,9 +14,9 @@ from agent.diagnosis.correlate import incidents
 from agent.diagnosis.history import History
 from agent.model.errors import MalformedError
 from agent.model.fault import Fault, Severity
-from agent.model.names import FAULTS_ANNOTATION, HISTORY_ANNOTATION, STATE_LABEL, WITHDRAWN_LABEL
+from agent.model.names import DISMISS_ANNOTATION, FAULTS_ANNOTATION, HISTORY_ANNOTATION, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.ownership import opted_out
-from agent.model.text import aligned, printable, rfc3339, unix_s
+from agent.model.text import aligned, fault_ids, printable, rfc3339, unix_s
 from agent.model.world import Permit, PermitKind, World
 from agent.remediation.budget import allowed, free_permit, left_for_others, some, spent
 from agent.remediation.ledger import Ledger
@@ -95,7 +95,8 @@ def _node(listed: Listed, fleet: Fleet, config: Config, now: float) -> dict[str,
         unread.append(f"a person: annotation {HISTORY_ANNOTATION}: {error}")
     faults = incidents(stored.faults, History()) if stored else ()  # as the agent tells them
     free = another_free(fleet, config)
-    recurs = outlook(ledger.entries, config.recurrence, now, free) if config.mode is not Mode.OBSERVE else ()
+    dismissed, _ = fault_ids(listed.annotations.get(DISMISS_ANNOTATION, ""))
+    recurs = outlook(ledger.entries, dismissed, config, now, free)
     return {
         "node": listed.name,
         "state": listed.labels.get(STATE_LABEL, ""),

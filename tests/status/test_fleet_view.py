@@ -13,7 +13,7 @@ from agent.actions.kube import KubeClient
 from agent.commands.explain import of_node
 from agent.config.settings import Budget, Config, Mode
 from agent.model.errors import RefusedError
-from agent.model.names import FAULTS_ANNOTATION, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
+from agent.model.names import DISMISS_ANNOTATION, FAULTS_ANNOTATION, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.text import rfc3339
 from agent.model.world import BY_HAND, Claim, Local
 from agent.remediation.plan import plan
@@ -133,6 +133,19 @@ def test_who_may_not_read_the_permits_is_told_so_and_sees_the_faults() -> None:
     assert permit == "perhaps a permit, which can't be seen: leases is forbidden"
     assert "once it is cured it stays out of service for 8 h more, while another withdrawn permit" in hold
     assert [one["id"] for one in told["faults"]] == [f"xid-79@{GPU}"]
+
+
+def test_of_a_hold_that_a_person_wants_none_of_nobody_is_told() -> None:
+    made, config = with_agents(cluster("n1", "n2")), Config(mode=Mode.EVICT, budget=Budget(max_withdrawn=2))
+    drive(KubeClient(made, "n1", config), fatal(), config)
+
+    def told() -> list[bool]:
+        everywhere = (of_node(made, "n1", config), *state(made, config)["nodes"][:1])
+        return [any("stays out of service for 8 h more" in why for why in one["waits"]) for one in everywhere]
+
+    assert told() == [True, True]
+    made("PATCH", "/api/v1/nodes/n1", {"metadata": {"annotations": {DISMISS_ANNOTATION: "recurrence@node"}}}, MERGE)
+    assert told() == [False, False]
 
 
 @pytest.mark.parametrize(
