@@ -6,6 +6,7 @@ Real nodes as root; else, and with ``NODES=simulated``, simulated ones whose pod
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -14,12 +15,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent.commands.evidence import archive
+from agent.recording.flight import kept
 from tests.image.build import IMAGE, images
 from tests.image.kit import KIT, kit_image
 from tests.kit.with_torch import installed
 from tests.nodes.conftest import install, serves
 from tests.nodes.rig import Rig, rig
 from tests.nodes.simulated import Site, enter, simulated
+from tests.recording.decided import decided_anew
 
 _BUILD = Path(__file__).parents[2] / "build"
 _NODES = 4
@@ -83,13 +87,34 @@ def main() -> int:
                 *options,
             ]
         )
+        replays = isinstance(made, Rig) or _replays(made, whole=not any(word.startswith("--only") for word in options))
         if done.returncode:
             print(made.plane.kubectl("get", "pods,events", "--all-namespaces", "--output=wide"))
         if done.returncode and kind == "real":
             agents = "--namespace=gpu-health-agent", "--selector=app.kubernetes.io/name=gpu-health-agent"
             print(made.plane.kubectl("logs", *agents, "--all-containers", "--prefix", "--tail=200"))
     print(f"{_BUILD / 'drill.html'} tells it with a picture; {time.monotonic() - begun:.0f} s in all")
-    return done.returncode
+    return done.returncode or int(not replays)
+
+
+def _replays(site: Site, whole: bool) -> bool:
+    """Whether what the agents kept of the drill, as archives, is decided anew as they decided it.
+
+    A ``whole`` drill withdraws a node, and then something must have been kept.
+    """
+    decided, drilled = 0, 0
+    for folder in sorted(site.folder.glob("pods/*/volumes/evidence")):
+        if recordings := kept(folder):
+            archive(out := io.BytesIO(), None, recordings, pods=False)
+            try:
+                found = decided_anew(out.getvalue())
+            except AssertionError as error:
+                print(f"what an agent kept of the drill is decided otherwise in a replay: {error}")
+                return False
+            decided += len(found)
+            drilled += any(fault["id"].endswith("/drill") for one in found for fault in one["faults"])
+    print(f"what the agents kept of the drill, replayed: {decided} decisions, {drilled} nodes withdrawn, all the same")
+    return drilled > 0 or not whole
 
 
 if __name__ == "__main__":

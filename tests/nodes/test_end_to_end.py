@@ -12,8 +12,10 @@ import pytest
 
 from agent.sources.kubelet.pod_resources import PodResources, command_line
 from tests.documents import ON_CALL, shell_blocks
-from tests.nodes.conftest import NAMESPACE, UUIDS, Site, serves
+from tests.nodes.conftest import NAMESPACE, UUIDS, WANTS_NO_HOLD, Site, serves
+from tests.recording.decided import decided_anew
 
+HELD = "cured, it stays out of service, with its permit, until "
 HARD = "gpu-health-agent/unhealthy"
 
 
@@ -27,7 +29,11 @@ def index(site: Site, pod: dict[str, Any]) -> str:
 
 
 def test_only_the_pod_on_the_bad_gpu_moves_with_its_work_saved_and_a_reset_returns_the_node(site: Site) -> None:
-    """From the fault to a healthy node with no person."""
+    """From the fault to a healthy node with no person, but for the one who wants it back at once."""
+    hangs = site.rig.shared / "simulation" / "n1" / "hangs"
+    hangs.touch()  # what takes evidence
+    earlier = {kind: names(site.jobs(kind)) for kind in ("collect", "reset-gpu")}
+    site.plane.kubectl("annotate", "node", "n1", f"{WANTS_NO_HOLD.partition('=')[0]}-")  # a hold is to be seen
     site.deploy("train", "n1")
     site.deploy("other", "n1")
     site.deploy("web", "n1", gpus=0)
@@ -44,14 +50,44 @@ def test_only_the_pod_on_the_bad_gpu_moves_with_its_work_saved_and_a_reset_retur
     assert [c["status"] for c in node["status"]["conditions"] if c["type"] == "GpuUnhealthy"] == ["True"]
     assert site.taints("n2") == []
 
-    site.plane.wait("the node is back", lambda: site.taints("n1") == [], 180)
-    (job,) = site.jobs()
+    site.plane.wait("the node is held", lambda: any(HELD in why for why in site.state("n1")["waits"]), 180)
+    hangs.unlink()
+    (evidence,) = (job for job in site.jobs("collect") if job["metadata"]["name"] not in earlier["collect"])
+    assert [c["reason"] for c in evidence["status"]["conditions"] if c["type"] == "Failed"] == ["DeadlineExceeded"]
+    (job,) = (job for job in site.jobs("reset-gpu") if job["metadata"]["name"] not in earlier["reset-gpu"])
+    assert evidence["metadata"]["creationTimestamp"] <= job["metadata"]["creationTimestamp"]
+    assert site.taints("n1") == [HARD]
+    decided = decided_anew(frozen(site, "n1"))
+    assert any(fault["id"].startswith("xid-95@") for one in decided for fault in one["faults"])
+    site.plane.kubectl("annotate", "node", "n1", WANTS_NO_HOLD)
+    site.plane.wait("the node is back", lambda: site.taints("n1") == [], 30)
+    assert site.state("n1")["incidents"][0]["collected"] == evidence["metadata"]["name"]
     pod = job["spec"]["template"]
     assert (pod["spec"]["nodeName"], job["status"]["succeeded"]) == ("n1", 1)
     assert pod["metadata"]["annotations"]["gpu-health-agent/gpus"] == UUIDS[int(bad)]
     site.plane.wait("and healthy", lambda: site.state("n1")["status"] == "healthy")
     site.deploy("next", "n1")
     assert {app: site.pod(app)["metadata"]["uid"] for app in stay} == stay, "the other pods were left alone"
+
+
+def names(jobs: list[dict[str, Any]]) -> set[str]:
+    return {job["metadata"]["name"] for job in jobs}
+
+
+def frozen(site: Site, node: str) -> bytes:
+    """The archive of what the agent there saw and decided until now, as a person takes it."""
+    pod = site.agent(node)["metadata"]["name"]
+    command = ("exec", f"--namespace={NAMESPACE}", pod, "--container=agent", "--", "gpu-health-agent", "evidence")
+    return subprocess.run(site.plane.command(*command, "--freeze"), check=True, capture_output=True).stdout
+
+
+def test_evidence_that_fails_keeps_no_gpu_from_its_reset(site: Site) -> None:
+    before = {kind: len(site.jobs(kind)) for kind in ("collect", "reset-gpu")}
+    site.inject("n1", "--gpu", "7", "--xid", "95")
+    site.plane.wait("a reset", lambda: len(site.jobs("reset-gpu")) > before["reset-gpu"], 180)
+    site.plane.wait("the node is back", lambda: site.taints("n1") == [], 180)
+    assert len(site.jobs("collect")) == before["collect"] + 1
+    assert not any(job["status"].get("succeeded") for job in site.jobs("collect"))
 
 
 def test_a_job_that_forgives_disruptions_goes_on_elsewhere(site: Site) -> None:
