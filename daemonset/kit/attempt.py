@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,11 +70,18 @@ class Attempts:
         self._full = set(options.full_codes.split(","))
 
     async def run(
-        self, name: str, request: web.BaseRequest, body: Body, deadline: float, last_resort: bool
+        self,
+        name: str,
+        request: web.BaseRequest,
+        body: Body,
+        deadline: float,
+        last_resort: bool,
+        begins: Callable[[], object],
     ) -> web.StreamResponse:
         """The answer of the replica of that name, sent. AttemptError until its first byte goes out, then CutError.
 
-        ``deadline`` is when it must have begun at the latest. The last resort hands nothing on for want of memory.
+        ``deadline`` is when it must have begun at the latest; ``begins`` hears that it has, however long it lasts. The
+        last resort hands nothing on for want of memory.
         """
         options, begun = self._options, False
         begins_by = min(deadline, time.monotonic() + options.read_s)  # one that comes drop by drop is as good as none
@@ -92,6 +99,7 @@ class Attempts:
                 if answer.whole:
                     self._judge(answer, last_resort)
                 begun = True
+                begins()
                 clock.reschedule(time.monotonic() + options.stream_s)
                 return await self.send(request, answer, got.content)
         except (aiohttp.ClientError, TimeoutError) as error:

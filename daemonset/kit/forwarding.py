@@ -21,6 +21,8 @@ from retry_budget import RetryBudget
 _IDEMPOTENT = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"}  # RFC 9110, 9.2.2
 _FULL_S = 1  # for which a replica that said that it is full is asked last
 
+Failed = tuple[Pool, Replica, AttemptError]
+
 
 class Forwarder:
     """Where requests go."""
@@ -57,7 +59,7 @@ class Forwarder:
 
     async def _send(self, request: web.BaseRequest, body: Body, deadline: float) -> web.StreamResponse:
         began = time.monotonic()
-        pool, tried, failed = self._large, list[Replica](), list[tuple[Pool, Replica, AttemptError]]()
+        pool, tried, failed = self._large, list[Replica](), list[Failed]()
         while True:
             if pool is self._large and (
                 self._pool(tried) is self._smaller or (failed and failed[-1][2].kind == "out_of_memory")
@@ -69,12 +71,9 @@ class Forwarder:
                 break
             tried.append(replica)
             try:
-                response = await self._attempt(pool, replica, request, body, deadline)
+                return await self._attempt(pool, replica, request, body, deadline, failed)
             except AttemptError as error:
                 failed.append((pool, replica, error))
-                continue
-            self._blame(failed, {"error", "timeout"})  # for another did better
-            return response
         if not failed:
             raise self._shed()
         if not self._repeats(request):
@@ -87,13 +86,20 @@ class Forwarder:
         return await self.attempts.send(request, last.answer)
 
     async def _attempt(
-        self, pool: Pool, replica: Replica, request: web.BaseRequest, body: Body, deadline: float
+        self, pool: Pool, replica: Replica, request: web.BaseRequest, body: Body, deadline: float, failed: list[Failed]
     ) -> web.StreamResponse:
         outcome = "left"  # a client that leaves ends this task, and the request to the replica with it
         last_resort = pool is self._smaller or not self._smaller.replicas
         try:
             with replica.use():
-                response = await self.attempts.run(replica.name, request, body, deadline, last_resort)
+                response = await self.attempts.run(
+                    replica.name,
+                    request,
+                    body,
+                    deadline,
+                    last_resort,
+                    lambda: self._blame(failed, {"error", "timeout"}),  # for another does better
+                )
             outcome = "ok"
             return response
         except (AttemptError, CutError) as error:
@@ -106,7 +112,7 @@ class Forwarder:
             elif outcome == "full":
                 replica.full_for(_FULL_S)
 
-    def _blame(self, failed: list[tuple[Pool, Replica, AttemptError]], kinds: Collection[str]) -> None:
+    def _blame(self, failed: list[Failed], kinds: Collection[str]) -> None:
         """For 5xx and time-outs, which may be the request's own: one client's must not open breakers.
 
         They are the replica's where another answered the same request. Where none did, what two replicas say is the

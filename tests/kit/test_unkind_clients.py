@@ -77,6 +77,21 @@ def test_one_clients_slow_requests_open_no_breakers_while_others_are_answered(fr
     assert slow == [504] * 4
 
 
+def test_a_replica_that_hangs_is_left_alone_however_long_anothers_answer_to_its_request_lasts(
+    front: Front, stubs: list[Stub]
+) -> None:
+    gateway = front("--read-s", 2, "--breaker-failures", 1)
+    stubs[0].mode, stubs[1].mode, stubs[2].mode = "hang", "events", "events"
+    asked = 0
+    with contextlib.ExitStack() as clients:
+        while not stubs[0].served:
+            asked, client = asked + 1, clients.enter_context(ask(gateway))
+            while sum(stub.served for stub in stubs) < asked:
+                time.sleep(0.01)
+        assert client.recv(65536), "the other's answer has begun"
+        assert breakers(gateway)[stubs[0].port] == "open"
+
+
 @pytest.mark.parametrize("mode", ["hang", "stream", "flood"])
 def test_a_client_that_leaves_ends_its_request(front: Front, stubs: list[Stub], mode: str) -> None:
     gateway = front("--most-per-replica", 1, "--breaker-failures", 1)
