@@ -176,7 +176,9 @@ def test_a_degraded_gpu_is_reset_once_nobody_uses_it_through_a_kill_and_nobody_m
     assert site.taints() == ["gpu-health-agent/degraded"]
     assert running.state()["faults"][0]["next"].endswith("its GPU is reset once nobody uses it")
     hold(site, running, played, good=5)
-    site.plane.wait("reserved", lambda: "attempts" in site.node()["metadata"]["annotations"]["gpu-health-agent/faults"])
+    # A busy GPU is looked at once a minute.
+    faults = "gpu-health-agent/faults"
+    site.plane.wait("reserved", lambda: "attempts" in site.node()["metadata"]["annotations"][faults], 90)
     assert site.taints() == [UNHEALTHY]
     running.kill()
     running.start()
