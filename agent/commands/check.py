@@ -52,7 +52,7 @@ def _ask(door: Path, as_json: bool) -> int:
     found = asked(door)
     text = json.dumps(asdict(found)) if as_json else "; ".join((found.status, *found.why))
     sys.stdout.write(printable(text) + "\n")
-    return 0 if found.fit else _EXIT_CODES.get(found.status, _UNKNOWN)
+    return 0 if found.fit else _EXIT_CODES.get(found.status) or _UNKNOWN
 
 
 def check(config: Config) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from agent.model.steps import On, Post, Step, Wait
 from agent.model.world import Condition, PermitKind, World
 from agent.remediation.events import camel, plain
 from agent.remediation.idle_reset import failed
-from agent.remediation.presets import Request, post_id, request
+from agent.remediation.presets import TAKEN_BACK, Request, post_id, request
 from agent.remediation.records import Attempt, Records
 from agent.remediation.situation import Now, Situation
 
@@ -47,19 +47,21 @@ def requested(now: Now, records: Records) -> str:
 
 def posts(now: Now) -> tuple[Step, ...]:
     """What the webhook's receiver is yet to be told, once it is written down that it is to be."""
-    case, incident = now.case, requested(now, now.records)
-    told = now.records.asked.get(Preset.WEBHOOK)
+    case, told = now.case, now.records.asked.get(Preset.WEBHOOK)
     if not told or not case.config.webhook.url:
         return ()
-    subject, data = told.rpartition(" ")[2], dict[str, object]()
-    if incident and now.treatment:
+    word = "withdrawn" if told.startswith(TAKEN_BACK) else "requested"
+    told, data = told.removeprefix(TAKEN_BACK), dict[str, object]()
+    if word == "requested":
+        if not requested(now, now.records) or not now.treatment:  # it is taken back once that is written down
+            return ()
         faults = now.treatment.faults
         cards = (identity(fault, case.verdict.cards) for fault in faults)
         data["faults"] = [
             {"id": fault.finding.id, "message": fault.finding.message, "card": card.words if card else ""}
             for fault, card in zip(faults, cards, strict=True)
         ]
-    word = "requested" if incident else "withdrawn"
+    subject = told.rpartition(" ")[2]
     step = Post(post_id(case.world, told, word), word, subject, {"node_uid": case.world.uid, **data})
     if step.id in case.world.posted:
         return ()

@@ -13,6 +13,8 @@ from agent.model.ownership import asked_labels, own_condition, own_cordon, own_e
 from agent.model.world import Condition, Taint, World
 from agent.remediation.case import Case
 
+TAKEN_BACK = "withdrawn "  # so begins what is noted of a request that a receiver is told to be over
+
 
 def error_label(case: Case, noted: bool | None) -> tuple[dict[str, str | None], bool | None]:
     """The label gpu-error as it is to be written, empty if it stays, and what to note of whose it is.
@@ -78,10 +80,19 @@ def request(presets: Collection[str], world: World, asking: str, asked: Mapping[
             labels[label.key], noted[preset] = label.value, asked.get(preset, asking)
         elif label and label.key in ours:
             labels[label.key] = label.before or None
-        told = asked.get(preset, "")
-        if row.posts and (asks or (told and post_id(world, told, "withdrawn") not in world.posted)):
-            noted[preset] = told or asking
+        if row.posts and (told := _to_tell(world, asking if preset in presets else "", asked.get(preset, ""))):
+            noted[preset] = told
     return Request(tuple(conditions), labels, noted)
+
+
+def _to_tell(world: World, asking: str, told: str) -> str:
+    """What a receiver is to be told next. Once a request is taken back, whoever asks again waits until that is taken:
+    a receiver that heard it, and whose answer was lost, knows the request by its id and does no more for it.
+    """
+    withdrawn = told.startswith(TAKEN_BACK)
+    if not told or (withdrawn and post_id(world, told.removeprefix(TAKEN_BACK), "withdrawn") in world.posted):
+        return asking
+    return told if asking or withdrawn else f"{TAKEN_BACK}{told}"
 
 
 def post_id(world: World, asking: str, word: str) -> str:

@@ -30,7 +30,7 @@ _GPUS_S = 20.0  # and what its GPUs said: a call that hangs is a fault only afte
 # The Node's state where no fault stands any more, and no pod is to come yet.
 _CHECKED = {"validating": "its GPUs are checked", "unhealthy": "its GPUs failed their check"}
 _WAITS_S = 1.0  # for whoever asks
-_MOST = 64  # at a time
+_MOST, _WAITING = 64, 1024  # at a time, and until it is their turn
 _MOST_BYTES = 64 * 1024
 
 State = Mapping[str, Any]
@@ -49,13 +49,23 @@ def answer(state: State | None, age_s: float) -> Answer:
     """``state`` is the agent's, as /state has it, so many seconds old; None: it never said any."""
     if state is None or age_s > _SERVES_S:
         return Answer(False, "unknown", ("the agent of this node does not answer",))
-    quiet = [one["age_s"] for one in state["sources"] if one["name"] == GPUS and one["age_s"] is not None]
-    if quiet and quiet[0] + age_s > _GPUS_S:
+    try:
+        return _read(state, age_s)
+    except (KeyError, TypeError, ValueError) as error:  # whatever listens on its port may say anything
+        return Answer(False, "unknown", (f"the agent's answer makes no sense ({type(error).__name__})",))
+
+
+def _read(state: State, age_s: float) -> Answer:
+    quiet = [float(one["age_s"]) for one in state["sources"] if one["name"] == GPUS and one["age_s"] is not None]
+    if not quiet:
+        return Answer(False, "unknown", ("the GPUs have said nothing yet",))
+    if not 0 <= quiet[0] + age_s <= _GPUS_S:
         return Answer(False, "unknown", (f"the GPUs have said nothing for {quiet[0] + age_s:.0f} s",))
     faults = tuple(f"{one['id']}: {one['severity']}" for one in state["faults"] if one["severity"] != "notice")
     if state["status"] in ("healthy", "degraded") and (stage := state.get("stage")) in _CHECKED:
         return Answer(False, "unhealthy", (_CHECKED[stage], *faults))
-    return Answer(state["status"] in ("healthy", "degraded"), state["status"], (*faults, *state["blind"]))
+    fit = state["status"] in ("healthy", "degraded")
+    return Answer(fit, str(state["status"]), (*faults, *map(str, state["blind"])))
 
 
 class Door:
@@ -90,28 +100,33 @@ class Door:
 
 
 class _Server(ThreadingMixIn, UnixStreamServer):
-    """A thread for each that asks; beyond so many it hangs up, and whoever hears nothing takes it for a no."""
+    """A thread for each that asks. Beyond so many the one that came first gives way: it has had time to ask.
+
+    Whoever hears nothing takes it for a no.
+    """
 
     daemon_threads = True
 
     def __init__(self, path: Path, now: Callable[[], Answer]) -> None:
-        self.answer, self._free = now, threading.BoundedSemaphore(_MOST)
+        self.answer = now
+        self._lock, self._there = threading.Lock(), dict[socket.socket, None]()  # in the order of their coming
         super().__init__(str(path), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listen(path)
-        self.socket.listen(2 * _MOST)
+        self.socket.listen(_WAITING)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        with self._lock:
+            while len(self._there) >= _MOST:
+                _cut(first := next(iter(self._there)))
+                del self._there[first]
+            self._there[request] = None
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+        super().process_request_thread(request, client_address)
+        with self._lock:
+            self._there.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hung up is no news."""
@@ -158,5 +173,10 @@ def asked(path: Path) -> Answer:
 
 
 def _hang_up(connection: http.client.HTTPConnection) -> None:
-    with suppress(OSError, AttributeError):
-        connection.sock.shutdown(socket.SHUT_RDWR)
+    if connection.sock:
+        _cut(connection.sock)
+
+
+def _cut(line: socket.socket) -> None:
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)

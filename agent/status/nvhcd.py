@@ -16,6 +16,7 @@ from agent.sources.kubelet.pod_resources import Messages, messages
 from agent.status.fitness import Answer
 
 _SERVICE, _METHOD = "nvhcd.HealthCheckService", "RunHealthCheck"
+_MOST, _MOST_BYTES = 2048, 16 * 1024
 MESSAGES: Messages = {
     "HealthCheckRequest": {"args": (1, True, "string")},
     "HealthCheckResponse": {
@@ -44,7 +45,9 @@ def serve(path: Path, now: Callable[[], Answer]) -> Any:
         request_deserializer=known["HealthCheckRequest"].FromString,
         response_serializer=known["HealthCheckResponse"].SerializeToString,
     )
-    server = grpc.server(ThreadPoolExecutor(4, "nvhcd"), maximum_concurrent_rpcs=64)
+    # Beyond so many, and so long, a call is refused, and its launcher takes the node for healthy.
+    longest = (("grpc.max_receive_message_length", _MOST_BYTES),)
+    server = grpc.server(ThreadPoolExecutor(4, "nvhcd"), options=longest, maximum_concurrent_rpcs=_MOST)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: handler}),))
     path.unlink(missing_ok=True)
     server.add_insecure_port(f"unix:{path}")

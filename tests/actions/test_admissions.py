@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from agent.actions import admissions
@@ -28,12 +30,16 @@ class Node:
         told = {"type": "Ready", "status": "True", "lastTransitionTime": since}
         self.made("PATCH", "/api/v1/nodes/n1/status", {"status": {"conditions": [told]}}, MERGE)
 
-    def refuses(self, workload: str, reason: str = "UnexpectedAdmissionError", node: str = "n1") -> None:
+    def refuses(
+        self, workload: str, reason: str = "UnexpectedAdmissionError", node: str = "n1", bare: bool = False
+    ) -> None:
         self.number += 1
         name = f"{workload}-{self.number}"
         self.made.add_pod("research", name, node, owner="Job")
         pod = self.made._objects["pods", "research", name]
         pod["metadata"]["ownerReferences"][0]["name"] = workload
+        if bare:
+            pod["metadata"]["ownerReferences"] = []
         pod["status"] = {"phase": "Failed", "reason": reason}
 
     def passes(self, seconds: int) -> tuple[str, ...]:
@@ -95,3 +101,72 @@ def test_more_refused_pods_than_can_be_read_leave_what_was_told_as_it_was(monkey
     for _ in range(5):
         node.refuses("c")
     assert node.passes(2 * AN_HOUR) == ("research/Job/b",)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_one_persons_series_by_the_hundred_is_one_workload(bare: bool) -> None:
+    node = Node()
+    node.refuses("z")
+    node.passes(16 * A_MINUTE)
+    for number in range(100):
+        node.refuses(f"sweep-{number}", bare=bare)
+    assert node.passes(5 * A_MINUTE) == (f"research/{'Pod' if bare else 'Job'}/sweep",)
+
+
+def test_bare_pods_that_the_api_server_named_after_one_prefix_are_one_workload() -> None:
+    node = Node()
+    node.refuses("z")
+    node.passes(16 * A_MINUTE)
+    for end in ("x7k2p", "b9qrt", "zz4mn"):
+        node.refuses(f"sweep-{end}", bare=True)
+        node.made._objects["pods", "research", f"sweep-{end}-{node.number}"]["metadata"]["generateName"] = "sweep-"
+    assert node.passes(5 * A_MINUTE) == ("research/Pod/sweep",)
+
+
+def test_a_server_that_lags_behind_another_makes_no_old_refusal_a_new_one() -> None:
+    node = Node()
+    for workload in ("a", "b", "c"):
+        node.refuses(workload)
+    node.passes(AN_HOUR + 30 * A_MINUTE)
+    node.refuses("d")
+    node.passes(15 * A_MINUTE)
+    there = {key: one for key, one in node.made._objects.items() if key[0] == "pods"}
+    for key in there:
+        del node.made._objects[key]
+    node.passes(5 * A_MINUTE)
+    node.made._objects.update(there)
+    assert node.passes(5 * A_MINUTE) == ()
+
+
+def test_what_was_refused_while_nobody_could_read_it_counts_for_nothing() -> None:
+    node, refuses = Node(), True
+
+    def api(method: str, path: str, *more: Any, **rest: Any) -> tuple[int, Any]:
+        return (429, {}) if refuses and "phase%3DFailed" in path else node.made(method, path, *more, **rest)
+
+    node.client = KubeClient(api, "n1", Config(), node.clock)
+    refuses = False
+    node.passes(5 * A_MINUTE)
+    node.refuses("z")
+    node.passes(16 * A_MINUTE)
+    refuses = True
+    node.ready("2026-01-01T00:20:00Z")
+    node.passes(A_MINUTE)
+    for workload in ("a", "b", "c"):
+        node.refuses(workload)
+    node.passes(20 * A_MINUTE)
+    refuses = False
+    assert node.passes(10 * A_MINUTE) == ()
+    node.refuses("d")
+    assert node.passes(10 * A_MINUTE) == ("research/Job/d",), "and then it goes on"
+
+
+def test_a_pod_that_can_not_be_read_hides_no_other_one() -> None:
+    node = Node()
+    node.refuses("z")
+    node.passes(16 * A_MINUTE)
+    for workload in ("a", "b"):
+        node.refuses(workload)
+    ill = next(one for key, one in node.made._objects.items() if key[2].startswith("a-"))
+    ill["metadata"]["ownerReferences"] = [{"controller": True}]
+    assert node.passes(5 * A_MINUTE) == ("research/Job/b",)

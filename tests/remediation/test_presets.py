@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,38 @@ def test_a_receiver_that_takes_nothing_is_told_again_and_named_and_holds_nobody_
         life.run(10)
         assert not any("webhook" in why for why in life.waits)
         assert {*told.heard} == {told.heard[0]}
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_was_perhaps_taken_back_is_asked_anew_only_after_that_was_taken(tmp_path: Path, restarts: bool) -> None:
+    """Else a receiver whose answer was lost has taken it back, does nothing more, and nobody knows."""
+    told, pause = Told(), {"metadata": {"name": "gpu-health-agent-pause"}, "data": {"paused": "true"}}
+
+    def hears(word: str, more: int = 1) -> None:
+        due = len(told.heard) + more
+        for _ in range(200):
+            if len(told.heard) >= due and told.heard[-1][0] == word:
+                return
+            life.run(10)
+            time.sleep(0.005)
+        pytest.fail(f"it never heard {word}: {told.heard}")
+
+    with told.server:
+        life = Life(REPLACE, told.config(tmp_path))
+        hears("requested")
+        until(lambda: life.client._receiver.taken, 2)
+        told.status = 500
+        life.cluster._store("configmaps", "gpu-health-agent", pause)
+        hears("withdrawn")
+        life.cluster._store("configmaps", "gpu-health-agent", {**pause, "data": {"paused": "false"}})
+        if restarts:
+            life._begin()
+        hears("withdrawn", 2)
+        assert {word for word, _, _ in told.heard[1:]} == {"withdrawn"}, "in this order"
+        assert any("has not taken that a replacement is withdrawn" in why for why in life.waits)
+        told.status = 200
+        hears("requested")
+        assert told.heard[-1][2] != told.heard[0][2], "a receiver knows the first one already"
 
 
 GKE, HYPERPOD = "cloud.google.com/fault-behavior", "sagemaker.amazonaws.com/node-health-status"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
+from agent.commands import check
 from agent.sources.kubelet.pod_resources import messages
 from agent.status.fitness import Answer, Door, State, answer, asked
 from agent.status.nvhcd import MESSAGES, serve
@@ -99,6 +102,74 @@ def test_a_stranger_that_says_nothing_keeps_nobody_waiting(door: Callable[..., P
         one.close()
 
 
+def test_strangers_that_drip_their_questions_keep_nobody_out(door: Callable[..., Path]) -> None:
+    path, dripping = door(state), threading.Event()
+    until(lambda: asked(path).fit, 5)
+    lines = [socket.socket(socket.AF_UNIX) for _ in range(64)]
+    for one in lines:
+        one.connect(str(path))
+    over = time.monotonic() + 1.5  # a line that never pauses for a second
+    while not dripping.wait(0.3) and time.monotonic() < over:
+        for one in lines:
+            one.send(b"G")
+    assert asked(path) == Answer(True, "healthy")
+    for one in lines:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        [],
+        [{"name": "nvml"}],
+        [{"name": "nvml", "age_s": None}],
+        [{"name": "nvml", "age_s": "old"}],
+        [{"name": "nvml", "age_s": -30}],
+        [{"name": "nvml", "age_s": float("nan")}],
+    ],
+)
+def test_an_agent_that_tells_no_age_of_its_gpus_is_a_no_and_never_an_error(sources: list[dict[str, Any]]) -> None:
+    """NVIDIA's launcher takes an error for a yes."""
+    found = answer({**state(), "sources": sources}, 0)
+    assert (found.fit, found.status) == (False, "unknown")
+
+
+@pytest.mark.parametrize("said", [{"stage": ["x"]}, {"faults": [{}]}, {"blind": 1}])
+def test_an_agents_answer_that_makes_no_sense_is_a_no_and_never_an_error(said: dict[str, Any]) -> None:
+    assert not answer({**state(), **said}, 0).fit
+
+
+def test_a_no_ends_no_check_well_whatever_stands_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = json.dumps({"fit": False, "status": "healthy", "why": []}).encode()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+
+    def stranger() -> None:
+        line, _ = listener.accept()
+        with line:
+            line.recv(4096)
+            line.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + body)
+
+    threading.Thread(target=stranger, daemon=True).start()
+    assert check.run(argparse.Namespace(socket=tmp_path / "s", json=False)) == 3
+    assert capsys.readouterr().out == "healthy\n"
+    listener.close()
+
+
+@pytest.mark.parametrize("there", ["file", "folder", "link to nowhere"])
+def test_what_is_no_socket_is_a_no(tmp_path: Path, there: str) -> None:
+    path = tmp_path / "s"
+    match there:
+        case "file":
+            path.write_text('{"fit": true, "status": "healthy", "why": []}')
+        case "folder":
+            path.mkdir()
+        case _:
+            path.symlink_to("nowhere")
+    assert asked(path).status == "unknown"
+
+
 def test_nobody_at_the_door_is_a_no(tmp_path: Path) -> None:
     assert asked(tmp_path / "nobody").status == "unknown"
 
@@ -119,3 +190,18 @@ def test_nvidias_launcher_is_told_by_its_own_protocol(tmp_path: Path, found: Ans
     server.stop(None)
     failed = json.loads(said.output)["fail_count"]
     assert (said.success, said.exit_code, failed) == ((True, 0, 0) if found.fit else (False, 1, 2))
+
+
+def test_of_a_thousand_launchers_at_once_none_is_refused_an_answer(tmp_path: Path) -> None:
+    """A launcher takes a refused call for a yes."""
+    server = serve(tmp_path / "nvhcd.sock", lambda: Answer(False, "unhealthy"))
+    known: dict[str, Any] = messages("nvhcd", MESSAGES)
+    with grpc.insecure_channel(f"unix://{tmp_path}/nvhcd.sock") as channel:
+        call = channel.unary_unary(
+            "/nvhcd.HealthCheckService/RunHealthCheck",
+            request_serializer=known["HealthCheckRequest"].SerializeToString,
+            response_deserializer=known["HealthCheckResponse"].FromString,
+        )
+        calls = [call.future(known["HealthCheckRequest"](), timeout=20) for _ in range(1000)]
+        assert {one.result().success for one in calls} == {False}
+    server.stop(None)
