@@ -76,7 +76,9 @@ def request(presets: Collection[str], world: World, asking: str, asked: Mapping[
                 conditions.append(Condition(row.condition, "False", ASKED, "the node is drained, and to be replaced"))
             elif there:
                 conditions.append(Condition(row.condition, "True", NOT_ASKED, "no replacement is asked for"))
-        if label and asks and (label.key in ours or world.labels.get(label.key, "") == label.before):
+        if label and asks and preset in asked and label.key not in ours:  # another took it back, or acts on it
+            noted[preset] = asked[preset]
+        elif label and asks and (label.key in ours or world.labels.get(label.key, "") == label.before):
             labels[label.key], noted[preset] = label.value, asked.get(preset, asking)
         elif label and label.key in ours:
             labels[label.key] = label.before or None
@@ -108,7 +110,9 @@ def spoken_for(presets: Iterable[str], world: World, asked: Mapping[str, str]) -
             yield f"condition {there.type} is another's ({there.reason[:64]}): it is left, and asks for no other node"
         if row.label and row.label.key not in asked_labels(world.labels, asked):
             said = world.labels.get(row.label.key, "")
-            if said != row.label.before:
+            if preset in asked and said == row.label.before:
+                yield f"label {row.label.key} was taken back by another: {preset} is not asked again for this fault"
+            elif said != row.label.before:
                 what = f"is another's ({said[:64]}): it is left" if said else "is not there"
                 yield f"label {row.label.key} {what}, and asks for no other node"
         if row.refuses and world.labels.get(row.answers) == row.refuses:

@@ -393,6 +393,27 @@ def test_a_label_that_another_changed_is_no_longer_ours() -> None:
     assert labelled(life, HYPERPOD) == "Unschedulable"
 
 
+@pytest.mark.parametrize(("preset", "key", "before", "value"), LABELS)
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_request_that_another_took_back_is_not_made_again_for_the_same_fault(
+    preset: Preset, key: str, before: str | None, value: str, restarts: bool
+) -> None:
+    life = of(preset, key, before)
+    life.run(50)
+    put(life, **{key: before})
+    if restarts:
+        life._begin()
+    for _ in range(50):
+        life.tick()
+        assert labelled(life, key) == before
+    assert any(f"label {key} was taken back by another" in why for why in life.waits)
+    life.config = asking(())
+    life.run(10)
+    life.config = asking((preset,))
+    life.run(10)
+    assert labelled(life, key) == value, "whoever chooses the preset anew asks anew"
+
+
 def test_what_the_provider_answers_is_told_and_its_refusal_is_a_persons() -> None:
     life = of(Preset.GKE, GKE, None)
     life.run(50)
