@@ -37,10 +37,14 @@ def as_asked(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, A
         raise UnreachableError(
             f"the API server's answer to a write of Lease {name} makes no sense: it is no such Lease"
         )
+    changed = f"Lease {name} was not written as asked: "
     if holder(answer) != holder(asked):
-        why = f"Lease {name} was not written as asked: it is held by {printable(holder(answer)) or 'nobody'}"
-        raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{why} now; does a webhook change it?")
-    return {**answer}
+        changed += f"it is held by {printable(holder(answer)) or 'nobody'} now"
+    elif pool_size(answer) != pool_size(asked):  # by it the next look knows whether the pool was read
+        changed += f"its annotation {POOL_SIZE_ANNOTATION} is {printable(pool_size(answer)) or 'gone'}"
+    else:
+        return {**answer}
+    raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{changed}; does a webhook change it?")
 
 
 def pool_size(lease: Mapping[str, Any]) -> str:

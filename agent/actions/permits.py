@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Any
 
 from agent.actions.api import Api, ask, written_at
-from agent.actions.lease import holder, mine
+from agent.actions.lease import holder, mine, pool_size
 from agent.actions.leases import LOOKS_S, Clock, Leases
 from agent.actions.pool import Pool
 from agent.config.settings import Budget
@@ -142,7 +142,7 @@ class Permits:
         ours = lease if lease and mine(lease, own) else None
         if early and any(mine(one, own) for one in self._leases.seen.values()):
             raise RefusedError(HTTPStatus.CONFLICT, "a permit is held: first the pool is read")
-        if self.aged and not (ours or early):
+        if self.aged and not (early or (ours and pool_size(ours))):
             self.renew()
             raise RefusedError(HTTPStatus.CONFLICT, "the permits were read a while ago: they are read anew")
         words = {POOL_SIZE_ANNOTATION: POOL_UNREAD if early else str(self._leases.pool_size)}

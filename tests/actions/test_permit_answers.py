@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
+from agent.actions.kube import KubeClient
+from agent.model.errors import RefusedError
 from agent.simulation.in_memory_cluster import InMemoryCluster
+from tests.actions.test_early_permits import CONFIG as EARLY
+from tests.actions.test_early_permits import SIZE
+from tests.actions.test_kube import MERGE, drive, fatal, taints
+from tests.actions.test_permits import Clock
 from tests.life import Life
 from tests.remediation.test_repair import REBOOT
 
@@ -54,6 +60,31 @@ def test_no_node_is_withdrawn_under_a_permit_that_a_webhook_gives_to_another_and
     life.run(60)
     assert (life.tainted(), life.cluster.evicted) == (False, [])
     assert any("was not written as asked" in why or "budget is spent" in why for why in life.waits), life.waits
+
+
+class Stripping(InMemoryCluster):
+    """With a webhook that takes the annotations off every Lease, the one that says that the pool is yet to be read."""
+
+    def _store(self, kind: str, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
+        bare = {**body, "metadata": {**body["metadata"], "annotations": {}}}
+        return super()._store(kind, namespace, bare if kind == "leases" else body)
+
+
+def test_a_permit_that_lost_the_word_that_its_pool_is_unread_exceeds_no_budget_and_that_is_told() -> None:
+    cluster, clock, told = Stripping(), Clock(), set[str]()
+    for i in range(SIZE):
+        cluster.add_node(f"n{i}")
+    for i in range(SIZE - SIZE // 10, SIZE):  # as many as the budget allows are out already
+        cluster("PATCH", f"/api/v1/nodes/n{i}", {"spec": {"unschedulable": True}}, MERGE)
+    client = KubeClient(cluster, "n0", EARLY, clock)
+    for _ in range(30):
+        try:
+            drive(client, fatal(), EARLY, rounds=1)
+        except RefusedError as error:
+            told.add(str(error))
+        clock.now += 20
+    assert taints(cluster, "n0") == []
+    assert any("pool-size is gone; does a webhook change it?" in why for why in told), told
 
 
 def test_a_template_that_is_no_cronjob_is_told_as_an_answer_that_makes_no_sense() -> None:
