@@ -48,14 +48,22 @@ class Receiver:
             if self._calls or self._clock() < self._next:
                 return False
             self._calls = True
-        threading.Thread(target=self._call, args=(step,), name="webhook", daemon=True).start()
+        try:
+            threading.Thread(target=self._call, args=(step,), name="webhook", daemon=True).start()
+        except RuntimeError as error:  # the container may start no more of them just now
+            self._over(step, str(error))
         return False
 
     def _call(self, step: Post) -> None:
+        trouble = "the call broke off"
         try:
             trouble = self._sent(step)
         except (OSError, HTTPError, ValueError) as error:
             trouble = printable(f"{type(error).__name__}: {error}")[:200]
+        finally:
+            self._over(step, trouble)
+
+    def _over(self, step: Post, trouble: str) -> None:
         with self._lock:
             self._calls, self.trouble = False, trouble
             if trouble:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -105,3 +106,40 @@ def test_without_a_secret_nothing_is_sent(tmp_path: Path, secret: str) -> None:
         until(lambda: made.trouble, 2)
         assert server.connections == 0
     assert secret == "" or secret not in made.trouble
+
+
+def test_a_call_for_which_there_is_no_thread_is_told_and_made_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(line: socket.socket) -> None:
+        head(line)
+        answer(line, "200 OK")
+
+    def no_more(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Loopback(take) as server:
+        clock = Clock()
+        made = receiver(server.url, tmp_path, clock)
+        with monkeypatch.context() as scarce:
+            scarce.setattr(threading.Thread, "start", no_more)
+            assert not made.post(STEP)
+        assert made.trouble == "can't start new thread"
+        clock.now += 5
+        made.post(STEP)
+        until(lambda: made.taken, 2)
+
+
+@pytest.mark.parametrize(
+    "said", [b"\x00\xff\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 1000, b"HTTP/1.1 99999 x\r\n\r\n", b""]
+)
+def test_an_answer_that_is_no_http_is_told_and_never_taken_for_a_yes(tmp_path: Path, said: bytes) -> None:
+    def take(line: socket.socket) -> None:
+        head(line)
+        line.sendall(said)
+
+    with Loopback(take) as server:
+        made = receiver(server.url, tmp_path, Clock())
+        made.post(STEP)
+        until(lambda: made.trouble, 2)
+    assert not made.taken
