@@ -16,7 +16,7 @@ _NO_EFFECT = (
 
 @lru_cache(maxsize=64)
 def pool_name(selector: str) -> str:
-    """The same for each way to write a selector down: its requirements in another order, other spaces, ``==``."""
+    """The same for each way to write a selector down: in any order and spacing, by ``==``, by ``in`` of one value."""
     normal = ",".join(sorted({_normal(one) for one in re.findall(r"(?:\([^)]*\)|[^,(])+", selector)} - {""}))
     return _DEFAULT_NAME if normal == DEFAULT_SELECTOR else sha256(normal.encode()).hexdigest()[:8]
 
@@ -26,7 +26,9 @@ def _normal(requirement: str) -> str:
     if not values:
         return re.sub(r"\s", "", head).replace("==", "=")
     among = sorted({one.strip() for one in values.strip().removesuffix(")").split(",")})
-    return f"{' '.join(head.split())} ({','.join(among)})"
+    normal = f"{' '.join(head.split())} ({','.join(among)})"
+    only = re.fullmatch(r"(\S+) (in|notin) \(([^,]*)\)", normal)
+    return f"{only[1]}{'=' if only[2] == 'in' else '!='}{only[3]}" if only else normal
 
 
 # A name of its own, as 0.1.0 had it, is told and otherwise passed over: no line that no longer matters stops an agent.

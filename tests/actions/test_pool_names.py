@@ -26,6 +26,7 @@ def test_a_selector_names_the_same_permits_however_it_is_written() -> None:
     for written in (
         "os != windows, gpu in(a100,h100) ,! spot,site==a",
         " site = a,gpu  in ( h100,a100 ),!spot,os!=windows,site=a,",
+        "site in (a), gpu in (a100,h100), !spot, os notin ( windows )",
     ):
         assert named(written) == named(",".join(REQUIREMENTS))
 
