@@ -31,7 +31,7 @@ def test_a_training_goes_on_while_its_storage_fails_and_says_so(start: Start, st
     assert run.get("/status")["saved_step"] == at["saved_step"]
     storage.works()
     until(lambda: run.get("/status")["saved_step"] > at["step"])
-    assert "trouble" not in run.get("/status")
+    until(lambda: "trouble" not in run.get("/status"))
     assert run.end() == 143
 
 

@@ -12,7 +12,7 @@ from tests.cache import CACHE, made_once
 TORCH = "torch==2.15.0"
 LIBRARIES = ("accelerate==1.15.0", "lightning==2.6.6", "transformers==5.24.0")  # for which the kit has callbacks
 ROOT = Path(__file__).parents[2]
-TESTS = ("model", "train", "way_back", "inference", "checkpoint_manager")
+TESTS = ("model", "in_place", "train", "way_back", "inference", "checkpoint_manager")
 
 
 NAME = "-".join(["kit", TORCH, *LIBRARIES]).replace("==", "-")
