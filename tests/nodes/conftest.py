@@ -245,7 +245,8 @@ def install(
     config = yaml.safe_load((_MANIFESTS / "base" / "config.yaml").read_text())
     gpus = {"scenario": "idle", "kernel_log": kernel_log}
     sources = {"simulated": gpus, "pods": {"pods_api": pods_api}}
-    config |= {"mode": "evict", "poll_s": 1, "sources": sources, "policy": {"soak_s": 2}}
+    policy = {"soak_s": 2, "relapses": 20}  # one GPU breaks in many tests
+    config |= {"mode": "evict", "poll_s": 1, "sources": sources, "policy": policy}
     config["drain"]["gather_s"] = 1
     if repair:
         config["repair"] = {"reset_gpu": "gpu-reset", "collect": "gpu-collect", "collect_s": 20}

@@ -61,7 +61,7 @@ def test_a_pod_without_rights_is_told_whether_its_node_is_fit(site: Site) -> Non
     print(told)
     assert told["codes"] == [200]
     with site.paused():
-        site.inject("n1", "--gpu", "3", "--xid", "95")
+        site.inject("n1", "--gpu", "6", "--xid", "95")
         site.plane.wait("it is judged", lambda: site.state("n1")["status"] == "unhealthy")
         code, said = asked(site, "n1", **command)
         assert (code, "xid-95" in said) == (2, True), said

@@ -197,7 +197,9 @@ else cd "./$(sed -n 's/^0:://p' /proc/self/cgroup)"; cat memory.max; grep '^anon
 def test_an_agent_that_hangs_is_started_anew_and_its_sources_go_on(site: Site) -> None:
     pid = site.pid(site.agent("n2"), "run")
     site.rig.nodes["n2"].run("kill", "-STOP", str(pid))
-    site.plane.wait("the liveness probe ends it", lambda: _restarts(site, "n2") == {"agent": 1, "sources": 0}, 300)
+    site.plane.wait(
+        "the liveness probe ends it", lambda: _restarts(site, "n2") == {"agent": 1, "sources": 0, "door": 0}, 300
+    )
     site.plane.wait("it is ready again", lambda: serves(site.rig, "n2"), 120)
     site.plane.wait("and sees its GPUs", lambda: site.state("n2")["status"] == "healthy")
 
