@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -174,34 +175,35 @@ def test_nobody_at_the_door_is_a_no(tmp_path: Path) -> None:
     assert asked(tmp_path / "nobody").status == "unknown"
 
 
+@contextmanager
+def launchers(path: Path, found: Answer) -> Iterator[tuple[Any, Any]]:
+    """The call as NVIDIA's launcher makes it, and the kind of its request."""
+    server = serve(path, lambda: found)
+    known: dict[str, Any] = messages("nvhcd", MESSAGES)
+    with grpc.insecure_channel(f"unix://{path}") as channel:
+        yield (
+            channel.unary_unary(
+                "/nvhcd.HealthCheckService/RunHealthCheck",
+                request_serializer=known["HealthCheckRequest"].SerializeToString,
+                response_deserializer=known["HealthCheckResponse"].FromString,
+            ),
+            known["HealthCheckRequest"],
+        )
+    server.stop(None)
+
+
 @pytest.mark.parametrize(
     "found", [Answer(True, "degraded", ("hot",)), Answer(False, "unhealthy", ("xid-79@x: fatal",))]
 )
 def test_nvidias_launcher_is_told_by_its_own_protocol(tmp_path: Path, found: Answer) -> None:
-    server = serve(tmp_path / "nvhcd.sock", lambda: found)
-    known: dict[str, Any] = messages("nvhcd", MESSAGES)
-    with grpc.insecure_channel(f"unix://{tmp_path}/nvhcd.sock") as channel:
-        call = channel.unary_unary(
-            "/nvhcd.HealthCheckService/RunHealthCheck",
-            request_serializer=known["HealthCheckRequest"].SerializeToString,
-            response_deserializer=known["HealthCheckResponse"].FromString,
-        )
-        said = call(known["HealthCheckRequest"](args=["--no-slurm"]), timeout=5)
-    server.stop(None)
+    with launchers(tmp_path / "nvhcd.sock", found) as (call, request):
+        said = call(request(args=["--no-slurm"]), timeout=5)
     failed = json.loads(said.output)["fail_count"]
     assert (said.success, said.exit_code, failed) == ((True, 0, 0) if found.fit else (False, 1, 2))
 
 
 def test_of_a_thousand_launchers_at_once_none_is_refused_an_answer(tmp_path: Path) -> None:
     """A launcher takes a refused call for a yes."""
-    server = serve(tmp_path / "nvhcd.sock", lambda: Answer(False, "unhealthy"))
-    known: dict[str, Any] = messages("nvhcd", MESSAGES)
-    with grpc.insecure_channel(f"unix://{tmp_path}/nvhcd.sock") as channel:
-        call = channel.unary_unary(
-            "/nvhcd.HealthCheckService/RunHealthCheck",
-            request_serializer=known["HealthCheckRequest"].SerializeToString,
-            response_deserializer=known["HealthCheckResponse"].FromString,
-        )
-        calls = [call.future(known["HealthCheckRequest"](), timeout=20) for _ in range(1000)]
+    with launchers(tmp_path / "nvhcd.sock", Answer(False, "unhealthy")) as (call, request):
+        calls = [call.future(request(), timeout=20) for _ in range(1000)]
         assert {one.result().success for one in calls} == {False}
-    server.stop(None)
