@@ -111,7 +111,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Program] = []
 
     def begin(name: str, *arguments: object, environment: dict[str, str] | None = None) -> Program:
-        log = tmp_path / f"{len(started)}-{name}.log"
+        log = tmp_path / f"{len(started)}-{Path(name).name}.log"
         started.append(Program(log, name, *arguments, environment=environment))
         return started[-1]
 

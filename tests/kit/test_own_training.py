@@ -6,14 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 from checkpoint import Folder
 
-from tests.kit.conftest import KIT, Program, until
+from tests.kit.conftest import KIT, Program, Start, until
 
 ROOT = KIT.parents[1]
 _OWN = """
@@ -41,7 +41,7 @@ def load(file):
 
 
 @pytest.fixture
-def train(tmp_path: Path) -> Iterator[Callable[[], Program]]:
+def train(start: Start, tmp_path: Path) -> Callable[[], Program]:
     """Starts it, with folders of the test's own and a free port that it tells."""
     (code,) = re.findall(r"```python\n(.*?)```", (KIT / "README.md").read_text(), re.DOTALL)
     before, folder, after = code.partition("folder = ")
@@ -55,18 +55,7 @@ def train(tmp_path: Path) -> Iterator[Callable[[], Program]]:
         assert old in whole
         whole = whole.replace(old, new)
     (tmp_path / "own.py").write_text(whole)
-    begun: list[Program] = []
-
-    def begin() -> Program:
-        log = tmp_path / f"{len(begun)}.log"
-        begun.append(Program(log, str(tmp_path / "own.py"), environment={"PYTHONPATH": str(ROOT)}))
-        return begun[-1]
-
-    yield begin
-    for one in begun:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
+    return partial(start, str(tmp_path / "own.py"), environment={"PYTHONPATH": str(ROOT)})
 
 
 def test_it_saves_when_asked_and_when_ended_and_goes_on_from_there_and_from_the_backup(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -195,46 +196,38 @@ def agent_on(made: Rig | simulated.Site, node: str) -> dict[str, Any]:
     return dict(pod)
 
 
-# The shipped reset, but for the machine: what nvidia-smi would do to GPUs is done to simulated ones.
-_RESET = """
+# A shipped template, but for what it runs and on which machine.
+_TEMPLATE = """
 apiVersion: batch/v1
 kind: CronJob
-metadata: {name: gpu-reset, namespace: gpu-health-agent}
+metadata: {name: gpu-NAME, namespace: gpu-health-agent}
 spec:
   jobTemplate:
     spec:
       template:
         spec:
           containers:
-            - name: reset
+            - name: NAME
               command:
                 - sh
                 - -c
-                - for gpu in $(echo "$GPUS" | tr , " "); do gpu-health-agent inject --gpu "$gpu" --clear || exit; done
+                - COMMAND
               env: [{name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
               volumeMounts: [{name: simulation, mountPath: /tmp, subPathExpr: $(NODE_NAME)}]
           volumes: [{name: simulation, hostPath: {path: SIMULATION}}]
 """
-
-
-# The shipped one, but for the driver's own script: it fails, and hangs where the machine has a file of that name.
-_COLLECT = """
-apiVersion: batch/v1
-kind: CronJob
-metadata: {name: gpu-collect, namespace: gpu-health-agent}
-spec:
-  jobTemplate:
-    spec:
-      template:
-        spec:
-          containers:
-            - name: collect
-              command: [sh, -c, "test ! -e /tmp/hangs || sleep 3600; exit 1"]
-              env: [{name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
-              volumeMounts: [{name: simulation, mountPath: /tmp, subPathExpr: $(NODE_NAME)}]
-          volumes: [{name: simulation, hostPath: {path: SIMULATION}}]
-"""
+_COMMANDS = {
+    # What nvidia-smi would do to GPUs is done to simulated ones.
+    "reset": 'for gpu in $(echo "$GPUS" | tr , " "); do gpu-health-agent inject --gpu "$gpu" --clear || exit; done',
+    # Without the driver's own script it fails, and hangs where the machine has a file of that name.
+    "collect": "test ! -e /tmp/hangs || sleep 3600; exit 1",
+}
 WANTS_NO_HOLD = "gpu-health-agent/dismiss=recurrence@node"
+
+
+def _template(name: str, simulation: Path) -> str:
+    words = {"NAME": name, "COMMAND": _COMMANDS[name], "SIMULATION": str(simulation)}
+    return re.sub(r"\b(NAME|COMMAND|SIMULATION)\b", lambda found: words[found[0]], _TEMPLATE)
 
 
 def install(
@@ -272,7 +265,7 @@ def install(
             "value": {"name": "simulation", "mountPath": "/tmp", "subPathExpr": "$(NODE_NAME)"},
         },
     ]
-    templates = [{"patch": one.replace("SIMULATION", str(simulation))} for one in (_RESET, _COLLECT)] if repair else []
+    templates = [{"patch": _template(name, simulation)} for name in _COMMANDS] if repair else []
     name, _, tag = IMAGE.rpartition(":")
     (folder / "kustomization.yaml").write_text(
         yaml.safe_dump(

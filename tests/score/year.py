@@ -43,6 +43,15 @@ _PHASES: Mapping[str, tuple[Moment, Moment]] = {
     "prove": (Moment.PROVED, Moment.ENDED),
     "out": (Moment.TAINT, Moment.ENDED),
 }
+# A metric, and which figure it is; the names in braces are its labels.
+_FIGURES = {
+    "gpu_health_rule_incidents_total": "incidents of {rule}",
+    "gpu_health_incidents_total": "ended by {by}",
+    "gpu_health_card_incidents_total": "incidents of card {uuid}",
+    "gpu_health_lost_gpu_seconds_total": "lost GPU-seconds by {rule}",
+    "gpu_health_incident_phase_seconds_sum": "{phase}: seconds",
+    "gpu_health_incident_phase_seconds_count": "{phase}: times",
+}
 Found = Counter[str]  # by what it is of, as ``incidents of xid-95``; seconds and numbers
 
 
@@ -106,20 +115,8 @@ def of_metrics(shot: Snapshot) -> Found:
     found: Found = Counter()
     for family in registry(lambda: shot).collect():
         for sample in family.samples:
-            labels, value = sample.labels, round(sample.value)
-            match sample.name:
-                case "gpu_health_rule_incidents_total":
-                    found[f"incidents of {labels['rule']}"] += value
-                case "gpu_health_incidents_total":
-                    found[f"ended by {labels['by']}"] += value
-                case "gpu_health_card_incidents_total":
-                    found[f"incidents of card {labels['uuid']}"] += value
-                case "gpu_health_lost_gpu_seconds_total":
-                    found[f"lost GPU-seconds by {labels['rule']}"] += value
-                case "gpu_health_incident_phase_seconds_sum":
-                    found[f"{labels['phase']}: seconds"] += value
-                case "gpu_health_incident_phase_seconds_count":
-                    found[f"{labels['phase']}: times"] += value
+            if figure := _FIGURES.get(sample.name):
+                found[figure.format(**sample.labels)] += round(sample.value)
     return found
 
 
