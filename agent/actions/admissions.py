@@ -1,8 +1,9 @@
 """Pods that this node's kubelet refused when they came: of whose workloads, and since when it goes on like that.
 
 By our own clock alone. A kubelet that begins anew refuses pods too, until its device plugins are back. So what is
-refused within ten minutes of the Node's turning ready counts for nothing, nor what is within ten minutes of a first
-refusal. Nor does what was refused while nobody could read it: it may have been then.
+refused within ten minutes of the Node's turning ready counts for nothing. A quick beginning leaves the Node ready, and
+nothing tells of it; but all that it refuses comes within ten minutes. So the first two such spans of each hour count
+for nothing either. Nor does what was refused while nobody could read it: it may have been then.
 
 A Job of each night, a Job or a pod of each number: a person who makes a series of them has one workload.
 """
@@ -22,6 +23,7 @@ from agent.model.errors import RefusedError, UnreachableError
 _SELDOM_S, _SOON_S = 300.0, 60.0  # between two reads: of a node that refuses nobody, and of one that did lately
 _UNREAD_S = 900.0  # between two reads, longer means that they failed
 _BEGINS_S = 600.0  # so long a kubelet that began anew may refuse pods
+_BEGINNINGS = 2  # so many within the window, that nothing tells of, are no sign
 _REFUSED = "UnexpectedAdmissionError"
 _MOST = 1000  # of a node's pods that failed, with the metadata of each
 _UNREADABLE = (KeyError, TypeError, AttributeError)
@@ -40,6 +42,7 @@ class Admissions:
         self._read_at = float("-inf")
         self._at: dict[str, float] = {}  # workload → when one of it was last refused so that it counts
         self._last = float("-inf")  # and when any was
+        self._spans: list[float] = []  # of the window: when refusals began, each span as long as a kubelet's beginning
 
     def look(self, ready: Mapping[str, Any]) -> tuple[str, ...]:
         """The workloads, ``namespace/Kind/name``; ``ready`` is the Node's condition. Who may not ask knows of none."""
@@ -68,10 +71,11 @@ class Admissions:
         lately, self._read_at = now - self._read_at <= _UNREAD_S, now
         if not (new and lately):
             return
-        if now - self._last >= self._window_s:
-            self._begins = now
         self._last = now
-        if now - self._begins >= _BEGINS_S:
+        self._spans = [at for at in self._spans if now - at < self._window_s]
+        if not self._spans or now - self._spans[-1] >= _BEGINS_S:
+            self._spans.append(now)
+        if now - self._begins >= _BEGINS_S and len(self._spans) > _BEGINNINGS:
             self._at |= dict.fromkeys(filter(None, map(_series, new)), now)
 
     def _failed(self, included: str) -> list[tuple[str, dict[str, Any]]]:
