@@ -14,6 +14,7 @@ from urllib.parse import quote
 from agent.actions.answers import ask_node
 from agent.actions.api import JSON_PATCH, METADATA, STRATEGIC_PATCH, Api, ask, taint_of
 from agent.actions.node_patch import report_body, retaint_patch
+from agent.actions.pool import JUST_NOW_S
 from agent.model.cluster_client import Annotations, Labels
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.ownership import own_taint
@@ -21,7 +22,6 @@ from agent.model.steps import Report, Retaint
 from agent.model.text import rfc3339
 
 _VOUCHES_S = 90.0  # for so long a word of the watch counts: a bookmark comes every minute or so
-_MOMENT_S = 2.0
 _SERVES_S = 600.0  # however sure the watch is: the longest that one reading serves
 
 Clock = Callable[[], float]
@@ -51,7 +51,7 @@ class OwnNode:
         lately = now - heard_at < _VOUCHES_S and now - self._read_at < _SERVES_S
         vouched = lately and self._unchanged(version) and not self._tainted
         self.aged = vouched and not afresh
-        if not (self.aged or (vouched and again and now - self._read_at <= _MOMENT_S)):
+        if not (self.aged or (vouched and again and now - self._read_at <= JUST_NOW_S)):
             self.raw = self._asked()
             self._read_at = now
         return self.raw

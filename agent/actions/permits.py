@@ -17,7 +17,7 @@ from typing import Any
 from agent.actions.api import Api, ask, written_at
 from agent.actions.lease import holder, mine, pool_size
 from agent.actions.leases import LOOKS_S, Clock, Leases
-from agent.actions.pool import Pool
+from agent.actions.pool import JUST_NOW_S, Pool
 from agent.config.settings import Budget
 from agent.model.errors import RefusedError
 from agent.model.names import LAST_HOLDER_ANNOTATION, PAUSE_CONFIGMAP, PERMIT_VALID_S, POOL_SIZE_ANNOTATION, POOL_UNREAD
@@ -26,7 +26,6 @@ from agent.model.world import Permit, PermitKind
 
 _PAUSE = "/api/v1/namespaces/{}/configmaps/" + PAUSE_CONFIGMAP
 _CONFIRM_S = 120.0
-_MOMENT_S = 2.0  # from an early permit to its confirmation the pause is read once
 _SEEK_S = 120.0  # how often a node that needs no permit looks for one of its own that was out of sight
 
 
@@ -110,7 +109,7 @@ class Permits:
 
     def paused(self) -> str:
         """Why the whole cluster's agents are to pause; empty while they run."""
-        serves_s = _MOMENT_S if self.early else 0.0 if self._ours or not self.aged else LOOKS_S
+        serves_s = JUST_NOW_S if self.early else 0.0 if self._ours or not self.aged else LOOKS_S
         self.early = False
         if self._clock() - self._paused[1] < serves_s:
             return self._paused[0]
