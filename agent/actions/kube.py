@@ -127,9 +127,8 @@ class KubeClient:
 
         ``counts``: and the pool itself, for whoever may take a permit. RefusedError, UnreachableError.
         """
-        # The first look of one that may take a permit, and each of one that has something, is at the Node itself.
         first = closely and self._clock() - self._closely_at >= _WAITS_S
-        raw = self._own.read(first or self._permits.holding, again=self._permits.early)
+        raw = self._own.read(afresh=self._permits.holding)
         metadata, spec, status = (raw.get(part) or {} for part in ("metadata", "spec", "status"))
         conditions = {c["type"]: condition_of(c) for c in status.get("conditions") or ()}
         taints = tuple(map(taint_of, spec.get("taints") or ()))
@@ -181,7 +180,7 @@ class KubeClient:
             pending=self._permits.pending,
             pool_size=pool.size,
             out=pool.out,
-            aged=self._own.aged or (permits is not None and self._permits.aged),
+            aged=permits is not None and self._permits.aged,
             clock_s=clock_s,
             paused=paused,
             pods=pods,
@@ -225,8 +224,7 @@ class KubeClient:
         self._permits.succeeds()
 
     def renew(self) -> None:
-        """The next close look reads the Node, the permits and the pool whole, as whoever takes a permit must."""
-        self._own.renew()
+        """The next close look reads the permits and the pool whole, as whoever takes a permit must."""
         self._permits.renew()
 
     def do(self, step: Step) -> bool:
@@ -260,9 +258,8 @@ class KubeClient:
                     self._permits.require(PermitKind.WITHDRAWN)
                 self._own.retaint(step)
             case TakePermit(kind, index, early=early):
-                if self._own.aged and not early:
-                    self.renew()
-                    raise RefusedError(HTTPStatus.CONFLICT, "the Node was read a while ago: it is read anew")
+                if not early:
+                    self._own.confirm()
                 self._permits.take(kind, index, self._own.holder, early)
             case GivePermit(kind, index):
                 self._permits.give(kind, index, self._own.holder)

@@ -14,7 +14,6 @@ from urllib.parse import quote
 from agent.actions.answers import ask_node
 from agent.actions.api import JSON_PATCH, METADATA, STRATEGIC_PATCH, Api, ask, taint_of
 from agent.actions.node_patch import report_body, retaint_patch
-from agent.actions.pool import JUST_NOW_S
 from agent.model.cluster_client import Annotations, Labels
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.ownership import own_taint
@@ -34,7 +33,7 @@ class OwnNode:
         self._api, self._name, self._clock, self._wall = api, name, clock, wall
         self._path = f"/api/v1/nodes/{quote(name, safe='')}"
         self.raw: dict[str, Any] = {}
-        self.aged = False  # whether the last reading was the watch's word alone: nothing is taken on that
+        self.aged = False  # whether the last reading was the watch's word alone: no permit is taken on that
         self._read_at = float("-inf")
         self._vouched = "", float("-inf")  # the version that the watch told last, and when it last spoke; its thread's
 
@@ -42,19 +41,24 @@ class OwnNode:
     def holder(self) -> str:
         return f"{self._name}/{self.raw['metadata']['uid']}"
 
-    def read(self, afresh: bool, again: bool = False) -> dict[str, Any]:
+    def read(self, afresh: bool) -> dict[str, Any]:
         """As it is; unless ``afresh``, as it was last read while the watch vouches for it and no taint of ours stands.
 
-        ``again``: a reading of a moment ago is afresh, if the watch vouches for it. RefusedError, UnreachableError.
+        RefusedError, UnreachableError.
         """
         (version, heard_at), now = self._vouched, self._clock()
         lately = now - heard_at < _VOUCHES_S and now - self._read_at < _SERVES_S
-        vouched = lately and self._unchanged(version) and not self._tainted
-        self.aged = vouched and not afresh
-        if not (self.aged or (vouched and again and now - self._read_at <= JUST_NOW_S)):
+        self.aged = lately and self._unchanged(version) and not self._tainted and not afresh
+        if not self.aged:
             self.raw = self._asked()
             self._read_at = now
         return self.raw
+
+    def confirm(self) -> None:
+        """It is as the watch said, by a reading just now. RefusedError 409 if it isn't; UnreachableError."""
+        said = self.raw["metadata"].get("resourceVersion")
+        if self.aged and self.read(afresh=True)["metadata"].get("resourceVersion") != said:
+            raise RefusedError(HTTPStatus.CONFLICT, "the Node has changed: it is looked at again")
 
     def _unchanged(self, version: str) -> bool:
         return bool(version and self.raw) and version == self.raw["metadata"].get("resourceVersion")

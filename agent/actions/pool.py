@@ -15,7 +15,7 @@ from agent.actions.api import TABLE, Api, ask
 from agent.model.names import OUT_LABEL, WITHDRAWN_LABEL
 
 _OUT = (OUT_LABEL, WITHDRAWN_LABEL)  # each, where it is "true", says that a node is out of service
-JUST_NOW_S = 2.0  # how old a reading may be, of the pool, the Node or the pause, for whoever takes a withdrawn permit
+JUST_NOW_S = 2.0  # how old a reading may be, of the pool or the pause, for whoever takes a withdrawn permit
 _NODE_S = 22.0  # so long the 0.36 kB serve that are read of each node: 1 kB a minute
 _WAITED_S = 300.0  # whoever asked last before that begins to wait
 _SHARED_A_S = 30.0  # small requests a second, of all agents of a pool together

@@ -184,7 +184,7 @@ class World:
     pending: bool = False  # what this life asked for under them in vain may still arrive, whatever became of them
     pool_size: int = 0
     out: frozenset[str] = frozenset()  # other nodes of the pool that are out of service and hold no withdrawn permit
-    aged: bool = False  # the Node, the permits or the pool were read a while ago: no permit is taken on that
+    aged: bool = False  # the permits or the pool were read a while ago: no permit is taken on that
     clock_s: int = 0  # monotonic seconds of the node's boot; 0: not looked at closely
     paused: str = ""  # why all agents of the cluster are to pause
     pods: tuple[Pod, ...] | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import islice
 from zlib import crc32
 
 from agent.config.settings import Budget
@@ -14,7 +13,7 @@ from agent.model.world import Permit, PermitKind, World
 
 _HOUR_S = 3600
 _NAMED = 5
-_AT_ONCE = 16  # new Leases that nodes which turn sick at once choose from
+_AT_ONCE = 16  # new Leases that nodes which turn sick at once choose from first
 TRIES = 3  # of those that one node asks for before it looks again
 _AWAY_S = 600  # whoever is there confirms its permit every two minutes
 _OTHERS_FIRST_S = 300  # whoever waits for a permit looks once a minute or so
@@ -57,8 +56,9 @@ def taken_early(world: World, budget: Budget, left_free: int) -> tuple[TakePermi
     """Free withdrawn permits, one of which is taken by what is known of a large pool before it is read.
 
     Where they are fewer than ``TRIES``, there are no more: whoever gets none need not read the pool. Not the lowest: of
-    many that turn sick at once each tries others, among so few that no more Leases are made than are needed. The number
-    of one, and those held above it, are within the budget. So whoever holds the highest vouches for all below.
+    many that turn sick at once each tries others. The first is among so few that no more Leases are made than are
+    needed; whoever doesn't get that one is in a crowd, and tries any. The number of one, and those held above it, are
+    within the budget. So whoever holds the highest vouches for all below.
     """
     kind = PermitKind.WITHDRAWN
     large = world.aged and world.pool_size >= LARGE_POOL and world.permits is not None
@@ -66,10 +66,11 @@ def taken_early(world: World, budget: Budget, left_free: int) -> tuple[TakePermi
         return ()
     taken, left = _held(world, kind), allowed(world, kind, budget) - len(world.out)
     held, known = sorted(taken), sum(permit.kind is kind for permit in world.permits or ())
-    free = (index for index in range(left) if index not in taken and index + _above(held, index) < left)
-    choice = [*islice(free, known + _AT_ONCE)]
-    first = crc32(world.holder.encode()) % max(len(choice), 1)
-    return tuple(TakePermit(kind, index, early=True) for index in (*choice[first:], *choice[:first])[:TRIES])
+    free = [index for index in range(left) if index not in taken and index + _above(held, index) < left]
+    among = (free[: known + _AT_ONCE], *([free] * (TRIES - 1)))
+    drawn = (few[crc32(f"{n} {world.holder}".encode()) % len(few)] for n, few in enumerate(among) if few)
+    choice = dict.fromkeys((*drawn, *free))
+    return tuple(TakePermit(kind, index, early=True) for index in [*choice][:TRIES])
 
 
 def left_for_others(world: World, budget: Budget) -> bool:

@@ -82,13 +82,21 @@ def test_whoever_bears_a_taint_or_a_permit_of_ours_reads_its_node_at_each_look(h
         assert healthy_node.reads(closely) == 1
 
 
-def test_the_first_look_for_a_permit_is_at_the_node_itself_and_the_next_ones_while_it_waits_are_not(
-    healthy_node: Watched,
-) -> None:
+def test_a_node_that_waits_for_a_permit_goes_by_the_watch(healthy_node: Watched) -> None:
     drive(healthy_node.other, fatal(), CONFIG)
-    assert healthy_node.reads(closely=True) == 1
-    healthy_node.hears()
-    assert healthy_node.reads(closely=True) == 0
+    for _ in range(2):
+        assert healthy_node.reads(closely=True) == 0
+        healthy_node.hears()
+
+
+def test_whoever_takes_a_permit_reads_its_node_just_before(healthy_node: Watched) -> None:
+    healthy_node.cluster.requests.clear()
+    drive(healthy_node.client, fatal(), CONFIG, rounds=1)
+    asked = [
+        ("read" if one == OWN else one[0]) for one in healthy_node.cluster.requests if one == OWN or one[0] != "GET"
+    ]
+    assert asked[:2] == ["read", "POST"]
+    assert taints(healthy_node.cluster)
 
 
 def test_nothing_is_taken_on_the_word_of_a_watch_that_lags(healthy_node: Watched) -> None:
@@ -103,7 +111,6 @@ def test_nothing_is_taken_on_the_word_of_a_watch_that_lags(healthy_node: Watched
     healthy_node.clock.now += 16
     world = healthy_node.client.look(closely=True)
     assert world.managed, "so the watch has it"
-    assert world.aged
     taken = [step for step in plan(fatal(), world, CONFIG, Local()).steps if isinstance(step, TakePermit)]
     assert [step.kind for step in taken] == [PermitKind.WITHDRAWN]
     with pytest.raises(RefusedError):
@@ -115,7 +122,6 @@ def test_nothing_is_taken_on_the_word_of_a_watch_that_lags(healthy_node: Watched
 
 def test_a_report_that_was_overtaken_is_made_anew_from_the_node_as_it_is(healthy_node: Watched) -> None:
     healthy_node.cluster("PATCH", "/api/v1/nodes/n1", LABEL, MERGE)
-    assert healthy_node.client.look(closely=False).aged
     report = plan(fatal(), healthy_node.client.look(closely=False), CONFIG, Local()).steps[0]
     with pytest.raises(RefusedError):
         healthy_node.client.do(report)
