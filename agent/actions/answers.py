@@ -8,31 +8,27 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import JSON, TABLE, Api, ask
+from agent.actions.forms import TABLE_FORM, form_of, wrong
 from agent.model.errors import RefusedError, UnreachableError
 
 _UNKNOWN = HTTPStatus.INTERNAL_SERVER_ERROR  # from here on nobody knows whether the server carries the request out
 _HOOK_FAILED = "failed calling webhook"  # so the API server says that it could not ask a webhook, and did nothing
-_PARTS = ("metadata", "spec", "status", "data")
 _AT_ONCE = 100  # of a long list: so many Nodes are 2 MB
 
 
 def sensible(answer: Any, what: str, resource: str, listed: bool, accept: str = JSON) -> None:
-    """Check the answer to ``what``, as far as its kind tells what must be in it. UnreachableError.
+    """Check the answer to ``what``: whether all that is read of such an object has its form. UnreachableError.
 
     Of a pod in a list only its name is checked: whatever else makes no sense in it is that pod's trouble.
     """
-    if not isinstance(answer, dict):
-        raise _nonsense(what, "no object")
     if accept == TABLE:
         _table(answer, what, resource)
-        return
-    if not listed and answer.get("kind") == "Status":  # the answer to an eviction; its status is a word
-        return
-    for one in objects(answer, what) if listed else [answer]:
-        if not (listed and resource == "pods") and not all(isinstance(one.get(part), dict | None) for part in _PARTS):
-            raise _nonsense(what, "an object of another form")
-        if listed and resource == "leases" and not isinstance(one["metadata"].get("resourceVersion"), str):
-            raise _nonsense(what, "a Lease without a version")
+    elif listed:
+        for one in _objects(answer, what):
+            if resource != "pods" and (why := wrong(one, form_of(resource))):
+                raise _nonsense(what, f"{one['metadata']['name']}: {why}")
+    elif not (isinstance(answer, dict) and answer.get("kind") == "Status"):  # as to an eviction: its status is a word
+        _whole(answer, what, resource)
 
 
 def may_arrive(error: RefusedError | UnreachableError) -> bool:
@@ -40,7 +36,7 @@ def may_arrive(error: RefusedError | UnreachableError) -> bool:
     return not isinstance(error, RefusedError) or (error.status >= _UNKNOWN and _HOOK_FAILED not in error.sentence)
 
 
-def objects(answer: Any, what: str) -> list[dict[str, Any]]:
+def _objects(answer: Any, what: str) -> list[dict[str, Any]]:
     """The objects of a list, each with its name. UnreachableError.
 
     A list without its items is not an empty one: a node without pods would be a drained one.
@@ -68,8 +64,10 @@ def pages(api: Api, path: str, at_once: int, accept: str = JSON) -> Iterator[dic
 
 def paged(api: Api, path: str) -> Iterator[dict[str, Any]]:
     """The objects of such a list. RefusedError, UnreachableError."""
+    resource = path.partition("?")[0].rpartition("/")[2]
     for page in pages(api, path, _AT_ONCE):
-        yield from objects(page, f"GET {path}")
+        sensible(page, f"GET {path}", resource, listed=True)
+        yield from page["items"]
 
 
 def rows(table: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
@@ -86,33 +84,24 @@ def ask_node(api: Api, method: str, path: str, body: Any = None, content_type: s
 
 
 def whole_node(answer: Any, what: str) -> dict[str, Any]:
-    """The answer as a Node, checked as far as it is read. UnreachableError."""
-    sensible(answer, what, "nodes", listed=False)
-    metadata, spec, status = (answer.get(part) or {} for part in ("metadata", "spec", "status"))
-    if not all(isinstance(metadata.get(key), str) for key in ("name", "uid")):
-        raise _nonsense(what, "a Node without a name or a UID")
-    for texts in (metadata.get("labels") or {}, metadata.get("annotations") or {}):
-        if not (isinstance(texts, dict) and all(isinstance(one, str) for one in texts.values())):
-            raise _nonsense(what, "a Node whose labels or annotations are no texts")
-    for part, kind, keys in ((spec, "taints", ("key", "effect")), (status, "conditions", ("type", "status"))):
-        if not _have(part.get(kind) or [], keys):
-            raise _nonsense(what, f"a Node with {kind} that have no {' or no '.join(keys)}")
-    return dict(answer)
+    """The answer as a Node, checked as far as it is read; it has a spec and a status. UnreachableError."""
+    _whole(answer, what, "nodes")
+    return {**answer, "spec": answer.get("spec") or {}, "status": answer.get("status") or {}}
 
 
-def _table(answer: dict[str, Any], what: str, resource: str) -> None:
-    columns, rows = answer.get("columnDefinitions"), answer.get("rows") or []
-    names = [one["name"] for one in columns] if isinstance(columns, list) and _have(columns, ("name",)) else []
-    cells = [row.get("cells") if isinstance(row, dict) else None for row in rows] if isinstance(rows, list) else [None]
-    shown = {"Name", "Holder" if resource == "leases" else "Status"}
-    if not shown <= {*names} or not all(isinstance(c, list) and len(c) == len(names) for c in cells):
-        raise _nonsense(what, f"no table of {resource}")
+def _whole(answer: Any, what: str, resource: str) -> None:
+    if why := wrong(answer, form_of(resource)):
+        raise _nonsense(what, why)
 
 
-def _have(items: Any, keys: tuple[str, ...]) -> bool:
-    return isinstance(items, list) and all(
-        isinstance(item, dict) and all(isinstance(item.get(key), str) for key in keys) for item in items
-    )
+def _table(answer: Any, what: str, resource: str) -> None:
+    if why := wrong(answer, TABLE_FORM):
+        raise _nonsense(what, f"no table of {resource}: {why}")
+    names = {column["name"] for column in answer["columnDefinitions"]}
+    if missing := {"Name", "Holder" if resource == "leases" else "Status"} - names:
+        raise _nonsense(what, f"no table of {resource}: without the column {missing.pop()}")
+    if any(len(row["cells"]) != len(answer["columnDefinitions"]) for row in answer.get("rows") or ()):
+        raise _nonsense(what, f"no table of {resource}: a row of other columns")
 
 
 def _nonsense(what: str, why: str) -> UnreachableError:

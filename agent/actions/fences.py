@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from agent.actions.api import MERGE_PATCH, Api, ask
 from agent.model.devices import DELETES, KEEPS_OFF, TRIED, Device, Fence
-from agent.model.errors import RefusedError, UnreachableError
+from agent.model.errors import RefusedError
 from agent.model.names import FENCE_RULE, GPUS_ANNOTATION, HARD_TAINT, MANAGED_BY_LABEL, NODE_UID_LABEL
 from agent.model.steps import LiftFence, SetFence
 from agent.model.text import printable
@@ -133,12 +133,8 @@ def lift(api: Api, name: str, uid: str) -> None:
 
 
 def own(item: Mapping[str, Any], node: str | None) -> Device | None:
-    """The device of a rule of ours, on this node or on any; None for another's. UnreachableError."""
-    try:
-        selector, name = item["spec"].get("deviceSelector") or {}, item["metadata"]["name"]
-        device = Device(*(str(selector.get(key, "")) for key in ("driver", "pool", "device")))
-        ours = name == rule_name(device.pool, device) and item["spec"]["taint"]["key"] == HARD_TAINT
-    except (KeyError, TypeError, AttributeError) as error:
-        why = f"the API server's answer to GET devicetaintrules makes no sense: {type(error).__name__}"
-        raise UnreachableError(why) from error
+    """The device of a rule of ours, on this node or on any; None for another's."""
+    selector = item["spec"].get("deviceSelector") or {}
+    device = Device(*(str(selector.get(key, "")) for key in ("driver", "pool", "device")))
+    ours = item["metadata"]["name"] == rule_name(device.pool, device) and item["spec"]["taint"]["key"] == HARD_TAINT
     return device if ours and node in (None, device.pool) else None

@@ -12,7 +12,7 @@ from agent.actions.api import Api, ask
 from agent.actions.leases import Clock
 from agent.actions.rights import OURS
 from agent.config.settings import Config
-from agent.model.errors import RefusedError, UnreachableError
+from agent.model.errors import RefusedError
 from agent.model.names import GPUS_ANNOTATION, NODE_UID_LABEL, TEMPLATE_LABEL
 from agent.model.steps import StartJob
 from agent.model.world import Job
@@ -45,14 +45,7 @@ class Jobs:
         template = quote(self._repair.templates[step.remedy], safe="")
         cron_job = ask(self._api, "GET", f"{self._path}/cronjobs/{template}")
         try:
-            body = self._body(step, uid, cron_job)
-        except (KeyError, TypeError, AttributeError) as error:
-            why = f"it is no CronJob ({type(error).__name__})"
-            raise UnreachableError(
-                f"the API server's answer to GET cronjobs/{template} makes no sense: {why}"
-            ) from error
-        try:
-            ask(self._api, "POST", f"{self._path}/jobs", body)
+            ask(self._api, "POST", f"{self._path}/jobs", self._body(step, uid, cron_job))
         except RefusedError as refused:
             if refused.status != HTTPStatus.CONFLICT:
                 raise

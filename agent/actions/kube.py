@@ -101,12 +101,12 @@ class KubeClient:
         ) -> tuple[int, Any]:
             if (declared := needed(method, path, self._config.budget.namespace)) is None:
                 raise RefusedError(HTTPStatus.FORBIDDEN, f"{method} {path} is no right that the agent declares")
-            right, verb = declared
-            watches = verb == "watch"
+            (right, verb), watches = declared, declared[1] == "watch"
             self.requests["WATCH" if watches else method] += 1  # each is counted by one thread alone
             self.asked_at = self.asked_at if watches else self._clock()  # a watch is another thread's
             status, answer = api(method, path, body, content_type, accept)
-            if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES and not watches:
+            # A dry run's object has no version, and nobody reads it.
+            if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES and not (watches or "dryRun" in path):
                 sensible(answer, f"{method} {path}", right.resource, verb == "list", accept)
             return status, answer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -116,8 +117,9 @@ class Pods:
         for raw in (self._raw[pod.uid] for pod in self._ours):
             name = (raw["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-name", "")
             for container in (raw.get("status") or {}).get("containerStatuses") or ():
-                if ended := (container.get("state") or {}).get("terminated"):
-                    found[name] = int(ended.get("exitCode") or 0), unix_s(ended.get("finishedAt")) or 0.0
+                with suppress(*_UNREADABLE):  # then its Job alone says how it ended
+                    if ended := (container.get("state") or {}).get("terminated"):
+                        found[name] = int(ended.get("exitCode") or 0), unix_s(ended.get("finishedAt")) or 0.0
         return found
 
     def workloads(self) -> Mapping[str, Pod]:

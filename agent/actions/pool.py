@@ -77,7 +77,7 @@ def read_pool(api: Api, selector: str) -> Pool:
 def count(api: Api) -> int:
     """How many Nodes the cluster has, whatever their pool, by a list of one. RefusedError, UnreachableError."""
     table = ask(api, "GET", "/api/v1/nodes?includeObject=None&limit=1", accept=TABLE)
-    return len(table["rows"]) + int((table.get("metadata") or {}).get("remainingItemCount") or 0)
+    return len(table.get("rows") or ()) + int((table.get("metadata") or {}).get("remainingItemCount") or 0)
 
 
 def names(api: Api) -> list[str]:

@@ -19,7 +19,6 @@ _KEEPS_AWAY = ("NoSchedule", "NoExecute")
 # Attributes of a device; the last two are NVIDIA's driver's own. A MIG instance has its GPU's address where the driver
 # knows one, and always its GPU's UUID; its own only once it is made.
 _PCI, _PARENT, _UUID = "resource.kubernetes.io/pciBusID", "parentUUID", "uuid"
-_UNREADABLE = (KeyError, TypeError, AttributeError, ValueError)
 
 
 class Slices:
@@ -68,29 +67,25 @@ class Slices:
 
 def _counts(items: list[dict[str, Any]]) -> tuple[Counter[str], Counter[str], tuple[Published, ...]]:
     """How many devices the GPU driver publishes, how many of them no taint keeps from new pods, and every driver's
-    devices. UnreachableError.
+    devices.
 
     A pool's slices of an older generation are on their way out.
     """
     published, free, devices = Counter[str](), Counter[str](), list[Published]()
-    try:
-        specs = [item["spec"] for item in items]
-        latest: dict[tuple[str, str], int] = {}
-        for spec in specs:
-            pool = spec["driver"], spec["pool"]["name"]
-            latest[pool] = max(spec["pool"]["generation"], latest.get(pool, 0))
-        for spec in specs:
-            if spec["pool"]["generation"] < latest[spec["driver"], spec["pool"]["name"]]:
-                continue
-            name = f"devices of {spec['driver']}"
-            for device in spec.get("devices") or ():
-                devices.append(_published(spec, device))
-                if spec["driver"] == GPU_DRIVER:
-                    published[name] += 1
-                    free[name] += not any(taint["effect"] in _KEEPS_AWAY for taint in device.get("taints") or ())
-    except _UNREADABLE as error:
-        why = f"the API server's answer to GET resourceslices makes no sense: {type(error).__name__}"
-        raise UnreachableError(why) from error
+    specs = [item["spec"] for item in items]
+    latest: dict[tuple[str, str], int] = {}
+    for spec in specs:
+        pool = spec["driver"], spec["pool"]["name"]
+        latest[pool] = max(spec["pool"]["generation"], latest.get(pool, 0))
+    for spec in specs:
+        if spec["pool"]["generation"] < latest[spec["driver"], spec["pool"]["name"]]:
+            continue
+        name = f"devices of {spec['driver']}"
+        for device in spec.get("devices") or ():
+            devices.append(_published(spec, device))
+            if spec["driver"] == GPU_DRIVER:
+                published[name] += 1
+                free[name] += not any(taint["effect"] in _KEEPS_AWAY for taint in device.get("taints") or ())
     return published, free, tuple(devices)
 
 

@@ -241,8 +241,12 @@ def test_a_round_of_many_slow_requests_is_no_act_loop_that_hangs() -> None:
 
 
 def test_what_is_no_node_is_waited_for_and_no_bug() -> None:
-    unnamed, another = "a Node without a name or a UID", "what answers for node n1 is no Node"
-    for metadata, said in (({}, unnamed), ({"name": "n1"}, unnamed), ({"name": "n2", "uid": "u"}, another)):
+    another = {"name": "n2", "uid": "u", "resourceVersion": "1"}
+    for metadata, said in (
+        ({}, "metadata.name is missing"),
+        ({"name": "n1"}, "metadata.uid is missing"),
+        (another, "what answers for node n1 is no Node"),
+    ):
         actor = always(200, {"metadata": metadata})
         actor.round()
         assert actor.exchange.acted.failures == 1
