@@ -174,7 +174,8 @@ class Actor:
         """Whether nothing was left to write; whoever undoes it each time, a webhook say, is told of and not raced."""
         what = ", ".join(sorted({*map(kind, last.done), *last.failed}))
         why = f"after {_MOST_ROUNDS} looks in a row something is still to be written ({what}): somebody undoes it"
-        unrest = (Wait(f"{why}, or writes first each time", On.REFUSED),) if last.again else ()
+        first = f", or writes first each time{f' ({last.overtaken})' if last.overtaken else ''}"
+        unrest = (Wait(why + first, On.REFUSED),) if last.again else ()
         if unrest != self._unrest:
             self._unrest = unrest
             self._show((*last.waits, *unrest))

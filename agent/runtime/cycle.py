@@ -111,7 +111,7 @@ class Turn:
     failed: tuple[str, ...] = ()  # "look", or the kinds of the steps that were refused
     again: bool = False  # something changed: another look may find more to do
     cut: bool = False  # the look was too old to ask the pods that are left
-    overtaken: bool = False  # somebody else wrote first
+    overtaken: str = ""  # somebody else wrote first: so says the API server
     queued: bool = False  # nothing is left to do but to wait: for a permit, a person, another mode, for hours
     put_off_s: float = 0.0  # until the Node is told
     gathers_s: float = 0.0  # until the faults had their time to gather
@@ -274,7 +274,7 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
         except (CredentialsError, RefusedError, UnreachableError) as error:
             failed.append(kind(step))
             if isinstance(error, RefusedError) and error.status == HTTPStatus.CONFLICT:
-                return ended(again=True, overtaken=True)  # look again
+                return ended(again=True, overtaken=str(error))  # look again
             if isinstance(step, OfAPod) and not isinstance(error, CredentialsError):
                 if step.pod.key not in world.refused:  # else the plan has named it
                     waits = (*waits, Wait(f"could not {describe(step)}: {error}", On.EVICTION))

@@ -48,6 +48,25 @@ def test_what_a_webhook_takes_off_again_is_told_once_and_tried_seldom(undone: st
     assert unrest not in actor.exchange.acted.waits
 
 
+def test_an_endless_conflict_is_told_in_the_api_servers_own_words() -> None:
+    cluster, told = made(), list[str]()
+    why = 'Operation cannot be fulfilled on nodes "n1": its webhook answers 409 to everybody'
+
+    def conflicts(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        return (409, {"message": why}) if method == "PATCH" else cluster(method, path, *rest, **more)
+
+    def log(event: str, why: str = "", **_: Any) -> None:
+        told.append(f"{event}: {why}")
+
+    actor = tried(Actor(CONFIG, lambda: KubeClient(conflicts, "n1", CONFIG), False, log))
+    tell(actor, broken())
+    pauses = [actor.round() for _ in range(2)]
+    (unrest,) = (wait for wait in actor.exchange.acted.waits if "somebody undoes it" in wait.why)
+    assert unrest.why.endswith(f", or writes first each time ({why})")
+    assert told.count(f"waiting: {unrest.why}") == 1
+    assert min(pauses) >= 15.0
+
+
 STOPPED = {
     "opted out": {"labels": {MANAGED_LABEL: "false"}},
     "malformed": {"annotations": {FAULTS_ANNOTATION: "{}"}},
