@@ -326,6 +326,7 @@ class Life:
             if uid not in self.began:
                 self.began[uid] = self.now
                 self._starts(name, job)
+                self._tells(name, "Running", {"running": {}})
             elif self.now - self.began[uid] >= 2 * POLL_S:
                 self._ends(name, job)
 
@@ -367,22 +368,29 @@ class Life:
     def _ends(self, name: str, job: dict[str, Any]) -> None:
         """Once; a restored server is only told of it again."""
         uid, good = job["metadata"]["uid"], self.exit_code == 0 and (self.passes or "-check-" not in name)
-        if uid not in self.over:
-            self.over[uid] = self._wall()
-            self._acts(name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_"), good)
+        self._acts_once(uid, name, good)
         condition = {
             "type": "Complete" if good else "Failed",
             "status": "True",
             "lastTransitionTime": rfc3339(self.over[uid]),
         }
         self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [condition]}})
-        self.cluster.add_pod("gpu-health-agent", f"{name}-pod", self.name, gpus=0, owner="Job")
-        labels = {"batch.kubernetes.io/job-name": name, "gpu-health-agent/node-uid": self.node()["metadata"]["uid"]}
         ended = {"exitCode": 0 if good else self.exit_code or 1, "finishedAt": rfc3339(self.over[uid])}
-        status = {"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": ended}}]}
+        self._tells(name, "Succeeded", {"terminated": ended})
+
+    def _tells(self, name: str, phase: str, state: dict[str, Any]) -> None:
+        """How the pod of this Job is, as the kubelet says."""
+        if ("pods", "gpu-health-agent", f"{name}-pod") not in self.cluster._objects:
+            self.cluster.add_pod("gpu-health-agent", f"{name}-pod", self.name, gpus=0, owner="Job")
+        labels = {"batch.kubernetes.io/job-name": name, "gpu-health-agent/node-uid": self.node()["metadata"]["uid"]}
         path = f"/api/v1/namespaces/gpu-health-agent/pods/{name}-pod"
-        body = {"metadata": {"labels": labels}, "status": status}
+        body = {"metadata": {"labels": labels}, "status": {"phase": phase, "containerStatuses": [{"state": state}]}}
         self.cluster("PATCH", path, body, "application/merge-patch+json")
+
+    def _acts_once(self, uid: str, name: str, good: bool) -> None:
+        if uid not in self.over:
+            self.over[uid] = self._wall()
+            self._acts(name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_"), good)
 
     def _acts(self, remedy: str, good: bool) -> None:
         """What it did to the machine."""

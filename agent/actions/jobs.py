@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.actions.api import Api, ask
+from agent.actions.job_pods import JobPod
 from agent.actions.leases import Clock
 from agent.actions.rights import OURS
 from agent.config.settings import Config
@@ -26,6 +27,7 @@ class Jobs:
     def __init__(self, api: Api, node: str, config: Config, clock: Clock) -> None:
         self._api, self._node, self._repair, self._clock = api, node, config.repair, clock
         self._ended: dict[str, float] = {}  # when each was first seen to have ended
+        self._unbegun: dict[str, str] = {}  # why each had not begun when its pod was last seen; empty: it had
         namespace = quote(config.budget.namespace, safe="")
         self._path = f"/apis/batch/v1/namespaces/{namespace}"
 
@@ -33,12 +35,12 @@ class Jobs:
     def configured(self) -> bool:
         return bool(self._repair.templates or self._repair.request_replacement)
 
-    def look(self, uid: str, ended: Mapping[str, tuple[int, float]]) -> tuple[Job, ...]:
+    def look(self, uid: str, pods: Mapping[str, JobPod]) -> tuple[Job, ...]:
         """Every Job ever made for the Node with this UID. RefusedError, UnreachableError."""
         if not self._repair.templates:
             return ()
         path = f"{self._path}/jobs?labelSelector={quote(f'{NODE_UID_LABEL}={uid}')}"
-        return tuple(self._job(item, ended) for item in ask(self._api, "GET", path)["items"])
+        return tuple(self._job(item, pods) for item in ask(self._api, "GET", path)["items"])
 
     def start(self, step: StartJob, uid: str) -> None:
         """Create it; one that is there already was created by us before a crash."""
@@ -75,7 +77,7 @@ class Jobs:
             "spec": spec,
         }
 
-    def _job(self, item: Mapping[str, Any], ended: Mapping[str, tuple[int, float]]) -> Job:
+    def _job(self, item: Mapping[str, Any], pods: Mapping[str, JobPod]) -> Job:
         name, why, state = item["metadata"]["name"], "", "active"
         for condition in (item.get("status") or {}).get("conditions") or ():
             if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
@@ -84,5 +86,9 @@ class Jobs:
         # By our own clock: the cluster's own time for it may be minutes ahead or behind.
         now = self._clock()
         ended_s = 0 if state == "active" else int(now - self._ended.setdefault(item["metadata"]["uid"], now))
-        exit_code, finished_at = ended.get(name, (None, 0.0))
-        return Job(name, state, exit_code, why, ended_s, finished_at)
+        pod = pods.get(name)
+        if self._unbegun.get(name) != "" and (pod or state == "active"):
+            self._unbegun[name] = pod.unbegun if pod else "no pod of it is there"
+        unbegun = self._unbegun.get(name, "")  # the pod of one that lasted too long is gone
+        pod = pod or JobPod()
+        return Job(name, state, pod.exit_code, why, ended_s, pod.ended_at, unbegun)

@@ -155,7 +155,7 @@ class KubeClient:
                 fenced = frozenset(fence.device for fence in self._fences.there or ()) if soft else None
                 pods = self._pods.look(tainted, metadata["uid"], hostname, fenced, self._permits.told_at)
                 if tainted and self._jobs.configured:
-                    jobs = self._jobs.look(metadata["uid"], self._pods.ended())
+                    jobs = self._jobs.look(metadata["uid"], self._pods.of_jobs())
             else:
                 self._pods.forget()
         self._closely_at = self._clock() if closely and permits is not None else float("-inf")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -17,6 +16,7 @@ from agent.actions.claims import Claims, unwell
 from agent.actions.controllers import controller, told, workload
 from agent.actions.eviction import Evictions, path_of
 from agent.actions.grace import is_over
+from agent.actions.job_pods import JobPod, job_pods
 from agent.actions.leases import Clock
 from agent.actions.volumes import Volumes
 from agent.config.settings import Config
@@ -111,16 +111,9 @@ class Pods:
         self.evictions.forget_others(())
         self.evictions.moved.clear()
 
-    def ended(self) -> dict[str, tuple[int, float]]:
-        """Our Job → exit code of its pod's container and when it ended, Unix seconds by the node's own clock."""
-        found = {}
-        for raw in (self._raw[pod.uid] for pod in self._ours):
-            name = (raw["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-name", "")
-            for container in (raw.get("status") or {}).get("containerStatuses") or ():
-                with suppress(*_UNREADABLE):  # then its Job alone says how it ended
-                    if ended := (container.get("state") or {}).get("terminated"):
-                        found[name] = int(ended.get("exitCode") or 0), unix_s(ended.get("finishedAt")) or 0.0
-        return found
+    def of_jobs(self) -> dict[str, JobPod]:
+        """By the name of their Job."""
+        return job_pods(self._raw[pod.uid] for pod in self._ours)
 
     def workloads(self) -> Mapping[str, Pod]:
         """The pods of this node that can be read, by UID."""

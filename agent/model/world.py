@@ -105,6 +105,12 @@ class Job:
     said: str = ""  # why it failed, as the Job has it
     ended_s: int = 0  # seconds since this life first saw that it had ended
     finished_at: float = 0.0  # when its container ended, Unix seconds by the node's own clock; 0: not known
+    unbegun: str = ""  # what kept its containers from beginning, as far as this life saw; empty: they began
+
+    @property
+    def goes(self) -> str:
+        """How one that is active goes, for people."""
+        return f"has not begun ({self.unbegun})" if self.unbegun else "runs"
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def aimed(treatment: Treatment, records: Records, settings: Repair) -> tuple[Rem
     attempts = own(due, records)
     least = max([due.mildest.rank, *(attempt.remedy.rank for attempt in attempts)])
     for remedy in possible(settings, due):
-        made = [attempt for attempt in attempts if attempt.remedy is remedy]
+        made = [attempt for attempt in attempts if attempt.remedy is remedy and not attempt.unbegun]
         if remedy.rank >= least and len(made) < settings.max_attempts and not any(a.final for a in made):
             return (None, why) if remedy is Remedy.RESET_GPU and (why := done_already(due.faults)) else (remedy, "")
     if not attempts:

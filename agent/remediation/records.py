@@ -55,6 +55,7 @@ class Attempt:
     said: str = ""  # how it failed
     final: bool = False  # trying the same again can't help
     along: tuple[str, ...] = ()  # UUIDs of the GPUs that a reset must name as well: they are linked to those
+    unbegun: bool = False  # it failed since its Job's pod never began
 
     @property
     def what(self) -> str:
@@ -269,6 +270,7 @@ def _attempt(value: object) -> Attempt:
         strict.text(one.get("said", "")),
         strict.flag(one.get("final", False)),
         strict.texts(one.get("along", [])),
+        strict.flag(one.get("unbegun", False)),
     )
 
 

@@ -96,14 +96,14 @@ def _may_come(case: Case) -> bool:
 
 
 def running(world: World) -> str:
-    """What of a repair has not ended, in words: until it has, the node stays as it is.
+    """What of a repair has not ended, and how it goes, in words: until it has, the node stays as it is.
 
     A Job that was made for a Node object of this name that is gone is known by its pod alone.
     """
-    active = (job.name for job in world.jobs or () if job.state == "active" and not job.name.startswith(COLLECTS))
-    jobs = (f"Job {name}" for name in active)
+    active = (job for job in world.jobs or () if job.state == "active" and not job.name.startswith(COLLECTS))
+    jobs = (f"Job {job.name} {job.goes}" for job in active)
     pods = (pod.key for pod in world.pods or () if pod.former and not pod.finished)
-    return next(chain(jobs, (f"pod {key}, of a repair that a former Node object began," for key in pods)), "")
+    return next(chain(jobs, (f"pod {key}, of a repair that a former Node object began, runs" for key in pods)), "")
 
 
 def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) -> Outcome:
@@ -123,7 +123,7 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     if world.jobs is None:
         return records, (Wait("the node's Jobs were not read yet"),)
     if name := running(world):  # of an incident whose records are lost
-        return records, (Wait(f"{name} runs: nothing else is begun"),)
+        return records, (Wait(f"{name}: nothing else is begun"),)
     if not treatment.unproved:
         return records, (Wait(CURED),)
     if local.up_s < settings.prove_s and any(rebooted(f.boot_id, case.verdict) for f in case.verdict.faults):
@@ -133,7 +133,7 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     last = failed_resets[-1] if failed_resets else None
     if last and abs(case.verdict.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(failed_resets) - 1)):
         failed = f"{last.remedy}, attempt {last.number}, failed ({last.said})"
-        return records, (Wait(f"{failed}: {remedy} follows after a pause of {pause_s:.0f} s"),)
+        return records, (Wait(f"{failed}: {remedy} follows after a pause of {pause_s:.0f} s", _on(records)),)
     if remedy is Remedy.RESET_GPU:
         records, waits = _clients(case, due, records)
         if waits:
@@ -178,13 +178,16 @@ def _watch(case: Case, records: Records, live: Attempt, job: Job | None) -> Outc
     if job and job.finished_at > 0:
         live = replace(live, acted_at=job.finished_at)
     if job and job.state == "active":  # in another boot as well: its pod may yet begin and reboot the node again
-        return records, (Wait(f"Job {live.job} runs: {live.remedy}, attempt {live.number}"),)
+        on = _on(records) if job.unbegun else On.OTHER
+        return records, (Wait(f"Job {live.job} {job.goes}: {live.remedy}, attempt {live.number}", on),)
     reboots = live.remedy is Remedy.REBOOT_NODE
     if reboots and rebooted(live.boot_id, case.verdict):  # its own Job may well have died of it
         return _ended(case, records, live, "")
     if job is None:
         return _ended(case, records, live, "its Job was removed before it was seen to end")
     if job.state == "failed":
+        if job.unbegun:
+            return _ended(case, records, replace(live, unbegun=True), f"it never began: {job.unbegun}")
         words, again = EXIT_CODES.get(job.exit_code or 0, (job.said or f"exit code {job.exit_code}", True))
         return _ended(case, records, replace(live, final=not again), words)
     if reboots:
@@ -192,6 +195,11 @@ def _watch(case: Case, records: Records, live: Attempt, job: Job | None) -> Outc
             return records, (Wait("the reboot's Job ended well; the node must come up in another boot"),)
         return _ended(case, records, live, "its Job ended well, and the node is in the same boot")
     return _ended(case, records, live, "")
+
+
+def _on(records: Records) -> On:
+    """Whoever sees to a kubelet or a registry is called once a Job never began."""
+    return On.REPAIR if any(one.unbegun for one in records.attempts) else On.OTHER
 
 
 def settled(case: Case, records: Records) -> Records:

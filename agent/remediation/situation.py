@@ -143,7 +143,7 @@ def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wa
     if not world.tainted:
         return Situation.IN_SERVICE, ()
     if job := running(world):
-        return Situation.HELD, (Wait(f"{job} runs: the node stays withdrawn until it has ended"),)
+        return Situation.HELD, (Wait(f"{job}: the node stays withdrawn until it has ended"),)
     if case.verdict.blind:
         return Situation.BLIND, (Wait("blind: the taint is held as it is"),)
     return Situation.CURED, ()

@@ -369,7 +369,9 @@ def test_a_node_whose_fault_was_dismissed_returns_once_its_job_has_ended_and_not
     life.cluster("PATCH", "/api/v1/nodes/n1", word, MERGE)
     life.run(100)
     assert life.tainted()
-    assert f"Job {name} runs: the node stays withdrawn until it has ended" in life.waits
+    assert (
+        f"Job {name} has not begun (no pod of it is there): the node stays withdrawn until it has ended" in life.waits
+    )
     life.began[uid] = life.now
     life.run(30)
     assert not life.tainted()
@@ -384,7 +386,10 @@ def test_nothing_is_begun_while_a_job_of_lost_records_runs() -> None:
     body = {"metadata": {"annotations": {"gpu-health-agent/faults": json.dumps(without)}}}
     life.cluster("PATCH", "/api/v1/nodes/n1", body, MERGE)
     life.run(100)
-    assert (life.repairs, life.waits) == ([], (f"Job {name} runs: nothing else is begun",))
+    assert (life.repairs, life.waits) == (
+        [],
+        (f"Job {name} has not begun (no pod of it is there): nothing else is begun",),
+    )
 
 
 def test_a_job_that_somebody_removed_is_a_failed_attempt_and_never_counts_as_a_repair() -> None:

@@ -1,0 +1,109 @@
+"""A repair whose Job's pod doesn't begin: it is said, and no harder remedy follows from what was never tried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.actions.job_pods import job_pods
+from agent.model.steps import On
+from tests.life import Life
+from tests.remediation.test_repair import QUICK, RESET, returned
+
+TAKEN_UP = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}
+REFUSED = {"phase": "Failed", "reason": "OutOfcpu", "message": "Pod was rejected"}
+_LATE_S = 60.0  # after which the Job controller ends a Job, in this test
+
+
+class Standing(Life):
+    """A node on which no container of a Job begins for a while, and whose Jobs end as the Job controller ends them."""
+
+    status: dict[str, Any] | None  # of each Job's pod; None: there is none
+    stands = True
+
+    def __post_init__(self) -> None:
+        self.made: dict[str, float] = {}
+        super().__post_init__()
+
+    def _machine(self) -> None:
+        if not self.stands:
+            return super()._machine()
+        for job in self._jobs():
+            name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+            if job.get("status"):
+                continue
+            since = self.made.setdefault(uid, self.now)
+            if self.status is not None:
+                self._tells(name, "Pending", {})
+                pod = self.cluster._objects["pods", "gpu-health-agent", f"{name}-pod"]
+                pod["status"] = self.status
+            if self.status is REFUSED or self.now - since >= _LATE_S:
+                why = {"type": "Failed", "status": "True", "message": "Job was active longer than specified deadline"}
+                self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [why]}})
+                if self.status is not REFUSED:
+                    self.cluster._objects.pop(("pods", "gpu-health-agent", f"{name}-pod"), None)
+        return None
+
+
+def standing(status: dict[str, Any] | None) -> Standing:
+    life = Standing(RESET, QUICK)
+    life.status = status
+    return life
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        (None, "no pod of it is there"),
+        ({"phase": "Pending"}, "its kubelet has not taken up its pod"),
+        (TAKEN_UP, "its pod waits: ImagePullBackOff"),
+    ],
+)
+def test_a_job_that_has_not_begun_is_not_said_to_run(status: dict[str, Any] | None, why: str) -> None:
+    life = standing(status)
+    life.run(50)
+    assert [wait for wait in life.waits if " has not begun " in wait] == [
+        f"Job {life.records().attempts[-1].job} has not begun ({why}): reset_gpu, attempt 1"
+    ]
+
+
+@pytest.mark.parametrize("status", [None, {"phase": "Pending"}, TAKEN_UP, REFUSED])
+def test_no_harder_remedy_follows_from_jobs_that_never_began(status: dict[str, Any] | None) -> None:
+    """As where the registry does not answer, or the kubelet stands: a node is not replaced for that."""
+    life = standing(status)
+    life.run(300)
+    attempts = life.records().attempts
+    assert len(attempts) > life.config.repair.max_attempts
+    assert {(one.remedy, one.unbegun) for one in attempts[:-1]} == {("reset_gpu", True)}
+    assert [one.number for one in attempts] == [*range(1, len(attempts) + 1)]
+    assert life.last
+    assert any(wait.on is On.REPAIR for wait in life.last.waits), "nobody is called"
+    life.stands = False
+    life.run(400, rests=True)
+    assert (life.repairs[-1], {*life.repairs}, returned(life)) == ("reset_gpu", {"reset_gpu"}, True)
+
+
+def test_a_container_that_ran_once_has_begun_whatever_its_pod_says_later() -> None:
+    running: dict[str, Any] = {"running": {}}
+    ended = {"terminated": {"exitCode": 1}}
+    for state in (
+        {"phase": "Running"},
+        {"phase": "Pending", "initContainerStatuses": [{"state": running}]},
+        {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {}}, "lastState": ended}]},
+        {"phase": "Failed", "reason": "Evicted", "containerStatuses": [{"state": ended}]},
+    ):
+        raw = {"metadata": {"labels": {"batch.kubernetes.io/job-name": "a"}}, "status": state}
+        assert job_pods([raw])["a"].unbegun == "", state
+
+
+def test_a_job_that_began_and_whose_pod_is_gone_was_tried() -> None:
+    life = Life(RESET, QUICK)
+    while not life.repairs:
+        life.tick()
+    ((job, uid),) = [(one["metadata"]["name"], one["metadata"]["uid"]) for one in life._jobs()]
+    life.began[uid] = float("inf")
+    life.tick()
+    del life.cluster._objects["pods", "gpu-health-agent", f"{job}-pod"]
+    life.run(30)
+    assert f"Job {job} runs: reset_gpu, attempt 1" in life.waits
