@@ -14,6 +14,7 @@ from tests.exploration.node import Node
 from tests.exploration.promises import Promises
 from tests.exploration.server import Manner, Server
 from tests.exploration.trouble import SELECTORS, TROUBLES, helps
+from tests.exploration.waits import Waits
 from tests.exploration.watch import own_label, withdraws
 from tests.exploration.wire import Wire
 from tests.life import TEMPLATES, templates
@@ -30,6 +31,13 @@ _MANNERS = (
     Manner(annotations=(("gpu-health-agent/checkpoint", "sigterm"),), grace_s=120, ends_s=100),
     Manner(tolerates=True),
     Manner(gpu=False),
+    Manner(owner="DaemonSet", tolerates=True),
+    Manner(
+        annotations=(
+            ("gpu-health-agent/checkpoint", "http:99999/no"),
+            ("gpu-health-agent/checkpoint-timeout-s", "soon"),
+        )
+    ),
 )
 
 
@@ -51,6 +59,7 @@ class Fleet:
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self.wire = Wire(self)
+        self.waits = Waits(self)
         templates(self.server)
         self.config = self._config()
         self.kinds = kinds
@@ -141,7 +150,10 @@ class Fleet:
             self._set(max(at, self.now))
             happens()
         self._set(max(until, self.now))
-        self.server.kubelets({node.name for node in self.nodes if node.asleep or not node.up})
+        self.server.kubelets({node.name for node in self.nodes if node.asleep or node.stands or not node.up})
+        self.server.controllers()
+        for node in self.nodes:
+            node.kubelet()
         self.wire.watch.seen()
 
     def _set(self, now: float) -> None:
@@ -207,7 +219,9 @@ class Fleet:
     def restless(self) -> str:
         """What is not at rest yet."""
         there = {f"{one['metadata']['name']}/{one['metadata']['uid']}" for one in self.server.all("nodes")}
+        pool = f"-{self.config.budget.pool}-"
         leases = [one for one in self.server.all("leases") if one["spec"].get("holderIdentity") in there]
+        leases = [one for one in leases if pool in one["metadata"]["name"]]  # nobody goes by those of another
         said = [f"{one['metadata']['name']} is held by {one['spec']['holderIdentity']}" for one in leases]
         for node in self.nodes:
             raw = node.raw

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from agent.model.names import ERROR_LABEL, PAUSE_CONFIGMAP, PERMIT_KIND_LABEL
+from agent.model.names import (
+    ERROR_LABEL,
+    FAULTS_ANNOTATION,
+    HARD_TAINT,
+    HISTORY_ANNOTATION,
+    PAUSE_CONFIGMAP,
+    PERMIT_KIND_LABEL,
+    STATE_LABEL,
+    WITHDRAWN_LABEL,
+)
 from tests.exploration.server import OBSTACLES
 
 if TYPE_CHECKING:
@@ -121,3 +130,29 @@ def unlabelled(fleet: Fleet) -> Trouble:
         fleet.server.change("leases", name, body, "gpu-health-agent")
         if kind is None:
             yield
+
+
+def stripped(fleet: Fleet) -> Trouble:
+    """Somebody takes from a Node what is ours: the taint, the labels, or what the agent has stored."""
+    node = fleet.any_node()
+    fleet.wire.watch.persons.discard(node.raw["metadata"]["uid"] if node.raw else "")
+    match fleet.chance.randrange(3):
+        case 0:
+            fleet.server.retaint(node.name, lambda taints: [one for one in taints if one["key"] != HARD_TAINT])
+        case 1:
+            body = dict.fromkeys((ERROR_LABEL, STATE_LABEL, WITHDRAWN_LABEL))
+            fleet.server.change("nodes", node.name, {"metadata": {"labels": body}})
+        case _:
+            body = dict.fromkeys((FAULTS_ANNOTATION, HISTORY_ANNOTATION))
+            fleet.server.change("nodes", node.name, {"metadata": {"annotations": body}})
+    fleet.wire.watch.meddled[node.name] = fleet.now
+    yield
+
+
+def webhook(fleet: Fleet) -> Trouble:
+    """An admission webhook refuses each write of a kind, or fails."""
+    kind = fleet.chance.choice(("nodes", "leases", "jobs", "events"))
+    fleet.say(f"a webhook refuses writes of {kind}")
+    fleet.server.refuses[kind] = fleet.chance.choice(("webhook", "broken"))
+    yield
+    fleet.server.refuses.pop(kind, None)

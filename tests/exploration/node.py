@@ -12,10 +12,10 @@ from agent.model.errors import RefusedError, UnreachableError
 from agent.model.fault import Severity
 from agent.model.names import GPUS_ANNOTATION, HARD_TAINT
 from agent.model.steps import On
-from agent.model.text import rfc3339
+from agent.remediation.taints import LEFT_FREE
 from agent.runtime.cycle import Turn
 from tests.exploration.wire import LATEST_S
-from tests.life import Killed, Life
+from tests.life import POLL_S, Killed, Life
 from tests.observe import GPU, OTHER, START
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Node(Life):
         self.alive = True  # its agent
         self.busy = False  # within a round
         self.asleep = False  # and its clock stands still
+        self.stands = False  # its kubelet does: no pod begins or ends, and nobody is told of one
+        self.kubelet_due = 0.0  # when it looks next, by the fleet's time
         self.due = 0.0  # when its agent's next round is, by the fleet's time
         self.failures, self.silent, self.turns, self.process, self.second = 0, 0, 0, 0, False
         self.under: dict[str, float] = {}  # GPU → when its last reset began
@@ -81,7 +83,7 @@ class Node(Life):
 
     def reboots(self) -> None:
         super().reboots()
-        self.booted = self.now
+        self.booted, self.stands = self.now, False
         self.fleet.untwin(self.name)
 
     def another_card(self) -> None:
@@ -124,8 +126,6 @@ class Node(Life):
         """One round, and when the next one is."""
         if not self.fleet.begun:
             return
-        if self.up and self.raw and not self.second:
-            self._machine()
         if not (self.up and self.alive):
             self.due = self.fleet.now + 30
             return
@@ -143,6 +143,21 @@ class Node(Life):
         finally:
             self.busy = False
         self.due = self.fleet.now + self._pause_s()
+
+    def kubelet(self) -> None:
+        """Its round, whatever its agent does."""
+        if self.up and self.raw and not self.asleep and self.kubelet_due <= self.fleet.now:
+            self.kubelet_due = self.fleet.now + POLL_S
+            self._machine()
+
+    def _machine(self) -> None:
+        if not self.stands:
+            return super()._machine()
+        for job in self._jobs():  # what runs goes on
+            uid = job["metadata"]["uid"]
+            if uid in self.began and self.now - self.began[uid] >= 2 * POLL_S:
+                self._acts_once(uid, job["metadata"]["name"], good=True)
+        return None
 
     def _pause_s(self) -> float:
         """As the act loop's thread has it, but coarser where nothing is decided by it."""
@@ -191,6 +206,8 @@ class Node(Life):
         )
         if any(wait.on is On.PERMIT and " (draining permits," in wait.why for wait in last.waits):
             fleet.wire.watch.draining(self)
+        idle = last.planned is not None and last.planned.plan.treatment is not None and last.planned.plan.treatment.idle
+        fleet.waits.said(self, last.waits, LEFT_FREE if idle else 0)
 
     def _starts(self, name: str, job: dict[str, Any]) -> None:
         remedy = name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_")
@@ -201,8 +218,10 @@ class Node(Life):
         self._once(tainted or self.fleet.wire.watch.helped(self.name), f"Job {name} runs on a node in service")
         self._holds()
         if remedy != "check":
-            before = rfc3339(self.fleet.real(-_RACE_S), "seconds")  # what tolerates our taint comes at any time
-            there = {one["metadata"]["uid"] for one in self._pods() if one["metadata"]["creationTimestamp"] < before}
+            before = self.fleet.wire.watch.asked[name] - _RACE_S  # what tolerates our taint comes at any time
+            moves = [one for one in self._pods() if remedy == "reset_gpu" or not _daemon(one)]
+            uids = [one["metadata"]["uid"] for one in moves]
+            there = {uid for uid in uids if self.fleet.server.made[uid] < before}
             users = {one for gpu in gpus for one in (self.clients.get(gpu) or {}).values()}
             under = there & users if remedy == "reset_gpu" else there
             self._once(not under, f"Job {name} begins under {under}")
@@ -217,6 +236,10 @@ class Node(Life):
 
     def _once(self, so: object, said: str) -> None:
         self.fleet.promises.keep("once", so, f"{self.name}: {said}")
+
+
+def _daemon(pod: dict[str, Any]) -> bool:
+    return any(one["kind"] == "DaemonSet" for one in pod["metadata"]["ownerReferences"])
 
 
 def _gpu(pod: dict[str, Any]) -> bool:

@@ -13,6 +13,8 @@ PROMISES = {
     "others": "nothing of others is changed, and no permit is taken from a node that bears our taint",
     "once": "one incident is repaired once: no Job before it is reserved, under a pod, or for a GPU that is well",
     "voice": "an agent with a fatal fault acts or says what it waits for, and comes to rest within its round",
+    "named": "whoever is waited for by name is there, or was a while ago",
+    "free": "nobody waits for long for a permit that is free",
     "draining": "nobody waits for a draining permit that one node holds for longer than a drain may take",
     "rest": "once all trouble has ended the whole fleet comes to rest: healthy, no taint, no permit held",
 }

@@ -14,7 +14,7 @@ from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.observe import START
 
 MERGE = "application/merge-patch+json"
-_REFUSALS: dict[str, tuple[int, dict[str, Any]]] = {
+REFUSALS: dict[str, tuple[int, dict[str, Any]]] = {
     "budget": (
         429,
         {
@@ -25,7 +25,7 @@ _REFUSALS: dict[str, tuple[int, dict[str, Any]]] = {
     "webhook": (403, {"message": 'admission webhook "web.example.com" denied the request: not now'}),
     "broken": (500, {"message": 'Internal error occurred: failed calling webhook "web.example.com": EOF'}),
 }
-OBSTACLES = (*_REFUSALS,)
+OBSTACLES = (*REFUSALS,)
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,12 @@ class Server(InMemoryCluster):
         super().__init__()
         self.chance, self.now = chance, now
         self.obstacles: dict[str, str] = {}  # namespace → what refuses each eviction there
+        self.refuses: dict[str, str] = {}  # kind → what refuses each write of an agent
         self.manners: dict[str, Manner] = {}  # by the pod's namespace and workload
         self.ends: dict[tuple[str, str], float] = {}  # namespace and name of a pod → when it ends
         self.asked: dict[tuple[str, str], float] = {}  # and when it was asked to
+        self.made: dict[str, float] = {}  # by UID: when each object was
+        self.ahead_s = 0.0  # by how much its clock is
         self._number = count()
 
     def pod(self, namespace: str, work: str, node: str) -> None:
@@ -106,15 +109,33 @@ class Server(InMemoryCluster):
         return super().__call__(method, path, body, content_type, accept)
 
     def _store(self, kind: str, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
-        now = rfc3339(START + self.now(), "seconds")
+        now = self.clock()
         body["metadata"].setdefault("creationTimestamp", now)
         body["metadata"]["managedFields"] = [{"manager": "somebody", "time": now}]
-        return super()._store(kind, namespace, body)
+        stored = super()._store(kind, namespace, body)
+        self.made.setdefault(stored["metadata"]["uid"], self.now())
+        return stored
+
+    def clock(self, later_s: float = 0.0) -> str:
+        """As the server has it."""
+        return rfc3339(START + self.now() + self.ahead_s + later_s, "seconds")
+
+    def fails(self, job: dict[str, Any], why: str) -> None:
+        """As the Job controller says so."""
+        ended = {"type": "Failed", "status": "True", "message": why, "lastTransitionTime": self.clock()}
+        self._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [ended]}})
+
+    def controllers(self) -> None:
+        """A Job that lasts for too long has failed, and its pod goes."""
+        for job in self.all("jobs"):
+            lasts_s = self.now() - self.made[job["metadata"]["uid"]]
+            if not job.get("status") and lasts_s > job["spec"]["activeDeadlineSeconds"]:
+                self.fails(job, "Job was active longer than specified deadline")
 
     def _evict(self, namespace: str, name: str, body: dict[str, Any], dry_run: bool) -> tuple[int, Any]:
         raw = self._objects.get(("pods", namespace, name))
         if raw and namespace in self.obstacles:
-            return _REFUSALS[self.obstacles[namespace]]
+            return REFUSALS[self.obstacles[namespace]]
         if raw is None or body["deleteOptions"]["preconditions"]["uid"] != raw["metadata"]["uid"] or dry_run:
             return super()._evict(namespace, name, body, dry_run)
         self.evicted.append(f"{namespace}/{name}")
@@ -125,8 +146,7 @@ class Server(InMemoryCluster):
         """To end: by when it should, and when it will."""
         namespace, name = raw["metadata"]["namespace"], raw["metadata"]["name"]
         manner = self._manner(raw)
-        until = START + self.now() + manner.grace_s
-        self.change("pods", name, {"metadata": {"deletionTimestamp": rfc3339(until, "seconds")}}, namespace)
+        self.change("pods", name, {"metadata": {"deletionTimestamp": self.clock(manner.grace_s)}}, namespace)
         self.ends.setdefault((namespace, name), self.now() + manner.ends_s)
         self.asked.setdefault((namespace, name), self.now())
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from agent.config.settings import Mode
 from agent.model.names import DEGRADED, DISMISS_ANNOTATION, MANAGED_LABEL
-from agent.model.text import rfc3339
 from tests.exploration.neighbours import (
     Trouble,
     endless_pods,
@@ -20,8 +19,11 @@ from tests.exploration.neighbours import (
     others_words,
     pause,
     reinstalled,
+    stripped,
     unlabelled,
+    webhook,
 )
+from tests.exploration.outage import crash_loop, death, kubelet, remade, server_clock
 from tests.exploration.wire import Weather
 from tests.observe import GPU, OTHER
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from tests.exploration.node import Node
 
 SELECTORS = ("nvidia.com/gpu.present=true,os!=windows", "os != windows, nvidia.com/gpu.present == true")
+_OTHER_SELECTOR = "nvidia.com/gpu.present=true,os!=plan9"
 _XIDS = (95, 95, 95, 79, 63, 74, 31)
 
 
@@ -107,37 +110,6 @@ def cordon(fleet: Fleet) -> Trouble:
     fleet.server.change("nodes", name, {"spec": {"unschedulable": None}})
 
 
-def death(fleet: Fleet) -> Trouble:
-    """A machine dies; its Node is NotReady, may be deleted, and then made anew with another UID and other cards."""
-    node = fleet.any_node()
-    if not node.up:
-        yield
-        return
-    fleet.say(f"{node.name} dies")
-    node.up = False
-    node.dies()
-    fleet.untwin(node.name)
-    fleet.server.change("nodes", node.name, {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}})
-    if fleet.chance.random() < 0.5:
-        fleet.later(fleet.chance.choice((10, 200, 700)), lambda: _deleted(fleet, node))
-    yield
-    new = node.raw is None
-    if new:
-        fleet.adds(node.name)
-    fleet.server.change("nodes", node.name, {"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
-    node.up = node.alive = True
-    (node.another_card if new else node.reboots)()
-
-
-def _deleted(fleet: Fleet, node: Node) -> None:
-    if not node.up and node.raw:
-        fleet.say(f"Node {node.name} is deleted")
-        del fleet.server._objects["nodes", "", node.name]
-        for job in node._jobs():  # its pod went with the Node
-            ended = {"type": "Failed", "status": "True", "lastTransitionTime": rfc3339(fleet.real(), "seconds")}
-            fleet.server._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [ended]}})
-
-
 def person(fleet: Fleet) -> Trouble:
     """Somebody reboots a node, puts other cards in, or dismisses what stands."""
     node = fleet.any_node()
@@ -182,8 +154,14 @@ def two_agents(fleet: Fleet) -> Trouble:
 
 def another_limit(fleet: Fleet) -> Trouble:
     """Another configuration is rolled out, and back again: for a while both are in force."""
-    limits = {"max_withdrawn": fleet.chance.choice((1, 2, 3)), "per_hour": fleet.chance.choice((0, 8))}
+    limits: dict[str, Any] = {"max_withdrawn": fleet.chance.choice((1, 2, 3, "20%", "60%"))}
+    limits |= {"max_draining": fleet.chance.choice((1, 2)), "per_hour": fleet.chance.choice((0, 8))}
     return _rolled_out(fleet, {"budget": fleet.config.budget.model_copy(update=limits)})
+
+
+def another_pool(fleet: Fleet) -> Trouble:
+    """Another selector is rolled out, and back again: each has permits of its own."""
+    return _rolled_out(fleet, {"budget": fleet.config.budget.model_copy(update={"pool_selector": _OTHER_SELECTOR})})
 
 
 def another_mode(fleet: Fleet) -> Trouble:
@@ -247,6 +225,10 @@ TROUBLES: dict[str, Callable[[Fleet], Trouble]] = {
     "not-ready": not_ready,
     "cordon": cordon,
     "death": death,
+    "remade": remade,
+    "kubelet": kubelet,
+    "server-clock": server_clock,
+    "crash-loop": crash_loop,
     "person": person,
     "opt-out": labelled(MANAGED_LABEL, "false"),
     "driver-upgrade": labelled("nvidia.com/gpu-driver-upgrade-state", "pod-restart-required", "drain-required"),
@@ -261,6 +243,7 @@ TROUBLES: dict[str, Callable[[Fleet], Trouble]] = {
     "two-agents": two_agents,
     "another-limit": another_limit,
     "another-mode": another_mode,
+    "another-pool": another_pool,
     "lease-deleted": lease_deleted,
     "reinstalled": reinstalled,
     "rewritten-selector": rewritten_selector,
@@ -268,6 +251,8 @@ TROUBLES: dict[str, Callable[[Fleet], Trouble]] = {
     "overtaken": overtaken,
     "error-label": error_label,
     "unlabelled": unlabelled,
+    "stripped": stripped,
+    "webhook": webhook,
 }
 
 

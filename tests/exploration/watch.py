@@ -47,6 +47,7 @@ class Watch:
         self.came: list[float] = []  # when nodes were withdrawn in the last hour
         self.meddled: dict[str, float] = {}  # node → when somebody took its permits away
         self.reserved: set[str] = set()  # the Jobs that were written down before they were made
+        self.asked: dict[str, float] = {}  # and when each was last asked for
         self.persons: set[str] = set()  # UIDs of Nodes that bear a person's label of a GPU error
         self.out: dict[str, float] = {}  # node → since when it is out of service otherwise
 
@@ -66,8 +67,10 @@ class Watch:
             case _:
                 self._others(kind == "events", node, what)
 
-    def sent(self, node: Node, method: str, path: str) -> None:
+    def sent(self, node: Node, method: str, path: str, body: Any = None) -> None:
         """What must be true when a pod is asked to leave."""
+        if method == "POST" and path.endswith("/jobs"):
+            self.asked[body["metadata"]["name"]] = self.fleet.now
         if method == "DELETE" or (path.endswith("/eviction") and method == "POST"):
             held = {_kind(lease) for lease in self.held(node)}
             keep, said = self.fleet.promises.keep, f"{node.name} sends {method} {path}"
@@ -85,10 +88,11 @@ class Watch:
         self.fleet.promises.keep("drains", len(nodes) <= limit, said)
 
     def _most(self, limit: str) -> int:
-        """The most generous limit in force, or that was so lately."""
-        fleet = self.fleet
-        budgets = [budget for budget, until in fleet.in_force.values() if until > fleet.now - _FORGOTTEN_S]
-        return max(_number(getattr(budget, limit), len(fleet.names)) for budget in budgets)
+        """The most generous limit in force, or that was so lately; of each pool, for each gives its own permits."""
+        fleet, most = self.fleet, dict[str, int]()
+        for budget in (budget for budget, until in fleet.in_force.values() if until > fleet.now - _FORGOTTEN_S):
+            most[budget.pool] = max(most.get(budget.pool, 0), _number(getattr(budget, limit), len(fleet.names)))
+        return sum(most.values())
 
     def _pod_changed(self, node: Node, path: str, before: Any, after: Any) -> None:
         on = before["spec"]["nodeName"] if before else node.name
@@ -131,10 +135,12 @@ class Watch:
     def _hourly(self, node: Node) -> None:
         now, hour = self.fleet.now, 3600.0
         self.came = [at for at in (*self.came, now) if at > now - hour]
-        limits = {one.per_hour for one, until in self.fleet.in_force.values() if until > now - hour}
+        lately = [one for one, until in self.fleet.in_force.values() if until > now - hour]
+        limits = {one.per_hour for one in lately}
         if 0 not in limits and not any(now - at < hour + _FORGOTTEN_S for at in self.meddled.values()):
-            said = f"{node.name} makes it {len(self.came)} within an hour, {max(limits)} allowed"
-            self.fleet.promises.keep("hourly", len(self.came) <= max(limits), said)
+            limit = max(limits) * len({one.pool for one in lately})
+            said = f"{node.name} makes it {len(self.came)} within an hour, {limit} allowed"
+            self.fleet.promises.keep("hourly", len(self.came) <= limit, said)
 
     def _lease_changed(self, node: Node, before: Any, after: Any) -> None:
         was, now = _holder(before), _holder(after)

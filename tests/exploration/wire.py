@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.model.errors import UnreachableError
+from tests.exploration.server import REFUSALS
 from tests.exploration.watch import Watch
 from tests.life import Killed
 
@@ -49,7 +50,7 @@ class Wire:
         luck = chance.random()
         if node.name in weather.cut or luck < weather.lost:
             return self._silence()
-        self.watch.sent(node, method, path)
+        self.watch.sent(node, method, path, *rest[:1])
         if luck < weather.lost + weather.late and method != "GET":
             process = node.process
 
@@ -79,6 +80,8 @@ class Wire:
                 self._cached[path] = self.fleet.now, answer
             return answer
         kind, namespace, name = _object(path)
+        if method != "GET" and kind in self.server.refuses:
+            return REFUSALS[self.server.refuses[kind]]
         before = self.server._objects.get((kind, namespace, name))
         answer = self.server(method, path, *rest, **more)
         if method != "GET" and answer[0] < 300:
