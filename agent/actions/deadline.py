@@ -78,8 +78,12 @@ class _Cutter:
         with self._changed:
             self._under_way.add(one)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._loop, name="deadlines", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._loop, name="deadlines", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the machine has no more: no request is made, and the next one tries
+                    raise OSError("no thread could be started to end the request in its time") from error
+                self._thread = thread
             if one.end < self._wakes:
                 self._changed.notify()
 

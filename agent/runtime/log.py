@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 
 import structlog
 
@@ -31,5 +32,6 @@ def configure(node: str | None, level: str = "info", form: str | None = None) ->
 
 
 def tell(event: str, level: str = "info", **facts: object) -> None:
-    """One line: a short sentence in lower case, facts as keys."""
-    getattr(structlog.get_logger(), level)(event, **facts)
+    """One line: a short sentence in lower case, facts as keys. A log that nobody takes keeps nobody from acting."""
+    with suppress(OSError):
+        getattr(structlog.get_logger(), level)(event, **facts)

@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -140,6 +142,26 @@ def test_many_requests_at_once_end_in_their_own_times_over_one_thread(authority:
         assert [thread.name for thread in threading.enumerate()].count("deadlines") == 1
         assert done.wait(20)
     assert sorted(lasted, key=lasted.__getitem__) == sorted(times)
+
+
+def test_without_a_thread_to_end_it_a_request_is_not_made_and_the_next_one_ends_in_its_time(tmp_path: Path) -> None:
+    program = """
+import sys, threading
+from agent.actions.api import connect
+from agent.model.errors import UnreachableError
+api = connect(sys.argv[1], 0.3)
+for stack in (1 << 47, 0):  # more than there is, and as much as ever
+    threading.stack_size(stack)
+    try:
+        api("GET", "/")
+    except UnreachableError as error:
+        print(error)
+"""
+    with Loopback(hangs) as server:
+        asks = [sys.executable, "-c", program, kubeconfig(tmp_path, server.url)]
+        done = subprocess.run(asks, capture_output=True, text=True, timeout=30)
+    assert "no thread could be started to end the request in its time" in done.stdout.splitlines()[0], done.stderr
+    assert "did not come within 0.3 s" in done.stdout.splitlines()[1]
 
 
 def test_a_tls_handshake_and_a_proxy_that_never_end_are_within_the_requests_time(

@@ -213,11 +213,10 @@ def ask(path: Path, question: dict[str, Any], timeout_s: float = _ASK_S) -> Any:
         connection.settimeout(timeout_s)
         connection.connect(str(path))
         connection.sendall(json.dumps(question).encode() + b"\n")
-        with connection.makefile("rb") as answer:
-            try:
-                return read_json(answer.readline(16 * 1024 * 1024))
-            except ValueError as error:
-                raise OSError("no answer that makes sense") from error
+        try:
+            return read_json(_line(connection, bytearray(), timeout_s, 16 * 1024 * 1024))
+        except ValueError as error:
+            raise OSError("no answer that makes sense") from error
 
 
 def diagnosed(path: Path, level: int, uuids: Sequence[str], progress: Progress) -> dict[str, Any]:
@@ -227,13 +226,29 @@ def diagnosed(path: Path, level: int, uuids: Sequence[str], progress: Progress) 
         connection.settimeout(_QUIET_S)
         connection.connect(str(path))
         connection.sendall(json.dumps({"do": "diagnose", "level": level, "gpus": list(uuids)}).encode() + b"\n")
-        with connection.makefile("rb") as answer:
-            while time.monotonic() < due:
-                try:
-                    message = read_json(answer.readline(LONGEST_BYTES))
-                    if not (isinstance(message, dict) and "elapsed_s" in message):
-                        return result(message)
-                    progress(float(message["elapsed_s"]))
-                except (ValueError, TypeError) as error:
-                    raise OSError("no answer that makes sense") from error
-            raise OSError("it did not end in time")
+        rest = bytearray()
+        while time.monotonic() < due:
+            try:
+                message = read_json(_line(connection, rest, _QUIET_S, LONGEST_BYTES))
+                if not (isinstance(message, dict) and "elapsed_s" in message):
+                    return result(message)
+                progress(float(message["elapsed_s"]))
+            except (ValueError, TypeError) as error:
+                raise OSError("no answer that makes sense") from error
+        raise OSError("it did not end in time")
+
+
+def _line(connection: socket.socket, rest: bytearray, within_s: float, most_bytes: int) -> bytes:
+    """The next line, or what there is of it; ``rest`` keeps what follows. OSError: not so soon, however it drips."""
+    until = time.monotonic() + within_s
+    while b"\n" not in rest and len(rest) < most_bytes:
+        if (left_s := until - time.monotonic()) <= 0:
+            raise TimeoutError(f"no whole answer within {within_s:g} s")
+        connection.settimeout(left_s)
+        data = connection.recv(_READ_BYTES)
+        if not data:
+            break
+        rest += data
+    line, _, after = bytes(rest).partition(b"\n")
+    rest[:] = after
+    return line

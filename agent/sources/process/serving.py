@@ -39,7 +39,6 @@ _LONGEST_WISH_BYTES = 4096
 _SEND_S = 10.0  # an agent that takes nothing for so long is hung up on; the sources wait meanwhile
 _MOST_CONNECTIONS = 8
 _BOOT_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}|")
-
 _LEVELS = ("debug", "info", "warning", "error")
 
 Tell = Callable[..., None]
@@ -84,7 +83,11 @@ class Serving:
                 self._path.unlink()
 
     def _accept(self) -> Iterable[Observation]:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # for want of file descriptors: whoever comes waits, and the sources go on
+            time.sleep(_TURN_S)
+            return ()
         if len(self._buffers) >= _MOST_CONNECTIONS:
             connection.close()
             return ()
@@ -124,7 +127,8 @@ class Serving:
             case "diagnose":
                 level, gpus = asked(request)
                 self._forget(connection)
-                self._in_a_thread(partial(self._diagnose, level, gpus, connection))
+                if not self._in_a_thread(partial(self._diagnose, level, gpus, connection)):
+                    connection.close()
             case other:
                 raise ValueError(f"no such request: {other!r}")
 
@@ -145,9 +149,12 @@ class Serving:
         self._heard += 1
         self._status = ""
 
-    def _in_a_thread(self, work: Callable[[], None]) -> None:
-        """The kubelet may take seconds and a diagnosis hours, and nothing else waits for it."""
-        threading.Thread(target=work, name="answer", daemon=True).start()
+    def _in_a_thread(self, work: Callable[[], None]) -> bool:
+        """Whether there is one: the kubelet may take seconds and a diagnosis hours, and nothing else waits for it."""
+        with contextlib.suppress(RuntimeError):  # the machine has no more
+            threading.Thread(target=work, name="answer", daemon=True).start()
+            return True
+        return False
 
     def _ask(self, connection: socket.socket, what: str) -> None:
         """Whoever asks while an answer is on its way shares the next, which is no older than the question."""
@@ -157,8 +164,8 @@ class Serving:
             if len(self._askers) > _MOST_CONNECTIONS:
                 self._askers.pop(0)[0].close()
             begin, self._asking = not self._asking, True
-        if begin:
-            self._in_a_thread(self._answer)
+        if begin and not self._in_a_thread(self._answer):
+            self._asking = False  # whoever asks next has them all answered
 
     def _answer(self) -> None:
         """One process after the other, until nobody waits for an answer."""
@@ -260,7 +267,8 @@ def tell(least: str, form: str, event: str, level: str = "info", **facts: object
     line = json.dumps({**facts, "event": event, "level": level, "timestamp": now})
     if form == "console":
         line = " ".join((now, f"[{level}]", event, *(f"{key}={fact!r}" for key, fact in facts.items())))
-    sys.stderr.write(f"{line}\n")
+    with contextlib.suppress(OSError):  # a log that nobody takes ends nothing
+        sys.stderr.write(f"{line}\n")
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import resource
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
@@ -24,7 +25,7 @@ from agent.diagnosis.judge import Memory, judge
 from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.observation import Failure, Observation, Signal, Words, parse_line
 from agent.sources.dcgm.diag_process import Diagnosing
-from agent.sources.process.remote import Remote
+from agent.sources.process.remote import Remote, ask
 from tests import waiting
 from tests.sources.process.container import GOOD, serving
 
@@ -96,6 +97,24 @@ def test_an_answer_that_would_end_the_agent_is_none(folder: Path, what: str) -> 
             remote.who_holds()
         with pytest.raises(UndiagnosedError):
             remote.diagnose(1, ["GPU-a"], lambda _: None)
+
+
+def test_an_answer_that_drips_is_none_once_its_time_is_over(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+        listener.listen(1)
+
+        def drip() -> None:
+            with listener.accept()[0] as connection, contextlib.suppress(OSError):
+                for _ in range(100):
+                    connection.sendall(b" ")
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        with pytest.raises(TimeoutError):
+            ask(folder / "s", {"do": "who-holds"}, 0.2)
+        thread.join(10)
 
 
 @pytest.fixture

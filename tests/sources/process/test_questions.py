@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -88,6 +91,41 @@ def test_after_a_hung_kubelet_the_next_question_is_answered(folder: Path) -> Non
             until(lambda: supervisor.begun == 1)
         supervisor.go_on.set()
         assert Remote(folder / "s", ()).who_holds() == HELD
+
+
+def test_without_a_thread_for_an_answer_whoever_asks_next_has_all_answered(folder: Path) -> None:
+    with serving(folder, [], HungKubelet) as (served, supervisor):
+        assert isinstance(supervisor, HungKubelet)
+        supervisor.go_on.set()
+        before = threading.stack_size(1 << 47)  # more than there is
+        try:
+            with asking(served, {"do": "diagnose", "level": 1, "gpus": ["GPU-a"]}, 1) as (refused,):
+                assert answer(refused) is None
+            with asking(served, {"do": "who-holds"}, 1) as (first,):
+                until(lambda: not served._asking)
+                threading.stack_size(before)
+                assert Remote(folder / "s", ()).who_holds() == HELD
+                assert answer(first) == {"a/train": ["GPU-a"], "a/other": None}
+        finally:
+            threading.stack_size(before)
+
+
+def test_without_a_file_for_whoever_comes_the_sources_go_on_and_it_is_heard_later(folder: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with serving(folder, [], HungKubelet) as (served, supervisor), socket.socket(socket.AF_UNIX) as late:
+        assert isinstance(supervisor, HungKubelet)
+        supervisor.go_on.set()
+        late.settimeout(20)
+        free = os.dup(late.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            late.connect(str(served._path))
+            late.sendall(b'{"do":"who-holds"}\n')
+            time.sleep(0.2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert answer(late) == {"a/train": ["GPU-a"], "a/other": None}
 
 
 def test_sixty_diagnoses_make_one_process(folder: Path) -> None:
