@@ -220,7 +220,8 @@ class _Request(BaseHTTPRequestHandler):
             traceback.print_exc()
             self.wfile, self._body = BytesIO(), b""
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
-        if not self.wfile.tell():  # an empty line
+        if not self.wfile.tell() or self.request_version == "HTTP/0.9":  # an empty line; what knows no status
+            self.wfile, self._body, self.request_version = BytesIO(), b"", self.default_request_version
             self.send_error(HTTPStatus.BAD_REQUEST)
         return self.wfile.getvalue(), self._body
 
