@@ -89,17 +89,16 @@ class Forwarder:
         self, pool: Pool, replica: Replica, request: web.BaseRequest, body: Body, deadline: float, failed: list[Failed]
     ) -> web.StreamResponse:
         outcome = "left"  # a client that leaves ends this task, and the request to the replica with it
+        sent = time.monotonic()
         last_resort = pool is self._smaller or not self._smaller.replicas
+
+        def begins() -> None:
+            replica.answers()
+            self._blame(failed, {"error", "timeout"})  # for another does better
+
         try:
             with replica.use():
-                response = await self.attempts.run(
-                    replica.name,
-                    request,
-                    body,
-                    deadline,
-                    last_resort,
-                    lambda: self._blame(failed, {"error", "timeout"}),  # for another does better
-                )
+                response = await self.attempts.run(replica.name, request, body, deadline, last_resort, begins)
             outcome = "ok"
             return response
         except (AttemptError, CutError) as error:
@@ -111,6 +110,8 @@ class Forwarder:
                 pool.note(replica, failed=outcome != "ok")
             elif outcome == "full":
                 replica.full_for(_FULL_S)
+            elif outcome == "left" and replica.left(sent) >= self._options.read_s and "timeout" in self._failures:
+                pool.note(replica, failed=True)  # all are less patient than the gateway: together they had a time-out
 
     def _blame(self, failed: list[Failed], kinds: Collection[str]) -> None:
         """For 5xx and time-outs, which may be the request's own: one client's must not open breakers.

@@ -39,6 +39,7 @@ class Replica:
         self.breaker = CircuitBreaker(limits.failures, limits.open_s, FailedError, self.name)
         self.in_flight, self._limits, self._tried = 0, limits, False
         self._full_until = self.answered_at = 0.0
+        self._in_vain_s = self._left_at = 0.0
 
     @property
     def state(self) -> str:
@@ -74,10 +75,25 @@ class Replica:
         """Whether one more failure would open its breaker."""
         return self.state == "half_open" or self.breaker.failure_count + 1 >= self._limits.failures
 
+    def answers(self) -> None:
+        """An answer of it has begun, whoever asked."""
+        self.answered_at, self._in_vain_s = time.monotonic(), 0.0
+
+    def left(self, sent: float) -> float:
+        """A client went away that had asked at ``sent``: how long clients have waited since an answer of it last began.
+
+        In seconds, of which those that several waited at once count once. 0 if one began since ``sent``.
+        """
+        if self.answered_at >= sent:
+            return 0.0
+        now = time.monotonic()
+        self._in_vain_s, self._left_at = self._in_vain_s + now - max(sent, self._left_at), now
+        return self._in_vain_s
+
     def note(self, failed: bool) -> None:
-        """An outcome; none for a client that went away. What began before the breaker opened says nothing new."""
+        """An outcome. What began before the breaker opened says nothing new."""
         if not failed:
-            self.answered_at = time.monotonic()
+            self.answers()
         if not self.breaker.opened:
             with contextlib.suppress(FailedError), self.breaker:
                 if failed:

@@ -77,6 +77,57 @@ def test_one_clients_slow_requests_open_no_breakers_while_others_are_answered(fr
     assert slow == [504] * 4
 
 
+def test_a_replica_that_hangs_is_left_alone_even_where_no_client_waits_for_as_long_as_the_gateway(
+    front: Front, stubs: list[Stub]
+) -> None:
+    gateway, hangs = front("--read-s", 1, "--breaker-s", 2), stubs[0]
+    hangs.mode = "hang"
+
+    def state() -> str:
+        return breakers(gateway)[hangs.port]
+
+    def was_answered() -> bool:
+        asked, served = hangs.served, sum(stub.served for stub in stubs)
+        with ask(gateway) as client:
+            until(lambda: sum(stub.served for stub in stubs) > served)
+            if hangs.served == asked:
+                return client.recv(65536).split()[1] == b"200"
+            time.sleep(0.2)
+        until(lambda: hangs.left == hangs.served)
+        return False
+
+    def until_it_was_asked() -> None:
+        while was_answered():
+            pass
+
+    for _ in range(10):
+        if state() == "closed":
+            until_it_was_asked()
+    assert state() == "open"
+    until(lambda: state() == "half_open")
+    until_it_was_asked()
+    assert state() == "open", "one on trial is enough"
+
+
+def test_an_impatient_clients_slow_requests_open_no_breakers_while_others_are_answered(
+    front: Front, stubs: list[Stub]
+) -> None:
+    gateway = front("--read-s", 8, "--breaker-failures", 1)
+    slow = list[int]()
+
+    def ask_impatiently() -> None:
+        for _ in range(12):
+            with contextlib.suppress(TimeoutError):
+                slow.append(gateway.request("POST", "/infer", b"slow", timeout_s=0.2)[0])
+
+    asking = threading.Thread(target=ask_impatiently)
+    asking.start()
+    while asking.is_alive():
+        assert infer(gateway) == 200
+        assert set(breakers(gateway).values()) == {"closed"}
+    assert not slow
+
+
 def test_a_replica_that_hangs_is_left_alone_however_long_anothers_answer_to_its_request_lasts(
     front: Front, stubs: list[Stub]
 ) -> None:
