@@ -101,6 +101,20 @@ def test_where_pods_take_all_cpu_the_agent_has_ten_minutes_to_start_and_seconds_
     assert all(AGENT[f"{kind}Probe"]["timeoutSeconds"] >= 5 for kind in ("startup", "liveness", "readiness"))
 
 
+def test_one_slow_answer_on_a_busy_node_takes_no_gateway_and_no_replica_out_of_service() -> None:
+    probes = [
+        container["readinessProbe"]
+        for path in (BASE.parent / "kit").rglob("*.yaml")
+        for made in yaml.safe_load_all(path.read_text())
+        if made.get("kind") == "Deployment"
+        for container in made["spec"]["template"]["spec"]["containers"]
+        if "readinessProbe" in container
+    ]
+    assert len(probes) >= 3
+    assert all(probe.get("failureThreshold", 3) >= 3 for probe in probes)
+    assert all(probe["periodSeconds"] * 3 + probe["timeoutSeconds"] <= 10 for probe in probes), "what hangs is"
+
+
 def test_the_network_policy_is_of_the_agents_pods_and_their_one_port_and_of_nothing_that_they_send() -> None:
     file = BASE.parent / "components" / "network-policy" / "networkpolicy.yaml"
     spec = yaml.safe_load(file.read_text())["spec"]

@@ -10,7 +10,7 @@ from agent.drill.outcome import Part
 from agent.drill.scene import Scene, within
 from agent.drill.watch import restarts
 
-_HANGS_S = 6.0  # long enough for a readiness probe to fail, and too short for the liveness probe to restart it
+_HANGS_S = 10.0  # long enough for three readiness probes to fail, too short for the liveness probe to restart it
 
 
 def killed_replica(scene: Scene, part: Part) -> None:
