@@ -10,6 +10,8 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from tests.waiting import LATEST_S
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -51,4 +53,4 @@ class Running:
         """Returns once it has ended."""
         if self._process.poll() is None:
             self._process.send_signal(how)
-        self._process.wait(20)
+        self._process.wait(LATEST_S)

@@ -23,7 +23,7 @@ from agent.commands.setup import persons
 from agent.model.errors import AgentError, CredentialsError, RefusedError, UnreachableError
 from tests.authority import Authority
 from tests.loopback import Loopback, answer, answers, head, kubeconfig
-from tests.waiting import until
+from tests.waiting import LATEST_S, until
 
 WHOLE_S = 0.3
 LATE = "the whole answer did not come within 0.3 s"
@@ -140,7 +140,7 @@ def test_many_requests_at_once_end_in_their_own_times_over_one_thread(authority:
             threading.Thread(target=ask_for, args=(whole_s,), daemon=True).start()
             time.sleep(0.02)
         assert [thread.name for thread in threading.enumerate()].count("deadlines") == 1
-        assert done.wait(20)
+        assert done.wait(LATEST_S)
     assert sorted(lasted, key=lasted.__getitem__) == sorted(times)
 
 
@@ -446,4 +446,4 @@ def test_no_thread_is_left_by_a_request(tmp_path: Path) -> None:
         api = connect(kubeconfig(tmp_path, server.url))
         for _ in range(5):
             api("GET", "/")
-        until(lambda: not any(isinstance(one, threading.Timer) for one in threading.enumerate()), 5)
+        until(lambda: not any(isinstance(one, threading.Timer) for one in threading.enumerate()))

@@ -184,13 +184,13 @@ def test_a_pod_that_saved_over_http_in_an_earlier_incident_is_asked_again(port: 
     site = over_http(port)
     site.api = budget(site.made, "train")
     site.later(0, rounds=2)
-    until(lambda: not site.client.asking, 5)
+    until(lambda: not site.client.asking)
     site.later(5, rounds=1)
     assert any("may not be evicted" in why for why in said(site.client, reset(), SETTINGS))
     returned(site, 3 * 86400)
     Trainer.answer = 202
     site.later(0, rounds=6)
-    until(lambda: not site.client.asking, 5)
+    until(lambda: not site.client.asking)
     assert (site.made.evicted, Trainer.asked >= 2) == ([], True)
 
 
@@ -216,7 +216,7 @@ def test_a_pod_whose_annotation_can_not_be_written_is_asked_as_it_can_be_and_wai
     for _ in range(4):
         with suppress(RefusedError):  # the rounds go on with the others; ``drive`` ends at it
             site.later(5, rounds=3)
-    until(lambda: not site.client.asking, 5)
+    until(lambda: not site.client.asking)
     assert "hands off" in " ".join(said(site.client, reset(), SETTINGS))
     assert (Trainer.asked > 0) is (way == "http")
     site.clock.now += 120

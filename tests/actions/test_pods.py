@@ -325,7 +325,7 @@ def test_a_pod_that_saves_over_http_is_evicted_once_it_has_and_not_before(traine
     client = KubeClient(made, "n1", settings)
     for asked in (1, 2, 3):
         drive(client, reset(), settings, rounds=2 if asked == 1 else 1)
-        until(lambda: not client.asking, 2)
+        until(lambda: not client.asking)
         assert (made.evicted, Trainer.asked) == ([], asked)
     drive(client, reset(), settings)
     assert (made.evicted, client.checkpoints[0], Trainer.asked) == (["research/train"], {"saved": 1}, 3)

@@ -15,6 +15,7 @@ from agent.actions.api import connect
 from agent.actions.kube import KubeClient
 from agent.config.settings import Config
 from agent.model.errors import RefusedError, UnreachableError
+from tests.waiting import LATEST_S
 
 
 def event(kind: str, **metadata: Any) -> bytes:
@@ -45,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
             self.wfile.flush()
         if self.server.end == "hangs":
-            self.server.over.wait(30)
+            self.server.over.wait(LATEST_S)
         if self.server.end != "hangs up":
             self.wfile.write(b"0\r\n\r\n")
         self.close_connection = True

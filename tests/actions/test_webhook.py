@@ -44,7 +44,7 @@ def test_what_is_posted_is_a_cloud_event_that_the_secret_signs(tmp_path: Path) -
     with Loopback(take) as server:
         made = receiver(server.url, tmp_path, Clock())
         assert not made.post(STEP)
-        until(lambda: made.taken, 2)
+        until(lambda: made.taken)
         assert made.post(STEP), "and it is not posted again"
     ((headers, body),) = got
     mac = hmac.new(b"s3cret", b"0123.1700000000." + body, hashlib.sha256).digest()
@@ -79,7 +79,7 @@ def test_whatever_is_no_success_is_told_and_posted_again_ever_more_seldom(tmp_pa
         made = receiver(server.url, tmp_path, clock)
         for calls, pause_s in enumerate((5, 15, 60, 300, 300), 1):
             made.post(STEP)
-            until(lambda: made.trouble and not made._calls, 2)
+            until(lambda: made.trouble and not made._calls)
             assert (made.trouble, server.connections) == (f"it answered {status[:3]}", calls)
             clock.now += pause_s - 1
             made.post(STEP)
@@ -94,7 +94,7 @@ def test_a_receiver_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
         for _ in range(20):
             assert not made.post(STEP)
         assert time.monotonic() - began < 0.5
-        until(lambda: server.connections, 2)
+        until(lambda: server.connections)
         assert server.connections == 1, "it is asked once at a time"
 
 
@@ -103,7 +103,7 @@ def test_without_a_secret_nothing_is_sent(tmp_path: Path, secret: str) -> None:
     with Loopback(lambda line: None) as server:
         made = receiver(server.url, tmp_path, Clock(), secret)
         made.post(STEP)
-        until(lambda: made.trouble, 2)
+        until(lambda: made.trouble)
         assert server.connections == 0
     assert secret == "" or secret not in made.trouble
 
@@ -127,7 +127,7 @@ def test_a_call_for_which_there_is_no_thread_is_told_and_made_later(
         assert made.trouble == "can't start new thread"
         clock.now += 5
         made.post(STEP)
-        until(lambda: made.taken, 2)
+        until(lambda: made.taken)
 
 
 @pytest.mark.parametrize(
@@ -141,5 +141,5 @@ def test_an_answer_that_is_no_http_is_told_and_never_taken_for_a_yes(tmp_path: P
     with Loopback(take) as server:
         made = receiver(server.url, tmp_path, Clock())
         made.post(STEP)
-        until(lambda: made.trouble, 2)
+        until(lambda: made.trouble)
     assert not made.taken

@@ -18,7 +18,7 @@ from agent.sources.process.command_lines import supervisor
 from tests.authority import Authority
 from tests.commands.test_cli import cli
 from tests.loopback import Loopback, answer, answers, kubeconfig
-from tests.waiting import until
+from tests.waiting import LATEST_S, until
 
 HTML = answers(answer("<html>Please log in</html>"))
 
@@ -116,12 +116,12 @@ def test_check_says_why_the_agent_that_runs_here_gets_no_answer(authority: Autho
     try:
         file = tmp_path / "config.yaml"
         file.write_text(f"http: {{address: 127.0.0.1, port: {server.port}}}")
-        until(lambda: daemon.snapshot and "trusted" in str(daemon.snapshot.waits), 10)
+        until(lambda: daemon.snapshot and "trusted" in str(daemon.snapshot.waits))
         _, out, error = cli("check", "--config", str(file))
         assert error == ""
         assert "  waiting: https://127.0.0.1" in out
         assert "has signed it: name the right one" in out
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(LATEST_S)
         server.shutdown()

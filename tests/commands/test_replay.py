@@ -30,6 +30,7 @@ from agent.simulation.simulated import inject
 from agent.sources.process.command_lines import supervisor
 from tests.incident import CARDS
 from tests.observe import Judge, alive, ids, reading, xid
+from tests.waiting import LATEST_S
 
 LOST = "NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus."
 APP = "NVRM: Xid (PCI:0000:43:00): 31, pid=7, name=python, MMU Fault"
@@ -270,7 +271,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wait(Status.HEALTHY)
     time.sleep(0.4)
     stop.set()
-    thread.join(10)
+    thread.join(LATEST_S)
     recorder.close()
     return path
 

@@ -18,6 +18,7 @@ from agent.simulation.gpu import h100_8
 from agent.sources.process.command_lines import supervisor
 from agent.status.snapshot import Snapshot, SourceView
 from tests.dcgm.standin import GENERATIONS, Engine
+from tests.waiting import LATEST_S
 
 pytestmark = pytest.mark.parametrize("built", GENERATIONS[-1:], indirect=True)
 SAME = "".join(f"gpu {i} {gpu.address} {gpu.uuid}\n" for i, gpu in enumerate(h100_8()[:2]))
@@ -86,7 +87,7 @@ def agent(engine: Engine, folder: Path, environment: pytest.MonkeyPatch) -> Iter
         yield one
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(LATEST_S)
 
 
 @pytest.mark.parametrize(

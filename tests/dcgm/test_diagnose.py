@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,10 @@ from agent.sources.dcgm.diag_process import failures
 from agent.sources.process.command_lines import names, supervisor
 from agent.sources.process.remote import Remote
 from agent.sources.process.supervisor import Sources
-from tests import waiting
 from tests.dcgm.standin import Engine
+from tests.waiting import LATEST_S, until
 
 A, B = "0000:1b:00.0", "0000:43:00.0"
-until = partial(waiting.until, timeout_s=60.0)
 WELL = "test memory 0 1 0 0 0\ntest memory 0 1 1 0 0\ntest environment 0 0 0 0 0\n"
 IDLE: dict[str, Any] = {
     "gpus": {A: {"uuid": "GPU-a", "index": 0, "processes": ""}, B: {"uuid": "GPU-b", "index": 1, "processes": "71,72"}}
@@ -253,7 +251,7 @@ def judging(config: Config, sources: Sources, data: dict[str, Any]) -> Iterator[
         yield
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(LATEST_S)
         server.shutdown()
 
 

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,11 +24,10 @@ from agent.simulation.simulated import inject
 from agent.sources.process.command_lines import names, supervisor
 from agent.sources.process.remote import Remote
 from agent.sources.process.supervisor import Sources
-from tests import waiting
 from tests.dcgm.standin import GENERATIONS, Engine
+from tests.waiting import LATEST_S, until
 
 pytestmark = pytest.mark.parametrize("built", GENERATIONS[-1:], indirect=True)
-until = partial(waiting.until, timeout_s=90.0)
 SAME = "".join(f"gpu {i} {gpu.address} {gpu.uuid}\n" for i, gpu in enumerate(h100_8()))
 # As the shipped reset leaves it, persistence mode may be off: that holds no GPU that is well.
 WELL = "test memory 0 1 3 0 0\ntest software 2 1 3 29 5 it is off\nwhole software 3\n"
@@ -82,7 +80,7 @@ def acting(config: Config, sources: Sources, cluster: InMemoryCluster) -> Iterat
         yield actor
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(LATEST_S)
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -28,7 +28,7 @@ from agent.drill.scene import Scene
 from agent.drill.targets import TARGETS, targets
 from agent.drill.withdrawn_rank import withdrawn_rank
 from agent.model.errors import UnreachableError, UsageError
-from tests.waiting import until
+from tests.waiting import LATEST_S, until
 
 UID = "01234567-89ab-cdef-0123-456789abcdef"
 
@@ -68,7 +68,7 @@ def gateway() -> Iterator[tuple[int, dict[Any, int]]]:
 def test_every_other_request_goes_over_a_kept_connection_and_a_closed_one_costs_none() -> None:
     with gateway() as (port, served):
         client = Client("127.0.0.1", port, 100.0, 5.0)
-        until(lambda: client.report()["windows"][0]["sent"] >= 30, 10)
+        until(lambda: client.report()["windows"][0]["sent"] >= 30)
         (told,) = client.report()["windows"]
     assert told["failed"] == 0, told["failures"]
     assert {1, 2} <= set(served.values()), "new ones are asked once, kept ones as often as the server likes"
@@ -78,11 +78,11 @@ def test_every_other_request_goes_over_a_kept_connection_and_a_closed_one_costs_
 def test_a_window_has_its_own_rate_and_the_answers_of_what_was_asked_in_it() -> None:
     with gateway() as (port, _):
         client = Client("127.0.0.1", port, 100.0, 5.0)
-        until(lambda: client.report()["windows"][0]["sent"] >= 5, 10)
+        until(lambda: client.report()["windows"][0]["sent"] >= 5)
         client.begin("quiet", 1.0)
         time.sleep(0.5)
         client.begin("between", 100.0)
-        until(lambda: client.report()["windows"][1]["waiting"] == 0, 10)
+        until(lambda: client.report()["windows"][1]["waiting"] == 0)
         sent = [window["sent"] for window in client.report()["windows"]]
     assert sent[1] <= 2 < sent[0]
 
@@ -260,7 +260,7 @@ def test_a_pods_processes_are_killed_and_nobody_elses(tmp_path: Path) -> None:
     with pod(tmp_path) as process:
         assert strike(UID.replace("0", "1"), signal.SIGKILL, tmp_path) == []
         assert strike(UID, signal.SIGKILL, tmp_path) == [process.pid]
-        assert process.wait(5) == -signal.SIGKILL
+        assert process.wait(LATEST_S) == -signal.SIGKILL
 
 
 def test_a_replica_that_hangs_goes_on_again(tmp_path: Path) -> None:
@@ -268,8 +268,8 @@ def test_a_replica_that_hangs_goes_on_again(tmp_path: Path) -> None:
         hanging = threading.Thread(target=lambda: done.update(hang(UID, 0.3, tmp_path)))
         done: dict[str, Any] = {}
         hanging.start()
-        until(lambda: state(process) == "T", 5)
+        until(lambda: state(process) == "T")
         hanging.join()
-        until(lambda: state(process) == "S", 5)
+        until(lambda: state(process) == "S")
     assert json.dumps(done["hung"]) == f"[{process.pid}]"
     assert done["on_at"] - done["at"] >= 0.3

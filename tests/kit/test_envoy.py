@@ -16,6 +16,7 @@ import yaml
 from tests.kit.conftest import KIT, until
 from tests.kit.envoy import CONFIG, ENVOY, Envoy
 from tests.kit.stub import Stub
+from tests.waiting import LATEST_S
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def envoy(tmp_path: Path, stubs: list[Stub]) -> Iterator[Begin]:
     yield begin
     for one in started:
         one.process.terminate()
-        one.process.wait(30)
+        one.process.wait(LATEST_S)
         print(one.log.read_text()[-2000:])
 
 

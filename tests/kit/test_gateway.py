@@ -18,6 +18,7 @@ from attempt import passed
 
 from tests.kit.conftest import KIT, Front, Program, Start, breakers, infer, metric, until
 from tests.kit.stub import Stub
+from tests.waiting import LATEST_S
 
 CHAT = "/v1/chat/completions"
 
@@ -102,7 +103,7 @@ def test_on_sigterm_it_is_not_ready_serves_on_and_ends_what_runs(front: Front, s
         stub.release.set()
     assert answer.read() == b"last"
     connection.close()
-    assert gateway.process.wait(30) == 0
+    assert gateway.process.wait(LATEST_S) == 0
 
 
 def test_replicas_of_a_headless_service_are_followed_as_they_come_and_go(start: Start, tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_replicas_of_a_headless_service_are_followed_as_they_come_and_go(start: 
         assert replicas() == {"127.0.0.3:9", "127.0.0.4:9"}
     finally:
         gateway.terminate()
-        gateway.wait(30)
+        gateway.wait(LATEST_S)
 
 
 def test_headers_of_one_connection_stay_on_it() -> None:

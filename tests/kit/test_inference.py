@@ -18,6 +18,7 @@ from inference import Handler, Replica, Server
 from model import FEATURES, LostGpuError, NumpyModel, OutOfMemoryError, model
 
 from tests.kit.conftest import Program, Start, until
+from tests.waiting import LATEST_S
 
 ROW = [0.5] * FEATURES
 
@@ -196,7 +197,7 @@ class Watched(NumpyModel):
 
     def infer(self, rows: list[list[float]]) -> list[float]:
         self.asked += 1
-        self.free.wait(30)
+        self.free.wait(LATEST_S)
         if self.error:
             raise self.error
         return super().infer(rows)

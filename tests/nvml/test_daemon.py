@@ -20,7 +20,7 @@ from agent.status.metrics import registry
 from agent.status.snapshot import SourceView
 from tests.nvml.boards import ADDRESSES, A, B, h100
 from tests.nvml.standin import Driver, script
-from tests.waiting import until
+from tests.waiting import LATEST_S, until
 
 BOARDS = {0: h100(A), 1: h100(B)}
 
@@ -74,19 +74,19 @@ def agent(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     thread.start()
     yield made
     stop.set()
-    thread.join(10)
+    thread.join(LATEST_S)
 
 
 def polls(agent: Agent, more: int) -> None:
     """Wait for so many more whole polls."""
     heartbeats = list[Observation]()
     agent.daemon.listener = lambda seen: heartbeats.append(seen) if seen.signal is Signal.ALIVE else None
-    until(lambda: len(heartbeats) >= more, 30)
+    until(lambda: len(heartbeats) >= more)
 
 
 def test_what_is_unsupported_is_logged_once_and_what_is_unreadable_is_a_metric(agent: Agent, driver: Driver) -> None:
     driver.answers(script(BOARDS, "answer nvmlDeviceGetMigMode 1 3", "answer nvmlDeviceGetEccMode 1 999"))
-    until(lambda: agent.unreadable(1, "ecc_mode"), 30)
+    until(lambda: agent.unreadable(1, "ecc_mode"))
     polls(agent, 2)
     assert agent.status is Status.HEALTHY
     assert agent.unreadable(0, "ecc_mode") is None
@@ -99,18 +99,18 @@ def test_what_is_unsupported_is_logged_once_and_what_is_unreadable_is_a_metric(a
         [*((name, both) for name in degrees), ("mig_mode", second), ("mig_mode_pending", second)]
     )
     driver.answers(script(BOARDS))
-    until(lambda: agent.unreadable(1, "ecc_mode") is None, 30)
+    until(lambda: agent.unreadable(1, "ecc_mode") is None)
 
 
 @pytest.mark.parametrize("signal", ["SIGSEGV", "SIGABRT"])
 def test_a_library_that_crashes_at_one_gpu_is_named_and_the_others_are_read(
     agent: Agent, driver: Driver, signal: str
 ) -> None:
-    until(lambda: agent.status is Status.HEALTHY, 30)
+    until(lambda: agent.status is Status.HEALTHY)
     driver.answers(script(BOARDS, f"crash nvmlDeviceGetMigMode 1 {getattr(signals, signal).value}"))
-    until(lambda: signal in agent.nvml.trouble, 30)
+    until(lambda: signal in agent.nvml.trouble)
     before = agent.read_at(0)
-    until(lambda: agent.read_at(0) > before, 30)
+    until(lambda: agent.read_at(0) > before)
     driver.answers(script(BOARDS))
     polls(agent, 1)
     assert agent.status is Status.HEALTHY

@@ -220,7 +220,7 @@ class Told:
     def run(self, life: Life, seconds: float, words: list[str]) -> None:
         """Life and receiver each have their time, until this is all that was said."""
         life.run(seconds)
-        until(lambda: [word for word, _, _ in self.heard] == words, 2)
+        until(lambda: [word for word, _, _ in self.heard] == words)
         life.run(20)
 
 
@@ -252,7 +252,7 @@ def test_a_receiver_that_takes_nothing_is_told_again_and_named_and_holds_nobody_
     with told.server:
         life = Life(REPLACE, told.config(tmp_path))
         life.run(50)
-        until(lambda: life.client._receiver.trouble, 2)
+        until(lambda: life.client._receiver.trouble)
         life.run(10)
         assert any(
             "the webhook has not taken that a replacement is requested: it answered 503" in w for w in life.waits
@@ -261,8 +261,8 @@ def test_a_receiver_that_takes_nothing_is_told_again_and_named_and_holds_nobody_
         told.status = 200
         known = len(told.heard)
         life.run(400)
-        until(lambda: len(told.heard) > known, 2)
-        until(lambda: life.client._receiver.taken, 2)
+        until(lambda: len(told.heard) > known)
+        until(lambda: life.client._receiver.taken)
         life.run(10)
         assert not any("webhook" in why for why in life.waits)
         assert {*told.heard} == {told.heard[0]}
@@ -285,7 +285,7 @@ def test_what_was_perhaps_taken_back_is_asked_anew_only_after_that_was_taken(tmp
     with told.server:
         life = Life(REPLACE, told.config(tmp_path))
         hears("requested")
-        until(lambda: life.client._receiver.taken, 2)
+        until(lambda: life.client._receiver.taken)
         told.status = 500
         life.cluster._store("configmaps", "gpu-health-agent", pause)
         hears("withdrawn")

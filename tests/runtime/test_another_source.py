@@ -7,7 +7,6 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,9 @@ from agent.model.observation import Failure, Observation, Signal
 from agent.runtime.daemon import Daemon, serve
 from agent.sources.process.command_lines import names, supervisor
 from agent.status.snapshot import SourceView
-from tests import waiting
 from tests.observe import GPU, Judge, alive, ids, reading
+from tests.waiting import LATEST_S, until
 
-until = partial(waiting.until, timeout_s=20.0)
 SILENT_S = 0.3
 SCRIPT = """
 import pathlib, sys, time
@@ -62,7 +60,7 @@ def running(quiet: Path, tmp_path: Path) -> Iterator[tuple[Daemon, int]]:
     thread.start()
     yield daemon, server.port
     stop.set()
-    thread.join(10)
+    thread.join(LATEST_S)
     server.shutdown()
 
 

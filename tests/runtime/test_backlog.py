@@ -27,7 +27,7 @@ from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.sources.process.command_lines import supervisor
 from tests.actions.test_kube import healthy
 from tests.observe import GPU, OTHER, START, alive, ids, reading, xid
-from tests.waiting import until
+from tests.waiting import LATEST_S, until
 
 BOOT = "boot-1"
 LIVED = Remembered(boot_id=BOOT, kernel_seq=10)
@@ -133,16 +133,16 @@ def test_without_the_api_server_the_kernel_log_is_judged_and_shown_at_once_and_n
     thread.start()
     began = time.monotonic()
     try:
-        until(lambda: daemon.snapshot and "kmsg" not in daemon.snapshot.verdict.blind, 20)  # what was there is read
+        until(lambda: daemon.snapshot and "kmsg" not in daemon.snapshot.verdict.blind)  # what was there is read
         site.kernel(12, "0000:61:00.0", 95)
-        until(lambda: "xid-95" in shown("gpu_health_fault{"), 20)
+        until(lambda: "xid-95" in shown("gpu_health_fault{"))
         assert time.monotonic() - began < 10, "the GPUs' own source waits for so long for the Node"
         assert "xid-79" not in shown("gpu_health_fault{")
         site.down = False
-        until(lambda: "xid-79" in shown("gpu_health_fault{"), 60)
-        until(daemon.ready, 60)
+        until(lambda: "xid-79" in shown("gpu_health_fault{"))
+        until(daemon.ready)
         site.kernel(13, GPU, 62)
-        until(lambda: "xid-62" in shown("gpu_health_fault{"), 20)
+        until(lambda: "xid-62" in shown("gpu_health_fault{"))
         # By address: a GPU that was not read yet has no index, by which its line would stand elsewhere.
         counted = sorted(shown("gpu_health_xid_total{").splitlines(), key=lambda line: line.partition("pci_bus_id")[2])
         assert [(line.split('pci_bus_id="')[1][:12], line.split()[-1]) for line in counted] == [
@@ -153,5 +153,5 @@ def test_without_the_api_server_the_kernel_log_is_judged_and_shown_at_once_and_n
         assert 'xid="62"' in counted[0]
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(LATEST_S)
         server.shutdown()

@@ -6,7 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +26,7 @@ from agent.sources.process.command_lines import supervisor
 from agent.sources.process.source import SourceStatus
 from agent.status.server import Server
 from tests.observe import GPU, alive, reading, xid
+from tests.waiting import LATEST_S, until
 
 POLL_S = 1.0
 
@@ -41,17 +42,8 @@ def running(tmp_path: Path) -> Iterator[tuple[Daemon, Server, Path]]:
     thread.start()
     yield daemon, server, tmp_path
     stop.set()
-    thread.join(10)
+    thread.join(LATEST_S)
     server.shutdown()
-
-
-def until(true: Callable[[], bool], timeout_s: float = 10.0) -> float:
-    """Seconds until it was true."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < timeout_s
-        time.sleep(0.01)
-    return time.monotonic() - began
 
 
 def status(daemon: Daemon) -> Status | None:
@@ -98,7 +90,7 @@ def test_an_agent_that_never_read_its_node_is_alive_and_not_ready(tmp_path: Path
         assert (daemon.alive(), daemon.ready()) == (True, False)
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(LATEST_S)
 
 
 def test_an_act_loop_that_hangs_is_told_and_ends_the_agent_for_the_kubelet(tmp_path: Path) -> None:
@@ -108,7 +100,7 @@ def test_an_act_loop_that_hangs_is_told_and_ends_the_agent_for_the_kubelet(tmp_p
     goes_on = threading.Event()
 
     def never() -> NoReturn:
-        goes_on.wait(30)
+        goes_on.wait(LATEST_S)
         raise UnreachableError("no API server")
 
     actor = Actor(config, never, False, lambda *_, **__: None)
@@ -129,7 +121,7 @@ def test_an_act_loop_that_hangs_is_told_and_ends_the_agent_for_the_kubelet(tmp_p
     finally:
         goes_on.set()
         stop.set()
-        thread.join(10)
+        thread.join(LATEST_S)
         server.shutdown()
 
 

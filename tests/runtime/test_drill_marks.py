@@ -6,7 +6,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.sources.process.command_lines import supervisor
 from tests.observe import GPU, Judge, alive, ids, reading, xid
 from tests.recording.decided import decided_anew
+from tests.waiting import LATEST_S, until
 
 NONCE, OTHER = "0123456789abcdef" * 2, "f" * 32
 NOW = 1_760_000_000.0
@@ -238,16 +239,9 @@ class Life:
     def end(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(15)
+            thread.join(LATEST_S)
         if self.recorder:
             self.recorder.close()
-
-
-def until(true: Callable[[], object]) -> None:
-    due = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < due
-        time.sleep(0.02)
 
 
 @pytest.fixture

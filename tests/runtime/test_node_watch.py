@@ -18,7 +18,7 @@ from agent.runtime.exchange import Judged
 from agent.runtime.node_watch import NodeWatch
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.actions.test_kube import healthy
-from tests.waiting import until
+from tests.waiting import LATEST_S, until
 
 NODE = "/api/v1/nodes/n1"
 WORD = "xid-79@0000:1b:00.0"
@@ -54,11 +54,11 @@ def test_nobody_waits_for_an_idle_nodes_next_look_until_its_gpus_are_left(labels
     cluster = made()
     actor = started(cluster)
     try:
-        until(lambda: actor.exchange.acted.world and not actor.exchange.acted.waits, 30)
+        until(lambda: actor.exchange.acted.world and not actor.exchange.acted.waits)
         change(cluster, labels=labels)
-        until(lambda: actor.exchange.acted.keep_off, 30)
+        until(lambda: actor.exchange.acted.keep_off)
         change(cluster, labels=dict.fromkeys(labels))
-        until(lambda: not actor.exchange.acted.keep_off, 30)
+        until(lambda: not actor.exchange.acted.keep_off)
     finally:
         actor.stop()
 
@@ -67,9 +67,9 @@ def test_a_persons_word_is_heard_at_once() -> None:
     cluster = made()
     actor = started(cluster)
     try:
-        until(lambda: actor.exchange.acted.world and not actor.exchange.acted.waits, 30)
+        until(lambda: actor.exchange.acted.world and not actor.exchange.acted.waits)
         change(cluster, labels={"gpu-health-agent/managed": "false"})
-        until(lambda: actor.exchange.acted.waits, 30)
+        until(lambda: actor.exchange.acted.waits)
     finally:
         actor.stop()
 
@@ -92,12 +92,12 @@ def test_a_change_of_the_node_that_can_wait_costs_no_look() -> None:
     client = Following(cluster, "n1", Config())
     watch = NodeWatch(lambda: client, lambda: rang.append(1), lambda *_, **__: None)
     watch.start()
-    until(lambda: rang, 30)
+    until(lambda: rang)
     for beat in ("1", "2", "3"):
         change(cluster, labels={"team": beat}, annotations={"beat": beat})
-        until(partial(client.said, "beat", beat), 30)
+        until(partial(client.said, "beat", beat))
     change(cluster, annotations={"gpu-health-agent/dismiss": WORD})
-    until(lambda: client.said("gpu-health-agent/dismiss", WORD) and len(rang) > 1, 30)
+    until(lambda: client.said("gpu-health-agent/dismiss", WORD) and len(rang) > 1)
     watch.stop()
     assert len(rang) == 2
     assert [path for _, path in cluster.requests].count("/api/v1/nodes") == 1
@@ -130,6 +130,6 @@ def test_a_watch_that_ends_is_begun_anew_and_one_that_is_refused_is_told_once() 
 
     watch = NodeWatch(lambda: ending, lambda: None, hear, pause_s=0.001)
     watch.start()
-    assert told.wait(30)
+    assert told.wait(LATEST_S)
     watch.stop()
     assert (ending.begun, whys) == (4, ["KeyError('object')", "no watch on nodes"])

@@ -19,6 +19,7 @@ from agent.model.errors import NotRunningError, UsageError
 from agent.simulation.scenario import Scenario, load_scenario
 from agent.simulation.simulated import Simulation, inject
 from agent.sources.kmsg.lines import Facts, parse_record
+from tests.waiting import LATEST_S
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_the_program_reads_an_injection_at_once_and_leaves_no_socket(tmp_path: P
         assert time.monotonic() - began < 1
         assert (xid["value"], reading["pci"], reading["values"]["recovery_action"]) == (95, "0000:61:00.0", 1)
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(LATEST_S) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boot_id", "bus", "gpus", "kmsg", "slots"]
 
 

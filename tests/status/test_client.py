@@ -15,6 +15,7 @@ import pytest
 from agent.cli import main
 from agent.config.settings import Config
 from agent.status.client import running
+from tests.waiting import LATEST_S
 
 STATE = {"status": "healthy", "gpus": {}, "faults": [], "blind": [], "waits": [], "sources": []}
 ANSWERS = {
@@ -47,7 +48,7 @@ def answering(answer: bytes, each_s: float = 0.0) -> Iterator[int]:
         thread = threading.Thread(target=work)
         thread.start()
         yield server.getsockname()[1]
-        thread.join(10)
+        thread.join(LATEST_S)
 
 
 def at(port: int) -> Config:

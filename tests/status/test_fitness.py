@@ -93,7 +93,7 @@ def test_a_hung_agent_keeps_nobody_waiting_at_the_door(door: Callable[..., Path]
 
 def test_a_stranger_that_says_nothing_keeps_nobody_waiting(door: Callable[..., Path]) -> None:
     path = door(state)
-    until(lambda: asked(path).fit, 5)
+    until(lambda: asked(path).fit)
     silent = [socket.socket(socket.AF_UNIX) for _ in range(32)]
     for one in silent:
         one.connect(str(path))
@@ -105,7 +105,7 @@ def test_a_stranger_that_says_nothing_keeps_nobody_waiting(door: Callable[..., P
 
 def test_strangers_that_drip_their_questions_keep_nobody_out(door: Callable[..., Path]) -> None:
     path, dripping = door(state), threading.Event()
-    until(lambda: asked(path).fit, 5)
+    until(lambda: asked(path).fit)
     lines = [socket.socket(socket.AF_UNIX) for _ in range(64)]
     for one in lines:
         one.connect(str(path))

@@ -18,9 +18,8 @@ from prometheus_client import CollectorRegistry
 
 from agent.config.settings import Http
 from agent.status.server import Server
-from tests import waiting
+from tests.waiting import LATEST_S, until
 
-until = partial(waiting.until, timeout_s=20.0)
 MOST, MOST_UNSENT = 512, 64
 LARGE = {"filler": "x" * 10_000_000}  # more than the sockets hold
 
@@ -65,12 +64,12 @@ def test_a_client_that_hangs_up_leaves_no_word_in_the_log(capfd: pytest.CaptureF
 
     def state() -> dict[str, str]:
         asked.set()
-        go_on.wait(10)
+        go_on.wait(LATEST_S)
         return LARGE
 
     with listening(state) as server:
         client = connected(server, b"GET /state HTTP/1.0\r\n\r\n")
-        assert asked.wait(10)
+        assert asked.wait(LATEST_S)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()  # with a reset
         go_on.set()
@@ -165,7 +164,7 @@ def test_a_connection_has_its_time_in_all_however_slowly_it_reads(reads: int) ->
         return LARGE
 
     with listening(state, 0.5) as server, connected(server, b"GET /state HTTP/1.0\r\n\r\n") as client:
-        assert asked.wait(20)
+        assert asked.wait(LATEST_S)
         due = time.monotonic() + 20
         while server.connections[0] and time.monotonic() < due:
             client.recv(reads) if reads else None

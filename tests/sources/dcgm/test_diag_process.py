@@ -16,6 +16,7 @@ from agent.config.source_index import Known
 from agent.model.errors import UndiagnosedError
 from agent.sources.dcgm.diag_process import LONGEST_BYTES, Diagnosing, asked, failures, result
 from agent.sources.process.supervisor import Supervisor
+from tests.waiting import LATEST_S
 
 PASSED = {"passed": True, "gpus": ["0000:1b:00.0"], "results": {"0000:1b:00.0": {"memory": "pass"}}, "errors": []}
 WAITS = "import os, sys, time; sys.stderr.write('here'); open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
@@ -119,7 +120,7 @@ def test_never_two_at_once_and_the_gpus_are_not_let_go_of_before_it_has_ended(tm
         one.diagnose(1, ["GPU-a"], ignore)
     one.want(frozenset({"dcgm"}), Known())
     assert not one.ended(["nvml"]) or gone(pid)
-    asking.join(20)
+    asking.join(LATEST_S)
     assert "let go of" in asking.why
     assert one.ended(["nvml"])
     assert gone(pid)
@@ -146,7 +147,7 @@ def test_a_supervisor_that_closes_leaves_no_diagnosis_behind(tmp_path: Path) -> 
     asking = Asking(one)
     pid = started(tmp_path / "pid")
     one.close()
-    asking.join(20)
+    asking.join(LATEST_S)
     assert gone(pid)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from agent.model.observation import Failure, Observation, Signal, Words, parse_line
 from agent.sources.kmsg.follow import Log, Reader
+from tests.waiting import LATEST_S
 
 XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
 
@@ -146,7 +147,7 @@ def ended() -> Iterator[list[subprocess.Popen[bytes]]]:
     yield started
     for process in started:
         process.terminate()
-        process.wait(5)
+        process.wait(LATEST_S)
         assert process.stdout is not None
         process.stdout.close()
 
@@ -206,7 +207,7 @@ def test_heartbeats_come_in_a_storm_that_never_pauses(tmp_path: Path, ended: lis
         assert [until(stream, Signal.ALIVE).source for _ in range(3)] == ["kmsg"] * 3
     finally:
         stop.set()
-        writer.join(5)
+        writer.join(LATEST_S)
 
 
 def test_a_log_that_is_not_there_is_said_in_one_sentence(tmp_path: Path, ended: list[subprocess.Popen[bytes]]) -> None:
@@ -260,7 +261,7 @@ def test_it_ends_once_nobody_reads_it(tmp_path: Path) -> None:
     next(stream)
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(5) == 0
+    assert process.wait(LATEST_S) == 0
 
 
 def test_an_overwritten_record_is_no_end(tmp_path: Path) -> None:

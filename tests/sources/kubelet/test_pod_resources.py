@@ -22,8 +22,8 @@ from agent.simulation.library import Library
 from agent.sources.kubelet.pod_resources import PodResources, command_line, gpu_of, messages
 from agent.sources.process.command_lines import supervisor
 from agent.sources.process.remote import Remote
-from tests import waiting
 from tests.sources.kubelet.playing import served
+from tests.waiting import LATEST_S, until
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-aaaaaaaa-0000-0000-0000-000000000002"
 KNOWN = messages()
@@ -107,11 +107,11 @@ def test_the_prefixes_of_the_configuration_tell_what_is_a_gpu_in_one_container_a
     options = ["--config", str(made), "--socket", str(folder / "s"), "--simulate", "--simulation-dir", str(folder)]
     other = subprocess.Popen([sys.executable, "-m", "agent", "sources", *options], stderr=subprocess.DEVNULL)
     try:
-        waiting.until((folder / "s").is_socket, timeout_s=20.0)
+        until((folder / "s").is_socket)
         assert Remote(folder / "s", ()).who_holds() == held
     finally:
         other.terminate()
-        other.wait(10)
+        other.wait(LATEST_S)
 
 
 def test_a_kubelet_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:

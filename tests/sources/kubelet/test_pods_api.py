@@ -18,8 +18,8 @@ from agent.sources.kubelet.pod_resources import messages
 from agent.sources.kubelet.pods_api import _LISTED, _POD, PodsApi, command_line
 from agent.sources.process.command_lines import supervisor
 from agent.sources.process.remote import Remote
-from tests import waiting
 from tests.sources.kubelet.playing import served
+from tests.waiting import LATEST_S, until
 
 LISTED, KNOWN = messages("v1alpha1", _LISTED), messages("corev1", _POD)
 
@@ -77,11 +77,11 @@ def test_it_is_asked_in_one_container_and_in_two(kubelet: tuple[Kubelet, Path], 
     options = ["--config", str(made), "--socket", str(folder / "s"), "--simulate", "--simulation-dir", str(folder)]
     other = subprocess.Popen([sys.executable, "-m", "agent", "sources", *options], stderr=subprocess.DEVNULL)
     try:
-        waiting.until((folder / "s").is_socket, timeout_s=20.0)
+        until((folder / "s").is_socket)
         assert Remote(folder / "s", ()).who_runs() == {"a/train": "Running"}
     finally:
         other.terminate()
-        other.wait(10)
+        other.wait(LATEST_S)
 
 
 def _hostile(played: Kubelet, socket: Path) -> Path:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pynvml as nv
@@ -19,6 +19,7 @@ from agent.simulation.library import Library
 from agent.simulation.nvml_answers import SYMBOLS
 from agent.sources.nvml.return_codes import failure
 from agent.sources.nvml.session import Nvml, follow
+from tests.waiting import LATEST_S, until
 
 SIMULATED = """
 import sys
@@ -365,7 +366,7 @@ def test_a_reader_that_went_away_ends_the_program_quietly() -> None:
         assert process.stderr is not None
         process.stdout.readline()
         process.stdout.close()
-        assert (process.wait(5), process.stderr.read()) == (0, b"")
+        assert (process.wait(LATEST_S), process.stderr.read()) == (0, b"")
 
 
 def test_sigterm_ends_the_program_promptly() -> None:
@@ -374,7 +375,7 @@ def test_sigterm_ends_the_program_promptly() -> None:
         process.stdout.readline()
         began = time.monotonic()
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(LATEST_S) == 0
         assert time.monotonic() - began < 2
 
 
@@ -410,22 +411,15 @@ def test_whichever_call_hangs_is_named_while_it_hangs_and_read_again_when_it_ret
     try:
         # It names the GPU, so that the others can be read without it. A busy machine may hold up a call into the other.
         names = (Failure.HUNG, library.gpus[1].address)
-        assert _until(lambda: any((o.value, o.pci) == names and "does not answer: " in o.raw for o in said)), symbol
+        until(lambda: any((o.value, o.pci) == names and "does not answer: " in o.raw for o in said))
         library.gpus[1].hanging.clear()
         came = len(said)
-        assert _until(lambda: any(o.signal is Signal.ALIVE for o in said[came:]))
+        until(lambda: any(o.signal is Signal.ALIVE for o in said[came:]))
     finally:
         library.gpus[1].hanging.clear()
         stop.set()
-        reader.join(5)
+        reader.join(LATEST_S)
     assert not reader.is_alive()
-
-
-def _until(true: Callable[[], bool], timeout_s: float = 5.0) -> bool:
-    due = time.monotonic() + timeout_s
-    while not true() and time.monotonic() < due:
-        time.sleep(0.005)
-    return true()
 
 
 def test_a_call_held_back_for_a_second_by_a_busy_machine_is_no_driver_that_hangs(
@@ -438,7 +432,7 @@ def test_a_call_held_back_for_a_second_by_a_busy_machine_is_no_driver_that_hangs
     began = time.monotonic()
     reader.start()
     try:
-        assert _until(lambda: any(o.value == Failure.HUNG for o in said))
+        until(lambda: any(o.value == Failure.HUNG for o in said))
         assert time.monotonic() - began >= 1.0
     finally:
         library.gpus[0].hanging.clear()

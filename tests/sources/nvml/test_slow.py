@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pynvml as nv
@@ -15,9 +14,7 @@ from agent.model.observation import Observation, Signal
 from agent.simulation.gpu import v100_8
 from agent.simulation.library import Library
 from agent.sources.nvml.session import Nvml, follow
-from tests import waiting
-
-until = partial(waiting.until, timeout_s=20.0)
+from tests.waiting import LATEST_S, until
 
 
 @pytest.fixture
@@ -40,7 +37,7 @@ def test_a_slow_poll_says_so_and_gives_each_gpu_its_line_and_no_call_hangs(libra
         until(lambda: any(o.signal is Signal.ALIVE for o in said))
     finally:
         stop.set()
-        reader.join(10)
+        reader.join(LATEST_S)
     kinds = [o.signal for o in said]
     assert set(kinds) == {Signal.SLOW, Signal.READING, Signal.ALIVE}
     assert kinds.index(Signal.READING) < len(kinds) - 2 - kinds[::-1].index(Signal.READING), "GPU by GPU"
@@ -77,4 +74,4 @@ def test_events_are_heard_between_polls_that_take_longer_than_their_rhythm(libra
             time.sleep(0.02)
     finally:
         stop.set()
-        reader.join(10)
+        reader.join(LATEST_S)

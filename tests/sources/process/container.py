@@ -14,6 +14,7 @@ from agent.model.observation import Observation, Signal
 from agent.sources.kubelet.pod_resources import command_line
 from agent.sources.process.serving import Serving
 from agent.sources.process.supervisor import Supervisor
+from tests.waiting import LATEST_S
 
 GOOD = Observation(0, "nvml", Signal.ALIVE).to_json().encode() + b"\n"
 _BEATS = f"import time\nwhile True: print({GOOD.decode().strip()!r}, flush=True); time.sleep(0.05)"
@@ -40,4 +41,4 @@ def serving(
         finally:
             stop.set()
             bell.send(b"x")
-            thread.join(10)
+            thread.join(LATEST_S)

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,9 @@ from agent.model.errors import UnaskedError, UndiagnosedError
 from agent.model.observation import Failure, Observation, Signal, Words, parse_line
 from agent.sources.dcgm.diag_process import Diagnosing
 from agent.sources.process.remote import Remote, ask
-from tests import waiting
 from tests.sources.process.container import GOOD, serving
+from tests.waiting import LATEST_S, until
 
-until = partial(waiting.until, timeout_s=20.0)
 DEEP = b"[" * 60_000
 STATUS = b'{"status":{"nvml":{"running":1,"pid":%s,"starts":1,"garbage":0,"trouble":"","ended":0}},"heard":1}'
 BOMBS = {
@@ -71,7 +69,7 @@ def answering(folder: Path, answer: bytes) -> Iterator[socket.socket]:
             yield listener
         finally:
             listener.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
+            thread.join(LATEST_S)
 
 
 @pytest.mark.parametrize("what", BOMBS)

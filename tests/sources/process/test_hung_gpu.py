@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,10 @@ from agent.sources.process.remote import Remote
 from agent.sources.process.serving import Serving
 from agent.sources.process.source import Source
 from agent.sources.process.supervisor import Supervisor
-from tests import waiting
 from tests.observe import GPU, OTHER
+from tests.waiting import LATEST_S, until
 
 ALIVE = Observation(0, "nvml", Signal.ALIVE).to_json()
-until = partial(waiting.until, timeout_s=150.0)
 NONE = set[str]()
 PYTHON = [sys.executable, "-I", "-S", "-c"]  # begins in a third of the time
 
@@ -274,14 +272,14 @@ class Agent:
 
     def restart(self) -> None:
         self._over.set()
-        self._threads[-1].join(20)
+        self._threads[-1].join(LATEST_S)
         self.container()
 
     def end(self) -> None:
         self._stop.set()
         self._over.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(LATEST_S)
 
     @property
     def faults(self) -> set[str]:

@@ -19,10 +19,9 @@ from agent.sources.kubelet.pod_resources import Holders
 from agent.sources.process.remote import Remote
 from agent.sources.process.serving import Serving
 from agent.sources.process.supervisor import Supervisor
-from tests import waiting
 from tests.sources.process.container import serving
+from tests.waiting import LATEST_S, until
 
-until = partial(waiting.until, timeout_s=20.0)
 MANY = 60
 HELD: Holders = {"a/train": frozenset({"GPU-a"}), "a/other": None}
 
@@ -39,7 +38,7 @@ class HungKubelet(Supervisor):
         self.begun += 1
         self.under_way += 1
         self.most = max(self.most, self.under_way)
-        assert self.go_on.wait(20)
+        assert self.go_on.wait(LATEST_S)
         self.under_way -= 1
         return HELD
 

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,8 @@ from agent.simulation.simulated import inject
 from agent.sources.dcgm.diag_process import LONGEST_BYTES
 from agent.sources.process.remote import Remote
 from agent.sources.process.renewal import Renewal
-from tests import waiting
+from tests.waiting import LATEST_S, until
 
-until = partial(waiting.until, timeout_s=20.0)
 NAMES = ("nvml", "kmsg")
 ALL = frozenset(NAMES)
 
@@ -57,7 +55,7 @@ def other(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     until(lambda: (folder / "s").is_socket())
     yield process
     process.terminate()
-    process.wait(10)
+    process.wait(LATEST_S)
 
 
 def gather(remote: Remote, true: Callable[[list[Observation]], object]) -> list[Observation]:
@@ -98,7 +96,7 @@ def test_the_agent_judges_over_the_socket_what_it_would_judge_alone(
         assert daemon.snapshot.verdict.status is Status.UNHEALTHY, "what it saw stands while it is blind"
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(LATEST_S)
 
 
 def test_a_container_of_the_sources_that_never_starts_is_named_and_the_node_is_never_healthy(folder: Path) -> None:
@@ -117,7 +115,7 @@ def test_a_container_of_the_sources_that_never_starts_is_named_and_the_node_is_n
         assert Status.HEALTHY not in seen
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(LATEST_S)
 
 
 def test_released_is_only_what_has_no_process_any_more(other: subprocess.Popen[bytes], folder: Path) -> None:
@@ -274,7 +272,7 @@ def diagnosed(folder: Path, liar: Liar, answer: bytes) -> tuple[dict[str, object
     try:
         return Remote(folder / "s", NAMES).diagnose(1, ["GPU-a"], told.append), told
     finally:
-        thread.join(10)
+        thread.join(LATEST_S)
 
 
 def test_a_diagnosis_tells_its_progress_and_then_its_result(folder: Path, liar: Liar) -> None:
