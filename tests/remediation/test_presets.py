@@ -16,6 +16,7 @@ from agent.config.neighbour_settings import Webhook
 from agent.config.settings import Config, Mode
 from agent.model.errors import RefusedError
 from agent.model.fault import Status, Verdict
+from agent.model.names import MANAGED_LABEL
 from agent.model.neighbours import ACCELERATED, ASKED, AUTOSCALER_TAINT, CORDON_REASON, NOT_ASKED, Preset
 from agent.model.remedy import Remedy
 from agent.model.steps import Retaint, Wait
@@ -244,6 +245,22 @@ def test_a_receiver_is_told_under_a_permit_what_is_asked_and_what_no_longer_is(t
         life.cluster._store("configmaps", "gpu-health-agent", {**pause, "data": {"paused": "false"}})
         told.run(life, 50, ["requested", "requested", "withdrawn", "requested"])
         assert told.heard[3][2] != told.heard[0][2], "it is asked anew"
+
+
+def test_a_request_stands_through_an_opt_out_until_a_release_of_which_no_receiver_is_told(tmp_path: Path) -> None:
+    told = Told()
+    with told.server:
+        life = Life(REPLACE, told.config(tmp_path).model_copy(update={"presets": ("eks", "webhook")}))
+        told.run(life, 50, ["requested"])
+        opted_out = {"metadata": {"labels": {MANAGED_LABEL: "false"}}}
+        life.cluster("PATCH", "/api/v1/nodes/n1", opted_out, MERGE)
+        life.run(100)
+        assert (condition(life), condition(life, "GpuReplacementRequested")[0]) == (("False", ASKED), "True")
+        list(release(life.cluster, "gpu-health-agent", "n1"))
+        life.run(100)
+        assert {condition(life)[0], condition(life, "GpuReplacementRequested")[0]} == {"absent"}
+        until(lambda: not life.client._receiver._calls)
+        assert [word for word, _, _ in told.heard] == ["requested"]
 
 
 def test_a_receiver_that_takes_nothing_is_told_again_and_named_and_holds_nobody_up(tmp_path: Path) -> None:
