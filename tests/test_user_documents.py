@@ -12,7 +12,8 @@ import yaml
 
 from agent.actions.checkpoint import declared
 from agent.cli import parser
-from agent.config.settings import Config, Mode, load
+from agent.config.config_file import load
+from agent.config.settings import Config, Mode
 from agent.model import names
 from agent.model.neighbours import ASKED, NEIGHBOURS, NOT_ASKED
 from agent.model.ownership import GATE_TAINTS, OPERANDS

@@ -15,7 +15,8 @@ from itertools import count
 from pathlib import Path
 from typing import TextIO
 
-from agent.config.settings import Config, load
+from agent.config.config_file import load
+from agent.config.settings import Config
 from agent.model.cluster_client import ClusterClient
 from agent.model.errors import ConfigError, UnreadableError, UsageError
 from agent.simulation.folder import simulation_directory

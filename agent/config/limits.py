@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from agent.model.remedy import Remedy
 
@@ -12,9 +13,30 @@ from agent.model.remedy import Remedy
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(field.field_name)].annotation is not bool:
+            raise ValueError("write a value: YAML reads yes, no, on and off as true and false")
+        if isinstance(value, str) and not "".join(value.split()).isprintable():
+            raise ValueError("write it in printable characters")
+        return value
 
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+
+def form(pattern: str, wanted: str) -> tuple[Any, Any]:
+    """Of a text, for ``Annotated``; ``wanted`` says in an error what to write."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(wanted)
+        return text
+
+    return AfterValidator(check), Field(json_schema_extra={"pattern": f"^({pattern})$"})
+
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Amount
+Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -56,7 +78,7 @@ class Limits(Section):
     """Where the kubelet refuses pods of so many workloads within the window, and all GPUs read well: degraded."""
     temperature_confirm_s: Seconds = 60  # how long a GPU must be too hot before it counts
     temperature_clear_s: Seconds = 600  # and cool before that clears
-    temperature_hysteresis_c: Annotated[float, Field(ge=0)] = 3  # °C below the limit that count as cool
+    temperature_hysteresis_c: Amount = 3  # °C below the limit that count as cool
     flag_confirm_s: Seconds = 3
     """For flags that NVML reads at each poll (recovery action, remap failure): two reads this far apart."""
     throttle_clear_s: Seconds = 600

@@ -8,6 +8,9 @@ from hashlib import sha256
 from typing import Any
 
 DEFAULT_SELECTOR = "nvidia.com/gpu.present=true"
+_WORD = r"[A-Za-z0-9][A-Za-z0-9_./-]*"
+_ONE = rf"!?\s*{_WORD}|{_WORD}\s*(==?|!=)\s*({_WORD})?|{_WORD}\s*[<>]\s*[0-9]+|{_WORD}\s+(in|notin)\s*\([^()]*\)"
+SELECTOR = rf"\s*|\s*({_ONE})\s*(,\s*({_ONE})\s*)*"  # an empty one selects everything
 _DEFAULT_NAME = "gpu"  # as agents of 0.1.0 named every pool: so its permits outlast an upgrade
 _NO_EFFECT = (
     "budget.pool: has no effect any more, as agents with the same budget.pool_selector share the permits: remove it"

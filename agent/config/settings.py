@@ -1,25 +1,34 @@
-"""One Config from one YAML file; an error names the field and the fix."""
+"""Every setting but those of rules, sources and neighbours."""
 
 from __future__ import annotations
 
-import os
-import sys
+import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from agent.config.limits import Count, Limits, Override, Seconds, Section
+from agent.config.limits import Count, Limits, Seconds, Section, form
 from agent.config.neighbour_settings import Gate, Webhook
-from agent.config.pool_name import DEFAULT_SELECTOR, old_name, pool_name, with_old_name, without_old_name
+from agent.config.pool_name import DEFAULT_SELECTOR, SELECTOR, pool_name, with_old_name, without_old_name
 from agent.config.source_settings import Sources
-from agent.model.errors import ConfigError
 from agent.model.neighbours import NEIGHBOURS, Preset
 from agent.model.remedy import LADDER, Remedy
 
-Share = Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])%$")]
+_SHARE = r"(100|[1-9]?[0-9])%"
+
+
+def _nodes(value: Any) -> Any:
+    if not re.fullmatch(rf"\s*[0-9]+(\.0+)?\s*|{_SHARE}", str(value)):
+        raise ValueError("write a number of nodes, as 5, or a share of the pool from 0% to 100%, as 5%")
+    return value
+
+
+Nodes = Annotated[Count | Annotated[str, Field(pattern=f"^{_SHARE}$")], BeforeValidator(_nodes)]
+_NAMESPACE = form(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "write a namespace's name: a-z, 0-9 and -, at most 63")
+_SELECTOR = form(SELECTOR, "write a label selector, as nvidia.com/gpu.present=true,example.com/pool in (a,b)")
+_ADDRESS = form(r"[0-9A-Za-z.:%_-]*", "write an IP address or a host's name; empty: every address")
 
 
 class Mode(StrEnum):
@@ -35,16 +44,16 @@ class Budget(Section):
 
     _known = model_validator(mode="before")(without_old_name)
     model_config = ConfigDict(json_schema_extra=with_old_name)
-    max_withdrawn: Annotated[int, Field(ge=0)] | Share = "10%"
+    max_withdrawn: Nodes = "10%"
     """Nodes of the pool with our hard taint, a number or a share of the pool (at least 1, of 0% none)."""
-    max_draining: Annotated[int, Field(ge=0)] | Share = 1  # nodes that evict at once
+    max_draining: Nodes = 1  # nodes that evict at once
     per_hour: Count = 0
     """Withdrawals an hour for the whole pool; 0 is no limit beyond max_withdrawn."""
-    pool_selector: str = DEFAULT_SELECTOR
+    pool_selector: Annotated[str, *_SELECTOR] = DEFAULT_SELECTOR
     """The label selector of the pool's nodes. Agents with the same one share the permits."""
     others_taints: tuple[str, ...] = ()
     """More keys of others' taints that mean a node is out of service, and count (those of autoscalers are known)."""
-    namespace: str = "gpu-health-agent"  # where Leases, pause and templates are
+    namespace: Annotated[str, *_NAMESPACE] = "gpu-health-agent"  # where Leases, pause and templates are
 
     @property
     def pool(self) -> str:
@@ -177,7 +186,7 @@ class Evidence(Section):
 
 
 class Http(Section):
-    address: str = ""
+    address: Annotated[str, *_ADDRESS] = ""
     """Where /metrics listens; empty: every address of the pod, IPv4 and IPv6."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9836  # of /metrics, /healthz, /readyz, /state and the status page
 
@@ -246,51 +255,3 @@ class Config(Section):
                 way = "is a way to ask for a replacement: set repair.request_replacement to true as well"
                 raise ValueError(f"{preset} {way}")
         return presets
-
-
-def load(path: str | os.PathLike[str] | None) -> Config:
-    """Read the configuration file; no file is the default configuration. ConfigError."""
-    if path is None:
-        return Config()
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror}): name an existing file with --config") from error
-    except (yaml.YAMLError, ValueError) as error:  # no UTF-8, or a date that is none
-        raise ConfigError(f"{path}: is not valid YAML: {str(error).splitlines()[0]}") from error
-    if data is not None and not isinstance(data, dict):
-        raise ConfigError(f"{path}: must hold a mapping such as 'mode: observe', not a {type(data).__name__}")
-    if notice := old_name(data):
-        sys.stderr.write(f"gpu-health-agent: {path}: {notice}\n")
-    try:
-        return Config.model_validate(data or {})
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error)}") from error
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first error only: one is enough to mend, and the next run names the next."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-")))
-    if first["type"] == "extra_forbidden":
-        return f"{field}: no such setting{_nearest(first['loc'])}"
-    return f"{field}: {first['msg']}, not {first['input']!r}"[:300]
-
-
-def _nearest(loc: tuple[int | str, ...]) -> str:
-    from difflib import get_close_matches
-
-    section: type[BaseModel] = Config
-    for part in loc[:-1]:
-        if isinstance(part, int):  # a list, of which there is one: policy.overrides
-            section = Override
-            continue
-        annotation = section.model_fields[part].annotation
-        if annotation == tuple[Override, ...]:
-            continue
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        section = annotation
-    known = list(section.model_fields)
-    near = get_close_matches(str(loc[-1]), known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"

@@ -64,7 +64,8 @@ def taken_early(world: World, budget: Budget, left_free: int) -> tuple[TakePermi
     large = world.aged and world.pool_size >= LARGE_POOL and world.permits is not None
     if not large or world.withdrawn or world.held(kind) or budget.per_hour or left_free:
         return ()
-    taken, left = _held(world, kind), allowed(world, kind, budget) - len(world.out)
+    most = min(allowed(world, kind, budget), world.pool_size)  # a limit without end is written as any number
+    taken, left = _held(world, kind), most - len(world.out)
     held, known = sorted(taken), sum(permit.kind is kind for permit in world.permits or ())
     free = [index for index in range(left) if index not in taken and index + _above(held, index) < left]
     among = (free[: known + _AT_ONCE], *([free] * (TRIES - 1)))

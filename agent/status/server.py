@@ -74,7 +74,8 @@ class Server:
             self._listener = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
         except OSError as error:
             where = f"{http.address or '*'}:{http.port}"
-            raise ConfigError(f"http.port: can't listen on {where} ({error.strerror}): choose a free one") from error
+            why = f"can't listen on {where} ({error.strerror}): choose a free port, and an address of this machine"
+            raise ConfigError(f"http.address, http.port: {why}") from error
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from agent.actions.kube import KubeClient
-from agent.config.settings import Budget, load
+from agent.config.config_file import load
+from agent.config.settings import Budget
 from agent.model.names import SELECTOR_ANNOTATION
 from tests.actions.test_kube import cluster, drive, fatal
 from tests.actions.test_pool import tainting
@@ -25,7 +26,7 @@ def test_a_selector_names_the_same_permits_however_it_is_written() -> None:
         assert named(",".join(order)) == named(",".join(REQUIREMENTS))
     for written in (
         "os != windows, gpu in(a100,h100) ,! spot,site==a",
-        " site = a,gpu  in ( h100,a100 ),!spot,os!=windows,site=a,",
+        " site = a,gpu  in ( h100,a100 ),!spot,os!=windows,site=a",
         "site in (a), gpu in (a100,h100), !spot, os notin ( windows )",
     ):
         assert named(written) == named(",".join(REQUIREMENTS))

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from agent.cli import main
-from agent.config.settings import Config, load
+from agent.config.config_file import load
+from agent.config.settings import Config
 
 
 def test_what_it_prints_is_the_same_configuration_with_every_default(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.settings import load
+from agent.config.config_file import load
 from agent.model.errors import ConfigError
 from agent.model.observation import Failure, Missing, Observation, Signal
 from agent.sources.dcgm.fields import FIELDS, XID

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from agent.config.settings import Config, Mode, load
+from agent.config.config_file import load
+from agent.config.settings import Config, Mode
 from agent.model.errors import ConfigError
 from agent.model.names import MANAGED_LABEL, PAUSE_CONFIGMAP
 from tests.actions.test_kube import holders

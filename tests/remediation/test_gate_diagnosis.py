@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from agent.commands.explain import stored
+from agent.config.config_file import load
 from agent.config.neighbour_settings import Gate
-from agent.config.settings import Config, load
+from agent.config.settings import Config
 from agent.model.errors import ConfigError
 from agent.model.names import GATE_TAINT
 from agent.remediation.records import Stage

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.actions.kube import KubeClient
-from agent.config.settings import Config, Deadlines, Mode, Repair, load
+from agent.config.config_file import load
+from agent.config.settings import Config, Deadlines, Mode, Repair
 from agent.model.fault import Fault, Severity, Status, Verdict
 from agent.model.names import HARD_TAINT
 from agent.model.remedy import LADDER, ROWS, Proof, Remedy

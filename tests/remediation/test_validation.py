@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.commands.explain import stored
-from agent.config.settings import Config, Recurrence, load
+from agent.config.config_file import load
+from agent.config.settings import Config, Recurrence
 from agent.model.cluster_client import ClusterClient
 from agent.model.errors import ConfigError
 from agent.model.fault import Status, Verdict

@@ -15,7 +15,7 @@ import grpc
 import pynvml as nv
 import pytest
 
-from agent.config.settings import load
+from agent.config.config_file import load
 from agent.model.errors import UnaskedError
 from agent.simulation.gpu import h100_8
 from agent.simulation.library import Library

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from agent.config.settings import load
+from agent.config.config_file import load
 from agent.model.errors import UnaskedError
 from agent.sources.kubelet.pod_resources import messages
 from agent.sources.kubelet.pods_api import _LISTED, _POD, PodsApi, command_line
