@@ -19,6 +19,7 @@ from agent.model.steps import StartJob
 from agent.model.world import Job
 
 _KEPT_S = 7 * 86400
+_UNSEEN = "no pod of it was seen"
 
 
 class Jobs:
@@ -46,11 +47,14 @@ class Jobs:
         """Create it; one that is there already was created by us before a crash."""
         template = quote(self._repair.templates[step.remedy], safe="")
         cron_job = ask(self._api, "GET", f"{self._path}/cronjobs/{template}")
+        body = self._body(step, uid, cron_job)
+        self._unbegun.setdefault(step.name, _UNSEEN)
         try:
-            ask(self._api, "POST", f"{self._path}/jobs", self._body(step, uid, cron_job))
+            ask(self._api, "POST", f"{self._path}/jobs", body)
         except RefusedError as refused:
             if refused.status != HTTPStatus.CONFLICT:
                 raise
+            del self._unbegun[step.name]
 
     def _body(self, step: StartJob, uid: str, cron_job: Mapping[str, Any]) -> dict[str, Any]:
         template = copy.deepcopy(cron_job["spec"]["jobTemplate"])
@@ -88,7 +92,7 @@ class Jobs:
         ended_s = 0 if state == "active" else int(now - self._ended.setdefault(item["metadata"]["uid"], now))
         pod = pods.get(name)
         if self._unbegun.get(name) != "" and (pod or state == "active"):
-            self._unbegun[name] = pod.unbegun if pod else "no pod of it is there"
+            self._unbegun[name] = pod.unbegun if pod else _UNSEEN
         unbegun = self._unbegun.get(name, "")  # the pod of one that lasted too long is gone
         pod = pod or JobPod()
         return Job(name, state, pod.exit_code, why, ended_s, pod.ended_at, unbegun)

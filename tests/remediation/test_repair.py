@@ -370,7 +370,7 @@ def test_a_node_whose_fault_was_dismissed_returns_once_its_job_has_ended_and_not
     life.run(100)
     assert life.tainted()
     assert (
-        f"Job {name} has not begun (no pod of it is there): the node stays withdrawn until it has ended" in life.waits
+        f"Job {name} has not begun (no pod of it was seen): the node stays withdrawn until it has ended" in life.waits
     )
     life.began[uid] = life.now
     life.run(30)
@@ -388,7 +388,7 @@ def test_nothing_is_begun_while_a_job_of_lost_records_runs() -> None:
     life.run(100)
     assert (life.repairs, life.waits) == (
         [],
-        (f"Job {name} has not begun (no pod of it is there): nothing else is begun",),
+        (f"Job {name} has not begun (no pod of it was seen): nothing else is begun",),
     )
 
 

@@ -55,7 +55,7 @@ def standing(status: dict[str, Any] | None) -> Standing:
 @pytest.mark.parametrize(
     ("status", "why"),
     [
-        (None, "no pod of it is there"),
+        (None, "no pod of it was seen"),
         ({"phase": "Pending"}, "its kubelet has not taken up its pod"),
         (TAKEN_UP, "its pod waits: ImagePullBackOff"),
     ],
@@ -82,6 +82,23 @@ def test_no_harder_remedy_follows_from_jobs_that_never_began(status: dict[str, A
     life.stands = False
     life.run(400, rests=True)
     assert (life.repairs[-1], {*life.repairs}, returned(life)) == ("reset_gpu", {"reset_gpu"}, True)
+
+
+def test_a_job_that_was_given_up_before_this_life_saw_a_pod_of_it_was_not_tried() -> None:
+    """As where the machine slept since it was asked for."""
+    life = Life(RESET, QUICK)
+
+    def given_up(_: int) -> None:
+        for job in life._jobs():
+            if not job.get("status"):
+                why = {"type": "Failed", "status": "True", "message": "Job was active longer than specified deadline"}
+                life.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [why]}})
+
+    life.after = given_up
+    life.run(200)
+    attempts = life.records().attempts
+    assert len(attempts) > life.config.repair.max_attempts
+    assert {(one.remedy, one.said) for one in attempts} == {("reset_gpu", "it never began: no pod of it was seen")}
 
 
 def test_a_container_that_ran_once_has_begun_whatever_its_pod_says_later() -> None:

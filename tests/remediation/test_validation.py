@@ -55,7 +55,7 @@ def test_a_node_that_is_well_before_its_repair_has_ended_stays_as_it_is_and_then
     life.reboots()
     life.run(300)
     waits = (
-        f"Job {name} has not begun (no pod of it is there): the node stays withdrawn until it has ended",
+        f"Job {name} has not begun (no pod of it was seen): the node stays withdrawn until it has ended",
         "the node is checked before it returns",
     )
     assert (life.tainted(), life.repairs, life.waits) == (True, [], waits)
@@ -91,7 +91,7 @@ def test_what_a_reset_paused_stays_so_until_it_has_ended_though_its_fault_is_dis
     life.began[uid] = float("inf")
     life.run(50)
     assert (
-        f"Job {name} has not begun (no pod of it is there): the node stays withdrawn until it has ended" in life.waits
+        f"Job {name} has not begun (no pod of it was seen): the node stays withdrawn until it has ended" in life.waits
     )
     assert life.node()["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"] == OPERAND_PAUSED
     life.over[uid], life.began[uid] = life._wall(), life.now
