@@ -159,6 +159,11 @@ class Node(Life):
                 self._acts_once(uid, job["metadata"]["name"], good=True)
         return None
 
+    def _acts(self, remedy: str, good: bool) -> None:
+        super()._acts(remedy, good)
+        if remedy == "replace_node" and good:
+            self.another_card()
+
     def _pause_s(self) -> float:
         """As the act loop's thread has it, but coarser where nothing is decided by it."""
         if self.failures:
