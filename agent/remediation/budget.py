@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from zlib import crc32
 
 from agent.config.settings import Budget
@@ -67,10 +68,15 @@ def taken_early(world: World, budget: Budget, left_free: int) -> tuple[TakePermi
     most = min(allowed(world, kind, budget), world.pool_size)  # a limit without end is written as any number
     taken, left = _held(world, kind), most - len(world.out)
     held, known = sorted(taken), sum(permit.kind is kind for permit in world.permits or ())
-    free = [index for index in range(left) if index not in taken and index + _above(held, index) < left]
-    among = (free[: known + _AT_ONCE], *([free] * (TRIES - 1)))
-    drawn = (few[crc32(f"{n} {world.holder}".encode()) % len(few)] for n, few in enumerate(among) if few)
-    choice = dict.fromkeys((*drawn, *free))
+
+    def free(start: int = 0) -> Iterator[int]:
+        around = chain(range(start, left), range(start))
+        return (index for index in around if index not in taken and index + _above(held, index) < left)
+
+    if not (few := [*islice(free(), known + _AT_ONCE)]):
+        return ()
+    first, *others = (crc32(f"{n} {world.holder}".encode()) for n in range(TRIES))
+    choice = dict.fromkeys((few[first % len(few)], *(next(free(start % left)) for start in others), *few))
     return tuple(TakePermit(kind, index, early=True) for index in [*choice][:TRIES])
 
 
