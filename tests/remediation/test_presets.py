@@ -517,6 +517,16 @@ def test_a_cordon_that_another_undid_leaves_no_mark_by_which_a_later_one_would_b
     assert cordoned(made) == (False, None)
 
 
+def test_a_person_keeps_our_cordon_by_taking_its_annotation_off() -> None:
+    made = cluster()
+    client = KubeClient(made, "n1", SLINKY)
+    drive(client, fatal(), SLINKY)
+    by_hand(made, True)
+    drive(client, fatal(), SLINKY)
+    drive(client, healthy(), SLINKY)
+    assert (cordoned(made), taints(made)) == ((True, None), [])
+
+
 def test_a_preset_that_is_switched_off_undoes_its_cordon_and_so_does_release() -> None:
     made = cluster()
     drive(KubeClient(made, "n1", SLINKY), fatal(), SLINKY)
