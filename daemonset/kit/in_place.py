@@ -32,7 +32,10 @@ def _each(outline: Any, state: Any, act: Any) -> Any:
         return act(outline, state if isinstance(state, torch.Tensor) else None)
     if isinstance(outline, dict):
         known = state if isinstance(state, dict) else {}
-        return type(outline)([(key, _each(one, known.get(key), act)) for key, one in outline.items()])
+        made: Any = type(outline)([(key, _each(one, known.get(key), act)) for key, one in outline.items()])
+        if hasattr(outline, "_metadata"):  # of a module's state_dict: the versions by which its parts are read
+            made._metadata = outline._metadata
+        return made
     if isinstance(outline, list | tuple):
         same = isinstance(state, list | tuple) and len(state) == len(outline)
         return type(outline)([_each(one, state[at] if same else None, act) for at, one in enumerate(outline)])
