@@ -19,7 +19,8 @@ _AT_ONCE = 100  # of a long list: so many Nodes are 2 MB
 def sensible(answer: Any, what: str, resource: str, listed: bool, accept: str = JSON) -> None:
     """Check the answer to ``what``: whether all that is read of such an object has its form. UnreachableError.
 
-    Of a pod in a list only its name is checked: whatever else makes no sense in it is that pod's trouble.
+    Of a pod in a list only its name is checked: whatever else makes no sense in it is that pod's trouble. A write may
+    be answered with a Status, whose status is a word.
     """
     if accept == TABLE:
         _table(answer, what, resource)
@@ -27,7 +28,7 @@ def sensible(answer: Any, what: str, resource: str, listed: bool, accept: str = 
         for one in _objects(answer, what):
             if resource != "pods" and (why := wrong(one, form_of(resource))):
                 raise _nonsense(what, f"{one['metadata']['name']}: {why}")
-    elif not (isinstance(answer, dict) and answer.get("kind") == "Status"):  # as to an eviction: its status is a word
+    elif what.startswith("GET") or not isinstance(answer, dict) or answer.get("kind") != "Status":
         _whole(answer, what, resource)
 
 

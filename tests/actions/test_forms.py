@@ -12,6 +12,7 @@ from agent.actions.kube import KubeClient
 from agent.config.settings import Config, Mode
 from agent.model.errors import RefusedError, UnreachableError
 from agent.model.names import HARD_TAINT
+from agent.model.steps import StartJob
 from agent.runtime.actor import Actor
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from tests.life import CONFIG
@@ -35,10 +36,11 @@ def put(value: Any, at: tuple[Any, ...], odd: Any) -> Any:
     """The same with another value there; ``...`` takes it out."""
     if not at:
         return odd
+    last = odd is ... and len(at) == 1
     if isinstance(value, list):
-        return [put(value[0], at[1:], odd), *value[1:]]
+        return value[1:] if last else [put(value[0], at[1:], odd), *value[1:]]
     rest = {key: one for key, one in value.items() if key != at[0]}
-    return rest if odd is ... and len(at) == 1 else {**rest, at[0]: put(value[at[0]], at[1:], odd)}
+    return rest if last else {**rest, at[0]: put(value[at[0]], at[1:], odd)}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,20 @@ def test_a_field_of_another_form_is_told_with_its_object_and_is_no_bug(repaired:
             told.append(bent.looked())
     assert len(told) > 20
     assert any("makes no sense: " in one for one in told)
+
+
+def test_a_template_of_another_form_is_told_and_is_no_bug(repaired: InMemoryCluster) -> None:
+    bent, told = Bent(repaired, "/cronjobs/"), set[str]()
+    jobs, step = KubeClient(bent, "n1", DRA)._jobs, StartJob("gpu-health-reset-gpu-x", "reset_gpu", ("GPU-a",))
+    jobs.start(step, "u")
+    for at in [*fields(bent.answer)][1:]:
+        for odd in (..., None, {"kind": "Status"}, *ODD):
+            bent.at, bent.odd = at, odd
+            try:
+                jobs.start(step, "u")
+            except UnreachableError as error:
+                told.add(str(error).partition(" makes no sense: ")[2])
+    assert {"spec.jobTemplate.spec.template is missing", "metadata.name is no text"} <= told
 
 
 def test_the_sentence_names_the_object_and_the_field() -> None:
