@@ -19,6 +19,7 @@ MOST_BYTES = 32 << 20  # of an answer: twice as much, in pieces and whole, goes 
 # A watch is sent a bookmark every minute: one that is silent for longer is a connection that has no other end any more.
 _QUIET_S = 150.0
 _LONGEST_EVENT_BYTES = 4 * 1024 * 1024
+_MOST_CHARS = 2000  # of a refusal's words: a webhook chooses them, and they are shown and logged
 _TYPED = re.compile(r"/apis?/(?!.*/proxy/)")  # whatever is there says its kind; a pod's own answer need not
 JSON = "application/json"
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
@@ -179,9 +180,10 @@ def ask(api: Api, method: str, path: str, body: Any = None, content_type: str = 
     status, answer = api(method, path, body, content_type, accept)
     if 200 <= status < 300:
         return answer
-    message, details = str(answer.get("message") or f"HTTP {status}"), answer.get("details") or {}
-    causes = [cause for cause in details.get("causes") or () if isinstance(cause, dict)]
-    messages = "; ".join(str(cause.get("message", "")) for cause in causes if cause.get("message"))
+    message, details = str(answer.get("message") or f"HTTP {status}")[:_MOST_CHARS], answer.get("details") or {}
+    listed = details.get("causes")
+    causes = [cause for cause in listed if isinstance(cause, dict)] if isinstance(listed, list) else []
+    messages = "; ".join(str(cause["message"]) for cause in causes if cause.get("message"))[:_MOST_CHARS]
     reasons = tuple(str(cause.get("reason", "")) for cause in causes)
     if (status, content_type) == (HTTPStatus.UNPROCESSABLE_ENTITY, JSON_PATCH) and message.startswith(PATCH_FAILED):
         raise RefusedError(HTTPStatus.CONFLICT, "the object changed meanwhile: the JSON Patch's test failed")

@@ -324,6 +324,8 @@ def test_a_redirect_is_told_and_not_followed(tmp_path: Path) -> None:
         ("401 Unauthorized", {"message": "Unauthorized"}, "does not take this token .Unauthorized.: it has expired"),
         ("429 Too Many Requests", {"message": "later", "details": ["x"]}, "later"),
         ("422 Unprocessable", {"message": "no", "details": {"causes": ["x", {"message": "why"}]}}, "no why"),
+        ("422 Unprocessable", {"message": "no", "details": {"causes": 7}}, "no"),
+        ("403 Forbidden", {"message": "no" * 1_000_000, "details": {"causes": [{"message": "why" * 1_000_000}]}}, "no"),
     ],
 )
 def test_a_refusal_is_told_in_the_servers_words(status: str, body: Any, said: str, tmp_path: Path) -> None:
@@ -331,6 +333,7 @@ def test_a_refusal_is_told_in_the_servers_words(status: str, body: Any, said: st
         with pytest.raises(RefusedError, match=said) as refused:
             ask(connect(kubeconfig(tmp_path, server.url)), "GET", "/")
         assert refused.value.status == int(status[:3])
+        assert len(str(refused.value)) < 5000
 
 
 @pytest.mark.parametrize(
