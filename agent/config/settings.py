@@ -26,8 +26,11 @@ def _nodes(value: Any) -> Any:
 
 
 Nodes = Annotated[Count | Annotated[str, Field(pattern=f"^{_SHARE}$")], BeforeValidator(_nodes)]
-_NAMESPACE = form(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "write a namespace's name: a-z, 0-9 and -, at most 63")
+_NAME = form(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "write a namespace's name: a-z, 0-9 and -, at most 63")
+Namespace = Annotated[str, *_NAME]
 _SELECTOR = form(SELECTOR, "write a label selector, as nvidia.com/gpu.present=true,example.com/pool in (a,b)")
+_KEY = form(r"[A-Za-z0-9][A-Za-z0-9._/-]*", "write a taint's key, as example.com/broken")
+_PREFIX = form(r"[A-Za-z0-9][A-Za-z0-9./-]*", "write how a resource's name begins, as nvidia.com/")
 _ADDRESS = form(r"[0-9A-Za-z.:%_-]*", "write an IP address or a host's name; empty: every address")
 
 
@@ -51,9 +54,9 @@ class Budget(Section):
     """Withdrawals an hour for the whole pool; 0 is no limit beyond max_withdrawn."""
     pool_selector: Annotated[str, *_SELECTOR] = DEFAULT_SELECTOR
     """The label selector of the pool's nodes. Agents with the same one share the permits."""
-    others_taints: tuple[str, ...] = ()
+    others_taints: tuple[Annotated[str, *_KEY], ...] = ()
     """More keys of others' taints that mean a node is out of service, and count (those of autoscalers are known)."""
-    namespace: Annotated[str, *_NAMESPACE] = "gpu-health-agent"  # where Leases, pause and templates are
+    namespace: Namespace = "gpu-health-agent"  # where Leases, pause and templates are
 
     @property
     def pool(self) -> str:
@@ -103,8 +106,8 @@ class Drain(Section):
     """Pods without a controller, or with a volume on this node's own disk: wait for a person, or let them go."""
     checkpoint_s: Seconds = 300
     """The longest wait for a pod's checkpoint, whatever it declares; on a lost GPU nobody waits."""
-    exclude_namespaces: tuple[str, ...] = ("kube-system",)  # whose pods leave for a node's remedy only
-    resource_prefixes: tuple[str, ...] = ("nvidia.com/",)
+    exclude_namespaces: tuple[Namespace, ...] = ("kube-system",)  # whose pods leave for a node's remedy only
+    resource_prefixes: tuple[Annotated[str, *_PREFIX], ...] = ("nvidia.com/",)
     """An extended resource with one of these prefixes is a GPU: in what a pod requests, in what the kubelet says that
     it holds, and in what the Node offers."""
 
