@@ -146,7 +146,8 @@ class Server(InMemoryCluster):
         """To end: by when it should, and when it will."""
         namespace, name = raw["metadata"]["namespace"], raw["metadata"]["name"]
         manner = self._manner(raw)
-        self.change("pods", name, {"metadata": {"deletionTimestamp": self.clock(manner.grace_s)}}, namespace)
+        ends = {"deletionTimestamp": self.clock(manner.grace_s), "deletionGracePeriodSeconds": manner.grace_s}
+        self.change("pods", name, {"metadata": ends}, namespace)
         self.ends.setdefault((namespace, name), self.now() + manner.ends_s)
         self.asked.setdefault((namespace, name), self.now())
 
