@@ -17,7 +17,12 @@ def is_over(metadata: Mapping[str, Any], spec: Mapping[str, Any], seen_s: float,
 
     An earlier life may have seen it end for longer. When it was asked to, the API server wrote down itself.
     """
-    return max(seen_s, now - _asked_at(metadata, now)) > _grace_s(metadata, spec) + _STUCK_S
+    return max(seen_s, now - _asked_at(metadata, now)) > leaves_s(metadata, spec)
+
+
+def leaves_s(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> float:
+    """How long it may take once it was asked, seconds: its grace period as far as it counts, and a minute."""
+    return _grace_s(metadata, spec) + _STUCK_S
 
 
 def _asked_at(metadata: Mapping[str, Any], now: float) -> float:

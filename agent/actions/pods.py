@@ -15,7 +15,7 @@ from agent.actions.checkpoint import ANSWER_S, Calls, declared
 from agent.actions.claims import Claims, unwell
 from agent.actions.controllers import controller, told, workload
 from agent.actions.eviction import Evictions, path_of
-from agent.actions.grace import is_over
+from agent.actions.grace import is_over, leaves_s
 from agent.actions.job_pods import JobPod, job_pods
 from agent.actions.leases import Clock
 from agent.actions.volumes import Volumes
@@ -201,6 +201,7 @@ class Pods:
             finished=status.get("phase") in _OVER,
             terminating=metadata["uid"] in self._going,
             stuck=self._is_stuck(metadata, spec),
+            leaves_s=int(leaves_s(metadata, spec)),
             priority=int(spec.get("priority") or 0),
             tolerates=any(_tolerates(one) for one in spec.get("tolerations") or ()),
             protected=any(annotations.get(key) == value for key, value in _KEEP.items()),

@@ -56,6 +56,7 @@ class Pod:
     finished: bool = False  # Succeeded or Failed
     terminating: bool = False
     stuck: bool = False  # terminating, and its grace (at most ten minutes of it) and a minute have passed
+    leaves_s: int = 660  # how long it may take once it was asked: that grace and that minute
     priority: int = 0
     workload: str = ""  # namespace/Kind/name of what a person knows as its controller
     controller: About | None = None  # where an Event may be about it

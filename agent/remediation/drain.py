@@ -3,6 +3,9 @@
 Whoever drains has a draining permit, and others wait for it. So the node keeps it only while something goes on:
 until the pods that were asked have gone or had their time, and while a budget refuses until the drain's deadline.
 Nobody waits for what is left. Only a request that was in vain, and may still arrive, keeps it for five minutes.
+
+A life of the agent that ends soon sees neither the pods' time pass nor those five minutes. So the Node bears since when
+nobody is asked any more, by the boot's monotonic clock, which the boot's lives share.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.config.settings import Drain
+from agent.model.names import PERMIT_VALID_S
 from agent.model.remedy import Remedy
-from agent.model.steps import AskCheckpoint, Delete, Evict, On, Step, TakePermit, Wait
+from agent.model.steps import AskCheckpoint, Delete, Evict, GivePermit, On, SetFence, Step, TakePermit, Wait
 from agent.model.world import PermitKind, Pod, World
 from agent.remediation.budget import free_permit, given, lately, spent
 from agent.remediation.case import Case, Outcome, Treatment
@@ -28,7 +32,7 @@ _STAYS = (
 )
 _MOST_RETURNS = 3
 _LEAVES_S = 660  # how long a pod that was asked may take: the longest grace that counts, and a minute
-PENDING = Wait("the draining permit stays for five minutes: the API server may still carry out a request that failed")
+_PENDING = Wait("the draining permit stays for five minutes: the API server may still carry out a request that failed")
 _BEHIND = Wait("the drain is past its deadline: others that wait for a draining permit go first", On.PERMIT)
 
 
@@ -75,12 +79,14 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     there = leaving(world.pods, treatment)
     stay = tuple(Wait(f"pod {pod.key} {_STAYS}", On.POD) for pod in staying(world.pods, treatment))
     if not there:
-        return records, (*stay, *ceased(world))
+        return records, (*stay, *ceased(case, records))
     if not case.local.gathered:
         why = "the node's faults are gathered before the first eviction, so that a gang restarts once"
         return records, (*stay, Wait(why))
     permit = None if held else free_permit(world, PermitKind.DRAINING, config.budget)
     lasted_s = _lasted_s(case, treatment, records)
+    if lasted_s is None and held and held.found:  # as after a reboot: a drain that begins anew takes its permit anew
+        return records, (*stay, *ceased(case, records))
     if lasted_s is None and (held or permit is not None):
         begun = Begun(treatment.remedy, int(case.verdict.at), {}, case.verdict.boot_id, float(world.clock_s))
         records, lasted_s = replace(records, drain=begun), 0.0
@@ -107,12 +113,16 @@ def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     to_expel = overdue and len(last) == len(asks) and not any(wait.on is On.POD for wait in waits)
     deletes = expelling(case, treatment, [(step.pod, step.cause) for step in last]) if to_expel else ()
     if held:
-        goes_on = deletes or expelled(world) or any(pod.terminating and not pod.stuck for pod in world.pods)
+        quiet_s = _quiet_s(case, records)
+        goes_on = deletes or expelled(world) or any(pod.terminating and _in_time(pod, quiet_s) for pod in world.pods)
         idle = (refused or not asks) and not goes_on
         # However many checkpoints, refusals and pods that end without end come one after the other.
         had_s = over_s if held.found else held.had_s  # how long an earlier life had it nobody knows
         endless = min(over_s, had_s) >= config.drain.checkpoint_s + _LEAVES_S
-        return records, (*waits, *(_given_back(world) if idle or endless else (*asks, *deletes)))
+        if idle or endless:
+            return records, (*waits, *_given_back(world, quiet_s))
+        again = TakePermit(PermitKind.DRAINING, held.index, confirms=not held.former)
+        return records, (*([again] if held.stale else []), *waits, *asks, *deletes)
     if not asks:
         return records, waits
     if permit is None:
@@ -153,19 +163,46 @@ def _with_asked(drain: Begun, pods: tuple[Pod, ...], world: World) -> Begun:
     return replace(drain, asked={uid: at for uid, at in {**drain.asked, **new}.items() if uid in there})
 
 
-def ceased(world: World) -> tuple[Step, ...]:
+def ceased(case: Case, records: Records) -> tuple[Step, ...]:
     """Where nobody is evicted any more: the draining permit goes back once the pods that were asked have gone."""
+    world, quiet_s = case.world, _quiet_s(case, records)
     held = world.held(PermitKind.DRAINING)
-    pods = (pod for pod in world.pods or () if not pod.stuck)
+    pods = (pod for pod in world.pods or () if _in_time(pod, quiet_s))
     going = sorted(pod.key for pod in pods if pod.terminating or expels(world, pod))
     if held and going and held.unchanged_s < _LEAVES_S:
         return (Wait(f"the draining permit goes back once these have gone: {', '.join(going)}"),)
-    return _given_back(world)
+    return _given_back(world, quiet_s)
 
 
-def _given_back(world: World) -> tuple[Step, ...]:
+def _given_back(world: World, quiet_s: int) -> tuple[Step, ...]:
     held = world.held(PermitKind.DRAINING)
-    return (PENDING,) if held and (world.pending or held.inherited) else given(world, PermitKind.DRAINING)
+    late = world.pending or (held and held.inherited and quiet_s < PERMIT_VALID_S)
+    return (_PENDING,) if held and late else given(world, PermitKind.DRAINING)
+
+
+def quieted(case: Case, records: Records, moves: tuple[Step, ...]) -> Records:
+    """With since when nobody is asked to leave while the permit is held. It goes before anybody is asked again."""
+    world, drain, held = case.world, records.drain, case.world.held(PermitKind.DRAINING)
+    asks = any(isinstance(step, AskCheckpoint | Evict | Delete | SetFence) for step in moves)
+    stays = held and not any(isinstance(step, GivePermit) for step in moves)
+    if drain is None or not (asks or stays):
+        return records
+    if rebooted(drain.boot_id, case.verdict):
+        drain = replace(drain, boot_id=case.verdict.boot_id, boot_s=0.0, asked={})
+    return replace(records, drain=replace(drain, quiet_from=0 if asks else world.clock_s - _quiet_s(case, records)))
+
+
+def _quiet_s(case: Case, records: Records) -> int:
+    """For how many seconds of this boot nobody was asked to leave, in whichever life of the agent."""
+    drain, now_s = records.drain, case.world.clock_s
+    if drain is None or rebooted(drain.boot_id, case.verdict):
+        return 0
+    return now_s - drain.quiet_from if 0 < drain.quiet_from <= now_s else 0
+
+
+def _in_time(pod: Pod, quiet_s: int) -> bool:
+    """Whether it may still be ending, had it been asked by the last request that could arrive."""
+    return not pod.stuck and quiet_s - PERMIT_VALID_S <= pod.leaves_s
 
 
 def _lasted_s(case: Case, treatment: Treatment, records: Records) -> float | None:

@@ -35,7 +35,7 @@ from agent.model.world import Condition, Local, PermitKind, Taint, World
 from agent.remediation.budget import beyond, free_permit, given, hidden, needed, spent, taken_early
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.conditions import posts, replacement, reported
-from agent.remediation.drain import PENDING, ceased, drain, drained
+from agent.remediation.drain import ceased, drain, drained, quieted
 from agent.remediation.events import announcements
 from agent.remediation.fence import fencing, lifted, rehearsed
 from agent.remediation.gate import checked as gate
@@ -99,7 +99,8 @@ class Plan:
 def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
     """The next steps, in order."""
     now = situation(Case(verdict, world, config, local))
-    back: Steps = () if now.situation is Situation.WITHDRAWN else ceased(world)
+    back: Steps = () if now.situation is Situation.WITHDRAWN else ceased(now.case, now.records)
+    now = replace(now, records=quieted(now.case, now.records, back)) if back else now
     match now.situation:
         case Situation.ANOTHER_AGENT:  # whose permits are of the same name
             return Plan(now.stands)
@@ -141,10 +142,11 @@ def _treated(now: Now) -> Outcome:
     """What is done on a withdrawn node: its pods leave, and then it is repaired."""
     case, treatment, records = now.case, now.treatment, now.records
     assert treatment  # noqa: S101 - no node is withdrawn without one
-    moves: Steps = ceased(case.world)
+    moves: Steps = ceased(case, records)
     coming = yet_to_come(case, treatment, records)
     if coming and not treatment.idle:
         records, moves = drain(case, coming, records)
+    records = quieted(case, records, moves)
     gone = drained(case.world, coming or treatment) or not coming
     records, repairing = repair(case, treatment, records, gone)
     if records.live is not None and records.live.remedy is Remedy.REPLACE_NODE:
@@ -164,8 +166,7 @@ def _withdrawn(now: Now, records: Records, moves: Steps) -> Steps:
         return (*aimed.report(), *given(world, PermitKind.WITHDRAWN), why)
     if early := taken_early(world, budget, left_free):
         return (*early, *aimed.report(), why)
-    # One that only waits to be given back is not confirmed: an agent that never lives so long keeps nobody waiting.
-    steps = [*confirmed(world, budget, drains=now.situation is Situation.WITHDRAWN and PENDING not in moves)]
+    steps = [*confirmed(world, budget)]
     for kind in needed(world, budget):
         permit = free_permit(world, kind, budget, left_free)
         if permit is None:

@@ -104,6 +104,7 @@ class Begun:
     boot_s: float = 0.0  # monotonic seconds in that boot; 0: its deadline begins anew once pods may be asked
     asked: Mapping[str, int] = field(default_factory=dict)  # pod UID → when it was asked to save, monotonic seconds
     permit: int | None = None  # the number of the draining permit; None: an older agent's word
+    quiet_from: int = 0  # since when nobody is asked to leave under it, monotonic seconds; 0: somebody may be
 
 
 COLLECTS = "gpu-health-collect-"  # with what the name of its Job begins
@@ -204,6 +205,8 @@ def as_json(records: Records, words: int) -> dict[str, Any]:
             stored["drain"]["permit"] = records.drain.permit
         if records.drain.asked:
             stored["drain"]["asked"] = dict(records.drain.asked)
+        if records.drain.quiet_from:
+            stored["drain"]["quiet_from"] = records.drain.quiet_from
     if records.idle != Idle():
         failed_resets = {key: _stored(one, words) for key, one in records.idle.failed_resets.items()}
         stored["idle"] = {
@@ -286,4 +289,5 @@ def _begun(data: Mapping[str, object]) -> Begun:
     boot = strict.text(data.get("boot_id", "")), strict.number(data.get("boot_s", 0.0), 0.0)
     asked = {uid: strict.whole(at) for uid, at in strict.table(data.get("asked", {})).items()}
     permit = strict.whole(data["permit"]) if "permit" in data else None
-    return Begun(Remedy(strict.text(data["remedy"])), strict.second(data["at"]), returns, *boot, asked, permit)
+    quiet = strict.whole(data.get("quiet_from", 0))
+    return Begun(Remedy(strict.text(data["remedy"])), strict.second(data["at"]), returns, *boot, asked, permit, quiet)

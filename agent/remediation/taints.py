@@ -73,12 +73,12 @@ def effect_on(taints: Iterable[Taint]) -> str:
     return ours.get(HARD_TAINT, ours.get(SOFT_TAINT, ""))
 
 
-def confirmed(world: World, budget: Budget, drains: bool = False) -> tuple[Step, ...]:
-    """Nothing is done on a permit that was not confirmed lately. Whoever evicts nobody lets the draining one go.
+def confirmed(world: World, budget: Budget) -> tuple[Step, ...]:
+    """Nothing is done on a permit that was not confirmed lately. The draining one is the drain's to confirm.
 
     One that was taken early is ours by its confirmation.
     """
-    kept = [p for p in world.permits or () if p.stale and (drains or p.kind is not PermitKind.DRAINING)]
+    kept = [p for p in world.permits or () if p.stale and p.kind is not PermitKind.DRAINING]
     over = beyond(world, budget)
     return tuple(TakePermit(p.kind, p.index, confirms=not p.former) for p in kept if not (p.early and over))
 

@@ -250,7 +250,7 @@ class Stamped(InMemoryCluster):
         return super()._store(kind, namespace, body)
 
 
-@pytest.mark.parametrize(("away_s", "left_s"), [(240, 60), (900, 590)])
+@pytest.mark.parametrize(("away_s", "left_s"), [(240, 60), (900, 890)])
 def test_the_deadline_begins_anew_where_nobody_was_there_to_see_an_opt_out(away_s: int, left_s: int) -> None:
     drain = Drain(on_deadline="delete", deadline_s=Deadlines(reset_gpu=600))
     cluster = Stamped()
