@@ -65,7 +65,7 @@ def repair(case: Case, treatment: Treatment, records: Records, drained: bool) ->
     if job is None and live.remedy not in settings.templates:
         return _ended(case, records, live, f"repair.{live.remedy} names no template any more")
     if job is not None:
-        return records.latest(replace(live, stage=Stage.STARTED, acted_at=case.verdict.at)), ()
+        return _started(case, records, live), ()
     if world.jobs is not None and (why := _overtaken(case, treatment, live)):
         left = records if _may_come(case) else _restored(records.unbegun())
         return left, (Wait(f"{live.remedy}, attempt {live.number}, is not begun: {why}"),)
@@ -200,6 +200,22 @@ def _watch(case: Case, records: Records, live: Attempt, job: Job | None) -> Outc
 def _on(records: Records) -> On:
     """Whoever sees to a kubelet or a registry is called once a Job never began."""
     return On.REPAIR if any(one.unbegun for one in records.attempts) else On.OTHER
+
+
+def noted(case: Case, records: Records) -> Records:
+    """With what became of a Job that was made, whatever keeps the agent from acting: else nobody would know what came
+    after a reset, and our own NVML would stay closed for it."""
+    live = records.live
+    job = next((job for job in case.world.jobs or () if live and job.name == live.job), None)
+    if live is None or job is None:
+        return records
+    if live.stage is Stage.RESERVED:
+        return _started(case, records, live)
+    return _watch(case, records, live, job)[0]
+
+
+def _started(case: Case, records: Records, live: Attempt) -> Records:
+    return records.latest(replace(live, stage=Stage.STARTED, acted_at=case.verdict.at))
 
 
 def settled(case: Case, records: Records) -> Records:

@@ -21,7 +21,7 @@ from agent.remediation.ladder import effective
 from agent.remediation.other_controllers import another, upgrading
 from agent.remediation.records import Records
 from agent.remediation.recurrence import replaced, watched, with_replacement
-from agent.remediation.repair import CURED, running
+from agent.remediation.repair import CURED, noted, running
 from agent.remediation.stored import Stored, load
 
 _MOST_UNWELL = 8  # pods that are named
@@ -87,7 +87,7 @@ def situation(case: Case) -> Now:
     if own and writer and writer.life != own.life and writer > own:
         return Now(Situation.ANOTHER_AGENT, (Wait(_overtaken(writer), On.STOPPED),), case)
     if why := upgrading(world.labels):
-        records = stored.records.stopped if stored else Records()
+        records = noted(case, stored.records.stopped) if stored else Records()
         return Now(Situation.KEEP_OFF, (_aside(why, case),), case, stored, records=records)
     if world.tainted and stored is None and not case.verdict.fatal:
         why = f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for"
@@ -103,7 +103,10 @@ def situation(case: Case) -> Now:
         began_s = records.drain.boot_s if records.drain else 0.0
         if not evicts or world.paused or another(world) or world.unlisted or began_s < case.local.opted_out_at:
             records = records.stopped
-    return Now(*_named(case, treatment), case, stored, treatment, records, waits)
+    which, stands = _named(case, treatment)
+    if treatment and which is not Situation.WITHDRAWN:
+        records = noted(case, records)
+    return Now(which, stands, case, stored, treatment, records, waits)
 
 
 def _aside(why: str, case: Case) -> Wait:
