@@ -142,7 +142,10 @@ class FlightRecorder(Recorder):
     def _keep(self) -> None:
         if self._writes.acquire(blocking=False):
             args = (self._file_name, self.segments.whole())
-            threading.Thread(target=self._written, args=args, daemon=True).start()
+            try:
+                threading.Thread(target=self._written, args=args, daemon=True).start()
+            except RuntimeError:  # the machine has no more: evidence is worth no trouble of the agent's
+                self._writes.release()
 
     def _written(self, name: str, data: tuple[bytes, ...]) -> None:
         try:

@@ -72,7 +72,10 @@ class DiagRunner:
         if self._run and self._run.end is None:
             # As a server's refusal that the next round may find gone.
             raise RefusedError(HTTPStatus.NOT_FOUND, "the diagnosis before it has not ended yet")
-        self._run = _Run(step, self._ask)
+        try:
+            self._run = _Run(step, self._ask)
+        except RuntimeError as error:  # the machine has no more threads, and may have one later
+            raise RefusedError(HTTPStatus.NOT_FOUND, f"there is no thread for it ({error})") from error
         return True
 
 

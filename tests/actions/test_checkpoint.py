@@ -19,6 +19,7 @@ from agent.model.world import Local
 from agent.remediation.plan import plan
 from tests.actions.test_kube import cluster, drive
 from tests.actions.test_pods import annotate, change, config, reset, said
+from tests.scarce import no_threads
 from tests.waiting import until
 
 ANSWER_S = 0.2
@@ -251,11 +252,8 @@ def test_a_pod_that_is_gone_is_asked_no_more_and_its_late_answer_is_nobodys(serv
 
 def test_without_a_thread_to_ask_it_a_pod_is_said_and_is_asked_later(serve: Serve) -> None:
     server, calls = serve(SAVED), Calls(ANSWER_S)
-    before = threading.stack_size(1 << 47)  # more than there is
-    try:
+    with no_threads():
         calls.ask("uid", "127.0.0.1", server.port, "/save")
-    finally:
-        threading.stack_size(before)
     assert (calls.asking, calls.answer("uid")) == (False, (False, "the agent could start no thread to ask it"))
     calls.ask("uid", "127.0.0.1", server.port, "/save")
     until(lambda: calls.answer("uid")[0])

@@ -29,6 +29,7 @@ from agent.recording.recording import Recording, Restored, Round
 from agent.remediation.stored import restored
 from tests.bench.flight import stormed_mib
 from tests.observe import OTHER, START, alive, fields, ids, reading, xid
+from tests.scarce import no_threads
 
 EXPECTED = ("nvml", "kmsg")
 ORDERS = Orders(workloads={"uid-1": "research/Job/secret"})
@@ -94,6 +95,15 @@ def test_a_fatal_onset_keeps_the_minutes_before_it_and_they_replay_to_the_same_v
     assert (told[-1], told[-2]) == (ids(flight.verdicts[-1]), [])
     assert 800 <= 5 * len(told) <= 1000, "a quarter of an hour, and not the half hour of its life"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_an_onset_for_which_there_is_no_thread_ends_nothing_and_the_next_is_written(tmp_path: Path) -> None:
+    flight = Flight(tmp_path)
+    with no_threads():
+        flight.breaks()
+    assert not kept(flight.folder)
+    flight.round(alive(), alive("kmsg"), after_s=60)
+    assert flight.files(), "with what followed"
 
 
 def test_what_follows_the_onset_for_a_minute_is_in_the_same_file(tmp_path: Path) -> None:

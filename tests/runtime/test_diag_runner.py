@@ -25,6 +25,7 @@ from agent.remediation.stored import dump
 from agent.runtime.diag_runner import DiagRunner
 from agent.simulation.in_memory_cluster import InMemoryCluster
 from agent.sources.dcgm.diag_process import Progress
+from tests.scarce import no_threads
 
 STEP = Diagnose("gpu-health-diagnosis-1-1", 2, ("GPU-a",))
 CHECK = Validation(Kind.DIAGNOSIS, "gpu-health-diagnosis-1", ("GPU-a",), "boot")
@@ -105,6 +106,16 @@ def test_one_that_the_node_no_longer_waits_for_is_ended(now: Validation | None) 
     node.client.do(STEP)
     node.bears(now)
     assert node.until(lambda seen: seen.state == "undone").said == "nobody waits for it any more"
+
+
+def test_one_for_which_there_is_no_thread_is_told_and_begun_later() -> None:
+    engine = Engine()
+    node = Node(engine)
+    with no_threads(), pytest.raises(RefusedError, match="there is no thread for it"):
+        node.client.do(STEP)
+    engine.answers.put(PASSED)
+    node.client.do(STEP)
+    assert node.until(lambda seen: seen.state != "active").state == "passed"
 
 
 def test_hands_without_sources_refuse_it() -> None:

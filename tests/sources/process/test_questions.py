@@ -19,6 +19,7 @@ from agent.sources.kubelet.pod_resources import Holders
 from agent.sources.process.remote import Remote
 from agent.sources.process.serving import Serving
 from agent.sources.process.supervisor import Supervisor
+from tests.scarce import no_threads
 from tests.sources.process.container import serving
 from tests.waiting import LATEST_S, until
 
@@ -96,17 +97,15 @@ def test_without_a_thread_for_an_answer_whoever_asks_next_has_all_answered(folde
     with serving(folder, [], HungKubelet) as (served, supervisor):
         assert isinstance(supervisor, HungKubelet)
         supervisor.go_on.set()
-        before = threading.stack_size(1 << 47)  # more than there is
-        try:
-            with asking(served, {"do": "diagnose", "level": 1, "gpus": ["GPU-a"]}, 1) as (refused,):
-                assert answer(refused) is None
-            with asking(served, {"do": "who-holds"}, 1) as (first,):
-                until(lambda: not served._asking)
-                threading.stack_size(before)
-                assert Remote(folder / "s", ()).who_holds() == HELD
-                assert answer(first) == {"a/train": ["GPU-a"], "a/other": None}
-        finally:
-            threading.stack_size(before)
+        with contextlib.ExitStack() as stack, no_threads():
+            (refused,) = stack.enter_context(asking(served, {"do": "diagnose", "level": 1, "gpus": ["GPU-a"]}, 1))
+            assert answer(refused) is None
+            (first,) = stack.enter_context(asking(served, {"do": "who-holds"}, 1))
+            until(lambda: not served._asking)
+            waiting = stack.pop_all()
+        with waiting:
+            assert Remote(folder / "s", ()).who_holds() == HELD
+            assert answer(first) == {"a/train": ["GPU-a"], "a/other": None}
 
 
 def test_without_a_file_for_whoever_comes_the_sources_go_on_and_it_is_heard_later(folder: Path) -> None:
