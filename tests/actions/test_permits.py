@@ -279,6 +279,19 @@ def test_so_many_an_hour_and_no_more() -> None:
     assert taints(made, "n3") == ["gpu-health-agent/unhealthy"]
 
 
+def test_a_permit_of_the_hour_says_when_its_hour_began() -> None:
+    made, wall = cluster("n1"), Clock()
+
+    def takes_a_second(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        wall.now += 1
+        return made(method, path, *rest, **more)
+
+    config = Config(mode=Mode.EVICT, budget=Budget(per_hour=1))
+    drive(KubeClient(takes_a_second, "n1", config, Clock(), wall=wall), fatal(), config)
+    (lease,) = (one for (kind, _, name), one in made._objects.items() if kind == "leases" and "hourly" in name)
+    assert (lease["spec"]["holderIdentity"], lease["spec"]["acquireTime"]) == ("", lease["spec"]["renewTime"])
+
+
 def test_the_hour_of_a_holder_that_died_begins_when_it_can_have_withdrawn_at_the_latest() -> None:
     """It may act for five minutes after it confirmed its permit, and never came to give it back."""
     made, clock = cluster("n1", "n2"), Clock()

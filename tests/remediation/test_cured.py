@@ -127,6 +127,27 @@ def test_what_an_earlier_life_asked_for_is_waited_for_whatever_became_of_its_per
     assert 300 <= life.now - began <= 330
 
 
+def test_the_permit_of_a_taint_that_an_earlier_life_asked_for_last_stays_for_five_minutes() -> None:
+    """The taint may still come to a node that is well by then."""
+    life = Life(REBOOT)
+
+    def dies_as_it_taints(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        if (method, path) == ("PATCH", "/api/v1/nodes/n1"):
+            raise Killed
+        return life.cluster(method, path, *rest, **more)
+
+    life.api = dies_as_it_taints
+    while not any(life.holders()):
+        life.tick()
+    life.api = None
+    life.reboots()
+    began = life.now
+    while any(life.holders()):
+        life.tick()
+    assert (life.tainted(), life.verdict.fatal) == (False, ())
+    assert 290 <= life.now - began <= 330
+
+
 @pytest.mark.parametrize("how", ["dismissed", "rebooted"])
 def test_a_job_that_was_asked_for_in_vain_is_awaited_by_the_next_life_though_its_fault_is_over(how: str) -> None:
     life = Life(REBOOT)

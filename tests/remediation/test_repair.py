@@ -293,6 +293,18 @@ def test_what_a_power_cut_cured_before_its_job_was_made_is_not_repaired_again(fa
     assert (life.repairs, returned(life)) == ([], True)
 
 
+def test_what_somebody_elses_reset_cured_before_its_job_was_made_is_not_rebooted() -> None:
+    life = Life(RESET, only("reboot_node"))
+    template = life.cluster._objects.pop(("cronjobs", "gpu-health-agent", "reboot"))
+    life.run(60)
+    assert [attempt.stage for attempt in life.records().attempts] == [Stage.RESERVED]
+    life.new = {**life.new, GPU: life.now}
+    life.run(15)
+    life.cluster._store("cronjobs", "gpu-health-agent", template)
+    life.run(400)
+    assert (life.repairs, returned(life)) == ([], True)
+
+
 def test_an_attempt_that_was_overtaken_before_its_job_was_made_counts_as_no_try() -> None:
     """Else a node that somebody rebooted meanwhile, in vain, would be given up after one try."""
     only_reset = CONFIG.repair.model_copy(update={"reboot_node": None, "replace_node": None})
