@@ -321,7 +321,8 @@ def labelled(name: str, **more: Any) -> dict[str, Any]:
 
 
 def drilled(name: str, text: str) -> dict[str, Any]:
-    return {"metadata": {"name": name, "annotations": {DRILL_ANNOTATION: text}}, "spec": {}}
+    metadata = {"name": name, "uid": f"uid-{name}", "resourceVersion": "1", "annotations": {DRILL_ANNOTATION: text}}
+    return {"metadata": metadata, "spec": {}}
 
 
 def test_cleaning_up_removes_what_bears_the_label_and_our_nonce_and_nothing_else() -> None:
