@@ -252,7 +252,7 @@ def test_a_pod_that_is_gone_is_asked_no_more_and_its_late_answer_is_nobodys(serv
 
 def test_without_a_thread_to_ask_it_a_pod_is_said_and_is_asked_later(serve: Serve) -> None:
     server, calls = serve(SAVED), Calls(ANSWER_S)
-    with no_threads():
+    with no_threads(Calls):
         calls.ask("uid", "127.0.0.1", server.port, "/save")
     assert (calls.asking, calls.answer("uid")) == (False, (False, "the agent could start no thread to ask it"))
     calls.ask("uid", "127.0.0.1", server.port, "/save")

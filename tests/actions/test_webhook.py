@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import json
 import socket
-import threading
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from agent.config.neighbour_settings import Webhook
 from agent.model.steps import Post
 from tests.actions.test_permits import Clock
 from tests.loopback import Loopback, head
+from tests.scarce import no_threads
 from tests.waiting import until
 
 STEP = Post("0123", "requested", "xid-64@0000:1b:00.0", {"node_uid": "u"})
@@ -108,21 +108,15 @@ def test_without_a_secret_nothing_is_sent(tmp_path: Path, secret: str) -> None:
     assert secret == "" or secret not in made.trouble
 
 
-def test_a_call_for_which_there_is_no_thread_is_told_and_made_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_for_which_there_is_no_thread_is_told_and_made_later(tmp_path: Path) -> None:
     def take(line: socket.socket) -> None:
         head(line)
         answer(line, "200 OK")
 
-    def no_more(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with Loopback(take) as server:
         clock = Clock()
         made = receiver(server.url, tmp_path, clock)
-        with monkeypatch.context() as scarce:
-            scarce.setattr(threading.Thread, "start", no_more)
+        with no_threads(Receiver):
             assert not made.post(STEP)
         assert made.trouble == "can't start new thread"
         clock.now += 5

@@ -99,7 +99,7 @@ def test_a_fatal_onset_keeps_the_minutes_before_it_and_they_replay_to_the_same_v
 
 def test_an_onset_for_which_there_is_no_thread_ends_nothing_and_the_next_is_written(tmp_path: Path) -> None:
     flight = Flight(tmp_path)
-    with no_threads():
+    with no_threads(FlightRecorder):
         flight.breaks()
     assert not kept(flight.folder)
     flight.round(alive(), alive("kmsg"), after_s=60)

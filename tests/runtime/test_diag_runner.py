@@ -111,7 +111,7 @@ def test_one_that_the_node_no_longer_waits_for_is_ended(now: Validation | None) 
 def test_one_for_which_there_is_no_thread_is_told_and_begun_later() -> None:
     engine = Engine()
     node = Node(engine)
-    with no_threads(), pytest.raises(RefusedError, match="there is no thread for it"):
+    with no_threads(DiagRunner), pytest.raises(RefusedError, match="there is no thread for it"):
         node.client.do(STEP)
     engine.answers.put(PASSED)
     node.client.do(STEP)

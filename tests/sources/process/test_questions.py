@@ -97,7 +97,7 @@ def test_without_a_thread_for_an_answer_whoever_asks_next_has_all_answered(folde
     with serving(folder, [], HungKubelet) as (served, supervisor):
         assert isinstance(supervisor, HungKubelet)
         supervisor.go_on.set()
-        with contextlib.ExitStack() as stack, no_threads():
+        with contextlib.ExitStack() as stack, no_threads(Serving):
             (refused,) = stack.enter_context(asking(served, {"do": "diagnose", "level": 1, "gpus": ["GPU-a"]}, 1))
             assert answer(refused) is None
             (first,) = stack.enter_context(asking(served, {"do": "who-holds"}, 1))
