@@ -101,7 +101,8 @@ class KubeClient:
         ) -> tuple[int, Any]:
             if (declared := needed(method, path, self._config.budget.namespace)) is None:
                 raise RefusedError(HTTPStatus.FORBIDDEN, f"{method} {path} is no right that the agent declares")
-            (right, verb), watches = declared, declared[1] == "watch"
+            right, verb = declared
+            watches = verb == "watch"
             self.requests["WATCH" if watches else method] += 1  # each is counted by one thread alone
             self.asked_at = self.asked_at if watches else self._clock()  # a watch is another thread's
             status, answer = api(method, path, body, content_type, accept)

@@ -79,10 +79,6 @@ class OwnNode:
             raise UnreachableError(f"what answers for node {self._name} is no Node: is it a proxy, or another server?")
         return raw
 
-    def renew(self) -> None:
-        """It is read anew, whatever the watch says."""
-        self._read_at = float("-inf")
-
     def words(self) -> Iterator[tuple[Labels, Annotations]]:
         """They come by a watch on our Node's metadata, as each kubelet has one: from the server's cache, and no list.
 
@@ -120,6 +116,6 @@ class OwnNode:
         self._write(self._path, retaint_patch(step, self.raw), JSON_PATCH)
 
     def _write(self, path: str, body: Any, content_type: str) -> None:
-        self.renew()  # whoever was overtaken, or heard nothing, reads it anew
+        self._read_at = float("-inf")  # whoever was overtaken, or heard nothing, reads it anew, whatever the watch says
         self.raw = ask_node(self._api, "PATCH", path, body, content_type)
         self._read_at = self._clock()
