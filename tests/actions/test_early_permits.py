@@ -134,17 +134,11 @@ def test_whoever_loses_every_race_for_the_last_permits_has_asked_three_times_and
     for i in range(SIZE // 10 - 2):
         drive(KubeClient(made, f"n{i}", CONFIG, clock), BAD, CONFIG)
     others = [KubeClient(made, f"n{i}", CONFIG, clock) for i in (50, 51)]
-    late = KubeClient(made, "n52", CONFIG, clock)
-    looked, quick = late.look, [*others]
-
-    def look(closely: bool, counts: bool = True) -> World:
-        world = looked(closely, counts)
-        while quick:
-            drive(quick.pop(), BAD, CONFIG)
-        made.requests.clear()
-        return world
-
-    late.look = look  # type: ignore[method-assign]
+    late = Delayed(made, "n52", CONFIG, clock)
+    late.seen = late.look(closely=True)
+    for other in others:
+        drive(other, BAD, CONFIG)
+    made.requests.clear()
     told = Cycle(CONFIG, 0.0, standing=False)
     judged = Judged(replace(BAD, at=START + clock.now))
     last = turn(told, judged, late, lambda _: None, clock, lambda: START + clock.now)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from agent.actions.api import Api
 from agent.actions.kube import KubeClient
 from agent.model.names import FAULTS_ANNOTATION, MANAGED_LABEL, WITHDRAWN_LABEL
-from agent.model.steps import On
+from agent.model.steps import On, Wait
 from agent.runtime.actor import Actor
 from tests.observe import Judge, alive, reading
 from tests.runtime.test_actor import CONFIG, broken, made, tell, tried
@@ -18,10 +19,25 @@ from tests.runtime.test_actor import CONFIG, broken, made, tell, tried
 WRITTEN = {"version": 1, "at": 0, "boot_id": "", "kernel_seq": None, "faults": []}
 
 
+def told_once(api: Api) -> tuple[Actor, Wait]:
+    """An agent of a broken node behind it, and its wait for whoever undoes what it writes, after three rounds."""
+    told = list[str]()
+
+    def log(event: str, why: str = "", **_: Any) -> None:
+        told.append(f"{event}: {why}")
+
+    actor = tried(Actor(CONFIG, lambda: KubeClient(api, "n1", CONFIG), False, log))
+    tell(actor, broken())
+    pauses = [actor.round() for _ in range(3)]
+    (unrest,) = (wait for wait in actor.exchange.acted.waits if "somebody undoes it" in wait.why)
+    assert told.count(f"waiting: {unrest.why}") == 1
+    assert min(pauses) >= 15.0
+    return actor, unrest
+
+
 @pytest.mark.parametrize("undone", [FAULTS_ANNOTATION, WITHDRAWN_LABEL])
 def test_what_a_webhook_takes_off_again_is_told_once_and_tried_seldom(undone: str) -> None:
-    cluster, told = made(), list[str]()
-    undoes = True
+    cluster, undoes = made(), True
 
     def strips(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         answer = cluster(method, path, *rest, **more)
@@ -32,39 +48,23 @@ def test_what_a_webhook_takes_off_again_is_told_once_and_tried_seldom(undone: st
             return 200, cluster._store("nodes", "", node)
         return answer
 
-    def log(event: str, why: str = "", **_: Any) -> None:
-        told.append(f"{event}: {why}")
-
-    actor = tried(Actor(CONFIG, lambda: KubeClient(strips, "n1", CONFIG), False, log))
-    tell(actor, broken())
-    pauses = [actor.round() for _ in range(3)]
-    (unrest,) = (wait for wait in actor.exchange.acted.waits if "somebody undoes it" in wait.why)
+    actor, unrest = told_once(strips)
     assert unrest.on is On.REFUSED
     assert "(report)" in unrest.why
-    assert told.count(f"waiting: {unrest.why}") == 1
-    assert min(pauses) >= 15.0
     undoes = False
     actor.round()
     assert unrest not in actor.exchange.acted.waits
 
 
 def test_an_endless_conflict_is_told_in_the_api_servers_own_words() -> None:
-    cluster, told = made(), list[str]()
+    cluster = made()
     why = 'Operation cannot be fulfilled on nodes "n1": its webhook answers 409 to everybody'
 
     def conflicts(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
         return (409, {"message": why}) if method == "PATCH" else cluster(method, path, *rest, **more)
 
-    def log(event: str, why: str = "", **_: Any) -> None:
-        told.append(f"{event}: {why}")
-
-    actor = tried(Actor(CONFIG, lambda: KubeClient(conflicts, "n1", CONFIG), False, log))
-    tell(actor, broken())
-    pauses = [actor.round() for _ in range(2)]
-    (unrest,) = (wait for wait in actor.exchange.acted.waits if "somebody undoes it" in wait.why)
+    _, unrest = told_once(conflicts)
     assert unrest.why.endswith(f", or writes first each time ({why})")
-    assert told.count(f"waiting: {unrest.why}") == 1
-    assert min(pauses) >= 15.0
 
 
 STOPPED = {
