@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from agent.model.names import OUT_LABEL
 from agent.simulation.gpu import h100_8
 from tests.image.build import IMAGE, images
 from tests.nodes import simulated
@@ -111,6 +112,15 @@ class Site:
         self.plane.wait(f"{name} runs", lambda: len(self.running(name)) == pods, 180)
         for other in others:
             self._cordon(other, False)
+        self.plane.wait("the others count as in service", lambda: not any(map(self._out, others)), 90)
+
+    def _out(self, node: str) -> bool:
+        """Whether its agent says that it is out of service: one that looked while it was cordoned does, for a minute.
+
+        No cured node is held meanwhile.
+        """
+        labels = self.plane.must("GET", f"/api/v1/nodes/{node}")["metadata"]["labels"]
+        return bool(labels.get(OUT_LABEL) == "true")
 
     def saved(self, name: str) -> Path:
         """Where the Deployment's work is saved: the same folder on every node."""

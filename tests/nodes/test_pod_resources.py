@@ -84,7 +84,8 @@ def test_while_no_api_server_answers_a_pod_on_a_bad_gpu_is_named_with_how_it_is(
         server = site.plane.pid("kube-apiserver")
         os.kill(server, signal.SIGSTOP)
         try:
-            site.plane.wait("it is named", told)
+            # A paused agent looks once a minute, and then waits ten seconds for the answer.
+            site.plane.wait("it is named", told, 120)
         finally:
             os.kill(server, signal.SIGCONT)
         site.inject("n1", "--clear")
