@@ -6,7 +6,6 @@ that pod's trouble, and no other's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from agent.model.text import printable
@@ -63,22 +62,26 @@ def form_of(resource: str) -> Any:
 
 def wrong(value: Any, form: Any) -> str:
     """The first field of another form than it must have, as a person finds it; empty if there is none."""
-    return printable(next(_wrong(value, form, ""), ""))[:200]
+    found = _wrong(value, form)
+    return printable(f"it{found}" if found.startswith(" ") else found.lstrip("."))[:200]
 
 
-def _wrong(value: Any, form: Any, at: str) -> Iterator[str]:
+def _wrong(value: Any, form: Any) -> str:
+    """``.spec.taints[0].key is no text``. Nearly every answer is well: where is put together only for what is not."""
     kind: Any = form if isinstance(form, type) else type(form)
     if not isinstance(value, kind) or isinstance(value, bool):
-        yield f"{at or 'it'} is no {_CALLED[kind]}"
-    elif isinstance(form, list):
-        for number, one in enumerate(value) if form else ():
-            yield from _wrong(one, form[0], f"{at}[{number}]")
-    elif isinstance(form, dict):
+        return f" is no {_CALLED[kind]}"
+    if kind is list and form:
+        return next((f"[{number}]{found}" for number, one in enumerate(value) if (found := _wrong(one, form[0]))), "")
+    if kind is dict:
         for name, part in form.items():
-            key, must, _ = name.partition("!")
+            key = name.rstrip("!")
             for found in value if key == "*" else (key,):
-                where = f"{at}.{found}".lstrip(".")
-                if (inner := value.get(found)) is not None or key == "*":
-                    yield from _wrong(inner, part, where)
-                elif must:
-                    yield f"{where} is missing"
+                if type(inner := value.get(found)) is part:
+                    continue  # as most are: this spares a call
+                if inner is None and key != "*":
+                    if key != name:
+                        return f".{found} is missing"
+                elif wrong_inside := _wrong(inner, part):
+                    return f".{found}{wrong_inside}"
+    return ""
