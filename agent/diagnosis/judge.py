@@ -101,7 +101,8 @@ def judge(
     }
     # A state that its last reading showed stood until this round, whether or not anybody asked meanwhile.
     if gone := old.keys() - found.keys():
-        was = (finding for rule in RULES for finding in rule(replace(memory.history, fresh=()), limits))
+        stale = replace(memory.history, fresh=())
+        was = (finding for rule in RULES for finding in rule(stale, limits))
         gone -= {finding.id for finding in was if _renews(finding, memory.faults)}
     absent = {}
     for key in gone:
