@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,6 +62,11 @@ _OUTLIVE = (
     "log",
     "stepped_s",
 )
+
+
+def remedy_of(job: str) -> str:
+    """Of the Job of this name, which ends with a hash, and of a later run with its number."""
+    return re.sub(r"-[0-9a-f]{10}(-[0-9]+)?$", "", job.removeprefix("gpu-health-")).replace("-", "_")
 
 
 class Killed(BaseException):
@@ -320,22 +326,23 @@ class Life:
     def _machine(self) -> None:
         """Jobs run two polls long, and only where they may."""
         for job in self._jobs():
-            name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-            if job.get("status"):
-                continue
-            if uid not in self.began:
-                self.began[uid] = self.now
-                self._starts(name, job)
-                self._tells(name, "Running", {"running": {}})
-            elif self.now - self.began[uid] >= 2 * POLL_S:
-                self._ends(name, job)
+            if not job.get("status"):
+                self._goes_on(job["metadata"]["name"], job["metadata"]["uid"], job)
+
+    def _goes_on(self, name: str, uid: str, job: dict[str, Any]) -> None:
+        if uid not in self.began:
+            self.began[uid] = self.now
+            self._starts(name, job)
+            self._tells(name, "Running", {"running": {}})
+        elif self.now - self.began[uid] >= 2 * POLL_S:
+            self._ends(name, job)
 
     def _jobs(self) -> list[dict[str, Any]]:
         found = self.cluster("GET", "/apis/batch/v1/namespaces/gpu-health-agent/jobs")[1]["items"]
         return [job for job in found if job["spec"]["template"]["spec"]["nodeName"] == self.name]
 
     def _starts(self, name: str, job: dict[str, Any]) -> None:
-        remedy = name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_")
+        remedy = remedy_of(name)
         records = self.records()
         if remedy == "collect":
             assert records.collected, "evidence that was not reserved"
@@ -344,7 +351,7 @@ class Life:
             return
         assert records.begun, "a repair that was not reserved"
         assert records.begun[-1].stage.live, "a repair that was not reserved"
-        reserved = records.validation.name if records.validation else records.attempts[-1].job
+        reserved = records.validation.job if records.validation else records.attempts[-1].job
         assert reserved == name, "another repair than the reserved one"
         assert self.tainted(), "a repair without our taint"
         assert self.holds("train", job) is False, "a repair under a running pod"
@@ -390,7 +397,7 @@ class Life:
     def _acts_once(self, uid: str, name: str, good: bool) -> None:
         if uid not in self.over:
             self.over[uid] = self._wall()
-            self._acts(name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_"), good)
+            self._acts(remedy_of(name), good)
 
     def _acts(self, remedy: str, good: bool) -> None:
         """What it did to the machine."""

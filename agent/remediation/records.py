@@ -76,9 +76,10 @@ class Validation:
     name: str
     uuids: tuple[str, ...] = ()  # of the GPUs that it is of; empty: all
     boot_id: str = ""  # when it was reserved
-    number: int = 1  # of the run, of a diagnosis that the agent's end cut off
+    number: int = 1  # of the run: the agent's end cut a diagnosis off, or a Job never began
     stage: Stage = Stage.RESERVED
-    blocked_at: float = 0.0  # Unix seconds since when a diagnosis can't be run; 0: it can, or was not asked for
+    # Unix seconds since when a diagnosis can't be run, or when the last Job was given up that never began; 0: neither.
+    blocked_at: float = 0.0
     ended_at: int = 0
     said: str = ""  # how it failed
 
@@ -88,9 +89,14 @@ class Validation:
         return f"{self.name}-{self.number}"
 
     @property
+    def job(self) -> str:
+        """The name of this run's Job, where the check is one."""
+        return self.name if self.number == 1 else self.run
+
+    @property
     def what(self) -> str:
         """For people."""
-        return f"check, attempt {self.number} ({f'Job {self.name}' if self.kind is Kind.JOB else 'DCGM'})"
+        return f"check, attempt {self.number} ({f'Job {self.job}' if self.kind is Kind.JOB else 'DCGM'})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +173,7 @@ class Records:
         """Names of the Jobs that are written down and were not seen."""
         yield from (one.job for one in self.attempts if one.stage is Stage.RESERVED)
         if self.validation and self.validation.kind is Kind.JOB and self.validation.stage is Stage.RESERVED:
-            yield self.validation.name
+            yield self.validation.job
 
     @property
     def begun(self) -> tuple[Attempt | Validation, ...]:

@@ -24,6 +24,7 @@ CHECK = "check"  # a Job's remedy, for its template
 _TO_BE = "the node is to be checked before it returns"
 _MOST_RUNS = 3  # of a diagnosis that the agent's end cut off
 _AGAIN_S = 30  # after one that could not be run
+_MOST_DOUBLED = 8  # times the pause after a Job that never began
 
 Checked = tuple[Validation | None, tuple[Step, ...]]
 
@@ -58,21 +59,33 @@ def _goes_on(case: Case, check: Validation, may: bool) -> Checked:
     level = of_incident(case).level(configured) if configured else None
     if check.kind is not (kind := _kind(case)):  # the configuration asks for the other kind by now
         name = kind + check.name.rpartition("-")[2]
-        anew = replace(check, kind=kind, name=name, number=1, stage=Stage.RESERVED, blocked_at=0.0)
+        anew = replace(check, kind=kind, name=name, number=1, stage=Stage.RESERVED, blocked_at=0.0, said="")
         return anew, (Wait(_TO_BE),)
     return diagnosis(case, level, check, may) if level else _job(case, check, may)
 
 
 def _job(case: Case, check: Validation, may: bool) -> Checked:
-    jobs = case.world.jobs
-    job = next((job for job in jobs or () if job.name == check.name), None)
+    """A Job that never began tried nothing: the next one follows after a pause that doubles."""
+    jobs, settings = case.world.jobs, case.config.repair
+    job = next((job for job in jobs or () if job.name == check.job), None)
     if job is None and check.stage is Stage.RESERVED:
-        start = (StartJob(check.name, CHECK, check.uuids),) if may and jobs is not None else ()
+        pause_s = settings.pause_s * 2 ** min(check.number - 2, _MOST_DOUBLED) if check.blocked_at else 0.0
+        if abs(case.verdict.at - check.blocked_at) < pause_s:
+            why = f"the check's Job never began ({check.said}): the next one follows after a pause of {pause_s:.0f} s"
+            return check, (Wait(why, On.REPAIR),)
+        start = (StartJob(check.job, CHECK, check.uuids),) if may and jobs is not None else ()
         return check, (*start, Wait("the node is checked before it returns"))
     if job and job.state == "succeeded":
         return None, ()
     if job and job.state == "active":
-        return replace(check, stage=Stage.STARTED), (Wait(f"Job {job.name} checks the node"),)
+        on = On.REPAIR if job.unbegun and check.blocked_at else On.OTHER
+        return replace(check, stage=Stage.STARTED), (
+            Wait(f"Job {job.name} {job.goes}: the check before the return", on),
+        )
+    if job and job.unbegun:
+        said = printable(job.unbegun)[:200]
+        anew = replace(check, number=check.number + 1, stage=Stage.RESERVED, blocked_at=case.verdict.at, said=said)
+        return anew, (Wait(f"the check's Job never began ({said})", On.REPAIR),)
     why = "its Job was removed before it was seen to end" if job is None else (job.said or f"exit {job.exit_code}")
     return _failed(case, check, why)
 

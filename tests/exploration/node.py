@@ -15,7 +15,7 @@ from agent.model.steps import On
 from agent.remediation.taints import LEFT_FREE
 from agent.runtime.cycle import Turn
 from tests.exploration.wire import LATEST_S
-from tests.life import POLL_S, Killed, Life
+from tests.life import POLL_S, Killed, Life, remedy_of
 from tests.observe import GPU, OTHER, START
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class Node(Life):
         fleet.waits.said(self, last.waits, LEFT_FREE if idle else 0)
 
     def _starts(self, name: str, job: dict[str, Any]) -> None:
-        remedy = name.removeprefix("gpu-health-").rpartition("-")[0].replace("-", "_")
+        remedy = remedy_of(name)
         template = job["spec"]["template"]
         gpus = set(template["metadata"]["annotations"][GPUS_ANNOTATION].split(","))
         self._once(template["spec"]["nodeName"] == self.name, f"Job {name} is another node's")

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from agent.actions.job_pods import job_pods
+from agent.config.settings import Config
 from agent.model.steps import On
 from tests.life import Life
 from tests.remediation.test_repair import QUICK, RESET, returned
+from tests.remediation.test_validation import CHECKED
 
 TAKEN_UP = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}
 REFUSED = {"phase": "Failed", "reason": "OutOfcpu", "message": "Pod was rejected"}
@@ -21,34 +23,31 @@ class Standing(Life):
 
     status: dict[str, Any] | None  # of each Job's pod; None: there is none
     stands = True
+    only = ""  # with this in their names
 
     def __post_init__(self) -> None:
         self.made: dict[str, float] = {}
         super().__post_init__()
 
-    def _machine(self) -> None:
-        if not self.stands:
-            return super()._machine()
-        for job in self._jobs():
-            name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-            if job.get("status"):
-                continue
-            since = self.made.setdefault(uid, self.now)
-            if self.status is not None:
-                self._tells(name, "Pending", {})
-                pod = self.cluster._objects["pods", "gpu-health-agent", f"{name}-pod"]
-                pod["status"] = self.status
-            if self.status is REFUSED or self.now - since >= _LATE_S:
-                why = {"type": "Failed", "status": "True", "message": "Job was active longer than specified deadline"}
-                self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [why]}})
-                if self.status is not REFUSED:
-                    self.cluster._objects.pop(("pods", "gpu-health-agent", f"{name}-pod"), None)
+    def _goes_on(self, name: str, uid: str, job: dict[str, Any]) -> None:
+        if not self.stands or self.only not in name:
+            return super()._goes_on(name, uid, job)
+        since = self.made.setdefault(uid, self.now)
+        if self.status is not None:
+            self._tells(name, "Pending", {})
+            pod = self.cluster._objects["pods", "gpu-health-agent", f"{name}-pod"]
+            pod["status"] = self.status
+        if self.status is REFUSED or self.now - since >= _LATE_S:
+            why = {"type": "Failed", "status": "True", "message": "Job was active longer than specified deadline"}
+            self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [why]}})
+            if self.status is not REFUSED:
+                self.cluster._objects.pop(("pods", "gpu-health-agent", f"{name}-pod"), None)
         return None
 
 
-def standing(status: dict[str, Any] | None) -> Standing:
-    life = Standing(RESET, QUICK)
-    life.status = status
+def standing(status: dict[str, Any] | None, only: str = "", config: Config = QUICK) -> Standing:
+    life = Standing(RESET, config)
+    life.status, life.only = status, only
     return life
 
 
@@ -82,6 +81,24 @@ def test_no_harder_remedy_follows_from_jobs_that_never_began(status: dict[str, A
     life.stands = False
     life.run(400, rests=True)
     assert (life.repairs[-1], {*life.repairs}, returned(life)) == ("reset_gpu", {"reset_gpu"}, True)
+
+
+@pytest.mark.parametrize("status", [None, {"phase": "Pending"}, TAKEN_UP, REFUSED])
+def test_no_check_fails_by_jobs_that_never_began(status: dict[str, Any] | None) -> None:
+    """A person is called who sees to the kubelet or the registry; once a Job begins the node returns by itself."""
+    life = standing(status, "-check-", CHECKED)
+    life.run(600)
+    check = life.records().validation
+    assert check
+    assert (check.stage.live, check.number > 2, life.tainted()) == (True, True, True)
+    assert life.last
+    assert any(wait.on is On.REPAIR for wait in life.last.waits), "nobody is called"
+    life._begin()
+    life.run(50)
+    assert (life.tainted(), "check" in life.repairs) == (True, False)
+    life.stands = False
+    life.run(4000, rests=True)
+    assert (life.repairs, returned(life)) == (["reset_gpu", "check"], True)
 
 
 def test_a_job_that_was_given_up_before_this_life_saw_a_pod_of_it_was_not_tried() -> None:
