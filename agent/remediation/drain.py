@@ -72,7 +72,8 @@ def _holds(pod: Pod, treatment: Treatment) -> bool:
 
 def drain(case: Case, treatment: Treatment, records: Records) -> Outcome:
     """The records with the drain's beginning, and what to do about each pod that must leave."""
-    world, config = case.world, case.config
+    # Whoever undid our cordon moves no pod of Slurm by it.
+    world, config = replace(case.world, cordoned=case.world.cordoned or records.cordoned), case.config
     if world.pods is None:
         return records, (Wait("the node's pods were not read yet"),)
     held = world.held(PermitKind.DRAINING)

@@ -235,7 +235,9 @@ def _aim(now: Now, records: Records) -> _Aim:
     if now.situation is Situation.KEEP_OFF and error.get(ERROR_LABEL) and not case.forgotten:
         error, noted = {}, False  # others act on it: an upgrade makes lines that look fatal
     asks = replacement(now, records)
-    records = replace(records, idle=now.records.idle, labelled=noted, asked=asks.asked)
+    taints = aimed_taints(case, now.treatment, now.records)
+    cordons, ours = cordon(config.presets, world, taints, now.records.cordoned)
+    records = replace(records, idle=now.records.idle, labelled=noted, asked=asks.asked, cordoned=ours)
     labels: dict[str, str | None] = {
         STATE_LABEL: _state(now, records),
         **error,
@@ -244,8 +246,7 @@ def _aim(now: Now, records: Records) -> _Aim:
         **asks.labels,
     }
     conditions = (*reported(verdict, world, records.idle.failed_resets), *asks.conditions)
-    taints = aimed_taints(case, now.treatment, now.records)
-    return _Aim(now, records, taints, labels, conditions, _stored(now, records), cordon(config.presets, world, taints))
+    return _Aim(now, records, taints, labels, conditions, _stored(now, records), cordons)
 
 
 def _bad_news(verdict: Verdict, world: World) -> Steps:

@@ -43,13 +43,23 @@ def beside_hard(presets: Iterable[str], taints: Iterable[Taint]) -> tuple[Taint,
     return tuple(taint for preset in presets if (taint := NEIGHBOURS[preset].taint) and taint.key not in theirs)
 
 
-def cordon(presets: Iterable[str], world: World, taints: Iterable[Taint]) -> str | None:
-    """What is to become of the node's cordon beside these taints of ours, as ``Retaint`` has it."""
+def cordon(presets: Iterable[str], world: World, taints: Iterable[Taint], once: bool) -> tuple[str | None, bool]:
+    """What is to become of the node's cordon beside these taints of ours, as ``Retaint`` has it, and what to note.
+
+    ``once``: whether ours was seen in this withdrawal. It is set once in each: whoever undoes it has undone it.
+    """
     hard = next((taint for taint in taints if taint.key == HARD_TAINT and taint.effect == "NoSchedule"), None)
     wanted = hard and any(NEIGHBOURS[preset].cordons for preset in presets)
-    if wanted and hard and not world.cordoned:
-        return f"{CORDON_MARK}{hard.value}"
-    return "" if not wanted and own_cordon(world.cordon_reason) else None
+    if wanted and hard and not (world.cordoned or once):
+        return f"{CORDON_MARK}{hard.value}", False
+    undo = own_cordon(world.cordon_reason) and not (wanted and world.cordoned)
+    return "" if undo else None, bool(wanted and once)
+
+
+def uncordoned(world: World, once: bool) -> Iterator[str]:
+    """That another undid our cordon, for people."""
+    if once and world.tainted and not world.cordoned:
+        yield "another uncordoned the node: it is left so, and busy pods of Slurm leave at the drain's deadline"
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,7 @@ class Records:
     labelled: bool | None = None  # whether the label gpu-error is ours; None: it is not there, or nobody wrote it down
     asked: Mapping[str, str] = field(default_factory=dict)  # preset → the incident for which its label asks
     collected: Collected | None = None  # None: nothing was, so far
+    cordoned: bool = False  # our cordon was seen in this withdrawal
 
     def latest(self, attempt: Attempt) -> Records:
         """With the last attempt as it is now."""
@@ -190,8 +191,7 @@ def as_json(records: Records, words: int) -> dict[str, Any]:
     if records.begun:
         begun = (one if isinstance(one, Attempt) else _as_attempt(one) for one in records.begun)
         stored["attempts"] = [_stored(one, words) for one in begun]
-    if records.paused:
-        stored["paused"] = True
+    stored |= {flag: True for flag in ("paused", "cordoned") if getattr(records, flag)}
     if records.labelled is not None:
         stored["labelled"] = records.labelled
     if made := records.collected:
@@ -250,7 +250,8 @@ def from_json(data: Mapping[str, object]) -> Records:
     noted = None if labelled is None else strict.flag(labelled)
     asked = {preset: strict.text(incident) for preset, incident in strict.table(data.get("asked", {})).items()}
     evidence = _collected(data["collected"]) if "collected" in data else None
-    return Records(tuple(found), paused, begun, _idle(data.get("idle", {})), check, noted, asked, evidence)
+    ours = strict.flag(data.get("cordoned", False))
+    return Records(tuple(found), paused, begun, _idle(data.get("idle", {})), check, noted, asked, evidence, ours)
 
 
 def _collected(value: object) -> Collected:

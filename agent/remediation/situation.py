@@ -11,6 +11,7 @@ from agent.config.settings import Mode
 from agent.model.errors import MalformedError, NewerError
 from agent.model.fault import Severity
 from agent.model.names import DISMISS_ANNOTATION, FAULTS_ANNOTATION, HARD_TAINT, MANAGED_LABEL, STATE_LABEL
+from agent.model.ownership import own_cordon
 from agent.model.steps import On, Wait
 from agent.model.world import Claim, PermitKind, World
 from agent.remediation.case import Case, Treatment
@@ -19,6 +20,7 @@ from agent.remediation.gate import kept_closed
 from agent.remediation.idle_reset import chosen
 from agent.remediation.ladder import effective
 from agent.remediation.other_controllers import another, upgrading
+from agent.remediation.presets import uncordoned
 from agent.remediation.records import Records
 from agent.remediation.recurrence import replaced, watched, with_replacement
 from agent.remediation.repair import CURED, noted, running
@@ -93,6 +95,7 @@ def situation(case: Case) -> Now:
         why = f"the node bears {HARD_TAINT}, and no annotation gpu-health-agent/faults says what for"
         return Now(Situation.UNEXPLAINED, (Wait(f"{why}: a person must remove the taint", On.STOPPED),), case)
     treatment, records, waits = chosen(case, stored.records if stored else Records())
+    records = replace(records, cordoned=records.cordoned or own_cordon(world.cordon_reason))
     if treatment and not (treatment.idle or treatment.unproved or world.tainted):
         treatment, waits = None, (*waits, Wait(CURED))  # before it was withdrawn
     evicts = config.mode is Mode.EVICT
@@ -161,7 +164,8 @@ def under_way(world: World) -> bool:
 
 def said(now: Now) -> tuple[Wait, ...]:
     """What is waited for or left out, whatever is done."""
-    others = (*drivers_taints(now.case.world), *_unwell(now.case.world))
+    undone = map(Wait, uncordoned(now.case.world, now.records.cordoned))
+    others = (*drivers_taints(now.case.world), *_unwell(now.case.world), *undone)
     return (*now.waits, *_unconfirmed(now), *kept_closed(now.case, now.records), *recurs(now), *_left_out(now), *others)
 
 

@@ -508,7 +508,32 @@ def test_a_cordon_that_comes_between_look_and_write_is_not_taken_for_ours() -> N
     assert cordoned(made) == (True, None)
 
 
-def test_a_cordon_that_another_undid_leaves_no_mark_by_which_a_later_one_would_be_ours() -> None:
+def waited(client: KubeClient) -> list[str]:
+    steps = plan(fatal(), client.look(closely=True), SLINKY, Local(gathered=True)).steps
+    return [step.why for step in steps if isinstance(step, Wait)]
+
+
+def test_a_cordon_that_another_undid_is_not_set_again_in_this_withdrawal_and_a_later_one_is_theirs() -> None:
+    made = cluster()
+    client = KubeClient(made, "n1", SLINKY)
+    drive(client, fatal(), SLINKY)
+    said = "another uncordoned the node: it is left so, and busy pods of Slurm leave at the drain's deadline"
+    assert said not in waited(client)
+    made("PATCH", "/api/v1/nodes/n1", {"spec": {"unschedulable": None}}, MERGE)
+    drive(client, fatal(), SLINKY)
+    assert (cordoned(made), BOTH[0] in taints(made)) == ((False, None), True)
+    drive(client := KubeClient(made, "n1", SLINKY), fatal(), SLINKY)
+    assert cordoned(made) == (False, None), "nor by another life of the agent"
+    assert said in waited(client)
+    by_hand(made, True)
+    drive(client, healthy(), SLINKY)
+    assert (cordoned(made), taints(made)) == ((True, None), [])
+    by_hand(made, None)
+    drive(client, fatal(), SLINKY)
+    assert cordoned(made) == (True, "gpu-health-agent: reboot_node"), "it is another withdrawal"
+
+
+def test_a_cordon_that_another_undid_just_before_the_cure_leaves_no_mark() -> None:
     made = cluster()
     client = KubeClient(made, "n1", SLINKY)
     drive(client, fatal(), SLINKY)
@@ -553,6 +578,9 @@ def test_slurms_pod_leaves_once_slurm_has_drained_it_or_at_the_deadline() -> Non
             state(*busy)
             drive(client, fatal(), SLINKY, rounds=3)
             assert made.evicted == [], busy
+        made("PATCH", "/api/v1/nodes/n1", {"spec": {"unschedulable": None}}, MERGE)
+        drive(client, fatal(), SLINKY, rounds=3)
+        assert made.evicted == [], "whoever uncordons the node ends no job"
         waits = [s.why for s in plan(fatal(), client.look(closely=True), SLINKY, Local()).steps if isinstance(s, Wait)]
         assert "pod research/train is Slurm's, which has not drained it yet" in waits
         if ends == "drained":
