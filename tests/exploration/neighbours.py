@@ -20,6 +20,7 @@ from tests.exploration.server import OBSTACLES
 
 if TYPE_CHECKING:
     from tests.exploration.fleet import Fleet
+    from tests.exploration.node import Node
 
 Trouble = Iterator[None]
 _OUT_TAINTS = ("ToBeDeletedByClusterAutoscaler", "karpenter.sh/disrupted", "aws-node-termination-handler/spot-itn")
@@ -138,7 +139,7 @@ def stripped(fleet: Fleet) -> Trouble:
     fleet.wire.watch.persons.discard(node.raw["metadata"]["uid"] if node.raw else "")
     match fleet.chance.randrange(3):
         case 0:
-            fleet.server.retaint(node.name, lambda taints: [one for one in taints if one["key"] != HARD_TAINT])
+            without(fleet, node)
         case 1:
             body = dict.fromkeys((ERROR_LABEL, STATE_LABEL, WITHDRAWN_LABEL))
             fleet.server.change("nodes", node.name, {"metadata": {"labels": body}})
@@ -147,6 +148,11 @@ def stripped(fleet: Fleet) -> Trouble:
             fleet.server.change("nodes", node.name, {"metadata": {"annotations": body}})
     fleet.wire.watch.meddled[node.name] = fleet.now
     yield
+
+
+def without(fleet: Fleet, node: Node) -> None:
+    """Its hard taint, by a person's hand."""
+    fleet.server.retaint(node.name, lambda taints: [one for one in taints if one["key"] != HARD_TAINT])
 
 
 def webhook(fleet: Fleet) -> Trouble:

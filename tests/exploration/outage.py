@@ -54,6 +54,7 @@ def _deleted(fleet: Fleet, node: Node) -> None:
         for job in node._jobs():  # its pod went with the Node
             if not job.get("status"):
                 fleet.server.fails(job, "its pod was deleted")
+                fleet.server._objects.pop(("pods", "gpu-health-agent", f"{job['metadata']['name']}-pod"), None)
 
 
 def kubelet(fleet: Fleet) -> Trouble:

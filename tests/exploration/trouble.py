@@ -22,6 +22,7 @@ from tests.exploration.neighbours import (
     stripped,
     unlabelled,
     webhook,
+    without,
 )
 from tests.exploration.outage import crash_loop, death, kubelet, remade, server_clock
 from tests.exploration.wire import Weather
@@ -266,6 +267,8 @@ def helps(fleet: Fleet) -> None:
     for key in server.ends:
         server.ends[key] = fleet.now
     for node in fleet.nodes:
+        if any("a person must remove the taint" in why for why in node.waits):
+            without(fleet, node)
         if any("a person must" in why or "it withdraws nothing" in why for why in node.waits):
             node.another_card()
             for raw in server.all("pods"):
