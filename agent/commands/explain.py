@@ -115,7 +115,8 @@ def stored(world: World, config: Config) -> dict[str, Any]:
         "waits": [
             *repairs(kept),
             *(
-                f"{key}: the reset of its idle GPU failed: {one.said or one.stage} (Job {one.job})"
+                f"{key}: the reset of its idle GPU {'is tried again' if one.unbegun else 'failed'}: "
+                f"{one.said or one.stage} (Job {one.job})"
                 for key, one in kept.records.idle.failed_resets.items()
             ),
         ],

@@ -2,6 +2,7 @@
 
 Nobody leaves for a degraded fault. So the taint comes first and then a second look; whoever came in between goes first,
 the taint goes, and the next try waits twice as long. An incident gets one reset; what it did not cure is a person's.
+One whose Job never began was none, and is tried again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from agent.remediation.repair import awaited, rebooted
 from agent.remediation.taints import LAST_PERMIT, spare
 
 _LATELY_S = 86400  # withdrawals further back lengthen no pause
+_MOST_DOUBLED = 16  # times the pause: it ends after a day at the latest
 
 
 def resettable(faults: Iterable[Fault]) -> tuple[Fault, ...]:
@@ -48,7 +50,9 @@ def wanted(verdict: Verdict, config: Config, failed_resets: Mapping[str, Attempt
 def failed(fault: Fault, failed_resets: Mapping[str, Attempt]) -> str:
     """How the one reset of this incident failed; empty if there was none."""
     attempt = _spent(fault, failed_resets)
-    return f"{attempt.said or 'the fault stands after it'} (Job {attempt.job})" if attempt else ""
+    if attempt is None or attempt.unbegun:
+        return ""
+    return f"{attempt.said or 'the fault stands after it'} (Job {attempt.job})"
 
 
 def chosen(case: Case, records: Records) -> tuple[Treatment | None, Records, tuple[Wait, ...]]:
@@ -72,6 +76,8 @@ def _for_a_person(verdict: Verdict, config: Config, failed_resets: Mapping[str, 
     for fault in stand:
         if why := failed(fault, failed_resets):
             yield f"{fault.finding.id}: the reset of its idle GPU failed: {why}; a person must decide"
+        elif config.repair.reset_when_idle and (last := _spent(fault, failed_resets)):
+            yield f"{fault.finding.id}: the reset of its idle GPU is tried again: {last.said} (Job {last.job})"
     untried = (fault for fault in stand if not failed(fault, failed_resets))
     if config.repair.reset_when_idle and (why := done_already(untried)):
         yield why
@@ -106,7 +112,7 @@ def _free(case: Case, idle: Idle) -> tuple[tuple[Fault, ...], Idle, tuple[Wait, 
     free, waits = [], []
     for fault in there if idle.withdrawn or not world.tainted else ():  # another taint of ours goes first
         why = in_use(Treatment((fault,), Remedy.RESET_GPU, verdict.linked).reset_set, world, case.local)
-        why = why or _not_yet(case, idle, begins=not world.tainted)
+        why = why or _not_yet(case, idle, fault, begins=not world.tainted)
         if why:
             waits.append(_not_now(fault, why))
         else:
@@ -140,7 +146,7 @@ def in_use(gpus: frozenset[str], world: World, local: Local, reserved: bool = Fa
     return f"pod {', '.join(sorted(occupying - over))} holds it" if occupying - over else ""
 
 
-def _not_yet(case: Case, idle: Idle, begins: bool) -> str:
+def _not_yet(case: Case, idle: Idle, fault: Fault, begins: bool) -> str:
     """Why the node is not withdrawn for it, although the GPU is idle."""
     verdict, world, config = case.verdict, case.world, case.config
     if not spare(world, config.budget):
@@ -151,9 +157,11 @@ def _not_yet(case: Case, idle: Idle, begins: bool) -> str:
         return why
     if case.local.up_s < config.repair.prove_s and any(rebooted(fault.boot_id, verdict) for fault in verdict.faults):
         return "the node was rebooted since its fault was seen: whether that cured it is awaited"
-    pause_s = config.repair.pause_s * 2 ** (len(idle.times) - 1) if idle.times else 0.0
+    unbegun = _spent(fault, idle.failed_resets)
+    often = max(len(idle.times), unbegun.number if unbegun else 0)
+    pause_s = config.repair.pause_s * 2 ** min(often - 1, _MOST_DOUBLED) if idle.times else 0.0
     if idle.times and abs(verdict.at - idle.times[-1]) < pause_s:
-        return f"the node was withdrawn for it {len(idle.times)} times lately, and is not for {pause_s:.0f} s"
+        return f"the node was withdrawn for it {often} times lately, and is not for {pause_s:.0f} s"
     return ""
 
 

@@ -40,8 +40,8 @@ def aimed(treatment: Treatment, records: Records, settings: Repair) -> tuple[Rem
     attempts = own(due, records)
     least = max([due.mildest.rank, *(attempt.remedy.rank for attempt in attempts)])
     for remedy in possible(settings, due):
-        made = [attempt for attempt in attempts if attempt.remedy is remedy and not attempt.unbegun]
-        if remedy.rank >= least and len(made) < settings.max_attempts and not any(a.final for a in made):
+        tried = [attempt for attempt in attempts if attempt.remedy is remedy and not attempt.unbegun]
+        if remedy.rank >= least and len(tried) < settings.max_attempts and not any(a.final for a in tried):
             return (None, why) if remedy is Remedy.RESET_GPU and (why := done_already(due.faults)) else (remedy, "")
     if not attempts:
         return None, f"no repair is configured for {due.remedy}: a person must decide"
@@ -86,6 +86,13 @@ def _worst(treatment: Treatment, records: Records) -> Remedy:
 def own(treatment: Treatment, records: Records) -> list[Attempt]:
     """The attempts that were for one of these faults; what another GPU needed counts for nothing here."""
     return [one for one in records.attempts if any(concerns(one, fault) for fault in treatment.faults)]
+
+
+def made(remedy: Remedy, treatment: Treatment, records: Records) -> int:
+    """How many attempts there were at this remedy. Of idle GPUs those whose Job never began outlive the records."""
+    ids = {key for fault in treatment.faults if treatment.idle for key in fault.ids}
+    before = (one.number for key, one in records.idle.failed_resets.items() if one.unbegun and key in ids)
+    return max(before, default=0) + sum(attempt.remedy is remedy for attempt in records.attempts)
 
 
 def concerns(attempt: Attempt, fault: Fault) -> bool:

@@ -20,7 +20,7 @@ from agent.model.steps import On, StartJob, Wait
 from agent.model.world import Job, Pod, World
 from agent.remediation.case import Case, Outcome, Treatment
 from agent.remediation.collect import collected
-from agent.remediation.ladder import aimed, concerns, current, own, possible
+from agent.remediation.ladder import aimed, concerns, current, made, own, possible
 from agent.remediation.nvidia_smi import EXIT_CODES
 from agent.remediation.presets import answers
 from agent.remediation.records import COLLECTS, Attempt, Records, Stage
@@ -35,8 +35,8 @@ def yet_to_come(case: Case, treatment: Treatment, records: Records) -> Treatment
     the node was rebooted.
     """
     last = records.attempts[-1] if records.attempts else None
-    made = last is not None and any(job.name == last.job for job in case.world.jobs or ())
-    begun = last if last and (last.stage in (Stage.STARTED, Stage.DONE) or (made and last.stage.live)) else None
+    there = last is not None and any(job.name == last.job for job in case.world.jobs or ())
+    begun = last if last and (last.stage in (Stage.STARTED, Stage.DONE) or (there and last.stage.live)) else None
     young = case.local.up_s < case.config.repair.prove_s
 
     def over(fault: Fault) -> bool:
@@ -140,7 +140,7 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
             return records, waits
     else:
         records = _restored(records)
-    number = 1 + sum(attempt.remedy is remedy for attempt in records.attempts)
+    number = 1 + made(remedy, due, records)
     first = min(due.faults, key=lambda fault: fault.since)
     # By the incident and not by the time: whatever is forgotten, the same attempt finds its Job again.
     incident = f"{world.uid} {first.finding.id} {first.since:.3f} {remedy} {number}"

@@ -9,7 +9,8 @@ import pytest
 from agent.actions.job_pods import job_pods
 from agent.config.settings import Config
 from agent.model.steps import On
-from tests.life import Life
+from tests.life import REMAPPED, UUID, Life
+from tests.remediation.test_idle_reset import ELSEWHERE, IDLE
 from tests.remediation.test_repair import QUICK, RESET, returned
 from tests.remediation.test_validation import CHECKED
 
@@ -141,3 +142,26 @@ def test_a_job_that_began_and_whose_pod_is_gone_was_tried() -> None:
     del life.cluster._objects["pods", "gpu-health-agent", f"{job}-pod"]
     life.run(30)
     assert f"Job {job} runs: reset_gpu, attempt 1" in life.waits
+
+
+@pytest.mark.parametrize("status", [None, {"phase": "Pending"}, TAKEN_UP, REFUSED])
+def test_a_reset_of_an_idle_gpu_whose_jobs_never_began_is_tried_again(status: dict[str, Any] | None) -> None:
+    """A person is called meanwhile, and the node is in service between two tries."""
+    life = Standing(REMAPPED, IDLE, resources={"research/train": (ELSEWHERE,)}, clients={UUID: {}, ELSEWHERE: {}})
+    life.status = status
+    life.run(600)
+    tried = life.records().idle.failed_resets.values()
+    assert {one.unbegun for one in tried} == {True}
+    assert min(one.number for one in tried) > 1
+    assert len({job["metadata"]["name"] for job in life._jobs()}) > 1
+    while life.tainted():
+        life.tick()
+    assert life.last
+    assert any("is tried again" in wait.why and wait.on is On.REPAIR for wait in life.last.waits), "nobody is called"
+    assert not any("a person must decide" in why for why in life.waits)
+    life._begin()
+    life.run(20)
+    assert (life.tainted(), life.repairs) == (False, [])
+    life.stands = False
+    life.run(2000)
+    assert (life.repairs, returned(life), life.records().idle.failed_resets) == (["reset_gpu"], True, {})
