@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +20,16 @@ class JobPod:
     exit_code: int | None = None  # of its container
     ended_at: float = 0.0  # Unix seconds by the node's own clock; 0: not known
     unbegun: str = ""  # why none of its containers has run; empty once one has
+    stuck: bool = False  # it should have ended and did not
 
 
-def job_pods(pods: Iterable[Mapping[str, Any]]) -> dict[str, JobPod]:
-    """By the name of their Job."""
-    return {(raw["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-name", ""): _read(raw) for raw in pods}
+def job_pods(pods: Iterable[Mapping[str, Any]], stuck: Collection[str] = ()) -> dict[str, JobPod]:
+    """By the name of their Job; ``stuck``: the UIDs of those that should have ended."""
+    name = "batch.kubernetes.io/job-name"
+    return {(raw["metadata"].get("labels") or {}).get(name, ""): _read(raw, stuck) for raw in pods}
 
 
-def _read(raw: Mapping[str, Any]) -> JobPod:
+def _read(raw: Mapping[str, Any], stuck: Collection[str]) -> JobPod:
     status = raw.get("status") or {}
     code, at, unbegun = None, 0.0, ""
     for container in status.get("containerStatuses") or ():
@@ -36,7 +38,7 @@ def _read(raw: Mapping[str, Any]) -> JobPod:
                 code, at = int(ended.get("exitCode") or 0), unix_s(ended.get("finishedAt")) or 0.0
     with suppress(*_UNREADABLE):  # in doubt it began
         unbegun = _unbegun(status)
-    return JobPod(code, at, unbegun)
+    return JobPod(code, at, unbegun, raw["metadata"].get("uid") in stuck)
 
 
 def _unbegun(status: Mapping[str, Any]) -> str:

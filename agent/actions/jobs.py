@@ -95,4 +95,4 @@ class Jobs:
             self._unbegun[name] = pod.unbegun if pod else _UNSEEN
         unbegun = self._unbegun.get(name, "")  # the pod of one that lasted too long is gone
         pod = pod or JobPod()
-        return Job(name, state, pod.exit_code, why, ended_s, pod.ended_at, unbegun)
+        return Job(name, state, pod.exit_code, why, ended_s, pod.ended_at, unbegun, pod.stuck)

@@ -113,7 +113,7 @@ class Pods:
 
     def of_jobs(self) -> dict[str, JobPod]:
         """By the name of their Job."""
-        return job_pods(self._raw[pod.uid] for pod in self._ours)
+        return job_pods((self._raw[pod.uid] for pod in self._ours), {pod.uid for pod in self._ours if pod.stuck})
 
     def workloads(self) -> Mapping[str, Pod]:
         """The pods of this node that can be read, by UID."""

@@ -107,11 +107,13 @@ class Job:
     ended_s: int = 0  # seconds since this life first saw that it had ended
     finished_at: float = 0.0  # when its container ended, Unix seconds by the node's own clock; 0: not known
     unbegun: str = ""  # what kept its containers from beginning, as far as this life saw; empty: they began
+    stuck: bool = False  # its pod was asked to end, should have by now, and did not: until it does, the Job is active
 
     @property
     def goes(self) -> str:
         """How one that is active goes, for people."""
-        return f"has not begun ({self.unbegun})" if self.unbegun else "runs"
+        how = f"has not begun ({self.unbegun})" if self.unbegun else "runs"
+        return f"{how}, and its pod should have ended and did not: see the node's kubelet" if self.stuck else how
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,12 @@ def running(world: World) -> str:
     return next(chain(jobs, (f"pod {key}, of a repair that a former Node object began, runs" for key in pods)), "")
 
 
+def until_over(world: World) -> On:
+    """Whether only a person can end what has not: its pod should have ended and did not."""
+    jobs = any(job.state == "active" and job.stuck for job in world.jobs or ())
+    return On.REPAIR if jobs or any(pod.former and pod.stuck for pod in world.pods or ()) else On.OTHER
+
+
 def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) -> Outcome:
     world, settings, local = case.world, case.config.repair, case.local
     remedy, why = aimed(treatment, records, settings)
@@ -123,7 +129,7 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     if world.jobs is None:
         return records, (Wait("the node's Jobs were not read yet"),)
     if name := running(world):  # of an incident whose records are lost
-        return records, (Wait(f"{name}: nothing else is begun"),)
+        return records, (Wait(f"{name}: nothing else is begun", until_over(world)),)
     if not treatment.unproved:
         return records, (Wait(CURED),)
     if local.up_s < settings.prove_s and any(rebooted(f.boot_id, case.verdict) for f in case.verdict.faults):
@@ -178,7 +184,7 @@ def _watch(case: Case, records: Records, live: Attempt, job: Job | None) -> Outc
     if job and job.finished_at > 0:
         live = replace(live, acted_at=job.finished_at)
     if job and job.state == "active":  # in another boot as well: its pod may yet begin and reboot the node again
-        on = _on(records) if job.unbegun else On.OTHER
+        on = On.REPAIR if job.stuck else _on(records) if job.unbegun else On.OTHER
         return records, (Wait(f"Job {live.job} {job.goes}: {live.remedy}, attempt {live.number}", on),)
     reboots = live.remedy is Remedy.REBOOT_NODE
     if reboots and rebooted(live.boot_id, case.verdict):  # its own Job may well have died of it

@@ -23,7 +23,7 @@ from agent.remediation.other_controllers import another, upgrading
 from agent.remediation.presets import uncordoned
 from agent.remediation.records import Records
 from agent.remediation.recurrence import replaced, watched, with_replacement
-from agent.remediation.repair import CURED, noted, running
+from agent.remediation.repair import CURED, noted, running, until_over
 from agent.remediation.stored import Stored, load
 
 _MOST_UNWELL = 8  # pods that are named
@@ -149,7 +149,7 @@ def _named(case: Case, treatment: Treatment | None) -> tuple[Situation, tuple[Wa
     if not world.tainted:
         return Situation.IN_SERVICE, ()
     if job := running(world):
-        return Situation.HELD, (Wait(f"{job}: the node stays withdrawn until it has ended"),)
+        return Situation.HELD, (Wait(f"{job}: the node stays withdrawn until it has ended", until_over(world)),)
     if case.verdict.blind:
         return Situation.BLIND, (Wait("blind: the taint is held as it is"),)
     return Situation.CURED, ()

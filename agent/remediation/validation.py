@@ -78,7 +78,7 @@ def _job(case: Case, check: Validation, may: bool) -> Checked:
     if job and job.state == "succeeded":
         return None, ()
     if job and job.state == "active":
-        on = On.REPAIR if job.unbegun and check.blocked_at else On.OTHER
+        on = On.REPAIR if job.stuck or (job.unbegun and check.blocked_at) else On.OTHER
         return replace(check, stage=Stage.STARTED), (
             Wait(f"Job {job.name} {job.goes}: the check before the return", on),
         )

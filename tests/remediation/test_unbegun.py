@@ -9,6 +9,7 @@ import pytest
 from agent.actions.job_pods import job_pods
 from agent.config.settings import Config
 from agent.model.steps import On
+from agent.model.text import rfc3339
 from tests.life import REMAPPED, UUID, Life
 from tests.remediation.test_idle_reset import ELSEWHERE, IDLE
 from tests.remediation.test_repair import QUICK, RESET, returned
@@ -165,3 +166,50 @@ def test_a_reset_of_an_idle_gpu_whose_jobs_never_began_is_tried_again(status: di
     life.stands = False
     life.run(2000)
     assert (life.repairs, returned(life), life.records().idle.failed_resets) == (["reset_gpu"], True, {})
+
+
+class Stuck(Standing):
+    """As with a kubelet that stands still: the Job controller waits for the pod to end, and until then the Job is
+    active."""
+
+    def _goes_on(self, name: str, uid: str, job: dict[str, Any]) -> None:
+        if not self.stands or self.only not in name:
+            return super()._goes_on(name, uid, job)
+        if self.now - self.made.setdefault(uid, self.now) >= _LATE_S:
+            ends = {"deletionTimestamp": rfc3339(self._wall() + 30), "deletionGracePeriodSeconds": 30}
+            pod = self.cluster._objects["pods", "gpu-health-agent", f"{name}-pod"]
+            pod["metadata"] = {**ends, **pod["metadata"]}
+            return None
+        self._tells(name, "Pending", {})
+        self.cluster._objects["pods", "gpu-health-agent", f"{name}-pod"]["status"] = self.status or {}
+        return None
+
+    def ends(self) -> None:
+        """Its kubelet does again what it should."""
+        self.stands = False
+        for job in self._jobs():
+            if not job.get("status"):
+                why = {"type": "Failed", "status": "True", "message": "Job was active longer than specified deadline"}
+                self.cluster._store("jobs", "gpu-health-agent", {**job, "status": {"conditions": [why]}})
+                self.cluster._objects.pop(("pods", "gpu-health-agent", f"{job['metadata']['name']}-pod"), None)
+
+
+RUNS = {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}
+
+
+@pytest.mark.parametrize("status", [{"phase": "Pending"}, TAKEN_UP, RUNS])
+@pytest.mark.parametrize("what", ["repair", "check", "cured"])
+def test_somebody_is_called_to_a_job_whose_pod_does_not_end(what: str, status: dict[str, Any]) -> None:
+    life = Stuck(RESET, CHECKED if what == "check" else QUICK)
+    life.status, life.only = status, "-check-" if what == "check" else ""
+    life.run(150)
+    if what == "cured":
+        life.reboots()
+    life.run(150)
+    assert life.last
+    said = "and its pod should have ended and did not: see the node's kubelet"
+    assert {wait.on for wait in life.last.waits if said in wait.why} == {On.REPAIR}, life.waits
+    assert (life.tainted(), len([job for job in life._jobs() if not job.get("status")])) == (True, 1)
+    life.ends()
+    life.run(4000, rests=True)
+    assert not any(said in why for why in life.waits)
