@@ -37,6 +37,8 @@ def load(path: str | os.PathLike[str] | None) -> Config:
         data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is safe, as its base
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}): name an existing file with --config") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: is nested too deeply: write it as the guide has it") from error
     except (yaml.YAMLError, ValueError) as error:  # no UTF-8, or a date that is none
         raise ConfigError(f"{path}: is not valid YAML: {str(error).splitlines()[0]}") from error
     if data is not None and not isinstance(data, dict):

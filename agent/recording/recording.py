@@ -199,6 +199,8 @@ class Recording:
                 raise UsageError(f"line {number}: not a line of a recording ({_words(error)})") from error
 
     def _entry(self, line: dict[str, Any]) -> Entry:
+        if not all(isinstance(line.get(name, 0.0), int | float) for name in ("t", "wall", "plan")):
+            raise ValueError("a time must be a number")  # and no text of one
         if "restored" in line:
             return _read(Restored, {"t": line["t"], "stored": line["restored"], "orders": _orders(line)})
         if "plan" in line:

@@ -88,6 +88,7 @@ def test_the_exit_code_is_the_process_own() -> None:
         ),
         ("- a", "must hold a mapping"),
         ("mode: [", "is not valid YAML"),
+        ("mode: " + "[" * 3000, "is nested too deeply"),
         ("mode: 2001-99-99", "is not valid YAML: month must be in 1..12"),
     ],
 )

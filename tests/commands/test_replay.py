@@ -201,6 +201,7 @@ HOSTILE_LINES = {
     "lists": "[" * 1_000_000,
     "an endless time": '{"t":1e999,"wall":1}',
     "a time in words": '{"t":"noon","wall":1}',
+    "a time as text": '{"t":"7","wall":1,"seen":[["nvml","0000:1b:00.0",1,{}]]}',
     "a reading of lists": '{"t":1,"wall":1,"seen":[["nvml","0000:1b:00.0",1,{"power_w":{}}]]}',
     "a reading of nobody": '{"t":1,"wall":1,"seen":[[null,[],1,{}]]}',
     "an observation": '{"t":1,"wall":1,"seen":[{"at":"x","source":"nvml","signal":"alive"}]}',

@@ -25,6 +25,7 @@ _READ_BYTES = 64 * 1024
 _BYTES_PER_S = 4 * 1024 * 1024  # what comes faster waits in the socket, and then in the sources
 _AGAIN_S = 1.0
 _ASK_S = 15.0
+_LONGEST_ANSWER_BYTES = 2 * 1024 * 1024  # of a node full of pods it has a tenth, and it takes 30 times as much memory
 _AWAY_S = 15.0  # a container that is begun anew is quicker
 _QUIET_S = 60.0  # a diagnosis that runs says so every second
 
@@ -214,7 +215,7 @@ def ask(path: Path, question: dict[str, Any], timeout_s: float = _ASK_S) -> Any:
         connection.connect(str(path))
         connection.sendall(json.dumps(question).encode() + b"\n")
         try:
-            return read_json(_line(connection, bytearray(), timeout_s, 16 * 1024 * 1024))
+            return read_json(_line(connection, bytearray(), timeout_s, _LONGEST_ANSWER_BYTES))
         except ValueError as error:
             raise OSError("no answer that makes sense") from error
 

@@ -57,7 +57,7 @@ class Serving:
         self._lock = threading.Lock()  # of the two below: the loop's thread takes questions, another answers them
         self._askers: list[tuple[socket.socket, str]] = []  # with what each asks
         self._asking = False
-        self._status_at, self._status = 0.0, ""
+        self._status = ""
         self._renewal = Renewal(path.with_name("renewals"))
         supervisor.selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
@@ -109,19 +109,20 @@ class Serving:
             return ()
         for line in lines:
             try:
-                self._do(connection, read_json(line))
+                if connection in self._buffers:  # else it has asked, which was its last word
+                    self._do(connection, read_json(line))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                self._tell(
-                    "a request makes no sense: its connection is closed", level="warning", error=repr(error)[:200]
-                )
+                why = "a request makes no sense: its connection is closed"
+                self._tell(why, level="warning", error=repr(error)[:200])
                 self._hang_up(connection)
-                break
         return ()
 
     def _do(self, connection: socket.socket, request: dict[str, Any]) -> None:
         match request["do"]:
             case "resume" | "release" as do:
                 self._wish(connection, do, str(request["source"]), request)
+            case _ if connection is self._agent:
+                raise ValueError("whoever wishes asks by another connection")
             case "who-holds" | "who-runs" as what:
                 self._ask(connection, what)
             case "diagnose":
@@ -144,7 +145,7 @@ class Serving:
         gpus = frozenset(normalise_pci(pci) for pci in request.get("gpus", ()))
         known = Known(boot_id, None if seq is None else int(seq), gpus)
         wanted = self._wanted | {name} if do == "resume" else self._wanted - {name}
-        self._wanted = wanted & frozenset(self._supervisor.names)
+        self._wanted = wanted.intersection(self._supervisor.names)
         self._supervisor.want(self._wanted, known)
         self._heard += 1
         self._status = ""
@@ -214,10 +215,9 @@ class Serving:
             s.name: {k: v for k, v in asdict(s).items() if k not in ("name", "last_seen")}
             for s in self._supervisor.statuses
         }
-        status = json.dumps({"status": facts, "heard": self._heard})
-        if status != self._status:
-            self._status = status
-            self._send(status + "\n")
+        before, self._status = self._status, json.dumps({"status": facts, "heard": self._heard})
+        if self._status != before:
+            self._send(self._status + "\n")
 
     def _forget(self, connection: socket.socket) -> None:
         self._supervisor.selector.unregister(connection)

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -97,6 +98,17 @@ def test_an_answer_that_would_end_the_agent_is_none(folder: Path, what: str) -> 
             remote.diagnose(1, ["GPU-a"], lambda _: None)
 
 
+def test_an_answer_of_sixteen_mebibytes_takes_no_memory_that_the_agent_has_not(folder: Path) -> None:
+    answer = b'{"a/train":[' + b"[]," * (5 << 20) + b"[]]}\n"
+    with answering(folder, answer):
+        tracemalloc.start()
+        with pytest.raises(UnaskedError):
+            Remote(folder / "s", ("nvml",)).who_holds()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 96 << 20, f"{peak >> 20} MiB"
+
+
 def test_an_answer_that_drips_is_none_once_its_time_is_over(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "s"))
@@ -160,6 +172,27 @@ def test_a_request_that_would_end_the_sources_costs_its_own_connection_only(fold
             with contextlib.suppress(ConnectionResetError):
                 assert stranger.recv(1) == b""
         until(lambda: any("makes no sense" in event for event in told))
+        remote = Remote(folder / "s", ("nvml",))
+        remote.want(frozenset({"nvml"}), Known())
+        until(lambda: remote.turn(0.1))
+        remote.close()
+
+
+ASKS = [{"do": "who-holds"}, {"do": "who-runs"}, {"do": "diagnose", "level": 1, "gpus": ["GPU-a"]}]
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.2])
+@pytest.mark.parametrize("asked", ASKS, ids=lambda asked: asked["do"])
+@pytest.mark.parametrize("wishes", [False, True])
+def test_whatever_follows_in_one_connection_ends_no_sources(
+    folder: Path, wishes: bool, asked: dict[str, Any], pause_s: float
+) -> None:
+    with serving(folder, []):
+        with socket.socket(socket.AF_UNIX) as stranger, contextlib.suppress(OSError):
+            stranger.connect(str(folder / "s"))
+            for one in ([WISH] if wishes else []) + [asked, asked, WISH, asked]:
+                stranger.sendall(json.dumps(one).encode() + b"\n")
+                time.sleep(pause_s)
         remote = Remote(folder / "s", ("nvml",))
         remote.want(frozenset({"nvml"}), Known())
         until(lambda: remote.turn(0.1))
