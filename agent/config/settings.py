@@ -135,7 +135,7 @@ class Repair(Section):
     max_attempts: Annotated[int, Field(ge=1, le=5)] = 2
     """Of each remedy in one incident, before the next harder one that is configured."""
     pause_s: Seconds = 60
-    """After a failed attempt; it doubles."""
+    """After a failed attempt; it doubles. After a Job that never began it is at least a second."""
     deadline_s: Annotated[int, Field(ge=1)] = 900
     """How long a remedy's Job may run, and a diagnosis that can't be run is tried again before a person decides."""
     prove_s: Seconds = 600

@@ -25,6 +25,7 @@ from agent.remediation.nvidia_smi import EXIT_CODES
 from agent.remediation.presets import answers
 from agent.remediation.records import COLLECTS, Attempt, Records, Stage
 
+LEAST_PAUSE_S = 1.0  # after a Job that never began, which counts for no limit: it doubles, so that there are few
 CURED = "the GPUs were cured by somebody else: they stay well for a while first"
 
 
@@ -137,7 +138,9 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     due = treatment.outstanding
     failed_resets = own(due, records)
     last = failed_resets[-1] if failed_resets else None
-    if last and abs(case.verdict.at - last.ended_at) < (pause_s := settings.pause_s * 2 ** (len(failed_resets) - 1)):
+    least_s = LEAST_PAUSE_S if last and last.unbegun else 0.0
+    pause_s = max(settings.pause_s, least_s) * 2.0 ** min(len(failed_resets) - 1, 64)  # more is for ever, too
+    if last and abs(case.verdict.at - last.ended_at) < pause_s:
         failed = f"{last.remedy}, attempt {last.number}, failed ({last.said})"
         return records, (Wait(f"{failed}: {remedy} follows after a pause of {pause_s:.0f} s", _on(records)),)
     if remedy is Remedy.RESET_GPU:

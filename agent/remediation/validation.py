@@ -18,6 +18,7 @@ from agent.remediation.case import Case, Outcome
 from agent.remediation.events import event_name
 from agent.remediation.records import Kind, Records, Stage, Validation
 from agent.remediation.recurrence import of_incident
+from agent.remediation.repair import LEAST_PAUSE_S
 
 DISMISSED = "check@node"  # the dismissal that lets a node return without it
 CHECK = "check"  # a Job's remedy, for its template
@@ -69,8 +70,8 @@ def _job(case: Case, check: Validation, may: bool) -> Checked:
     jobs, settings = case.world.jobs, case.config.repair
     job = next((job for job in jobs or () if job.name == check.job), None)
     if job is None and check.stage is Stage.RESERVED:
-        pause_s = settings.pause_s * 2 ** min(check.number - 2, _MOST_DOUBLED) if check.blocked_at else 0.0
-        if abs(case.verdict.at - check.blocked_at) < pause_s:
+        pause_s = max(settings.pause_s, LEAST_PAUSE_S) * 2 ** min(check.number - 2, _MOST_DOUBLED)
+        if check.blocked_at and abs(case.verdict.at - check.blocked_at) < pause_s:
             why = f"the check's Job never began ({check.said}): the next one follows after a pause of {pause_s:.0f} s"
             return check, (Wait(why, On.REPAIR),)
         start = (StartJob(check.job, CHECK, check.uuids),) if may and jobs is not None else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -101,6 +102,29 @@ def test_no_check_fails_by_jobs_that_never_began(status: dict[str, Any] | None) 
     life.stands = False
     life.run(4000, rests=True)
     assert (life.repairs, returned(life)) == (["reset_gpu", "check"], True)
+
+
+@pytest.mark.parametrize("only", ["", "-check-"])
+def test_without_a_pause_jobs_that_never_begin_are_few_all_the_same(only: str) -> None:
+    """They count for no limit, and what is written of each would fill the Node."""
+    repair = CHECKED.repair.model_copy(update={"pause_s": 0.0})
+    life = standing(REFUSED, only, CHECKED.model_copy(update={"repair": repair}))
+    life.run(3000)
+    assert 2 < len(life._jobs()) < 40
+    assert life.records().begun[-1].number >= 8
+
+
+def test_however_many_attempts_failed_their_pause_is_a_number() -> None:
+    life = standing(REFUSED)
+    life.run(50)
+    path, text = f"/api/v1/nodes/{life.name}", life.node()["metadata"]["annotations"]["gpu-health-agent/faults"]
+    stored = json.loads(text)
+    stored["attempts"] = [{**stored["attempts"][0], "stage": "failed", "unbegun": True, "ended_at": 1}] * 1100
+    body = {"metadata": {"annotations": {"gpu-health-agent/faults": json.dumps(stored)}}}
+    life.cluster("PATCH", path, body, "application/merge-patch+json")
+    life._begin()
+    life.run(50)
+    assert any("follows after a pause of" in why for why in life.waits)
 
 
 def test_a_job_that_was_given_up_before_this_life_saw_a_pod_of_it_was_not_tried() -> None:
