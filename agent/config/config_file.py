@@ -15,6 +15,15 @@ from agent.config.pool_name import old_name
 from agent.config.settings import Config
 from agent.model.errors import ConfigError
 
+# Where the validator's own words would name a type of this program.
+_WANTED = {
+    "model_type": "write a mapping of its settings, as {name: value}",
+    "dict_type": "write a mapping, as {name: value}",
+    "tuple_type": "write a list, as [value]",
+    "bool_parsing": "write true or false",
+    "bool_type": "write true or false",
+}
+
 
 class _Loader(yaml.SafeLoader):
     """Reads no file in which a key stands twice: the first would be passed over, a budget's limit maybe."""
@@ -40,7 +49,7 @@ def load(path: str | os.PathLike[str] | None) -> Config:
     except RecursionError as error:
         raise ConfigError(f"{path}: is nested too deeply: write it as the guide has it") from error
     except (yaml.YAMLError, ValueError) as error:  # no UTF-8, or a date that is none
-        raise ConfigError(f"{path}: is not valid YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path}: is not valid YAML: {_where(error)}") from error
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold a mapping such as 'mode: observe', not a {type(data).__name__}")
     if notice := old_name(data):
@@ -51,13 +60,22 @@ def load(path: str | os.PathLike[str] | None) -> Config:
         raise ConfigError(f"{path}: {_sentence(error)}") from error
 
 
+def _where(error: Exception) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"line {mark.line + 1}: {problem}" if mark and problem else str(error).splitlines()[0]
+
+
 def _sentence(error: ValidationError) -> str:
-    """The first error only: one is enough to mend, and the next run names the next."""
-    first = error.errors()[0]
+    """One error only: it is enough to mend, and the next run names the next. A wrong name may be why one is missing."""
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-")))
     if first["type"] == "extra_forbidden":
         return f"{field}: no such setting{_nearest(first['loc'])}"
-    return f"{field}: {first['msg']}, not {first['input']!r}"[:300]
+    if first["type"] == "missing":
+        return f"{field}: must be given"
+    said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    wanted = _WANTED.get(first["type"], said)
+    return f"{field}: {wanted}, not {first['input']!r}"[:300]
 
 
 def _nearest(loc: tuple[int | str, ...]) -> str:

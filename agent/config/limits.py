@@ -39,6 +39,7 @@ Seconds = Amount
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+_LABEL = form(r"[^=]+=.*", "write a label with its value, as KEY=VALUE")
 
 
 class Override(Section):
@@ -47,7 +48,7 @@ class Override(Section):
     rule: str  # a name of the table of rules
     gpu_model: str | None = None
     """A pattern on NVML's product name: "*H100*"."""
-    node_label: Annotated[str, Field(pattern=r"^[^=]+=.*$")] | None = None  # KEY=VALUE of the node
+    node_label: Annotated[str, *_LABEL] | None = None  # KEY=VALUE of the node
     disabled: bool = False  # the rule finds nothing
     severity: Literal["notice", "degraded", "fatal"] | None = None  # notice, degraded or fatal
     remedy: Remedy | None = None  # a remedy of the table of rules

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from agent.config.limits import Section, form
 
-from agent.config.limits import Section
+_URL = form(r"https?://[^\s/]+\S*", "write a URL, as https://example.com/replace")
 
 
 class Gate(Section):
@@ -23,6 +23,6 @@ class Gate(Section):
 class Webhook(Section):
     """Who is told by the preset webhook."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$")] | None = None  # of the receiver
+    url: Annotated[str, *_URL] | None = None  # of the receiver
     secret_file: Path = Path("/etc/gpu-health-agent/webhook/secret")
     """What each POST is signed with, read anew each time."""
