@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from agent.actions.api import Api, connect
-from agent.actions.fleet import deployed, read_fleet_without_nodes
+from agent.actions.fleet import read_fleet_without_nodes
 from agent.actions.kube import KubeClient
+from agent.commands.nodes import of_the_agents
 from agent.commands.replay import ending
 from agent.commands.setup import as_text, configured, lines_of, opened, persons, undamaged
-from agent.config.settings import Config, Mode
+from agent.config.settings import Config
 from agent.diagnosis.correlate import incidents
 from agent.diagnosis.history import History
 from agent.diagnosis.linked import linked
@@ -54,13 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = configured(arguments.config)
     if arguments.node:
         api = connect(persons(arguments.kubeconfig))
-        state = of_node(api, arguments.node, config if arguments.config else deployed(api, config.budget.namespace))
+        state = of_node(api, arguments.node, of_the_agents(api, arguments.config))
     elif arguments.recording:
-        state = recorded(arguments.recording, config if arguments.config else None)
-    elif (answer := running(config)) is not None:
+        state = recorded(arguments.recording, configured(arguments.config) if arguments.config else None)
+    elif (answer := running(config := configured(arguments.config))) is not None:
         state = answer
     else:
         raise NotRunningError(f"no agent answers on port {config.http.port}: name a node with --node")
@@ -75,9 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def of_node(api: Api, node: str, config: Config | None) -> dict[str, Any]:
+def of_node(api: Api, node: str, config: Config) -> dict[str, Any]:
     """What a Node's annotation knows. UsageError, RefusedError, UnreachableError."""
-    config = config or Config(mode=Mode.EVICT)
     world = KubeClient(api, node, config).look(closely=False)
     state = stored(world, config)
     kept = load(world.stored or "", 0.0)

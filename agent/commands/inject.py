@@ -64,4 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _gpu(text: str) -> int | str:
-    return text if text.startswith("GPU-") else int(text)
+    if text.startswith("GPU-"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no GPU: name its index, as 3, or its UUID, as GPU-5e1f…")
+    return int(text)

@@ -7,12 +7,14 @@ import json
 import sys
 import time
 from contextlib import suppress
+from http import HTTPStatus
 
-from agent.actions.api import connect
+from agent.actions.api import Api, connect
 from agent.actions.fleet import deployed, read_fleet
 from agent.actions.pool import names
 from agent.commands.setup import configured, persons
-from agent.model.errors import AgentError
+from agent.config.settings import Config
+from agent.model.errors import AgentError, RefusedError, UsageError
 from agent.status.fleet_view import as_html, as_text, fleet_state
 from agent.status.ledger_view import as_table
 
@@ -47,9 +49,19 @@ def _names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
     return []
 
 
+def of_the_agents(api: Api, path: str | None) -> Config:
+    """What the agents run with: the file at ``path``, or as the cluster has it, or else the defaults, which is told."""
+    given = configured(path)
+    if path:
+        return given
+    if (found := deployed(api, given.budget.namespace)) is None:
+        sys.stderr.write("The agents' configuration can't be read, so defaults are shown: name it with --config.\n")
+    return found or given
+
+
 def run(arguments: argparse.Namespace) -> int:
-    api, given = connect(persons(arguments.kubeconfig), gzip=True), configured(arguments.config)
-    config = given if arguments.config else deployed(api, given.budget.namespace)
+    api = connect(persons(arguments.kubeconfig), gzip=True)
+    config = of_the_agents(api, arguments.config)
     if arguments.node:
         from agent.commands.explain import in_words, of_node  # with much that the table has no use for
 
@@ -57,12 +69,15 @@ def run(arguments: argparse.Namespace) -> int:
         text = as_table([(arguments.node, state["incidents"])]) if arguments.history else in_words(state, None)
         sys.stdout.write(json.dumps(state, indent=2) + "\n" if arguments.output == "json" else text)
         return 0
-    if config is None:
-        sys.stderr.write("The agents' configuration can't be read, so defaults are shown: name it with --config.\n")
-        config = given
     while True:
         now = time.time()
-        state = fleet_state(read_fleet(api, config.budget, arguments.selector), config, now)
+        try:
+            fleet = read_fleet(api, config.budget, arguments.selector)
+        except RefusedError as error:
+            if arguments.selector and error.status == HTTPStatus.BAD_REQUEST:
+                raise UsageError(f"--selector: {error.sentence}") from error
+            raise
+        state = fleet_state(fleet, config, now)
         if arguments.output == "json":
             text = json.dumps(state, indent=2) + "\n"
         elif arguments.history:

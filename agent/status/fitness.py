@@ -166,7 +166,8 @@ def asked(path: Path) -> Answer:
         said = json.loads(connection.getresponse().read(_MOST_BYTES))
         return Answer(said["fit"] is True, str(said["status"]), tuple(map(str, said["why"])))
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError) as error:
-        return Answer(False, "unknown", (f"{path} does not answer ({type(error).__name__})",))
+        why = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+        return Answer(False, "unknown", (f"{path} does not answer ({why})",))
     finally:
         over.cancel()
         connection.close()

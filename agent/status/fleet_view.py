@@ -205,6 +205,10 @@ def as_text(state: Mapping[str, Any], now: float, wide: bool = False) -> str:
 
 def _sentences(state: Mapping[str, Any]) -> list[str]:
     sentences = [f"The agents stand still: {state['paused']}."] if state["paused"] else []
+    if not state["nodes"]:
+        size = state["pool"]["nodes"]
+        empty = "The pool is empty: no node has the labels of budget.pool_selector."
+        sentences.append(f"None of the pool's {size} nodes has the labels that were asked for." if size else empty)
     for kind, permits in state["permits"].items():
         by = f": {some(permits['by'])}" if permits["by"] else ""
         sentences.append(f"Permits, {kind}: {permits['taken']} of {permits['allowed']} taken{by}.")

@@ -138,6 +138,7 @@ sys.exit(cli.main(["odd"]))
         (("simulate", "demo", "--kubeconfig", "/none", "--node", "n"), 78, "/none is not a file"),
         (("inject", "--gpu", "3"), 64, "one of the arguments"),
         (("inject", "--xid", "79"), 64, "--gpu: name the GPU's index"),
+        (("inject", "--gpu", "x", "--xid", "79"), 64, "--gpu: 'x' is no GPU: name its index, as 3, or its UUID"),
         (("inject", "--gpu", "3", "--xid", "79", "--simulation-dir", "/none"), 1, "no simulation runs in /none"),
         (("replay", "/none"), 64, "/none: no such file"),
         (("replay", "-", "--profile", "b300"), 64, "--profile: 'b300' is none of h100-8"),

@@ -172,7 +172,8 @@ def test_what_is_no_socket_is_a_no(tmp_path: Path, there: str) -> None:
 
 
 def test_nobody_at_the_door_is_a_no(tmp_path: Path) -> None:
-    assert asked(tmp_path / "nobody").status == "unknown"
+    nobody = tmp_path / "nobody"
+    assert asked(nobody) == Answer(False, "unknown", (f"{nobody} does not answer (No such file or directory)",))
 
 
 @contextmanager

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import time
+from argparse import Namespace
 from typing import Any
 
 import pytest
 
 from agent.actions.fleet import deployed, read_fleet, read_fleet_without_nodes
 from agent.actions.kube import KubeClient
+from agent.cli import main
+from agent.commands import explain, nodes
 from agent.commands.explain import of_node
 from agent.config.settings import Budget, Config, Mode
-from agent.model.errors import RefusedError
+from agent.model.errors import RefusedError, UsageError
 from agent.model.names import DISMISS_ANNOTATION, FAULTS_ANNOTATION, OUT_LABEL, STATE_LABEL, WITHDRAWN_LABEL
 from agent.model.text import rfc3339
 from agent.model.world import BY_HAND, Claim, Local
@@ -62,6 +65,40 @@ def test_it_names_the_sick_first_with_what_is_waited_for_and_who_holds_the_permi
     assert lines[1].startswith("n2")
     assert lines[3].split() == ["n3", "healthy", "1.2.3,", "2h"]
     assert "Permits, withdrawn: 1 of 1 taken: n1." in lines
+
+
+def test_a_table_without_nodes_says_why() -> None:
+    made = cluster("n1")
+    assert "None of the pool's 1 nodes has the labels that were asked for." in as_text(state(made, ONE, "a=b"), NOW)
+    other = Config(budget=Budget(pool_selector="a=b"))
+    assert "The pool is empty: no node has the labels of budget.pool_selector." in as_text(state(made, other), NOW)
+    assert "labels" not in as_text(state(made), NOW)
+
+
+@pytest.mark.parametrize("command", [("nodes",), ("nodes", "n1"), ("explain", "--node", "n1")])
+def test_where_the_agents_settings_cant_be_read_table_and_node_go_by_the_same_and_say_so(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = with_agents(cluster("n1"))
+    drive(KubeClient(made, "n1", Config()), fatal(), Config())
+    for module in (explain, nodes):
+        monkeypatch.setattr(module, "persons", lambda _: None)
+        monkeypatch.setattr(module, "connect", lambda *_, **__: made)
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert "mode observe" in told.out
+    assert "permit and its pods are evicted" not in told.out
+    assert "so defaults are shown" in told.err
+
+
+def test_a_selector_that_the_api_server_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def api(method: str, path: str, *rest: Any, **more: Any) -> tuple[int, Any]:
+        return (400, {"message": "unable to parse"}) if "labelSelector=" in path else (404, {})
+
+    monkeypatch.setattr(nodes, "persons", lambda _: None)
+    monkeypatch.setattr(nodes, "connect", lambda *_, **__: api)
+    with pytest.raises(UsageError, match="--selector: unable to parse"):
+        nodes.run(Namespace(kubeconfig=None, config=None, node=None, selector="a b"))
 
 
 def test_a_node_without_an_agent_is_told() -> None:
