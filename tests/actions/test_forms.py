@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.actions.answers import whole_node
+from agent.actions.answers import sensible, whole_node
 from agent.actions.kube import KubeClient
 from agent.config.settings import Config, Mode
 from agent.model.errors import RefusedError, UnreachableError
@@ -119,6 +119,9 @@ def test_the_sentence_names_the_object_and_the_field() -> None:
         with pytest.raises(UnreachableError, match="answer to GET node makes no sense: ") as told:
             whole_node(node | part, "GET node")
         assert str(told.value).endswith(f": {why}")
+    lease = {"metadata": {"name": "permit-0", "uid": "u", "resourceVersion": "1"}, "spec": []}
+    with pytest.raises(UnreachableError, match="makes no sense: permit-0: spec is no object"):
+        sensible({"items": [lease]}, "GET leases", "leases", listed=True)
 
 
 @pytest.mark.parametrize("odd", [..., None, {}])
