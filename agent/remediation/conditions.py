@@ -66,7 +66,7 @@ def posts(now: Now) -> tuple[Step, ...]:
     if step.id in case.world.posted:
         return ()
     why = case.world.unposted
-    waits = (Wait(f"the webhook has not taken that a replacement is {word}: {why}", On.REPAIR),) if why else ()
+    waits = (Wait(f"the webhook could not be told yet that a replacement is {word}: {why}", On.REPAIR),) if why else ()
     return (step, *waits)
 
 

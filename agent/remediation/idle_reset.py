@@ -156,7 +156,7 @@ def _not_yet(case: Case, idle: Idle, fault: Fault, begins: bool) -> str:
     if why := another(world):
         return why
     if case.local.up_s < config.repair.prove_s and any(rebooted(fault.boot_id, verdict) for fault in verdict.faults):
-        return "the node was rebooted since its fault was seen: whether that cured it is awaited"
+        return "the node was rebooted since its fault was seen: it must show whether that cured it"
     unbegun = _spent(fault, idle.failed_resets)
     often = max(len(idle.times), unbegun.number if unbegun else 0)
     pause_s = config.repair.pause_s * 2 ** min(often - 1, _MOST_DOUBLED) if idle.times else 0.0

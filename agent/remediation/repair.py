@@ -26,7 +26,7 @@ from agent.remediation.presets import answers
 from agent.remediation.records import COLLECTS, Attempt, Records, Stage
 
 LEAST_PAUSE_S = 1.0  # after a Job that never began, which counts for no limit: it doubles, so that there are few
-CURED = "the GPUs were cured by somebody else: they stay well for a while first"
+CURED = "the GPUs were cured by somebody else: they must stay well for a while first"
 
 
 def yet_to_come(case: Case, treatment: Treatment, records: Records) -> Treatment | None:
@@ -134,7 +134,7 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     if not treatment.unproved:
         return records, (Wait(CURED),)
     if local.up_s < settings.prove_s and any(rebooted(f.boot_id, case.verdict) for f in case.verdict.faults):
-        return records, (Wait("the node was rebooted since its fault was seen: whether that cured it is awaited"),)
+        return records, (Wait("the node was rebooted since its fault was seen: it must show whether that cured it"),)
     due = treatment.outstanding
     failed_resets = own(due, records)
     last = failed_resets[-1] if failed_resets else None
@@ -257,7 +257,7 @@ def _prove(case: Case, treatment: Treatment, records: Records, live: Attempt) ->
         return _ended(case, records, live, again)
     left = [fault for fault in treatment.unproved if concerns(live, fault)]
     if not left:
-        return records, (Wait(f"{live.remedy} is proved: the GPUs stay well for a while before the node returns"),)
+        return records, (Wait(f"the cure by {live.remedy} is proved: the GPUs must stay well for a while"),)
     # An agent that was down, or cut off from its own records, has yet to look: its absence makes no cure none.
     looked = live.remedy is not Remedy.RESET_GPU or case.verdict.resets.issuperset(live.gpus)
     # What ends by its absence has that time besides.

@@ -34,7 +34,7 @@ def test_no_pod_leaves_a_node_whose_cure_is_proved() -> None:
     life.run(10)
     assert (life.tainted(), life.waits) == (
         True,
-        ("the GPUs were cured by somebody else: they stay well for a while first",),
+        ("the GPUs were cured by somebody else: they must stay well for a while first",),
     )
     assert life.node()["metadata"]["labels"]["gpu-health-agent/state"] == "validating"
     life.run(100)
@@ -306,7 +306,7 @@ def test_a_node_that_is_cured_before_it_was_withdrawn_is_not_withdrawn_and_says_
         life.tick()
         assert not life.tainted()
         soaked += [life.waits] if life.last and life.verdict.fatal else []
-    assert set(soaked) == {("the GPUs were cured by somebody else: they stay well for a while first",)}
+    assert set(soaked) == {("the GPUs were cured by somebody else: they must stay well for a while first",)}
     life.run(20)
     assert (life.cluster.evicted, life.repairs, returned(life)) == ([], [], True)
 

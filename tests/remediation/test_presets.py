@@ -272,7 +272,7 @@ def test_a_receiver_that_takes_nothing_is_told_again_and_named_and_holds_nobody_
         until(lambda: life.client._receiver.trouble)
         life.run(10)
         assert any(
-            "the webhook has not taken that a replacement is requested: it answered 503" in w for w in life.waits
+            "the webhook could not be told yet that a replacement is requested: it answered 503" in w for w in life.waits
         )
         assert condition(life, "GpuReplacementRequested")[0] == "True"
         told.status = 200
@@ -311,7 +311,7 @@ def test_what_was_perhaps_taken_back_is_asked_anew_only_after_that_was_taken(tmp
             life._begin()
         hears("withdrawn", 2)
         assert {word for word, _, _ in told.heard[1:]} == {"withdrawn"}, "in this order"
-        assert any("has not taken that a replacement is withdrawn" in why for why in life.waits)
+        assert any("could not be told yet that a replacement is withdrawn" in why for why in life.waits)
         told.status = 200
         hears("requested")
         assert told.heard[-1][2] != told.heard[0][2], "a receiver knows the first one already"
