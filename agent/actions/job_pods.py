@@ -46,7 +46,8 @@ def _unbegun(status: Mapping[str, Any]) -> str:
     if status.get("phase") in ("Running", "Succeeded") or any("running" in s or "terminated" in s for s in states):
         return ""
     if status.get("phase") == "Failed":  # its kubelet refused it
-        return printable(f"{status.get('reason')}: {status.get('message')}")[:_LONGEST]
+        said = (str(status[key]) for key in ("reason", "message") if status.get(key))
+        return printable(": ".join(said) or "its kubelet refused its pod")[:_LONGEST]
     reasons = (str((state.get("waiting") or {}).get("reason") or "") for state in states)
     if why := next(filter(None, reasons), ""):
         return printable(f"its pod waits: {why}")[:_LONGEST]

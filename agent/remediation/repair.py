@@ -136,10 +136,10 @@ def _reserve(case: Case, treatment: Treatment, records: Records, drained: bool) 
     if local.up_s < settings.prove_s and any(rebooted(f.boot_id, case.verdict) for f in case.verdict.faults):
         return records, (Wait("the node was rebooted since its fault was seen: it must show whether that cured it"),)
     due = treatment.outstanding
-    failed_resets = own(due, records)
-    last = failed_resets[-1] if failed_resets else None
+    tried = own(due, records)
+    last = tried[-1] if tried else None
     least_s = LEAST_PAUSE_S if last and last.unbegun else 0.0
-    pause_s = max(settings.pause_s, least_s) * 2.0 ** min(len(failed_resets) - 1, 64)  # more is for ever, too
+    pause_s = max(settings.pause_s, least_s) * 2.0 ** min(len(tried) - 1, 64)  # more is for ever, too
     if last and abs(case.verdict.at - last.ended_at) < pause_s:
         failed = f"{last.remedy}, attempt {last.number}, failed ({last.said})"
         return records, (Wait(f"{failed}: {remedy} follows after a pause of {pause_s:.0f} s", _on(records)),)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.config.settings import Config
-from agent.model.steps import Evict, Report, TakePermit
+from agent.model.steps import Evict, GivePermit, Report, TakePermit
 from agent.model.world import Local, PermitKind
 from agent.remediation.plan import plan
 from agent.remediation.situation import Situation
@@ -162,6 +162,16 @@ KEPT = TakePermit(PermitKind.WITHDRAWN, 0, confirms=True)
 def rebooted(site: Site, number: int) -> None:
     site.verdict = replace(site.verdict, boot_id=f"boot-{number}")
     site.client["n1"] = site.starts("n1")
+
+
+def test_a_time_of_the_boot_before_gives_no_permit_back() -> None:
+    """Its clock may have stood lower: what was asked last there may still arrive."""
+    site = Site("terminating")
+    assert drain_of(site)["quiet_from"]
+    site.clock.now += 2 * LEAVES_S
+    rebooted(site, 2)
+    steps = plan(site.verdict, site.client["n1"].look(closely=True), DRAINS, Local()).steps
+    assert not any(isinstance(step, GivePermit) for step in steps)
 
 
 def test_a_drain_that_begins_anew_after_a_reboot_asks_nobody_under_the_permit_of_before() -> None:

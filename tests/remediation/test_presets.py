@@ -272,7 +272,8 @@ def test_a_receiver_that_takes_nothing_is_told_again_and_named_and_holds_nobody_
         until(lambda: life.client._receiver.trouble)
         life.run(10)
         assert any(
-            "the webhook could not be told yet that a replacement is requested: it answered 503" in w for w in life.waits
+            "the webhook could not be told yet that a replacement is requested: it answered 503" in w
+            for w in life.waits
         )
         assert condition(life, "GpuReplacementRequested")[0] == "True"
         told.status = 200

@@ -157,6 +157,16 @@ def test_a_container_that_ran_once_has_begun_whatever_its_pod_says_later() -> No
         assert job_pods([raw])["a"].unbegun == "", state
 
 
+def test_a_pod_that_was_refused_without_a_reason_is_told_in_words() -> None:
+    for status, why in (
+        ({"phase": "Failed"}, "its kubelet refused its pod"),
+        ({"phase": "Failed", "reason": "OutOfcpu"}, "OutOfcpu"),
+        (REFUSED, "OutOfcpu: Pod was rejected"),
+    ):
+        raw = {"metadata": {"labels": {"batch.kubernetes.io/job-name": "a"}}, "status": status}
+        assert job_pods([raw])["a"].unbegun == why
+
+
 def test_a_job_that_began_and_whose_pod_is_gone_was_tried() -> None:
     life = Life(RESET, QUICK)
     while not life.repairs:
