@@ -394,6 +394,11 @@ class Life:
         body = {"metadata": {"labels": labels}, "status": {"phase": phase, "containerStatuses": [{"state": state}]}}
         self.cluster("PATCH", path, body, "application/merge-patch+json")
 
+    def removed(self, name: str) -> None:
+        """The Job of this name is, by a person, and its pod with it."""
+        for kind, one in (("jobs", name), ("pods", f"{name}-pod")):
+            self.cluster._objects.pop((kind, "gpu-health-agent", one), None)
+
     def _acts_once(self, uid: str, name: str, good: bool) -> None:
         if uid not in self.over:
             self.over[uid] = self._wall()

@@ -21,6 +21,7 @@ class JobPod:
     ended_at: float = 0.0  # Unix seconds by the node's own clock; 0: not known
     unbegun: str = ""  # why none of its containers has run; empty once one has
     stuck: bool = False  # it should have ended and did not
+    over: bool = False  # nothing of it runs any more, nor will
 
 
 def job_pods(pods: Iterable[Mapping[str, Any]], stuck: Collection[str] = ()) -> dict[str, JobPod]:
@@ -38,7 +39,8 @@ def _read(raw: Mapping[str, Any], stuck: Collection[str]) -> JobPod:
                 code, at = int(ended.get("exitCode") or 0), unix_s(ended.get("finishedAt")) or 0.0
     with suppress(*_UNREADABLE):  # in doubt it began
         unbegun = _unbegun(status)
-    return JobPod(code, at, unbegun, raw["metadata"].get("uid") in stuck)
+    over = status.get("phase") in ("Succeeded", "Failed")
+    return JobPod(code, at, unbegun, raw["metadata"].get("uid") in stuck, over)
 
 
 def _unbegun(status: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ class Jobs:
     def __init__(self, api: Api, node: str, config: Config, clock: Clock) -> None:
         self._api, self._node, self._repair, self._clock = api, node, config.repair, clock
         self._ended: dict[str, float] = {}  # when each was first seen to have ended
+        self._listed: dict[str, str] = {}  # by the UID of the Node that each is of
         self._unbegun: dict[str, str] = {}  # why each had not begun when its pod was last seen; empty: it had
         namespace = quote(config.budget.namespace, safe="")
         self._path = f"/apis/batch/v1/namespaces/{namespace}"
@@ -37,11 +38,28 @@ class Jobs:
         return bool(self._repair.templates or self._repair.request_replacement)
 
     def look(self, uid: str, pods: Mapping[str, JobPod]) -> tuple[Job, ...]:
-        """Every Job ever made for the Node with this UID. RefusedError, UnreachableError."""
+        """Every Job ever made for the Node with this UID. RefusedError, UnreachableError.
+
+        With those that somebody removed before they began, as this life saw: else they would count as tried. And with
+        those that go on all the same: else another one would begin beside them.
+        """
         if not self._repair.templates:
             return ()
         path = f"{self._path}/jobs?labelSelector={quote(f'{NODE_UID_LABEL}={uid}')}"
-        return tuple(self._job(item, pods) for item in ask(self._api, "GET", path)["items"])
+        jobs = tuple(self._job(item, pods) for item in ask(self._api, "GET", path)["items"])
+        there = {job.name for job in jobs}
+        self._listed |= dict.fromkeys(there, uid)
+        gone = (name for name, of in self._listed.items() if of == uid and name not in there)
+        return (*jobs, *(job for name in gone if (job := self._removed(name, pods.get(name)))))
+
+    def _removed(self, name: str, pod: JobPod | None) -> Job | None:
+        """One whose pod has not ended, or that never began; None if it may have done something, and does no more."""
+        why, goes_on = self._unbegun.get(name, ""), pod is not None and not pod.over
+        if why and pod:
+            why = self._unbegun[name] = pod.unbegun
+        unbegun = f"{why}; it was removed" if why else ""
+        state = "active" if goes_on else "failed"
+        return Job(name, state, unbegun=unbegun, stuck=bool(pod and pod.stuck)) if goes_on or why else None
 
     def start(self, step: StartJob, uid: str) -> None:
         """Create it; one that is there already was created by us before a crash."""

@@ -354,8 +354,8 @@ def test_a_job_that_somebody_removed_was_the_one_reset() -> None:
     life = idle()
     while not life.repairs or life.records().attempts[-1].stage is not Stage.STARTED:
         life.tick()
-    (key,) = [key for key in life.cluster._objects if key[0] == "jobs"]
-    del life.cluster._objects[key]
+    (name,) = [key[2] for key in life.cluster._objects if key[0] == "jobs"]
+    life.removed(name)
     life.run(400)
     assert (life.repairs, waits_for_a_person(life)) == (["reset_gpu"], True)
 

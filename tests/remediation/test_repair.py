@@ -409,7 +409,7 @@ def test_a_job_that_somebody_removed_is_a_failed_attempt_and_never_counts_as_a_r
     while not life.repairs or life.records().attempts[-1].stage is not Stage.STARTED:
         life.tick()
     (name,) = [name for kind, _, name in life.cluster._objects if kind == "jobs"]
-    del life.cluster._objects["jobs", "gpu-health-agent", name]
+    life.removed(name)
     life.tick()
     assert life.records().attempts[-1].said == "its Job was removed before it was seen to end"
     life.run(300)

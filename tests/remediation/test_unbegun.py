@@ -247,3 +247,45 @@ def test_somebody_is_called_to_a_job_whose_pod_does_not_end(what: str, status: d
     life.ends()
     life.run(4000, rests=True)
     assert not any(said in why for why in life.waits)
+
+
+@pytest.mark.parametrize("what", ["repair", "check"])
+def test_a_job_that_somebody_removed_before_it_began_was_not_tried(what: str) -> None:
+    """As whoever mends the image and deletes the Job that waited for it."""
+    life = standing(TAKEN_UP, "-check-" if what == "check" else "", CHECKED if what == "check" else QUICK)
+
+    def waits() -> list[dict[str, Any]]:
+        there = (job for job in life._jobs() if life.only in job["metadata"]["name"])
+        return [job for job in there if not job.get("status")]
+
+    removed = set[str]()
+    for _ in range(3):
+        while not (there := waits()) or not any(" has not begun " in why for why in life.waits):
+            life.tick()
+        for name in (job["metadata"]["name"] for job in there):
+            removed.add(name)
+            life.removed(name)
+        life.tick()
+    assert (len(removed), life.repairs) == (3, ["reset_gpu"] if what == "check" else [])
+    life.stands = False
+    life.run(4000, rests=True)
+    assert (life.repairs, returned(life)) == (["reset_gpu", "check"] if what == "check" else ["reset_gpu"], True)
+
+
+def test_beside_the_pod_of_a_job_that_somebody_removed_no_other_one_begins() -> None:
+    """As after a deletion that leaves it, or where it hangs in the kernel."""
+    life = standing(TAKEN_UP)
+    life.run(50)
+    (name,) = [job["metadata"]["name"] for job in life._jobs()]
+    del life.cluster._objects["jobs", "gpu-health-agent", name]
+    life.run(100)
+    why = "its pod waits: ImagePullBackOff; it was removed"
+    assert f"Job {name} has not begun ({why}): reset_gpu, attempt 1" in life.waits
+    pod = life.cluster._objects["pods", "gpu-health-agent", f"{name}-pod"]
+    pod["status"] = RUNS
+    life.run(100)
+    assert (f"Job {name} runs: reset_gpu, attempt 1" in life.waits, life._jobs()) == (True, [])
+    pod["status"] = {"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 137}}}]}
+    life.tick()
+    last = life.records().attempts[-1]
+    assert (last.said, last.unbegun) == ("its Job was removed before it was seen to end", False)

@@ -69,8 +69,8 @@ def test_a_check_whose_job_somebody_removed_is_not_passed() -> None:
     while "check" not in life.repairs:
         life.tick()
     life.tick()
-    (check,) = [key for key in life.cluster._objects if key[0] == "jobs" and "-check-" in key[2]]
-    del life.cluster._objects[check]
+    (check,) = [key[2] for key in life.cluster._objects if key[0] == "jobs" and "-check-" in key[2]]
+    life.removed(check)
     life.run(300)
     assert (life.tainted(), life.repairs) == (True, ["reset_gpu", "check"])
     assert "its Job was removed before it was seen to end" in life.waits[0]
