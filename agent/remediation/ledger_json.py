@@ -15,6 +15,7 @@ from agent.remediation.ledger import BUCKETS_S, PHASES, End, Entry, Lasted, Ledg
 from agent.remediation.records import Stage
 
 VERSION = 1
+_MOST_READ = 64  # incidents: folding thousands of them one by one would hold the act loop for minutes
 MOST_BYTES = 3584  # with the 28 KiB of the faults it stays within the 32 KiB that are the agent's
 
 
@@ -86,9 +87,9 @@ def load(text: str | None) -> Ledger:
         data = strict.table(read_json(text))
         if (version := strict.whole(data["version"])) != VERSION:
             raise MalformedError(f"another version of the agent wrote it (schema {version}, this one knows {VERSION})")
-        return Ledger(
-            tuple(map(_read, strict.each(data["incidents"]))), _read_sums(strict.table(data.get("older", {})))
-        )
+        if len(entries := strict.each(data["incidents"])) > _MOST_READ:
+            raise ValueError(f"{len(entries)} incidents, where no agent writes more than {_MOST_READ}")
+        return Ledger(tuple(map(_read, entries)), _read_sums(strict.table(data.get("older", {}))))
     except (KeyError, ValueError) as error:
         raise MalformedError(f"it is not what this agent writes ({type(error).__name__}: {error})"[:200]) from error
 

@@ -25,6 +25,7 @@ from agent.remediation.ledger_json import load
 DISMISSED = "recurrence@node"  # the word by which a person wants none of it on this node
 _ENDS = f"annotation {DISMISS_ANNOTATION}={DISMISSED} ends this at once"
 _FREE = "another withdrawn permit of the pool is free"
+_MOST_DOUBLED = 64  # times: longer than any hold may last, whatever an annotation says
 _HARDEST = 3  # level of DCGM's diagnosis: the fourth takes hours
 
 
@@ -59,7 +60,7 @@ def care(entries: Sequence[Entry], settings: Recurrence) -> Care:
     return Care(
         times,
         why,
-        max(first_s, min(settings.hold_s * 2 ** (times - 1), settings.most_hold_s)),
+        max(first_s, min(settings.hold_s * 2.0 ** min(times - 1, _MOST_DOUBLED), settings.most_hold_s)),
         settings.watch_s,
         0 < settings.replace_after <= times,
     )

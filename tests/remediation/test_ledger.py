@@ -159,7 +159,11 @@ ENDLESS = '{"onset":1000,"after":{"verdict":1},"faults":["xid-79@x"],"gpus":8,"b
         '{"version":1,"incidents":[{"onset":1e999}]}',
         f'{{"version":1,"incidents":[{ENDLESS}]}}',
         "x" * 9000,
+        '{"version":1,"incidents":['
+        + '{"onset":1,"after":{},"faults":[],"gpus":0},' * 999
+        + '{"onset":1,"after":{},"faults":[],"gpus":0}]}',
     ],
+    ids=lambda text: text[:40],
 )
 def test_one_that_nobody_can_read_is_told_and_left_and_stops_nothing(text: str) -> None:
     life = Life(RESET)

@@ -57,6 +57,13 @@ def test_after_the_first_of_a_kind_a_node_is_held_and_nothing_else() -> None:
     assert after(last=replace(incident(10, OWN, by=None), idle=True)).hold_s == 0, "nothing broke"
 
 
+@pytest.mark.parametrize("again", [2000, 10**12, 2**64])
+def test_however_often_it_came_back_by_what_is_written_it_is_held_for_the_longest_time(again: int) -> None:
+    """Whoever may change a Node may write any number there; a power of two that large ends the agent."""
+    last = replace(incident(10, OWN, by=None), again=again)
+    assert after(last=last).hold_s == SETTINGS.most_hold_s
+
+
 def test_a_node_is_never_held_for_less_than_the_first_time() -> None:
     assert after(incident(1, OWN), settings=Recurrence(first_hold_s=100, hold_s=0)).hold_s == 100
 
