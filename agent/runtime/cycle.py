@@ -34,6 +34,7 @@ from agent.runtime.claim import claimed
 from agent.runtime.exchange import Judged
 from agent.runtime.patience import PUT_OFF, changes, gathers_s_of, goes_on, is_spare, put_off_s, spent
 from agent.runtime.pod_gpus import Holders, with_gpus
+from agent.runtime.said_anyway import said_anyway
 from agent.runtime.watched import Watched, watched
 
 _FIRST_WORDS_S = 15.0  # a source that hangs from the start must not keep the others' faults from being acted on
@@ -41,6 +42,7 @@ _LOOK_SERVES_S = 1.0  # so long pods are asked to leave on one look: a look is f
 _UNHEARD = Wait("every source must be heard once before anything is concluded")
 
 Clock = Callable[[], float]
+Ask = Callable[[bool], Holders | None]
 Trouble = CredentialsError | RefusedError | UnreachableError
 OfAPod = AskCheckpoint | Evict | Delete
 
@@ -124,7 +126,7 @@ def turn(
     cycle: Cycle,
     judged: Judged,
     client: ClusterClient,
-    ask: Callable[[bool], Holders | None],
+    ask: Ask,
     now: Clock = time.monotonic,
     wall: Clock = time.time,
     looked: Callable[[Cycle], object] = bool,
@@ -172,7 +174,7 @@ def turn(
     looked(cycle := replace(cycle, standing=standing or takes))
     so_far = Turn(cycle, planned.waits, look_s=look_s, gathers_s=gathers_s, planned=planned)
     for step in early:
-        one = _done(so_far, replace(planned, plan=Plan((step,))), client, now, did)
+        one = _done(so_far, replace(planned, plan=replace(planned.plan, steps=(step,))), client, now, did)
         if not one.overtaken or [step] == early[TRIES - 1 :]:
             return replace(one, waits=one.waits[len(so_far.waits) :], again=one.again or bool(one.done))
     if early:  # another was quicker at each, and the budget is spent
@@ -227,13 +229,7 @@ def _looked(cycle: Cycle, world: World, verdict: Verdict | None, now: float) -> 
 
 
 def _planned(
-    cycle: Cycle,
-    world: World,
-    judged: Judged,
-    verdict: Verdict,
-    ask: Callable[[bool], Holders | None],
-    now: float,
-    gathered: bool,
+    cycle: Cycle, world: World, judged: Judged, verdict: Verdict, ask: Ask, now: float, gathered: bool
 ) -> Planned:
     if verdict.fatal:
         world = replace(world, returns=dict(Counter(cycle.returned) + Counter(world.returns)))
@@ -286,6 +282,7 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
                 waits = (*waits, Wait(sentence, On.REFUSED)) if failed.count(kind(step)) == 1 else waits
                 until = float("-inf") if isinstance(error, UnreachableError) else until
                 continue
+            done += said_anyway(planned.plan.wrong, (*done, step), client, did)
             if not isinstance(error, RefusedError):
                 return ended(trouble=error)
             if error.passes:  # the server's trouble, and not the step's
