@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from agent.config.limits import Section
+from agent.config.limits import Section, form
 
 
 class NvmlSource(Section):
@@ -32,15 +31,12 @@ class PodsSource(Section):
     asked beside it while the API server does not answer. It tells whole pods, so it is off unless named."""
 
 
-def _engine(address: str) -> str:
-    if not re.fullmatch(r"auto|embedded|/.+|[^/\s]+:[0-9]{1,5}", address):
-        raise ValueError("name host:port, a socket's path, auto or embedded")
-    return address
+_ENGINE = form(r"auto|embedded|/.+|[^/\s]+:[0-9]{1,5}", "name host:port, a socket's path, auto or embedded")
 
 
 class DcgmSource(Section):
     enabled: bool = True  # DCGM as a second witness, where there is an engine
-    address: Annotated[str, AfterValidator(_engine)] = "auto"
+    address: Annotated[str, *_ENGINE] = "auto"
     """host:port or a unix socket's path. auto: 127.0.0.1:5555 if an engine answers there, else none. embedded: an
     engine of our own, which NVIDIA doesn't support beside another one (that of dcgm-exporter, say)."""
     bindings: Path | None = None  # the folder with pydcgm.py; unset: where NVIDIA's packages of DCGM 4 and 3 put it

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -36,3 +38,25 @@ def test_the_schema_knows_every_section_and_refuses_what_is_none(capsys: pytest.
     schema = json.loads(capsys.readouterr().out)
     assert schema["properties"].keys() == Config.model_fields.keys()
     assert schema["additionalProperties"] is False
+
+
+def test_what_is_refused_of_a_text_the_schema_refuses_too() -> None:
+    """Else Helm takes it, and each agent of the fleet ends with 78."""
+    schema = Config.model_json_schema()
+    for path, one in texts(schema, schema["properties"]):
+        if not one.keys() & {"pattern", "enum", "format"}:
+            data: Any = "a b"
+            for name in reversed(path):
+                data = {name: data}
+            assert Config.model_validate(data), path
+
+
+def texts(
+    schema: dict[str, Any], settings: dict[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Each setting that takes a text, with its form."""
+    for name, one in settings.items():
+        known = schema["$defs"][one["$ref"].rpartition("/")[2]] if "$ref" in one else one
+        if "properties" in known:
+            yield from texts(schema, known["properties"], (*path, name))
+        yield from (((*path, name), each) for each in known.get("anyOf", [known]) if each.get("type") == "string")
