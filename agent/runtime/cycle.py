@@ -284,7 +284,8 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
                 continue
             done += said_anyway(planned.plan.wrong, (*done, step), client, did)
             if not isinstance(error, RefusedError):
-                return ended(trouble=error)
+                silent = isinstance(error, UnreachableError)  # to this, maybe: a webhook that hangs answers to no other
+                return ended(trouble=UnreachableError(sentence) if silent else error)
             if error.passes:  # the server's trouble, and not the step's
                 return ended(trouble=RefusedError(error.status, sentence, wait_s=error.wait_s))
             on = On.OTHER if error.status == HTTPStatus.NOT_FOUND else On.REFUSED  # what is missing may yet come

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agent.model.errors import UnreachableError
+from agent.model.names import HARD_TAINT
 from tests.life import Life
 from tests.observe import GPU, OTHER
 from tests.remediation.test_repair import RESET, returned
@@ -88,3 +89,20 @@ def test_a_report_that_is_refused_is_not_made_twice_in_a_round() -> None:
     told = life.reports
     life.tick()
     assert life.reports - told == 1
+
+
+@pytest.mark.parametrize(
+    ("about", "what"),
+    [
+        ("permit", "could not take withdrawn permit 0: timed out"),
+        ("taint", f"could not taint the node {HARD_TAINT}=reset_gpu:NoSchedule: timed out"),
+        ("report", "could not report GpuUnhealthy=True: timed out"),
+    ],
+)
+def test_a_request_without_an_answer_is_named_where_the_api_server_answers_others(about: str, what: str) -> None:
+    """As where a webhook hangs for as long as the API server waits for it."""
+    life = Refused(0)
+    life.fault, life.about, life.how = RESET, about, None
+    life.breaks()
+    life.tick()
+    assert life.waits == (what,)
