@@ -122,7 +122,7 @@ def next_step(
     its GPU is reset once nobody uses it.
     """
     if fault.proved:
-        return "the cure is proved; the node returns to service by itself after the soak"
+        return "the cure is proved; the fault ends by itself after the soak"
     degraded = fault.finding.severity is Severity.DEGRADED
     to_do = "its GPU is reset once nobody uses it" if resets and degraded else by_hand(fault, along)
     return f"{by_itself(fault, mode, effect)}; {to_do}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agent.commands.explain import in_words, stored
@@ -44,6 +46,12 @@ def test_a_fault_is_told_with_its_lines_its_end_and_what_to_do() -> None:
     ):
         assert part in text
     assert "\x1b" not in text, "kernel text never reaches a terminal as it came"
+
+
+def test_a_proved_cure_promises_the_faults_end_and_no_return() -> None:
+    """The node may never have left, another fault may stand on it, or it is held."""
+    (one,) = lost_gpu().after(1, alive()).faults
+    assert next_step(replace(one, proved=True)) == "the cure is proved; the fault ends by itself after the soak"
 
 
 def test_the_nodes_annotation_explains_without_the_agent() -> None:
