@@ -103,13 +103,16 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
             assert_never(now.situation)
     waits: Steps = (*said(now), *unread(world), *hidden(world, config.budget))
     told = announcements(verdict, world)
-    wrong = aim(now, now.records).report() if now.situation is Situation.TO_WITHDRAW else _conditions(steps)
-    return Plan((*back, *steps, *posts(now), *waits, *told, *acts(now, steps)), now.treatment, (*wrong, *told))
+    return Plan((*back, *steps, *posts(now), *waits, *told, *acts(now, steps)), now.treatment, (*_seen(now), *told))
 
 
-def _conditions(steps: Steps) -> Steps:
-    """Of what is to be reported what is no word about what is done."""
-    return tuple(Report(step.conditions, {}) for step in steps if isinstance(step, Report) and step.conditions)
+def _seen(now: Now) -> Steps:
+    """What was seen, and no word on which others act: that needs a permit that was just confirmed."""
+    verdict, world, failed_resets = now.case.verdict, now.case.world, now.records.idle.failed_resets
+    if now.situation is Situation.TO_WITHDRAW and not now.records.live:  # nobody is asked for another node yet
+        return aim(now, now.records).report()
+    conditions = tuple(c for c in reported(verdict, world, failed_resets) if world.conditions.get(c.type) != c)
+    return (Report(conditions, {}),) if conditions else ()
 
 
 def _treated(now: Now) -> Outcome:

@@ -8,9 +8,14 @@ import pytest
 
 from agent.model.errors import UnreachableError
 from agent.model.names import HARD_TAINT
+from agent.model.neighbours import ASKED
+from agent.model.steps import Report, Step
+from agent.remediation.plan import Plan
+from agent.runtime.cycle import Turn
 from tests.life import Life
 from tests.observe import GPU, OTHER
-from tests.remediation.test_repair import RESET, returned
+from tests.remediation.test_presets import REPLACE, asking
+from tests.remediation.test_repair import MERGE, RESET, returned
 
 NO = {
     "denied": (403, {"message": 'admission webhook "x" denied the request: no'}),
@@ -79,6 +84,35 @@ def test_a_withdrawn_node_says_what_else_breaks_while_its_permit_can_not_be_conf
     life.breaks(OTHER)
     life.tick()
     assert f"xid-{RESET}@{OTHER}" in life.unhealthy()
+
+
+class Asks(Refused):
+    """A node that asks for another one."""
+
+    asks = False
+
+    def _turned(self, last: Turn) -> None:
+        plan = last.planned.plan if last.planned else Plan(())
+        self.asks = self.asks or any(map(_asks, plan.steps))
+        assert not any(map(_asks, plan.wrong)), "a request for a replacement without its permit"
+
+
+def _asks(step: Step) -> bool:
+    asks = (ASKED, "RepairExhausted")
+    return isinstance(step, Report) and any(one.reason in asks for one in step.conditions)
+
+
+@pytest.mark.parametrize("stripped", [False, True])
+def test_nobody_is_asked_for_another_node_in_a_round_that_a_refused_permit_ended(stripped: bool) -> None:
+    """Whoever is asked may end the node past every budget. ``stripped``: somebody takes the taint off meanwhile."""
+    life = Asks(0, asking())
+    life.fault = REPLACE
+    life.breaks()
+    for _ in range(40):
+        life.tick()
+        if stripped:
+            life.cluster("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": []}}, MERGE)
+    assert life.asks
 
 
 def test_a_report_that_is_refused_is_not_made_twice_in_a_round() -> None:
