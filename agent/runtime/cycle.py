@@ -282,7 +282,7 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
                 waits = (*waits, Wait(sentence, On.REFUSED)) if failed.count(kind(step)) == 1 else waits
                 until = float("-inf") if isinstance(error, UnreachableError) else until
                 continue
-            done += said_anyway(planned.plan.wrong, (*done, step), client, did)
+            done += said_anyway(error, planned.plan.wrong, (*done, step), client, did)
             if not isinstance(error, RefusedError):
                 silent = isinstance(error, UnreachableError)  # to this, maybe: a webhook that hangs answers to no other
                 return ended(trouble=UnreachableError(sentence) if silent else error)

@@ -115,6 +115,20 @@ def test_nobody_is_asked_for_another_node_in_a_round_that_a_refused_permit_ended
     assert life.asks
 
 
+@pytest.mark.parametrize("about", ["permit", "taint"])
+def test_an_api_server_that_asks_for_less_gets_no_report_beside_what_it_refused(about: str) -> None:
+    """As it does when a driver's roll-out makes a whole fleet look sick in one second."""
+    life = Refused(0)
+    life.fault, life.about, life.how = RESET, about, (429, {"message": "too many requests, please try again later"})
+    life.breaks()
+    told = life.reports
+    life.run(60)
+    assert (life.reports, life.unhealthy()) == (told, "")
+    life.about = ""
+    life.run(1500, rests=True)
+    assert (life.repairs, returned(life)) == (["reset_gpu"], True)
+
+
 def test_a_report_that_is_refused_is_not_made_twice_in_a_round() -> None:
     life = Refused(0)
     life.fault, life.about, life.how = RESET, "report", NO["denied"]
