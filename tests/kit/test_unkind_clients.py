@@ -112,11 +112,11 @@ def test_a_replica_that_hangs_is_left_alone_even_where_no_client_waits_for_as_lo
 def test_an_impatient_clients_slow_requests_open_no_breakers_while_others_are_answered(
     front: Front, stubs: list[Stub]
 ) -> None:
-    gateway = front("--read-s", 1, "--breaker-failures", 1)
+    gateway = front("--read-s", 3, "--breaker-failures", 1)
     slow = list[int]()
 
     def ask_impatiently() -> None:
-        for _ in range(24):  # of 0.2 s, at three replicas: more than --read-s in all at each
+        for _ in range(54):  # of 0.2 s, at three replicas: more than --read-s in all at each
             with contextlib.suppress(TimeoutError):
                 slow.append(gateway.request("POST", "/infer", b"slow", timeout_s=0.2)[0])
 
