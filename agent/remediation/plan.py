@@ -51,6 +51,15 @@ from agent.remediation.validation import validate
 
 _PENDING = "for five minutes the node {}: the API server may still carry out a request that failed"
 
+# Where we know too little to say more, or another speaks for the node.
+_LITTLE_SAID = (
+    Situation.ANOTHER_AGENT,
+    Situation.OPTED_OUT,
+    Situation.MALFORMED,
+    Situation.NEWER,
+    Situation.UNEXPLAINED,
+)
+
 Steps = tuple[Step, ...]
 
 
@@ -60,14 +69,11 @@ class Plan:
 
     steps: Steps  # one that fails ends the round
     treatment: Treatment | None = None
-    wrong: Steps = ()  # what is said of the node even where one that fails ended the round before
 
 
 def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
     """The next steps, in order."""
-    now = situation(Case(verdict, world, config, local))
-    back: Steps = () if now.situation is Situation.WITHDRAWN else ceased(now.case, now.records)
-    now = replace(now, records=quieted(now.case, now.records, back)) if back else now
+    now, back = _now(verdict, world, config, local)
     match now.situation:
         case Situation.ANOTHER_AGENT:  # whose permits are of the same name
             return Plan(now.stands)
@@ -102,17 +108,30 @@ def plan(verdict: Verdict, world: World, config: Config, local: Local) -> Plan:
         case _:
             assert_never(now.situation)
     waits: Steps = (*said(now), *unread(world), *hidden(world, config.budget))
+    return Plan((*back, *steps, *posts(now), *waits, *announcements(verdict, world), *acts(now, steps)), now.treatment)
+
+
+def _now(verdict: Verdict, world: World, config: Config, local: Local) -> tuple[Now, Steps]:
+    """The situation, and what is given back in it before all else."""
+    now = situation(Case(verdict, world, config, local))
+    back: Steps = () if now.situation is Situation.WITHDRAWN else ceased(now.case, now.records)
+    return (replace(now, records=quieted(now.case, now.records, back)) if back else now), back
+
+
+def seen(verdict: Verdict, world: World, config: Config, local: Local) -> Steps:
+    """What is said of the node though a step before its report failed: what was seen, and no word on which others act.
+
+    That needs a permit that was just confirmed.
+    """
+    now, _ = _now(verdict, world, config, local)
+    if now.situation in _LITTLE_SAID:
+        return ()
     told = announcements(verdict, world)
-    return Plan((*back, *steps, *posts(now), *waits, *told, *acts(now, steps)), now.treatment, (*_seen(now), *told))
-
-
-def _seen(now: Now) -> Steps:
-    """What was seen, and no word on which others act: that needs a permit that was just confirmed."""
-    verdict, world, failed_resets = now.case.verdict, now.case.world, now.records.idle.failed_resets
     if now.situation is Situation.TO_WITHDRAW and not now.records.live:  # nobody is asked for another node yet
-        return aim(now, now.records).report()
-    conditions = tuple(c for c in reported(verdict, world, failed_resets) if world.conditions.get(c.type) != c)
-    return (Report(conditions, {}),) if conditions else ()
+        return (*aim(now, now.records).report(), *told)
+    said_now = reported(verdict, world, now.records.idle.failed_resets)
+    conditions = tuple(c for c in said_now if world.conditions.get(c.type) != c)
+    return (*((Report(conditions, {}),) if conditions else ()), *told)
 
 
 def _treated(now: Now) -> Outcome:

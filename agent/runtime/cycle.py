@@ -27,7 +27,7 @@ from agent.remediation.budget import TRIES, unwatched
 from agent.remediation.gate import to_check
 from agent.remediation.idle_reset import resettable, wanted
 from agent.remediation.other_controllers import released, upgrading
-from agent.remediation.plan import Plan, plan
+from agent.remediation.plan import Plan, plan, seen
 from agent.remediation.records import Attempt, Records
 from agent.remediation.stored import kept, restored
 from agent.runtime.claim import claimed
@@ -174,7 +174,7 @@ def turn(
     looked(cycle := replace(cycle, standing=standing or takes))
     so_far = Turn(cycle, planned.waits, look_s=look_s, gathers_s=gathers_s, planned=planned)
     for step in early:
-        one = _done(so_far, replace(planned, plan=replace(planned.plan, steps=(step,))), client, now, did)
+        one = _done(so_far, replace(planned, plan=Plan((step,))), client, now, did)
         if not one.overtaken or [step] == early[TRIES - 1 :]:
             return replace(one, waits=one.waits[len(so_far.waits) :], again=one.again or bool(one.done))
     if early:  # another was quicker at each, and the budget is spent
@@ -282,7 +282,8 @@ def _done(so_far: Turn, planned: Planned, client: ClusterClient, now: Clock, did
                 waits = (*waits, Wait(sentence, On.REFUSED)) if failed.count(kind(step)) == 1 else waits
                 until = float("-inf") if isinstance(error, UnreachableError) else until
                 continue
-            done += said_anyway(error, planned.plan.wrong, (*done, step), client, did)
+            wrong = seen(planned.verdict, world, so_far.cycle.config, planned.local)
+            done += said_anyway(error, wrong, (*done, step), client, did)
             if not isinstance(error, RefusedError):
                 silent = isinstance(error, UnreachableError)  # to this, maybe: a webhook that hangs answers to no other
                 return ended(trouble=UnreachableError(sentence) if silent else error)

@@ -10,7 +10,7 @@ from agent.model.errors import UnreachableError
 from agent.model.names import HARD_TAINT
 from agent.model.neighbours import ASKED
 from agent.model.steps import Report, Step
-from agent.remediation.plan import Plan
+from agent.remediation.plan import seen
 from agent.runtime.cycle import Turn
 from tests.life import Life
 from tests.observe import GPU, OTHER
@@ -92,9 +92,10 @@ class Asks(Refused):
     asks = False
 
     def _turned(self, last: Turn) -> None:
-        plan = last.planned.plan if last.planned else Plan(())
-        self.asks = self.asks or any(map(_asks, plan.steps))
-        assert not any(map(_asks, plan.wrong)), "a request for a replacement without its permit"
+        if one := last.planned:
+            self.asks = self.asks or any(map(_asks, one.plan.steps))
+            said = seen(one.verdict, one.world, last.cycle.config, one.local)
+            assert not any(map(_asks, said)), "a request for a replacement without its permit"
 
 
 def _asks(step: Step) -> bool:
